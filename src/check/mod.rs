@@ -1,0 +1,39 @@
+//! Harnesses that prove the engine right: every op's cases on every lane, derivatives against central
+//! differences, layers against reference files. The tests and the commands `ops test` and `verify` share them.
+
+mod gradcheck;
+mod parity;
+
+pub use gradcheck::gradcheck;
+pub use parity::{Parity, bits, parity};
+
+/// Largest error relative to the largest reference value (or `floor`), and the normalised mean square error.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Deviation {
+    /// `max |got - want| / max(max |want|, floor)`
+    pub max: f64,
+    /// `sum (got - want)^2 / sum want^2`
+    pub nmse: f64,
+}
+
+impl Deviation {
+    /// Compares values; a NaN or a difference in length counts as infinite.
+    pub fn of(got: &[f64], want: &[f64], floor: f64) -> Self {
+        if got.len() != want.len() || got.iter().any(|v| !v.is_finite()) {
+            return Deviation { max: f64::INFINITY, nmse: f64::INFINITY };
+        }
+        let largest = want.iter().fold(floor, |m, v| m.max(v.abs()));
+        let (mut worst, mut error, mut power) = (0f64, 0f64, 0f64);
+        for (g, w) in got.iter().zip(want) {
+            worst = worst.max((g - w).abs());
+            error += (g - w) * (g - w);
+            power += w * w;
+        }
+        let ratio = |a: f64, b: f64| if a == 0.0 { 0.0 } else { a / b };
+        Deviation { max: ratio(worst, largest), nmse: ratio(error, power.max(floor * floor)) }
+    }
+    /// The larger of both figures of two comparisons.
+    pub fn worst(self, other: Self) -> Self {
+        Deviation { max: self.max.max(other.max), nmse: self.nmse.max(other.nmse) }
+    }
+}

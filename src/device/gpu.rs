@@ -1,0 +1,249 @@
+//! A GPU: adapter, limits, error capture. Kernels are in `kernel.rs`, recording in `record.rs`.
+
+use super::adapter::adapters;
+use super::buffer::Pool;
+use super::kernel::Pipelines;
+use super::memory::Memory;
+use super::record::Recorder;
+use crate::{Error, Result};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
+
+/// What kind of adapter this is; variants are chosen by it. In order of preference.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum AdapterClass {
+    Discrete,
+    Integrated,
+    Virtual,
+    Other,
+    /// A software driver (lavapipe, WARP): correct, not fast.
+    Software,
+}
+
+impl AdapterClass {
+    pub(super) fn of(info: &wgpu::AdapterInfo) -> Self {
+        match info.device_type {
+            wgpu::DeviceType::DiscreteGpu => AdapterClass::Discrete,
+            wgpu::DeviceType::IntegratedGpu => AdapterClass::Integrated,
+            wgpu::DeviceType::VirtualGpu => AdapterClass::Virtual,
+            wgpu::DeviceType::Cpu => AdapterClass::Software,
+            wgpu::DeviceType::Other => AdapterClass::Other,
+        }
+    }
+}
+
+/// What went wrong outside of a call: filled by wgpu's callbacks, read at the next call.
+#[derive(Debug, Default)]
+pub(super) struct Trouble {
+    pub lost: Mutex<Option<String>>,
+    pub first: Mutex<Option<Error>>,
+}
+
+/// An open GPU device. Made through [`Device`](super::Device).
+pub struct Gpu {
+    pub(super) info: wgpu::AdapterInfo,
+    pub(super) device: wgpu::Device,
+    pub(super) queue: wgpu::Queue,
+    pub(super) limits: wgpu::Limits,
+    pub(super) features: wgpu::Features,
+    pub(super) memory: Memory,
+    pub(super) pool: Pool,
+    pub(super) pipelines: Mutex<Pipelines>,
+    pub(super) recorder: Mutex<Recorder>,
+    pub(super) trouble: Arc<Trouble>,
+    pub(super) guard: AtomicBool,
+}
+
+/// The floor that every kernel of this crate is designed for.
+pub(super) fn check_floor(adapter: &str, l: &wgpu::Limits) -> Result<()> {
+    let floor: [(&'static str, u64, u64); 6] = [
+        ("max_storage_buffers_per_shader_stage", l.max_storage_buffers_per_shader_stage as u64, 8),
+        ("max_storage_buffer_binding_size", l.max_storage_buffer_binding_size, 128 << 20),
+        ("max_compute_workgroup_storage_size", l.max_compute_workgroup_storage_size as u64, 16 << 10),
+        ("max_compute_invocations_per_workgroup", l.max_compute_invocations_per_workgroup as u64, 256),
+        ("max_compute_workgroup_size_x", l.max_compute_workgroup_size_x as u64, 256),
+        ("max_compute_workgroups_per_dimension", l.max_compute_workgroups_per_dimension as u64, 65_535),
+    ];
+    for (limit, have, need) in floor {
+        if have < need {
+            return Err(Error::BelowFloor { adapter: adapter.into(), limit, have, need });
+        }
+    }
+    Ok(())
+}
+
+impl Gpu {
+    pub(super) fn best(software: bool) -> Result<Arc<Self>> {
+        let all = adapters();
+        let mut why = if all.is_empty() {
+            "no Vulkan, Metal or DX12 adapter found (on Debian: install mesa-vulkan-drivers)".to_string()
+        } else {
+            "only software adapters found; ask for one by name or with --device gpu".to_string()
+        };
+        for a in all {
+            if AdapterClass::of(&a.get_info()) == AdapterClass::Software && !software {
+                continue;
+            }
+            match Gpu::open(&a, a.limits()) {
+                Ok(g) => return Ok(g),
+                Err(e) => why = e.to_string(),
+            }
+        }
+        Err(Error::NoAdapter(why))
+    }
+
+    pub(super) fn named(name: &str) -> Result<Arc<Self>> {
+        let all = adapters();
+        let wanted = name.to_lowercase();
+        match all.iter().find(|a| a.get_info().name.to_lowercase().contains(&wanted)) {
+            Some(a) => Gpu::open(a, a.limits()),
+            None => {
+                let names: Vec<_> = all.iter().map(|a| format!("'{}'", a.get_info().name)).collect();
+                Err(Error::NoAdapter(format!(
+                    "'{name}' matches none of: {}",
+                    if names.is_empty() { "(no adapters)".into() } else { names.join(", ") }
+                )))
+            }
+        }
+    }
+
+    /// Opens an adapter with the given limits (its own, or the floor).
+    pub(super) fn open(adapter: &wgpu::Adapter, limits: wgpu::Limits) -> Result<Arc<Self>> {
+        let info = adapter.get_info();
+        check_floor(&info.name, &limits)?;
+        let wanted = wgpu::Features::IMMEDIATES | wgpu::Features::TIMESTAMP_QUERY;
+        let request = |limits: wgpu::Limits| {
+            let immediates = limits.max_immediate_size >= 64;
+            let mut features = adapter.features() & wanted;
+            features
+                .set(wgpu::Features::IMMEDIATES, immediates && features.contains(wgpu::Features::IMMEDIATES));
+            pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
+                label: Some("mixlora"),
+                required_features: features,
+                required_limits: limits,
+                ..Default::default()
+            }))
+        };
+        // Some drivers list limits that they then refuse: the floor still works there.
+        let (device, queue) = request(limits)
+            .or_else(|_| request(wgpu::Limits::defaults()))
+            .map_err(|e| Error::NoAdapter(format!("'{}': {e}", info.name)))?;
+        let trouble = Arc::new(Trouble::default());
+        let t = trouble.clone();
+        device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| {
+            if let Ok(mut first) = t.first.lock() {
+                first.get_or_insert(classify(e));
+            }
+        }));
+        let t = trouble.clone();
+        device.set_device_lost_callback(move |reason, text| {
+            if let Ok(mut lost) = t.lost.lock() {
+                lost.get_or_insert(format!("{reason:?} {text}").trim().to_string());
+            }
+        });
+        Ok(Gpu::with(info, device, queue, trouble))
+    }
+
+    pub(super) fn shared(
+        adapter: &wgpu::Adapter,
+        device: wgpu::Device,
+        queue: wgpu::Queue,
+    ) -> Result<Arc<Self>> {
+        let info = adapter.get_info();
+        check_floor(&info.name, &device.limits())?;
+        Ok(Gpu::with(info, device, queue, Arc::default()))
+    }
+
+    fn with(
+        info: wgpu::AdapterInfo,
+        device: wgpu::Device,
+        queue: wgpu::Queue,
+        trouble: Arc<Trouble>,
+    ) -> Arc<Self> {
+        let (limits, features) = (device.limits(), device.features());
+        Arc::new(Gpu {
+            info,
+            limits,
+            features,
+            memory: Memory::default(),
+            pool: Pool::default(),
+            pipelines: Mutex::default(),
+            recorder: Mutex::default(),
+            trouble,
+            guard: false.into(),
+            device,
+            queue,
+        })
+    }
+
+    /// The adapter.
+    pub fn info(&self) -> &wgpu::AdapterInfo {
+        &self.info
+    }
+    /// What kind of adapter this is.
+    pub fn class(&self) -> AdapterClass {
+        AdapterClass::of(&self.info)
+    }
+    /// The limits of the device.
+    pub fn limits(&self) -> &wgpu::Limits {
+        &self.limits
+    }
+    /// The features of the device.
+    pub fn features(&self) -> wgpu::Features {
+        self.features
+    }
+    /// Byte counters and budget.
+    pub fn memory(&self) -> &Memory {
+        &self.memory
+    }
+    /// The device itself, for sharing with other wgpu code.
+    pub fn raw(&self) -> (&wgpu::Device, &wgpu::Queue) {
+        (&self.device, &self.queue)
+    }
+    /// Whether parameters travel as immediates (else in a uniform buffer).
+    pub(super) fn immediates(&self) -> bool {
+        self.features.contains(wgpu::Features::IMMEDIATES) && self.limits.max_immediate_size >= 64
+    }
+
+    /// The error that a callback left behind, if any.
+    pub(super) fn check(&self) -> Result<()> {
+        if let Some(text) = self.trouble.lost.lock().unwrap().as_ref() {
+            return Err(Error::DeviceLost(text.clone()));
+        }
+        match self.trouble.first.lock().unwrap().take() {
+            Some(e) => Err(e),
+            None => Ok(()),
+        }
+    }
+
+    /// Runs `f` inside error scopes and turns what they catch into an error.
+    pub(super) fn scoped<T>(&self, f: impl FnOnce() -> T) -> Result<T> {
+        let oom = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let validation = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
+        let internal = self.device.push_error_scope(wgpu::ErrorFilter::Internal);
+        let out = f();
+        let errors = [internal.pop(), validation.pop()].map(|e| pollster::block_on(e).map(classify));
+        let oom = pollster::block_on(oom.pop()).map(|_| self.memory.out_of_memory(0));
+        self.check()?;
+        match errors.into_iter().flatten().chain(oom).next() {
+            Some(e) => Err(e),
+            None => Ok(out),
+        }
+    }
+}
+
+/// Turns an error of wgpu into ours.
+pub(super) fn classify(e: wgpu::Error) -> Error {
+    let text = e.to_string();
+    match e {
+        wgpu::Error::OutOfMemory { .. } => Error::OutOfMemory { requested: 0, in_use: 0, budget: 0 },
+        _ if text.to_lowercase().contains("lost") || text.contains("destroyed") => Error::DeviceLost(text),
+        _ => Error::Gpu(text),
+    }
+}
+
+impl std::fmt::Debug for Gpu {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Gpu({}, {:?})", self.info.name, self.info.backend)
+    }
+}

@@ -1,0 +1,208 @@
+//! Where tensors live and ops run.
+//!
+//! Three lanes: the **reference** (plain f64 loops, the specification), the **CPU** (rayon, f32) and the
+//! **GPU** (WGSL through wgpu, f32). No globals: a [`Device`] is a cheap handle that is passed around.
+
+mod host;
+mod memory;
+
+#[cfg(feature = "gpu")]
+mod adapter;
+#[cfg(feature = "gpu")]
+mod buffer;
+#[cfg(feature = "gpu")]
+mod gpu;
+#[cfg(feature = "gpu")]
+mod kernel;
+#[cfg(feature = "gpu")]
+mod record;
+
+pub use host::{Cpu, Host};
+pub use memory::Memory;
+
+#[cfg(feature = "gpu")]
+pub use adapter::AdapterSummary;
+#[cfg(feature = "gpu")]
+pub(crate) use buffer::GpuBuffer;
+#[cfg(feature = "gpu")]
+pub use gpu::{AdapterClass, Gpu};
+#[cfg(feature = "gpu")]
+pub use kernel::compose;
+#[cfg(feature = "gpu")]
+pub(crate) use kernel::{Bind, Dispatch, Grid};
+#[cfg(feature = "gpu")]
+pub use record::{KernelTime, Pending, Stats};
+
+pub mod parts;
+mod shader;
+pub use shader::{Backends, Entry, PORTABLE, Shader, Variant};
+
+use crate::{Error, Result};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+/// A place where tensors live and ops run. Cloning is cheap and gives the same device.
+#[derive(Clone)]
+pub enum Device {
+    /// Plain f64 loops on one thread: slow and clear, what the other lanes are compared with.
+    Reference,
+    /// Host memory, rayon threads, f32.
+    Cpu(Arc<Cpu>),
+    /// A wgpu adapter, f32.
+    #[cfg(feature = "gpu")]
+    Gpu(Arc<Gpu>),
+}
+
+impl Device {
+    /// The f64 reference device.
+    pub fn reference() -> Self {
+        Device::Reference
+    }
+
+    /// The CPU, on rayon's global thread pool.
+    pub fn cpu() -> Self {
+        Device::Cpu(Arc::default())
+    }
+
+    /// The CPU with its own pool of `threads` threads. Results do not depend on the number.
+    ///
+    /// # Errors
+    /// `threads` is 0, or the operating system gives no threads.
+    pub fn cpu_with_threads(threads: usize) -> Result<Self> {
+        if threads == 0 {
+            return Err(Error::config("threads", "must be at least 1"));
+        }
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .map_err(|e| Error::config("threads", e.to_string()))?;
+        Ok(Device::Cpu(Arc::new(Cpu::with_threads(pool))))
+    }
+
+    /// Best device of the machine: discrete GPU, then integrated GPU, then the CPU.
+    ///
+    /// A software adapter is taken only when it is the only one and `MIXLORA_REQUIRE_GPU=1` is set.
+    pub fn auto() -> Result<Self> {
+        #[cfg(feature = "gpu")]
+        {
+            let required = std::env::var("MIXLORA_REQUIRE_GPU").is_ok_and(|v| v == "1");
+            match Gpu::best(required) {
+                Ok(gpu) => return Ok(Device::Gpu(gpu)),
+                Err(e) if required => return Err(e),
+                Err(_) => {}
+            }
+        }
+        Ok(Device::cpu())
+    }
+
+    /// Best GPU of the machine; a software adapter when there is no other.
+    #[cfg(feature = "gpu")]
+    pub fn gpu() -> Result<Self> {
+        Ok(Device::Gpu(Gpu::best(true)?))
+    }
+
+    /// The first adapter whose name contains `name` (case ignored), software adapters included.
+    #[cfg(feature = "gpu")]
+    pub fn gpu_named(name: &str) -> Result<Self> {
+        Ok(Device::Gpu(Gpu::named(name)?))
+    }
+
+    /// A device of the host application, shared. Nothing of it is changed: no handlers, no limits.
+    ///
+    /// # Errors
+    /// The device's limits are below the floor of this crate; the error names the limit.
+    #[cfg(feature = "gpu")]
+    pub fn from_wgpu(adapter: &wgpu::Adapter, device: wgpu::Device, queue: wgpu::Queue) -> Result<Self> {
+        Ok(Device::Gpu(Gpu::shared(adapter, device, queue)?))
+    }
+
+    /// The adapters of the machine, best first.
+    #[cfg(feature = "gpu")]
+    pub fn list() -> Vec<AdapterSummary> {
+        adapter::list()
+    }
+
+    /// `cpu`, `gpu`, `reference`, `auto`, or part of an adapter's name.
+    pub fn parse(text: &str) -> Result<Self> {
+        match text {
+            "cpu" => Ok(Device::cpu()),
+            "reference" => Ok(Device::reference()),
+            "auto" => Device::auto(),
+            #[cfg(feature = "gpu")]
+            "gpu" => Device::gpu(),
+            #[cfg(feature = "gpu")]
+            name => Device::gpu_named(name),
+            #[cfg(not(feature = "gpu"))]
+            name => Err(Error::NoAdapter(format!("'{name}': this build has no GPU support (feature gpu)"))),
+        }
+    }
+
+    /// `reference`, `cpu` or the adapter's name.
+    pub fn name(&self) -> &str {
+        match self {
+            Device::Reference => "reference",
+            Device::Cpu(_) => "cpu",
+            #[cfg(feature = "gpu")]
+            Device::Gpu(g) => &g.info().name,
+        }
+    }
+
+    /// Byte counters and budget; none on the reference device.
+    pub fn memory(&self) -> Option<&Memory> {
+        match self {
+            Device::Reference => None,
+            Device::Cpu(c) => Some(&c.memory),
+            #[cfg(feature = "gpu")]
+            Device::Gpu(g) => Some(g.memory()),
+        }
+    }
+
+    /// True for handles of one device.
+    pub fn same(&self, other: &Device) -> bool {
+        match (self, other) {
+            (Device::Reference, Device::Reference) => true,
+            (Device::Cpu(a), Device::Cpu(b)) => Arc::ptr_eq(a, b),
+            #[cfg(feature = "gpu")]
+            (Device::Gpu(a), Device::Gpu(b)) => Arc::ptr_eq(a, b),
+            _ => false,
+        }
+    }
+
+    /// Submits what is recorded and waits until the device has done it. Reports any error so far.
+    pub fn sync(&self) -> Result<()> {
+        match self {
+            #[cfg(feature = "gpu")]
+            Device::Gpu(g) => g.sync(),
+            _ => Ok(()),
+        }
+    }
+
+    /// Guard mode, for tests: new buffers are filled with NaN and end in a sentinel.
+    ///
+    /// Set it before the first tensor is made. See [`Device::check_guards`].
+    pub fn set_guard(&self, on: bool) {
+        match self {
+            Device::Reference => {}
+            Device::Cpu(c) => c.guard.store(on, Relaxed),
+            #[cfg(feature = "gpu")]
+            Device::Gpu(g) => g.set_guard(on),
+        }
+    }
+
+    /// False when a kernel wrote behind a buffer since guard mode was switched on or last checked.
+    /// On the CPU a buffer is checked when it is dropped.
+    pub fn check_guards(&self) -> Result<bool> {
+        match self {
+            Device::Reference => Ok(true),
+            Device::Cpu(c) => Ok(!c.take_broken()),
+            #[cfg(feature = "gpu")]
+            Device::Gpu(g) => g.check_guards(),
+        }
+    }
+}
+
+impl std::fmt::Debug for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Device({})", self.name())
+    }
+}

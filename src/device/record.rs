@@ -1,0 +1,438 @@
+//! Recording: dispatches and copies go into one command encoder, which is submitted in bounded batches
+//! or when something is read.
+
+use super::buffer::GpuBuffer;
+use super::gpu::Gpu;
+use super::kernel::{Bind, Dispatch, Grid};
+use crate::{Error, Result};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker};
+
+/// Dispatches in one submit: bounds the parameter buffer and keeps the driver's watchdog quiet.
+const MAX_DISPATCHES: usize = 256;
+/// Work in one submit, so that no submit comes near a 2 s watchdog: about 0.1 s on a weak GPU.
+const MAX_FLOPS: u64 = 100_000_000_000;
+const PARAM_SLOT: usize = 256;
+const MAX_PROFILED: u32 = 2048;
+
+/// Counters since the device was opened or [`Gpu::reset_stats`] was called.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Stats {
+    pub dispatches: u64,
+    pub submits: u64,
+    pub readbacks: u64,
+    /// Bytes of the ranges bound by all dispatches.
+    pub bytes_bound: u64,
+}
+
+/// One profiled kernel launch.
+#[derive(Debug, Clone)]
+pub struct KernelTime {
+    pub shader: &'static str,
+    pub entry: &'static str,
+    pub nanoseconds: f64,
+}
+
+struct Profile {
+    set: wgpu::QuerySet,
+    labels: Vec<(&'static str, &'static str)>,
+}
+
+#[derive(Default)]
+pub(super) struct Recorder {
+    // Declared in this order so that an open pass is dropped before its encoder.
+    pass: Option<wgpu::ComputePass<'static>>,
+    encoder: Option<wgpu::CommandEncoder>,
+    params: Vec<u8>,
+    uniform: Option<(wgpu::Buffer, wgpu::BindGroup)>,
+    dispatches: usize,
+    flops: u64,
+    uploaded: u64,
+    profile: Option<Profile>,
+    stats: Stats,
+}
+
+impl Gpu {
+    fn encoder<'a>(&self, r: &'a mut Recorder) -> &'a mut wgpu::CommandEncoder {
+        r.pass = None;
+        r.encoder.get_or_insert_with(|| self.device.create_command_encoder(&Default::default()))
+    }
+
+    /// Records one kernel launch. A grid without workgroups is skipped.
+    pub(crate) fn dispatch(&self, d: Dispatch<'_>) -> Result<()> {
+        debug_assert!(d.params.len() <= 64 && d.params.len().is_multiple_of(4));
+        let (x, y, z) = match d.grid {
+            Grid::Linear(n) => {
+                let x = n.min(65_535);
+                (x, if x == 0 { 0 } else { n.div_ceil(x) }, 1)
+            }
+            Grid::Xyz(x, y, z) => (x, y, z),
+        };
+        if x * y * z == 0 {
+            return Ok(());
+        }
+        if x.max(y).max(z) > 65_535 {
+            return Err(Error::shape(
+                "dispatch",
+                format!("{}: grid {x} x {y} x {z} is too large", d.shader.name),
+            ));
+        }
+        self.check()?;
+        let pipeline = self.pipeline(&d)?;
+        let entries: Vec<_> = d
+            .bind
+            .iter()
+            .enumerate()
+            .map(|(i, b)| {
+                let (Bind::Read(b) | Bind::Write(b)) = b;
+                wgpu::BindGroupEntry { binding: i as u32, resource: b.binding() }
+            })
+            .collect();
+        let bind_group = self.scoped(|| {
+            self.device.create_bind_group(&wgpu::BindGroupDescriptor {
+                label: None,
+                layout: &pipeline.layout,
+                entries: &entries,
+            })
+        })?;
+        let mut guard = self.recorder.lock().unwrap();
+        let r = &mut *guard;
+        self.begin_pass(r, &d)?;
+        let offset = r.params.len();
+        if !self.immediates() {
+            r.params.extend_from_slice(d.params);
+            r.params.resize(offset + PARAM_SLOT, 0);
+        }
+        let pass = r.pass.as_mut().expect("opened above");
+        pass.set_pipeline(&pipeline.raw);
+        pass.set_bind_group(0, &bind_group, &[]);
+        if self.immediates() {
+            pass.set_immediates(0, d.params);
+        } else {
+            let (_, group) = r.uniform.as_ref().expect("opened above");
+            pass.set_bind_group(1, group, &[offset as u32]);
+        }
+        pass.dispatch_workgroups(x as u32, y as u32, z as u32);
+        r.dispatches += 1;
+        r.flops += d.flops;
+        r.stats.dispatches += 1;
+        r.stats.bytes_bound += d
+            .bind
+            .iter()
+            .map(|b| {
+                let (Bind::Read(b) | Bind::Write(b)) = b;
+                b.bytes
+            })
+            .sum::<u64>();
+        if r.profile.is_some() {
+            r.pass = None;
+        }
+        if r.dispatches >= MAX_DISPATCHES || r.flops >= MAX_FLOPS {
+            self.flush_locked(r)?;
+        }
+        Ok(())
+    }
+
+    fn begin_pass(&self, r: &mut Recorder, d: &Dispatch<'_>) -> Result<()> {
+        if !self.immediates() && r.uniform.is_none() {
+            let size = (MAX_DISPATCHES * PARAM_SLOT) as u64;
+            let layout = self.params_layout();
+            r.uniform = Some(self.scoped(|| {
+                let buffer = self.device.create_buffer(&wgpu::BufferDescriptor {
+                    label: Some("params"),
+                    size,
+                    usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
+                    mapped_at_creation: false,
+                });
+                let group = self.device.create_bind_group(&wgpu::BindGroupDescriptor {
+                    label: Some("params"),
+                    layout: &layout,
+                    entries: &[wgpu::BindGroupEntry {
+                        binding: 0,
+                        resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                            buffer: &buffer,
+                            offset: 0,
+                            size: wgpu::BufferSize::new(64),
+                        }),
+                    }],
+                });
+                (buffer, group)
+            })?);
+        }
+        if r.pass.is_none() {
+            let writes = match &mut r.profile {
+                Some(p) if p.labels.len() < MAX_PROFILED as usize => {
+                    let i = 2 * p.labels.len() as u32;
+                    p.labels.push((d.shader.name, d.entry));
+                    Some((p.set.clone(), i))
+                }
+                _ => None,
+            };
+            let encoder = self.encoder(r);
+            let pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+                label: None,
+                timestamp_writes: writes.as_ref().map(|(set, i)| wgpu::ComputePassTimestampWrites {
+                    query_set: set,
+                    beginning_of_pass_write_index: Some(*i),
+                    end_of_pass_write_index: Some(*i + 1),
+                }),
+            });
+            r.pass = Some(pass.forget_lifetime());
+        }
+        Ok(())
+    }
+
+    /// Submits what is recorded.
+    pub fn flush(&self) -> Result<()> {
+        self.flush_locked(&mut self.recorder.lock().unwrap())
+    }
+
+    fn flush_locked(&self, r: &mut Recorder) -> Result<()> {
+        r.pass = None;
+        r.uploaded = 0;
+        let Some(encoder) = r.encoder.take() else { return self.check() };
+        let params = std::mem::take(&mut r.params);
+        (r.dispatches, r.flops) = (0, 0);
+        r.stats.submits += 1;
+        self.scoped(|| {
+            if let (Some((buffer, _)), false) = (&r.uniform, params.is_empty()) {
+                self.queue.write_buffer(buffer, 0, &params);
+            }
+            self.queue.submit([encoder.finish()]);
+        })
+    }
+
+    /// Submits, waits, and reports any error so far.
+    pub fn sync(&self) -> Result<()> {
+        self.flush()?;
+        self.wait()
+    }
+
+    fn wait(&self) -> Result<()> {
+        let polled = self.device.poll(wgpu::PollType::wait_indefinitely());
+        self.check()?;
+        polled.map(|_| ()).map_err(|e| Error::Gpu(e.to_string()))
+    }
+
+    /// Fills a buffer from host memory, in order with what is recorded.
+    pub(crate) fn upload(&self, dst: &GpuBuffer, data: &[u8]) -> Result<()> {
+        if data.is_empty() {
+            return self.check();
+        }
+        self.check()?;
+        let mut r = self.recorder.lock().unwrap();
+        if r.encoder.is_none() {
+            // Nothing recorded could still use an earlier life of this buffer.
+            self.scoped(|| self.queue.write_buffer(&dst.raw, 0, data))?;
+            r.uploaded += data.len() as u64;
+            if r.uploaded > 64 << 20 {
+                // Writes wait in staging memory until a submit.
+                r.uploaded = 0;
+                self.scoped(|| self.queue.submit([]))?;
+            }
+            return Ok(());
+        }
+        let staging = self.scoped(|| {
+            let staging = self.device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("upload"),
+                size: data.len() as u64,
+                usage: wgpu::BufferUsages::COPY_SRC,
+                mapped_at_creation: true,
+            });
+            if let Ok(mut view) = staging.get_mapped_range_mut(..) {
+                view.copy_from_slice(data);
+            }
+            staging.unmap();
+            staging
+        })?;
+        self.encoder(&mut r).copy_buffer_to_buffer(&staging, 0, &dst.raw, 0, data.len() as u64);
+        Ok(())
+    }
+
+    /// Copies one buffer over another of the same size.
+    pub(crate) fn copy(&self, src: &GpuBuffer, dst: &GpuBuffer) -> Result<()> {
+        if src.bytes > 0 {
+            let mut r = self.recorder.lock().unwrap();
+            self.encoder(&mut r).copy_buffer_to_buffer(&src.raw, 0, &dst.raw, 0, src.bytes);
+        }
+        self.check()
+    }
+
+    /// Fills a buffer with zeros.
+    pub(crate) fn clear(&self, dst: &GpuBuffer) -> Result<()> {
+        if dst.bytes > 0 {
+            let mut r = self.recorder.lock().unwrap();
+            self.encoder(&mut r).clear_buffer(&dst.raw, 0, Some(dst.bytes));
+        }
+        self.check()
+    }
+
+    /// Starts to read a buffer back.
+    pub(crate) fn read(self: &Arc<Self>, src: &GpuBuffer) -> Result<Pending> {
+        self.read_words(&src.raw, src.bytes)
+    }
+
+    pub(super) fn read_words(self: &Arc<Self>, src: &wgpu::Buffer, bytes: u64) -> Result<Pending> {
+        self.check()?;
+        let slot = Arc::new(Mutex::new(Slot::default()));
+        let pending = |staging| Pending { gpu: self.clone(), staging, slot: slot.clone() };
+        if bytes == 0 {
+            slot.lock().unwrap().done = Some(Ok(()));
+            return Ok(pending(None));
+        }
+        let mut r = self.recorder.lock().unwrap();
+        r.stats.readbacks += 1;
+        let staging = self.scoped(|| {
+            let staging = self.device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("readback"),
+                size: bytes,
+                usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+                mapped_at_creation: false,
+            });
+            self.encoder(&mut r).copy_buffer_to_buffer(src, 0, &staging, 0, bytes);
+            staging
+        })?;
+        self.flush_locked(&mut r)?;
+        drop(r);
+        let s = slot.clone();
+        self.scoped(|| {
+            staging.map_async(wgpu::MapMode::Read, .., move |result| {
+                let mut s = s.lock().unwrap();
+                s.done = Some(result.map_err(|e| e.to_string()));
+                if let Some(w) = s.waker.take() {
+                    w.wake();
+                }
+            })
+        })?;
+        Ok(pending(Some(staging)))
+    }
+
+    /// Counters so far.
+    pub fn stats(&self) -> Stats {
+        self.recorder.lock().unwrap().stats
+    }
+    /// Starts the counters again.
+    pub fn reset_stats(&self) {
+        self.recorder.lock().unwrap().stats = Stats::default();
+    }
+
+    /// Starts to time every kernel launch (the first 2048). False where the device has no timestamps.
+    pub fn start_profile(&self) -> Result<bool> {
+        if !self.features.contains(wgpu::Features::TIMESTAMP_QUERY) {
+            return Ok(false);
+        }
+        self.flush()?;
+        let set = self.scoped(|| {
+            self.device.create_query_set(&wgpu::QuerySetDescriptor {
+                label: Some("profile"),
+                ty: wgpu::QueryType::Timestamp,
+                count: 2 * MAX_PROFILED,
+            })
+        })?;
+        self.recorder.lock().unwrap().profile = Some(Profile { set, labels: Vec::new() });
+        Ok(true)
+    }
+
+    /// Ends the profile and returns the launches in order.
+    pub fn take_profile(self: &Arc<Self>) -> Result<Vec<KernelTime>> {
+        let mut r = self.recorder.lock().unwrap();
+        let Some(p) = r.profile.take() else { return Ok(Vec::new()) };
+        let n = p.labels.len();
+        if n == 0 {
+            return Ok(Vec::new());
+        }
+        let bytes = 16 * n as u64;
+        let buffer = self.scoped(|| {
+            self.device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("profile"),
+                size: bytes,
+                usage: wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC,
+                mapped_at_creation: false,
+            })
+        })?;
+        self.encoder(&mut r).resolve_query_set(&p.set, 0..2 * n as u32, &buffer, 0);
+        drop(r);
+        let words = self.read_words(&buffer, bytes)?.wait()?;
+        let ticks: &[[u32; 4]] = bytemuck::cast_slice(&words);
+        let period = self.queue.get_timestamp_period() as f64;
+        let time = |lo: u32, hi: u32| (lo as u64 | (hi as u64) << 32) as f64;
+        Ok(p.labels
+            .iter()
+            .zip(ticks)
+            .map(|(&(shader, entry), t)| KernelTime {
+                shader,
+                entry,
+                nanoseconds: (time(t[2], t[3]) - time(t[0], t[1])).max(0.0) * period,
+            })
+            .collect())
+    }
+}
+
+#[derive(Default)]
+struct Slot {
+    done: Option<std::result::Result<(), String>>,
+    waker: Option<Waker>,
+}
+
+/// A readback under way: wait for it, or await it.
+///
+/// Awaiting polls the device by itself, so it works on any executor.
+pub struct Pending {
+    gpu: Arc<Gpu>,
+    staging: Option<wgpu::Buffer>,
+    slot: Arc<Mutex<Slot>>,
+}
+
+impl Pending {
+    /// Blocks until the data is here.
+    pub fn wait(self) -> Result<Vec<u32>> {
+        if self.slot.lock().unwrap().done.is_none() {
+            self.gpu.wait()?;
+        }
+        self.take()
+    }
+
+    fn take(&self) -> Result<Vec<u32>> {
+        let done = self.slot.lock().unwrap().done.clone();
+        match done {
+            Some(Ok(())) => {}
+            Some(Err(e)) => {
+                self.gpu.check()?;
+                return Err(Error::Gpu(e));
+            }
+            None => return Err(Error::Gpu("readback did not finish".into())),
+        }
+        let Some(staging) = &self.staging else { return Ok(Vec::new()) };
+        let view = staging.get_mapped_range(..).map_err(|e| Error::Gpu(e.to_string()))?;
+        let words = bytemuck::pod_collect_to_vec(&view);
+        drop(view);
+        staging.unmap();
+        Ok(words)
+    }
+}
+
+impl Future for Pending {
+    type Output = Result<Vec<u32>>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        if let Err(e) = self.gpu.device.poll(wgpu::PollType::Poll) {
+            return Poll::Ready(Err(Error::Gpu(e.to_string())));
+        }
+        let mut slot = self.slot.lock().unwrap();
+        if slot.done.is_some() {
+            drop(slot);
+            return Poll::Ready(self.take());
+        }
+        slot.waker = Some(cx.waker().clone());
+        drop(slot);
+        if let Err(e) = self.gpu.check() {
+            return Poll::Ready(Err(e));
+        }
+        // No thread of ours drives the device: ask to be polled again.
+        std::thread::yield_now();
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+}

@@ -1,0 +1,86 @@
+//! What a WGSL file declares: its entry points and the variants of each.
+//!
+//! Plain data, without wgpu: the shader tests and `mixlora ops list` read it in every build.
+
+/// One `.wgsl` file under `shaders/`.
+#[derive(Debug)]
+pub struct Shader {
+    /// File name without the ending.
+    pub name: &'static str,
+    /// The text.
+    pub source: &'static str,
+    /// Entry points.
+    pub entries: &'static [Entry],
+}
+
+/// One compute entry point.
+#[derive(Debug)]
+pub struct Entry {
+    /// Name of the WGSL function.
+    pub name: &'static str,
+    /// What may be compiled: the shader tests translate each of them to each of its back ends.
+    pub variants: &'static [Variant],
+}
+
+/// One way to compile an entry point.
+#[derive(Debug)]
+pub struct Variant {
+    /// Short name, for tables and for forcing it in tests.
+    pub name: &'static str,
+    /// Constants of the prelude. Dispatches may use other values of the same constants.
+    pub consts: &'static [(&'static str, u32)],
+    /// Fragments of `shaders/common/` that go in front of the file.
+    pub parts: &'static [&'static str],
+    /// Back ends on which this may be chosen.
+    pub backends: Backends,
+    /// Bytes of workgroup memory that these constants take.
+    pub workgroup_bytes: u32,
+}
+
+/// Shader languages that a variant can be translated to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Backends {
+    pub spirv: bool,
+    pub msl: bool,
+    pub hlsl: bool,
+}
+
+/// Vulkan, Metal and DX12.
+pub const PORTABLE: Backends = Backends { spirv: true, msl: true, hlsl: true };
+
+impl Shader {
+    /// The entry of that name.
+    pub fn entry(&self, name: &str) -> Option<&'static Entry> {
+        self.entries.iter().find(|e| e.name == name)
+    }
+}
+
+/// The line of constants that goes in front of a shader, and the declaration of its parameters `p`.
+pub(crate) fn prelude(consts: &[(&str, u32)], immediates: bool) -> String {
+    let mut text = String::new();
+    for (name, value) in consts {
+        text += &format!("const {name}: u32 = {value}u; ");
+    }
+    text += if immediates {
+        "var<immediate> p: Params;\n"
+    } else {
+        "@group(1) @binding(0) var<uniform> p: Params;\n"
+    };
+    text
+}
+
+impl Variant {
+    /// The whole text of this variant of a shader.
+    pub fn text(&self, shader: &Shader, immediates: bool) -> String {
+        source(shader, self.consts, self.parts, immediates)
+    }
+}
+
+pub(crate) fn source(shader: &Shader, consts: &[(&str, u32)], parts: &[&str], immediates: bool) -> String {
+    let mut text = prelude(consts, immediates);
+    for part in parts {
+        text += part;
+        text.push('\n');
+    }
+    text + shader.source
+}

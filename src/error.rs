@@ -1,0 +1,61 @@
+//! Typed errors: what failed, where, and what to do about it.
+
+use std::path::PathBuf;
+
+/// Everything in this crate that can fail returns this.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// The error of the crate. Nothing reachable from input panics.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Operands of an operation do not fit together.
+    #[error("{op}: {what}")]
+    Shape { op: &'static str, what: String },
+    /// An operand has the wrong element type.
+    #[error("{op}: expected {expected}, got {got}")]
+    DType { op: &'static str, expected: &'static str, got: &'static str },
+    /// An option has a value that cannot work.
+    #[error("{field}: {what}")]
+    Config { field: String, what: String },
+    /// A file is not what it should be.
+    #[error("{}: {what}", path.display())]
+    File { path: PathBuf, what: String },
+    /// The gradient tape was used in a way it cannot serve.
+    #[error("autodiff: {0}")]
+    Tape(String),
+    /// No adapter fits the request.
+    #[error("no usable GPU adapter: {0}")]
+    NoAdapter(String),
+    /// The adapter is below the floor this crate needs.
+    #[error(
+        "adapter '{adapter}' is below the floor: {limit} is {have}, at least {need} is needed; use the CPU device"
+    )]
+    BelowFloor { adapter: String, limit: &'static str, have: u64, need: u64 },
+    /// An allocation would exceed the memory budget, or the driver refused it.
+    #[error(
+        "out of device memory: {requested} bytes requested, {in_use} in use, budget {budget}; use a smaller batch or sequence, or raise the budget"
+    )]
+    OutOfMemory { requested: u64, in_use: u64, budget: u64 },
+    /// The device went away (driver reset, sleep, unplugged, destroyed).
+    #[error("GPU device lost: {0}; resume from the last checkpoint or use the CPU device")]
+    DeviceLost(String),
+    /// A shader was refused by the compiler.
+    #[error("shader '{shader}' does not compile: {what}")]
+    Shader { shader: String, what: String },
+    /// The graphics layer reported an error.
+    #[error("GPU error: {0}")]
+    Gpu(String),
+}
+
+impl Error {
+    pub(crate) fn shape(op: &'static str, what: impl Into<String>) -> Self {
+        Error::Shape { op, what: what.into() }
+    }
+    pub(crate) fn config(field: impl Into<String>, what: impl Into<String>) -> Self {
+        Error::Config { field: field.into(), what: what.into() }
+    }
+    pub(crate) fn file(path: impl Into<PathBuf>, what: impl Into<String>) -> Self {
+        Error::File { path: path.into(), what: what.into() }
+    }
+}

@@ -1,0 +1,23 @@
+#![doc = include_str!("../README.md")]
+
+mod dtype;
+mod error;
+mod rng;
+mod shape;
+mod tape;
+mod tensor;
+
+pub mod check;
+pub mod device;
+pub mod ops;
+
+pub use device::Device;
+pub use dtype::DType;
+pub use error::{Error, Result};
+pub use rng::{Stream, threefry2x32};
+pub use shape::Shape;
+pub use tape::{Gradients, backward, checkpoint, no_grad};
+pub use tensor::Tensor;
+
+#[cfg(feature = "gpu")]
+pub use wgpu;

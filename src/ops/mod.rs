@@ -1,0 +1,29 @@
+//! The operations, one file each.
+//!
+//! An op's file holds its three lanes (reference in f64, CPU, GPU), the `Tensor` method that users call with
+//! its derivative, and the op's [`OpSpec`]: shaders and test cases. The list below is the only place that
+//! names them all; see docs/ADD_AN_OP.md.
+
+mod gemm;
+mod lane;
+mod spec;
+
+pub(crate) use lane::{Meta, Op, rows_in_parallel, run, run_in_place};
+pub use spec::{Case, OpSpec, Operand};
+
+macro_rules! ops {
+    ($($(#[$doc:meta])* $name:ident),+ $(,)?) => {
+        $($(#[$doc])* pub mod $name;)+
+        /// Every op, in the order of the list.
+        pub static ALL: &[&OpSpec] = &[$(&$name::SPEC),+];
+    };
+}
+
+ops! {
+    /// Sums, products, scaling: `y = a + b`, `a * b`, `s x`.
+    elementwise,
+    /// Sums over everything, rows, or the last axis.
+    reduce,
+    /// `y = x / rms(x) * w`.
+    rms_norm,
+}

@@ -1,0 +1,15 @@
+//! Shared by the integration tests.
+#![allow(dead_code)]
+
+use mixlora::Device;
+
+/// A GPU device; without an adapter the row says SKIPPED, or fails when `MIXLORA_REQUIRE_GPU=1`.
+pub fn gpu() -> Option<Device> {
+    #[cfg(feature = "gpu")]
+    match Device::gpu() {
+        Ok(d) => return Some(d),
+        Err(e) if std::env::var("MIXLORA_REQUIRE_GPU").is_ok_and(|v| v == "1") => panic!("{e}"),
+        Err(e) => eprintln!("SKIPPED: {e}"),
+    }
+    None
+}
