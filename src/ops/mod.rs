@@ -6,6 +6,7 @@
 
 mod gemm;
 mod lane;
+mod routing_math;
 pub(crate) mod slots;
 mod spec;
 
@@ -28,6 +29,10 @@ ops! {
     reduce,
     /// `y = x / rms(x) * w`.
     rms_norm,
+    /// The pooled routing input of every unit.
+    pool_rows,
+    /// Top-k routing: ordered choices and gates.
+    topk_routing,
     /// The frozen product with the low-rank update in its epilogue.
     fused_ba_matmul,
     /// The shrink of a mixture, by rows of a pool.
