@@ -6,6 +6,8 @@
 
 mod gemm;
 mod lane;
+mod launch;
+mod math;
 mod spec;
 
 pub(crate) use lane::{Meta, Op, rows_in_parallel, run, run_in_place};
@@ -26,4 +28,6 @@ ops! {
     reduce,
     /// `y = x / rms(x) * w`.
     rms_norm,
+    /// `silu`, `gelu`, `gelu_erf`, `sigmoid`, and `silu(gate) * up`.
+    activation,
 }
