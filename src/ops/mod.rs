@@ -30,4 +30,6 @@ ops! {
     rms_norm,
     /// `silu`, `gelu`, `gelu_erf`, `sigmoid`, and `silu(gate) * up`.
     activation,
+    /// `y = e^x / sum e^x` over the last axis.
+    softmax,
 }
