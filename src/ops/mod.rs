@@ -32,4 +32,6 @@ ops! {
     activation,
     /// `y = e^x / sum e^x` over the last axis.
     softmax,
+    /// `y[i] = table[index[i]]`.
+    gather_rows,
 }
