@@ -34,4 +34,10 @@ ops! {
     softmax,
     /// `y[i] = table[index[i]]`.
     gather_rows,
+    /// Rotary position embedding.
+    rope,
+    /// `y = (x - mean(x)) / sqrt(var(x) + eps) * w + b`.
+    layer_norm,
+    /// `y = x / (1 - p)` with probability `1 - p`, else 0.
+    dropout,
 }
