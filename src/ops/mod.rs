@@ -40,4 +40,10 @@ ops! {
     layer_norm,
     /// `y = x / (1 - p)` with probability `1 - p`, else 0.
     dropout,
+    /// Positions of the k largest values of each row.
+    top_k,
+    /// One step of AdamW, in place.
+    adamw,
+    /// `sqrt(sum x^2)` over a list of tensors, and `min(1, max_norm / norm)`.
+    global_norm,
 }
