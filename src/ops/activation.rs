@@ -49,84 +49,34 @@ enum Kind {
     Sigmoid,
 }
 
-/// `x -> f(x)`
-struct Forward(Kind);
-/// `(x, dy) -> f'(x) dy`
-struct Backward(Kind);
-/// `(gate, up) -> silu(gate) up`
-struct Swiglu;
-/// `(gate, up, dy) -> (dgate, dup)`
-struct SwigluBackward;
+#[derive(Debug, Clone, Copy)]
+enum Activation {
+    /// `x -> f(x)`
+    Forward(Kind),
+    /// `(x, dy) -> f'(x) dy`
+    Backward(Kind),
+    /// `(gate, up) -> silu(gate) up`
+    Swiglu,
+    /// `(gate, up, dy) -> (dgate, dup)`
+    SwigluBackward,
+}
 
-impl Kind {
-    /// `(f(x), f'(x))`
-    fn exact(self, x: f64) -> (f64, f64) {
-        use std::f64::consts::{FRAC_1_SQRT_2, PI};
-        let s = 1.0 / (1.0 + (-x).exp());
-        match self {
-            Kind::Sigmoid => (s, s * (1.0 - s)),
-            Kind::Silu => (x * s, s + x * s * (1.0 - s)),
-            Kind::Gelu => {
-                let c = (2.0 / PI).sqrt();
-                let t = (c * (x + 0.044715 * x.powi(3))).tanh();
-                let slope = c * (1.0 + 3.0 * 0.044715 * x * x);
-                (0.5 * x * (1.0 + t), 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * slope)
-            }
-            Kind::GeluErf => {
-                let phi = 0.5 * (1.0 + erf(x * FRAC_1_SQRT_2));
-                (x * phi, phi + x * (-0.5 * x * x).exp() / (2.0 * PI).sqrt())
-            }
+/// `(f(x), f'(x))`
+fn exact(kind: Kind, x: f64) -> (f64, f64) {
+    use std::f64::consts::{FRAC_1_SQRT_2, PI};
+    let s = 1.0 / (1.0 + (-x).exp());
+    match kind {
+        Kind::Sigmoid => (s, s * (1.0 - s)),
+        Kind::Silu => (x * s, s + x * s * (1.0 - s)),
+        Kind::Gelu => {
+            let c = (2.0 / PI).sqrt();
+            let t = (c * (x + 0.044715 * x.powi(3))).tanh();
+            let slope = c * (1.0 + 3.0 * 0.044715 * x * x);
+            (0.5 * x * (1.0 + t), 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * slope)
         }
-    }
-
-    /// The same in f32, by the formulas of the shader.
-    #[inline(always)]
-    fn fast(self, x: f32) -> (f32, f32) {
-        match self {
-            Kind::Sigmoid => {
-                let s = math::sigmoid(x);
-                (s, s * (1.0 - s))
-            }
-            Kind::Silu => {
-                let s = math::sigmoid(x);
-                (x * s, s + x * s * (1.0 - s))
-            }
-            Kind::Gelu => {
-                let (c, b) = (1.595_769_1, x.clamp(-10.0, 10.0));
-                let s = math::sigmoid(c * b * (0.044715 * b * b + 1.0));
-                (x * s, s + b * s * (1.0 - s) * c * (3.0 * 0.044715 * b * b + 1.0))
-            }
-            Kind::GeluErf => {
-                let a = x.abs().min(13.0);
-                let e = math::exp(-0.5 * a * a);
-                // Abramowitz & Stegun 7.1.26 at a / sqrt(2).
-                let t = 1.0 / (0.231_641_89 * a + 1.0);
-                let q =
-                    (((1.061_405_4 * t - 1.453_152) * t + 1.421_413_8) * t - 0.284_496_73) * t + 0.254_829_6;
-                let tail = 0.5 * q * t * e;
-                let (phi, a) = if x >= 0.0 { (1.0 - tail, a) } else { (tail, -a) };
-                (x * phi, phi + a * e * 0.398_942_3)
-            }
-        }
-    }
-
-    /// Calls `f` with this function as a type of its own, so that the loop around it is vectorised.
-    fn loops(self, x: &[f32], y: &mut [f32], f: impl Fn((f32, f32), f32, usize) -> f32 + Copy + Sync) {
-        fn go(
-            x: &[f32],
-            y: &mut [f32],
-            pair: impl Fn(f32) -> (f32, f32) + Sync,
-            f: impl Fn((f32, f32), f32, usize) -> f32 + Sync,
-        ) {
-            y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).enumerate().for_each(|(c, (y, x))| {
-                y.iter_mut().zip(x).enumerate().for_each(|(i, (y, &x))| *y = f(pair(x), x, c * CHUNK + i))
-            })
-        }
-        match self {
-            Kind::Silu => go(x, y, |v| Kind::Silu.fast(v), f),
-            Kind::Gelu => go(x, y, |v| Kind::Gelu.fast(v), f),
-            Kind::GeluErf => go(x, y, |v| Kind::GeluErf.fast(v), f),
-            Kind::Sigmoid => go(x, y, |v| Kind::Sigmoid.fast(v), f),
+        Kind::GeluErf => {
+            let phi = 0.5 * (1.0 + erf(x * FRAC_1_SQRT_2));
+            (x * phi, phi + x * (-0.5 * x * x).exp() / (2.0 * PI).sqrt())
         }
     }
 }
@@ -145,154 +95,137 @@ fn erf(x: f64) -> f64 {
     sum * std::f64::consts::FRAC_2_SQRT_PI * (-x * x).exp()
 }
 
-fn same_shape(op: &'static str, x: &[&Tensor]) -> Result<()> {
-    x.iter().try_for_each(|t| t.expect(op, DType::F32))?;
-    match x.iter().find(|t| t.shape() != x[0].shape()) {
-        None => Ok(()),
-        Some(t) => Err(Error::shape(op, format!("{} with {}: shapes must agree", x[0].shape(), t.shape()))),
+// `(f(x), f'(x))` in f32, by the formulas of the shader. Functions of their own, so that the loops around them are
+// compiled for each and vectorised.
+
+#[inline(always)]
+fn sigmoid(x: f32) -> (f32, f32) {
+    let s = math::sigmoid(x);
+    (s, s * (1.0 - s))
+}
+
+#[inline(always)]
+fn silu(x: f32) -> (f32, f32) {
+    let s = math::sigmoid(x);
+    (x * s, s + x * s * (1.0 - s))
+}
+
+#[inline(always)]
+fn gelu(x: f32) -> (f32, f32) {
+    let (c, b) = (1.595_769_2, x.clamp(-10.0, 10.0));
+    let s = math::sigmoid(c * b * (0.044715 * b * b + 1.0));
+    (x * s, s + b * s * (1.0 - s) * c * (3.0 * 0.044715 * b * b + 1.0))
+}
+
+#[inline(always)]
+fn gelu_erf(x: f32) -> (f32, f32) {
+    let a = x.abs().min(13.0);
+    let e = math::exp(-0.5 * a * a);
+    // Abramowitz & Stegun 7.1.26 at a / sqrt(2).
+    let t = 1.0 / (0.231_641_89 * a + 1.0);
+    let q = (((1.061_405_4 * t - 1.453_152) * t + 1.421_413_8) * t - 0.284_496_73) * t + 0.254_829_6;
+    let tail = 0.5 * q * t * e;
+    let phi = if x >= 0.0 { 1.0 - tail } else { tail };
+    (x * phi, phi + x.clamp(-13.0, 13.0) * e * 0.398_942_3)
+}
+
+/// `y = f(x)` of one input, or of two.
+fn each(x: &[&[f32]], y: &mut [f32], f: impl Fn(f32, f32) -> f32 + Sync) {
+    let tasks = y.par_chunks_mut(CHUNK).zip(x[0].par_chunks(CHUNK));
+    match x.get(1) {
+        None => tasks.for_each(|(y, x)| y.iter_mut().zip(x).for_each(|(y, &x)| *y = f(x, 0.0))),
+        Some(b) => tasks.zip(b.par_chunks(CHUNK)).for_each(|((y, x), b)| {
+            y.iter_mut().zip(x.iter().zip(b)).for_each(|(y, (&x, &b))| *y = f(x, b));
+        }),
     }
 }
 
-#[cfg(feature = "gpu")]
-fn launch(
-    gpu: &crate::device::Gpu,
-    entry: &'static str,
-    variant: &'static Variant,
-    x: &[&Tensor],
-    y: &[Tensor],
-) -> Result<()> {
-    let n = y[0].len();
-    let kernel = Kernel { shader: &SHADER, entry, variant };
-    kernel.run(gpu, &binds(x, y), &[n as u32], n.div_ceil(launch::WG), 20 * n)
+fn swiglu_backward(x: [&[f32]; 3], y: &mut [Host]) {
+    let [dgate, dup] = y else { unreachable!() };
+    let tasks = dgate.f32_mut().par_chunks_mut(CHUNK).zip(dup.f32_mut().par_chunks_mut(CHUNK));
+    tasks.enumerate().for_each(|(c, (dgate, dup))| {
+        let [gate, up, dy] = x.map(|v| &v[c * CHUNK..][..dgate.len()]);
+        let outputs = dgate.iter_mut().zip(dup);
+        for ((dgate, dup), ((gate, up), dy)) in outputs.zip(gate.iter().zip(up).zip(dy)) {
+            let (value, slope) = silu(*gate);
+            *dgate = slope * up * dy;
+            *dup = value * dy;
+        }
+    });
 }
 
-impl Op for Forward {
+impl Op for Activation {
     fn name(&self) -> &'static str {
         "activation"
     }
 
     fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
-        same_shape(self.name(), x)?;
-        Ok(vec![Meta::like(x[0])])
+        x.iter().try_for_each(|t| t.expect(self.name(), DType::F32))?;
+        if let Some(t) = x.iter().find(|t| t.shape() != x[0].shape()) {
+            let what = format!("{} with {}: shapes must agree", x[0].shape(), t.shape());
+            return Err(Error::shape(self.name(), what));
+        }
+        let outputs = if matches!(self, Activation::SwigluBackward) { 2 } else { 1 };
+        Ok(vec![Meta::like(x[0]); outputs])
     }
 
     fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
-        y[0].f64_mut().iter_mut().zip(x[0].f64()).for_each(|(y, &x)| *y = self.0.exact(x).0);
-    }
-
-    fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
-        self.0.loops(x[0].f32(), y[0].f32_mut(), |pair, _, _| pair.0);
-    }
-
-    #[cfg(feature = "gpu")]
-    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
-        launch(gpu, "forward", &VARIANTS[self.0 as usize], x, y)
-    }
-}
-
-impl Op for Backward {
-    fn name(&self) -> &'static str {
-        "activation"
-    }
-
-    fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
-        same_shape(self.name(), x)?;
-        Ok(vec![Meta::like(x[0])])
-    }
-
-    fn reference(&self, x: &[&Tensor], dx: &mut [Host]) {
-        let (x, dy) = (x[0].f64(), x[1].f64());
-        for (i, dx) in dx[0].f64_mut().iter_mut().enumerate() {
-            *dx = self.0.exact(x[i]).1 * dy[i];
-        }
-    }
-
-    fn cpu(&self, x: &[&Tensor], dx: &mut [Host]) {
-        let dy = x[1].f32();
-        self.0.loops(x[0].f32(), dx[0].f32_mut(), |pair, _, i| pair.1 * dy[i]);
-    }
-
-    #[cfg(feature = "gpu")]
-    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
-        launch(gpu, "backward", &VARIANTS[self.0 as usize], x, y)
-    }
-}
-
-impl Op for Swiglu {
-    fn name(&self) -> &'static str {
-        "swiglu"
-    }
-
-    fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
-        same_shape(self.name(), x)?;
-        Ok(vec![Meta::like(x[0])])
-    }
-
-    fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
-        let (gate, up) = (x[0].f64(), x[1].f64());
-        for (i, y) in y[0].f64_mut().iter_mut().enumerate() {
-            *y = Kind::Silu.exact(gate[i]).0 * up[i];
-        }
-    }
-
-    fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
-        let up = x[1].f32();
-        Kind::Silu.loops(x[0].f32(), y[0].f32_mut(), |pair, _, i| pair.0 * up[i]);
-    }
-
-    #[cfg(feature = "gpu")]
-    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
-        launch(gpu, "swiglu", &SWIGLU[0], x, y)
-    }
-}
-
-impl Op for SwigluBackward {
-    fn name(&self) -> &'static str {
-        "swiglu"
-    }
-
-    fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
-        same_shape(self.name(), x)?;
-        Ok(vec![Meta::like(x[0]), Meta::like(x[0])])
-    }
-
-    fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
-        let (gate, up, dy) = (x[0].f64(), x[1].f64(), x[2].f64());
-        for i in 0..gate.len() {
-            let (value, slope) = Kind::Silu.exact(gate[i]);
-            y[0].f64_mut()[i] = slope * up[i] * dy[i];
-            y[1].f64_mut()[i] = value * dy[i];
-        }
-    }
-
-    fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
-        let (gate, up, dy) = (x[0].f32(), x[1].f32(), x[2].f32());
-        let [dgate, dup] = y else { unreachable!() };
-        let tasks = dgate.f32_mut().par_chunks_mut(CHUNK).zip(dup.f32_mut().par_chunks_mut(CHUNK));
-        tasks.enumerate().for_each(|(c, (dgate, dup))| {
-            let (n, at) = (dgate.len(), c * CHUNK);
-            let (gate, up, dy) = (&gate[at..][..n], &up[at..][..n], &dy[at..][..n]);
-            for i in 0..n {
-                let (value, slope) = Kind::Silu.fast(gate[i]);
-                dgate[i] = slope * up[i] * dy[i];
-                dup[i] = value * dy[i];
+        for i in 0..x[0].len() {
+            let at = |k: usize| x[k].f64()[i];
+            match *self {
+                Activation::Forward(kind) => y[0].f64_mut()[i] = exact(kind, at(0)).0,
+                Activation::Backward(kind) => y[0].f64_mut()[i] = exact(kind, at(0)).1 * at(1),
+                Activation::Swiglu => y[0].f64_mut()[i] = exact(Kind::Silu, at(0)).0 * at(1),
+                Activation::SwigluBackward => {
+                    let (value, slope) = exact(Kind::Silu, at(0));
+                    y[0].f64_mut()[i] = slope * at(1) * at(2);
+                    y[1].f64_mut()[i] = value * at(2);
+                }
             }
-        });
+        }
+    }
+
+    fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
+        use Activation::*;
+        let x: Vec<&[f32]> = x.iter().map(|t| t.f32()).collect();
+        if let SwigluBackward = self {
+            return swiglu_backward([x[0], x[1], x[2]], y);
+        }
+        let y = y[0].f32_mut();
+        match self {
+            Forward(Kind::Silu) => each(&x, y, |x, _| silu(x).0),
+            Forward(Kind::Gelu) => each(&x, y, |x, _| gelu(x).0),
+            Forward(Kind::GeluErf) => each(&x, y, |x, _| gelu_erf(x).0),
+            Forward(Kind::Sigmoid) => each(&x, y, |x, _| sigmoid(x).0),
+            Backward(Kind::Silu) => each(&x, y, |x, dy| silu(x).1 * dy),
+            Backward(Kind::Gelu) => each(&x, y, |x, dy| gelu(x).1 * dy),
+            Backward(Kind::GeluErf) => each(&x, y, |x, dy| gelu_erf(x).1 * dy),
+            Backward(Kind::Sigmoid) => each(&x, y, |x, dy| sigmoid(x).1 * dy),
+            Swiglu | SwigluBackward => each(&x, y, |gate, up| silu(gate).0 * up),
+        }
     }
 
     #[cfg(feature = "gpu")]
     fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
-        launch(gpu, "swiglu_backward", &SWIGLU[0], x, y)
+        let (entry, variant) = match *self {
+            Activation::Forward(kind) => ("forward", &VARIANTS[kind as usize]),
+            Activation::Backward(kind) => ("backward", &VARIANTS[kind as usize]),
+            Activation::Swiglu => ("swiglu", &SWIGLU[0]),
+            Activation::SwigluBackward => ("swiglu_backward", &SWIGLU[0]),
+        };
+        let n = y[0].len();
+        let kernel = Kernel { shader: &SHADER, entry, variant };
+        kernel.run(gpu, &binds(x, y), &[n as u32], n.div_ceil(launch::WG), 20 * n)
     }
 }
 
 impl Tensor {
     fn activation(&self, name: &'static str, kind: Kind) -> Result<Tensor> {
-        let y = run(&Forward(kind), &[self])?.swap_remove(0);
+        let y = run(&Activation::Forward(kind), &[self])?.swap_remove(0);
         let x = recording(&[self]).then(|| self.detach());
         Ok(Node::record(name, &[self], y, move |dy| {
             let x = x.expect("kept while recording");
-            Ok(vec![Some(run(&Backward(kind), &[&x, &dy])?.swap_remove(0))])
+            Ok(vec![Some(run(&Activation::Backward(kind), &[&x, &dy])?.swap_remove(0))])
         }))
     }
 
@@ -332,12 +265,12 @@ impl Tensor {
     /// # Errors
     /// The shapes differ.
     pub fn swiglu(&self, up: &Tensor) -> Result<Tensor> {
-        let y = run(&Swiglu, &[self, up])?.swap_remove(0);
+        let y = run(&Activation::Swiglu, &[self, up])?.swap_remove(0);
         let kept = recording(&[self, up]).then(|| (self.detach(), up.detach()));
         let (need_gate, need_up) = (self.requires_grad(), up.requires_grad());
         Ok(Node::record("swiglu", &[self, up], y, move |dy| {
             let (gate, up) = kept.expect("kept while recording");
-            let mut d = run(&SwigluBackward, &[&gate, &up, &dy])?;
+            let mut d = run(&Activation::SwigluBackward, &[&gate, &up, &dy])?;
             let (dup, dgate) = (d.swap_remove(1), d.swap_remove(0));
             Ok(vec![need_gate.then_some(dgate), need_up.then_some(dup)])
         }))
@@ -369,4 +302,31 @@ fn cases() -> Vec<Case> {
     let inputs = vec![Operand::normal("gate", &[6]), Operand::normal("up", &[6]).frozen()];
     all.push(Case::new("swiglu, frozen up", inputs, |x| Ok(vec![x[0].swiglu(&x[1])?])));
     all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn known_values() {
+        // From the C library's exp, tanh and erfc.
+        let x = [-3.1, -0.4, 0.7, 5.5];
+        let want = [
+            (Kind::Silu, [-0.133632490317, -0.160524935955, 0.467731440518, 5.477614242563]),
+            (Kind::Gelu, [-0.002626610231, -0.137838830573, 0.530570134705, 5.499999994072]),
+            (Kind::GeluErf, [-0.002999569961, -0.137831303356, 0.530625443444, 5.499999895557]),
+        ];
+        for (kind, want) in want {
+            for (x, want) in x.into_iter().zip(want) {
+                assert!((exact(kind, x).0 - want).abs() < 1e-11, "{kind:?} {x}");
+            }
+        }
+    }
+
+    #[test]
+    fn different_shapes_are_errors() {
+        let zeros = |n: usize| Tensor::zeros(&crate::Device::cpu(), &[n]).unwrap();
+        assert!(zeros(2).swiglu(&zeros(3)).is_err());
+    }
 }

@@ -265,4 +265,19 @@ mod tests {
         // From zero moments the first step is lr in the direction of the gradient, after the decay.
         assert!((w.item().unwrap() - (2.0 * (1.0 - 0.05) + 0.1)).abs() < 1e-8);
     }
+
+    #[test]
+    fn three_steps_as_in_pytorch() {
+        let scalar = |v: f64| Tensor::from_f64(&Device::reference(), &[], &[v]).unwrap();
+        let (mut w, mut m, mut v) = (scalar(1.5), scalar(0.0), scalar(0.0));
+        for (step, grad) in [(1, 0.5), (2, -2.0), (3, 0.25)] {
+            let o = AdamWStep { lr: 0.1, step, ..Default::default() };
+            adamw(&mut w, &mut m, &mut v, &scalar(grad), None, &o).unwrap();
+        }
+        // PyTorch's update, in its order of operations, in f64 outside this crate.
+        let want = [1.486839276004, -0.114500000000, 0.004308000250];
+        for (t, want) in [w, m, v].iter().zip(want) {
+            assert!((t.item().unwrap() - want).abs() < 1e-10, "{t:?}");
+        }
+    }
 }
