@@ -8,6 +8,8 @@ mod gemm;
 mod lane;
 mod routing_math;
 pub(crate) mod slots;
+mod launch;
+mod math;
 mod spec;
 
 pub(crate) use lane::{Meta, Op, rows_in_parallel, run, run_in_place};
@@ -43,4 +45,22 @@ ops! {
     gate_grad,
     /// The one operator: frozen linears with routed low-rank updates.
     mixture_linears,
+    /// `silu`, `gelu`, `gelu_erf`, `sigmoid`, and `silu(gate) * up`.
+    activation,
+    /// `y = e^x / sum e^x` over the last axis.
+    softmax,
+    /// `y[i] = table[index[i]]`.
+    gather_rows,
+    /// Rotary position embedding.
+    rope,
+    /// `y = (x - mean(x)) / sqrt(var(x) + eps) * w + b`.
+    layer_norm,
+    /// `y = x / (1 - p)` with probability `1 - p`, else 0.
+    dropout,
+    /// Positions of the k largest values of each row.
+    top_k,
+    /// One step of AdamW, in place.
+    adamw,
+    /// `sqrt(sum x^2)` over a list of tensors, and `min(1, max_norm / norm)`.
+    global_norm,
 }
