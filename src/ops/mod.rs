@@ -22,6 +22,8 @@ macro_rules! ops {
 ops! {
     /// Sums, products, scaling: `y = a + b`, `a * b`, `s x`.
     elementwise,
+    /// Dense products: `a b`, `a b^T`, `a^T b`.
+    matmul,
     /// Sums over everything, rows, or the last axis.
     reduce,
     /// `y = x / rms(x) * w`.
