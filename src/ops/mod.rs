@@ -6,6 +6,7 @@
 
 mod gemm;
 mod lane;
+mod math;
 mod spec;
 
 pub(crate) use lane::{Meta, Op, rows_in_parallel, run, run_in_place};
@@ -20,6 +21,8 @@ macro_rules! ops {
 }
 
 ops! {
+    /// Causal grouped-query attention with a key mask.
+    attention,
     /// Sums, products, scaling: `y = a + b`, `a * b`, `s x`.
     elementwise,
     /// Dense products: `a b`, `a b^T`, `a^T b`.
