@@ -25,6 +25,8 @@ ops! {
     attention,
     /// Sums, products, scaling: `y = a + b`, `a * b`, `s x`.
     elementwise,
+    /// Frozen output head and cross-entropy: `sum -log softmax(h W^T)[target]`.
+    head_loss,
     /// Dense products: `a b`, `a b^T`, `a^T b`.
     matmul,
     /// Sums over everything, rows, or the last axis.
