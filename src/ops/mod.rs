@@ -25,8 +25,14 @@ macro_rules! ops {
 }
 
 ops! {
+    /// Causal grouped-query attention with a key mask.
+    attention,
     /// Sums, products, scaling: `y = a + b`, `a * b`, `s x`.
     elementwise,
+    /// Frozen output head and cross-entropy: `sum -log softmax(h W^T)[target]`.
+    head_loss,
+    /// Dense products: `a b`, `a b^T`, `a^T b`.
+    matmul,
     /// Sums over everything, rows, or the last axis.
     reduce,
     /// `y = x / rms(x) * w`.
