@@ -27,6 +27,7 @@ impl<'a> Mat<'a> {
     pub fn columns(self, first: usize, n: usize) -> Self {
         assert!(first + n <= self.cols);
         Mat { data: &self.data[(first * self.col_stride).min(self.data.len())..], cols: n, ..self }
+    }
     /// Rows that start `row_stride` elements apart.
     pub fn strided(data: &'a [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
         let used = if rows * cols == 0 { 0 } else { (rows - 1) * row_stride + cols };

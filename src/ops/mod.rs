@@ -6,10 +6,10 @@
 
 mod gemm;
 mod lane;
-mod routing_math;
-pub(crate) mod slots;
 mod launch;
 mod math;
+mod routing_math;
+pub(crate) mod slots;
 mod spec;
 
 pub(crate) use lane::{Meta, Op, rows_in_parallel, run, run_in_place};
