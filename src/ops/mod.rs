@@ -51,6 +51,12 @@ ops! {
     gate_grad,
     /// The one operator: frozen linears with routed low-rank updates.
     mixture_linears,
+    /// The expand apart from a product, for experts inside a block.
+    factor_expand,
+    /// Rows repeated for their experts, and summed back.
+    repeat_rows,
+    /// How often factors were chosen, and balancing biases.
+    routing_load,
     /// `silu`, `gelu`, `gelu_erf`, `sigmoid`, and `silu(gate) * up`.
     activation,
     /// `y = e^x / sum e^x` over the last axis.
