@@ -1,6 +1,7 @@
 //! Harnesses that prove the engine right: every op's cases on every lane, derivatives against central
 //! differences, layers against reference files. The tests and the commands `ops test` and `verify` share them.
 
+pub mod golden;
 mod gradcheck;
 mod parity;
 
