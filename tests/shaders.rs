@@ -13,8 +13,7 @@ const MAX_INVOCATIONS: u32 = 256;
 const MAX_PARAM_BYTES: u32 = 64;
 
 fn shaders() -> Vec<&'static Shader> {
-    let mut all: Vec<&'static Shader> =
-        mixlora::ops::ALL.iter().flat_map(|op| op.shaders).copied().collect();
+    let mut all: Vec<&'static Shader> = mixlora::ops::ALL.iter().flat_map(|op| op.shaders).copied().collect();
     all.sort_by_key(|s| s.name);
     all.dedup_by_key(|s| s.name);
     all

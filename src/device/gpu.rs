@@ -226,9 +226,39 @@ impl Gpu {
         let oom = pollster::block_on(oom.pop()).map(|_| self.memory.out_of_memory(0));
         self.check()?;
         match errors.into_iter().flatten().chain(oom).next() {
-            Some(e) => Err(e),
+            Some(e) => Err(self.diagnose(e)),
             None => Ok(out),
         }
+    }
+
+    /// The cause behind an error: calls on a lost device fail with odd messages before the loss is reported,
+    /// and on a shared device it never is reported to us.
+    pub(super) fn diagnose(&self, e: Error) -> Error {
+        if !matches!(e, Error::Gpu(_)) {
+            return e;
+        }
+        // Polling runs the callback that reports a loss.
+        let _ = self.device.poll(wgpu::PollType::Poll);
+        if let Err(cause) = self.check() {
+            return cause;
+        }
+        // A lost device makes buffers that cannot be mapped, without an error.
+        let scopes = [wgpu::ErrorFilter::OutOfMemory, wgpu::ErrorFilter::Validation]
+            .map(|filter| self.device.push_error_scope(filter));
+        let probe = self.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("probe"),
+            size: 4,
+            usage: wgpu::BufferUsages::COPY_SRC,
+            mapped_at_creation: true,
+        });
+        let mapped = probe.get_mapped_range_mut(..).is_ok();
+        let [oom, validation] = scopes;
+        let refused = [validation, oom].into_iter().any(|scope| pollster::block_on(scope.pop()).is_some());
+        if mapped || refused {
+            return e;
+        }
+        let text = "calls on it fail".to_string();
+        Error::DeviceLost(self.trouble.lost.lock().unwrap().get_or_insert(text).clone())
     }
 }
 

@@ -128,6 +128,7 @@ impl Device {
             "cpu" => Ok(Device::cpu()),
             "reference" => Ok(Device::reference()),
             "auto" => Device::auto(),
+            "" => Err(Error::config("device", "is empty; use cpu, gpu, auto or part of an adapter's name")),
             #[cfg(feature = "gpu")]
             "gpu" => Device::gpu(),
             #[cfg(feature = "gpu")]

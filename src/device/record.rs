@@ -138,7 +138,7 @@ impl Gpu {
     fn begin_pass(&self, r: &mut Recorder, d: &Dispatch<'_>) -> Result<()> {
         if !self.immediates() && r.uniform.is_none() {
             let size = (MAX_DISPATCHES * PARAM_SLOT) as u64;
-            let layout = self.params_layout();
+            let layout = self.params_layout()?;
             r.uniform = Some(self.scoped(|| {
                 let buffer = self.device.create_buffer(&wgpu::BufferDescriptor {
                     label: Some("params"),
@@ -388,8 +388,10 @@ pub struct Pending {
 impl Pending {
     /// Blocks until the data is here.
     pub fn wait(self) -> Result<Vec<u32>> {
-        if self.slot.lock().unwrap().done.is_none() {
+        while self.slot.lock().unwrap().done.is_none() {
             self.gpu.wait()?;
+            // Another thread's poll may have taken the callback and not run it yet.
+            std::thread::yield_now();
         }
         self.take()
     }
@@ -398,10 +400,7 @@ impl Pending {
         let done = self.slot.lock().unwrap().done.clone();
         match done {
             Some(Ok(())) => {}
-            Some(Err(e)) => {
-                self.gpu.check()?;
-                return Err(Error::Gpu(e));
-            }
+            Some(Err(e)) => return Err(self.gpu.diagnose(Error::Gpu(e))),
             None => return Err(Error::Gpu("readback did not finish".into())),
         }
         let Some(staging) = &self.staging else { return Ok(Vec::new()) };
@@ -418,7 +417,7 @@ impl Future for Pending {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         if let Err(e) = self.gpu.device.poll(wgpu::PollType::Poll) {
-            return Poll::Ready(Err(Error::Gpu(e.to_string())));
+            return Poll::Ready(Err(self.gpu.diagnose(Error::Gpu(e.to_string()))));
         }
         let mut slot = self.slot.lock().unwrap();
         if slot.done.is_some() {
