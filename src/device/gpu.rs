@@ -54,17 +54,30 @@ pub struct Gpu {
     pub(super) guard: AtomicBool,
 }
 
+/// A limit of an adapter beside what this crate needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FloorLimit {
+    /// Name, as wgpu spells it.
+    pub limit: &'static str,
+    pub have: u64,
+    pub need: u64,
+}
+
 /// The floor that every kernel of this crate is designed for.
-pub(super) fn check_floor(adapter: &str, l: &wgpu::Limits) -> Result<()> {
-    let floor: [(&'static str, u64, u64); 6] = [
+pub(super) fn floor(l: &wgpu::Limits) -> [FloorLimit; 6] {
+    [
         ("max_storage_buffers_per_shader_stage", l.max_storage_buffers_per_shader_stage as u64, 8),
         ("max_storage_buffer_binding_size", l.max_storage_buffer_binding_size, 128 << 20),
         ("max_compute_workgroup_storage_size", l.max_compute_workgroup_storage_size as u64, 16 << 10),
         ("max_compute_invocations_per_workgroup", l.max_compute_invocations_per_workgroup as u64, 256),
         ("max_compute_workgroup_size_x", l.max_compute_workgroup_size_x as u64, 256),
         ("max_compute_workgroups_per_dimension", l.max_compute_workgroups_per_dimension as u64, 65_535),
-    ];
-    for (limit, have, need) in floor {
+    ]
+    .map(|(limit, have, need)| FloorLimit { limit, have, need })
+}
+
+pub(super) fn check_floor(adapter: &str, l: &wgpu::Limits) -> Result<()> {
+    for FloorLimit { limit, have, need } in floor(l) {
         if have < need {
             return Err(Error::BelowFloor { adapter: adapter.into(), limit, have, need });
         }

@@ -25,7 +25,7 @@ pub use adapter::AdapterSummary;
 #[cfg(feature = "gpu")]
 pub(crate) use buffer::GpuBuffer;
 #[cfg(feature = "gpu")]
-pub use gpu::{AdapterClass, Gpu};
+pub use gpu::{AdapterClass, FloorLimit, Gpu};
 #[cfg(feature = "gpu")]
 pub use kernel::compose;
 #[cfg(feature = "gpu")]
