@@ -4,7 +4,7 @@
 ///
 /// `F32` is the type of values: on the reference device it is held and computed in f64.
 /// `U32` is the type of indices. Storage formats of frozen weights are a matter of
-/// [`Weight`](crate::nn::Weight), not of tensors.
+/// [`Weight`](crate::Weight), not of tensors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DType {
     /// Values.

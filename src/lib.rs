@@ -6,6 +6,7 @@ mod rng;
 mod shape;
 mod tape;
 mod tensor;
+mod weight;
 
 pub mod check;
 pub mod device;
@@ -18,6 +19,7 @@ pub use rng::{Stream, threefry2x32};
 pub use shape::Shape;
 pub use tape::{Gradients, backward, checkpoint, no_grad};
 pub use tensor::Tensor;
+pub use weight::{Format, Linear, Shard, Weight};
 
 #[cfg(feature = "gpu")]
 pub use wgpu;
