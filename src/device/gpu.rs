@@ -5,6 +5,7 @@ use super::buffer::Pool;
 use super::kernel::Pipelines;
 use super::memory::Memory;
 use super::record::Recorder;
+use super::shader::MAX_PARAM_BYTES;
 use crate::{Error, Result};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
@@ -126,7 +127,7 @@ impl Gpu {
         check_floor(&info.name, &limits)?;
         let wanted = wgpu::Features::IMMEDIATES | wgpu::Features::TIMESTAMP_QUERY;
         let request = |limits: wgpu::Limits| {
-            let immediates = limits.max_immediate_size >= 128;
+            let immediates = limits.max_immediate_size >= MAX_PARAM_BYTES as u32;
             let mut features = adapter.features() & wanted;
             features
                 .set(wgpu::Features::IMMEDIATES, immediates && features.contains(wgpu::Features::IMMEDIATES));
@@ -215,7 +216,8 @@ impl Gpu {
     }
     /// Whether parameters travel as immediates (else in a uniform buffer).
     pub(super) fn immediates(&self) -> bool {
-        self.features.contains(wgpu::Features::IMMEDIATES) && self.limits.max_immediate_size >= 128
+        self.features.contains(wgpu::Features::IMMEDIATES)
+            && self.limits.max_immediate_size >= MAX_PARAM_BYTES as u32
     }
 
     /// The error that a callback left behind, if any.

@@ -49,7 +49,7 @@ pub(crate) struct Dispatch<'a> {
     pub consts: &'a [(&'static str, u32)],
     pub parts: &'a [&'static str],
     pub bind: &'a [Bind<'a>],
-    /// The bytes of `Params`: at most 128.
+    /// The bytes of `Params`: at most [`MAX_PARAM_BYTES`](super::MAX_PARAM_BYTES).
     pub params: &'a [u8],
     pub grid: Grid,
     /// Rough work, which bounds how much goes into one submit.

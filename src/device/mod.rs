@@ -35,7 +35,7 @@ pub use record::{KernelTime, Pending, Stats};
 
 pub mod parts;
 mod shader;
-pub use shader::{Backends, Entry, PORTABLE, Shader, Variant};
+pub use shader::{Backends, Entry, MAX_PARAM_BYTES, PORTABLE, Shader, Variant};
 
 use crate::{Error, Result};
 use std::sync::Arc;

@@ -4,6 +4,7 @@
 use super::buffer::GpuBuffer;
 use super::gpu::Gpu;
 use super::kernel::{Bind, Dispatch, Grid};
+use super::shader::MAX_PARAM_BYTES;
 use crate::{Error, Result};
 use std::future::Future;
 use std::pin::Pin;
@@ -62,7 +63,7 @@ impl Gpu {
 
     /// Records one kernel launch. A grid without workgroups is skipped.
     pub(crate) fn dispatch(&self, d: Dispatch<'_>) -> Result<()> {
-        debug_assert!(d.params.len() <= 128 && d.params.len().is_multiple_of(4));
+        debug_assert!(d.params.len() <= MAX_PARAM_BYTES && d.params.len().is_multiple_of(4));
         let (x, y, z) = match d.grid {
             Grid::Linear(n) => {
                 let x = n.min(65_535);
@@ -144,7 +145,7 @@ impl Gpu {
                         resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
                             buffer: &buffer,
                             offset: 0,
-                            size: wgpu::BufferSize::new(128),
+                            size: wgpu::BufferSize::new(MAX_PARAM_BYTES as u64),
                         }),
                     }],
                 });
