@@ -279,7 +279,7 @@ fn deliver(
 /// Runs `f` without keeping what its backward pass needs, and runs it again when that pass arrives.
 ///
 /// Memory is traded for a second forward computation. `f` must compute the same thing both times: use
-/// counter-based randomness and replay routing choices (see [`Choices`](crate::mixture::Choices)).
+/// counter-based randomness and replay routing choices.
 /// Parameters used inside get their gradients too.
 pub fn checkpoint(
     inputs: &[&Tensor],
