@@ -205,27 +205,67 @@ mod tests {
     static NO_ENTRY: Shader =
         Shader { name: "no_entry", source: "struct Params { n: u32 }", entries: ENTRIES };
 
+    static COPY: Shader = Shader {
+        name: "copy",
+        source: "struct Params { n: u32 }
+            @group(0) @binding(0) var<storage, read> x: array<f32>;
+            @group(0) @binding(1) var<storage, read_write> y: array<f32>;
+            @compute @workgroup_size(1) fn main() { y[0] = x[0] + f32(p.n); }",
+        entries: ENTRIES,
+    };
+
     fn launch(device: &Device, shader: &'static Shader, grid: Grid) -> Result<()> {
+        launch_on(device, shader, &[], grid)
+    }
+
+    fn launch_on(device: &Device, shader: &'static Shader, bind: &[Bind<'_>], grid: Grid) -> Result<()> {
         let Device::Gpu(gpu) = device else { unreachable!() };
         gpu.dispatch(Dispatch {
             shader,
             entry: "main",
             consts: &[],
             parts: &[],
-            bind: &[],
+            bind,
             params: &[0; 4],
             grid,
             flops: 0,
         })
     }
 
+    fn gpu() -> Option<Device> {
+        match Device::gpu() {
+            Ok(d) => return Some(d),
+            Err(e) if std::env::var("MIXLORA_REQUIRE_GPU").is_ok_and(|v| v == "1") => panic!("{e}"),
+            Err(e) => eprintln!("SKIPPED: {e}"),
+        }
+        None
+    }
+
+    /// wgpu reports a wrong use when the pass ends or the commands are finished. On a shared device it must not
+    /// reach the host's handler, which panics unless the host set another.
+    #[test]
+    fn wrong_use_on_a_shared_device_stays_with_us() {
+        if gpu().is_none() {
+            return;
+        }
+        let adapter = crate::device::adapter::adapters().remove(0);
+        let (device, queue) = pollster::block_on(adapter.request_device(&Default::default())).unwrap();
+        let device = Device::from_wgpu(&adapter, device, queue).unwrap();
+        let x = crate::Tensor::full(&device, &[64], 2.0).unwrap();
+        let alias = [Bind::Read(x.buffer()), Bind::Write(x.buffer())];
+        let ends: [fn(&crate::Tensor) -> Result<()>; 3] =
+            [|x| x.device().sync(), |x| x.to_f32().map(|_| ()), |x| x.copy().and_then(|_| x.device().sync())];
+        for end in ends {
+            let done = launch_on(&device, &COPY, &alias, Grid::Linear(1)).and_then(|_| end(&x));
+            assert!(matches!(done, Err(Error::Gpu(_))), "{done:?}");
+            let _ = device.sync();
+            assert_eq!(x.scale(2.0).unwrap().to_f32().unwrap(), [4.0; 64], "the device still works");
+        }
+    }
+
     #[test]
     fn refused_launches_are_errors() {
-        let device = match Device::gpu() {
-            Ok(d) => d,
-            Err(e) if std::env::var("MIXLORA_REQUIRE_GPU").is_ok_and(|v| v == "1") => panic!("{e}"),
-            Err(e) => return eprintln!("SKIPPED: {e}"),
-        };
+        let Some(device) = gpu() else { return };
         for shader in [&BAD_SYNTAX, &NO_ENTRY] {
             for _ in 0..2 {
                 match launch(&device, shader, Grid::Linear(1)) {
