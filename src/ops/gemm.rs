@@ -5,6 +5,7 @@
 
 use gemm::Parallelism;
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// A matrix in memory, by strides in elements.
 #[derive(Debug, Clone, Copy)]
@@ -26,6 +27,12 @@ impl<'a> Mat<'a> {
     pub fn columns(self, first: usize, n: usize) -> Self {
         assert!(first + n <= self.cols);
         Mat { data: &self.data[(first * self.col_stride).min(self.data.len())..], cols: n, ..self }
+    }
+    /// Rows that start `row_stride` elements apart.
+    pub fn strided(data: &'a [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
+        let used = if rows * cols == 0 { 0 } else { (rows - 1) * row_stride + cols };
+        assert!(data.len() >= used, "{} values for {rows} x {cols} every {row_stride}", data.len());
+        Mat { data, rows, cols, row_stride, col_stride: 1 }
     }
     /// The transpose, without moving anything.
     pub fn t(self) -> Self {
@@ -54,6 +61,58 @@ struct Dst(*mut f32);
 unsafe impl Send for Dst {}
 unsafe impl Sync for Dst {}
 
+/// One tile of the result, at `rows` and `cols`, on this thread.
+///
+/// # Safety
+/// `c` has `n` columns and the tile lies in it; `a` and `b` have the rows and columns of the tile.
+unsafe fn product(
+    c: *mut f32,
+    n: usize,
+    a: Mat<'_>,
+    b: Mat<'_>,
+    (rows, cols): (Range<usize>, Range<usize>),
+    scale: f32,
+    add: bool,
+) {
+    unsafe {
+        gemm::gemm(
+            rows.len(),
+            cols.len(),
+            a.cols,
+            c.add(rows.start * n + cols.start),
+            1,
+            n as isize,
+            add,
+            a.data.as_ptr().add(rows.start * a.row_stride),
+            a.col_stride as isize,
+            a.row_stride as isize,
+            b.data.as_ptr().add(cols.start * b.col_stride),
+            b.col_stride as isize,
+            b.row_stride as isize,
+            1.0f32,
+            scale,
+            false,
+            false,
+            false,
+            Parallelism::None,
+        );
+    }
+}
+
+/// [`gemm`] as one tile on this thread: for blocks inside of tasks.
+pub(crate) fn gemm_here(c: &mut [f32], a: Mat<'_>, b: Mat<'_>, scale: f32, add: bool) {
+    let (m, n, k) = (a.rows, b.cols, a.cols);
+    assert!(b.rows == k && c.len() >= m * n, "{m} x {k} by {} x {n} into {}", b.rows, c.len());
+    if k == 0 || m * n == 0 {
+        if !add {
+            c[..m * n].fill(0.0);
+        }
+        return;
+    }
+    // In bounds by the asserts, here and where the matrices were made.
+    unsafe { product(c.as_mut_ptr(), n, a, b, (0..m, 0..n), scale, add) }
+}
+
 /// `c = [c +] scale * a b` with `c` row-major `[a.rows, b.cols]`; `add` keeps what is in `c`.
 pub(crate) fn gemm(c: &mut [f32], a: Mat<'_>, b: Mat<'_>, scale: f32, add: bool) {
     let (m, n, k) = (a.rows, b.cols, a.cols);
@@ -75,33 +134,9 @@ pub(crate) fn gemm(c: &mut [f32], a: Mat<'_>, b: Mat<'_>, scale: f32, add: bool)
     let dst = Dst(c.as_mut_ptr());
     let cols = n.div_ceil(nb);
     let tile = |t: usize| {
-        let dst = dst;
         let (i, j) = (t / cols * mb, t % cols * nb);
-        let (h, w) = (mb.min(m - i), nb.min(n - j));
-        // In bounds: i + h <= m, j + w <= n, and the asserts above tie the slices to m, n, k.
-        unsafe {
-            gemm::gemm(
-                h,
-                w,
-                k,
-                { dst }.0.add(i * n + j),
-                1,
-                n as isize,
-                add,
-                a.data.as_ptr().add(i * a.row_stride),
-                a.col_stride as isize,
-                a.row_stride as isize,
-                b.data.as_ptr().add(j * b.col_stride),
-                b.col_stride as isize,
-                b.row_stride as isize,
-                1.0f32,
-                scale,
-                false,
-                false,
-                false,
-                Parallelism::None,
-            );
-        }
+        // In bounds: the tile ends at m and n, and the asserts above tie the slices to m, n, k.
+        unsafe { product({ dst }.0, n, a, b, (i..m.min(i + mb), j..n.min(j + nb)), scale, add) }
     };
     match m.div_ceil(mb) * cols {
         1 => tile(0),

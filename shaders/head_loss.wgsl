@@ -1,0 +1,228 @@
+// head_loss.wgsl - loss = sum over rows r with a target of log(sum_v exp(h[r] . w[v])) - h[r] . w[target[r]], and
+//                  dh[r] = softmax(h[r] w^T) w - w[target[r]], over the vocabulary in chunks with an online softmax
+// Entries   : compact, direct | tile (STEP 0: z = h w^T of a chunk; STEP 1: dh = shrink dh + p w), update, finish, total
+// Shapes    : h, dh [R, D]  w [rows of a shard, D] packed  targets [R]  list [1 + R]: n, then the n rows with a target
+//             z [n, CHUNK]  state [n]: max, sum, target's logit, shrink  loss [1]
+// Grid      : compact, total: 1 workgroup; direct, tile: ceil(R/T) * ceil(columns/T), T = 32 | 64; update, finish: R
+//             workgroups, one = one row of the list; all folded to 2-D; what lies beyond n ends at once
+// Prelude   : WG = 256, STEP = 0 | 1, FORMAT = 0 (f32) | 1 (f16) | 2 (bf16)
+// Precision : accumulates f32; weights are decoded when loaded
+// Limits    : 9344 B shared, 256 invocations, 5 bindings; no subgroups
+// Cost      : 4*n*V*D flop with dh, half without (compute bound); no [R, V] in memory
+// Source    : online softmax: Milakov & Gimelshein 2018, arXiv:1805.02867   CPU: src/ops/head_loss.rs
+struct Params {
+  r: u32, d: u32, vocabulary: u32, words: u32,
+  // This chunk: its first row in the vocabulary and in its shard, its length, and the length of a line of z.
+  first: u32, row0: u32, len: u32, line: u32,
+  start: u32, nan: f32,
+}
+const NONE: u32 = 0xffffffffu;
+
+@group(0) @binding(0) var<storage, read> targets: array<u32>;
+@group(0) @binding(1) var<storage, read_write> list_out: array<u32>;
+
+var<workgroup> counts: array<u32, WG>;
+
+// Invocation l lists the rows of its own span, behind those of the spans before.
+@compute @workgroup_size(WG)
+fn compact(@builtin(local_invocation_index) l: u32) {
+  let span = (p.r + WG - 1u) / WG;
+  let begin = min(l * span, p.r);
+  let end = min(begin + span, p.r);
+  var count = 0u;
+  for (var i = begin; i < end; i++) { count += select(1u, 0u, targets[i] == NONE); }
+  counts[l] = count;
+  workgroupBarrier();
+  var to = 1u;
+  for (var i = 0u; i < l; i++) { to += counts[i]; }
+  for (var i = begin; i < end; i++) {
+    if (targets[i] != NONE) {
+      list_out[to] = i;
+      to++;
+    }
+  }
+  if (l == WG - 1u) { list_out[0] = to - 1u; }
+}
+
+@group(0) @binding(0) var<storage, read> a: array<f32>;
+@group(0) @binding(1) var<storage, read> w: array<u32>;
+@group(0) @binding(2) var<storage, read> list: array<u32>;
+@group(0) @binding(3) var<storage, read> state: array<vec4<f32>>;
+@group(0) @binding(4) var<storage, read_write> c: array<f32>;
+
+fn weight(row: u32, column: u32) -> f32 {
+  if (FORMAT == 0u) { return bitcast<f32>(w[row * p.words + column]); }
+  let pair = w[row * p.words + column / 2u];
+  if (FORMAT == 1u) {
+    let v = unpack2x16float(pair);
+    return select(v.x, v.y, column % 2u == 1u);
+  }
+  return bitcast<f32>(select(pair << 16u, pair & 0xffff0000u, column % 2u == 1u));
+}
+
+// The product of this step: its length, its columns, where row i of a starts, and element (q, j) of b.
+fn depth() -> u32 { return select(p.d, p.len, STEP == 1u); }
+fn width() -> u32 { return select(p.len, p.d, STEP == 1u); }
+fn a_row(i: u32) -> u32 {
+  if (STEP == 1u) { return i * p.line; }
+  return list[1u + i] * p.d;
+}
+fn b_at(q: u32, j: u32) -> f32 {
+  if (STEP == 1u) { return weight(p.row0 + q, j); }
+  return weight(p.row0 + j, q);
+}
+fn store(i: u32, j: u32, value: f32) {
+  if (STEP == 1u) {
+    let at = list[1u + i] * p.d + j;
+    c[at] = fma(state[i].w, c[at], value);
+  } else {
+    c[i * p.line + j] = value;
+  }
+}
+
+@compute @workgroup_size(8, 8)
+fn direct(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) g: vec3<u32>, @builtin(local_invocation_id) l: vec3<u32>) {
+  let group = linear_group(wid, g);
+  let columns = (width() + 31u) / 32u;
+  let n = list[0];
+  let i = group / columns * 32u + l.y * 4u;
+  let j = group % columns * 32u + l.x * 4u;
+  if (i >= n || j >= width()) { return; }
+  // Rows and columns beyond the edge repeat the last one and are not stored.
+  let ii = min(vec4<u32>(i, i + 1u, i + 2u, i + 3u), vec4<u32>(n - 1u));
+  let jj = min(vec4<u32>(j, j + 1u, j + 2u, j + 3u), vec4<u32>(width() - 1u));
+  let at = vec4<u32>(a_row(ii.x), a_row(ii.y), a_row(ii.z), a_row(ii.w));
+  var acc: array<vec4<f32>, 4>;
+  for (var q = 0u; q < depth(); q++) {
+    let v = vec4<f32>(b_at(q, jj.x), b_at(q, jj.y), b_at(q, jj.z), b_at(q, jj.w));
+    acc[0] = fma(vec4<f32>(a[at.x + q]), v, acc[0]);
+    acc[1] = fma(vec4<f32>(a[at.y + q]), v, acc[1]);
+    acc[2] = fma(vec4<f32>(a[at.z + q]), v, acc[2]);
+    acc[3] = fma(vec4<f32>(a[at.w + q]), v, acc[3]);
+  }
+  for (var r = 0u; r < min(4u, n - i); r++) {
+    for (var s = 0u; s < min(4u, width() - j); s++) { store(i + r, j + s, acc[r][s]); }
+  }
+}
+
+const BK: u32 = 16u;
+const T: u32 = 64u;
+// One more column than values: rows start in different banks.
+const LINE: u32 = 65u;
+var<workgroup> a_tile: array<f32, 1040>;
+var<workgroup> b_tile: array<f32, 1040>;
+
+// The invocation at (x, y) holds rows y + 16 r and columns x + 16 s of the tile.
+@compute @workgroup_size(16, 16)
+fn tile(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) g: vec3<u32>, @builtin(local_invocation_id) l: vec3<u32>) {
+  let group = linear_group(wid, g);
+  let columns = (width() + T - 1u) / T;
+  let n = list[0];
+  let i = group / columns * T;
+  let j = group % columns * T;
+  // The same for the whole workgroup.
+  if (i >= n) { return; }
+  let lane = l.y * 16u + l.x;
+  var acc: array<vec4<f32>, 4>;
+  for (var k = 0u; k < depth(); k += BK) {
+    workgroupBarrier();
+    for (var s = lane; s < T * BK; s += 256u) {
+      let ai = s / BK;
+      let aq = s % BK;
+      var av = 0.0;
+      if (i + ai < n && k + aq < depth()) { av = a[a_row(i + ai) + k + aq]; }
+      a_tile[aq * LINE + ai] = av;
+      // Neighbouring lanes read along the rows of w.
+      let bj = select(s / BK, s % T, STEP == 1u);
+      let bq = select(s % BK, s / T, STEP == 1u);
+      var bv = 0.0;
+      if (j + bj < width() && k + bq < depth()) { bv = b_at(k + bq, j + bj); }
+      b_tile[bq * LINE + bj] = bv;
+    }
+    workgroupBarrier();
+    for (var q = 0u; q < BK; q++) {
+      let at = q * LINE + l.y;
+      let bt = q * LINE + l.x;
+      let v = vec4<f32>(b_tile[bt], b_tile[bt + 16u], b_tile[bt + 32u], b_tile[bt + 48u]);
+      acc[0] = fma(vec4<f32>(a_tile[at]), v, acc[0]);
+      acc[1] = fma(vec4<f32>(a_tile[at + 16u]), v, acc[1]);
+      acc[2] = fma(vec4<f32>(a_tile[at + 32u]), v, acc[2]);
+      acc[3] = fma(vec4<f32>(a_tile[at + 48u]), v, acc[3]);
+    }
+  }
+  for (var r = 0u; r < 4u; r++) {
+    let row = i + l.y + 16u * r;
+    for (var s = 0u; s < 4u; s++) {
+      let column = j + l.x + 16u * s;
+      if (row < n && column < width()) { store(row, column, acc[r][s]); }
+    }
+  }
+}
+
+@group(0) @binding(1) var<storage, read> row_list: array<u32>;
+@group(0) @binding(2) var<storage, read_write> z: array<f32>;
+@group(0) @binding(3) var<storage, read_write> row_state: array<vec4<f32>>;
+
+// Logits of a chunk become exp(z - max), and the sums so far shrink to the new maximum.
+@compute @workgroup_size(WG)
+fn update(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) g: vec3<u32>, @builtin(local_invocation_index) l: u32) {
+  let i = linear_group(wid, g);
+  if (i >= row_list[0]) { return; }
+  var old = vec4<f32>(-1e30, 0.0, 0.0, 0.0);
+  if (p.start == 0u) { old = row_state[i]; }
+  let target_row = targets[row_list[1u + i]];
+  var best = old.x;
+  for (var k = l; k < p.len; k += WG) { best = max(best, z[i * p.line + k]); }
+  best = workgroup_max(best, l);
+  var logit = old.z;
+  if (target_row >= p.first && target_row < p.first + p.len) { logit = z[i * p.line + target_row - p.first]; }
+  // Everyone has read the target's logit before it is overwritten.
+  storageBarrier();
+  workgroupBarrier();
+  var sum = 0.0;
+  for (var k = l; k < p.len; k += WG) {
+    let e = exp(z[i * p.line + k] - best);
+    z[i * p.line + k] = e;
+    sum += e;
+  }
+  sum = workgroup_sum(sum, l);
+  if (l == 0u) {
+    let shrink = exp(old.x - best);
+    row_state[i] = vec4<f32>(best, fma(old.y, shrink, sum), logit, shrink);
+  }
+}
+
+@group(0) @binding(4) var<storage, read> targets4: array<u32>;
+@group(0) @binding(0) var<storage, read_write> dh: array<f32>;
+
+// Once for every shard: the first divides by the sum, the one with the target's row subtracts it.
+@compute @workgroup_size(WG)
+fn finish(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) g: vec3<u32>, @builtin(local_invocation_index) l: u32) {
+  let i = linear_group(wid, g);
+  if (i >= list[0]) { return; }
+  let row = list[1u + i];
+  let target_row = targets4[row];
+  let here = target_row >= p.first && target_row < p.first + p.len;
+  let inverse = select(1.0, 1.0 / state[i].y, p.start == 1u);
+  for (var k = l; k < p.d; k += WG) {
+    var v = dh[row * p.d + k] * inverse;
+    if (here) { v -= weight(target_row - p.first, k); }
+    dh[row * p.d + k] = v;
+  }
+}
+
+@group(0) @binding(2) var<storage, read> state2: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read_write> loss: array<f32>;
+
+@compute @workgroup_size(WG)
+fn total(@builtin(local_invocation_index) l: u32) {
+  var sum = 0.0;
+  for (var i = l; i < row_list[0]; i += WG) {
+    let s = state2[i];
+    // A target outside of the vocabulary must not pass unseen.
+    let bad = targets[row_list[1u + i]] >= p.vocabulary;
+    sum += select(s.x + log(s.y) - s.z, p.nan, bad);
+  }
+  sum = workgroup_sum(sum, l);
+  if (l == 0u) { loss[0] = sum; }
+}

@@ -1,0 +1,421 @@
+//! Causal grouped-query attention in the manner of FlashAttention-2 (Dao 2023, arXiv:2307.08691).
+//!
+//! The forward pass keeps one logsumexp per query; the backward pass recomputes the weights from it.
+
+mod host;
+
+use super::{Case, Meta, Op, OpSpec, Operand, run};
+use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
+use crate::tape::Node;
+use crate::{DType, Error, Result, Tensor};
+
+pub(super) static SPEC: OpSpec = OpSpec {
+    name: "attention",
+    formula: "o = softmax(scale q k^T + causal and key mask) v",
+    shaders: &[&SHADER],
+    cases,
+};
+
+const fn variant(name: &'static str, consts: &'static [(&'static str, u32)], bytes: u32) -> Variant {
+    Variant { name, consts, parts: &[parts::GRID], backends: PORTABLE, workgroup_bytes: bytes }
+}
+/// By the length of a head's rows. Some back ends count every workgroup variable of the file.
+const fn widths(bytes: u32) -> [Variant; 3] {
+    [
+        variant("d64", &[("NJ", 1)], bytes),
+        variant("d128", &[("NJ", 2)], bytes),
+        variant("d256", &[("NJ", 4)], bytes),
+    ]
+}
+static VARIANTS: [Variant; 3] = widths(4 * (4 * 288 + 2 * 1056 + 128 + 32));
+static SHADER: Shader = Shader {
+    name: "attention",
+    source: include_str!("../../shaders/attention.wgsl"),
+    entries: &[
+        Entry { name: "forward", variants: &VARIANTS },
+        Entry { name: "stats", variants: &VARIANTS },
+        Entry { name: "backward_q", variants: &VARIANTS },
+        Entry { name: "backward_kv", variants: &VARIANTS },
+    ],
+};
+/// Longest row of a head: what the accumulators of an invocation hold.
+const MAX_HEAD: usize = 256;
+
+/// Shapes of one call: q `[B, S, H, D]`, k and v `[B, T, KV, D]`.
+#[derive(Debug, Clone, Copy)]
+struct Dims {
+    b: usize,
+    s: usize,
+    t: usize,
+    h: usize,
+    kv: usize,
+    d: usize,
+    scale: f32,
+}
+
+impl Dims {
+    /// Position of the first query.
+    fn offset(&self) -> usize {
+        self.t - self.s
+    }
+
+    fn of(q: &Tensor, k: &Tensor, v: &Tensor, valid: Option<&&Tensor>, scale: f32) -> Result<Dims> {
+        let refuse = |why: &str| {
+            let shapes = format!("q {}, k {}, v {}", q.shape(), k.shape(), v.shape());
+            Err(Error::shape("attention", format!("{shapes}: {why}")))
+        };
+        let ([b, s, h, d], [kb, t, kv, kd]) = (q.dims(), k.dims()) else {
+            return refuse("q must be [B, S, H, D], k and v [B, T, KV, D]");
+        };
+        if k.shape() != v.shape() || b != kb || d != kd {
+            return refuse("k and v must have one shape, and batch and head size of q");
+        }
+        if *kv == 0 || !h.is_multiple_of(*kv) || *h == 0 {
+            return refuse("the number of query heads must be a multiple of the number of key heads");
+        }
+        if t < s {
+            return refuse("there are fewer keys than queries");
+        }
+        if *d == 0 || *d > MAX_HEAD {
+            return refuse(&format!("the head size must be 1 to {MAX_HEAD}"));
+        }
+        if let Some(m) = valid.filter(|m| m.dims() != [*b, *t]) {
+            return refuse(&format!("the key mask {} must be [B, T]", m.shape()));
+        }
+        Ok(Dims { b: *b, s: *s, t: *t, h: *h, kv: *kv, d: *d, scale })
+    }
+
+    /// Calls `f` with every visible pair of query and key: batch, query head, query, key.
+    fn pairs(&self, valid: Option<&[u32]>, mut f: impl FnMut(usize, usize, usize, usize)) {
+        for b in 0..self.b {
+            for h in 0..self.h {
+                for i in 0..self.s {
+                    for j in (0..=self.offset() + i).filter(|j| valid.is_none_or(|m| m[b * self.t + j] != 0))
+                    {
+                        f(b, h, i, j);
+                    }
+                }
+            }
+        }
+    }
+    /// First element of a query's row.
+    fn query(&self, b: usize, i: usize, h: usize) -> usize {
+        ((b * self.s + i) * self.h + h) * self.d
+    }
+    /// First element of a key's row, for a query head.
+    fn key(&self, b: usize, j: usize, h: usize) -> usize {
+        ((b * self.t + j) * self.kv + h / (self.h / self.kv)) * self.d
+    }
+    /// Scale times the inner product of a query and a key.
+    fn score(&self, q: &[f64], k: &[f64], b: usize, h: usize, i: usize, j: usize) -> f64 {
+        let (q, k) = (&q[self.query(b, i, h)..], &k[self.key(b, j, h)..]);
+        self.scale as f64 * (0..self.d).map(|c| q[c] * k[c]).sum::<f64>()
+    }
+}
+
+/// `(q, k, v[, valid]) -> (o, lse)`
+struct Forward {
+    scale: f32,
+}
+
+/// `(q, k, v, o, lse, dy[, valid]) -> (dq, dk, dv)`
+struct Backward {
+    scale: f32,
+}
+
+impl Op for Forward {
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+
+    fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
+        x[..3].iter().try_for_each(|t| t.expect(self.name(), DType::F32))?;
+        x[3..].iter().try_for_each(|t| t.expect(self.name(), DType::U32))?;
+        let dims = Dims::of(x[0], x[1], x[2], x.get(3), self.scale)?;
+        Ok(vec![Meta::like(x[0]), Meta::f32(&[dims.b, dims.h, dims.s])?])
+    }
+
+    fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
+        let z = Dims::of(x[0], x[1], x[2], x.get(3), self.scale).expect("checked by infer");
+        let (q, k, v, valid) = (x[0].f64(), x[1].f64(), x[2].f64(), x.get(3).map(|m| m.u32()));
+        let [o, lse] = y else { unreachable!() };
+        let (o, lse) = (o.f64_mut(), lse.f64_mut());
+        let mut top = vec![f64::NEG_INFINITY; lse.len()];
+        let mut total = vec![0.0; lse.len()];
+        let row = |b: usize, h: usize, i: usize| (b * z.h + h) * z.s + i;
+        z.pairs(valid, |b, h, i, j| top[row(b, h, i)] = top[row(b, h, i)].max(z.score(q, k, b, h, i, j)));
+        z.pairs(valid, |b, h, i, j| {
+            total[row(b, h, i)] += (z.score(q, k, b, h, i, j) - top[row(b, h, i)]).exp()
+        });
+        for r in 0..lse.len() {
+            lse[r] = if total[r] == 0.0 { 0.0 } else { top[r] + total[r].ln() };
+        }
+        o.fill(0.0);
+        z.pairs(valid, |b, h, i, j| {
+            let p = (z.score(q, k, b, h, i, j) - lse[row(b, h, i)]).exp();
+            for c in 0..z.d {
+                o[z.query(b, i, h) + c] += p * v[z.key(b, j, h) + c];
+            }
+        });
+    }
+
+    fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
+        let dims = Dims::of(x[0], x[1], x[2], x.get(3), self.scale).expect("checked by infer");
+        let [o, lse] = y else { unreachable!() };
+        host::forward(&dims, host_inputs(x, x.get(3)), o.f32_mut(), lse.f32_mut());
+    }
+
+    #[cfg(feature = "gpu")]
+    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
+        let dims = Dims::of(x[0], x[1], x[2], x.get(3), self.scale)?;
+        let groups = dims.b * dims.h * dims.s.div_ceil(32);
+        launch(gpu, "forward", &dims, groups, &Buffers::of(x, x.get(3)), &[], &[y[0].buffer(), y[1].buffer()])
+    }
+}
+
+fn host_inputs<'a>(x: &[&'a Tensor], valid: Option<&&'a Tensor>) -> host::Inputs<'a> {
+    host::Inputs { q: x[0].f32(), k: x[1].f32(), v: x[2].f32(), valid: valid.map(|m| m.u32()) }
+}
+
+impl Op for Backward {
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+
+    fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
+        Ok(x[..3].iter().map(|t| Meta::like(t)).collect())
+    }
+
+    fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
+        let z = Dims::of(x[0], x[1], x[2], x.get(6), self.scale).expect("checked by infer");
+        let (q, k, v, valid) = (x[0].f64(), x[1].f64(), x[2].f64(), x.get(6).map(|m| m.u32()));
+        let (o, lse, dy) = (x[3].f64(), x[4].f64(), x[5].f64());
+        let [dq, dk, dv] = y else { unreachable!() };
+        let (dq, dk, dv) = (dq.f64_mut(), dk.f64_mut(), dv.f64_mut());
+        [&mut *dq, &mut *dk, &mut *dv].into_iter().for_each(|g| g.fill(0.0));
+        z.pairs(valid, |b, h, i, j| {
+            let (qi, kj) = (z.query(b, i, h), z.key(b, j, h));
+            let p = (z.score(q, k, b, h, i, j) - lse[(b * z.h + h) * z.s + i]).exp();
+            // dL/dp minus its mean under p, which is dy . o.
+            let dp: f64 = (0..z.d).map(|c| dy[qi + c] * (v[kj + c] - o[qi + c])).sum();
+            let ds = p * dp * z.scale as f64;
+            for c in 0..z.d {
+                dq[qi + c] += ds * k[kj + c];
+                dk[kj + c] += ds * q[qi + c];
+                dv[kj + c] += p * dy[qi + c];
+            }
+        });
+    }
+
+    fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
+        let dims = Dims::of(x[0], x[1], x[2], x.get(6), self.scale).expect("checked by infer");
+        let kept = host::Outputs { o: x[3].f32(), lse: x[4].f32(), dy: x[5].f32() };
+        let [dq, dk, dv] = y else { unreachable!() };
+        host::backward(&dims, host_inputs(x, x.get(6)), kept, dq.f32_mut(), dk.f32_mut(), dv.f32_mut());
+    }
+
+    #[cfg(feature = "gpu")]
+    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
+        use crate::device::{Bind, Dispatch, Grid};
+        let dims = Dims::of(x[0], x[1], x[2], x.get(6), self.scale)?;
+        let rows = dims.b * dims.h * dims.s;
+        // At least one pair, so that the binding is valid without any query.
+        let stats = gpu.alloc(2 * rows.max(1))?;
+        gpu.dispatch(Dispatch {
+            shader: &SHADER,
+            entry: "stats",
+            consts: VARIANTS[0].consts,
+            parts: VARIANTS[0].parts,
+            bind: &[
+                Bind::Read(x[3].buffer()),
+                Bind::Read(x[5].buffer()),
+                Bind::Read(x[4].buffer()),
+                Bind::Write(&stats),
+            ],
+            params: bytemuck::bytes_of(&Params::of(&dims, false)),
+            grid: Grid::Linear(rows.div_ceil(64)),
+            flops: 2 * (rows * dims.d) as u64,
+        })?;
+        let (inputs, more) = (Buffers::of(x, x.get(6)), [x[5].buffer(), &stats]);
+        let queries = dims.b * dims.h * dims.s.div_ceil(32);
+        launch(gpu, "backward_q", &dims, queries, &inputs, &more, &[y[0].buffer()])?;
+        let keys = dims.b * dims.kv * dims.t.div_ceil(32);
+        launch(gpu, "backward_kv", &dims, keys, &inputs, &more, &[y[1].buffer(), y[2].buffer()])
+    }
+}
+
+#[cfg(feature = "gpu")]
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct Params {
+    b: u32,
+    s: u32,
+    t: u32,
+    h: u32,
+    kv: u32,
+    d: u32,
+    masked: u32,
+    scale: f32,
+}
+
+#[cfg(feature = "gpu")]
+impl Params {
+    fn of(z: &Dims, masked: bool) -> Self {
+        let [b, s, t, h, kv, d] = [z.b, z.s, z.t, z.h, z.kv, z.d].map(|n| n as u32);
+        Params { b, s, t, h, kv, d, masked: masked as u32, scale: z.scale }
+    }
+}
+
+/// The operands that all tile kernels read.
+#[cfg(feature = "gpu")]
+struct Buffers<'a> {
+    qkv: [&'a crate::device::GpuBuffer; 3],
+    valid: Option<&'a crate::device::GpuBuffer>,
+}
+
+#[cfg(feature = "gpu")]
+impl<'a> Buffers<'a> {
+    fn of(x: &[&'a Tensor], valid: Option<&&'a Tensor>) -> Self {
+        Buffers { qkv: [x[0].buffer(), x[1].buffer(), x[2].buffer()], valid: valid.map(|m| m.buffer()) }
+    }
+}
+
+#[cfg(feature = "gpu")]
+fn launch(
+    gpu: &crate::device::Gpu,
+    entry: &'static str,
+    dims: &Dims,
+    groups: usize,
+    x: &Buffers<'_>,
+    more: &[&crate::device::GpuBuffer],
+    out: &[&crate::device::GpuBuffer],
+) -> Result<()> {
+    use crate::device::{Bind, Dispatch, Grid};
+    let v = &VARIANTS[match dims.d {
+        0..=64 => 0,
+        65..=128 => 1,
+        _ => 2,
+    }];
+    let mut bind: Vec<Bind> = x.qkv.iter().map(|b| Bind::Read(b)).collect();
+    // Without a mask any readable buffer fills the slot: the kernel does not look.
+    bind.push(Bind::Read(x.valid.unwrap_or(x.qkv[1])));
+    bind.extend(more.iter().map(|b| Bind::Read(b)));
+    bind.extend(out.iter().map(|b| Bind::Write(b)));
+    gpu.dispatch(Dispatch {
+        shader: &SHADER,
+        entry,
+        consts: v.consts,
+        parts: v.parts,
+        bind: &bind,
+        params: bytemuck::bytes_of(&Params::of(dims, x.valid.is_some())),
+        grid: Grid::Linear(groups),
+        flops: 4 * (dims.b * dims.h * dims.s * dims.t * dims.d) as u64,
+    })
+}
+
+impl Tensor {
+    /// Causal attention `o = softmax(scale q k^T) v`, `self` = q.
+    ///
+    /// q `[B, S, H, D]`, k and v `[B, T, KV, D]` with T >= S and H a multiple of KV: consecutive query heads
+    /// share a key head (Ainslie et al. 2023, arXiv:2305.13245). Query i sits at position `T - S + i` and sees
+    /// the keys up to there, so that k and v may begin with a cache. `valid` `[B, T]` holds 0 where a key is
+    /// padding; a query that sees no key gives zeros. Result `[B, S, H, D]`.
+    ///
+    /// ```
+    /// use mixlora::{Device, Tensor};
+    /// let cpu = Device::cpu();
+    /// let q = Tensor::full(&cpu, &[1, 2, 1, 1], 1.0)?;
+    /// let v = Tensor::from_f32(&cpu, &[1, 2, 1, 1], &[1.0, 3.0])?;
+    /// assert_eq!(q.attention(&q, &v, None, 1.0)?.to_f32()?, [1.0, 2.0]);
+    /// # Ok::<(), mixlora::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// The shapes do not fit, or D is above 256.
+    pub fn attention(&self, k: &Tensor, v: &Tensor, valid: Option<&Tensor>, scale: f32) -> Result<Tensor> {
+        let mut x = vec![self, k, v];
+        x.extend(valid);
+        let mut out = run(&Forward { scale }, &x)?;
+        let (lse, o) = (out.swap_remove(1), out.swap_remove(0));
+        if !crate::tape::recording(&[self, k, v]) {
+            return Ok(o);
+        }
+        let need = [self, k, v].map(|t| t.requires_grad());
+        let mut kept: Vec<Tensor> = [self, k, v, &o].map(|t| t.detach()).into();
+        let valid = valid.map(|m| m.detach());
+        kept.push(lse);
+        Ok(Node::record("attention", &[self, k, v], o, move |dy| {
+            let mut x: Vec<&Tensor> = kept.iter().collect();
+            x.push(&dy);
+            x.extend(&valid);
+            let grads = run(&Backward { scale }, &x)?;
+            Ok(grads.into_iter().zip(need).map(|(g, need)| need.then_some(g)).collect())
+        }))
+    }
+}
+
+fn case([b, s, t, h, kv, d]: [usize; 6], padding: Option<fn(usize, usize) -> u32>) -> Case {
+    let keys = [b, t, kv, d];
+    let mut inputs =
+        vec![Operand::normal("q", &[b, s, h, d]), Operand::normal("k", &keys), Operand::normal("v", &keys)];
+    if let Some(f) = padding {
+        let mask = (0..b * t).map(|i| f(i / t, i % t)).collect();
+        inputs.push(Operand::indices(&[b, t], mask));
+    }
+    let scale = 1.0 / (d as f32).sqrt();
+    let masked = if padding.is_some() { " masked" } else { "" };
+    let pairs = b * h * s * (t - s) + b * h * s * (s + 1) / 2;
+    Case::new(format!("B{b} S{s} T{t} H{h}/{kv} D{d}{masked}"), inputs, move |x| {
+        Ok(vec![x[0].attention(&x[1], &x[2], x.get(3), scale)?])
+    })
+    .sums(d.max(t * h / kv))
+    .cost(4 * pairs * d, 4 * (2 * b * s * h * d + 2 * b * t * kv * d))
+    // With one visible key the weight is 1 whatever the score: gradients of q and k are zero on paper.
+    .floor(if t == 1 { 1.0 } else { 1e-30 })
+}
+
+fn cases() -> Vec<Case> {
+    // Padding on the left of every second sequence, so that its first queries see nothing; holes; nothing visible.
+    let left: fn(usize, usize) -> u32 = |b, j| u32::from(b % 2 == 0 || j >= 3);
+    let holes: fn(usize, usize) -> u32 = |b, j| ((b + j) % 3) as u32;
+    let none: fn(usize, usize) -> u32 = |b, _| b as u32;
+    let mut all = vec![
+        case([0, 3, 3, 2, 1, 4], None),
+        case([2, 0, 0, 2, 1, 4], None),
+        case([1, 0, 5, 2, 1, 4], Some(left)),
+        case([1, 1, 1, 1, 1, 1], None),
+        case([2, 5, 5, 2, 2, 3], Some(left)),
+        case([2, 4, 9, 4, 2, 8], Some(holes)),
+        case([2, 3, 3, 2, 1, 4], Some(none)),
+        case([1, 1, 200, 3, 1, 16], None),
+        case([2, 67, 67, 6, 2, 64], Some(left)),
+        case([1, 130, 163, 2, 1, 72], None),
+        case([1, 40, 40, 2, 1, 256], Some(holes)),
+        case([1, 33, 300, 1, 1, 130], None),
+    ];
+    // More workgroups than a grid has in one dimension. Forward only: lavapipe takes 10 s for the rest.
+    let mut many = case([33_000, 1, 2, 2, 1, 1], None);
+    many.inputs = many.inputs.into_iter().map(Operand::frozen).collect();
+    all.push(many);
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{Device, Tensor};
+
+    #[test]
+    fn shapes_that_do_not_fit_are_refused() {
+        let t = |dims: &[usize]| Tensor::zeros(&Device::cpu(), dims).unwrap();
+        let q = t(&[1, 2, 4, 8]);
+        for bad in [[2, 2, 4, 8], [1, 1, 4, 8], [1, 2, 3, 8], [1, 2, 0, 8], [1, 2, 4, 7]] {
+            assert!(q.attention(&t(&bad), &t(&bad), None, 1.0).is_err(), "{bad:?}");
+        }
+        assert!(q.attention(&q, &t(&[1, 2, 2, 8]), None, 1.0).is_err());
+        assert!(q.attention(&q, &q, Some(&t(&[1, 2])), 1.0).is_err(), "a mask of values");
+        let mask = Tensor::from_u32(&Device::cpu(), &[1, 3], &[1; 3]).unwrap();
+        assert!(q.attention(&q, &q, Some(&mask), 1.0).is_err());
+        let wide = t(&[1, 1, 1, 257]);
+        assert!(wide.attention(&wide, &wide, None, 1.0).is_err());
+    }
+}

@@ -1,0 +1,442 @@
+//! Frozen output head and cross-entropy as one op: no logits tensor, no second product in the backward pass.
+//!
+//! With `p = softmax(h W^T)` the derivative of the loss is `p W - W[target]`: attention with W as keys and
+//! values, so the online softmax of FlashAttention (Milakov & Gimelshein 2018, arXiv:1805.02867; Dao 2022,
+//! arXiv:2205.14135) gives loss and derivative in one walk over the vocabulary.
+
+use super::gemm::{Mat, gemm};
+use super::math::{exp, max, sum};
+use super::{Case, Meta, Op, OpSpec, Operand, run};
+use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
+use crate::rng::Stream;
+use crate::tape::Node;
+use crate::weight::{Format, Weight};
+use crate::{DType, Error, Result, Tensor};
+use rayon::prelude::*;
+
+pub(super) static SPEC: OpSpec = OpSpec {
+    name: "head_loss",
+    formula: "sum over rows of -log softmax(h W^T)[target]",
+    shaders: &[&SHADER],
+    cases,
+};
+
+type Consts = &'static [(&'static str, u32)];
+const fn variant(name: &'static str, consts: Consts) -> Variant {
+    // Some back ends count every workgroup variable of the file.
+    let bytes = 4 * (2 * 256 + 2 * 16 * 65);
+    Variant { name, consts, parts: &[parts::GRID, parts::SUM], backends: PORTABLE, workgroup_bytes: bytes }
+}
+/// By step and format.
+static VARIANTS: [Variant; 6] = [
+    variant("logits_f32", &[("WG", 256), ("STEP", 0), ("FORMAT", 0)]),
+    variant("logits_f16", &[("WG", 256), ("STEP", 0), ("FORMAT", 1)]),
+    variant("logits_bf16", &[("WG", 256), ("STEP", 0), ("FORMAT", 2)]),
+    variant("gradient_f32", &[("WG", 256), ("STEP", 1), ("FORMAT", 0)]),
+    variant("gradient_f16", &[("WG", 256), ("STEP", 1), ("FORMAT", 1)]),
+    variant("gradient_bf16", &[("WG", 256), ("STEP", 1), ("FORMAT", 2)]),
+];
+static SHADER: Shader = Shader {
+    name: "head_loss",
+    source: include_str!("../../shaders/head_loss.wgsl"),
+    entries: &[
+        Entry { name: "compact", variants: VARIANTS.split_at(1).0 },
+        Entry { name: "direct", variants: &VARIANTS },
+        Entry { name: "tile", variants: &VARIANTS },
+        Entry { name: "update", variants: VARIANTS.split_at(1).0 },
+        Entry { name: "finish", variants: VARIANTS.split_at(3).0 },
+        Entry { name: "total", variants: VARIANTS.split_at(1).0 },
+    ],
+};
+
+/// A position without loss.
+const NONE: u32 = u32::MAX;
+/// Rows of the vocabulary that the CPU takes at once: 4 MiB of logits per 1024 positions.
+const CHUNK: usize = 1024;
+
+/// Which kernel computes the products; tests force each.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Kernel {
+    Direct,
+    Tile,
+}
+
+/// `(h, targets) -> (loss[, dh])`
+#[derive(Clone)]
+struct HeadLoss {
+    weight: Weight,
+    gradient: bool,
+    /// Only tests set it.
+    force: Option<Kernel>,
+}
+
+/// Running softmax of one row.
+#[derive(Clone, Copy)]
+struct Row {
+    top: f32,
+    total: f32,
+    logit: f32,
+}
+
+impl HeadLoss {
+    /// Loss of the listed rows, and `sum_v p_v W_v` in `acc` `[n, D]` when it is not empty.
+    fn walk(&self, hidden: &[f32], targets: &[u32], acc: &mut [f32]) -> Vec<Row> {
+        let (n, d, w) = (targets.len(), self.weight.cols(), &self.weight);
+        let mut rows = vec![Row { top: f32::NEG_INFINITY, total: 0.0, logit: f32::NAN }; n];
+        let mut z = vec![0f32; n * CHUNK.min(w.rows())];
+        acc.fill(0.0);
+        for shard in w.shards() {
+            for first in (0..shard.rows).step_by(CHUNK) {
+                let len = CHUNK.min(shard.rows - first);
+                let part = w.decode(shard, first..first + len);
+                gemm(&mut z, Mat::new(hidden, n, d), Mat::new(&part, len, d).t(), 1.0, false);
+                let offset = shard.first + first;
+                let acc_rows = match self.gradient {
+                    true => acc.chunks_mut(d.max(1)).collect(),
+                    false => Vec::from_iter((0..n).map(|_| &mut [][..])),
+                };
+                let work = rows.par_iter_mut().zip(z.par_chunks_mut(len)).zip(acc_rows).zip(targets);
+                work.with_min_len(4).for_each(|(((row, z), acc), &target)| {
+                    if let Some(z) = (target as usize).checked_sub(offset).and_then(|t| z.get(t)) {
+                        row.logit = *z;
+                    }
+                    let best = max(z).max(row.top);
+                    let shrink = exp(row.top - best);
+                    z.iter_mut().for_each(|z| *z = exp(*z - best));
+                    acc.iter_mut().for_each(|a| *a *= shrink);
+                    row.total = row.total * shrink + sum(z);
+                    row.top = best;
+                });
+                if self.gradient {
+                    gemm(acc, Mat::new(&z, n, len), Mat::new(&part, len, d), 1.0, true);
+                }
+            }
+        }
+        rows
+    }
+}
+
+impl Op for HeadLoss {
+    fn name(&self) -> &'static str {
+        "head_loss"
+    }
+
+    fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
+        x[0].expect(self.name(), DType::F32)?;
+        x[1].expect(self.name(), DType::U32)?;
+        let (h, targets, w) = (x[0], x[1], &self.weight);
+        let refuse = |what| Err(Error::shape(self.name(), what));
+        if h.shape().last() != w.cols() || h.shape().rank() == 0 {
+            return refuse(format!("hidden states {} for a head [{}, {}]", h.shape(), w.rows(), w.cols()));
+        }
+        if w.rows() == 0 {
+            return refuse("the head has no rows".into());
+        }
+        if targets.len() != h.shape().rows() {
+            return refuse(format!("{} targets for hidden states {}", targets.len(), h.shape()));
+        }
+        if !w.device().same(h.device()) {
+            return refuse(format!("the head is on '{}', not on '{}'", w.device().name(), h.device().name()));
+        }
+        let mut out = vec![Meta::f32(&[])?];
+        if self.gradient {
+            out.push(Meta::like(h));
+        }
+        Ok(out)
+    }
+
+    fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
+        let (d, h, targets) = (self.weight.cols(), x[0].f64(), x[1].u32());
+        let w: Vec<&[f64]> =
+            self.weight.shards().iter().flat_map(|s| s.data.f64().chunks(d.max(1))).collect();
+        let (loss, dh) = y.split_at_mut(1);
+        let (loss, mut dh) = (&mut loss[0].f64_mut()[0], dh.first_mut().map(|g| g.f64_mut()));
+        *loss = 0.0;
+        dh.iter_mut().for_each(|g| g.fill(0.0));
+        for (r, &target) in targets.iter().enumerate().filter(|(_, t)| **t != NONE) {
+            let h = &h[r * d..][..d];
+            let z: Vec<f64> = w.iter().map(|w| w.iter().zip(h).map(|(w, h)| w * h).sum()).collect();
+            let top = z.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let total: f64 = z.iter().map(|z| (z - top).exp()).sum();
+            *loss += top + total.ln() - z.get(target as usize).unwrap_or(&f64::NAN);
+            let Some(dh) = &mut dh else { continue };
+            for (v, w) in w.iter().enumerate() {
+                let p = (z[v] - top).exp() / total - f64::from(u8::from(v == target as usize));
+                dh[r * d..][..d].iter_mut().zip(*w).for_each(|(g, w)| *g += p * w);
+            }
+        }
+    }
+
+    fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
+        let (d, h, targets) = (self.weight.cols(), x[0].f32(), x[1].u32());
+        let list: Vec<usize> = (0..targets.len()).filter(|&r| targets[r] != NONE).collect();
+        let hidden: Vec<f32> = list.iter().flat_map(|&r| &h[r * d..][..d]).copied().collect();
+        let wanted: Vec<u32> = list.iter().map(|&r| targets[r]).collect();
+        let mut acc = vec![0f32; if self.gradient { hidden.len() } else { 0 }];
+        let rows = self.walk(&hidden, &wanted, &mut acc);
+        let losses = rows.iter().map(|r| (r.top + r.total.ln()) as f64 - r.logit as f64);
+        y[0].f32_mut()[0] = losses.sum::<f64>() as f32;
+        let Some(dh) = y.get_mut(1) else { return };
+        let dh = dh.f32_mut();
+        dh.fill(0.0);
+        if d == 0 {
+            return;
+        }
+        let mut at = vec![None; targets.len()];
+        list.iter().enumerate().for_each(|(i, &r)| at[r] = Some(i));
+        dh.par_chunks_mut(d).zip(at).with_min_len(4).for_each(|(dh, i)| {
+            let Some(i) = i else { return };
+            let inverse = 1.0 / rows[i].total;
+            dh.iter_mut().zip(&acc[i * d..]).for_each(|(g, a)| *g = a * inverse);
+            let target = wanted[i] as usize;
+            let shards = self.weight.shards();
+            if let Some(s) = shards.iter().find(|s| (s.first..s.first + s.rows).contains(&target)) {
+                let row = self.weight.decode(s, target - s.first..target - s.first + 1);
+                dh.iter_mut().zip(row.iter()).for_each(|(g, w)| *g -= w);
+            }
+        });
+    }
+
+    #[cfg(feature = "gpu")]
+    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
+        device::walk(self, gpu, x, y)
+    }
+}
+
+#[cfg(feature = "gpu")]
+mod device {
+    use super::*;
+    use crate::device::{AdapterClass, Bind, Dispatch, Gpu, Grid};
+    use std::sync::Arc;
+
+    /// Software adapters pay for loads and barriers alike, and few rows leave most of a tile empty.
+    fn kernel(class: AdapterClass, rows: usize) -> Kernel {
+        match class {
+            AdapterClass::Software => Kernel::Direct,
+            _ if rows <= 16 => Kernel::Direct,
+            _ => Kernel::Tile,
+        }
+    }
+
+    /// Rows of the vocabulary per chunk: 16 MiB of logits, in steps of a tile.
+    fn chunk(rows: usize, vocabulary: usize) -> usize {
+        ((1 << 22) / rows.max(1)).clamp(64, 8192).min(vocabulary.max(1)).next_multiple_of(64)
+    }
+
+    #[repr(C)]
+    #[derive(Clone, Copy, bytemuck::NoUninit)]
+    struct Params {
+        r: u32,
+        d: u32,
+        vocabulary: u32,
+        words: u32,
+        first: u32,
+        row0: u32,
+        len: u32,
+        line: u32,
+        start: u32,
+        nan: f32,
+    }
+
+    struct Launch<'a> {
+        gpu: &'a Gpu,
+        format: usize,
+    }
+
+    impl Launch<'_> {
+        fn go(
+            &self,
+            entry: &'static str,
+            step: usize,
+            p: Params,
+            bind: &[Bind<'_>],
+            groups: usize,
+        ) -> Result<()> {
+            let plain = !matches!(entry, "direct" | "tile" | "finish");
+            let v = &VARIANTS[if plain { 0 } else { 3 * step + self.format }];
+            let products = matches!(entry, "direct" | "tile");
+            self.gpu.dispatch(Dispatch {
+                shader: &SHADER,
+                entry,
+                consts: v.consts,
+                parts: v.parts,
+                bind,
+                params: bytemuck::bytes_of(&p),
+                grid: Grid::Linear(groups),
+                flops: p.r as u64 * p.d as u64 * if products { 2 * p.len as u64 } else { 1 },
+            })
+        }
+    }
+
+    pub(super) fn walk(op: &HeadLoss, gpu: &Arc<Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
+        let (w, h, targets) = (&op.weight, x[0].buffer(), Bind::Read(x[1].buffer()));
+        let (r, d) = (x[1].len(), w.cols());
+        let line = chunk(r, w.rows());
+        let (entry, tile) = match op.force.unwrap_or(kernel(gpu.class(), r)) {
+            Kernel::Direct => ("direct", 32),
+            Kernel::Tile => ("tile", 64),
+        };
+        let (list, z, state) = (gpu.alloc(1 + r)?, gpu.alloc(r * line)?, gpu.alloc(4 * r.max(1))?);
+        let launch = Launch { gpu, format: w.format() as usize };
+        let words = w.format().row_words(d);
+        let [pr, pd, vocabulary, words, pline] = [r, d, w.rows(), words, line].map(|n| n as u32);
+        let p = Params {
+            r: pr,
+            d: pd,
+            vocabulary,
+            words,
+            first: 0,
+            row0: 0,
+            len: 0,
+            line: pline,
+            start: 0,
+            nan: f32::NAN,
+        };
+        launch.go("compact", 0, p, &[targets, Bind::Write(&list)], 1)?;
+        let targets = || Bind::Read(x[1].buffer());
+        let dh = y.get(1).map(|t| t.buffer());
+        dh.map_or(Ok(()), |dh| gpu.clear(dh))?;
+        let tiles = |columns: usize| r.div_ceil(tile) * columns.div_ceil(tile);
+        for shard in w.shards() {
+            let weight = || Bind::Read(shard.data.buffer());
+            for row0 in (0..shard.rows).step_by(line) {
+                let len = line.min(shard.rows - row0);
+                let first = (shard.first + row0) as u32;
+                let p =
+                    Params { first, row0: row0 as u32, len: len as u32, start: u32::from(first == 0), ..p };
+                let (rows, sums) = (|| Bind::Read(&list), || Bind::Read(&state));
+                let bind = [Bind::Read(h), weight(), rows(), sums(), Bind::Write(&z)];
+                launch.go(entry, 0, p, &bind, tiles(len))?;
+                let bind = [targets(), rows(), Bind::Write(&z), Bind::Write(&state)];
+                launch.go("update", 0, p, &bind, r)?;
+                if let Some(dh) = dh {
+                    let bind = [Bind::Read(&z), weight(), rows(), sums(), Bind::Write(dh)];
+                    launch.go(entry, 1, p, &bind, tiles(d))?;
+                }
+            }
+        }
+        for shard in w.shards().iter().filter(|_| dh.is_some()) {
+            let (first, len) = (shard.first as u32, shard.rows as u32);
+            let p = Params { first, len, start: u32::from(first == 0), ..p };
+            let (weight, rows) = (Bind::Read(shard.data.buffer()), Bind::Read(&list));
+            let dh = dh.map(Bind::Write).into_iter();
+            let bind: Vec<Bind> = dh.chain([weight, rows, Bind::Read(&state), targets()]).collect();
+            launch.go("finish", 0, p, &bind, r)?;
+        }
+        let bind = [targets(), Bind::Read(&list), Bind::Read(&state), Bind::Write(y[0].buffer())];
+        launch.go("total", 0, p, &bind, 1)
+    }
+}
+
+impl HeadLoss {
+    /// The op as a tensor function, with its derivative.
+    fn record(mut self, h: &Tensor, targets: &Tensor) -> Result<Tensor> {
+        self.gradient = crate::tape::recording(&[h]);
+        let mut out = run(&self, &[h, targets])?;
+        let dh = (out.len() > 1).then(|| out.swap_remove(1));
+        let dims = h.dims().to_vec();
+        Ok(Node::record("head_loss", &[h], out.swap_remove(0), move |dy| {
+            let Some(dh) = dh else { return Ok(vec![None]) };
+            let row = dh.reshape(&[1, dh.len()])?;
+            Ok(vec![Some(row.mul(&dy.reshape(&[1, 1])?)?.reshape(&dims)?)])
+        }))
+    }
+}
+
+impl Tensor {
+    /// Cross-entropy of a frozen output head, summed: `sum_r -log softmax(h[r] W^T)[targets[r]]`, `self` = h.
+    ///
+    /// h `[.., D]`, W `[V, D]`, one target per row of h, `u32::MAX` at positions without loss; the result is a
+    /// scalar. The gradient of h is computed on the way and only when it is needed; no `[rows, V]` is stored.
+    /// A target that is not below V makes the loss NaN.
+    ///
+    /// ```
+    /// use mixlora::{Device, Format, Tensor, Weight};
+    /// let cpu = Device::cpu();
+    /// let w = Weight::new(&cpu, 4, 1, &[0.5; 4], Format::F32)?;
+    /// let h = Tensor::full(&cpu, &[2, 1], 3.0)?;
+    /// let targets = Tensor::from_u32(&cpu, &[2], &[1, u32::MAX])?;
+    /// assert!((h.head_loss(&w, &targets)?.item()? - 4f64.ln()).abs() < 1e-6);
+    /// # Ok::<(), mixlora::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// D of h and W differ, there is not one target per row, or W is on another device.
+    pub fn head_loss(&self, weight: &Weight, targets: &Tensor) -> Result<Tensor> {
+        HeadLoss { weight: weight.clone(), gradient: false, force: None }.record(self, targets)
+    }
+}
+
+/// Targets cycle through the vocabulary; every `skip`-th position has no loss.
+fn case([r, d, v]: [usize; 3], skip: usize, format: Format, shard: u64, force: Option<Kernel>) -> Case {
+    let targets = (0..r).map(|i| if i % skip == skip - 1 { NONE } else { (i * 7 % v) as u32 }).collect();
+    let inputs = vec![Operand::normal("h", &[r, d]), Operand::indices(&[r], targets)];
+    let values = Stream::new(3).named("head").normal_vec(v * d, 2.0 / (d.max(1) as f32).sqrt());
+    let how = force.map_or(String::new(), |f| format!(" {f:?}"));
+    let label = format!("R{r} D{d} V{v} {} shards of {shard} B, skip {skip}{how}", format.name());
+    Case::new(label, inputs, move |x| {
+        let weight = Weight::sharded(x[0].device(), v, d, &values, format, shard)?;
+        Ok(vec![HeadLoss { weight, gradient: false, force }.record(&x[0], &x[1])?])
+    })
+    .sums(d.max(v).max(r))
+    .cost(4 * r * v * d, 4 * (2 * r * d + v * d))
+}
+
+fn cases() -> Vec<Case> {
+    let whole = 1 << 26;
+    let mut all = vec![
+        case([0, 3, 5], 2, Format::F32, whole, None),
+        // No position has a loss.
+        case([3, 2, 5], 1, Format::F32, whole, None),
+        case([1, 1, 1], 2, Format::F32, whole, None).floor(1.0),
+        case([5, 3, 7], 3, Format::F32, whole, None),
+        case([7, 5, 33], 4, Format::F16, 100, None),
+        case([7, 5, 33], 4, Format::Bf16, 100, None),
+        case([67, 33, 130], 2, Format::F32, 6000, None),
+        case([40, 64, 2500], 3, Format::F16, whole, None),
+        case([1100, 7, 4100], 2, Format::F32, whole, None),
+        case([70_000, 2, 3], 5, Format::F32, whole, None),
+    ];
+    let mut frozen = case([9, 6, 50], 2, Format::F32, 500, None);
+    frozen.inputs = frozen.inputs.into_iter().map(Operand::frozen).collect();
+    frozen.label += " loss only";
+    all.push(frozen);
+    for format in [Format::F32, Format::F16, Format::Bf16] {
+        for kernel in [Kernel::Direct, Kernel::Tile] {
+            all.push(case([70, 35, 150], 3, format, 8000, Some(kernel)));
+        }
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{Device, Format, Tensor, Weight};
+
+    #[test]
+    fn operands_that_do_not_fit_are_refused() {
+        let cpu = Device::cpu();
+        let w = Weight::new(&cpu, 3, 2, &[1.0; 6], Format::F32).unwrap();
+        let h = |dims: &[usize]| Tensor::zeros(&cpu, dims).unwrap();
+        let targets = |n: usize| Tensor::from_u32(&cpu, &[n], &vec![0; n]).unwrap();
+        assert!(h(&[4, 3]).head_loss(&w, &targets(4)).is_err());
+        assert!(h(&[4, 2]).head_loss(&w, &targets(3)).is_err());
+        assert!(h(&[4, 2]).head_loss(&w, &h(&[4])).is_err());
+        let elsewhere = Weight::new(&Device::cpu(), 3, 2, &[1.0; 6], Format::F32).unwrap();
+        assert!(h(&[4, 2]).head_loss(&elsewhere, &targets(4)).is_err());
+    }
+
+    #[test]
+    fn a_target_outside_of_the_vocabulary_is_seen() {
+        let mut devices = vec![Device::reference(), Device::cpu()];
+        #[cfg(feature = "gpu")]
+        devices.extend(Device::gpu());
+        devices.dedup_by(|a, b| a.same(b));
+        for device in devices {
+            let w = Weight::new(&device, 3, 2, &[1.0; 6], Format::F32).unwrap();
+            let targets = Tensor::from_u32(&device, &[2], &[0, 3]).unwrap();
+            let loss = Tensor::zeros(&device, &[2, 2]).unwrap().head_loss(&w, &targets).unwrap();
+            assert!(loss.item().unwrap().is_nan(), "{device:?}");
+        }
+    }
+}

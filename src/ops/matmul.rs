@@ -1,0 +1,315 @@
+//! Dense products of two tensors, one or a batch of them.
+
+use super::gemm::{Mat, gemm, gemm_f64};
+use super::{Case, Meta, Op, OpSpec, Operand, run};
+use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
+use crate::tape::Node;
+use crate::{DType, Error, Result, Tensor};
+use rayon::prelude::*;
+
+pub(super) static SPEC: OpSpec =
+    OpSpec { name: "matmul", formula: "c = a b, a b^T, a^T b", shaders: &[&SHADER], cases };
+
+const fn variant(name: &'static str, consts: &'static [(&'static str, u32)], bytes: u32) -> Variant {
+    Variant { name, consts, parts: &[parts::GRID], backends: PORTABLE, workgroup_bytes: bytes }
+}
+/// In the order of [`Form`].
+const fn forms(bytes: u32) -> [Variant; 3] {
+    [
+        variant("nn", &[("TA", 0), ("TB", 0)], bytes),
+        variant("nt", &[("TA", 0), ("TB", 1)], bytes),
+        variant("tn", &[("TA", 1), ("TB", 0)], bytes),
+    ]
+}
+static DIRECT: [Variant; 3] = forms(0);
+static TILE: [Variant; 3] = forms(2 * 16 * 65 * 4);
+static SHADER: Shader = Shader {
+    name: "matmul",
+    source: include_str!("../../shaders/matmul.wgsl"),
+    entries: &[Entry { name: "direct", variants: &DIRECT }, Entry { name: "tile", variants: &TILE }],
+};
+
+/// Which kernel: both give the same result, tests force each.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Kernel {
+    Direct,
+    Tile,
+}
+
+/// Software adapters pay for loads and barriers alike, and small results leave most of a tile empty.
+#[cfg(feature = "gpu")]
+fn kernel(class: crate::device::AdapterClass, m: usize, n: usize) -> Kernel {
+    match class {
+        crate::device::AdapterClass::Software => Kernel::Direct,
+        _ if m.min(n) <= 16 => Kernel::Direct,
+        _ => Kernel::Tile,
+    }
+}
+
+/// Which operand is stored transposed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Form {
+    NN,
+    NT,
+    TN,
+}
+
+/// `(a, b) -> c`
+#[derive(Debug, Clone, Copy)]
+struct Product {
+    form: Form,
+    /// Only tests set it.
+    force: Option<Kernel>,
+}
+
+/// Sizes of a product: `batch` times `[m, k] [k, n]`, and the shape of the result.
+struct Plan {
+    batch: usize,
+    m: usize,
+    n: usize,
+    k: usize,
+    out: Vec<usize>,
+}
+
+impl Product {
+    fn plan(self, a: &[usize], b: &[usize]) -> Result<Plan> {
+        let refuse =
+            |why: &str| Err(Error::shape("matmul", format!("{:?} of {a:?} and {b:?}: {why}", self.form)));
+        let (batch, rows, cols, lead) = match (a, b) {
+            ([ga, r, c], [gb, _, _]) if ga == gb => (*ga, *r, *c, &a[..1]),
+            ([_, _, _], [_, _, _]) => return refuse("the batch axes differ"),
+            ([r, c], [_, _]) => (1, *r, *c, &a[..0]),
+            ([lead @ .., c], [_, _]) if self.form != Form::TN => (1, lead.iter().product(), *c, lead),
+            _ => return refuse("needs two matrices, two batches [G, ., .], or rows [.., K] with one matrix"),
+        };
+        let (b0, b1) = (b[b.len() - 2], b[b.len() - 1]);
+        let (m, k) = if self.form == Form::TN { (cols, rows) } else { (rows, cols) };
+        let (kb, n) = if self.form == Form::NT { (b1, b0) } else { (b0, b1) };
+        if k != kb {
+            return refuse(&format!("the summed axes have {k} and {kb} values"));
+        }
+        // Leading axes that were flattened already count the rows.
+        let mut out = lead.to_vec();
+        if a.len() == b.len() {
+            out.push(m);
+        }
+        out.push(n);
+        Ok(Plan { batch, m, n, k, out })
+    }
+
+    fn checked(self, x: &[&Tensor]) -> Plan {
+        self.plan(x[0].dims(), x[1].dims()).expect("checked by infer")
+    }
+
+    /// The product as one tensor function, with its derivative.
+    fn record(self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        let y = run(&self, &[a, b])?.swap_remove(0);
+        let (need_a, need_b) = (a.requires_grad(), b.requires_grad());
+        let (a_dims, b_dims) = (a.dims().to_vec(), b.dims().to_vec());
+        let keep = |t: &Tensor, need: bool| need.then(|| t.detach());
+        let (a_value, b_value) = (keep(a, need_b), keep(b, need_a));
+        let Plan { batch, m, n, .. } = self.plan(&a_dims, &b_dims)?;
+        Ok(Node::record("matmul", &[a, b], y, move |dy| {
+            let dy = dy.reshape(&[batch, m, n])?;
+            let product = |form, a: &Tensor, b: &Tensor| {
+                Ok::<_, Error>(run(&Product { form, ..self }, &[a, b])?.swap_remove(0))
+            };
+            let da = match b_value {
+                Some(b) => {
+                    let b = matrices(&b, batch)?;
+                    let da = match self.form {
+                        Form::NN => product(Form::NT, &dy, &b)?,
+                        Form::NT => product(Form::NN, &dy, &b)?,
+                        Form::TN => product(Form::NT, &b, &dy)?,
+                    };
+                    Some(da.reshape(&a_dims)?)
+                }
+                None => None,
+            };
+            let db = match a_value {
+                Some(a) => {
+                    let a = matrices(&a, batch)?;
+                    let db = match self.form {
+                        Form::NN => product(Form::TN, &a, &dy)?,
+                        Form::NT => product(Form::TN, &dy, &a)?,
+                        Form::TN => product(Form::NN, &a, &dy)?,
+                    };
+                    Some(db.reshape(&b_dims)?)
+                }
+                None => None,
+            };
+            Ok(vec![da, db])
+        }))
+    }
+}
+
+/// The same memory as `batch` matrices: leading axes beyond the batch become rows.
+fn matrices(t: &Tensor, batch: usize) -> Result<Tensor> {
+    let rows = match t.dims() {
+        [g, r, _] if *g == batch => *r,
+        _ => t.shape().rows(),
+    };
+    t.reshape(&[batch, rows, t.shape().last()])
+}
+
+impl Op for Product {
+    fn name(&self) -> &'static str {
+        "matmul"
+    }
+
+    fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
+        x.iter().try_for_each(|t| t.expect(self.name(), DType::F32))?;
+        Ok(vec![Meta::f32(&self.plan(x[0].dims(), x[1].dims())?.out)?])
+    }
+
+    fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
+        let Plan { batch, m, n, k, .. } = self.checked(x);
+        let (a, b, c) = (x[0].f64(), x[1].f64(), y[0].f64_mut());
+        for g in 0..batch {
+            let (a, b) = (&a[g * m * k..][..m * k], &b[g * k * n..][..k * n]);
+            let c = &mut c[g * m * n..][..m * n];
+            gemm_f64(c, a, b, (m, n, k), self.form == Form::TN, self.form == Form::NT);
+        }
+    }
+
+    fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
+        let Plan { m, n, k, .. } = self.checked(x);
+        let (a, b) = (x[0].f32(), x[1].f32());
+        y[0].f32_mut().par_chunks_mut((m * n).max(1)).enumerate().for_each(|(g, c)| {
+            let (a, b) = (&a[g * m * k..], &b[g * k * n..]);
+            let (a, b) = match self.form {
+                Form::NN => (Mat::new(a, m, k), Mat::new(b, k, n)),
+                Form::NT => (Mat::new(a, m, k), Mat::new(b, n, k).t()),
+                Form::TN => (Mat::new(a, k, m).t(), Mat::new(b, k, n)),
+            };
+            gemm(c, a, b, 1.0, false);
+        });
+    }
+
+    #[cfg(feature = "gpu")]
+    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
+        use crate::device::{Bind, Dispatch, Grid};
+        let Plan { batch, m, n, k, .. } = self.checked(x);
+        let (entry, variants, tile) = match self.force.unwrap_or(kernel(gpu.class(), m, n)) {
+            Kernel::Direct => ("direct", &DIRECT, 32),
+            Kernel::Tile => ("tile", &TILE, 64),
+        };
+        let v = &variants[self.form as usize];
+        gpu.dispatch(Dispatch {
+            shader: &SHADER,
+            entry,
+            consts: v.consts,
+            parts: v.parts,
+            bind: &[Bind::Read(x[0].buffer()), Bind::Read(x[1].buffer()), Bind::Write(y[0].buffer())],
+            params: bytemuck::bytes_of(&[m as u32, n as u32, k as u32, batch as u32]),
+            grid: Grid::Linear(batch * m.div_ceil(tile) * n.div_ceil(tile)),
+            flops: 2 * (batch * m * n * k) as u64,
+        })
+    }
+}
+
+impl Tensor {
+    /// Dense product `c = a b`: `[M, K] [K, N] -> [M, N]`, `[.., K] [K, N] -> [.., N]`, or a batch of
+    /// products `[G, M, K] [G, K, N] -> [G, M, N]`.
+    ///
+    /// ```
+    /// use mixlora::{Device, Tensor};
+    /// let cpu = Device::cpu();
+    /// let a = Tensor::from_f32(&cpu, &[1, 2], &[1.0, 2.0])?;
+    /// let b = Tensor::from_f32(&cpu, &[2, 2], &[1.0, 2.0, 3.0, 4.0])?;
+    /// assert_eq!(a.matmul(&b)?.to_f32()?, [7.0, 10.0]);
+    /// # Ok::<(), mixlora::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// The summed axes or the batch axes differ in length.
+    pub fn matmul(&self, other: &Tensor) -> Result<Tensor> {
+        Product { form: Form::NN, force: None }.record(self, other)
+    }
+
+    /// Dense product `c = a b^T`: `[M, K] [N, K] -> [M, N]`, `[.., K] [N, K] -> [.., N]`, or
+    /// `[G, M, K] [G, N, K] -> [G, M, N]`.
+    ///
+    /// # Errors
+    /// The summed axes or the batch axes differ in length.
+    pub fn matmul_nt(&self, other: &Tensor) -> Result<Tensor> {
+        Product { form: Form::NT, force: None }.record(self, other)
+    }
+
+    /// Dense product `c = a^T b`: `[K, M] [K, N] -> [M, N]`, or `[G, K, M] [G, K, N] -> [G, M, N]`.
+    ///
+    /// # Errors
+    /// The summed axes or the batch axes differ in length.
+    pub fn matmul_tn(&self, other: &Tensor) -> Result<Tensor> {
+        Product { form: Form::TN, force: None }.record(self, other)
+    }
+}
+
+fn case(form: Form, force: Option<Kernel>, lead: &[usize], (m, n, k): (usize, usize, usize)) -> Case {
+    let shape = |r: usize, c: usize| [lead, &[r, c]].concat();
+    let (a, b) = match form {
+        Form::NN => (shape(m, k), shape(k, n)),
+        Form::NT => (shape(m, k), shape(n, k)),
+        Form::TN => (shape(k, m), shape(k, n)),
+    };
+    let batch: usize = lead.iter().product();
+    let how = force.map_or(String::new(), |f| format!(" {f:?}"));
+    Case::new(
+        format!("{form:?}{how} {a:?} {b:?}"),
+        vec![Operand::normal("a", &a), Operand::normal("b", &b)],
+        move |x| Ok(vec![Product { form, force }.record(&x[0], &x[1])?]),
+    )
+    .sums(k.max(m).max(n))
+    .cost(2 * batch * m * n * k, 4 * batch * (m * k + k * n + m * n))
+}
+
+fn cases() -> Vec<Case> {
+    let mut all = Vec::new();
+    let sizes: [(&[usize], _); 11] = [
+        (&[], (0, 3, 4)),
+        (&[], (3, 4, 0)),
+        (&[], (1, 1, 1)),
+        (&[], (5, 7, 3)),
+        (&[3], (6, 5, 9)),
+        (&[0], (2, 3, 4)),
+        (&[], (67, 130, 33)),
+        (&[2], (65, 17, 129)),
+        (&[], (33, 8, 577)),
+        (&[], (70_000, 3, 2)),
+        (&[70_000], (1, 1, 2)),
+    ];
+    for form in [Form::NN, Form::NT, Form::TN] {
+        all.extend(sizes.iter().map(|&(lead, mnk)| case(form, None, lead, mnk)));
+        // The kernels that the test machine's adapter does not choose by itself.
+        for kernel in [Kernel::Direct, Kernel::Tile] {
+            for (lead, mnk) in [(&[][..], (67, 130, 33)), (&[3], (6, 5, 9))] {
+                all.push(case(form, Some(kernel), lead, mnk));
+            }
+        }
+    }
+    let rows = |b: [usize; 2]| move |a: &[usize]| vec![Operand::normal("a", a), Operand::normal("b", &b)];
+    for dims in [&[5][..], &[2, 3, 5], &[0, 3, 5], &[2, 2, 3, 5]] {
+        let label = |form| format!("{form} rows {dims:?}");
+        all.push(Case::new(label("NN"), rows([5, 4])(dims), |x| Ok(vec![x[0].matmul(&x[1])?])));
+        all.push(Case::new(label("NT"), rows([4, 5])(dims), |x| Ok(vec![x[0].matmul_nt(&x[1])?])));
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{Device, Tensor};
+
+    #[test]
+    fn shapes_that_do_not_fit_are_refused() {
+        let t = |dims: &[usize]| Tensor::zeros(&Device::cpu(), dims).unwrap();
+        for (a, b) in [(&[2, 3][..], &[2, 3][..]), (&[2, 3], &[3]), (&[2, 2, 3], &[3, 3, 2]), (&[], &[1, 1])]
+        {
+            assert!(t(a).matmul(&t(b)).is_err(), "{a:?} {b:?}");
+        }
+        assert!(t(&[2, 3]).matmul_nt(&t(&[2, 4])).is_err());
+        assert!(t(&[2, 2, 3]).matmul_tn(&t(&[2, 3])).is_err());
+        let indices = Tensor::from_u32(&Device::cpu(), &[1, 1], &[0]).unwrap();
+        assert!(t(&[1, 1]).matmul(&indices).is_err());
+    }
+}
