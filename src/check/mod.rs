@@ -5,7 +5,7 @@ pub mod golden;
 mod gradcheck;
 mod parity;
 
-pub use gradcheck::gradcheck;
+pub use gradcheck::{GRADCHECK_BOUND, gradcheck};
 pub use parity::{Parity, bits, parity};
 
 /// Largest error relative to the largest reference value (or `floor`), and the normalised mean square error.
