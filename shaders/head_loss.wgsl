@@ -5,13 +5,13 @@
 //             z [n, CHUNK]  state [n]: max, sum, target's logit, shrink  loss [1]
 // Grid      : compact, total: 1 workgroup; direct, tile: ceil(R/T) * ceil(columns/T), T = 32 | 64; update, finish: R
 //             workgroups, one = one row of the list; all folded to 2-D; what lies beyond n ends at once
-// Prelude   : WG = 256, STEP = 0 | 1, FORMAT = 0 (f32) | 1 (f16) | 2 (bf16)
+// Prelude   : WG = 256, STEP = 0 | 1; load_w() of f32 | f16 | bf16 (pitch: elements of a stored row)
 // Precision : accumulates f32; weights are decoded when loaded
 // Limits    : 9344 B shared, 256 invocations, 5 bindings; no subgroups
 // Cost      : 4*n*V*D flop with dh, half without (compute bound); no [R, V] in memory
 // Source    : online softmax: Milakov & Gimelshein 2018, arXiv:1805.02867   CPU: src/ops/head_loss.rs
 struct Params {
-  r: u32, d: u32, vocabulary: u32, words: u32,
+  r: u32, d: u32, vocabulary: u32, pitch: u32,
   // This chunk: its first row in the vocabulary and in its shard, its length, and the length of a line of z.
   first: u32, row0: u32, len: u32, line: u32,
   start: u32, nan: f32,
@@ -50,15 +50,7 @@ fn compact(@builtin(local_invocation_index) l: u32) {
 @group(0) @binding(3) var<storage, read> state: array<vec4<f32>>;
 @group(0) @binding(4) var<storage, read_write> c: array<f32>;
 
-fn weight(row: u32, column: u32) -> f32 {
-  if (FORMAT == 0u) { return bitcast<f32>(w[row * p.words + column]); }
-  let pair = w[row * p.words + column / 2u];
-  if (FORMAT == 1u) {
-    let v = unpack2x16float(pair);
-    return select(v.x, v.y, column % 2u == 1u);
-  }
-  return bitcast<f32>(select(pair << 16u, pair & 0xffff0000u, column % 2u == 1u));
-}
+fn weight(row: u32, column: u32) -> f32 { return load_w(row * p.pitch + column); }
 
 // The product of this step: its length, its columns, where row i of a starts, and element (q, j) of b.
 fn depth() -> u32 { return select(p.d, p.len, STEP == 1u); }

@@ -19,7 +19,7 @@ pub use rng::{Stream, threefry2x32};
 pub use shape::Shape;
 pub use tape::{Gradients, backward, checkpoint, no_grad};
 pub use tensor::Tensor;
-pub use weight::{Format, Shard, Weight};
+pub use weight::{Format, Linear, Shard, Weight};
 
 #[cfg(feature = "gpu")]
 pub use wgpu;

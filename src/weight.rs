@@ -211,6 +211,15 @@ impl std::fmt::Debug for Weight {
     }
 }
 
+/// A frozen linear layer: `y = x W^T + bias`.
+#[derive(Debug, Clone)]
+pub struct Linear {
+    /// `[out, in]`
+    pub weight: Weight,
+    /// `[out]`
+    pub bias: Option<Tensor>,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -113,7 +113,7 @@ impl Gpu {
         check_floor(&info.name, &limits)?;
         let wanted = wgpu::Features::IMMEDIATES | wgpu::Features::TIMESTAMP_QUERY;
         let request = |limits: wgpu::Limits| {
-            let immediates = limits.max_immediate_size >= 64;
+            let immediates = limits.max_immediate_size >= 128;
             let mut features = adapter.features() & wanted;
             features
                 .set(wgpu::Features::IMMEDIATES, immediates && features.contains(wgpu::Features::IMMEDIATES));
@@ -202,7 +202,7 @@ impl Gpu {
     }
     /// Whether parameters travel as immediates (else in a uniform buffer).
     pub(super) fn immediates(&self) -> bool {
-        self.features.contains(wgpu::Features::IMMEDIATES) && self.limits.max_immediate_size >= 64
+        self.features.contains(wgpu::Features::IMMEDIATES) && self.limits.max_immediate_size >= 128
     }
 
     /// The error that a callback left behind, if any.

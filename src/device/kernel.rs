@@ -11,6 +11,26 @@ use std::sync::Arc;
 pub(crate) enum Bind<'a> {
     Read(&'a GpuBuffer),
     Write(&'a GpuBuffer),
+    /// An operand that this dispatch does not touch: any buffer that is bound for reading.
+    Unused(&'a GpuBuffer),
+}
+
+impl<'a> Bind<'a> {
+    /// The buffer to read, or a stand-in for an absent operand.
+    pub fn or_unused(operand: Option<&'a GpuBuffer>, stand_in: &'a GpuBuffer) -> Self {
+        operand.map_or(Bind::Unused(stand_in), Bind::Read)
+    }
+    pub(super) fn buffer(&self) -> &'a GpuBuffer {
+        let (Bind::Read(b) | Bind::Write(b) | Bind::Unused(b)) = self;
+        b
+    }
+    /// Bytes that the kernel is expected to touch.
+    pub(super) fn bytes(&self) -> u64 {
+        match self {
+            Bind::Unused(_) => 0,
+            b => b.buffer().bytes,
+        }
+    }
 }
 
 /// How many workgroups.
@@ -29,7 +49,7 @@ pub(crate) struct Dispatch<'a> {
     pub consts: &'a [(&'static str, u32)],
     pub parts: &'a [&'static str],
     pub bind: &'a [Bind<'a>],
-    /// The bytes of `Params`: at most 64.
+    /// The bytes of `Params`: at most 128.
     pub params: &'a [u8],
     pub grid: Grid,
     /// Rough work, which bounds how much goes into one submit.

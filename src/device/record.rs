@@ -62,7 +62,7 @@ impl Gpu {
 
     /// Records one kernel launch. A grid without workgroups is skipped.
     pub(crate) fn dispatch(&self, d: Dispatch<'_>) -> Result<()> {
-        debug_assert!(d.params.len() <= 64 && d.params.len().is_multiple_of(4));
+        debug_assert!(d.params.len() <= 128 && d.params.len().is_multiple_of(4));
         let (x, y, z) = match d.grid {
             Grid::Linear(n) => {
                 let x = n.min(65_535);
@@ -85,10 +85,7 @@ impl Gpu {
             .bind
             .iter()
             .enumerate()
-            .map(|(i, b)| {
-                let (Bind::Read(b) | Bind::Write(b)) = b;
-                wgpu::BindGroupEntry { binding: i as u32, resource: b.binding() }
-            })
+            .map(|(i, b)| wgpu::BindGroupEntry { binding: i as u32, resource: b.buffer().binding() })
             .collect();
         let bind_group = self.scoped(|| {
             self.device.create_bind_group(&wgpu::BindGroupDescriptor {
@@ -118,14 +115,7 @@ impl Gpu {
         r.dispatches += 1;
         r.flops += d.flops;
         r.stats.dispatches += 1;
-        r.stats.bytes_bound += d
-            .bind
-            .iter()
-            .map(|b| {
-                let (Bind::Read(b) | Bind::Write(b)) = b;
-                b.bytes
-            })
-            .sum::<u64>();
+        r.stats.bytes_bound += d.bind.iter().map(Bind::bytes).sum::<u64>();
         if r.profile.is_some() {
             r.pass = None;
         }
@@ -154,7 +144,7 @@ impl Gpu {
                         resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
                             buffer: &buffer,
                             offset: 0,
-                            size: wgpu::BufferSize::new(64),
+                            size: wgpu::BufferSize::new(128),
                         }),
                     }],
                 });

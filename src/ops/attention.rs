@@ -297,8 +297,7 @@ fn launch(
         _ => 2,
     }];
     let mut bind: Vec<Bind> = x.qkv.iter().map(|b| Bind::Read(b)).collect();
-    // Without a mask any readable buffer fills the slot: the kernel does not look.
-    bind.push(Bind::Read(x.valid.unwrap_or(x.qkv[1])));
+    bind.push(Bind::or_unused(x.valid, x.qkv[1]));
     bind.extend(more.iter().map(|b| Bind::Read(b)));
     bind.extend(out.iter().map(|b| Bind::Write(b)));
     gpu.dispatch(Dispatch {

@@ -6,12 +6,8 @@ use crate::tape::Node;
 use crate::{DType, Error, Result, Tensor};
 use rayon::prelude::*;
 
-pub(super) static SPEC: OpSpec = OpSpec {
-    name: "elementwise",
-    formula: "a + s b, a b, s a, y += a",
-    shaders: &[&SHADER],
-    cases,
-};
+pub(super) static SPEC: OpSpec =
+    OpSpec { name: "elementwise", formula: "a + s b, a b, s a, y += a", shaders: &[&SHADER], cases };
 
 const WG: u32 = 256;
 static VARIANTS: &[Variant] = &[Variant {
@@ -220,7 +216,8 @@ impl Tensor {
         let y = run(&Kind::Mul, &[self, other])?.swap_remove(0);
         let spread = Spread::of(self, other).expect("checked by infer");
         let shape = other.shape().clone();
-        let (a, b) = (other.requires_grad().then(|| self.detach()), self.requires_grad().then(|| other.detach()));
+        let (a, b) =
+            (other.requires_grad().then(|| self.detach()), self.requires_grad().then(|| other.detach()));
         Ok(Node::record("mul", &[self, other], y, move |dy| {
             let db = match &a {
                 Some(a) => Some(spread.gather(dy.mul(a)?, &shape)?),
@@ -257,13 +254,19 @@ fn cases() -> Vec<Case> {
         all.push(Case::new(format!("add {dims:?}"), pair(), |x| Ok(vec![x[0].add(&x[1])?])).cost(n, bytes));
         all.push(Case::new(format!("sub {dims:?}"), pair(), |x| Ok(vec![x[0].sub(&x[1])?])).cost(n, bytes));
         all.push(Case::new(format!("mul {dims:?}"), pair(), |x| Ok(vec![x[0].mul(&x[1])?])).cost(n, bytes));
-        all.push(Case::new(format!("scale {dims:?}"), vec![a()], |x| Ok(vec![x[0].scale(-0.7)?])).cost(n, 8 * n));
+        all.push(
+            Case::new(format!("scale {dims:?}"), vec![a()], |x| Ok(vec![x[0].scale(-0.7)?])).cost(n, 8 * n),
+        );
         let rows = n / row[0].max(1);
         all.push(
-            Case::new(format!("add row {dims:?}"), with_row(), |x| Ok(vec![x[0].add(&x[1])?])).sums(rows).cost(n, bytes),
+            Case::new(format!("add row {dims:?}"), with_row(), |x| Ok(vec![x[0].add(&x[1])?]))
+                .sums(rows)
+                .cost(n, bytes),
         );
         all.push(
-            Case::new(format!("mul row {dims:?}"), with_row(), |x| Ok(vec![x[0].mul(&x[1])?])).sums(rows).cost(n, bytes),
+            Case::new(format!("mul row {dims:?}"), with_row(), |x| Ok(vec![x[0].mul(&x[1])?]))
+                .sums(rows)
+                .cost(n, bytes),
         );
         let mut column = dims.to_vec();
         *column.last_mut().unwrap() = 1;
@@ -274,7 +277,9 @@ fn cases() -> Vec<Case> {
                 .cost(n, bytes),
         );
         // The same tensor twice: its gradients accumulate in place.
-        all.push(Case::new(format!("square {dims:?}"), vec![a()], |x| Ok(vec![x[0].mul(&x[0])?])).cost(n, 8 * n));
+        all.push(
+            Case::new(format!("square {dims:?}"), vec![a()], |x| Ok(vec![x[0].mul(&x[0])?])).cost(n, 8 * n),
+        );
     }
     all
 }

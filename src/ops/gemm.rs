@@ -29,6 +29,11 @@ impl<'a> Mat<'a> {
         assert!(data.len() >= used, "{} values for {rows} x {cols} every {row_stride}", data.len());
         Mat { data, rows, cols, row_stride, col_stride: 1 }
     }
+    /// Columns `first .. first + n`.
+    pub fn columns(self, first: usize, n: usize) -> Self {
+        assert!(first + n <= self.cols);
+        Mat { data: &self.data[(first * self.col_stride).min(self.data.len())..], cols: n, ..self }
+    }
     /// The transpose, without moving anything.
     pub fn t(self) -> Self {
         Mat {

@@ -21,20 +21,23 @@ pub(super) static SPEC: OpSpec = OpSpec {
     cases,
 };
 
-type Consts = &'static [(&'static str, u32)];
-const fn variant(name: &'static str, consts: Consts) -> Variant {
+const fn variant(name: &'static str, step: &'static [(&'static str, u32)], all: Parts) -> Variant {
     // Some back ends count every workgroup variable of the file.
     let bytes = 4 * (2 * 256 + 2 * 16 * 65);
-    Variant { name, consts, parts: &[parts::GRID, parts::SUM], backends: PORTABLE, workgroup_bytes: bytes }
+    Variant { name, consts: step, parts: all, backends: PORTABLE, workgroup_bytes: bytes }
 }
+type Parts = &'static [&'static str];
+const F32: Parts = &[parts::GRID, parts::SUM, parts::LOAD_F32];
+const F16: Parts = &[parts::GRID, parts::SUM, parts::LOAD_F16];
+const BF16: Parts = &[parts::GRID, parts::SUM, parts::LOAD_BF16];
 /// By step and format.
 static VARIANTS: [Variant; 6] = [
-    variant("logits_f32", &[("WG", 256), ("STEP", 0), ("FORMAT", 0)]),
-    variant("logits_f16", &[("WG", 256), ("STEP", 0), ("FORMAT", 1)]),
-    variant("logits_bf16", &[("WG", 256), ("STEP", 0), ("FORMAT", 2)]),
-    variant("gradient_f32", &[("WG", 256), ("STEP", 1), ("FORMAT", 0)]),
-    variant("gradient_f16", &[("WG", 256), ("STEP", 1), ("FORMAT", 1)]),
-    variant("gradient_bf16", &[("WG", 256), ("STEP", 1), ("FORMAT", 2)]),
+    variant("logits_f32", &[("WG", 256), ("STEP", 0)], F32),
+    variant("logits_f16", &[("WG", 256), ("STEP", 0)], F16),
+    variant("logits_bf16", &[("WG", 256), ("STEP", 0)], BF16),
+    variant("gradient_f32", &[("WG", 256), ("STEP", 1)], F32),
+    variant("gradient_f16", &[("WG", 256), ("STEP", 1)], F16),
+    variant("gradient_bf16", &[("WG", 256), ("STEP", 1)], BF16),
 ];
 static SHADER: Shader = Shader {
     name: "head_loss",
@@ -229,7 +232,7 @@ mod device {
         r: u32,
         d: u32,
         vocabulary: u32,
-        words: u32,
+        pitch: u32,
         first: u32,
         row0: u32,
         len: u32,
@@ -278,13 +281,15 @@ mod device {
         };
         let (list, z, state) = (gpu.alloc(1 + r)?, gpu.alloc(r * line)?, gpu.alloc(4 * r.max(1))?);
         let launch = Launch { gpu, format: w.format() as usize };
-        let words = w.format().row_words(d);
-        let [pr, pd, vocabulary, words, pline] = [r, d, w.rows(), words, line].map(|n| n as u32);
+        // Two elements to a word in the half formats.
+        let per_word = if w.format() == Format::F32 { 1 } else { 2 };
+        let pitch = per_word * w.format().row_words(d);
+        let [pr, pd, vocabulary, pitch, pline] = [r, d, w.rows(), pitch, line].map(|n| n as u32);
         let p = Params {
             r: pr,
             d: pd,
             vocabulary,
-            words,
+            pitch,
             first: 0,
             row0: 0,
             len: 0,

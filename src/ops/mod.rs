@@ -7,9 +7,11 @@
 mod gemm;
 mod lane;
 mod math;
+pub(crate) mod slots;
 mod spec;
 
 pub(crate) use lane::{Meta, Op, rows_in_parallel, run, run_in_place};
+pub use slots::{Selection, Units};
 pub use spec::{Case, OpSpec, Operand};
 
 macro_rules! ops {
@@ -33,4 +35,14 @@ ops! {
     reduce,
     /// `y = x / rms(x) * w`.
     rms_norm,
+    /// The frozen product with the low-rank update in its epilogue.
+    fused_ba_matmul,
+    /// The shrink of a mixture, by rows of a pool.
+    factor_gather,
+    /// Gradients of factor pools, by sorted segments.
+    factor_scatter,
+    /// Gradients of gates.
+    gate_grad,
+    /// The one operator: frozen linears with routed low-rank updates.
+    mixture_linears,
 }

@@ -6,12 +6,8 @@ use crate::tape::Node;
 use crate::{DType, Error, Result, Tensor};
 use rayon::prelude::*;
 
-pub(super) static SPEC: OpSpec = OpSpec {
-    name: "rms_norm",
-    formula: "y = x / sqrt(mean(x^2) + eps) * w",
-    shaders: &[&SHADER],
-    cases,
-};
+pub(super) static SPEC: OpSpec =
+    OpSpec { name: "rms_norm", formula: "y = x / sqrt(mean(x^2) + eps) * w", shaders: &[&SHADER], cases };
 
 static VARIANTS: &[Variant] = &[
     Variant {

@@ -1,0 +1,79 @@
+// factor_scatter.wgsl - d_pool[f,c] = scale * sum over (m,j) with pick(m,j) = f of coef[m,j] * drop(m,c) * rows[m,c]
+// Entries   : lists (sorts the choices by factor), sum (one segment per factor, in row order)
+// Shapes    : idx [L, P, G, K] -> starts [L, P, E+1], pairs [L, P, G*K];
+//             coef [M, stride]  rows [M, D]  start [G+1] -> out [F, D]
+// Grid      : lists: one invocation = one (linear, side, factor); sum: [ceil(D/WG), F, 1]
+// Prelude   : WG = 64; DROP, UNITS = 0 | 1;  fragments grid, random, dropout
+// Precision : accumulates f32 in row order: the same bits on every run
+// Limits    : 6 bindings
+// Cost      : lists: L*P*E*G*K compares; sum: 2*M*slots*D flop, 4*(M*D*slots + F*D) bytes (memory bound)
+// CPU       : src/ops/factor_scatter.rs
+struct Params {
+  factors: u32, k: u32, units: u32, groups: u32,
+  d: u32, out_rows: u32, stride: u32, first: u32, sides: u32, side: u32, block: u32, scale: f32,
+  key0: u32, key1: u32, drop_p: f32, keep: f32,
+}
+@group(0) @binding(0) var<storage, read> idx: array<u32>;
+@group(0) @binding(1) var<storage, read_write> starts_out: array<u32>;
+@group(0) @binding(2) var<storage, read_write> pairs_out: array<u32>;
+
+@group(0) @binding(0) var<storage, read> coef: array<f32>;
+@group(0) @binding(1) var<storage, read> rows: array<f32>;
+@group(0) @binding(2) var<storage, read> starts: array<u32>;
+@group(0) @binding(3) var<storage, read> pairs: array<u32>;
+@group(0) @binding(4) var<storage, read> unit_start: array<u32>;
+@group(0) @binding(5) var<storage, read_write> out: array<f32>;
+
+@compute @workgroup_size(WG)
+fn lists(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) g: vec3<u32>, @builtin(local_invocation_index) l: u32) {
+  let item = linear_group(w, g) * WG + l;
+  if (item >= p.groups * p.factors) { return; }
+  let group = item / p.factors;
+  let factor = item % p.factors;
+  let n = p.units * p.k;
+  let base = group * n;
+  var before = 0u;
+  for (var i = 0u; i < n; i++) { before += u32(idx[base + i] < factor); }
+  let table = group * (p.factors + 1u);
+  starts_out[table + factor] = before;
+  if (factor == 0u) { starts_out[table + p.factors] = n; }
+  var at = before;
+  for (var i = 0u; i < n; i++) {
+    if (idx[base + i] == factor) {
+      pairs_out[base + at] = i;
+      at++;
+    }
+  }
+}
+
+@compute @workgroup_size(WG)
+fn sum(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) g: vec3<u32>, @builtin(local_invocation_index) l: u32) {
+  let c = w.x * WG + l;
+  let f = w.z * g.y + w.y;
+  if (c >= p.d || f >= p.out_rows) { return; }
+  let per_linear = p.factors * p.block;
+  let linear = p.first + f / per_linear;
+  let factor = (f % per_linear) / p.block;
+  let q = f % p.block;
+  let group = linear * p.sides + p.side;
+  let table = group * (p.factors + 1u);
+  let column = linear * p.k * p.block + q;
+  var acc = 0.0;
+  for (var i = starts[table + factor]; i < starts[table + factor + 1u]; i++) {
+    let pair = pairs[group * p.units * p.k + i];
+    let unit = pair / p.k;
+    let at = column + (pair % p.k) * p.block;
+    var row = unit;
+    var end = unit + 1u;
+    if (UNITS == 1u) {
+      row = unit_start[unit];
+      end = unit_start[unit + 1u];
+    }
+    for (; row < end; row++) {
+      var v = rows[row * p.d + c];
+      if (DROP == 1u) { v *= drop_factor(row * p.d + c); }
+      acc = fma(coef[row * p.stride + at], v, acc);
+    }
+  }
+  out[f * p.d + c] = p.scale * acc;
+}

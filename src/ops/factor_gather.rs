@@ -1,0 +1,248 @@
+//! The shrink of a mixture: `u[m,k] = a_{I[m,k]} . x[m]`, by rows of a pool that are never copied out.
+//!
+//! The backward pass uses it too: `v[m,k] = s b_{J[m,k]} . dy[m]`.
+
+use super::slots::{Dropout, Slots};
+use super::{Meta, Op, OpSpec, rows_in_parallel, run, run_in_place};
+use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
+use crate::{DType, Error, Result, Tensor};
+
+pub(super) static SPEC: OpSpec = OpSpec {
+    name: "factor_gather",
+    formula: "u[m,k] = s a_{I[m,k]} . x[m], and gate u",
+    shaders: &[&SHADER],
+    cases: super::mixture_linears::shrink_cases,
+};
+
+const NAME: &str = "factor_gather";
+const WG: u32 = 64;
+const PARTS: &[&str] = &[parts::GRID, parts::SUM, parts::RANDOM, parts::DROPOUT, parts::SLOTS];
+
+macro_rules! variants {
+    ($($name:literal: $gate:literal $drop:literal $units:literal,)+) => {
+        &[$(Variant {
+            name: $name,
+            consts: &[("WG", WG), ("GATE", $gate), ("DROP", $drop), ("UNITS", $units)],
+            parts: PARTS,
+            backends: PORTABLE,
+            workgroup_bytes: 4 * WG,
+        }),+]
+    };
+}
+static VARIANTS: &[Variant] = variants![
+    "token": 0 0 0,
+    "unit": 0 0 1,
+    "gated token": 1 0 0,
+    "gated unit dropout": 1 1 1,
+];
+static SHADER: Shader = Shader {
+    name: NAME,
+    source: include_str!("../../shaders/factor_gather.wgsl"),
+    entries: &[Entry { name: "lane", variants: VARIANTS }, Entry { name: "row", variants: VARIANTS }],
+};
+
+/// `(x [M, D], pool [P, D] [, gates [L, G, K]]) -> u [M, slots of all linears] [, gated]`.
+///
+/// Only the columns of `slots` are written: run it in place when these are not all.
+pub(crate) struct FactorGather<'a> {
+    pub slots: &'a Slots,
+    pub scale: f32,
+    pub dropout: Option<Dropout>,
+    /// The outputs already exist (see `run_in_place`).
+    pub in_place: bool,
+    /// GPU entry to use instead of the chosen one.
+    pub variant: Option<&'static str>,
+}
+
+/// Shrinks `x` by the pool: `u`, and `gate * u` (the same tensor where there are no gates).
+pub(crate) fn shrink(
+    x: &Tensor,
+    pool: &Tensor,
+    gates: Option<&Tensor>,
+    slots: &Slots,
+    scale: f32,
+    dropout: Option<Dropout>,
+) -> Result<(Tensor, Tensor)> {
+    let op = FactorGather { slots, scale, dropout, in_place: false, variant: None };
+    let mut out = match gates {
+        Some(g) => run(&op, &[x, pool, g])?,
+        None => run(&op, &[x, pool])?,
+    };
+    let u = out.swap_remove(0);
+    let gated = out.pop().unwrap_or_else(|| u.clone());
+    Ok((u, gated))
+}
+
+/// Like [`shrink`] for the columns of some linears of a shared array.
+pub(crate) fn shrink_into(
+    out: &mut [&mut Tensor],
+    x: &Tensor,
+    pool: &Tensor,
+    gates: Option<&Tensor>,
+    slots: &Slots,
+    scale: f32,
+) -> Result<()> {
+    let op = FactorGather { slots, scale, dropout: None, in_place: true, variant: None };
+    match gates {
+        Some(g) => run_in_place(&op, out, &[x, pool, g]),
+        None => run_in_place(&op, out, &[x, pool]),
+    }
+}
+
+impl Op for FactorGather<'_> {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
+        // In place, the outputs come first: one for (x, pool), two for (x, pool, gates).
+        let outputs = if self.in_place { x.len() / 2 } else { 0 };
+        let rest = &x[outputs..];
+        rest.iter().try_for_each(|t| t.expect(NAME, DType::F32))?;
+        let (input, pool) = (rest[0], rest[1]);
+        self.slots.check(NAME, input.shape().rows(), pool)?;
+        if pool.shape().last() != input.shape().last() {
+            return Err(Error::shape(NAME, format!("pool {} for rows of {}", pool.shape(), input.shape())));
+        }
+        let (l, _, g, k) = self.slots.dims();
+        if let Some(gates) = rest.get(2)
+            && gates.dims() != [l, g, k]
+        {
+            return Err(Error::shape(
+                NAME,
+                format!("gates {} for a selection [{l}, {g}, {k}]", gates.shape()),
+            ));
+        }
+        let out = Meta::f32(&[input.shape().rows(), self.slots.all_columns()])?;
+        Ok(vec![out; rest.len() - 1])
+    }
+
+    fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
+        let (d, view) = (x[0].shape().last(), self.slots.view());
+        let (stride, first) = (self.slots.all_columns(), self.slots.first_column());
+        for m in 0..x[0].shape().rows() {
+            let row = &x[0].f64()[m * d..(m + 1) * d];
+            for j in 0..self.slots.width() {
+                let factor = &x[1].f64()[view.pick(m, j) * d..][..d];
+                let keep = |c| self.dropout.map_or(1.0, |p| p.factor(m * d + c) as f64);
+                let sum: f64 = (0..d).map(|c| factor[c] * row[c] * keep(c)).sum();
+                let u = self.scale as f64 * sum;
+                y[0].f64_mut()[m * stride + first + j] = u;
+                if let Some(gates) = x.get(2) {
+                    y[1].f64_mut()[m * stride + first + j] = u * gates.f64()[self.slots.gate_index(m, j)];
+                }
+            }
+        }
+    }
+
+    fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
+        let (d, view) = (x[0].shape().last(), self.slots.view());
+        let (stride, first, width) =
+            (self.slots.all_columns(), self.slots.first_column(), self.slots.width());
+        let (input, pool) = (x[0].f32(), x[1].f32());
+        rows_in_parallel(y[0].f32_mut(), stride, |m, u| {
+            let row = &input[m * d..(m + 1) * d];
+            let dropped: Vec<f32>;
+            let row = match self.dropout {
+                None => row,
+                Some(p) => {
+                    dropped = row.iter().enumerate().map(|(c, v)| v * p.factor(m * d + c)).collect();
+                    &dropped
+                }
+            };
+            for (j, u) in u[first..first + width].iter_mut().enumerate() {
+                *u = self.scale * dot(&pool[view.pick(m, j) * d..][..d], row);
+            }
+        });
+        if let ([u, gated], Some(gates)) = (y, x.get(2)) {
+            let (u, gates) = (u.f32(), gates.f32());
+            rows_in_parallel(gated.f32_mut(), stride, |m, gated| {
+                for (j, gated) in gated[first..first + width].iter_mut().enumerate() {
+                    *gated = u[m * stride + first + j] * gates[self.slots.gate_index(m, j)];
+                }
+            });
+        }
+    }
+
+    #[cfg(feature = "gpu")]
+    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
+        use crate::device::{AdapterClass, Bind, Dispatch, Grid};
+        let (rows, d, slots) = (x[0].shape().rows(), x[0].shape().last(), self.slots.width());
+        let gates = x.get(2).map(|g| g.buffer());
+        let (_, _, g, k) = self.slots.dims();
+        let (key, drop_p, keep) = Dropout::params(&self.dropout);
+        let [base, step, per_k, block, pool_rows] = self.slots.params();
+        let params = Params {
+            sizes: [rows, d, slots, self.slots.all_columns(), self.slots.first_column()].map(|v| v as u32),
+            scale: self.scale,
+            slots: [base, step, per_k, block, pool_rows],
+            gates: [self.slots.first * g * k, g * k].map(|v| v as u32),
+            key,
+            drop_p,
+            keep,
+        };
+        // A whole workgroup per product where there are too few of them to fill a GPU.
+        let entry =
+            self.variant.unwrap_or(match gpu.class() != AdapterClass::Software && rows * slots < 4096 {
+                true => "row",
+                false => "lane",
+            });
+        let items = rows * slots;
+        let input = x[0].buffer();
+        let units = self.slots.units.row_unit().map(|t| t.buffer());
+        // An absent second output still needs a binding that may be written: a scratch word.
+        let scratch = if y.len() == 1 { Some(gpu.alloc(1)?) } else { None };
+        let second = scratch.as_ref().unwrap_or_else(|| y[1].buffer());
+        gpu.dispatch(Dispatch {
+            shader: &SHADER,
+            entry,
+            consts: &[
+                ("WG", WG),
+                ("GATE", u32::from(gates.is_some())),
+                ("DROP", u32::from(self.dropout.is_some())),
+                ("UNITS", u32::from(units.is_some())),
+            ],
+            parts: PARTS,
+            bind: &[
+                Bind::Read(input),
+                Bind::Read(x[1].buffer()),
+                Bind::Read(self.slots.idx.buffer()),
+                Bind::or_unused(units, input),
+                Bind::or_unused(gates, input),
+                Bind::Write(y[0].buffer()),
+                Bind::Write(second),
+            ],
+            params: bytemuck::bytes_of(&params),
+            grid: Grid::Linear(if entry == "row" { items } else { items.div_ceil(WG as usize) }),
+            flops: 2 * (items * d) as u64,
+        })
+    }
+}
+
+#[cfg(feature = "gpu")]
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct Params {
+    /// rows, d, slots, stride, first
+    sizes: [u32; 5],
+    scale: f32,
+    slots: [u32; 5],
+    /// g_base, g_step
+    gates: [u32; 2],
+    key: [u32; 2],
+    drop_p: f32,
+    keep: f32,
+}
+
+/// Dot product with sixteen running sums: the compiler keeps them in vector registers.
+pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut acc = [0f32; 16];
+    let (a16, b16) = (a.chunks_exact(16), b.chunks_exact(16));
+    let rest: f32 = a16.remainder().iter().zip(b16.remainder()).map(|(a, b)| a * b).sum();
+    for (a, b) in a16.zip(b16) {
+        for i in 0..16 {
+            acc[i] += a[i] * b[i];
+        }
+    }
+    acc.iter().sum::<f32>() + rest
+}

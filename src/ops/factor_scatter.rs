@@ -1,0 +1,288 @@
+//! Gradients of factor pools: choices are sorted by factor once, then each factor sums its segment of rows in
+//! order. No atomics: two runs give the same bits.
+
+use super::slots::{Dropout, Slots};
+use super::{Meta, Op, OpSpec, run};
+use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
+use crate::{DType, Error, Result, Tensor};
+use rayon::prelude::*;
+
+pub(super) static SPEC: OpSpec = OpSpec {
+    name: "factor_scatter",
+    formula: "d_pool[f] = s sum over choices of f of coef x",
+    shaders: &[&SHADER],
+    cases: super::mixture_linears::scatter_cases,
+};
+
+const NAME: &str = "factor_scatter";
+const WG: u32 = 64;
+const PARTS: &[&str] = &[parts::GRID, parts::RANDOM, parts::DROPOUT];
+
+macro_rules! variants {
+    ($($name:literal: $drop:literal $units:literal,)+) => {
+        &[$(Variant {
+            name: $name,
+            consts: &[("WG", WG), ("DROP", $drop), ("UNITS", $units)],
+            parts: PARTS,
+            backends: PORTABLE,
+            workgroup_bytes: 0,
+        }),+]
+    };
+}
+static SHADER: Shader = Shader {
+    name: NAME,
+    source: include_str!("../../shaders/factor_scatter.wgsl"),
+    entries: &[
+        Entry { name: "lists", variants: variants!["lists": 0 0,] },
+        Entry { name: "sum", variants: variants!["token": 0 0, "unit": 0 1, "unit dropout": 1 1,] },
+    ],
+};
+
+/// Choices sorted by factor, for every linear and side of a selection.
+#[derive(Debug, Clone)]
+pub(crate) struct Lists {
+    /// Factors that there are to choose from.
+    pub factors: usize,
+    /// `[L, P, E+1]`
+    starts: Tensor,
+    /// `[L, P, G*K]`: unit * K + choice, ascending within a factor.
+    pairs: Tensor,
+}
+
+impl Lists {
+    /// Sorts the choices `idx [L, P, G, K]`, each below `factors`.
+    pub fn new(idx: &Tensor, factors: usize) -> Result<Self> {
+        let mut out = run(&Sort { factors }, &[idx])?;
+        let pairs = out.swap_remove(1);
+        Ok(Lists { factors, starts: out.swap_remove(0), pairs })
+    }
+}
+
+/// `idx -> (starts, pairs)`
+struct Sort {
+    factors: usize,
+}
+
+impl Op for Sort {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
+        x[0].expect(NAME, DType::U32)?;
+        match *x[0].dims() {
+            [l, p, g, k] => Ok(vec![Meta::u32(&[l, p, self.factors + 1])?, Meta::u32(&[l, p, g * k])?]),
+            _ => Err(Error::shape(NAME, format!("choices {} are not [L, P, G, K]", x[0].shape()))),
+        }
+    }
+
+    fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
+        let n = x[0].dims()[2] * x[0].dims()[3];
+        let [starts, pairs] = y else { unreachable!() };
+        let groups = starts.u32_mut().chunks_mut(self.factors + 1).enumerate();
+        for (group, starts) in groups {
+            let idx = &x[0].u32()[group * n..(group + 1) * n];
+            let pairs = &mut pairs.u32_mut()[group * n..(group + 1) * n];
+            starts.fill(0);
+            idx.iter().for_each(|&e| starts[e as usize + 1] += 1);
+            (0..self.factors).for_each(|e| starts[e + 1] += starts[e]);
+            let mut next = starts.to_vec();
+            for (i, &e) in idx.iter().enumerate() {
+                pairs[next[e as usize] as usize] = i as u32;
+                next[e as usize] += 1;
+            }
+        }
+    }
+
+    fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
+        self.reference(x, y);
+    }
+
+    #[cfg(feature = "gpu")]
+    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
+        use crate::device::{Bind, Dispatch, Grid};
+        let (d, groups) = (x[0].dims(), x[0].dims()[0] * x[0].dims()[1]);
+        let mut params: Params = bytemuck::Zeroable::zeroed();
+        params.choices = [self.factors, d[3], d[2], groups].map(|v| v as u32);
+        gpu.dispatch(Dispatch {
+            shader: &SHADER,
+            entry: "lists",
+            consts: &[("WG", WG), ("DROP", 0), ("UNITS", 0)],
+            parts: PARTS,
+            bind: &[Bind::Read(x[0].buffer()), Bind::Write(y[0].buffer()), Bind::Write(y[1].buffer())],
+            params: bytemuck::bytes_of(&params),
+            grid: Grid::Linear((groups * self.factors).div_ceil(WG as usize)),
+            flops: 2 * (x[0].len() * self.factors) as u64,
+        })
+    }
+}
+
+/// `(coef [M, slots of all linears], rows [M, D]) -> d_pool [count * factors * block, D]`
+pub(crate) struct FactorScatter<'a> {
+    pub slots: &'a Slots,
+    pub lists: &'a Lists,
+    pub scale: f32,
+    pub dropout: Option<Dropout>,
+}
+
+/// Sums `scale * coef[m,j] * rows[m]` into the pool rows that the slots chose.
+pub(crate) fn scatter(
+    coef: &Tensor,
+    rows: &Tensor,
+    slots: &Slots,
+    lists: &Lists,
+    scale: f32,
+    dropout: Option<Dropout>,
+) -> Result<Tensor> {
+    Ok(run(&FactorScatter { slots, lists, scale, dropout }, &[coef, rows])?.swap_remove(0))
+}
+
+impl FactorScatter<'_> {
+    /// Calls `f(row, coefficient)` for every row that pool row `o` serves, in order.
+    fn segment(&self, o: usize, mut f: impl FnMut(usize, usize)) {
+        let (_, sides, g, k) = self.slots.dims();
+        let (e, block) = (self.lists.factors, self.slots.block);
+        let linear = self.slots.first + o / (e * block);
+        let (factor, q) = (o % (e * block) / block, o % block);
+        let group = linear * sides + self.slots.side;
+        let starts = &self.lists.starts.u32()[group * (e + 1) + factor..];
+        for i in starts[0]..starts[1] {
+            let pair = self.lists.pairs.u32()[group * g * k + i as usize] as usize;
+            let column = linear * k * block + pair % k * block + q;
+            for m in self.slots.units.range(pair / k) {
+                f(m, m * self.slots.all_columns() + column);
+            }
+        }
+    }
+    fn out_rows(&self) -> usize {
+        self.slots.count * self.lists.factors * self.slots.block
+    }
+}
+
+impl Op for FactorScatter<'_> {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
+        let (coef, rows) = (x[0], x[1]);
+        coef.expect(NAME, DType::F32)?;
+        rows.expect(NAME, DType::F32)?;
+        if coef.dims() != [rows.shape().rows(), self.slots.all_columns()]
+            || rows.shape().rows() != self.slots.units.rows()
+        {
+            return Err(Error::shape(
+                NAME,
+                format!("coefficients {} for rows {}", coef.shape(), rows.shape()),
+            ));
+        }
+        Ok(vec![Meta::f32(&[self.out_rows(), rows.shape().last()])?])
+    }
+
+    fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
+        let d = x[1].shape().last();
+        for (o, y) in y[0].f64_mut().chunks_mut(d.max(1)).enumerate() {
+            y.fill(0.0);
+            self.segment(o, |m, c| {
+                for (i, y) in y.iter_mut().enumerate() {
+                    let keep = self.dropout.map_or(1.0, |p| p.factor(m * d + i) as f64);
+                    *y += self.scale as f64 * x[0].f64()[c] * keep * x[1].f64()[m * d + i];
+                }
+            });
+        }
+    }
+
+    fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
+        // Factors and column blocks in parallel, rows of a segment in order.
+        const BLOCK: usize = 512;
+        let d = x[1].shape().last();
+        if d == 0 {
+            return;
+        }
+        let (coef, rows) = (x[0].f32(), x[1].f32());
+        y[0].f32_mut().par_chunks_mut(d).enumerate().for_each(|(o, y)| {
+            y.par_chunks_mut(BLOCK).enumerate().for_each(|(b, y)| {
+                y.fill(0.0);
+                self.segment(o, |m, c| {
+                    let (c, at) = (self.scale * coef[c], m * d + b * BLOCK);
+                    let row = &rows[at..at + y.len()];
+                    match self.dropout {
+                        None => y.iter_mut().zip(row).for_each(|(y, v)| *y += c * v),
+                        Some(p) => y
+                            .iter_mut()
+                            .zip(row)
+                            .enumerate()
+                            .for_each(|(i, (y, v))| *y += c * p.factor(at + i) * v),
+                    }
+                });
+            });
+        });
+    }
+
+    #[cfg(feature = "gpu")]
+    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
+        use crate::device::{Bind, Dispatch, Grid};
+        let (_, sides, g, k) = self.slots.dims();
+        let (d, out_rows) = (x[1].shape().last(), self.out_rows());
+        let (key, drop_p, keep) = Dropout::params(&self.dropout);
+        let params = Params {
+            choices: [self.lists.factors, k, g, 0].map(|v| v as u32),
+            sizes: [
+                d,
+                out_rows,
+                self.slots.all_columns(),
+                self.slots.first,
+                sides,
+                self.slots.side,
+                self.slots.block,
+            ]
+            .map(|v| v as u32),
+            scale: self.scale,
+            key,
+            drop_p,
+            keep,
+        };
+        let units = self.slots.units.start().map(|t| t.buffer());
+        let coef = x[0].buffer();
+        let fold = out_rows.min(65_535);
+        gpu.dispatch(Dispatch {
+            shader: &SHADER,
+            entry: "sum",
+            consts: &[
+                ("WG", WG),
+                ("DROP", u32::from(self.dropout.is_some())),
+                ("UNITS", u32::from(units.is_some())),
+            ],
+            parts: PARTS,
+            bind: &[
+                Bind::Read(coef),
+                Bind::Read(x[1].buffer()),
+                Bind::Read(self.lists.starts.buffer()),
+                Bind::Read(self.lists.pairs.buffer()),
+                Bind::or_unused(units, coef),
+                Bind::Write(y[0].buffer()),
+            ],
+            params: bytemuck::bytes_of(&params),
+            grid: Grid::Xyz(
+                d.div_ceil(WG as usize),
+                fold,
+                if fold == 0 { 0 } else { out_rows.div_ceil(fold) },
+            ),
+            flops: 2 * (x[1].len() * self.slots.width()) as u64,
+        })
+    }
+}
+
+#[cfg(feature = "gpu")]
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Params {
+    /// factors, k, units, groups
+    choices: [u32; 4],
+    /// d, out_rows, stride, first, sides, side, block
+    sizes: [u32; 7],
+    scale: f32,
+    key: [u32; 2],
+    drop_p: f32,
+    keep: f32,
+}

@@ -1,0 +1,116 @@
+//! Gradient of gates: `dg[i,k] = sum over the rows m of unit i of u[m,k] v[m,k]`.
+
+use super::slots::Selection;
+use super::{Meta, Op, OpSpec};
+use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
+use crate::{DType, Error, Result, Tensor};
+use rayon::prelude::*;
+
+pub(super) static SPEC: OpSpec = OpSpec {
+    name: "gate_grad",
+    formula: "dg[i,k] = sum over the rows of unit i of u v",
+    shaders: &[&SHADER],
+    cases: super::mixture_linears::gated_cases,
+};
+
+const NAME: &str = "gate_grad";
+const WG: u32 = 64;
+static VARIANTS: &[Variant] = &[Variant {
+    name: "wg64",
+    consts: &[("WG", WG)],
+    parts: &[parts::GRID, parts::SUM],
+    backends: PORTABLE,
+    workgroup_bytes: 4 * WG,
+}];
+static SHADER: Shader = Shader {
+    name: NAME,
+    source: include_str!("../../shaders/gate_grad.wgsl"),
+    entries: &[Entry { name: "unit", variants: VARIANTS }, Entry { name: "token", variants: VARIANTS }],
+};
+
+/// `(u, v) [M, slots of all linears] -> dg [L, G, K]`
+pub(crate) struct GateGrad<'a>(pub &'a Selection);
+
+impl GateGrad<'_> {
+    /// For every gate: its unit, and the column of its first slot.
+    fn place(&self, item: usize) -> (usize, usize) {
+        let (_, _, g, k) = self.0.slots_a().dims();
+        let (l, unit, choice) = (item / (g * k), item / k % g, item % k);
+        (unit, (l * k + choice) * self.block())
+    }
+    fn block(&self) -> usize {
+        let s = self.0.slots_a();
+        s.block
+    }
+}
+
+impl Op for GateGrad<'_> {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
+        let slots = self.0.slots_a();
+        let want = [self.0.units().rows(), slots.all_columns()];
+        for t in x {
+            t.expect(NAME, DType::F32)?;
+            if t.dims() != want {
+                return Err(Error::shape(NAME, format!("{} instead of {want:?}", t.shape())));
+            }
+        }
+        let (l, _, g, k) = slots.dims();
+        Ok(vec![Meta::f32(&[l, g, k])?])
+    }
+
+    fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
+        let (stride, block) = (x[0].shape().last(), self.block());
+        for (i, y) in y[0].f64_mut().iter_mut().enumerate() {
+            let (unit, column) = self.place(i);
+            let at = |m| m * stride + column..m * stride + column + block;
+            let rows = self.0.units().range(unit);
+            *y = rows.flat_map(at).map(|j| x[0].f64()[j] * x[1].f64()[j]).sum();
+        }
+    }
+
+    fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
+        let (stride, block) = (x[0].shape().last(), self.block());
+        let (u, v) = (x[0].f32(), x[1].f32());
+        y[0].f32_mut().par_iter_mut().with_min_len(64).enumerate().for_each(|(i, y)| {
+            let (unit, column) = self.place(i);
+            let mut sum = 0f64;
+            for m in self.0.units().range(unit) {
+                let at = m * stride + column;
+                let products = u[at..at + block].iter().zip(&v[at..at + block]);
+                sum += products.map(|(a, b)| (a * b) as f64).sum::<f64>();
+            }
+            *y = sum as f32;
+        });
+    }
+
+    #[cfg(feature = "gpu")]
+    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
+        use crate::device::{Bind, Dispatch, Grid};
+        let (l, _, g, k) = self.0.slots_a().dims();
+        let start = self.0.units().start().map(|t| t.buffer());
+        let items = l * g * k;
+        let (entry, groups) = match start {
+            Some(_) => ("unit", items),
+            None => ("token", items.div_ceil(WG as usize)),
+        };
+        gpu.dispatch(Dispatch {
+            shader: &SHADER,
+            entry,
+            consts: VARIANTS[0].consts,
+            parts: VARIANTS[0].parts,
+            bind: &[
+                Bind::Read(x[0].buffer()),
+                Bind::Read(x[1].buffer()),
+                Bind::or_unused(start, x[0].buffer()),
+                Bind::Write(y[0].buffer()),
+            ],
+            params: bytemuck::bytes_of(&[l, g, k, self.block()].map(|v| v as u32)),
+            grid: Grid::Linear(groups),
+            flops: 2 * x[0].len() as u64,
+        })
+    }
+}

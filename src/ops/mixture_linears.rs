@@ -1,0 +1,337 @@
+//! The one operator: frozen linears that read the same input, each with a routed low-rank update.
+//!
+//! ```text
+//! u[m,k] = a_{I[m,k]} . x[m]                                     (shrink: one launch for all linears)
+//! y[m]   = W x[m] + bias + s sum_k g[m,k] u[m,k] b_{J[m,k]}      (expand: in the product's epilogue)
+//! ```
+//! Never a dense delta `B A`, never gathered weights per row: what is kept is `u`, of size rows x slots.
+
+use super::factor_gather::{shrink, shrink_into};
+use super::factor_scatter::scatter;
+use super::fused_ba_matmul::{Expand, FusedBa};
+use super::gate_grad::GateGrad;
+use super::slots::{Dropout, Selection};
+use super::{Case, OpSpec, Operand, Units, run, run_in_place};
+use crate::rng::Stream;
+use crate::tape::{Node, recording};
+use crate::{DType, Device, Error, Format, Linear, Result, Shape, Tensor, Weight};
+
+pub(super) static SPEC: OpSpec = OpSpec {
+    name: "mixture_linears",
+    formula: "y_l = x W_l^T + bias_l + s sum_k g u b_{J[k]},  u = a_{I[k]} . x",
+    shaders: &[],
+    cases,
+};
+
+const NAME: &str = "mixture_linears";
+
+/// Frozen linears with a routed low-rank update each: see the module's formula.
+///
+/// `x [.., d]`; `a [L * E * block, d]`, the pools of all linears in order; `b[l] [E * block, out_l]`.
+/// Gradients go to `x`, the pools, and the selection's gates.
+///
+/// # Errors
+/// The shapes do not fit, or something is on another device.
+pub(crate) fn mixture_linears(
+    x: &Tensor,
+    linears: &[Linear],
+    a: &Tensor,
+    b: &[Tensor],
+    selection: &Selection,
+    scale: f32,
+    dropout: Option<Dropout>,
+) -> Result<Vec<Tensor>> {
+    check(x, linears, a, b, selection)?;
+    let slots_a = selection.slots_a();
+    let gates = selection.gates();
+    let (u, gated) = shrink(x, a, gates, &slots_a, 1.0, dropout)?;
+    let mut y = Vec::with_capacity(linears.len());
+    for (l, (linear, b)) in linears.iter().zip(b).enumerate() {
+        let slots = selection.slots_b(l);
+        let expand = Expand { slots: &slots, scale, dropout: None };
+        let op = FusedBa::forward(&linear.weight, linear.bias.as_ref(), Some(expand));
+        y.push(run(&op, &[x, &gated, b])?.swap_remove(0));
+    }
+    let mut inputs = vec![x, a];
+    inputs.extend(b);
+    inputs.extend(gates);
+    if !recording(&inputs) {
+        return Ok(y);
+    }
+    let saved = Backward {
+        x: x.detach(),
+        a: a.detach(),
+        b: b.iter().map(Tensor::detach).collect(),
+        weights: linears.iter().map(|l| l.weight.clone()).collect(),
+        selection: selection.clone(),
+        u,
+        gated,
+        scale,
+        dropout,
+        need: inputs.iter().map(|t| t.requires_grad()).collect(),
+    };
+    Ok(Node::record_many(NAME, &inputs, y, move |dy| saved.run(dy)))
+}
+
+fn check(x: &Tensor, linears: &[Linear], a: &Tensor, b: &[Tensor], selection: &Selection) -> Result<()> {
+    let n = selection.linears();
+    if linears.len() != n || b.len() != n {
+        return Err(Error::shape(
+            NAME,
+            format!("{} linears and {} pools for a selection of {n}", linears.len(), b.len()),
+        ));
+    }
+    let (rows, d) = (n * selection.pool_rows(), x.shape().last());
+    if a.dims() != [rows, d] {
+        return Err(Error::shape(NAME, format!("pool a is {}, expected [{rows}, {d}]", a.shape())));
+    }
+    for (l, (linear, b)) in linears.iter().zip(b).enumerate() {
+        let want = [selection.pool_rows(), linear.weight.rows()];
+        if b.dims() != want {
+            return Err(Error::shape(
+                NAME,
+                format!("pool b of linear {l} is {}, expected {want:?}", b.shape()),
+            ));
+        }
+    }
+    Ok(())
+}
+
+struct Backward {
+    x: Tensor,
+    a: Tensor,
+    b: Vec<Tensor>,
+    weights: Vec<Weight>,
+    selection: Selection,
+    /// Products with the A factors, and the same times their gates.
+    u: Tensor,
+    gated: Tensor,
+    scale: f32,
+    dropout: Option<Dropout>,
+    /// x, a, b.., gates
+    need: Vec<bool>,
+}
+
+impl Backward {
+    fn run(self, dy: Vec<Option<Tensor>>) -> Result<Vec<Option<Tensor>>> {
+        let (n, s) = (self.weights.len(), &self.selection);
+        let slots_a = s.slots_a();
+        let need_gates = self.need.get(n + 2).copied().unwrap_or(false);
+        let mut out: Vec<Option<Tensor>> = vec![None; self.need.len()];
+        if self.need[0] || self.need[1] || need_gates {
+            let (v, gated_v) = self.shrink_dy(&dy)?;
+            if self.need[0] {
+                out[0] = Some(self.dx(&dy, &gated_v)?);
+            }
+            if self.need[1] {
+                out[1] = Some(scatter(&gated_v, &self.x, &slots_a, s.lists()?, 1.0, self.dropout)?);
+            }
+            if need_gates {
+                out[n + 2] = Some(run(&GateGrad(s), &[&self.u, &v])?.swap_remove(0));
+            }
+        }
+        for (l, dy) in dy.iter().enumerate() {
+            if let (Some(dy), true) = (dy, self.need[l + 2]) {
+                out[l + 2] = Some(scatter(&self.gated, dy, &s.slots_b(l), s.lists()?, self.scale, None)?);
+            }
+        }
+        Ok(out)
+    }
+
+    /// `v = s dy . b_J` for all linears in one array, and the same times the gates.
+    fn shrink_dy(&self, dy: &[Option<Tensor>]) -> Result<(Tensor, Tensor)> {
+        let (s, gates) = (&self.selection, self.selection.gates());
+        let gates = gates.map(Tensor::detach);
+        if let [Some(dy)] = dy {
+            return shrink(dy, &self.b[0], gates.as_ref(), &s.slots_b(0), self.scale, None);
+        }
+        let device = self.x.device();
+        let dims = [s.units().rows(), s.slots_a().all_columns()];
+        let empty = || match dy.iter().all(Option::is_some) {
+            true => Tensor::undefined(device, Shape::new(&dims)?, DType::F32),
+            false => Tensor::zeros(device, &dims),
+        };
+        let mut v = empty()?;
+        let mut gated = if gates.is_some() { Some(empty()?) } else { None };
+        for (l, dy) in dy.iter().enumerate() {
+            let Some(dy) = dy else { continue };
+            let mut outputs = vec![&mut v];
+            outputs.extend(gated.as_mut());
+            shrink_into(&mut outputs, dy, &self.b[l], gates.as_ref(), &s.slots_b(l), self.scale)?;
+        }
+        let gated = gated.unwrap_or_else(|| v.clone());
+        Ok((v, gated))
+    }
+
+    /// `dx = sum_l dy_l W_l + sum_k g v a_I`: the update joins the last product's epilogue.
+    fn dx(&self, dy: &[Option<Tensor>], gated_v: &Tensor) -> Result<Tensor> {
+        let slots = self.selection.slots_a();
+        let last = dy.iter().rposition(Option::is_some).unwrap_or(0);
+        let mut dx: Option<Tensor> = None;
+        for (l, dy) in dy.iter().enumerate() {
+            let Some(dy) = dy else { continue };
+            let expand = (l == last).then_some(Expand { slots: &slots, scale: 1.0, dropout: self.dropout });
+            let inputs = [dy, gated_v, &self.a];
+            let inputs = &inputs[..if expand.is_some() { 3 } else { 1 }];
+            match &mut dx {
+                None => {
+                    let op = FusedBa::backward(&self.weights[l], expand, false);
+                    dx = Some(run(&op, inputs)?.swap_remove(0));
+                }
+                Some(dx) => {
+                    let op = FusedBa::backward(&self.weights[l], expand, true);
+                    run_in_place(&op, &mut [dx], inputs)?;
+                }
+            }
+        }
+        dx.ok_or_else(|| Error::Tape(format!("{NAME}: no output has a gradient")))
+    }
+}
+
+/// Shapes of a case: rows, d, outputs of the linears, factors, choices, block.
+struct Setup {
+    label: &'static str,
+    starts: &'static [usize],
+    d: usize,
+    outs: &'static [usize],
+    factors: usize,
+    k: usize,
+    block: usize,
+    sides: usize,
+    gated: bool,
+    dropout: f32,
+}
+
+impl Setup {
+    fn case(&self) -> Case {
+        let Setup { label, starts, d, outs, factors, k, block, sides, gated, dropout } = *self;
+        let (l, rows) = (outs.len(), *starts.last().unwrap_or(&0));
+        let tokens = starts.len() == rows + 1;
+        let units = starts.len() - 1;
+        let mut inputs =
+            vec![Operand::normal("x", &[rows, d]), Operand::normal("a", &[l * factors * block, d])];
+        inputs.extend(outs.iter().map(|&o| Operand::normal("b", &[factors * block, o])));
+        if gated {
+            inputs.push(Operand::normal("gates", &[l, units, k]));
+        }
+        // Distinct choices for every unit: k of a rotated list.
+        let pick = Stream::new(3).named(label);
+        let idx: Vec<u32> = (0..l * sides * units)
+            .flat_map(|g| {
+                let start = pick.bits(g as u32) as usize;
+                (0..k).map(move |i| ((start + i * 7) % factors) as u32)
+            })
+            .collect();
+        let weights: Vec<Vec<f32>> = outs
+            .iter()
+            .map(|&o| Stream::new(4).fork(o as u64).normal_vec(o * d, (d as f32).powf(-0.5)))
+            .collect();
+        let run = move |x: &[Tensor]| {
+            let device: &Device = x[0].device();
+            let units = match tokens {
+                true => Units::tokens(rows),
+                false => Units::ranges(device, starts, &vec![1.0; rows])?,
+            };
+            let idx = Tensor::from_u32(device, &[l, sides, units.count(), k], &idx)?;
+            let gates = gated.then(|| x[2 + l].clone());
+            let selection = Selection::new(idx, gates, &units, factors, block)?;
+            let linears = weights
+                .iter()
+                .zip(outs)
+                .map(|(w, &o)| {
+                    let weight = Weight::new(device, o, d, w, Format::F32)?;
+                    Ok(Linear { weight, bias: Some(Tensor::full(device, &[o], 0.5)?) })
+                })
+                .collect::<Result<Vec<_>>>()?;
+            let drop = (dropout > 0.0).then_some(Dropout { stream: Stream::new(8), p: dropout });
+            mixture_linears(&x[0], &linears, &x[1], &x[2..2 + l], &selection, 0.5, drop)
+        };
+        let outputs: usize = outs.iter().sum();
+        Case::new(label, inputs, run).sums(d.max(outputs) + rows).cost(
+            2 * rows * (d * outputs + l * k * block * d + k * block * outputs),
+            4 * (rows * (d + outputs) + d * outputs),
+        )
+    }
+}
+
+const PLAIN: Setup = Setup {
+    label: "tokens",
+    starts: &[0, 1, 2, 3, 4, 5],
+    d: 12,
+    outs: &[9],
+    factors: 5,
+    k: 3,
+    block: 1,
+    sides: 2,
+    gated: false,
+    dropout: 0.0,
+};
+
+/// Cases that look at the shrink: odd widths, several linears, dropout.
+pub(super) fn shrink_cases() -> Vec<Case> {
+    vec![
+        PLAIN.case(),
+        Setup { label: "one value", starts: &[0, 1], d: 1, outs: &[1], factors: 1, k: 1, ..PLAIN }.case(),
+        Setup { label: "no rows", starts: &[0], ..PLAIN }.case(),
+        Setup { label: "units", starts: &[0, 4, 4, 7], d: 66, ..PLAIN }.case(),
+        Setup { label: "units dropout", starts: &[0, 4, 7], d: 21, dropout: 0.3, ..PLAIN }.case(),
+        Setup { label: "three linears", starts: &[0, 3, 7], outs: &[6, 4, 4], ..PLAIN }.case(),
+    ]
+}
+
+/// Cases that look at the segmented sums: blocks, long segments, many factors.
+pub(super) fn scatter_cases() -> Vec<Case> {
+    vec![
+        Setup { label: "blocks", block: 2, k: 2, sides: 1, ..PLAIN }.case(),
+        Setup { label: "one factor", starts: &[0, 130], factors: 1, k: 1, ..PLAIN }.case(),
+        Setup { label: "many factors", starts: &[0, 2, 5], factors: 300, k: 8, ..PLAIN }
+            .case()
+            .no_gradcheck(),
+        Setup { label: "blocks of units", starts: &[0, 2, 5], block: 3, k: 2, outs: &[7, 5], ..PLAIN }.case(),
+    ]
+}
+
+/// Cases with gates.
+pub(super) fn gated_cases() -> Vec<Case> {
+    vec![
+        Setup { label: "gated tokens", gated: true, ..PLAIN }.case(),
+        Setup { label: "gated units", starts: &[0, 70, 75], gated: true, ..PLAIN }.case(),
+        Setup { label: "gated blocks", gated: true, block: 2, k: 2, sides: 1, outs: &[6, 5], ..PLAIN }.case(),
+        Setup {
+            label: "gated dropout",
+            starts: &[0, 3, 7],
+            gated: true,
+            dropout: 0.5,
+            outs: &[6, 5],
+            ..PLAIN
+        }
+        .case(),
+    ]
+}
+
+fn cases() -> Vec<Case> {
+    const ROWS: usize = 66_000;
+    static MANY: [usize; ROWS + 1] = {
+        let mut v = [0; ROWS + 1];
+        let mut i = 0;
+        while i <= ROWS {
+            v[i] = i;
+            i += 1;
+        }
+        v
+    };
+    vec![
+        Setup {
+            label: "qkv widths",
+            starts: &[0, 17, 40],
+            d: 96,
+            outs: &[96, 32, 32],
+            factors: 16,
+            k: 4,
+            ..PLAIN
+        }
+        .case()
+        .no_gradcheck(),
+        Setup { label: "66 000 tokens", starts: &MANY, d: 3, outs: &[2], factors: 4, k: 2, ..PLAIN }.case(),
+    ]
+}
