@@ -60,6 +60,47 @@ fn columns(x: u32, n: u32) -> vec4<u32> {
   return min(vec4<u32>(c, c + 16u, c + 32u, c + 48u), vec4<u32>(p.d - 1u));
 }
 
+// Stores the columns of block n that an invocation owns, of one row.
+fn put_o(batch: u32, i: u32, h: u32, x: u32, n: u32, v: vec4<f32>) {
+  if (i >= p.s) { return; }
+  let c = 64u * n + x;
+  let at = query_row(batch, i, h) + c;
+  if (c < p.d) { o[at] = v.x; }
+  if (c + 16u < p.d) { o[at + 16u] = v.y; }
+  if (c + 32u < p.d) { o[at + 32u] = v.z; }
+  if (c + 48u < p.d) { o[at + 48u] = v.w; }
+}
+
+fn put_dq(batch: u32, i: u32, h: u32, x: u32, n: u32, v: vec4<f32>) {
+  if (i >= p.s) { return; }
+  let c = 64u * n + x;
+  let at = query_row(batch, i, h) + c;
+  if (c < p.d) { dq[at] = v.x; }
+  if (c + 16u < p.d) { dq[at + 16u] = v.y; }
+  if (c + 32u < p.d) { dq[at + 32u] = v.z; }
+  if (c + 48u < p.d) { dq[at + 48u] = v.w; }
+}
+
+fn put_dk(batch: u32, i: u32, h: u32, x: u32, n: u32, v: vec4<f32>) {
+  if (i >= p.t) { return; }
+  let c = 64u * n + x;
+  let at = key_row(batch, i, h) + c;
+  if (c < p.d) { dk[at] = v.x; }
+  if (c + 16u < p.d) { dk[at + 16u] = v.y; }
+  if (c + 32u < p.d) { dk[at + 32u] = v.z; }
+  if (c + 48u < p.d) { dk[at + 48u] = v.w; }
+}
+
+fn put_dv(batch: u32, i: u32, h: u32, x: u32, n: u32, v: vec4<f32>) {
+  if (i >= p.t) { return; }
+  let c = 64u * n + x;
+  let at = key_row(batch, i, h) + c;
+  if (c < p.d) { dv[at] = v.x; }
+  if (c + 16u < p.d) { dv[at + 16u] = v.y; }
+  if (c + 32u < p.d) { dv[at + 32u] = v.z; }
+  if (c + 48u < p.d) { dv[at + 48u] = v.w; }
+}
+
 @compute @workgroup_size(16, 8)
 fn forward(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) g: vec3<u32>, @builtin(local_invocation_id) l: vec3<u32>) {
   let group = linear_group(wid, g);
@@ -74,7 +115,11 @@ fn forward(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) g: ve
   let row = lane / 4u;
   let part = lane % 4u;
   let end = min(p.t - p.s + i0 + T, p.t);
-  var acc: array<vec4<f32>, 4u * NJ>;
+  // One array per row: after unrolling over NJ every index is a constant, which keeps them in registers.
+  var acc0: array<vec4<f32>, NJ>;
+  var acc1: array<vec4<f32>, NJ>;
+  var acc2: array<vec4<f32>, NJ>;
+  var acc3: array<vec4<f32>, NJ>;
   var top = MASKED;
   var total = 0.0;
   for (var j0 = 0u; j0 < end; j0 += T) {
@@ -124,18 +169,23 @@ fn forward(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) g: ve
     top = best;
     if (part == 0u) { row_scale[row] = shrink; }
     workgroupBarrier();
-    for (var r = 0u; r < 4u; r++) {
-      for (var n = 0u; n < NJ; n++) { acc[r * NJ + n] *= row_scale[4u * l.y + r]; }
+    for (var n = 0u; n < NJ; n++) {
+      acc0[n] *= row_scale[4u * l.y + 0u];
+      acc1[n] *= row_scale[4u * l.y + 1u];
+      acc2[n] *= row_scale[4u * l.y + 2u];
+      acc3[n] *= row_scale[4u * l.y + 3u];
     }
     for (var j = 0u; j < min(T, end - j0); j++) {
       let vt = key_row(batch, j0 + j, kvh);
       let w = 4u * l.y * TLINE + j;
+      let a = vec4<f32>(prob[w], prob[w + TLINE], prob[w + 2u * TLINE], prob[w + 3u * TLINE]);
       for (var n = 0u; n < NJ; n++) {
         let c = vt + columns(l.x, n);
         let value = vec4<f32>(v[c.x], v[c.y], v[c.z], v[c.w]);
-        for (var r = 0u; r < 4u; r++) {
-          acc[r * NJ + n] = fma(vec4<f32>(prob[w + r * TLINE]), value, acc[r * NJ + n]);
-        }
+        acc0[n] = fma(vec4<f32>(a.x), value, acc0[n]);
+        acc1[n] = fma(vec4<f32>(a.y), value, acc1[n]);
+        acc2[n] = fma(vec4<f32>(a.z), value, acc2[n]);
+        acc3[n] = fma(vec4<f32>(a.w), value, acc3[n]);
       }
     }
   }
@@ -148,14 +198,12 @@ fn forward(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) g: ve
     if (i0 + row < p.s) { lse[(batch * p.h + h) * p.s + i0 + row] = select(top + log(sum), 0.0, sum == 0.0); }
   }
   workgroupBarrier();
-  for (var r = 0u; r < 4u; r++) {
-    let i = 4u * l.y + r;
-    for (var n = 0u; n < 4u * NJ; n++) {
-      let c = 16u * n + l.x;
-      if (i0 + i < p.s && c < p.d) {
-        o[query_row(batch, i0 + i, h) + c] = acc[r * NJ + n / 4u][n % 4u] * row_scale[i];
-      }
-    }
+  let i = i0 + 4u * l.y;
+  for (var n = 0u; n < NJ; n++) {
+    put_o(batch, i + 0u, h, l.x, n, acc0[n] * row_scale[4u * l.y + 0u]);
+    put_o(batch, i + 1u, h, l.x, n, acc1[n] * row_scale[4u * l.y + 1u]);
+    put_o(batch, i + 2u, h, l.x, n, acc2[n] * row_scale[4u * l.y + 2u]);
+    put_o(batch, i + 3u, h, l.x, n, acc3[n] * row_scale[4u * l.y + 3u]);
   }
 }
 
@@ -212,7 +260,11 @@ fn backward_q(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) g:
   let i0 = group % blocks * T;
   let lane = l.y * 16u + l.x;
   let end = min(p.t - p.s + i0 + T, p.t);
-  var acc: array<vec4<f32>, 4u * NJ>;
+  // One array per row: after unrolling over NJ every index is a constant, which keeps them in registers.
+  var acc0: array<vec4<f32>, NJ>;
+  var acc1: array<vec4<f32>, NJ>;
+  var acc2: array<vec4<f32>, NJ>;
+  var acc3: array<vec4<f32>, NJ>;
   for (var j0 = 0u; j0 < end; j0 += T) {
     var s0 = vec4<f32>(0.0);
     var s1 = vec4<f32>(0.0);
@@ -242,21 +294,23 @@ fn backward_q(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) g:
     for (var j = 0u; j < min(T, end - j0); j++) {
       let kt = key_row(batch, j0 + j, kvh);
       let w = 4u * l.y * TLINE + j;
+      let a = vec4<f32>(grad[w], grad[w + TLINE], grad[w + 2u * TLINE], grad[w + 3u * TLINE]);
       for (var n = 0u; n < NJ; n++) {
         let c = kt + columns(l.x, n);
         let value = vec4<f32>(k[c.x], k[c.y], k[c.z], k[c.w]);
-        for (var r = 0u; r < 4u; r++) {
-          acc[r * NJ + n] = fma(vec4<f32>(grad[w + r * TLINE]), value, acc[r * NJ + n]);
-        }
+        acc0[n] = fma(vec4<f32>(a.x), value, acc0[n]);
+        acc1[n] = fma(vec4<f32>(a.y), value, acc1[n]);
+        acc2[n] = fma(vec4<f32>(a.z), value, acc2[n]);
+        acc3[n] = fma(vec4<f32>(a.w), value, acc3[n]);
       }
     }
   }
-  for (var r = 0u; r < 4u; r++) {
-    let i = i0 + 4u * l.y + r;
-    for (var n = 0u; n < 4u * NJ; n++) {
-      let c = 16u * n + l.x;
-      if (i < p.s && c < p.d) { dq[query_row(batch, i, h) + c] = acc[r * NJ + n / 4u][n % 4u]; }
-    }
+  let i = i0 + 4u * l.y;
+  for (var n = 0u; n < NJ; n++) {
+    put_dq(batch, i + 0u, h, l.x, n, acc0[n]);
+    put_dq(batch, i + 1u, h, l.x, n, acc1[n]);
+    put_dq(batch, i + 2u, h, l.x, n, acc2[n]);
+    put_dq(batch, i + 3u, h, l.x, n, acc3[n]);
   }
 }
 
@@ -273,8 +327,14 @@ fn backward_kv(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) g
   let heads = p.h / p.kv;
   let offset = p.t - p.s;
   let first = (max(j0, offset) - offset) / T * T;
-  var acc_k: array<vec4<f32>, 4u * NJ>;
-  var acc_v: array<vec4<f32>, 4u * NJ>;
+  var k0: array<vec4<f32>, NJ>;
+  var k1: array<vec4<f32>, NJ>;
+  var k2: array<vec4<f32>, NJ>;
+  var k3: array<vec4<f32>, NJ>;
+  var v0: array<vec4<f32>, NJ>;
+  var v1: array<vec4<f32>, NJ>;
+  var v2: array<vec4<f32>, NJ>;
+  var v3: array<vec4<f32>, NJ>;
   for (var h = kvh * heads; h < (kvh + 1u) * heads; h++) {
     for (var i0 = first; i0 < p.s; i0 += T) {
       var s0 = vec4<f32>(0.0);
@@ -309,26 +369,33 @@ fn backward_kv(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) g
       for (var i = 0u; i < min(T, p.s - i0); i++) {
         let qt = query_row(batch, i0 + i, h);
         let w = 4u * l.y * TLINE + i;
+        let a = vec4<f32>(grad[w], grad[w + TLINE], grad[w + 2u * TLINE], grad[w + 3u * TLINE]);
+        let b = vec4<f32>(prob[w], prob[w + TLINE], prob[w + 2u * TLINE], prob[w + 3u * TLINE]);
         for (var n = 0u; n < NJ; n++) {
           let c = qt + columns(l.x, n);
           let qv = vec4<f32>(q[c.x], q[c.y], q[c.z], q[c.w]);
           let dyv = vec4<f32>(dy[c.x], dy[c.y], dy[c.z], dy[c.w]);
-          for (var r = 0u; r < 4u; r++) {
-            acc_k[r * NJ + n] = fma(vec4<f32>(grad[w + r * TLINE]), qv, acc_k[r * NJ + n]);
-            acc_v[r * NJ + n] = fma(vec4<f32>(prob[w + r * TLINE]), dyv, acc_v[r * NJ + n]);
-          }
+          k0[n] = fma(vec4<f32>(a.x), qv, k0[n]);
+          v0[n] = fma(vec4<f32>(b.x), dyv, v0[n]);
+          k1[n] = fma(vec4<f32>(a.y), qv, k1[n]);
+          v1[n] = fma(vec4<f32>(b.y), dyv, v1[n]);
+          k2[n] = fma(vec4<f32>(a.z), qv, k2[n]);
+          v2[n] = fma(vec4<f32>(b.z), dyv, v2[n]);
+          k3[n] = fma(vec4<f32>(a.w), qv, k3[n]);
+          v3[n] = fma(vec4<f32>(b.w), dyv, v3[n]);
         }
       }
     }
   }
-  for (var r = 0u; r < 4u; r++) {
-    let j = j0 + 4u * l.y + r;
-    for (var n = 0u; n < 4u * NJ; n++) {
-      let c = 16u * n + l.x;
-      if (j < p.t && c < p.d) {
-        dk[key_row(batch, j, kvh) + c] = acc_k[r * NJ + n / 4u][n % 4u];
-        dv[key_row(batch, j, kvh) + c] = acc_v[r * NJ + n / 4u][n % 4u];
-      }
-    }
+  let j = j0 + 4u * l.y;
+  for (var n = 0u; n < NJ; n++) {
+    put_dk(batch, j + 0u, kvh, l.x, n, k0[n]);
+    put_dv(batch, j + 0u, kvh, l.x, n, v0[n]);
+    put_dk(batch, j + 1u, kvh, l.x, n, k1[n]);
+    put_dv(batch, j + 1u, kvh, l.x, n, v1[n]);
+    put_dk(batch, j + 2u, kvh, l.x, n, k2[n]);
+    put_dv(batch, j + 2u, kvh, l.x, n, v2[n]);
+    put_dk(batch, j + 3u, kvh, l.x, n, k3[n]);
+    put_dv(batch, j + 3u, kvh, l.x, n, v3[n]);
   }
 }
