@@ -297,7 +297,11 @@ impl Tensor {
 
     /// The same memory as a new leaf of the tape: gradients are collected for it.
     pub fn leaf(&self) -> Self {
-        Tensor { edge: Some(Edge::Leaf(fresh_id())), ..self.clone() }
+        self.leaf_of(fresh_id())
+    }
+    /// The same memory as the leaf of that id.
+    pub(crate) fn leaf_of(&self, id: u64) -> Self {
+        Tensor { edge: Some(Edge::Leaf(id)), ..self.clone() }
     }
 
     /// True when a gradient flows to this tensor.

@@ -13,6 +13,10 @@ parts! {
     SUM = "sum";
     /// The same interface where one invocation does the whole item.
     SUM_LANE = "sum_lane";
+    /// `workgroup_best(pair, lid)`: the largest value and its index; needs `WG`.
+    BEST = "best";
+    /// The same interface where one invocation does the whole item.
+    BEST_LANE = "best_lane";
     /// `random_uniform(key, index)`.
     RANDOM = "random";
     /// `unit_of(row)` and `pick(unit, slot)`; needs `UNITS`, `idx`, `row_unit`.

@@ -2,6 +2,7 @@
 //!
 //! The backward pass uses it too: `v[m,k] = s b_{J[m,k]} . dy[m]`.
 
+use super::math::dot;
 use super::slots::{Dropout, Slots};
 use super::{Meta, Op, OpSpec, rows_in_parallel, run, run_in_place};
 use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
@@ -232,17 +233,4 @@ struct Params {
     key: [u32; 2],
     drop_p: f32,
     keep: f32,
-}
-
-/// Dot product with sixteen running sums: the compiler keeps them in vector registers.
-pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut acc = [0f32; 16];
-    let (a16, b16) = (a.chunks_exact(16), b.chunks_exact(16));
-    let rest: f32 = a16.remainder().iter().zip(b16.remainder()).map(|(a, b)| a * b).sum();
-    for (a, b) in a16.zip(b16) {
-        for i in 0..16 {
-            acc[i] += a[i] * b[i];
-        }
-    }
-    acc.iter().sum::<f32>() + rest
 }

@@ -23,16 +23,16 @@ impl<'a> Mat<'a> {
         assert!(data.len() >= rows * cols, "{} values for {rows} x {cols}", data.len());
         Mat { data, rows, cols, row_stride: cols, col_stride: 1 }
     }
+    /// Columns `first .. first + n`.
+    pub fn columns(self, first: usize, n: usize) -> Self {
+        assert!(first + n <= self.cols);
+        Mat { data: &self.data[(first * self.col_stride).min(self.data.len())..], cols: n, ..self }
+    }
     /// Rows that start `row_stride` elements apart.
     pub fn strided(data: &'a [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
         let used = if rows * cols == 0 { 0 } else { (rows - 1) * row_stride + cols };
         assert!(data.len() >= used, "{} values for {rows} x {cols} every {row_stride}", data.len());
         Mat { data, rows, cols, row_stride, col_stride: 1 }
-    }
-    /// Columns `first .. first + n`.
-    pub fn columns(self, first: usize, n: usize) -> Self {
-        assert!(first + n <= self.cols);
-        Mat { data: &self.data[(first * self.col_stride).min(self.data.len())..], cols: n, ..self }
     }
     /// The transpose, without moving anything.
     pub fn t(self) -> Self {

@@ -6,7 +6,9 @@
 
 mod gemm;
 mod lane;
+mod launch;
 mod math;
+mod routing_math;
 pub(crate) mod slots;
 mod spec;
 
@@ -35,6 +37,10 @@ ops! {
     reduce,
     /// `y = x / rms(x) * w`.
     rms_norm,
+    /// The pooled routing input of every unit.
+    pool_rows,
+    /// Top-k routing: ordered choices and gates.
+    topk_routing,
     /// The frozen product with the low-rank update in its epilogue.
     fused_ba_matmul,
     /// The shrink of a mixture, by rows of a pool.
@@ -45,4 +51,28 @@ ops! {
     gate_grad,
     /// The one operator: frozen linears with routed low-rank updates.
     mixture_linears,
+    /// The expand apart from a product, for experts inside a block.
+    factor_expand,
+    /// Rows repeated for their experts, and summed back.
+    repeat_rows,
+    /// How often factors were chosen, and balancing biases.
+    routing_load,
+    /// `silu`, `gelu`, `gelu_erf`, `sigmoid`, and `silu(gate) * up`.
+    activation,
+    /// `y = e^x / sum e^x` over the last axis.
+    softmax,
+    /// `y[i] = table[index[i]]`.
+    gather_rows,
+    /// Rotary position embedding.
+    rope,
+    /// `y = (x - mean(x)) / sqrt(var(x) + eps) * w + b`.
+    layer_norm,
+    /// `y = x / (1 - p)` with probability `1 - p`, else 0.
+    dropout,
+    /// Positions of the k largest values of each row.
+    top_k,
+    /// One step of AdamW, in place.
+    adamw,
+    /// `sqrt(sum x^2)` over a list of tensors, and `min(1, max_norm / norm)`.
+    global_norm,
 }

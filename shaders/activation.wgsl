@@ -1,0 +1,96 @@
+// activation.wgsl - y[i] = f(x[i]),  f = silu | gelu (tanh) | gelu_erf | sigmoid;  swiglu: y[i] = silu(x[i]) * up[i]
+// Entries   : forward, backward (dx = f'(x) dy), swiglu, swiglu_backward
+// Shapes    : all [N]
+// Grid      : ceil(N / WG) folded to 2-D; one invocation = one element
+// Prelude   : WG = 256; KIND = 0 silu | 1 gelu | 2 gelu_erf | 3 sigmoid (swiglu: 0)
+// Precision : exp of non-positive numbers only, so nothing overflows; tanh comes from the same sigmoid, because the
+//             built-in may be off by 2^-11; erf is off by at most 1.5e-7
+// Limits    : 5 bindings
+// Cost      : 10..30 flop an element, 8N..20N bytes (memory bound)
+// Source    : Hendrycks & Gimpel 2016, arXiv:1606.08415; Shazeer 2020, arXiv:2002.05202; erf: Abramowitz & Stegun
+//             1964, 7.1.26        CPU: src/ops/activation.rs
+struct Params { n: u32 }
+@group(0) @binding(0) var<storage, read> x: array<f32>;
+@group(0) @binding(1) var<storage, read_write> y: array<f32>;
+@group(0) @binding(1) var<storage, read> dy: array<f32>;
+@group(0) @binding(2) var<storage, read_write> dx: array<f32>;
+@group(0) @binding(1) var<storage, read> up: array<f32>;
+@group(0) @binding(2) var<storage, read_write> gated: array<f32>;
+@group(0) @binding(2) var<storage, read> dy2: array<f32>;
+@group(0) @binding(3) var<storage, read_write> dx3: array<f32>;
+@group(0) @binding(4) var<storage, read_write> dup: array<f32>;
+
+fn sigmoid(v: f32) -> f32 {
+  let e = exp(-abs(v));
+  return select(e, 1.0, v >= 0.0) / (1.0 + e);
+}
+
+// f(v) and f'(v)
+struct Pair { value: f32, slope: f32 }
+
+fn silu(v: f32) -> Pair {
+  let s = sigmoid(v);
+  return Pair(v * s, fma(v * s, 1.0 - s, s));
+}
+
+// (1 + tanh u) / 2 = sigmoid(2 u) with u = sqrt(2/pi) (v + 0.044715 v^3)
+fn gelu(v: f32) -> Pair {
+  let c = 1.5957691216057308;
+  // Beyond |v| = 10 the sigmoid is 0 or 1; the bound keeps v^3 finite.
+  let b = clamp(v, -10.0, 10.0);
+  let s = sigmoid(c * b * fma(0.044715 * b, b, 1.0));
+  return Pair(v * s, fma(b * s * (1.0 - s), c * fma(3.0 * 0.044715 * b, b, 1.0), s));
+}
+
+// v Phi(v), Phi(v) = erfc(-v / sqrt 2) / 2
+fn gelu_erf(v: f32) -> Pair {
+  let a = min(abs(v), 13.0);
+  let e = exp(-0.5 * a * a);
+  let t = 1.0 / fma(0.3275911 * 0.7071067811865476, a, 1.0);
+  let q = fma(fma(fma(fma(1.061405429, t, -1.453152027), t, 1.421413741), t, -0.284496736), t, 0.254829592) * t;
+  let tail = 0.5 * q * e;
+  let phi = select(tail, 1.0 - tail, v >= 0.0);
+  return Pair(v * phi, fma(select(-a, a, v >= 0.0), 0.3989422804014327 * e, phi));
+}
+
+fn logistic(v: f32) -> Pair {
+  let s = sigmoid(v);
+  return Pair(s, s * (1.0 - s));
+}
+
+fn activation(v: f32) -> Pair {
+  switch (KIND) {
+    case 0u: { return silu(v); }
+    case 1u: { return gelu(v); }
+    case 2u: { return gelu_erf(v); }
+    default: { return logistic(v); }
+  }
+}
+
+@compute @workgroup_size(WG)
+fn forward(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) g: vec3<u32>, @builtin(local_invocation_index) l: u32) {
+  let i = linear_group(w, g) * WG + l;
+  if (i < p.n) { y[i] = activation(x[i]).value; }
+}
+
+@compute @workgroup_size(WG)
+fn backward(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) g: vec3<u32>, @builtin(local_invocation_index) l: u32) {
+  let i = linear_group(w, g) * WG + l;
+  if (i < p.n) { dx[i] = activation(x[i]).slope * dy[i]; }
+}
+
+@compute @workgroup_size(WG)
+fn swiglu(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) g: vec3<u32>, @builtin(local_invocation_index) l: u32) {
+  let i = linear_group(w, g) * WG + l;
+  if (i < p.n) { gated[i] = silu(x[i]).value * up[i]; }
+}
+
+@compute @workgroup_size(WG)
+fn swiglu_backward(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) g: vec3<u32>, @builtin(local_invocation_index) l: u32) {
+  let i = linear_group(w, g) * WG + l;
+  if (i < p.n) {
+    let s = silu(x[i]);
+    dx3[i] = s.slope * up[i] * dy2[i];
+    dup[i] = s.value * dy2[i];
+  }
+}

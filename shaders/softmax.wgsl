@@ -1,0 +1,45 @@
+// softmax.wgsl - y[n,d] = e^(x[n,d] - m[n]) / sum_d e^(x[n,d] - m[n]),  m[n] = max_d x[n,d]
+// Entries   : forward, backward (dx = y (dy - sum_d y dy))
+// Shapes    : x, y, dy, dx [N, D]        (row-major, contiguous)
+// Grid      : N workgroups folded to 2-D; one workgroup = one row
+// Prelude   : WG = 64 | 256 (power of two)
+// Precision : accumulates f32; exp of non-positive numbers only
+// Limits    : 4*WG B shared; 3 bindings; no subgroups
+// Cost      : forward 4*N*D flop, 8*N*D bytes (the row is read three times, twice from cache); backward 4*N*D flop,
+//             12*N*D bytes (memory bound)
+// CPU       : src/ops/softmax.rs
+struct Params { n: u32, d: u32 }
+@group(0) @binding(0) var<storage, read> x: array<f32>;
+@group(0) @binding(1) var<storage, read_write> y: array<f32>;
+@group(0) @binding(0) var<storage, read> out: array<f32>;
+@group(0) @binding(1) var<storage, read> dy: array<f32>;
+@group(0) @binding(2) var<storage, read_write> dx: array<f32>;
+
+@compute @workgroup_size(WG)
+fn forward(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) g: vec3<u32>, @builtin(local_invocation_index) l: u32) {
+  let row = linear_group(wid, g);
+  let live = row < p.n;
+  let base = select(0u, row, live) * p.d;
+  var top = -3.4028234e38;
+  for (var k = l; k < p.d; k += WG) { top = max(top, x[base + k]); }
+  top = workgroup_max(top, l);
+  var sum = 0.0;
+  for (var k = l; k < p.d; k += WG) { sum += exp(x[base + k] - top); }
+  let scale = 1.0 / workgroup_sum(sum, l);
+  if (live) {
+    for (var k = l; k < p.d; k += WG) { y[base + k] = exp(x[base + k] - top) * scale; }
+  }
+}
+
+@compute @workgroup_size(WG)
+fn backward(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) g: vec3<u32>, @builtin(local_invocation_index) l: u32) {
+  let row = linear_group(wid, g);
+  let live = row < p.n;
+  let base = select(0u, row, live) * p.d;
+  var dot = 0.0;
+  for (var k = l; k < p.d; k += WG) { dot = fma(out[base + k], dy[base + k], dot); }
+  dot = workgroup_sum(dot, l);
+  if (live) {
+    for (var k = l; k < p.d; k += WG) { dx[base + k] = out[base + k] * (dy[base + k] - dot); }
+  }
+}

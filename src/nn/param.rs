@@ -1,0 +1,130 @@
+//! [`Param`]: a tensor that a module owns and an optimizer may change.
+
+use crate::tensor::fresh_id;
+use crate::{Device, Error, Gradients, Result, Tensor};
+use std::sync::{Arc, RwLock};
+
+/// A named tensor of a module, trained or frozen. Cloning gives the same parameter.
+///
+/// Parameters of linears that read the same input are stacked by rows into one tensor, so that one launch serves
+/// them all; `parts` keeps the name of each.
+#[derive(Clone)]
+pub struct Param(Arc<Inner>);
+
+struct Inner {
+    id: u64,
+    parts: Vec<(String, usize)>,
+    trainable: bool,
+    value: RwLock<Tensor>,
+}
+
+impl Param {
+    /// A parameter of rows `[rows, cols]` whose parts are named, in order, with their number of rows.
+    ///
+    /// # Errors
+    /// The parts do not add up to the rows.
+    pub fn stacked(parts: Vec<(String, usize)>, value: Tensor, trainable: bool) -> Result<Self> {
+        let rows: usize = parts.iter().map(|p| p.1).sum();
+        if rows != value.dims().first().copied().unwrap_or(1) {
+            return Err(Error::shape("param", format!("parts of {rows} rows for {}", value.shape())));
+        }
+        Ok(Param(Arc::new(Inner { id: fresh_id(), parts, trainable, value: RwLock::new(value.detach()) })))
+    }
+
+    /// A parameter with one name.
+    pub fn new(name: impl Into<String>, value: Tensor, trainable: bool) -> Result<Self> {
+        let rows = value.dims().first().copied().unwrap_or(1);
+        Param::stacked(vec![(name.into(), rows)], value, trainable)
+    }
+
+    /// The value for a computation: a leaf of the tape when it is trained, else without a gradient.
+    pub fn tensor(&self) -> Tensor {
+        let value = self.value();
+        match self.0.trainable {
+            true => value.leaf_of(self.0.id),
+            false => value,
+        }
+    }
+    /// The value, without a gradient.
+    pub fn value(&self) -> Tensor {
+        self.0.value.read().unwrap_or_else(|e| e.into_inner()).clone()
+    }
+    /// Replaces the value.
+    ///
+    /// # Errors
+    /// The shape is another.
+    pub fn set(&self, value: Tensor) -> Result<()> {
+        if value.shape() != self.value().shape() {
+            return Err(Error::shape(
+                "param",
+                format!("{}: {} instead of {}", self.name(), value.shape(), self.value().shape()),
+            ));
+        }
+        *self.0.value.write().unwrap_or_else(|e| e.into_inner()) = value.detach();
+        Ok(())
+    }
+    /// Changes the value in place: when no one else holds it, its memory is reused.
+    pub fn update(&self, f: impl FnOnce(&mut Tensor) -> Result<()>) -> Result<()> {
+        f(&mut self.0.value.write().unwrap_or_else(|e| e.into_inner()))
+    }
+    /// Its gradient of a backward pass; none when it is frozen or the loss does not depend on it.
+    pub fn gradient<'a>(&self, gradients: &'a Gradients) -> Option<&'a Tensor> {
+        gradients.by_id(self.0.id)
+    }
+    /// Whether it is trained.
+    pub fn trainable(&self) -> bool {
+        self.0.trainable
+    }
+    /// All names.
+    pub fn name(&self) -> String {
+        self.0.parts.iter().map(|p| p.0.as_str()).collect::<Vec<_>>().join("+")
+    }
+    /// Name and number of rows of each part.
+    pub fn parts(&self) -> &[(String, usize)] {
+        &self.0.parts
+    }
+
+    /// The parts of a tensor of this parameter's shape, in host memory: name, rows, values.
+    pub fn split(&self, tensor: &Tensor) -> Result<Vec<(String, usize, Vec<f64>)>> {
+        let values = tensor.to_f64()?;
+        let rows: usize = self.0.parts.iter().map(|p| p.1).sum();
+        let width = values.len() / rows.max(1);
+        let mut first = 0;
+        Ok(self
+            .0
+            .parts
+            .iter()
+            .map(|(name, n)| {
+                let part = values[first * width..(first + n) * width].to_vec();
+                first += n;
+                (name.clone(), *n, part)
+            })
+            .collect())
+    }
+
+    /// Fills the parts from named values.
+    ///
+    /// # Errors
+    /// A part is missing or has another number of values; the error names it.
+    pub fn load(&self, device: &Device, values: impl Fn(&str) -> Option<Vec<f32>>) -> Result<()> {
+        let old = self.value();
+        let width = old.len() / self.0.parts.iter().map(|p| p.1).sum::<usize>().max(1);
+        let mut all = Vec::with_capacity(old.len());
+        for (name, rows) in &self.0.parts {
+            let part = values(name).ok_or_else(|| Error::config(name, "tensor is missing"))?;
+            if part.len() != rows * width {
+                let what = format!("{} values, expected {rows} x {width}", part.len());
+                return Err(Error::config(name, what));
+            }
+            all.extend(part);
+        }
+        self.set(Tensor::from_f32(device, old.dims(), &all)?)
+    }
+}
+
+impl std::fmt::Debug for Param {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let kind = if self.0.trainable { "trained" } else { "frozen" };
+        write!(f, "Param({} {} {kind})", self.name(), self.value().shape())
+    }
+}

@@ -1,0 +1,156 @@
+//! Dropout (Srivastava et al. 2014, JMLR 15) with a counter-based mask.
+
+use super::{Case, Meta, Op, OpSpec, Operand, launch, run};
+use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
+use crate::rng::{Stream, threefry2x32};
+use crate::tape::Node;
+use crate::{DType, Error, Result, Tensor};
+use rayon::prelude::*;
+
+pub(super) static SPEC: OpSpec = OpSpec {
+    name: "dropout",
+    formula: "y = x / (1 - p) with probability 1 - p, else 0",
+    shaders: &[&SHADER],
+    cases,
+};
+
+static VARIANTS: &[Variant] = &[Variant {
+    name: "wg256",
+    consts: &[("WG", launch::WG as u32)],
+    parts: &[parts::GRID, parts::RANDOM],
+    backends: PORTABLE,
+    workgroup_bytes: 0,
+}];
+static SHADER: Shader = Shader {
+    name: "dropout",
+    source: include_str!("../../shaders/dropout.wgsl"),
+    entries: &[Entry { name: "forward", variants: VARIANTS }],
+};
+
+/// Elements of one parallel task; even, because a block of random bits serves two.
+const CHUNK: usize = 1 << 12;
+
+/// `x -> y`: element i is kept where `stream.uniform(i) >= rate`.
+struct Dropout {
+    rate: f32,
+    stream: Stream,
+}
+
+impl Op for Dropout {
+    fn name(&self) -> &'static str {
+        "dropout"
+    }
+
+    fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
+        x[0].expect(self.name(), DType::F32)?;
+        Ok(vec![Meta::like(x[0])])
+    }
+
+    fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
+        for (i, (y, x)) in y[0].f64_mut().iter_mut().zip(x[0].f64()).enumerate() {
+            let keep = self.stream.uniform(i as u32) >= self.rate;
+            *y = if keep { x / (1.0 - self.rate as f64) } else { 0.0 };
+        }
+    }
+
+    fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
+        let (key, scale) = (self.stream.words(), scale(self.rate));
+        y[0].f32_mut().par_chunks_mut(CHUNK).zip(x[0].f32().par_chunks(CHUNK)).enumerate().for_each(
+            |(c, (y, x))| {
+                for (i, (y, x)) in y.chunks_mut(2).zip(x.chunks(2)).enumerate() {
+                    let bits = threefry2x32(key, [(c * CHUNK / 2 + i) as u32, 0]);
+                    for (y, (x, bits)) in y.iter_mut().zip(x.iter().zip(bits)) {
+                        let keep = (bits >> 8) as f32 * (1.0 / 16_777_216.0) >= self.rate;
+                        *y = if keep { scale * x } else { 0.0 };
+                    }
+                }
+            },
+        );
+    }
+
+    #[cfg(feature = "gpu")]
+    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
+        let (n, [key0, key1]) = (x[0].len(), self.stream.words());
+        let params = [n as u32, key0, key1, self.rate.to_bits(), scale(self.rate).to_bits()];
+        let kernel = launch::Kernel { shader: &SHADER, entry: "forward", variant: &VARIANTS[0] };
+        kernel.run(gpu, &launch::binds(x, y), &params, n.div_ceil(2).div_ceil(launch::WG), 60 * n)
+    }
+}
+
+fn scale(rate: f32) -> f32 {
+    (1.0 / (1.0 - rate as f64)) as f32
+}
+
+impl Tensor {
+    /// Sets each element to 0 with probability `p` and multiplies the others by `1 / (1 - p)`.
+    ///
+    /// The mask depends on the stream and the element's index alone: the same on every device, and when a
+    /// checkpointed layer computes again. The backward pass draws it again too, nothing is kept. Take a stream of
+    /// its own for every use: `seed.fork(step).named(layer)`.
+    ///
+    /// ```
+    /// use mixlora::{Device, Stream, Tensor};
+    /// let x = Tensor::full(&Device::cpu(), &[1000], 1.0)?;
+    /// let y = x.dropout(0.5, Stream::new(7))?.to_f32()?;
+    /// assert!(y.iter().all(|&v| v == 0.0 || v == 2.0));
+    /// # Ok::<(), mixlora::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// `p` is not in [0, 1).
+    pub fn dropout(&self, p: f32, stream: Stream) -> Result<Tensor> {
+        if !(0.0..1.0).contains(&p) {
+            return Err(Error::config("dropout", format!("must be in [0, 1), got {p}")));
+        }
+        if p == 0.0 {
+            return Ok(self.clone());
+        }
+        let op = Dropout { rate: p, stream };
+        let y = run(&op, &[self])?.swap_remove(0);
+        Ok(Node::record("dropout", &[self], y, move |dy| Ok(vec![Some(run(&op, &[&dy])?.swap_remove(0))])))
+    }
+}
+
+fn cases() -> Vec<Case> {
+    let case = |dims: &'static [usize], p: f32| {
+        let n: usize = dims.iter().product();
+        let stream = Stream::new(11).named("dropout");
+        Case::new(format!("{dims:?} p {p}"), vec![Operand::normal("x", dims)], move |x| {
+            Ok(vec![x[0].dropout(p, stream)?])
+        })
+        .cost(60 * n, 8 * n)
+    };
+    vec![
+        case(&[0, 3], 0.1),
+        case(&[1], 0.5),
+        case(&[3, 5], 0.0),
+        case(&[3, 5], 0.5),
+        case(&[7, 301], 0.05),
+        case(&[70_001, 3], 0.9),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Device;
+
+    #[test]
+    fn rate_is_met_and_masks_differ() {
+        let x = Tensor::full(&Device::cpu(), &[40_000], 1.0).unwrap();
+        let y = |s: u64| x.dropout(0.3, Stream::new(s)).unwrap().to_f32().unwrap();
+        let (a, b) = (y(1), y(2));
+        let rate = a.iter().filter(|&&v| v == 0.0).count() as f64 / 40_000.0;
+        assert!((rate - 0.3).abs() < 0.01, "{rate}");
+        assert_ne!(a, b);
+        assert_eq!(a, y(1));
+    }
+
+    #[test]
+    fn bad_rates_are_errors() {
+        let x = Tensor::zeros(&Device::cpu(), &[2]).unwrap();
+        for p in [-0.1, 1.0, f32::NAN] {
+            assert!(matches!(x.dropout(p, Stream::new(1)), Err(Error::Config { .. })));
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! The expand of a mixture apart from a product, and the differentiable shrink: for experts inside a block, whose
+//! low-rank products do not sit on one linear each.
+
+use super::factor_gather::shrink;
+use super::factor_scatter::scatter;
+use super::fused_ba_matmul::Expand;
+use super::slots::Selection;
+use super::{Case, Meta, Op, OpSpec, Operand, Units, run_in_place};
+use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
+use crate::tape::Node;
+use crate::{DType, Error, Result, Tensor};
+
+pub(super) static SPEC: OpSpec = OpSpec {
+    name: "factor_expand",
+    formula: "y[m] += s sum_k u[m,k] b_{J[m,k]}",
+    shaders: &[&SHADER],
+    cases,
+};
+
+const NAME: &str = "factor_expand";
+const WG: u32 = 64;
+const PARTS: &[&str] = &[parts::GRID, parts::SLOTS];
+const fn variant(name: &'static str, consts: &'static [(&'static str, u32)]) -> Variant {
+    Variant { name, consts, parts: PARTS, backends: PORTABLE, workgroup_bytes: 0 }
+}
+static SHADER: Shader = Shader {
+    name: NAME,
+    source: include_str!("../../shaders/factor_expand.wgsl"),
+    entries: &[Entry {
+        name: "add",
+        variants: &[
+            variant("token", &[("WG", WG), ("UNITS", 0)]),
+            variant("unit", &[("WG", WG), ("UNITS", 1)]),
+        ],
+    }],
+};
+
+/// In place: `(y [M, N]; u [M, slots of all linears], pool [P, N])`.
+struct Add<'a>(Expand<'a>);
+
+impl Op for Add<'_> {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
+        let [y, u, pool] = x else { return Err(Error::shape(NAME, "needs y, u and a pool")) };
+        x.iter().try_for_each(|t| t.expect(NAME, DType::F32))?;
+        let slots = self.0.slots;
+        slots.check(NAME, y.shape().rows(), pool)?;
+        if u.dims() != [y.shape().rows(), slots.all_columns()] || pool.shape().last() != y.shape().last() {
+            return Err(Error::shape(
+                NAME,
+                format!("u {} and pool {} for rows of {}", u.shape(), pool.shape(), y.shape()),
+            ));
+        }
+        Ok(vec![Meta::like(y)])
+    }
+
+    fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
+        let (n, slots) = (x[1].shape().last().max(1), self.0.slots);
+        let view = slots.view();
+        for (m, y) in y[0].f64_mut().chunks_mut(n).enumerate() {
+            for j in 0..slots.width() {
+                let c = self.0.scale as f64 * x[0].f64()[m * slots.all_columns() + slots.first_column() + j];
+                let factor = &x[1].f64()[view.pick(m, j) * n..];
+                y.iter_mut().zip(factor).for_each(|(y, b)| *y += c * b);
+            }
+        }
+    }
+
+    fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
+        self.0.cpu(x[0].f32(), x[1].f32(), y[0].f32_mut(), x[1].shape().last());
+    }
+
+    #[cfg(feature = "gpu")]
+    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
+        use crate::device::{Bind, Dispatch, Grid};
+        #[repr(C)]
+        #[derive(Clone, Copy, bytemuck::NoUninit)]
+        struct Params {
+            /// rows, n, slots, stride, first
+            sizes: [u32; 5],
+            scale: f32,
+            slots: [u32; 5],
+        }
+        let (slots, rows, n) = (self.0.slots, y[0].shape().rows(), y[0].shape().last());
+        let units = slots.units.row_unit().map(|t| t.buffer());
+        let u = x[0].buffer();
+        gpu.dispatch(Dispatch {
+            shader: &SHADER,
+            entry: "add",
+            consts: &[("WG", WG), ("UNITS", u32::from(units.is_some()))],
+            parts: PARTS,
+            bind: &[
+                Bind::Read(u),
+                Bind::Read(x[1].buffer()),
+                Bind::Read(slots.idx.buffer()),
+                Bind::or_unused(units, u),
+                Bind::Write(y[0].buffer()),
+            ],
+            params: bytemuck::bytes_of(&Params {
+                sizes: [rows, n, slots.width(), slots.all_columns(), slots.first_column()].map(|v| v as u32),
+                scale: self.0.scale,
+                slots: slots.params(),
+            }),
+            grid: Grid::Linear((rows * n.div_ceil(4)).div_ceil(WG as usize)),
+            flops: 2 * (rows * n * slots.width()) as u64,
+        })
+    }
+}
+
+fn expand_into(y: &mut Tensor, u: &Tensor, pool: &Tensor, s: &Selection, scale: f32) -> Result<()> {
+    let slots = s.slots_a();
+    run_in_place(&Add(Expand { slots: &slots, scale, dropout: None }), &mut [y], &[u, pool])
+}
+
+/// `u[m,k] = pool[I[m,k]] . x[m]` on the tape, for a selection of one linear: gradients for `x` and `pool`.
+pub(crate) fn shrink_by(x: &Tensor, pool: &Tensor, selection: &Selection) -> Result<Tensor> {
+    let u = shrink(x, pool, None, &selection.slots_a(), 1.0, None)?.0;
+    let (xd, pd, s) = (x.detach(), pool.detach(), selection.clone());
+    let (need_x, need_pool) = (x.requires_grad(), pool.requires_grad());
+    Ok(Node::record("shrink", &[x, pool], u, move |du| {
+        let mut out = vec![None, None];
+        if need_x {
+            let mut dx = Tensor::zeros(xd.device(), xd.dims())?;
+            expand_into(&mut dx, &du, &pd, &s, 1.0)?;
+            out[0] = Some(dx);
+        }
+        if need_pool {
+            out[1] = Some(scatter(&du, &xd, &s.slots_a(), s.lists()?, 1.0, None)?);
+        }
+        Ok(out)
+    }))
+}
+
+/// `base + scale * sum_k u[m,k] pool[I[m,k]]` on the tape: gradients for `base`, `u` and `pool`.
+///
+/// `base` is taken over: its memory is reused when no one else holds it.
+pub(crate) fn expand_by(
+    base: Tensor,
+    u: &Tensor,
+    pool: &Tensor,
+    selection: &Selection,
+    scale: f32,
+) -> Result<Tensor> {
+    let mut y = base.detach();
+    let shell = Tensor { storage: u.storage.clone(), ..base };
+    expand_into(&mut y, u, pool, selection, scale)?;
+    let (ud, pd, s) = (u.detach(), pool.detach(), selection.clone());
+    let need = [shell.requires_grad(), u.requires_grad(), pool.requires_grad()];
+    Ok(Node::record("expand", &[&shell, u, pool], y, move |dy| {
+        let du = match need[1] {
+            true => Some(shrink(&dy, &pd, None, &s.slots_a(), scale, None)?.0),
+            false => None,
+        };
+        let dpool = match need[2] {
+            true => Some(scatter(&ud, &dy, &s.slots_a(), s.lists()?, scale, None)?),
+            false => None,
+        };
+        Ok(vec![need[0].then_some(dy), du, dpool])
+    }))
+}
+
+fn cases() -> Vec<Case> {
+    let mut all = Vec::new();
+    for (rows, d, n, experts, k, block) in [
+        (0, 3, 2, 2, 1, 1),
+        (1, 1, 1, 1, 1, 1),
+        (5, 6, 7, 4, 2, 3),
+        (40, 33, 66, 3, 1, 2),
+        (66_000, 1, 2, 2, 1, 1),
+    ] {
+        let idx: Vec<u32> = (0..rows * k).map(|i| ((i * 7 + i / 3) % experts) as u32).collect();
+        let inputs = vec![
+            Operand::normal("x", &[rows, d]),
+            Operand::normal("a", &[experts * block, d]),
+            Operand::normal("b", &[experts * block, n]),
+            Operand::normal("base", &[rows, n]),
+        ];
+        let label = format!("{rows}x{d}x{n}, {k} of {experts} blocks of {block}");
+        all.push(
+            Case::new(label, inputs, move |x| {
+                let idx = Tensor::from_u32(x[0].device(), &[1, 1, rows, k], &idx)?;
+                let s = Selection::new(idx, None, &Units::tokens(rows), experts, block)?;
+                let u = shrink_by(&x[0], &x[1], &s)?;
+                Ok(vec![expand_by(x[3].clone(), &u, &x[2], &s, 0.7)?])
+            })
+            .sums(rows + d + n)
+            .cost(2 * rows * k * block * (d + n), 4 * rows * (d + 2 * n)),
+        );
+    }
+    all
+}

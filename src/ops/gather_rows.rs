@@ -1,0 +1,242 @@
+//! Rows of a table by index (embedding lookup); its gradient is a sum over the occurrences of each row.
+
+use super::{Case, Meta, Op, OpSpec, Operand, launch, rows_in_parallel, run};
+use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
+use crate::rng::Stream;
+use crate::tape::Node;
+use crate::{DType, Device, Error, Result, Tensor};
+
+pub(super) static SPEC: OpSpec =
+    OpSpec { name: "gather_rows", formula: "y[i] = table[index[i]]", shaders: &[&SHADER], cases };
+
+// The array of `links` is counted for all entries: they share one module.
+static VARIANTS: &[Variant] = &[Variant {
+    name: "wg256",
+    consts: &[("WG", launch::WG as u32)],
+    parts: &[parts::GRID],
+    backends: PORTABLE,
+    workgroup_bytes: 4 * launch::WG as u32,
+}];
+static SHADER: Shader = Shader {
+    name: "gather_rows",
+    source: include_str!("../../shaders/gather_rows.wgsl"),
+    entries: &[
+        Entry { name: "forward", variants: VARIANTS },
+        Entry { name: "links", variants: VARIANTS },
+        Entry { name: "backward", variants: VARIANTS },
+    ],
+};
+
+/// `(table, index) -> y`
+struct Forward;
+
+/// `(dy, index) -> dtable` with this many rows.
+struct Backward {
+    rows: usize,
+}
+
+/// Refuses indices of `rows` or more, where the host can see them.
+pub(super) fn check_indices(op: &'static str, index: &Tensor, rows: usize) -> Result<()> {
+    match index.device() {
+        #[cfg(feature = "gpu")]
+        Device::Gpu(_) if rows > 0 => Ok(()),
+        #[cfg(feature = "gpu")]
+        Device::Gpu(_) if index.is_empty() => Ok(()),
+        #[cfg(feature = "gpu")]
+        Device::Gpu(_) => Err(Error::shape(op, format!("{} indices into a table without rows", index.len()))),
+        Device::Cpu(_) | Device::Reference => match index.u32().iter().position(|&i| i as usize >= rows) {
+            None => Ok(()),
+            Some(at) => {
+                let what = format!("index {} at position {at} of a table of {rows} rows", index.u32()[at]);
+                Err(Error::shape(op, what))
+            }
+        },
+    }
+}
+
+#[cfg(feature = "gpu")]
+fn kernel(entry: &'static str) -> launch::Kernel {
+    launch::Kernel { shader: &SHADER, entry, variant: &VARIANTS[0] }
+}
+
+impl Op for Forward {
+    fn name(&self) -> &'static str {
+        "gather_rows"
+    }
+
+    fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
+        let (table, index) = (x[0], x[1]);
+        table.expect(self.name(), DType::F32)?;
+        index.expect(self.name(), DType::U32)?;
+        let &[rows, d] = table.dims() else {
+            return Err(Error::shape(self.name(), format!("table {} must be [V, D]", table.shape())));
+        };
+        check_indices(self.name(), index, rows)?;
+        Ok(vec![Meta::f32(&[index.dims(), &[d]].concat())?])
+    }
+
+    fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
+        let (d, table) = (x[0].shape().last(), x[0].f64());
+        for (y, &row) in y[0].f64_mut().chunks_mut(d.max(1)).zip(x[1].u32()) {
+            y.copy_from_slice(&table[row as usize * d..][..d]);
+        }
+    }
+
+    fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
+        let (d, table, index) = (x[0].shape().last(), x[0].f32(), x[1].u32());
+        rows_in_parallel(y[0].f32_mut(), d, |i, y| {
+            y.copy_from_slice(&table[index[i] as usize * d..][..d]);
+        });
+    }
+
+    #[cfg(feature = "gpu")]
+    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
+        let (rows, d, n) = (x[0].shape().rows(), x[0].shape().last(), x[1].len());
+        let params = [n as u32, d as u32, rows as u32];
+        kernel("forward").run(gpu, &launch::binds(x, y), &params, (n * d).div_ceil(launch::WG), n * d)
+    }
+}
+
+impl Op for Backward {
+    fn name(&self) -> &'static str {
+        "gather_rows"
+    }
+
+    fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
+        Ok(vec![Meta::f32(&[self.rows, x[0].shape().last()])?])
+    }
+
+    fn reference(&self, x: &[&Tensor], dtable: &mut [Host]) {
+        let (d, dtable) = (x[0].shape().last(), dtable[0].f64_mut());
+        dtable.fill(0.0);
+        for (dy, &row) in x[0].f64().chunks(d.max(1)).zip(x[1].u32()) {
+            let sum = &mut dtable[row as usize * d..][..d];
+            sum.iter_mut().zip(dy).for_each(|(s, dy)| *s += dy);
+        }
+    }
+
+    fn cpu(&self, x: &[&Tensor], dtable: &mut [Host]) {
+        let (d, dy, index) = (x[0].shape().last(), x[0].f32(), x[1].u32());
+        // Positions by row, in order within a row.
+        let mut order: Vec<u32> = (0..index.len() as u32).collect();
+        order.sort_by_key(|&i| index[i as usize]);
+        rows_in_parallel(dtable[0].f32_mut(), d, |row, sum| {
+            sum.fill(0.0);
+            let from = order.partition_point(|&i| (index[i as usize] as usize) < row);
+            for &i in order[from..].iter().take_while(|&&i| index[i as usize] as usize == row) {
+                sum.iter_mut().zip(&dy[i as usize * d..][..d]).for_each(|(s, dy)| *s += dy);
+            }
+        });
+    }
+
+    #[cfg(feature = "gpu")]
+    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
+        use crate::device::Bind;
+        let (d, n) = (x[0].shape().last(), x[1].len());
+        gpu.clear(y[0].buffer())?;
+        let (next, head) = (gpu.alloc(n)?, gpu.alloc(n)?);
+        let params = [n as u32, d as u32, self.rows as u32];
+        let bind = [Bind::Read(x[1].buffer()), Bind::Write(&next), Bind::Write(&head)];
+        kernel("links").run(gpu, &bind, &params, n.div_ceil(launch::WG), n * n)?;
+        let bind = [
+            Bind::Read(x[0].buffer()),
+            Bind::Read(x[1].buffer()),
+            Bind::Read(&next),
+            Bind::Read(&head),
+            Bind::Write(y[0].buffer()),
+        ];
+        kernel("backward").run(gpu, &bind, &params, (n * d).div_ceil(launch::WG), n * d)
+    }
+}
+
+impl Tensor {
+    /// Rows of a table by index, an embedding lookup: `y[.., d] = self[index[..], d]`, `[V, D]` by `[..]` gives
+    /// `[.., D]`.
+    ///
+    /// The gradient of the table is summed in the order of positions, without atomics: the same bits on every run.
+    /// On a GPU it compares all pairs of indices, which is cheap up to some 100 000 of them.
+    ///
+    /// ```
+    /// use mixlora::{Device, Tensor};
+    /// let cpu = Device::cpu();
+    /// let table = Tensor::from_f32(&cpu, &[3, 2], &[0., 1., 10., 11., 20., 21.])?;
+    /// let index = Tensor::from_u32(&cpu, &[2], &[2, 0])?;
+    /// assert_eq!(table.gather_rows(&index)?.to_f32()?, [20., 21., 0., 1.]);
+    /// # Ok::<(), mixlora::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// The table is not `[V, D]`, or an index is V or more. A GPU's indices are not read back to check them: there,
+    /// larger ones count as V - 1.
+    pub fn gather_rows(&self, index: &Tensor) -> Result<Tensor> {
+        let y = run(&Forward, &[self, index])?.swap_remove(0);
+        let (index, rows) = (index.detach(), self.shape().rows());
+        Ok(Node::record("gather_rows", &[self], y, move |dy| {
+            Ok(vec![Some(run(&Backward { rows }, &[&dy, &index])?.swap_remove(0))])
+        }))
+    }
+}
+
+fn cases() -> Vec<Case> {
+    let case = |rows: usize, d: usize, dims: &[usize], used: usize| {
+        let (n, bits) = (dims.iter().product::<usize>(), Stream::new(3));
+        let index: Vec<u32> = (0..n as u32).map(|i| bits.bits(i) % used.max(1) as u32).collect();
+        let inputs = vec![Operand::normal("table", &[rows, d]), Operand::indices(dims, index)];
+        Case::new(format!("[{rows}, {d}] by {dims:?}"), inputs, |x| Ok(vec![x[0].gather_rows(&x[1])?]))
+            .sums(n / used.max(1))
+            .cost(0, 8 * n * d)
+    };
+    vec![
+        case(5, 3, &[0], 1),
+        case(0, 3, &[2, 0], 1),
+        case(4, 0, &[3], 4),
+        case(1, 1, &[1], 1),
+        case(7, 5, &[2, 9], 7),
+        // Few rows of many occur, each often; then one row only, more often than a workgroup is wide.
+        case(70_000, 3, &[500], 40),
+        case(9, 66, &[3, 257], 1),
+        case(600, 17, &[2, 300], 600),
+        case(70_001, 2, &[70_001], 70_001),
+    ]
+    .into_iter()
+    .enumerate()
+    .map(|(i, mut c)| {
+        if i == 8 {
+            // The all-pairs search of the gradient takes too long here on a software adapter.
+            c.inputs[0] = c.inputs[0].clone().frozen();
+            c.gradcheck = false;
+        }
+        c
+    })
+    .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bad_indices_are_errors_on_hosts() {
+        for device in [Device::cpu(), Device::reference()] {
+            let table = Tensor::zeros(&device, &[3, 2]).unwrap();
+            let index = Tensor::from_u32(&device, &[2], &[0, 3]).unwrap();
+            let error = table.gather_rows(&index).unwrap_err().to_string();
+            assert_eq!(error, "gather_rows: index 3 at position 1 of a table of 3 rows");
+            assert!(table.gather_rows(&table).is_err() && index.gather_rows(&index).is_err());
+        }
+    }
+
+    #[cfg(feature = "gpu")]
+    #[test]
+    fn bad_indices_are_clamped_on_the_gpu() {
+        let Ok(gpu) = Device::gpu() else { return };
+        let table = Tensor::from_f32(&gpu, &[3, 1], &[1.0, 2.0, 3.0]).unwrap().leaf();
+        let index = Tensor::from_u32(&gpu, &[3], &[0, 3, u32::MAX]).unwrap();
+        let y = table.gather_rows(&index).unwrap();
+        assert_eq!(y.to_f32().unwrap(), [1.0, 3.0, 3.0]);
+        let grads = y.sum().unwrap().backward().unwrap();
+        assert_eq!(grads.get(&table).unwrap().to_f32().unwrap(), [1.0, 0.0, 2.0]);
+        let none = Tensor::zeros(&gpu, &[0, 1]).unwrap();
+        assert!(none.gather_rows(&index).is_err());
+    }
+}

@@ -1,0 +1,208 @@
+//! The norm of a list of tensors, and the factor that clips it; both stay on the device.
+
+use super::{Case, Meta, Op, OpSpec, Operand, launch, run};
+use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
+use crate::{DType, Error, Result, Tensor};
+use rayon::prelude::*;
+
+pub(super) static SPEC: OpSpec = OpSpec {
+    name: "global_norm",
+    formula: "sqrt(sum x^2) over a list, min(1, max_norm / norm)",
+    shaders: &[&SHADER],
+    cases,
+};
+
+static VARIANTS: &[Variant] = &[Variant {
+    name: "wg256",
+    consts: &[("WG", launch::WG as u32)],
+    parts: &[parts::GRID, parts::SUM],
+    backends: PORTABLE,
+    workgroup_bytes: 4 * launch::WG as u32,
+}];
+static SHADER: Shader = Shader {
+    name: "global_norm",
+    source: include_str!("../../shaders/global_norm.wgsl"),
+    entries: &[
+        Entry { name: "squares", variants: VARIANTS },
+        Entry { name: "root", variants: VARIANTS },
+        Entry { name: "clip", variants: VARIANTS },
+    ],
+};
+
+/// Elements that one workgroup of `squares` sums.
+#[cfg(feature = "gpu")]
+const CHUNK: usize = 4096;
+
+#[cfg(feature = "gpu")]
+fn kernel(entry: &'static str) -> launch::Kernel {
+    launch::Kernel { shader: &SHADER, entry, variant: &VARIANTS[0] }
+}
+
+/// `(x, ..) -> norm`
+struct Norm;
+
+/// `norm -> factor`
+struct Clip {
+    max_norm: f32,
+}
+
+impl Op for Norm {
+    fn name(&self) -> &'static str {
+        "global_norm"
+    }
+
+    fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
+        x.iter().try_for_each(|t| t.expect(self.name(), DType::F32))?;
+        Ok(vec![Meta::f32(&[])?])
+    }
+
+    fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
+        let sum: f64 = x.iter().flat_map(|t| t.f64()).map(|v| v * v).sum();
+        y[0].f64_mut()[0] = sum.sqrt();
+    }
+
+    fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
+        let square = |v: &[f32]| v.iter().map(|&v| v as f64 * v as f64).sum::<f64>();
+        let mut sum = 0.0;
+        for t in x {
+            let partial: Vec<f64> = t.f32().par_chunks(1 << 16).map(square).collect();
+            sum += partial.iter().sum::<f64>();
+        }
+        y[0].f32_mut()[0] = sum.sqrt() as f32;
+    }
+
+    #[cfg(feature = "gpu")]
+    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
+        use crate::device::Bind;
+        let partial = gpu.alloc(x.iter().map(|t| t.len().div_ceil(CHUNK)).sum())?;
+        let mut offset = 0;
+        for t in x {
+            let (n, chunks) = (t.len(), t.len().div_ceil(CHUNK));
+            let bind = [Bind::Read(t.buffer()), Bind::Write(&partial)];
+            kernel("squares").run(gpu, &bind, &[n as u32, offset as u32, 0], chunks, 2 * n)?;
+            offset += chunks;
+        }
+        let bind = [Bind::Read(&partial), Bind::Write(y[0].buffer())];
+        kernel("root").run(gpu, &bind, &[offset as u32, 0, 0], 1, offset)
+    }
+}
+
+impl Op for Clip {
+    fn name(&self) -> &'static str {
+        "clip_factor"
+    }
+
+    fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
+        x[0].expect(self.name(), DType::F32)?;
+        if x[0].len() != 1 {
+            return Err(Error::shape(
+                self.name(),
+                format!("the norm must be one number, got {}", x[0].shape()),
+            ));
+        }
+        Ok(vec![Meta::f32(&[])?])
+    }
+
+    fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
+        let f = self.max_norm as f64 / (x[0].f64()[0] + 1e-6);
+        y[0].f64_mut()[0] = if f > 1.0 { 1.0 } else { f };
+    }
+
+    fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
+        let f = self.max_norm / (x[0].f32()[0] + 1e-6);
+        y[0].f32_mut()[0] = if f > 1.0 { 1.0 } else { f };
+    }
+
+    #[cfg(feature = "gpu")]
+    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
+        kernel("clip").run(gpu, &launch::binds(x, y), &[1, 0, self.max_norm.to_bits()], 1, 1)
+    }
+}
+
+/// `sqrt(sum x^2)` over all elements of all tensors: a scalar on their device, not read back.
+///
+/// The order of the sum is fixed: the same bits on every run. It is not recorded for the backward pass. Squares are
+/// f32 on a GPU, so values above 1e19 give infinity.
+///
+/// ```
+/// use mixlora::{Device, Tensor, ops::global_norm::global_norm};
+/// let cpu = Device::cpu();
+/// let (a, b) = (Tensor::full(&cpu, &[3], 1.0)?, Tensor::full(&cpu, &[1], 1.0)?);
+/// let norm = global_norm(&[&a, &b])?;
+/// assert_eq!((norm.item()?, norm.clip_factor(8.0)?.item()?), (2.0, 1.0));
+/// # Ok::<(), mixlora::Error>(())
+/// ```
+///
+/// # Errors
+/// The list is empty, or the tensors are on different devices.
+pub fn global_norm(tensors: &[&Tensor]) -> Result<Tensor> {
+    if tensors.is_empty() {
+        return Err(Error::shape("global_norm", "needs at least one tensor"));
+    }
+    Ok(run(&Norm, tensors)?.swap_remove(0))
+}
+
+impl Tensor {
+    /// `min(1, max_norm / (self + 1e-6))` of a norm: the factor that clips gradients (Pascanu et al. 2012,
+    /// arXiv:1211.5063), a scalar on the device for [`adamw`](crate::ops::adamw::adamw).
+    ///
+    /// A norm of NaN gives NaN, an infinite one gives 0. It is not recorded for the backward pass.
+    ///
+    /// # Errors
+    /// `self` is not one number, or `max_norm` is not positive.
+    pub fn clip_factor(&self, max_norm: f32) -> Result<Tensor> {
+        if max_norm.is_nan() || max_norm <= 0.0 {
+            return Err(Error::config("max_norm", format!("must be positive, got {max_norm}")));
+        }
+        Ok(run(&Clip { max_norm }, &[self])?.swap_remove(0))
+    }
+}
+
+fn cases() -> Vec<Case> {
+    let lists: [&[&[usize]]; 5] = [
+        &[&[0, 3]],
+        &[&[]],
+        &[&[3, 5], &[0], &[4097]],
+        &[&[1], &[4096], &[8191], &[2, 3]],
+        &[&[70_001, 3], &[5], &[1, 64, 64]],
+    ];
+    let case = |dims: &&[&[usize]]| {
+        let inputs: Vec<_> = dims.iter().map(|d| Operand::normal("x", d).frozen()).collect();
+        let n: usize = dims.iter().map(|d| d.iter().product::<usize>()).sum();
+        Case::new(format!("{dims:?}"), inputs, |x| {
+            let norm = global_norm(&x.iter().collect::<Vec<_>>())?;
+            // One that clips, one that does not.
+            let (small, large) = (norm.clip_factor(0.01)?, norm.clip_factor(1e9)?);
+            Ok(vec![norm, small, large])
+        })
+        .sums(n)
+        .cost(2 * n, 4 * n)
+    };
+    lists.iter().map(case).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Device;
+
+    #[test]
+    fn nan_is_not_clipped_away() {
+        let mut devices = vec![Device::reference(), Device::cpu()];
+        #[cfg(feature = "gpu")]
+        devices.extend(Device::gpu());
+        for d in devices {
+            let factor = |v: f32| Tensor::full(&d, &[], v).unwrap().clip_factor(1.0).unwrap().item().unwrap();
+            assert!(factor(f32::NAN).is_nan(), "{d:?}");
+            assert_eq!(factor(f32::INFINITY), 0.0, "{d:?}");
+        }
+    }
+
+    #[test]
+    fn bad_arguments_are_errors() {
+        let norm = Tensor::zeros(&Device::cpu(), &[2]).unwrap();
+        assert!(global_norm(&[]).is_err() && norm.clip_factor(1.0).is_err());
+        let one = Tensor::zeros(&Device::cpu(), &[]).unwrap();
+        assert!(one.clip_factor(0.0).is_err() && one.clip_factor(f32::NAN).is_err());
+    }
+}

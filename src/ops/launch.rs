@@ -1,0 +1,83 @@
+//! Launching kernels: the variants that most ops share, and one call per dispatch.
+
+use crate::device::{PORTABLE, Variant, parts};
+
+#[cfg(feature = "gpu")]
+use crate::device::{Bind, Dispatch, Gpu, Grid, Shader};
+#[cfg(feature = "gpu")]
+use crate::{Result, Tensor};
+
+/// Invocations of a workgroup of [`ELEMENTS`].
+pub(crate) const WG: usize = 256;
+
+/// One invocation per element.
+pub(crate) static ELEMENTS: &[Variant] = &[Variant {
+    name: "wg256",
+    consts: &[("WG", WG as u32)],
+    parts: &[parts::GRID],
+    backends: PORTABLE,
+    workgroup_bytes: 0,
+}];
+
+/// One workgroup per row, with sums over the workgroup; see [`row_variant`].
+pub(crate) static ROWS: &[Variant] = &[
+    Variant {
+        name: "wg64",
+        consts: &[("WG", 64)],
+        parts: &[parts::GRID, parts::SUM],
+        backends: PORTABLE,
+        workgroup_bytes: 256,
+    },
+    Variant {
+        name: "wg256",
+        consts: &[("WG", 256)],
+        parts: &[parts::GRID, parts::SUM],
+        backends: PORTABLE,
+        workgroup_bytes: 1024,
+    },
+];
+
+/// The variant of [`ROWS`] for rows of `d` values.
+#[cfg(feature = "gpu")]
+pub(crate) fn row_variant(d: usize) -> &'static Variant {
+    &ROWS[usize::from(d > 512)]
+}
+
+/// An entry point in one of its variants.
+#[cfg(feature = "gpu")]
+pub(crate) struct Kernel {
+    pub shader: &'static Shader,
+    pub entry: &'static str,
+    pub variant: &'static Variant,
+}
+
+#[cfg(feature = "gpu")]
+impl Kernel {
+    /// Records a launch of `groups` workgroups, folded to two dimensions above 65 535.
+    pub fn run(
+        self,
+        gpu: &Gpu,
+        bind: &[Bind<'_>],
+        params: &[u32],
+        groups: usize,
+        flops: usize,
+    ) -> Result<()> {
+        gpu.dispatch(Dispatch {
+            shader: self.shader,
+            entry: self.entry,
+            consts: self.variant.consts,
+            parts: self.variant.parts,
+            bind,
+            params: bytemuck::cast_slice(params),
+            grid: Grid::Linear(groups),
+            flops: flops as u64,
+        })
+    }
+}
+
+/// Inputs to read, then outputs to write.
+#[cfg(feature = "gpu")]
+pub(crate) fn binds<'a>(x: &[&'a Tensor], y: &'a [Tensor]) -> Vec<Bind<'a>> {
+    let reads = x.iter().map(|t| Bind::Read(t.buffer()));
+    reads.chain(y.iter().map(|t| Bind::Write(t.buffer()))).collect()
+}

@@ -1,0 +1,215 @@
+//! Layer normalisation (Ba et al. 2016, arXiv:1607.06450).
+
+#[cfg(feature = "gpu")]
+use super::launch::{Kernel, binds, row_variant};
+use super::{Case, Meta, Op, OpSpec, Operand, launch, math, rows_in_parallel, run};
+use crate::device::{Entry, Host, Shader};
+use crate::tape::{Node, recording};
+use crate::{DType, Error, Result, Tensor};
+use rayon::prelude::*;
+
+pub(super) static SPEC: OpSpec = OpSpec {
+    name: "layer_norm",
+    formula: "y = (x - mean(x)) / sqrt(var(x) + eps) * w + b",
+    shaders: &[&SHADER],
+    cases,
+};
+
+static SHADER: Shader = Shader {
+    name: "layer_norm",
+    source: include_str!("../../shaders/layer_norm.wgsl"),
+    entries: &[
+        Entry { name: "forward", variants: launch::ROWS },
+        Entry { name: "backward_x", variants: launch::ROWS },
+    ],
+};
+
+/// `(x, w, b) -> (y, stats)`, with the mean and `1/sqrt(var + eps)` of each row in `stats`.
+struct Forward {
+    eps: f32,
+}
+
+/// `(x, w, stats, dy) -> dx`
+struct BackwardX;
+
+impl Op for Forward {
+    fn name(&self) -> &'static str {
+        "layer_norm"
+    }
+
+    fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
+        x.iter().try_for_each(|t| t.expect(self.name(), DType::F32))?;
+        let (x, w, b) = (x[0], x[1], x[2]);
+        for (what, t) in [("weight", w), ("bias", b)] {
+            if t.dims() != [x.shape().last()] {
+                return Err(Error::shape(
+                    self.name(),
+                    format!("{what} {} for rows of {}", t.shape(), x.shape()),
+                ));
+            }
+        }
+        Ok(vec![Meta::like(x), Meta::f32(&[x.shape().rows(), 2])?])
+    }
+
+    fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
+        let (d, x, w, b) = (x[0].shape().last(), x[0].f64(), x[1].f64(), x[2].f64());
+        let [y, stats] = y else { unreachable!() };
+        let rows = y.f64_mut().chunks_mut(d.max(1)).zip(x.chunks(d.max(1)));
+        for ((y, x), stats) in rows.zip(stats.f64_mut().chunks_mut(2)) {
+            let mean = x.iter().sum::<f64>() / d as f64;
+            let var = x.iter().map(|v| (v - mean) * (v - mean)).sum::<f64>() / d as f64;
+            let scale = 1.0 / (var + self.eps as f64).sqrt();
+            for k in 0..d {
+                y[k] = (x[k] - mean) * scale * w[k] + b[k];
+            }
+            stats.copy_from_slice(&[mean, scale]);
+        }
+    }
+
+    fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
+        let (d, x, w, b) = (x[0].shape().last(), x[0].f32(), x[1].f32(), x[2].f32());
+        let [y, stats] = y else { unreachable!() };
+        stats.f32_mut().par_chunks_mut(2).zip(x.par_chunks(d.max(1))).with_min_len(16).for_each(
+            |(stats, x)| {
+                let mean = math::sum_of(d, |k| x[k]) / d as f32;
+                let var = math::sum_of(d, |k| (x[k] - mean) * (x[k] - mean)) / d as f32;
+                stats.copy_from_slice(&[mean, 1.0 / (var + self.eps).sqrt()]);
+            },
+        );
+        let stats = stats.f32();
+        rows_in_parallel(y.f32_mut(), d, |i, y| {
+            let (mean, scale) = (stats[2 * i], stats[2 * i + 1]);
+            for (y, (x, (w, b))) in y.iter_mut().zip(x[i * d..].iter().zip(w.iter().zip(b))) {
+                *y = (x - mean) * scale * w + b;
+            }
+        });
+    }
+
+    #[cfg(feature = "gpu")]
+    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
+        launch(gpu, "forward", x, y, self.eps)
+    }
+}
+
+impl Op for BackwardX {
+    fn name(&self) -> &'static str {
+        "layer_norm"
+    }
+
+    fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
+        Ok(vec![Meta::like(x[0])])
+    }
+
+    fn reference(&self, x: &[&Tensor], dx: &mut [Host]) {
+        let d = x[0].shape().last().max(1);
+        let (x, w, stats, dy) = (x[0].f64(), x[1].f64(), x[2].f64(), x[3].f64());
+        for (i, dx) in dx[0].f64_mut().chunks_mut(d).enumerate() {
+            let (x, dy) = (&x[i * d..], &dy[i * d..]);
+            let (mean, scale) = (stats[2 * i], stats[2 * i + 1]);
+            let xhat = |k: usize| (x[k] - mean) * scale;
+            let sum = (0..d).map(|k| w[k] * dy[k]).sum::<f64>() / d as f64;
+            let dot = (0..d).map(|k| w[k] * dy[k] * xhat(k)).sum::<f64>() / d as f64;
+            for k in 0..d {
+                dx[k] = scale * (w[k] * dy[k] - sum - xhat(k) * dot);
+            }
+        }
+    }
+
+    fn cpu(&self, x: &[&Tensor], dx: &mut [Host]) {
+        let d = x[0].shape().last();
+        let (x, w, stats, dy) = (x[0].f32(), &x[1].f32()[..d], x[2].f32(), x[3].f32());
+        rows_in_parallel(dx[0].f32_mut(), d, |i, dx| {
+            let (x, dy) = (&x[i * d..][..d], &dy[i * d..][..d]);
+            let (mean, scale) = (stats[2 * i], stats[2 * i + 1]);
+            let sum = math::sum_of(d, |k| w[k] * dy[k]) / d as f32;
+            let dot = math::sum_of(d, |k| w[k] * dy[k] * (x[k] - mean)) * scale / d as f32;
+            for k in 0..d {
+                dx[k] = scale * (w[k] * dy[k] - sum - (x[k] - mean) * scale * dot);
+            }
+        });
+    }
+
+    #[cfg(feature = "gpu")]
+    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
+        launch(gpu, "backward_x", x, y, 0.0)
+    }
+}
+
+#[cfg(feature = "gpu")]
+fn launch(
+    gpu: &crate::device::Gpu,
+    entry: &'static str,
+    x: &[&Tensor],
+    y: &[Tensor],
+    eps: f32,
+) -> Result<()> {
+    let (n, d) = (x[0].shape().rows(), x[0].shape().last());
+    let kernel = Kernel { shader: &SHADER, entry, variant: row_variant(d) };
+    kernel.run(gpu, &binds(x, y), &[n as u32, d as u32, eps.to_bits()], n, 10 * n * d)
+}
+
+impl Tensor {
+    /// Layer normalisation: `y[n,d] = (x[n,d] - mean_d x[n]) / sqrt(var_d x[n] + eps) * w[d] + b[d]`, rows along the
+    /// last axis, variance over D (not D - 1).
+    ///
+    /// # Errors
+    /// `w` or `b` is not `[D]`.
+    pub fn layer_norm(&self, w: &Tensor, b: &Tensor, eps: f32) -> Result<Tensor> {
+        let mut out = run(&Forward { eps }, &[self, w, b])?;
+        let (stats, y) = (out.swap_remove(1), out.swap_remove(0));
+        let (need_x, need_w, need_b) = (self.requires_grad(), w.requires_grad(), b.requires_grad());
+        let kept =
+            (recording(&[self, w, b]) && (need_x || need_w)).then(|| (self.detach(), w.detach(), stats));
+        Ok(Node::record("layer_norm", &[self, w, b], y, move |dy| {
+            let db = need_b.then(|| dy.sum_rows()).transpose()?;
+            let Some((x, w, stats)) = kept else { return Ok(vec![None, None, db]) };
+            let dx = match need_x {
+                true => Some(run(&BackwardX, &[&x, &w, &stats, &dy])?.swap_remove(0)),
+                false => None,
+            };
+            // dw = sum over rows of dy * xhat; xhat is the output for a weight of ones and a bias of zeros.
+            let dw = match need_w {
+                true => {
+                    let (ones, zeros) =
+                        (Tensor::full(x.device(), w.dims(), 1.0)?, Tensor::zeros(x.device(), w.dims())?);
+                    Some(x.layer_norm(&ones, &zeros, eps)?.mul(&dy)?.sum_rows()?)
+                }
+                false => None,
+            };
+            Ok(vec![dx, dw, db])
+        }))
+    }
+}
+
+fn cases() -> Vec<Case> {
+    let shapes: [&[usize]; 8] =
+        [&[0, 8], &[2, 0], &[1, 1], &[3, 5], &[2, 3, 63], &[4, 577], &[3, 2048], &[70_000, 3]];
+    let mut all: Vec<Case> = shapes
+        .iter()
+        .map(|dims| {
+            let d = dims[dims.len() - 1];
+            let n: usize = dims.iter().product();
+            let inputs =
+                vec![Operand::normal("x", dims), Operand::normal("w", &[d]), Operand::normal("b", &[d])];
+            Case::new(format!("{dims:?}"), inputs, |x| Ok(vec![x[0].layer_norm(&x[1], &x[2], 1e-5)?]))
+                .sums(d.max(n / d.max(1)))
+                .cost(7 * n, 8 * n)
+                // A row of one value has y = b: the other gradients are zero on paper.
+                .floor(if d == 1 { 1.0 } else { 1e-30 })
+        })
+        .collect();
+    let frozen = |x: &'static str, w: &'static str, b: &'static str| {
+        let input = |name: &str, dims: &[usize]| match name {
+            "frozen" => Operand::normal("frozen", dims).frozen(),
+            name => Operand::normal(name, dims),
+        };
+        let inputs = vec![input(x, &[4, 6]), input(w, &[6]), input(b, &[6])];
+        Case::new(format!("{x} {w} {b}"), inputs, |x| Ok(vec![x[0].layer_norm(&x[1], &x[2], 1e-5)?]))
+    };
+    all.extend([
+        frozen("x", "frozen", "frozen"),
+        frozen("frozen", "w", "frozen"),
+        frozen("frozen", "frozen", "b"),
+    ]);
+    all
+}

@@ -1,0 +1,157 @@
+//! The pooled routing input: one row per routing unit, by the units' pooling weights.
+
+use super::slots::Units;
+use super::{Case, Meta, Op, OpSpec, Operand, rows_in_parallel, run};
+use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
+use crate::tape::Node;
+use crate::{DType, Error, Result, Tensor};
+
+pub(super) static SPEC: OpSpec = OpSpec {
+    name: "pool_rows",
+    formula: "h[g] = sum over the rows m of unit g of weight[m] x[m]",
+    shaders: &[&SHADER],
+    cases,
+};
+
+const NAME: &str = "pool_rows";
+const WG: u32 = 64;
+static VARIANTS: &[Variant] = &[Variant {
+    name: "wg64",
+    consts: &[("WG", WG)],
+    parts: &[parts::GRID],
+    backends: PORTABLE,
+    workgroup_bytes: 0,
+}];
+static SHADER: Shader = Shader {
+    name: NAME,
+    source: include_str!("../../shaders/pool_rows.wgsl"),
+    entries: &[Entry { name: "forward", variants: VARIANTS }, Entry { name: "backward", variants: VARIANTS }],
+};
+
+/// Forward: `x [M, D] -> h [G, D]`; backward: `dh [G, D] -> dx [M, D]`. Not for token units.
+struct Pool<'a> {
+    units: &'a Units,
+    backward: bool,
+}
+
+impl Op for Pool<'_> {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
+        x[0].expect(NAME, DType::F32)?;
+        let (mut from, mut to) = (self.units.rows(), self.units.count());
+        if self.backward {
+            std::mem::swap(&mut from, &mut to);
+        }
+        if x[0].shape().rows() != from {
+            return Err(Error::shape(NAME, format!("{} rows for {:?}", x[0].shape(), self.units)));
+        }
+        Ok(vec![Meta::f32(&[to, x[0].shape().last()])?])
+    }
+
+    fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
+        let d = x[0].shape().last().max(1);
+        let (x, y) = (x[0].f64(), y[0].f64_mut());
+        let weight = self.units.weight().map_or(&[][..], |w| w.f64());
+        if !self.backward {
+            y.fill(0.0);
+        }
+        for g in 0..self.units.count() {
+            for m in self.units.range(g) {
+                for c in 0..x.len().min(d) {
+                    match self.backward {
+                        true => y[m * d + c] = weight[m] * x[g * d + c],
+                        false => y[g * d + c] += weight[m] * x[m * d + c],
+                    }
+                }
+            }
+        }
+    }
+
+    fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
+        let d = x[0].shape().last();
+        let x = x[0].f32();
+        let (Some(weight), Some(row_unit)) = (self.units.weight(), self.units.row_unit()) else { return };
+        let (weight, row_unit) = (weight.f32(), row_unit.u32());
+        match self.backward {
+            true => rows_in_parallel(y[0].f32_mut(), d, |m, y| {
+                let from = &x[row_unit[m] as usize * d..][..d];
+                y.iter_mut().zip(from).for_each(|(y, v)| *y = weight[m] * v);
+            }),
+            false => rows_in_parallel(y[0].f32_mut(), d, |g, y| {
+                y.fill(0.0);
+                for m in self.units.range(g).filter(|&m| weight[m] != 0.0) {
+                    y.iter_mut().zip(&x[m * d..]).for_each(|(y, v)| *y += weight[m] * v);
+                }
+            }),
+        }
+    }
+
+    #[cfg(feature = "gpu")]
+    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
+        use crate::device::{Bind, Dispatch, Grid};
+        let (Some(weight), Some(start), Some(row_unit)) =
+            (self.units.weight(), self.units.start(), self.units.row_unit())
+        else {
+            return Ok(());
+        };
+        let (rows, d) = (self.units.rows(), x[0].shape().last());
+        let (entry, map) = if self.backward { ("backward", row_unit) } else { ("forward", start) };
+        gpu.dispatch(Dispatch {
+            shader: &SHADER,
+            entry,
+            consts: VARIANTS[0].consts,
+            parts: VARIANTS[0].parts,
+            bind: &[
+                Bind::Read(x[0].buffer()),
+                Bind::Read(weight.buffer()),
+                Bind::Read(map.buffer()),
+                Bind::Write(y[0].buffer()),
+            ],
+            params: bytemuck::bytes_of(&[self.units.count(), rows, d].map(|v| v as u32)),
+            grid: Grid::Linear(y[0].len().div_ceil(WG as usize)),
+            flops: 2 * (rows * d) as u64,
+        })
+    }
+}
+
+impl Tensor {
+    /// The pooled routing input of every unit: `h[g] = sum over its rows m of weight[m] x[m]`, `[G, D]`.
+    ///
+    /// For token units this is `x` itself, as rows.
+    ///
+    /// # Errors
+    /// The rows of `x` are not those of the units.
+    pub fn pool_rows(&self, units: &Units) -> Result<Tensor> {
+        let d = self.shape().last();
+        if units.is_tokens() {
+            return self.reshape(&[units.rows(), d]);
+        }
+        let h = run(&Pool { units, backward: false }, &[self])?.swap_remove(0);
+        let (units, dims) = (units.clone(), self.dims().to_vec());
+        Ok(Node::record(NAME, &[self], h, move |dh| {
+            let dx = run(&Pool { units: &units, backward: true }, &[&dh])?.swap_remove(0);
+            Ok(vec![Some(dx.reshape(&dims)?)])
+        }))
+    }
+}
+
+fn cases() -> Vec<Case> {
+    let shapes: [(&[usize], usize); 5] =
+        [(&[0, 1], 1), (&[0, 3, 3, 8], 5), (&[0, 130], 66), (&[0], 4), (&[0, 30_000, 66_000], 2)];
+    shapes
+        .into_iter()
+        .map(|(start, d)| {
+            let rows = start[start.len() - 1];
+            let weight: Vec<f32> =
+                (0..rows).map(|m| if m % 4 == 3 { 0.0 } else { 1.0 / (m % 7 + 1) as f32 }).collect();
+            Case::new(format!("{start:?} d {d}"), vec![Operand::normal("x", &[rows, d])], move |x| {
+                Ok(vec![x[0].pool_rows(&Units::ranges(x[0].device(), start, &weight)?)?])
+            })
+            .sums(rows)
+            .cost(2 * rows * d, 4 * rows * d)
+        })
+        .collect()
+}

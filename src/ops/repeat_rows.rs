@@ -1,0 +1,110 @@
+//! Rows repeated for the experts that they go to, and summed back.
+
+use super::launch::{ELEMENTS, WG};
+use super::{Case, Meta, Op, OpSpec, Operand, rows_in_parallel, run};
+use crate::device::{Entry, Host, Shader};
+use crate::tape::Node;
+use crate::{DType, Error, Result, Tensor};
+
+pub(super) static SPEC: OpSpec = OpSpec {
+    name: "repeat_rows",
+    formula: "y[m k + j] = x[m]; y[m] = sum_j x[m k + j]",
+    shaders: &[&SHADER],
+    cases,
+};
+
+const NAME: &str = "repeat_rows";
+static SHADER: Shader = Shader {
+    name: NAME,
+    source: include_str!("../../shaders/repeat_rows.wgsl"),
+    entries: &[Entry { name: "repeat", variants: ELEMENTS }, Entry { name: "group_sum", variants: ELEMENTS }],
+};
+
+/// `[M, D] -> [M k, D]`, or back by sums.
+struct Rows {
+    k: usize,
+    sum: bool,
+}
+
+impl Op for Rows {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
+        x[0].expect(NAME, DType::F32)?;
+        let (rows, d) = (x[0].shape().rows(), x[0].shape().last());
+        if self.k == 0 || (self.sum && !rows.is_multiple_of(self.k)) {
+            return Err(Error::shape(NAME, format!("{rows} rows in groups of {}", self.k)));
+        }
+        Ok(vec![Meta::f32(&[if self.sum { rows / self.k } else { rows * self.k }, d])?])
+    }
+
+    fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
+        let d = x[0].shape().last().max(1);
+        for (i, y) in y[0].f64_mut().iter_mut().enumerate() {
+            let (m, c) = (i / d, i % d);
+            *y = match self.sum {
+                true => (0..self.k).map(|j| x[0].f64()[(m * self.k + j) * d + c]).sum(),
+                false => x[0].f64()[m / self.k * d + c],
+            };
+        }
+    }
+
+    fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
+        let (d, x) = (x[0].shape().last(), x[0].f32());
+        rows_in_parallel(y[0].f32_mut(), d, |m, y| match self.sum {
+            false => y.copy_from_slice(&x[m / self.k * d..][..d]),
+            true => {
+                y.fill(0.0);
+                for row in x[m * self.k * d..].chunks(d).take(self.k) {
+                    y.iter_mut().zip(row).for_each(|(y, v)| *y += v);
+                }
+            }
+        });
+    }
+
+    #[cfg(feature = "gpu")]
+    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
+        use crate::device::{Bind, Dispatch, Grid};
+        let n = y[0].len();
+        gpu.dispatch(Dispatch {
+            shader: &SHADER,
+            entry: if self.sum { "group_sum" } else { "repeat" },
+            consts: ELEMENTS[0].consts,
+            parts: ELEMENTS[0].parts,
+            bind: &[Bind::Read(x[0].buffer()), Bind::Write(y[0].buffer())],
+            params: bytemuck::bytes_of(&[n, x[0].shape().last(), self.k].map(|v| v as u32)),
+            grid: Grid::Linear(n.div_ceil(WG)),
+            flops: n as u64,
+        })
+    }
+}
+
+impl Tensor {
+    /// Every row `k` times in a row: `[M, D] -> [M k, D]`.
+    pub fn repeat_rows(&self, k: usize) -> Result<Tensor> {
+        let y = run(&Rows { k, sum: false }, &[self])?.swap_remove(0);
+        let dims = self.dims().to_vec();
+        Ok(Node::record(NAME, &[self], y, move |dy| Ok(vec![Some(dy.sum_groups(k)?.reshape(&dims)?)])))
+    }
+
+    /// Sums of `k` neighbouring rows: `[M k, D] -> [M, D]`.
+    pub fn sum_groups(&self, k: usize) -> Result<Tensor> {
+        let y = run(&Rows { k, sum: true }, &[self])?.swap_remove(0);
+        let dims = self.dims().to_vec();
+        Ok(Node::record(NAME, &[self], y, move |dy| Ok(vec![Some(dy.repeat_rows(k)?.reshape(&dims)?)])))
+    }
+}
+
+fn cases() -> Vec<Case> {
+    let mut all = Vec::new();
+    for (m, d, k) in [(0, 3, 2), (1, 1, 1), (4, 7, 3), (33_000, 2, 2)] {
+        let label = format!("{m}x{d} by {k}");
+        let bytes = 4 * m * d * (k + 1);
+        let run = move |x: &[Tensor]| Ok(vec![x[0].repeat_rows(k)?, x[1].sum_groups(k)?]);
+        let inputs = vec![Operand::normal("x", &[m, d]), Operand::normal("xs", &[m * k, d])];
+        all.push(Case::new(label, inputs, run).sums(k).cost(m * d * k, bytes));
+    }
+    all
+}

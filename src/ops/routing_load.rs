@@ -1,0 +1,192 @@
+//! How often each factor was chosen, and the balancing bias that this moves: no gradients, no readback.
+
+use super::{Case, Meta, Op, OpSpec, Operand, run, run_in_place};
+use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
+use crate::{DType, Error, Result, Tensor};
+use rayon::prelude::*;
+
+pub(super) static SPEC: OpSpec = OpSpec {
+    name: "routing_load",
+    formula: "load[e] = weighted count of e; bias += rate sign(mean load - load)",
+    shaders: &[&SHADER],
+    cases,
+};
+
+const NAME: &str = "routing_load";
+const WG: u32 = 64;
+const PARTS: &[&str] = &[parts::GRID];
+const fn variant(name: &'static str, consts: &'static [(&'static str, u32)]) -> Variant {
+    Variant { name, consts, parts: PARTS, backends: PORTABLE, workgroup_bytes: 0 }
+}
+static VARIANTS: &[Variant] =
+    &[variant("plain", &[("WG", WG), ("WEIGHTED", 0)]), variant("weighted", &[("WG", WG), ("WEIGHTED", 1)])];
+static SHADER: Shader = Shader {
+    name: NAME,
+    source: include_str!("../../shaders/routing_load.wgsl"),
+    entries: &[Entry { name: "count", variants: VARIANTS }, Entry { name: "balance", variants: VARIANTS }],
+};
+
+/// `(idx [L, P, G, K] [, weight [G]]) -> load [L, E]`, by side A.
+struct Count {
+    factors: usize,
+}
+
+/// In place: `(bias [L, E]; load [L, E])`.
+struct Balance {
+    rate: f32,
+}
+
+#[cfg(feature = "gpu")]
+#[repr(C)]
+#[derive(Clone, Copy, Default, bytemuck::NoUninit)]
+struct Params {
+    /// linears, sides, units, k, e
+    sizes: [u32; 5],
+    rate: f32,
+}
+
+impl Op for Count {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
+        x[0].expect(NAME, DType::U32)?;
+        let [l, _, g, _] = *x[0].dims() else {
+            return Err(Error::shape(NAME, format!("choices {} are not [L, P, G, K]", x[0].shape())));
+        };
+        if let Some(w) = x.get(1)
+            && (w.dtype() != DType::F32 || w.len() != g)
+        {
+            return Err(Error::shape(NAME, format!("weights {} for {g} units", w.shape())));
+        }
+        Ok(vec![Meta::f32(&[l, self.factors])?])
+    }
+
+    fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
+        let [_, p, g, k] = *x[0].dims() else { unreachable!() };
+        let y = y[0].f64_mut();
+        y.fill(0.0);
+        for (i, &e) in x[0].u32().iter().enumerate().filter(|(i, _)| i / (g * k) % p == 0) {
+            y[i / (p * g * k) * self.factors + e as usize] += x.get(1).map_or(1.0, |w| w.f64()[i / k % g]);
+        }
+    }
+
+    fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
+        let [_, p, g, k] = *x[0].dims() else { unreachable!() };
+        let (idx, weight) = (x[0].u32(), x.get(1).map(|w| w.f32()));
+        y[0].f32_mut().par_chunks_mut(self.factors.max(1)).enumerate().for_each(|(l, y)| {
+            y.fill(0.0);
+            for (i, &e) in idx[l * p * g * k..][..g * k].iter().enumerate() {
+                y[e as usize] += weight.map_or(1.0, |w| w[i / k]);
+            }
+        });
+    }
+
+    #[cfg(feature = "gpu")]
+    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
+        use crate::device::{Bind, Dispatch, Grid};
+        let [l, p, g, k] = *x[0].dims() else { unreachable!() };
+        let weight = x.get(1).map(|w| w.buffer());
+        let params = Params { sizes: [l, p, g, k, self.factors].map(|v| v as u32), rate: 0.0 };
+        gpu.dispatch(Dispatch {
+            shader: &SHADER,
+            entry: "count",
+            consts: VARIANTS[usize::from(weight.is_some())].consts,
+            parts: PARTS,
+            bind: &[
+                Bind::Read(x[0].buffer()),
+                Bind::or_unused(weight, x[0].buffer()),
+                Bind::Write(y[0].buffer()),
+            ],
+            params: bytemuck::bytes_of(&params),
+            grid: Grid::Linear(y[0].len().div_ceil(WG as usize)),
+            flops: (x[0].len() * self.factors) as u64,
+        })
+    }
+}
+
+impl Balance {
+    fn step(&self, bias: f64, load: f64, mean: f64) -> f64 {
+        let d = mean - load;
+        bias + self.rate as f64 * if d == 0.0 { 0.0 } else { d.signum() }
+    }
+}
+
+impl Op for Balance {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
+        x.iter().try_for_each(|t| t.expect(NAME, DType::F32))?;
+        if x[0].shape() != x[1].shape() {
+            return Err(Error::shape(NAME, format!("bias {} and load {}", x[0].shape(), x[1].shape())));
+        }
+        Ok(vec![Meta::like(x[0])])
+    }
+
+    fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
+        let e = x[0].shape().last().max(1);
+        for (bias, load) in y[0].f64_mut().chunks_mut(e).zip(x[0].f64().chunks(e)) {
+            let mean = load.iter().sum::<f64>() / e as f64;
+            bias.iter_mut().zip(load).for_each(|(b, l)| *b = self.step(*b, *l, mean));
+        }
+    }
+
+    fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
+        let e = x[0].shape().last().max(1);
+        for (bias, load) in y[0].f32_mut().chunks_mut(e).zip(x[0].f32().chunks(e)) {
+            let mean = load.iter().map(|&v| v as f64).sum::<f64>() / e as f64;
+            bias.iter_mut().zip(load).for_each(|(b, l)| *b = self.step(*b as f64, *l as f64, mean) as f32);
+        }
+    }
+
+    #[cfg(feature = "gpu")]
+    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
+        use crate::device::{Bind, Dispatch, Grid};
+        let (l, e) = (x[0].shape().rows() as u32, x[0].shape().last() as u32);
+        gpu.dispatch(Dispatch {
+            shader: &SHADER,
+            entry: "balance",
+            consts: VARIANTS[0].consts,
+            parts: PARTS,
+            bind: &[Bind::Read(x[0].buffer()), Bind::Write(y[0].buffer())],
+            params: bytemuck::bytes_of(&Params { sizes: [l, 0, 0, 0, e], rate: self.rate }),
+            grid: Grid::Linear(y[0].len().div_ceil(WG as usize)),
+            flops: (l * e * e) as u64,
+        })
+    }
+}
+
+/// How often side A chose each of `factors`: `idx [L, P, G, K] -> [L, E]`, units weighted by `weight [G]`.
+pub(crate) fn routing_load(idx: &Tensor, factors: usize, weight: Option<&Tensor>) -> Result<Tensor> {
+    let mut inputs = vec![idx];
+    inputs.extend(weight);
+    Ok(run(&Count { factors }, &inputs)?.swap_remove(0))
+}
+
+/// `bias += rate * sign(mean(load) - load)`, per linear: factors that are chosen too rarely become likelier.
+pub(crate) fn balance(bias: &mut Tensor, load: &Tensor, rate: f32) -> Result<()> {
+    run_in_place(&Balance { rate }, &mut [bias], &[load])
+}
+
+fn cases() -> Vec<Case> {
+    let mut all = Vec::new();
+    for (l, p, g, k, e) in [(1, 1, 0, 2, 3), (1, 1, 1, 1, 1), (2, 2, 9, 2, 5), (1, 1, 40_000, 2, 70)] {
+        let idx: Vec<u32> = (0..l * p * g * k).map(|i| ((i * 5 + i / 7) % e) as u32).collect();
+        let inputs = vec![
+            Operand::indices(&[l, p, g, k], idx),
+            Operand::values(&[g], (0..g).map(|i| (i % 3) as f32).collect()).frozen(),
+            Operand::normal("bias", &[l, e]).frozen(),
+        ];
+        all.push(Case::new(format!("{l}x{p}x{g}x{k} of {e}"), inputs, move |x| {
+            let load = routing_load(&x[0], e, None)?;
+            let weighted = routing_load(&x[0], e, Some(&x[1]))?;
+            let mut bias = x[2].copy()?;
+            balance(&mut bias, &load, 1e-2)?;
+            Ok(vec![load, weighted, bias])
+        }));
+    }
+    all
+}

@@ -1,0 +1,168 @@
+//! Positions of the k largest values of each row.
+
+use super::{Case, Meta, Op, OpSpec, Operand, rows_in_parallel, run};
+use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
+use crate::{DType, Error, Result, Tensor};
+
+pub(super) static SPEC: OpSpec =
+    OpSpec { name: "top_k", formula: "positions of the k largest of each row", shaders: &[&SHADER], cases };
+
+const fn variant(name: &'static str, consts: &'static [(&'static str, u32)]) -> Variant {
+    let workgroup_bytes = 8 * consts[0].1;
+    Variant { name, consts, parts: &[parts::GRID], backends: PORTABLE, workgroup_bytes }
+}
+static VARIANTS: &[Variant] = &[variant("wg64", &[("WG", 64)]), variant("wg256", &[("WG", 256)])];
+static SHADER: Shader = Shader {
+    name: "top_k",
+    source: include_str!("../../shaders/top_k.wgsl"),
+    entries: &[Entry { name: "pick", variants: VARIANTS }, Entry { name: "rank", variants: VARIANTS }],
+};
+
+/// Longest row: one workgroup orders it.
+const MAX_ROW: usize = 4096;
+
+/// `x -> index`
+struct TopK {
+    k: usize,
+}
+
+/// Grows with the value; 0 for NaN; +0 and -0 are equal.
+fn key(x: f32) -> u32 {
+    let bits = x.to_bits();
+    match x {
+        _ if x.is_nan() => 0,
+        0.0 => 1 << 31,
+        _ if x < 0.0 => !bits,
+        _ => bits | 1 << 31,
+    }
+}
+
+impl Op for TopK {
+    fn name(&self) -> &'static str {
+        "top_k"
+    }
+
+    fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
+        x[0].expect(self.name(), DType::F32)?;
+        let d = x[0].shape().last();
+        if x[0].shape().rank() == 0 || self.k > d || d > MAX_ROW {
+            let what = format!(
+                "{} of each row of {}: rows of at least that and at most {MAX_ROW} values are needed",
+                self.k,
+                x[0].shape()
+            );
+            return Err(Error::shape(self.name(), what));
+        }
+        let shape = x[0].shape().with_last(self.k)?;
+        Ok(vec![Meta::u32(shape.dims())?])
+    }
+
+    fn reference(&self, x: &[&Tensor], index: &mut [Host]) {
+        let d = x[0].shape().last().max(1);
+        for (index, x) in index[0].u32_mut().chunks_mut(self.k.max(1)).zip(x[0].f64().chunks(d)) {
+            let mut order: Vec<usize> = (0..x.len()).collect();
+            // A stable sort keeps the lowest position first among equals.
+            let value = |i: usize| if x[i].is_nan() { (false, 0.0) } else { (true, x[i]) };
+            order.sort_by(|&a, &b| value(b).partial_cmp(&value(a)).expect("no NaN"));
+            index.iter_mut().zip(order).for_each(|(index, i)| *index = i as u32);
+        }
+    }
+
+    fn cpu(&self, x: &[&Tensor], index: &mut [Host]) {
+        let (d, x, k) = (x[0].shape().last(), x[0].f32(), self.k);
+        rows_in_parallel(index[0].u32_mut(), k, |row, index| {
+            // Ascending order of these is descending order of values, then ascending order of positions.
+            let word = |(i, &v): (usize, &f32)| (!key(v) as u64) << 32 | i as u64;
+            let mut order: Vec<u64> = x[row * d..][..d].iter().enumerate().map(word).collect();
+            if k < d {
+                order.select_nth_unstable(k);
+                order.truncate(k);
+            }
+            order.sort_unstable();
+            index.iter_mut().zip(order).for_each(|(index, w)| *index = w as u32);
+        });
+    }
+
+    #[cfg(feature = "gpu")]
+    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
+        let (n, d, k) = (x[0].shape().rows(), x[0].shape().last(), self.k);
+        if k == 0 {
+            return Ok(());
+        }
+        // Estimated from the number of barriers against comparisons, not measured.
+        let entry = if d <= 128 || k > 256 { "rank" } else { "pick" };
+        let variant = &VARIANTS[usize::from(d > 512)];
+        let work = if entry == "rank" { d } else { k };
+        let kernel = super::launch::Kernel { shader: &SHADER, entry, variant };
+        let params = [n as u32, d as u32, k as u32];
+        kernel.run(gpu, &super::launch::binds(x, y), &params, n, 4 * n * d * work)
+    }
+}
+
+impl Tensor {
+    /// Positions of the `k` largest values of each row, largest first: `[.., D] -> [.., k]`, indices.
+    ///
+    /// Of equal values the lowest position comes first; NaN counts as smaller than everything. There is no
+    /// derivative.
+    ///
+    /// ```
+    /// use mixlora::{Device, Tensor};
+    /// let x = Tensor::from_f32(&Device::cpu(), &[1, 4], &[1.0, 7.0, f32::NAN, 7.0])?;
+    /// assert_eq!(x.top_k(3)?.to_u32()?, [1, 3, 0]);
+    /// # Ok::<(), mixlora::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// `k` is more than D, or D is more than 4096.
+    pub fn top_k(&self, k: usize) -> Result<Tensor> {
+        Ok(run(&TopK { k }, &[self])?.swap_remove(0))
+    }
+}
+
+fn cases() -> Vec<Case> {
+    let case = |dims: &'static [usize], k: usize, steps: f32| {
+        let (n, d) = (dims.iter().product::<usize>(), dims[dims.len() - 1]);
+        let Operand::Values { mut data, .. } = Operand::normal("x", dims) else { unreachable!() };
+        // Few different values give ties.
+        data.iter_mut().for_each(|v| *v = (*v * steps).round() / steps);
+        if steps == 1.0 {
+            let odd = [f32::NAN, f32::INFINITY, -0.0, f32::NEG_INFINITY, 1e-40, -1e-40, 0.0];
+            data.iter_mut().zip(odd).for_each(|(v, o)| *v = o);
+        }
+        let inputs = vec![Operand::values(dims, data).frozen()];
+        Case::new(format!("{dims:?} k {k} steps {steps}"), inputs, move |x| Ok(vec![x[0].top_k(k)?]))
+            .cost(n * k.max(1), 4 * (n + n / d.max(1) * k))
+    };
+    vec![
+        case(&[0, 5], 2, 4.0),
+        case(&[3, 0], 0, 4.0),
+        case(&[3, 5], 0, 4.0),
+        case(&[1, 1], 1, 4.0),
+        case(&[9], 9, 1.0),
+        case(&[2, 3, 17], 4, 1e6),
+        case(&[70_000, 3], 2, 2.0),
+        // pick with wg64, pick with wg256, rank with wg256.
+        case(&[5, 300], 7, 1.0),
+        case(&[3, 513], 40, 1.0),
+        case(&[5, 4096], 8, 100.0),
+        case(&[2, 4096], 257, 100.0),
+        case(&[2, 600], 600, 1.0),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Device;
+
+    #[test]
+    fn bad_sizes_are_errors() {
+        let cpu = Device::cpu();
+        let zeros = |dims: &[usize]| Tensor::zeros(&cpu, dims).unwrap();
+        assert!(zeros(&[2, 3]).top_k(4).is_err());
+        assert!(zeros(&[1, 4097]).top_k(1).is_err());
+        assert!(zeros(&[]).top_k(1).is_err());
+        let x = Tensor::from_u32(&cpu, &[1], &[1]).unwrap();
+        assert!(matches!(x.top_k(1), Err(Error::DType { .. })));
+    }
+}

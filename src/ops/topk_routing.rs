@@ -1,0 +1,540 @@
+//! Top-k routing: from logits to ordered choices and gates, for all linears that read one input.
+//!
+//! Ordered: slot k of A is paired with slot k of B, so the order is part of the choice. Ties go to the lowest
+//! index. The mathematics for one unit is in `routing_math.rs`; derivation: Shen et al. 2024 (ACL, long.38),
+//! checked against central differences.
+
+use super::routing_math::{Choice, Unit, Values};
+use super::slots::{Selection, Units};
+use super::{Case, Meta, Op, OpSpec, Operand, run};
+use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
+use crate::tape::{Node, recording};
+use crate::{DType, Error, Result, Tensor};
+use rayon::prelude::*;
+
+pub(super) static SPEC: OpSpec = OpSpec {
+    name: "topk_routing",
+    formula: "I = top-k of z_a, J = top-k of z_b | condition on I, gates = softmax over the chosen",
+    shaders: &[&SHADER],
+    cases,
+};
+
+const NAME: &str = "topk_routing";
+const WG: u32 = 64;
+const PARTS_WIDE: &[&str] = &[parts::GRID, parts::SUM, parts::BEST];
+const PARTS_LANE: &[&str] = &[parts::GRID, parts::SUM_LANE, parts::BEST_LANE];
+
+macro_rules! variants {
+    ($($name:literal: $parts:ident $stride:literal $k:literal $sides:literal $score:literal $cfs:literal $gated:literal $scaled:literal $forced:literal,)+) => {
+        &[$(Variant {
+            name: $name,
+            consts: &[
+                ("WG", WG), ("STRIDE", $stride), ("K", $k), ("SIDES", $sides), ("SCORE", $score), ("CFS", $cfs),
+                ("GATED", $gated), ("SCALED", $scaled), ("FORCED", $forced),
+            ],
+            parts: $parts,
+            backends: PORTABLE,
+            workgroup_bytes: if $stride == 1 { 0 } else { 12 * WG },
+        }),+]
+    };
+}
+static FORWARD: &[Variant] = variants![
+    "wide ifs": PARTS_WIDE 64 4 2 0 0 0 0 0,
+    "wide cfs gated": PARTS_WIDE 64 4 2 0 1 1 1 0,
+    "wide choice forced": PARTS_WIDE 64 2 2 0 2 1 0 1,
+    "lane softmax": PARTS_LANE 1 2 1 0 0 1 0 0,
+    "lane sigmoid": PARTS_LANE 1 8 1 1 0 1 0 0,
+    "lane magnitude": PARTS_LANE 1 8 1 2 0 0 0 0,
+];
+static BACKWARD: &[Variant] = variants![
+    "wide ifs": PARTS_WIDE 64 4 2 0 0 1 0 0,
+    "wide cfs": PARTS_WIDE 64 4 2 0 1 1 1 0,
+    "wide choice": PARTS_WIDE 64 2 2 0 2 1 0 0,
+    "lane softmax": PARTS_LANE 1 2 1 0 0 1 0 0,
+    "lane sigmoid": PARTS_LANE 1 8 1 1 0 1 0 0,
+];
+static SHADER: Shader = Shader {
+    name: NAME,
+    source: include_str!("../../shaders/topk_routing.wgsl"),
+    entries: &[
+        Entry { name: "forward", variants: FORWARD },
+        Entry { name: "backward", variants: BACKWARD },
+        Entry { name: "table", variants: BACKWARD },
+    ],
+};
+
+/// What is ranked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Score {
+    /// The logits; gates are a softmax over the chosen.
+    Logits,
+    /// `sigmoid(z) + bias`; gates are `k q / sum of the chosen q` (SMoRA).
+    Sigmoid,
+    /// `|z + bias|`; no gates (FlyLoRA).
+    Magnitude,
+}
+
+/// B's choice conditioned on A's: `score = softmax(z_b) + weight * softmax(q)`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Condition {
+    /// Weight of the conditional term.
+    pub weight: f32,
+    /// False: `q = sum_k softmax(C[I_k, :, k])`, a table `[E, E, k]`; true: `q = mean_k C[I_k]`, a table `[E, E, 1]`.
+    pub choice: bool,
+    /// The condition sees A's factors times their gates.
+    pub gated_input: bool,
+}
+
+/// How logits become choices and gates.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Routing {
+    /// Choices per unit and side.
+    pub k: usize,
+    /// 1: B uses A's choice. 2: each side has its own router.
+    pub sides: usize,
+    pub score: Score,
+    /// Whether gates come out.
+    pub gated: bool,
+    /// Factor on the gates of each side.
+    pub gate_scale: f32,
+    pub condition: Option<Condition>,
+    /// Force the GPU layout: "wide" (a workgroup per unit) or "lane" (an invocation per unit).
+    pub(crate) variant: Option<&'static str>,
+}
+
+impl Routing {
+    /// Plain top-k of logits on one side, without gates.
+    pub fn new(k: usize) -> Self {
+        let (sides, score, gated, gate_scale) = (1, Score::Logits, false, 1.0);
+        Routing { k, sides, score, gated, gate_scale, condition: None, variant: None }
+    }
+    /// Slots of a condition table.
+    pub(super) fn table_slots(&self) -> usize {
+        if self.condition.is_some_and(|c| !c.choice) { self.k } else { 1 }
+    }
+}
+
+/// Inputs of the op besides the logits.
+#[derive(Clone, Copy, Default)]
+struct Extra<'a> {
+    bias: Option<&'a Tensor>,
+    table: Option<&'a Tensor>,
+    /// Choices to take instead of the best ones.
+    forced: Option<&'a Tensor>,
+}
+
+/// `z [G, L, SIDES, E] -> idx [L, SIDES, G, K] [, gates [L, G, K]] [, score_b [L, G, E]]`
+struct Forward<'a> {
+    routing: &'a Routing,
+    extra: Extra<'a>,
+}
+
+/// `(z, dgates) -> dz [, drow [L, G, S, E]]`
+struct Backward<'a> {
+    routing: &'a Routing,
+    extra: Extra<'a>,
+    idx: &'a Tensor,
+}
+
+/// `drow [L, G, S, E] -> dtable [L, E, E, S]`
+struct Table<'a> {
+    routing: &'a Routing,
+    idx: &'a Tensor,
+}
+
+/// `(units, linears, factors)` of logits.
+fn sizes(z: &Tensor) -> (usize, usize, usize) {
+    (z.dims()[0], z.dims()[1], z.dims()[3])
+}
+
+/// Calls `f` with the mathematics of every (linear, unit).
+fn for_units<R: Send>(
+    routing: &Routing,
+    extra: &Extra<'_>,
+    z: &Tensor,
+    f: impl Fn(usize, usize, Unit<'_>) -> R + Sync,
+) -> Vec<R> {
+    let (units, linears, e) = sizes(z);
+    let one = |i: usize| {
+        let (l, unit) = (i / units.max(1), i % units.max(1));
+        let at = (unit * linears + l) * routing.sides * e;
+        let za = wide(z, at, e);
+        let zb = if routing.sides == 2 { wide(z, at + e, e) } else { vec![] };
+        let bias = extra.bias.map_or(vec![], |b| wide(b, l * e, e));
+        let n = e * e * routing.table_slots();
+        let table = extra.table.map(|t| match t.host() {
+            Host::F64(v) => Values::F64(&v[l * n..(l + 1) * n]),
+            h => Values::F32(&h.f32()[l * n..(l + 1) * n]),
+        });
+        f(l, unit, Unit { routing, za: &za, zb: &zb, bias: &bias, table })
+    };
+    (0..units * linears).into_par_iter().map(one).collect()
+}
+
+/// Values `at .. at + n` of a host tensor, in f64.
+fn wide(t: &Tensor, at: usize, n: usize) -> Vec<f64> {
+    match t.host() {
+        Host::F64(v) => v[at..at + n].to_vec(),
+        h => h.f32()[at..at + n].iter().map(|&v| v as f64).collect(),
+    }
+}
+
+/// Writes values into a host buffer of either type.
+fn put(y: &mut Host, at: usize, values: &[f64]) {
+    match y {
+        Host::F64(y) => y[at..at + values.len()].copy_from_slice(values),
+        y => y.f32_mut()[at..].iter_mut().zip(values).for_each(|(y, v)| *y = *v as f32),
+    }
+}
+
+impl Op for Forward<'_> {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
+        let (r, z) = (self.routing, x[0]);
+        z.expect(NAME, DType::F32)?;
+        let bad = |what: String| Err(Error::shape(NAME, what));
+        let [g, l, sides, e] = *z.dims() else {
+            return bad(format!("logits {} are not [units, linears, sides, factors]", z.shape()));
+        };
+        if sides != r.sides || !(1..=2).contains(&sides) || r.k == 0 || r.k > e {
+            return bad(format!("logits {}: cannot choose {} on {} sides", z.shape(), r.k, r.sides));
+        }
+        let same = |t: Option<&Tensor>, dims: &[usize]| t.is_none_or(|t| t.dims() == dims);
+        let table = [l, e, e, r.table_slots()];
+        if !same(self.extra.bias, &[l, e])
+            || !same(self.extra.table, &table)
+            || !same(self.extra.forced, &[l, sides, g, r.k])
+        {
+            return bad(format!("bias, table or forced choices do not fit logits {} and {r:?}", z.shape()));
+        }
+        let needs_table = r.condition.is_some();
+        let needs_bias = r.score != Score::Logits;
+        if needs_table != self.extra.table.is_some()
+            || needs_bias != self.extra.bias.is_some()
+            || (needs_table && sides == 1)
+        {
+            return bad(format!("table and bias must be given exactly where the routing uses them: {r:?}"));
+        }
+        let mut out = vec![Meta::u32(&[l, sides, g, r.k])?];
+        if r.gated {
+            out.push(Meta::f32(&[l, g, r.k])?);
+        }
+        Ok(out)
+    }
+
+    fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
+        let (units, _, _) = sizes(x[0]);
+        let k = self.routing.k;
+        let sides = self.routing.sides;
+        let choices = for_units(self.routing, &self.extra, x[0], |l, unit, u| {
+            let list = |side: usize| ((l * sides + side) * units + unit) * k;
+            let forced = self.extra.forced.map(|t| {
+                let of = |side: usize| &t.u32()[list(side)..][..k];
+                (of(0), if sides == 2 { of(1) } else { &[][..] })
+            });
+            (l, unit, u.forward(forced))
+        });
+        for (l, unit, Choice { a, b, gates }) in choices {
+            let list = |side: usize| ((l * sides + side) * units + unit) * k;
+            y[0].u32_mut()[list(0)..][..k].copy_from_slice(&a);
+            if sides == 2 {
+                y[0].u32_mut()[list(1)..][..k].copy_from_slice(&b);
+            }
+            if self.routing.gated {
+                put(&mut y[1], (l * units + unit) * k, &gates);
+            }
+        }
+    }
+
+    fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
+        // Routing is a sliver of the work: the specification itself, units in parallel.
+        self.reference(x, y);
+    }
+
+    #[cfg(feature = "gpu")]
+    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
+        use crate::device::Bind;
+        let (units, linears, e) = sizes(x[0]);
+        let z = x[0].buffer();
+        let scratch = gpu.alloc(if self.routing.condition.is_some() { linears * units * e } else { 1 })?;
+        let no_gates = if self.routing.gated { None } else { Some(gpu.alloc(1)?) };
+        let bind = [
+            Bind::Read(z),
+            Bind::or_unused(self.extra.bias.map(|t| t.buffer()), z),
+            Bind::or_unused(self.extra.table.map(|t| t.buffer()), z),
+            Bind::or_unused(self.extra.forced.map(|t| t.buffer()), z),
+            Bind::Write(y[0].buffer()),
+            Bind::Write(no_gates.as_ref().unwrap_or_else(|| y[1].buffer())),
+            Bind::Write(&scratch),
+        ];
+        launch(gpu, "forward", self.routing, self.extra.forced.is_some(), x[0], &bind, linears * units)
+    }
+}
+
+impl Op for Backward<'_> {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
+        let (g, l, e) = sizes(x[0]);
+        let mut out = vec![Meta::like(x[0])];
+        if self.routing.condition.is_some() {
+            out.push(Meta::f32(&[l, g, self.routing.table_slots(), e])?);
+        }
+        Ok(out)
+    }
+
+    fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
+        let (units, linears, e) = sizes(x[0]);
+        let Routing { k, sides, .. } = *self.routing;
+        let s = self.routing.table_slots();
+        let grads = for_units(self.routing, &self.extra, x[0], |l, unit, u| {
+            let of = |side: usize| &self.idx.u32()[((l * sides + side) * units + unit) * k..][..k];
+            let dg = wide(x[1], (l * units + unit) * k, k);
+            (l, unit, u.backward(of(0), of(sides - 1), &dg))
+        });
+        for (l, unit, grad) in grads {
+            let at = (unit * linears + l) * sides * e;
+            put(&mut y[0], at, &grad.za);
+            if sides == 2 {
+                put(&mut y[0], at + e, &grad.zb);
+            }
+            if self.routing.condition.is_some() {
+                put(&mut y[1], (l * units + unit) * s * e, &grad.rows);
+            }
+        }
+    }
+
+    fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
+        self.reference(x, y);
+    }
+
+    #[cfg(feature = "gpu")]
+    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
+        use crate::device::Bind;
+        let (units, linears, _) = sizes(x[0]);
+        let z = x[0].buffer();
+        let no_rows = if y.len() == 1 { Some(gpu.alloc(1)?) } else { None };
+        let bind = [
+            Bind::Read(z),
+            Bind::or_unused(self.extra.bias.map(|t| t.buffer()), z),
+            Bind::or_unused(self.extra.table.map(|t| t.buffer()), z),
+            Bind::Read(self.idx.buffer()),
+            Bind::Read(x[1].buffer()),
+            Bind::Write(y[0].buffer()),
+            Bind::Write(no_rows.as_ref().unwrap_or_else(|| y[1].buffer())),
+        ];
+        launch(gpu, "backward", self.routing, false, x[0], &bind, linears * units)
+    }
+}
+
+impl Op for Table<'_> {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
+        let (l, e) = (x[0].dims()[0], x[0].dims()[3]);
+        Ok(vec![Meta::f32(&[l, e, e, self.routing.table_slots()])?])
+    }
+
+    fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
+        let [l, units, s, e] = *x[0].dims() else { unreachable!() };
+        let Routing { k, sides, .. } = *self.routing;
+        let mut sum = vec![0.0; l * e * e * s];
+        for (i, &factor) in self.idx.u32().iter().enumerate() {
+            let (linear, side, unit, choice) =
+                (i / (sides * units * k), i / (units * k) % sides, i / k % units, i % k);
+            if side > 0 {
+                continue;
+            }
+            let slot = choice.min(s - 1);
+            let row = wide(x[0], ((linear * units + unit) * s + slot) * e, e);
+            for (j, d) in row.iter().enumerate() {
+                sum[((linear * e + factor as usize) * e + j) * s + slot] += d;
+            }
+        }
+        put(&mut y[0], 0, &sum);
+    }
+
+    fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
+        self.reference(x, y);
+    }
+
+    #[cfg(feature = "gpu")]
+    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
+        use crate::device::Bind;
+        let bind = [Bind::Read(x[0].buffer()), Bind::Read(self.idx.buffer()), Bind::Write(y[0].buffer())];
+        let z = x[0].reshape(&[x[0].dims()[1], x[0].dims()[0], x[0].dims()[2], x[0].dims()[3]])?;
+        launch(gpu, "table", self.routing, false, &z, &bind, y[0].len())
+    }
+}
+
+/// `z` gives the sizes: `[units, linears, .., factors]`.
+#[cfg(feature = "gpu")]
+fn launch(
+    gpu: &crate::device::Gpu,
+    entry: &'static str,
+    r: &Routing,
+    forced: bool,
+    z: &Tensor,
+    bind: &[crate::device::Bind<'_>],
+    items: usize,
+) -> Result<()> {
+    use crate::device::{AdapterClass, Dispatch, Grid};
+    #[repr(C)]
+    #[derive(Clone, Copy, bytemuck::NoUninit)]
+    struct Params {
+        sizes: [u32; 3],
+        scale: f32,
+        lambda: f32,
+    }
+    let (units, linears, e) = sizes(z);
+    // A workgroup per unit where there are few of them and many factors.
+    let wide = match r.variant {
+        Some(v) => v == "wide",
+        None => gpu.class() != AdapterClass::Software && items < 1024 && e >= 32,
+    };
+    let cfs = r.condition.map_or(0, |c| if c.choice { 2 } else { 1 });
+    gpu.dispatch(Dispatch {
+        shader: &SHADER,
+        entry,
+        consts: &[
+            ("WG", WG),
+            ("STRIDE", if wide { WG } else { 1 }),
+            ("K", r.k as u32),
+            ("SIDES", r.sides as u32),
+            ("SCORE", r.score as u32),
+            ("CFS", cfs),
+            ("GATED", u32::from(r.gated)),
+            ("SCALED", u32::from(r.condition.is_some_and(|c| c.gated_input))),
+            ("FORCED", u32::from(forced)),
+        ],
+        parts: if wide { PARTS_WIDE } else { PARTS_LANE },
+        bind,
+        params: bytemuck::bytes_of(&Params {
+            sizes: [units, linears, e].map(|v| v as u32),
+            scale: r.gate_scale,
+            lambda: r.condition.map_or(0.0, |c| c.weight),
+        }),
+        grid: Grid::Linear(if wide && entry != "table" { items } else { items.div_ceil(WG as usize) }),
+        flops: (items * e * (3 * r.k + 2)) as u64,
+    })
+}
+
+/// Chooses factors for every routing unit; see [`Routing`] for the rules.
+///
+/// `z [G, L, SIDES, E]` are logits, `bias [L, E]` a balancing bias (no gradient), `table [L, E, E, S]` the
+/// condition of B's choice on A's. `forced` choices `[L, SIDES, G, K]` are taken as they are, and gates are
+/// computed for them. `block` is the number of pool rows that one choice stands for.
+///
+/// Gradients flow from the gates to the logits and the table.
+pub(crate) fn route(
+    z: &Tensor,
+    bias: Option<&Tensor>,
+    table: Option<&Tensor>,
+    forced: Option<&Tensor>,
+    routing: &Routing,
+    units: &Units,
+    block: usize,
+) -> Result<Selection> {
+    let extra = Extra { bias, table, forced };
+    let mut inputs = vec![z];
+    inputs.extend(bias);
+    inputs.extend(table);
+    inputs.extend(forced);
+    let mut out = run(&Forward { routing, extra }, &inputs)?;
+    let mut gates = if routing.gated { out.pop() } else { None };
+    let idx = out.swap_remove(0);
+    let mut graph = vec![z];
+    graph.extend(table);
+    if let Some(g) = gates.take() {
+        gates = Some(match recording(&graph) {
+            false => g,
+            true => {
+                let (routing, idx, zd) = (routing.clone(), idx.clone(), z.detach());
+                let (bias, table_value) = (bias.cloned(), table.map(Tensor::detach));
+                Node::record(NAME, &graph, g, move |dg| {
+                    let extra = Extra { bias: bias.as_ref(), table: table_value.as_ref(), forced: None };
+                    let mut d = run(&Backward { routing: &routing, extra, idx: &idx }, &[&zd, &dg])?;
+                    let rows = if d.len() == 2 { d.pop() } else { None };
+                    let mut grads = vec![d.pop()];
+                    if let Some(rows) = rows {
+                        let op = Table { routing: &routing, idx: &idx };
+                        grads.push(run(&op, &[&rows])?.pop());
+                    }
+                    Ok(grads)
+                })
+            }
+        });
+    }
+    Selection::new(idx, gates, units, sizes(z).2, block)
+}
+
+fn cases() -> Vec<Case> {
+    let mut all = Vec::new();
+    let condition = |choice, gated_input| Some(Condition { weight: 0.7, choice, gated_input });
+    let sided = |k| Routing { sides: 2, gated: true, gate_scale: 1.5, ..Routing::new(k) };
+    let routings = [
+        ("softmax", Routing { gated: true, ..Routing::new(2) }),
+        ("ungated", Routing::new(3)),
+        ("sigmoid", Routing { score: Score::Sigmoid, gated: true, ..Routing::new(3) }),
+        ("magnitude", Routing { score: Score::Magnitude, ..Routing::new(3) }),
+        ("ifs", sided(3)),
+        ("cfs", Routing { condition: condition(false, false), ..sided(3) }),
+        ("cfs gated input", Routing { condition: condition(false, true), ..sided(2) }),
+        ("cfs choice", Routing { condition: condition(true, false), ..sided(3) }),
+        ("cfs ungated", Routing { condition: condition(false, false), gated: false, ..sided(2) }),
+    ];
+    for (name, routing) in routings {
+        for (g, l, e) in [(1, 1, 3), (5, 2, 4), (3, 1, 70), (0, 1, 3)] {
+            for variant in ["wide", "lane"] {
+                all.push(case(name, Routing { variant: Some(variant), ..routing.clone() }, (g, l, e)));
+            }
+        }
+    }
+    all.push(
+        case("70 000 tokens", Routing { gated: true, ..Routing::new(2) }, (70_000, 1, 4)).no_gradcheck(),
+    );
+    // Equal logits: the lowest indices, in order.
+    let ties =
+        Operand::values(&[2, 1, 1, 5], vec![1.0, 2.0, 2.0, 1.0, 2.0, 0.0, 0.0, 0.0, 0.0, 0.0]).frozen();
+    for variant in ["wide", "lane"] {
+        all.push(Case::new(format!("ties {variant}"), vec![ties.clone()], move |x| {
+            let routing = Routing { variant: Some(variant), ..Routing::new(4) };
+            Ok(vec![route(&x[0], None, None, None, &routing, &Units::tokens(2), 1)?.idx().clone()])
+        }));
+    }
+    all
+}
+
+fn case(name: &str, routing: Routing, (g, l, e): (usize, usize, usize)) -> Case {
+    let r = &routing;
+    let mut inputs = vec![Operand::normal("z", &[g, l, r.sides, e]).times(2.0)];
+    if !r.gated {
+        inputs[0] = inputs[0].clone().frozen();
+    }
+    if r.score != Score::Logits {
+        inputs.push(Operand::normal("bias", &[l, e]).times(0.02).frozen());
+    }
+    if r.condition.is_some() {
+        let table = Operand::normal("table", &[l, e, e, r.table_slots()]);
+        inputs.push(if r.gated { table } else { table.frozen() });
+    }
+    let label = format!("{name} {} {g}x{l}x{e}", r.variant.unwrap_or("chosen"));
+    let (biased, conditioned) = (r.score != Score::Logits, r.condition.is_some());
+    Case::new(label, inputs, move |x| {
+        let bias = biased.then(|| &x[1]);
+        let table = conditioned.then(|| &x[1]);
+        let s = route(&x[0], bias, table, None, &routing, &Units::tokens(g), 1)?;
+        let mut out = vec![s.idx().clone()];
+        out.extend(s.gates().cloned());
+        Ok(out)
+    })
+    .sums(e)
+    .cost(g * l * e * 8, 4 * g * l * e)
+}
