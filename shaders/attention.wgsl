@@ -5,7 +5,8 @@
 //             B * KV * ceil(T/32), one = 32 keys of one head, all query heads of its group in order;
 //             stats: one invocation = one row; all folded to 2-D
 // Prelude   : NJ = 1 | 2 | 4: a row has at most 64 * NJ values
-// Precision : accumulates f32; scores and weights live in 32 x 32 tiles, nothing of size S x T is stored
+// Precision : accumulates f32; measured error vs f64 up to T = 300, D = 256: 1e-6 of the largest value
+// Memory    : scores and weights live in 32 x 32 tiles; nothing of size S x T is stored
 // Limits    : 13.7 KiB shared, 128 invocations, 8 bindings; no subgroups
 // Cost      : forward 2*B*H*S*T*D flop (causal half of 4), backward 2.5 to 3.5 times that (compute bound)
 // Source    : Dao 2023, arXiv:2307.08691                     CPU: src/ops/attention/
