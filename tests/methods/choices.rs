@@ -49,7 +49,10 @@ fn choices_that_cannot_be_are_typed_errors() {
             let record = Choices::record();
             rig.forward(&rig.x(), &rig.pass(Pool::Real).with_choices(record.clone())).unwrap();
             // lora has nothing to choose, and takes no choices.
-            let Some(idx) = chosen(&record) else { continue };
+            let Some(idx) = chosen(&record) else {
+                assert!(!spec.has_router, "{}: choices are not kept", spec.name);
+                continue;
+            };
             let run = |forced: Option<Tensor>| {
                 let choices = Choices::force(forced.map(|t| (SITE.to_string(), t)));
                 rig.step(&rig.x(), &rig.pass(Pool::Real).with_choices(choices))
