@@ -5,7 +5,8 @@
 //             B * KV * ceil(T/32), one = 32 keys of one head, all query heads of its group in order;
 //             stats: one invocation = one row; all folded to 2-D
 // Prelude   : NJ = 1 | 2 | 4: a row has at most 64 * NJ values
-// Precision : accumulates f32; scores and weights live in 32 x 32 tiles, nothing of size S x T is stored
+// Precision : accumulates f32; measured error vs f64 up to T = 300, D = 256: 1e-6 of the largest value
+// Memory    : scores and weights live in 32 x 32 tiles; nothing of size S x T is stored
 // Limits    : 13.7 KiB shared, 128 invocations, 8 bindings; no subgroups
 // Cost      : forward 2*B*H*S*T*D flop (causal half of 4), backward 2.5 to 3.5 times that (compute bound)
 // Source    : Dao 2023, arXiv:2307.08691                     CPU: src/ops/attention/
@@ -74,7 +75,11 @@ fn forward(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) g: ve
   let row = lane / 4u;
   let part = lane % 4u;
   let end = min(p.t - p.s + i0 + T, p.t);
-  var acc: array<vec4<f32>, 4u * NJ>;
+  // One array per row: after unrolling over NJ every index is a constant, which keeps them in registers.
+  var acc0: array<vec4<f32>, NJ>;
+  var acc1: array<vec4<f32>, NJ>;
+  var acc2: array<vec4<f32>, NJ>;
+  var acc3: array<vec4<f32>, NJ>;
   var top = MASKED;
   var total = 0.0;
   for (var j0 = 0u; j0 < end; j0 += T) {
@@ -124,18 +129,23 @@ fn forward(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) g: ve
     top = best;
     if (part == 0u) { row_scale[row] = shrink; }
     workgroupBarrier();
-    for (var r = 0u; r < 4u; r++) {
-      for (var n = 0u; n < NJ; n++) { acc[r * NJ + n] *= row_scale[4u * l.y + r]; }
+    for (var n = 0u; n < NJ; n++) {
+      acc0[n] *= row_scale[4u * l.y + 0u];
+      acc1[n] *= row_scale[4u * l.y + 1u];
+      acc2[n] *= row_scale[4u * l.y + 2u];
+      acc3[n] *= row_scale[4u * l.y + 3u];
     }
     for (var j = 0u; j < min(T, end - j0); j++) {
       let vt = key_row(batch, j0 + j, kvh);
       let w = 4u * l.y * TLINE + j;
+      let a = vec4<f32>(prob[w], prob[w + TLINE], prob[w + 2u * TLINE], prob[w + 3u * TLINE]);
       for (var n = 0u; n < NJ; n++) {
         let c = vt + columns(l.x, n);
         let value = vec4<f32>(v[c.x], v[c.y], v[c.z], v[c.w]);
-        for (var r = 0u; r < 4u; r++) {
-          acc[r * NJ + n] = fma(vec4<f32>(prob[w + r * TLINE]), value, acc[r * NJ + n]);
-        }
+        acc0[n] = fma(vec4<f32>(a.x), value, acc0[n]);
+        acc1[n] = fma(vec4<f32>(a.y), value, acc1[n]);
+        acc2[n] = fma(vec4<f32>(a.z), value, acc2[n]);
+        acc3[n] = fma(vec4<f32>(a.w), value, acc3[n]);
       }
     }
   }
@@ -148,13 +158,19 @@ fn forward(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) g: ve
     if (i0 + row < p.s) { lse[(batch * p.h + h) * p.s + i0 + row] = select(top + log(sum), 0.0, sum == 0.0); }
   }
   workgroupBarrier();
-  for (var r = 0u; r < 4u; r++) {
-    let i = 4u * l.y + r;
-    for (var n = 0u; n < 4u * NJ; n++) {
-      let c = 16u * n + l.x;
-      if (i0 + i < p.s && c < p.d) {
-        o[query_row(batch, i0 + i, h) + c] = acc[r * NJ + n / 4u][n % 4u] * row_scale[i];
-      }
+  // Indexed by variables from here on: a rolled loop of stores compiles 2 to 3 times faster on lavapipe.
+  var out_acc: array<vec4<f32>, 4u * NJ>;
+  for (var n = 0u; n < NJ; n++) {
+    out_acc[0u * NJ + n] = acc0[n];
+    out_acc[1u * NJ + n] = acc1[n];
+    out_acc[2u * NJ + n] = acc2[n];
+    out_acc[3u * NJ + n] = acc3[n];
+  }
+  for (var r = 0u; r < min(4u, p.s - min(p.s, i0 + 4u * l.y)); r++) {
+    let i = i0 + 4u * l.y + r;
+    for (var m = 0u; 16u * m + l.x < p.d; m++) {
+      let at = query_row(batch, i, h) + 16u * m + l.x;
+      o[at] = out_acc[r * NJ + m / 4u][m % 4u] * row_scale[4u * l.y + r];
     }
   }
 }
@@ -212,7 +228,11 @@ fn backward_q(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) g:
   let i0 = group % blocks * T;
   let lane = l.y * 16u + l.x;
   let end = min(p.t - p.s + i0 + T, p.t);
-  var acc: array<vec4<f32>, 4u * NJ>;
+  // One array per row: after unrolling over NJ every index is a constant, which keeps them in registers.
+  var acc0: array<vec4<f32>, NJ>;
+  var acc1: array<vec4<f32>, NJ>;
+  var acc2: array<vec4<f32>, NJ>;
+  var acc3: array<vec4<f32>, NJ>;
   for (var j0 = 0u; j0 < end; j0 += T) {
     var s0 = vec4<f32>(0.0);
     var s1 = vec4<f32>(0.0);
@@ -242,20 +262,29 @@ fn backward_q(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) g:
     for (var j = 0u; j < min(T, end - j0); j++) {
       let kt = key_row(batch, j0 + j, kvh);
       let w = 4u * l.y * TLINE + j;
+      let a = vec4<f32>(grad[w], grad[w + TLINE], grad[w + 2u * TLINE], grad[w + 3u * TLINE]);
       for (var n = 0u; n < NJ; n++) {
         let c = kt + columns(l.x, n);
         let value = vec4<f32>(k[c.x], k[c.y], k[c.z], k[c.w]);
-        for (var r = 0u; r < 4u; r++) {
-          acc[r * NJ + n] = fma(vec4<f32>(grad[w + r * TLINE]), value, acc[r * NJ + n]);
-        }
+        acc0[n] = fma(vec4<f32>(a.x), value, acc0[n]);
+        acc1[n] = fma(vec4<f32>(a.y), value, acc1[n]);
+        acc2[n] = fma(vec4<f32>(a.z), value, acc2[n]);
+        acc3[n] = fma(vec4<f32>(a.w), value, acc3[n]);
       }
     }
   }
-  for (var r = 0u; r < 4u; r++) {
+  var out_acc: array<vec4<f32>, 4u * NJ>;
+  for (var n = 0u; n < NJ; n++) {
+    out_acc[0u * NJ + n] = acc0[n];
+    out_acc[1u * NJ + n] = acc1[n];
+    out_acc[2u * NJ + n] = acc2[n];
+    out_acc[3u * NJ + n] = acc3[n];
+  }
+  for (var r = 0u; r < min(4u, p.s - min(p.s, i0 + 4u * l.y)); r++) {
     let i = i0 + 4u * l.y + r;
-    for (var n = 0u; n < 4u * NJ; n++) {
-      let c = 16u * n + l.x;
-      if (i < p.s && c < p.d) { dq[query_row(batch, i, h) + c] = acc[r * NJ + n / 4u][n % 4u]; }
+    for (var m = 0u; 16u * m + l.x < p.d; m++) {
+      let at = query_row(batch, i, h) + 16u * m + l.x;
+      dq[at] = out_acc[r * NJ + m / 4u][m % 4u];
     }
   }
 }
@@ -273,8 +302,14 @@ fn backward_kv(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) g
   let heads = p.h / p.kv;
   let offset = p.t - p.s;
   let first = (max(j0, offset) - offset) / T * T;
-  var acc_k: array<vec4<f32>, 4u * NJ>;
-  var acc_v: array<vec4<f32>, 4u * NJ>;
+  var k0: array<vec4<f32>, NJ>;
+  var k1: array<vec4<f32>, NJ>;
+  var k2: array<vec4<f32>, NJ>;
+  var k3: array<vec4<f32>, NJ>;
+  var v0: array<vec4<f32>, NJ>;
+  var v1: array<vec4<f32>, NJ>;
+  var v2: array<vec4<f32>, NJ>;
+  var v3: array<vec4<f32>, NJ>;
   for (var h = kvh * heads; h < (kvh + 1u) * heads; h++) {
     for (var i0 = first; i0 < p.s; i0 += T) {
       var s0 = vec4<f32>(0.0);
@@ -309,26 +344,42 @@ fn backward_kv(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) g
       for (var i = 0u; i < min(T, p.s - i0); i++) {
         let qt = query_row(batch, i0 + i, h);
         let w = 4u * l.y * TLINE + i;
+        let a = vec4<f32>(grad[w], grad[w + TLINE], grad[w + 2u * TLINE], grad[w + 3u * TLINE]);
+        let b = vec4<f32>(prob[w], prob[w + TLINE], prob[w + 2u * TLINE], prob[w + 3u * TLINE]);
         for (var n = 0u; n < NJ; n++) {
           let c = qt + columns(l.x, n);
           let qv = vec4<f32>(q[c.x], q[c.y], q[c.z], q[c.w]);
           let dyv = vec4<f32>(dy[c.x], dy[c.y], dy[c.z], dy[c.w]);
-          for (var r = 0u; r < 4u; r++) {
-            acc_k[r * NJ + n] = fma(vec4<f32>(grad[w + r * TLINE]), qv, acc_k[r * NJ + n]);
-            acc_v[r * NJ + n] = fma(vec4<f32>(prob[w + r * TLINE]), dyv, acc_v[r * NJ + n]);
-          }
+          k0[n] = fma(vec4<f32>(a.x), qv, k0[n]);
+          v0[n] = fma(vec4<f32>(b.x), dyv, v0[n]);
+          k1[n] = fma(vec4<f32>(a.y), qv, k1[n]);
+          v1[n] = fma(vec4<f32>(b.y), dyv, v1[n]);
+          k2[n] = fma(vec4<f32>(a.z), qv, k2[n]);
+          v2[n] = fma(vec4<f32>(b.z), dyv, v2[n]);
+          k3[n] = fma(vec4<f32>(a.w), qv, k3[n]);
+          v3[n] = fma(vec4<f32>(b.w), dyv, v3[n]);
         }
       }
     }
   }
-  for (var r = 0u; r < 4u; r++) {
+  var out_k: array<vec4<f32>, 4u * NJ>;
+  var out_v: array<vec4<f32>, 4u * NJ>;
+  for (var n = 0u; n < NJ; n++) {
+    out_k[0u * NJ + n] = k0[n];
+    out_k[1u * NJ + n] = k1[n];
+    out_k[2u * NJ + n] = k2[n];
+    out_k[3u * NJ + n] = k3[n];
+    out_v[0u * NJ + n] = v0[n];
+    out_v[1u * NJ + n] = v1[n];
+    out_v[2u * NJ + n] = v2[n];
+    out_v[3u * NJ + n] = v3[n];
+  }
+  for (var r = 0u; r < min(4u, p.t - min(p.t, j0 + 4u * l.y)); r++) {
     let j = j0 + 4u * l.y + r;
-    for (var n = 0u; n < 4u * NJ; n++) {
-      let c = 16u * n + l.x;
-      if (j < p.t && c < p.d) {
-        dk[key_row(batch, j, kvh) + c] = acc_k[r * NJ + n / 4u][n % 4u];
-        dv[key_row(batch, j, kvh) + c] = acc_v[r * NJ + n / 4u][n % 4u];
-      }
+    for (var m = 0u; 16u * m + l.x < p.d; m++) {
+      let at = key_row(batch, j, kvh) + 16u * m + l.x;
+      dk[at] = out_k[r * NJ + m / 4u][m % 4u];
+      dv[at] = out_v[r * NJ + m / 4u][m % 4u];
     }
   }
 }

@@ -34,7 +34,8 @@ pub enum Error {
     BelowFloor { adapter: String, limit: &'static str, have: u64, need: u64 },
     /// An allocation would exceed the memory budget, or the driver refused it.
     #[error(
-        "out of device memory: {requested} bytes requested, {in_use} in use, budget {budget}; use a smaller batch or sequence, or raise the budget"
+        "out of device memory: {requested} bytes requested, {in_use} in use, {}; use a smaller batch or sequence, or raise the budget",
+        budget_text(*budget)
     )]
     OutOfMemory { requested: u64, in_use: u64, budget: u64 },
     /// The device went away (driver reset, sleep, unplugged, destroyed).
@@ -46,6 +47,10 @@ pub enum Error {
     /// The graphics layer reported an error.
     #[error("GPU error: {0}")]
     Gpu(String),
+}
+
+fn budget_text(bytes: u64) -> String {
+    if bytes == u64::MAX { "no budget set".into() } else { format!("budget {bytes}") }
 }
 
 impl Error {

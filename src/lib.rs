@@ -10,6 +10,9 @@ mod weight;
 
 pub mod check;
 pub mod device;
+pub mod io;
+pub mod mixture;
+pub mod nn;
 pub mod ops;
 
 pub use device::Device;

@@ -6,7 +6,7 @@
 
 use crate::tensor::fresh_id;
 use crate::{Error, Result, Tensor};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 
@@ -26,11 +26,16 @@ pub(crate) struct Node {
     id: u64,
     name: &'static str,
     outputs: usize,
-    state: Mutex<Option<(Vec<Option<Edge>>, BackFn)>>,
+    state: Mutex<Option<State>>,
 }
+
+/// Where a node's gradients go, and the closure that makes them. Gone once it has run.
+type State = (Vec<Option<Edge>>, BackFn);
 
 thread_local! {
     static RECORDING: Cell<bool> = const { Cell::new(true) };
+    /// While a node is dropped: the states of the nodes that went with it.
+    static DROPPED: RefCell<Option<Vec<State>>> = const { RefCell::new(None) };
 }
 
 struct Restore(bool);
@@ -107,23 +112,31 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        // Long chains are unlinked in a loop, so that dropping them does not recurse.
-        let mut queue = Vec::new();
-        let unlink = |n: &mut Node, queue: &mut Vec<Option<Edge>>| {
-            if let Ok(state) = n.state.get_mut()
-                && let Some((edges, back)) = state.take()
-            {
-                queue.extend(edges);
-                drop(back);
-            }
+        // Long chains are dropped in a loop, whether edges or closures hold them together: a node that goes
+        // while another one is dropped leaves its state to that one.
+        let mut state = match self.state.get_mut() {
+            Ok(state) => state.take(),
+            Err(_) => return,
         };
-        unlink(self, &mut queue);
-        while let Some(edge) = queue.pop() {
-            if let Some(Edge::Node(node, _)) = edge
-                && let Some(mut node) = Arc::into_inner(node)
-            {
-                unlink(&mut node, &mut queue);
+        let queued = |f: &mut dyn FnMut(&mut Option<Vec<State>>)| {
+            DROPPED.try_with(|queue| f(&mut queue.borrow_mut())).is_ok()
+        };
+        let mut outermost = false;
+        queued(&mut |queue| match queue {
+            Some(queue) => queue.extend(state.take()),
+            None => {
+                outermost = state.is_some();
+                *queue = outermost.then(Vec::new);
             }
+        });
+        while let Some(now) = state.take() {
+            drop(now);
+            if outermost {
+                queued(&mut |queue| state = queue.as_mut().and_then(Vec::pop));
+            }
+        }
+        if outermost {
+            queued(&mut |queue| *queue = None);
         }
     }
 }
@@ -200,6 +213,9 @@ impl Tensor {
 }
 
 /// Gradients of `sum_i <root_i, seed_i>`. The tape is consumed.
+///
+/// # Errors
+/// A seed differs from its root in shape, type or device, or the tape was used before.
 pub fn backward(roots: &[(&Tensor, Tensor)]) -> Result<Gradients> {
     let mut grads = Gradients::default();
     // Highest id first: a node comes after everything that uses it.
@@ -212,6 +228,9 @@ pub fn backward(roots: &[(&Tensor, Tensor)]) -> Result<Gradients> {
                     seed.shape(),
                     root.shape()
                 )));
+            }
+            if seed.dtype() != root.dtype() || !seed.device().same(root.device()) {
+                return Err(Error::Tape(format!("seed {seed:?} for the output {root:?}")));
             }
             if let Some(edge) = root.edge.clone() {
                 deliver(&mut grads, &mut open, edge, seed.clone())?;
@@ -260,7 +279,7 @@ fn deliver(
 /// Runs `f` without keeping what its backward pass needs, and runs it again when that pass arrives.
 ///
 /// Memory is traded for a second forward computation. `f` must compute the same thing both times: use
-/// counter-based randomness and replay routing choices (see [`Choices`](crate::mixture::Choices)).
+/// counter-based randomness and replay routing choices.
 /// Parameters used inside get their gradients too.
 pub fn checkpoint(
     inputs: &[&Tensor],

@@ -4,6 +4,8 @@ use crate::ops::Case;
 use crate::rng::Stream;
 use crate::{DType, Device, Error, Result, Tensor, backward, no_grad};
 
+/// What [`gradcheck`] may return for a correct derivative.
+pub const GRADCHECK_BOUND: f64 = 1e-6;
 /// Central differences are taken at this step, relative to max(1, |x|).
 const STEP: f64 = 1e-5;
 /// Values per input that are tried; more are sampled with a fixed stride.

@@ -1,10 +1,11 @@
 //! Harnesses that prove the engine right: every op's cases on every lane, derivatives against central
 //! differences, layers against reference files. The tests and the commands `ops test` and `verify` share them.
 
+pub mod golden;
 mod gradcheck;
 mod parity;
 
-pub use gradcheck::gradcheck;
+pub use gradcheck::{GRADCHECK_BOUND, gradcheck};
 pub use parity::{Parity, bits, parity};
 
 /// Largest error relative to the largest reference value (or `floor`), and the normalised mean square error.

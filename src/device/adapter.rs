@@ -1,6 +1,6 @@
 //! Finding adapters.
 
-use super::gpu::AdapterClass;
+use super::gpu::{AdapterClass, FloorLimit};
 
 /// What one adapter is, for lists and error messages.
 #[derive(Debug, Clone)]
@@ -13,6 +13,13 @@ pub struct AdapterSummary {
     pub features: wgpu::Features,
     /// What is below the floor of this crate, if anything.
     pub below_floor: Option<String>,
+}
+
+impl AdapterSummary {
+    /// The limits that matter to this crate.
+    pub fn floor(&self) -> [FloorLimit; 6] {
+        super::gpu::floor(&self.limits)
+    }
 }
 
 pub(super) fn instance() -> wgpu::Instance {

@@ -1,7 +1,7 @@
 //! GPU buffers: the reuse pool, the byte budget, and guard mode.
 
 use super::gpu::Gpu;
-use crate::Result;
+use crate::{Error, Result};
 use std::collections::HashMap;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex};
@@ -62,12 +62,16 @@ fn class(bytes: u64) -> u64 {
 impl Gpu {
     /// A buffer for `words` 32-bit words, its content undefined.
     pub(crate) fn alloc(self: &Arc<Self>, words: usize) -> Result<GpuBuffer> {
+        self.check()?;
         let bytes = 4 * words as u64;
         let guard = self.guard.load(Relaxed);
         let size = class(bytes) + if guard { 4 * GUARD_WORDS } else { 0 };
         let limit = self.limits.max_storage_buffer_binding_size.min(self.limits.max_buffer_size);
-        if size > limit.max(1) && bytes > limit {
-            return Err(self.memory.out_of_memory(bytes));
+        if bytes > limit {
+            let what = format!(
+                "{bytes} bytes are more than one binding of this adapter holds ({limit}); use a smaller batch or sequence, or split by rows"
+            );
+            return Err(Error::shape("tensor", what));
         }
         let size = if size > limit { bytes } else { size };
         let found =
@@ -81,7 +85,6 @@ impl Gpu {
     }
 
     fn create(&self, size: u64, bytes: u64, guard: bool) -> Result<wgpu::Buffer> {
-        self.check()?;
         if self.memory.reserve(size).is_err() {
             self.trim();
             self.memory.reserve(size)?;
@@ -111,7 +114,7 @@ impl Gpu {
             Err(e) => {
                 self.memory.release(size);
                 Err(match e {
-                    crate::Error::OutOfMemory { .. } => self.memory.out_of_memory(size),
+                    Error::OutOfMemory { .. } => self.memory.out_of_memory(size),
                     e => e,
                 })
             }

@@ -5,6 +5,7 @@ use super::buffer::Pool;
 use super::kernel::Pipelines;
 use super::memory::Memory;
 use super::record::Recorder;
+use super::shader::MAX_PARAM_BYTES;
 use crate::{Error, Result};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
@@ -54,17 +55,30 @@ pub struct Gpu {
     pub(super) guard: AtomicBool,
 }
 
+/// A limit of an adapter beside what this crate needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FloorLimit {
+    /// Name, as wgpu spells it.
+    pub limit: &'static str,
+    pub have: u64,
+    pub need: u64,
+}
+
 /// The floor that every kernel of this crate is designed for.
-pub(super) fn check_floor(adapter: &str, l: &wgpu::Limits) -> Result<()> {
-    let floor: [(&'static str, u64, u64); 6] = [
+pub(super) fn floor(l: &wgpu::Limits) -> [FloorLimit; 6] {
+    [
         ("max_storage_buffers_per_shader_stage", l.max_storage_buffers_per_shader_stage as u64, 8),
         ("max_storage_buffer_binding_size", l.max_storage_buffer_binding_size, 128 << 20),
         ("max_compute_workgroup_storage_size", l.max_compute_workgroup_storage_size as u64, 16 << 10),
         ("max_compute_invocations_per_workgroup", l.max_compute_invocations_per_workgroup as u64, 256),
         ("max_compute_workgroup_size_x", l.max_compute_workgroup_size_x as u64, 256),
         ("max_compute_workgroups_per_dimension", l.max_compute_workgroups_per_dimension as u64, 65_535),
-    ];
-    for (limit, have, need) in floor {
+    ]
+    .map(|(limit, have, need)| FloorLimit { limit, have, need })
+}
+
+pub(super) fn check_floor(adapter: &str, l: &wgpu::Limits) -> Result<()> {
+    for FloorLimit { limit, have, need } in floor(l) {
         if have < need {
             return Err(Error::BelowFloor { adapter: adapter.into(), limit, have, need });
         }
@@ -113,7 +127,7 @@ impl Gpu {
         check_floor(&info.name, &limits)?;
         let wanted = wgpu::Features::IMMEDIATES | wgpu::Features::TIMESTAMP_QUERY;
         let request = |limits: wgpu::Limits| {
-            let immediates = limits.max_immediate_size >= 128;
+            let immediates = limits.max_immediate_size >= MAX_PARAM_BYTES as u32;
             let mut features = adapter.features() & wanted;
             features
                 .set(wgpu::Features::IMMEDIATES, immediates && features.contains(wgpu::Features::IMMEDIATES));
@@ -202,7 +216,8 @@ impl Gpu {
     }
     /// Whether parameters travel as immediates (else in a uniform buffer).
     pub(super) fn immediates(&self) -> bool {
-        self.features.contains(wgpu::Features::IMMEDIATES) && self.limits.max_immediate_size >= 128
+        self.features.contains(wgpu::Features::IMMEDIATES)
+            && self.limits.max_immediate_size >= MAX_PARAM_BYTES as u32
     }
 
     /// The error that a callback left behind, if any.
@@ -226,9 +241,39 @@ impl Gpu {
         let oom = pollster::block_on(oom.pop()).map(|_| self.memory.out_of_memory(0));
         self.check()?;
         match errors.into_iter().flatten().chain(oom).next() {
-            Some(e) => Err(e),
+            Some(e) => Err(self.diagnose(e)),
             None => Ok(out),
         }
+    }
+
+    /// The cause behind an error: calls on a lost device fail with odd messages before the loss is reported,
+    /// and on a shared device it never is reported to us.
+    pub(super) fn diagnose(&self, e: Error) -> Error {
+        if !matches!(e, Error::Gpu(_)) {
+            return e;
+        }
+        // Polling runs the callback that reports a loss.
+        let _ = self.device.poll(wgpu::PollType::Poll);
+        if let Err(cause) = self.check() {
+            return cause;
+        }
+        // A lost device makes buffers that cannot be mapped, without an error.
+        let scopes = [wgpu::ErrorFilter::OutOfMemory, wgpu::ErrorFilter::Validation]
+            .map(|filter| self.device.push_error_scope(filter));
+        let probe = self.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("probe"),
+            size: 4,
+            usage: wgpu::BufferUsages::COPY_SRC,
+            mapped_at_creation: true,
+        });
+        let mapped = probe.get_mapped_range_mut(..).is_ok();
+        let [oom, validation] = scopes;
+        let refused = [validation, oom].into_iter().any(|scope| pollster::block_on(scope.pop()).is_some());
+        if mapped || refused {
+            return e;
+        }
+        let text = "calls on it fail".to_string();
+        Error::DeviceLost(self.trouble.lost.lock().unwrap().get_or_insert(text).clone())
     }
 }
 

@@ -49,7 +49,7 @@ pub(crate) struct Dispatch<'a> {
     pub consts: &'a [(&'static str, u32)],
     pub parts: &'a [&'static str],
     pub bind: &'a [Bind<'a>],
-    /// The bytes of `Params`: at most 128.
+    /// The bytes of `Params`: at most [`MAX_PARAM_BYTES`](super::MAX_PARAM_BYTES).
     pub params: &'a [u8],
     pub grid: Grid,
     /// Rough work, which bounds how much goes into one submit.
@@ -89,10 +89,13 @@ pub fn compose(shader: &Shader, consts: &[(&str, u32)], parts: &[&str], immediat
 
 impl Gpu {
     /// Layout of group 1 where parameters travel in a uniform buffer.
-    pub(super) fn params_layout(&self) -> Arc<wgpu::BindGroupLayout> {
+    pub(super) fn params_layout(&self) -> Result<Arc<wgpu::BindGroupLayout>> {
         let mut cache = self.pipelines.lock().unwrap();
-        let make = || {
-            Arc::new(self.device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+        if let Some(layout) = &cache.params {
+            return Ok(layout.clone());
+        }
+        let made = self.scoped(|| {
+            self.device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
                 label: Some("params"),
                 entries: &[wgpu::BindGroupLayoutEntry {
                     binding: 0,
@@ -104,9 +107,9 @@ impl Gpu {
                     },
                     count: None,
                 }],
-            }))
-        };
-        cache.params.get_or_insert_with(make).clone()
+            })
+        })?;
+        Ok(cache.params.insert(Arc::new(made)).clone())
     }
 
     pub(super) fn pipeline(&self, d: &Dispatch<'_>) -> Result<Arc<Pipeline>> {
@@ -134,9 +137,9 @@ impl Gpu {
         if let Some(p) = self.pipelines.lock().unwrap().by_key.get(&key) {
             return Ok(p.clone());
         }
-        let params = (!self.immediates()).then(|| self.params_layout());
+        let params = if self.immediates() { None } else { Some(self.params_layout()?) };
         let text = source(d.shader, d.consts, d.parts, self.immediates());
-        let layout = self.layout(&kinds);
+        let layout = self.layout(&kinds)?;
         let raw = self
             .scoped(|| {
                 // Every index of our kernels is bounded by construction; guard mode tests it.
@@ -176,18 +179,106 @@ impl Gpu {
         Ok(made)
     }
 
-    fn layout(&self, kinds: &[bool]) -> Arc<wgpu::BindGroupLayout> {
+    fn layout(&self, kinds: &[bool]) -> Result<Arc<wgpu::BindGroupLayout>> {
         let mut cache = self.pipelines.lock().unwrap();
         if let Some(l) = cache.layouts.get(kinds) {
-            return l.clone();
+            return Ok(l.clone());
         }
         let entries: Vec<_> = kinds.iter().enumerate().map(|(i, &w)| storage_entry(i, w)).collect();
-        let made =
-            Arc::new(self.device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
-                label: None,
-                entries: &entries,
-            }));
+        let desc = wgpu::BindGroupLayoutDescriptor { label: None, entries: &entries };
+        let made = Arc::new(self.scoped(|| self.device.create_bind_group_layout(&desc))?);
         cache.layouts.insert(kinds.to_vec(), made.clone());
-        made
+        Ok(made)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Device;
+    use crate::device::{Entry, PORTABLE, Variant};
+
+    static VARIANTS: &[Variant] =
+        &[Variant { name: "wg1", consts: &[], parts: &[], backends: PORTABLE, workgroup_bytes: 0 }];
+    static ENTRIES: &[Entry] = &[Entry { name: "main", variants: VARIANTS }];
+    static BAD_SYNTAX: Shader = Shader { name: "bad_syntax", source: "fn main( {", entries: ENTRIES };
+    static NO_ENTRY: Shader =
+        Shader { name: "no_entry", source: "struct Params { n: u32 }", entries: ENTRIES };
+
+    static COPY: Shader = Shader {
+        name: "copy",
+        source: "struct Params { n: u32 }
+            @group(0) @binding(0) var<storage, read> x: array<f32>;
+            @group(0) @binding(1) var<storage, read_write> y: array<f32>;
+            @compute @workgroup_size(1) fn main() { y[0] = x[0] + f32(p.n); }",
+        entries: ENTRIES,
+    };
+
+    fn launch(device: &Device, shader: &'static Shader, grid: Grid) -> Result<()> {
+        launch_on(device, shader, &[], grid)
+    }
+
+    fn launch_on(device: &Device, shader: &'static Shader, bind: &[Bind<'_>], grid: Grid) -> Result<()> {
+        let Device::Gpu(gpu) = device else { unreachable!() };
+        gpu.dispatch(Dispatch {
+            shader,
+            entry: "main",
+            consts: &[],
+            parts: &[],
+            bind,
+            params: &[0; 4],
+            grid,
+            flops: 0,
+        })
+    }
+
+    fn gpu() -> Option<Device> {
+        match Device::gpu() {
+            Ok(d) => return Some(d),
+            Err(e) if std::env::var("MIXLORA_REQUIRE_GPU").is_ok_and(|v| v == "1") => panic!("{e}"),
+            Err(e) => eprintln!("SKIPPED: {e}"),
+        }
+        None
+    }
+
+    /// wgpu reports a wrong use when the pass ends or the commands are finished. On a shared device it must not
+    /// reach the host's handler, which panics unless the host set another.
+    #[test]
+    fn wrong_use_on_a_shared_device_stays_with_us() {
+        if gpu().is_none() {
+            return;
+        }
+        let adapter = crate::device::adapter::adapters().remove(0);
+        let (device, queue) = pollster::block_on(adapter.request_device(&Default::default())).unwrap();
+        let device = Device::from_wgpu(&adapter, device, queue).unwrap();
+        let x = crate::Tensor::full(&device, &[64], 2.0).unwrap();
+        let alias = [Bind::Read(x.buffer()), Bind::Write(x.buffer())];
+        let ends: [fn(&crate::Tensor) -> Result<()>; 3] =
+            [|x| x.device().sync(), |x| x.to_f32().map(|_| ()), |x| x.copy().and_then(|_| x.device().sync())];
+        for end in ends {
+            let done = launch_on(&device, &COPY, &alias, Grid::Linear(1)).and_then(|_| end(&x));
+            assert!(matches!(done, Err(Error::Gpu(_))), "{done:?}");
+            let _ = device.sync();
+            assert_eq!(x.scale(2.0).unwrap().to_f32().unwrap(), [4.0; 64], "the device still works");
+        }
+    }
+
+    #[test]
+    fn refused_launches_are_errors() {
+        let Some(device) = gpu() else { return };
+        for shader in [&BAD_SYNTAX, &NO_ENTRY] {
+            for _ in 0..2 {
+                match launch(&device, shader, Grid::Linear(1)) {
+                    Err(Error::Shader { shader: name, .. }) => {
+                        assert_eq!(name, format!("{}::main", shader.name))
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+        assert!(matches!(launch(&device, &NO_ENTRY, Grid::Xyz(65_536, 1, 1)), Err(Error::Shape { .. })));
+        assert!(launch(&device, &BAD_SYNTAX, Grid::Linear(0)).is_ok(), "nothing to launch");
+        let x = crate::Tensor::full(&device, &[3], 2.0).unwrap();
+        assert_eq!(x.scale(2.0).unwrap().to_f32().unwrap(), [4.0; 3], "the device still works");
     }
 }

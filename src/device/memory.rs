@@ -39,7 +39,7 @@ impl Memory {
     pub fn budget(&self) -> u64 {
         self.budget.load(Relaxed)
     }
-    /// Sets the budget in bytes. Held memory never exceeds it.
+    /// Sets the budget in bytes: a new buffer that would take the held bytes beyond it is refused.
     pub fn set_budget(&self, bytes: u64) {
         self.budget.store(bytes, Relaxed);
     }

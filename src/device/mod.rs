@@ -25,7 +25,7 @@ pub use adapter::AdapterSummary;
 #[cfg(feature = "gpu")]
 pub(crate) use buffer::GpuBuffer;
 #[cfg(feature = "gpu")]
-pub use gpu::{AdapterClass, Gpu};
+pub use gpu::{AdapterClass, FloorLimit, Gpu};
 #[cfg(feature = "gpu")]
 pub use kernel::compose;
 #[cfg(feature = "gpu")]
@@ -35,7 +35,7 @@ pub use record::{KernelTime, Pending, Stats};
 
 pub mod parts;
 mod shader;
-pub use shader::{Backends, Entry, PORTABLE, Shader, Variant};
+pub use shader::{Backends, Entry, MAX_PARAM_BYTES, PORTABLE, Shader, Variant};
 
 use crate::{Error, Result};
 use std::sync::Arc;
@@ -128,6 +128,7 @@ impl Device {
             "cpu" => Ok(Device::cpu()),
             "reference" => Ok(Device::reference()),
             "auto" => Device::auto(),
+            "" => Err(Error::config("device", "is empty; use cpu, gpu, auto or part of an adapter's name")),
             #[cfg(feature = "gpu")]
             "gpu" => Device::gpu(),
             #[cfg(feature = "gpu")]

@@ -4,6 +4,7 @@
 use super::buffer::GpuBuffer;
 use super::gpu::Gpu;
 use super::kernel::{Bind, Dispatch, Grid};
+use super::shader::MAX_PARAM_BYTES;
 use crate::{Error, Result};
 use std::future::Future;
 use std::pin::Pin;
@@ -62,7 +63,7 @@ impl Gpu {
 
     /// Records one kernel launch. A grid without workgroups is skipped.
     pub(crate) fn dispatch(&self, d: Dispatch<'_>) -> Result<()> {
-        debug_assert!(d.params.len() <= 128 && d.params.len().is_multiple_of(4));
+        debug_assert!(d.params.len() <= MAX_PARAM_BYTES && d.params.len().is_multiple_of(4));
         let (x, y, z) = match d.grid {
             Grid::Linear(n) => {
                 let x = n.min(65_535);
@@ -128,7 +129,7 @@ impl Gpu {
     fn begin_pass(&self, r: &mut Recorder, d: &Dispatch<'_>) -> Result<()> {
         if !self.immediates() && r.uniform.is_none() {
             let size = (MAX_DISPATCHES * PARAM_SLOT) as u64;
-            let layout = self.params_layout();
+            let layout = self.params_layout()?;
             r.uniform = Some(self.scoped(|| {
                 let buffer = self.device.create_buffer(&wgpu::BufferDescriptor {
                     label: Some("params"),
@@ -144,7 +145,7 @@ impl Gpu {
                         resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
                             buffer: &buffer,
                             offset: 0,
-                            size: wgpu::BufferSize::new(128),
+                            size: wgpu::BufferSize::new(MAX_PARAM_BYTES as u64),
                         }),
                     }],
                 });
@@ -378,8 +379,10 @@ pub struct Pending {
 impl Pending {
     /// Blocks until the data is here.
     pub fn wait(self) -> Result<Vec<u32>> {
-        if self.slot.lock().unwrap().done.is_none() {
+        while self.slot.lock().unwrap().done.is_none() {
             self.gpu.wait()?;
+            // Another thread's poll may have taken the callback and not run it yet.
+            std::thread::yield_now();
         }
         self.take()
     }
@@ -388,10 +391,7 @@ impl Pending {
         let done = self.slot.lock().unwrap().done.clone();
         match done {
             Some(Ok(())) => {}
-            Some(Err(e)) => {
-                self.gpu.check()?;
-                return Err(Error::Gpu(e));
-            }
+            Some(Err(e)) => return Err(self.gpu.diagnose(Error::Gpu(e))),
             None => return Err(Error::Gpu("readback did not finish".into())),
         }
         let Some(staging) = &self.staging else { return Ok(Vec::new()) };
@@ -408,7 +408,7 @@ impl Future for Pending {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         if let Err(e) = self.gpu.device.poll(wgpu::PollType::Poll) {
-            return Poll::Ready(Err(Error::Gpu(e.to_string())));
+            return Poll::Ready(Err(self.gpu.diagnose(Error::Gpu(e.to_string()))));
         }
         let mut slot = self.slot.lock().unwrap();
         if slot.done.is_some() {

@@ -55,6 +55,9 @@ impl Shader {
     }
 }
 
+/// Bytes that the `Params` of a kernel may take.
+pub const MAX_PARAM_BYTES: usize = 128;
+
 /// The line of constants that goes in front of a shader, and the declaration of its parameters `p`.
 pub(crate) fn prelude(consts: &[(&str, u32)], immediates: bool) -> String {
     let mut text = String::new();

@@ -31,6 +31,19 @@ impl Param {
         Ok(Param(Arc::new(Inner { id: fresh_id(), parts, trainable, value: RwLock::new(value.detach()) })))
     }
 
+    /// A parameter `[rows, cols]` whose parts are drawn by name: a part's values do not depend on its neighbours.
+    pub fn drawn(
+        device: &Device,
+        parts: Vec<(String, usize)>,
+        cols: usize,
+        trainable: bool,
+        draw: impl Fn(&str, usize) -> Vec<f32>,
+    ) -> Result<Self> {
+        let values: Vec<f32> = parts.iter().flat_map(|(name, rows)| draw(name, rows * cols)).collect();
+        let rows = parts.iter().map(|p| p.1).sum();
+        Param::stacked(parts, Tensor::from_f32(device, &[rows, cols], &values)?, trainable)
+    }
+
     /// A parameter with one name.
     pub fn new(name: impl Into<String>, value: Tensor, trainable: bool) -> Result<Self> {
         let rows = value.dims().first().copied().unwrap_or(1);

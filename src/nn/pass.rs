@@ -1,6 +1,7 @@
 //! [`Pass`]: what one forward pass carries along besides its tensors.
 
 use crate::ops::Units;
+use crate::ops::slots::Dropout;
 use crate::{Error, Result, Stream, Tensor};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -73,8 +74,8 @@ pub struct Pass {
     pub stream: Stream,
     /// What happens to choices.
     pub choices: Choices,
-    /// Tokens that count in balance statistics, 1 or 0 `[M, 1]`; all when absent.
-    pub valid: Option<Tensor>,
+    /// Tokens that count in balance statistics: 1 or 0 for each, `[M, 1]`, and how many are 1. All when absent.
+    pub valid: Option<(Tensor, usize)>,
     aux: Arc<Mutex<Vec<Tensor>>>,
 }
 
@@ -91,6 +92,10 @@ impl Pass {
     /// The same pass with other routing choices.
     pub fn with_choices(self, choices: Choices) -> Self {
         Pass { choices, ..self }
+    }
+    /// Dropout of an adapter's input in this pass, drawn by site; none outside of training.
+    pub(crate) fn dropout(&self, site: &str, p: f32) -> Option<Dropout> {
+        (self.train && p > 0.0).then(|| Dropout { stream: self.stream.named(site), p })
     }
     pub(crate) fn add_aux(&self, loss: Tensor) {
         self.aux.lock().unwrap_or_else(|e| e.into_inner()).push(loss);

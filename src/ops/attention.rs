@@ -2,6 +2,8 @@
 //!
 //! The forward pass keeps one logsumexp per query; the backward pass recomputes the weights from it.
 
+#[cfg(feature = "gpu")]
+mod device;
 mod host;
 
 use super::{Case, Meta, Op, OpSpec, Operand, run};
@@ -168,13 +170,18 @@ impl Op for Forward {
     #[cfg(feature = "gpu")]
     fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
         let dims = Dims::of(x[0], x[1], x[2], x.get(3), self.scale)?;
-        let groups = dims.b * dims.h * dims.s.div_ceil(32);
-        launch(gpu, "forward", &dims, groups, &Buffers::of(x, x.get(3)), &[], &[y[0].buffer(), y[1].buffer()])
+        device::forward(gpu, &dims, &device_inputs(x, x.get(3)), y[0].buffer(), y[1].buffer())
     }
 }
 
 fn host_inputs<'a>(x: &[&'a Tensor], valid: Option<&&'a Tensor>) -> host::Inputs<'a> {
     host::Inputs { q: x[0].f32(), k: x[1].f32(), v: x[2].f32(), valid: valid.map(|m| m.u32()) }
+}
+
+#[cfg(feature = "gpu")]
+fn device_inputs<'a>(x: &[&'a Tensor], valid: Option<&&'a Tensor>) -> device::Inputs<'a> {
+    let qkv = [x[0].buffer(), x[1].buffer(), x[2].buffer()];
+    device::Inputs { qkv, valid: valid.map(|m| m.buffer()) }
 }
 
 impl Op for Backward {
@@ -216,101 +223,11 @@ impl Op for Backward {
 
     #[cfg(feature = "gpu")]
     fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
-        use crate::device::{Bind, Dispatch, Grid};
         let dims = Dims::of(x[0], x[1], x[2], x.get(6), self.scale)?;
-        let rows = dims.b * dims.h * dims.s;
-        // At least one pair, so that the binding is valid without any query.
-        let stats = gpu.alloc(2 * rows.max(1))?;
-        gpu.dispatch(Dispatch {
-            shader: &SHADER,
-            entry: "stats",
-            consts: VARIANTS[0].consts,
-            parts: VARIANTS[0].parts,
-            bind: &[
-                Bind::Read(x[3].buffer()),
-                Bind::Read(x[5].buffer()),
-                Bind::Read(x[4].buffer()),
-                Bind::Write(&stats),
-            ],
-            params: bytemuck::bytes_of(&Params::of(&dims, false)),
-            grid: Grid::Linear(rows.div_ceil(64)),
-            flops: 2 * (rows * dims.d) as u64,
-        })?;
-        let (inputs, more) = (Buffers::of(x, x.get(6)), [x[5].buffer(), &stats]);
-        let queries = dims.b * dims.h * dims.s.div_ceil(32);
-        launch(gpu, "backward_q", &dims, queries, &inputs, &more, &[y[0].buffer()])?;
-        let keys = dims.b * dims.kv * dims.t.div_ceil(32);
-        launch(gpu, "backward_kv", &dims, keys, &inputs, &more, &[y[1].buffer(), y[2].buffer()])
+        let kept = [x[3].buffer(), x[4].buffer(), x[5].buffer()];
+        let grads = [y[0].buffer(), y[1].buffer(), y[2].buffer()];
+        device::backward(gpu, &dims, &device_inputs(x, x.get(6)), kept, grads)
     }
-}
-
-#[cfg(feature = "gpu")]
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::NoUninit)]
-struct Params {
-    b: u32,
-    s: u32,
-    t: u32,
-    h: u32,
-    kv: u32,
-    d: u32,
-    masked: u32,
-    scale: f32,
-}
-
-#[cfg(feature = "gpu")]
-impl Params {
-    fn of(z: &Dims, masked: bool) -> Self {
-        let [b, s, t, h, kv, d] = [z.b, z.s, z.t, z.h, z.kv, z.d].map(|n| n as u32);
-        Params { b, s, t, h, kv, d, masked: masked as u32, scale: z.scale }
-    }
-}
-
-/// The operands that all tile kernels read.
-#[cfg(feature = "gpu")]
-struct Buffers<'a> {
-    qkv: [&'a crate::device::GpuBuffer; 3],
-    valid: Option<&'a crate::device::GpuBuffer>,
-}
-
-#[cfg(feature = "gpu")]
-impl<'a> Buffers<'a> {
-    fn of(x: &[&'a Tensor], valid: Option<&&'a Tensor>) -> Self {
-        Buffers { qkv: [x[0].buffer(), x[1].buffer(), x[2].buffer()], valid: valid.map(|m| m.buffer()) }
-    }
-}
-
-#[cfg(feature = "gpu")]
-fn launch(
-    gpu: &crate::device::Gpu,
-    entry: &'static str,
-    dims: &Dims,
-    groups: usize,
-    x: &Buffers<'_>,
-    more: &[&crate::device::GpuBuffer],
-    out: &[&crate::device::GpuBuffer],
-) -> Result<()> {
-    use crate::device::{Bind, Dispatch, Grid};
-    let v = &VARIANTS[match dims.d {
-        0..=64 => 0,
-        65..=128 => 1,
-        _ => 2,
-    }];
-    let mut bind: Vec<Bind> = x.qkv.iter().map(|b| Bind::Read(b)).collect();
-    // Without a mask any readable buffer fills the slot: the kernel does not look.
-    bind.push(Bind::Read(x.valid.unwrap_or(x.qkv[1])));
-    bind.extend(more.iter().map(|b| Bind::Read(b)));
-    bind.extend(out.iter().map(|b| Bind::Write(b)));
-    gpu.dispatch(Dispatch {
-        shader: &SHADER,
-        entry,
-        consts: v.consts,
-        parts: v.parts,
-        bind: &bind,
-        params: bytemuck::bytes_of(&Params::of(dims, x.valid.is_some())),
-        grid: Grid::Linear(groups),
-        flops: 4 * (dims.b * dims.h * dims.s * dims.t * dims.d) as u64,
-    })
 }
 
 impl Tensor {

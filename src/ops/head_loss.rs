@@ -4,6 +4,9 @@
 //! values, so the online softmax of FlashAttention (Milakov & Gimelshein 2018, arXiv:1805.02867; Dao 2022,
 //! arXiv:2205.14135) gives loss and derivative in one walk over the vocabulary.
 
+#[cfg(feature = "gpu")]
+mod device;
+
 use super::gemm::{Mat, gemm};
 use super::math::{exp, max, sum};
 use super::{Case, Meta, Op, OpSpec, Operand, run};
@@ -21,20 +24,23 @@ pub(super) static SPEC: OpSpec = OpSpec {
     cases,
 };
 
-type Consts = &'static [(&'static str, u32)];
-const fn variant(name: &'static str, consts: Consts) -> Variant {
+const fn variant(name: &'static str, step: &'static [(&'static str, u32)], all: Parts) -> Variant {
     // Some back ends count every workgroup variable of the file.
     let bytes = 4 * (2 * 256 + 2 * 16 * 65);
-    Variant { name, consts, parts: &[parts::GRID, parts::SUM], backends: PORTABLE, workgroup_bytes: bytes }
+    Variant { name, consts: step, parts: all, backends: PORTABLE, workgroup_bytes: bytes }
 }
+type Parts = &'static [&'static str];
+const F32: Parts = &[parts::GRID, parts::SUM, parts::LOAD_F32];
+const F16: Parts = &[parts::GRID, parts::SUM, parts::LOAD_F16];
+const BF16: Parts = &[parts::GRID, parts::SUM, parts::LOAD_BF16];
 /// By step and format.
 static VARIANTS: [Variant; 6] = [
-    variant("logits_f32", &[("WG", 256), ("STEP", 0), ("FORMAT", 0)]),
-    variant("logits_f16", &[("WG", 256), ("STEP", 0), ("FORMAT", 1)]),
-    variant("logits_bf16", &[("WG", 256), ("STEP", 0), ("FORMAT", 2)]),
-    variant("gradient_f32", &[("WG", 256), ("STEP", 1), ("FORMAT", 0)]),
-    variant("gradient_f16", &[("WG", 256), ("STEP", 1), ("FORMAT", 1)]),
-    variant("gradient_bf16", &[("WG", 256), ("STEP", 1), ("FORMAT", 2)]),
+    variant("logits_f32", &[("WG", 256), ("STEP", 0)], F32),
+    variant("logits_f16", &[("WG", 256), ("STEP", 0)], F16),
+    variant("logits_bf16", &[("WG", 256), ("STEP", 0)], BF16),
+    variant("gradient_f32", &[("WG", 256), ("STEP", 1)], F32),
+    variant("gradient_f16", &[("WG", 256), ("STEP", 1)], F16),
+    variant("gradient_bf16", &[("WG", 256), ("STEP", 1)], BF16),
 ];
 static SHADER: Shader = Shader {
     name: "head_loss",
@@ -67,6 +73,7 @@ struct HeadLoss {
     weight: Weight,
     gradient: bool,
     /// Only tests set it.
+    #[cfg_attr(not(feature = "gpu"), allow(dead_code))]
     force: Option<Kernel>,
 }
 
@@ -200,131 +207,6 @@ impl Op for HeadLoss {
     #[cfg(feature = "gpu")]
     fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
         device::walk(self, gpu, x, y)
-    }
-}
-
-#[cfg(feature = "gpu")]
-mod device {
-    use super::*;
-    use crate::device::{AdapterClass, Bind, Dispatch, Gpu, Grid};
-    use std::sync::Arc;
-
-    /// Software adapters pay for loads and barriers alike, and few rows leave most of a tile empty.
-    fn kernel(class: AdapterClass, rows: usize) -> Kernel {
-        match class {
-            AdapterClass::Software => Kernel::Direct,
-            _ if rows <= 16 => Kernel::Direct,
-            _ => Kernel::Tile,
-        }
-    }
-
-    /// Rows of the vocabulary per chunk: 16 MiB of logits, in steps of a tile.
-    fn chunk(rows: usize, vocabulary: usize) -> usize {
-        ((1 << 22) / rows.max(1)).clamp(64, 8192).min(vocabulary.max(1)).next_multiple_of(64)
-    }
-
-    #[repr(C)]
-    #[derive(Clone, Copy, bytemuck::NoUninit)]
-    struct Params {
-        r: u32,
-        d: u32,
-        vocabulary: u32,
-        words: u32,
-        first: u32,
-        row0: u32,
-        len: u32,
-        line: u32,
-        start: u32,
-        nan: f32,
-    }
-
-    struct Launch<'a> {
-        gpu: &'a Gpu,
-        format: usize,
-    }
-
-    impl Launch<'_> {
-        fn go(
-            &self,
-            entry: &'static str,
-            step: usize,
-            p: Params,
-            bind: &[Bind<'_>],
-            groups: usize,
-        ) -> Result<()> {
-            let plain = !matches!(entry, "direct" | "tile" | "finish");
-            let v = &VARIANTS[if plain { 0 } else { 3 * step + self.format }];
-            let products = matches!(entry, "direct" | "tile");
-            self.gpu.dispatch(Dispatch {
-                shader: &SHADER,
-                entry,
-                consts: v.consts,
-                parts: v.parts,
-                bind,
-                params: bytemuck::bytes_of(&p),
-                grid: Grid::Linear(groups),
-                flops: p.r as u64 * p.d as u64 * if products { 2 * p.len as u64 } else { 1 },
-            })
-        }
-    }
-
-    pub(super) fn walk(op: &HeadLoss, gpu: &Arc<Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
-        let (w, h, targets) = (&op.weight, x[0].buffer(), Bind::Read(x[1].buffer()));
-        let (r, d) = (x[1].len(), w.cols());
-        let line = chunk(r, w.rows());
-        let (entry, tile) = match op.force.unwrap_or(kernel(gpu.class(), r)) {
-            Kernel::Direct => ("direct", 32),
-            Kernel::Tile => ("tile", 64),
-        };
-        let (list, z, state) = (gpu.alloc(1 + r)?, gpu.alloc(r * line)?, gpu.alloc(4 * r.max(1))?);
-        let launch = Launch { gpu, format: w.format() as usize };
-        let words = w.format().row_words(d);
-        let [pr, pd, vocabulary, words, pline] = [r, d, w.rows(), words, line].map(|n| n as u32);
-        let p = Params {
-            r: pr,
-            d: pd,
-            vocabulary,
-            words,
-            first: 0,
-            row0: 0,
-            len: 0,
-            line: pline,
-            start: 0,
-            nan: f32::NAN,
-        };
-        launch.go("compact", 0, p, &[targets, Bind::Write(&list)], 1)?;
-        let targets = || Bind::Read(x[1].buffer());
-        let dh = y.get(1).map(|t| t.buffer());
-        dh.map_or(Ok(()), |dh| gpu.clear(dh))?;
-        let tiles = |columns: usize| r.div_ceil(tile) * columns.div_ceil(tile);
-        for shard in w.shards() {
-            let weight = || Bind::Read(shard.data.buffer());
-            for row0 in (0..shard.rows).step_by(line) {
-                let len = line.min(shard.rows - row0);
-                let first = (shard.first + row0) as u32;
-                let p =
-                    Params { first, row0: row0 as u32, len: len as u32, start: u32::from(first == 0), ..p };
-                let (rows, sums) = (|| Bind::Read(&list), || Bind::Read(&state));
-                let bind = [Bind::Read(h), weight(), rows(), sums(), Bind::Write(&z)];
-                launch.go(entry, 0, p, &bind, tiles(len))?;
-                let bind = [targets(), rows(), Bind::Write(&z), Bind::Write(&state)];
-                launch.go("update", 0, p, &bind, r)?;
-                if let Some(dh) = dh {
-                    let bind = [Bind::Read(&z), weight(), rows(), sums(), Bind::Write(dh)];
-                    launch.go(entry, 1, p, &bind, tiles(d))?;
-                }
-            }
-        }
-        for shard in w.shards().iter().filter(|_| dh.is_some()) {
-            let (first, len) = (shard.first as u32, shard.rows as u32);
-            let p = Params { first, len, start: u32::from(first == 0), ..p };
-            let (weight, rows) = (Bind::Read(shard.data.buffer()), Bind::Read(&list));
-            let dh = dh.map(Bind::Write).into_iter();
-            let bind: Vec<Bind> = dh.chain([weight, rows, Bind::Read(&state), targets()]).collect();
-            launch.go("finish", 0, p, &bind, r)?;
-        }
-        let bind = [targets(), Bind::Read(&list), Bind::Read(&state), Bind::Write(y[0].buffer())];
-        launch.go("total", 0, p, &bind, 1)
     }
 }
 

@@ -1,6 +1,8 @@
 //! Dense products of two tensors, one or a batch of them.
 
 use super::gemm::{Mat, gemm, gemm_f64};
+#[cfg(feature = "gpu")]
+use super::launch;
 use super::{Case, Meta, Op, OpSpec, Operand, run};
 use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
 use crate::tape::Node;
@@ -59,6 +61,7 @@ enum Form {
 struct Product {
     form: Form,
     /// Only tests set it.
+    #[cfg_attr(not(feature = "gpu"), allow(dead_code))]
     force: Option<Kernel>,
 }
 
@@ -188,23 +191,16 @@ impl Op for Product {
 
     #[cfg(feature = "gpu")]
     fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
-        use crate::device::{Bind, Dispatch, Grid};
         let Plan { batch, m, n, k, .. } = self.checked(x);
         let (entry, variants, tile) = match self.force.unwrap_or(kernel(gpu.class(), m, n)) {
             Kernel::Direct => ("direct", &DIRECT, 32),
             Kernel::Tile => ("tile", &TILE, 64),
         };
-        let v = &variants[self.form as usize];
-        gpu.dispatch(Dispatch {
-            shader: &SHADER,
-            entry,
-            consts: v.consts,
-            parts: v.parts,
-            bind: &[Bind::Read(x[0].buffer()), Bind::Read(x[1].buffer()), Bind::Write(y[0].buffer())],
-            params: bytemuck::bytes_of(&[m as u32, n as u32, k as u32, batch as u32]),
-            grid: Grid::Linear(batch * m.div_ceil(tile) * n.div_ceil(tile)),
-            flops: 2 * (batch * m * n * k) as u64,
-        })
+        let params = [m, n, k, batch].map(|n| n as u32);
+        let groups = batch * m.div_ceil(tile) * n.div_ceil(tile);
+        let variant = &variants[self.form as usize];
+        let kernel = launch::Kernel { shader: &SHADER, entry, variant };
+        kernel.run(gpu, &launch::binds(x, y), &params, groups, 2 * batch * m * n * k)
     }
 }
 

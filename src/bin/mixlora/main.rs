@@ -1,1 +1,103 @@
-fn main() {}
+//! The command line program: one file per subcommand. Results go to stdout, progress to stderr.
+
+mod doctor;
+mod ops_list;
+mod ops_test;
+mod out;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Fine-tune frozen models with mixtures of low-rank factors.
+#[derive(Parser)]
+#[command(name = "mixlora", version, subcommand_required = true, arg_required_else_help = true)]
+#[command(after_help = "\
+Example: mixlora doctor
+
+Exit codes: 0 fine, 1 a check failed, 2 wrong usage, 3 bad input, 4 no device or a device error.")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Show the machine's devices, and test that they compute the right numbers.
+    Doctor(doctor::Args),
+    /// List the operations, or test them.
+    #[command(subcommand)]
+    Ops(Ops),
+}
+
+#[derive(Subcommand)]
+enum Ops {
+    /// List every operation with its formula, shaders and variants.
+    List(ops_list::Args),
+    /// Compare every operation with its f64 reference, forward and backward.
+    Test(ops_test::Args),
+}
+
+/// Why a command did not succeed.
+enum Failure {
+    /// A check found something wrong; the report is on stdout.
+    Check,
+    /// The command line does not make sense.
+    Usage(String),
+    /// The library refused or failed.
+    Library(mixlora::Error),
+    /// The report could not be written.
+    Stdout(std::io::Error),
+}
+
+impl From<mixlora::Error> for Failure {
+    fn from(e: mixlora::Error) -> Self {
+        Failure::Library(e)
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(e: std::io::Error) -> Self {
+        Failure::Stdout(e)
+    }
+}
+
+impl Failure {
+    /// Says what went wrong on stderr and picks the exit code.
+    fn report(self) -> u8 {
+        use mixlora::Error;
+        let (text, code) = match self {
+            Failure::Check => return 1,
+            // Who reads our output has seen enough.
+            Failure::Stdout(e) if e.kind() == std::io::ErrorKind::BrokenPipe => return 0,
+            Failure::Stdout(e) => (format!("cannot write the report: {e}"), 3),
+            Failure::Usage(text) => (text, 2),
+            Failure::Library(e) => {
+                let code = match e {
+                    Error::Config { .. } => 2,
+                    Error::NoAdapter(_)
+                    | Error::BelowFloor { .. }
+                    | Error::OutOfMemory { .. }
+                    | Error::DeviceLost(_)
+                    | Error::Shader { .. }
+                    | Error::Gpu(_) => 4,
+                    _ => 3,
+                };
+                (e.to_string(), code)
+            }
+        };
+        out::note(&format!("error: {text}"));
+        code
+    }
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Ops(Ops::List(args)) => ops_list::run(&args),
+        Command::Ops(Ops::Test(args)) => ops_test::run(&args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => ExitCode::from(failure.report()),
+    }
+}

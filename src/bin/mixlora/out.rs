@@ -1,0 +1,62 @@
+//! What commands print with: plain tables and JSON on stdout, notes on stderr.
+
+use std::io::{IsTerminal, Write};
+
+/// Prints lines on stdout.
+pub fn text(lines: &str) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{}", lines.trim_end())?;
+    out.flush()
+}
+
+/// Prints a value as JSON on stdout.
+pub fn json(value: &serde_json::Value) -> std::io::Result<()> {
+    text(&format!("{value:#}"))
+}
+
+/// Prints a line on stderr.
+pub fn note(line: &str) {
+    // Nobody is left to tell when stderr is closed.
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+/// Shows on stderr what is being done, when a person watches.
+pub fn progress(line: &str) {
+    if std::io::stderr().is_terminal() {
+        note(line);
+    }
+}
+
+/// Columns padded to their widest cell: the first one to the left, and every other one that holds text.
+pub fn table(head: &[&str], rows: &[Vec<String>]) -> String {
+    let width = |c: usize| {
+        let cells = rows.iter().map(|r| r[c].chars().count());
+        cells.chain([head[c].chars().count()]).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..head.len()).map(width).collect();
+    let number = |c: usize| {
+        c > 0 && rows.iter().all(|r| r[c] == "-" || r[c].starts_with(|ch: char| ch.is_ascii_digit()))
+    };
+    let right: Vec<bool> = (0..head.len()).map(number).collect();
+    let line = |cells: &mut dyn Iterator<Item = &str>| {
+        let padded: Vec<String> = cells
+            .enumerate()
+            .map(|(c, cell)| {
+                let w = widths[c];
+                if right[c] { format!("{cell:>w$}") } else { format!("{cell:<w$}") }
+            })
+            .collect();
+        padded.join("  ").trim_end().to_string() + "\n"
+    };
+    let mut text = line(&mut head.iter().copied());
+    text += &line(&mut widths.iter().map(|&w| "-".repeat(w)).collect::<Vec<_>>().iter().map(String::as_str));
+    for row in rows {
+        text += &line(&mut row.iter().map(String::as_str));
+    }
+    text
+}
+
+/// A relative error as a table shows it.
+pub fn error(e: f64) -> String {
+    if e == 0.0 { "0".into() } else { format!("{e:.1e}") }
+}

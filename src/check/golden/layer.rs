@@ -1,0 +1,150 @@
+//! Files of kind `layer`: one Conditional MixLoRA linear.
+
+use super::{Compare, Replay, config, tensor};
+use crate::io::TensorFile;
+use crate::mixture::{CfsForm, GateScale, LinearSite, MethodConfig, Pool, Span, find};
+use crate::nn::{Choices, LinearGroup, Pass};
+use crate::{Device, Error, Format, Linear, Result, Stream, Weight, backward};
+use serde::Deserialize;
+
+#[derive(Debug, Deserialize)]
+struct Config {
+    batch: usize,
+    seq: usize,
+    #[serde(rename = "in")]
+    d_in: usize,
+    #[serde(rename = "out")]
+    d_out: usize,
+    #[serde(rename = "E")]
+    e: usize,
+    r: usize,
+    alpha: f32,
+    #[serde(default)]
+    router: Router,
+    #[serde(default)]
+    cfs: Cfs,
+    #[serde(default = "one")]
+    cfs_weight: f32,
+    #[serde(default)]
+    gate: Gate,
+    #[serde(default)]
+    cfs_input: CfsInput,
+    #[serde(default = "yes")]
+    base: bool,
+    #[serde(default)]
+    bias: bool,
+}
+
+fn one() -> f32 {
+    1.0
+}
+fn yes() -> bool {
+    true
+}
+
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Router {
+    #[default]
+    Input,
+    Instr,
+}
+
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Cfs {
+    #[default]
+    None,
+    ParamLinear,
+    ParamSumProduct,
+    Choice,
+}
+
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Gate {
+    #[default]
+    Unscaled,
+    Scaled,
+}
+
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum CfsInput {
+    #[default]
+    Raw,
+    Scaled,
+}
+
+impl Config {
+    fn method(&self) -> MethodConfig {
+        let gated = self.gate == Gate::Scaled;
+        MethodConfig {
+            r: self.r,
+            lora_alpha: Some(self.alpha),
+            num_factors: self.e,
+            cfs_form: match self.cfs {
+                Cfs::None => None,
+                Cfs::ParamLinear => Some(CfsForm::Linear),
+                Cfs::ParamSumProduct => Some(CfsForm::SumProduct),
+                Cfs::Choice => Some(CfsForm::Choice),
+            },
+            cfs_weight: self.cfs_weight,
+            // Without gates there is nothing that the condition's input could be scaled by.
+            cfs_gated_input: gated && self.cfs_input == CfsInput::Scaled,
+            gated,
+            gate_scale: GateScale::None,
+            ..MethodConfig::default()
+        }
+    }
+}
+
+pub(super) fn replay(file: &TensorFile, device: &Device) -> Result<Replay> {
+    let c: Config = config(file)?;
+    let (b, s, i, o) = (c.batch, c.seq, c.d_in, c.d_out);
+    if [b, s, i, o].contains(&0) {
+        return Err(Error::file(file.path(), format!("config has a size of 0: {c:?}")));
+    }
+    let name = if c.gate == Gate::Scaled { "mixlora-cond-gated" } else { "mixlora-cond" };
+    let site = LinearSite { name: "layer".into(), d_in: i, linears: vec![(String::new(), o)] };
+    let adapter = find(name)?
+        .build(&c.method(), &site, device, Stream::new(0))
+        .map_err(|e| Error::file(file.path(), e.to_string()))?;
+    for p in adapter.params() {
+        p.load(device, |part| {
+            let dims = file.dims(part).ok()?.to_vec();
+            file.f32(part, &dims).ok().map(<[f32]>::to_vec)
+        })
+        .map_err(|e| Error::file(file.path(), e.to_string()))?;
+    }
+    let weight = match c.base {
+        true => file.f32("weight", &[o, i])?.to_vec(),
+        false => vec![0.0; o * i],
+    };
+    let bias = if c.bias { Some(tensor(file, device, "bias", &[o])?) } else { None };
+    let linear = Linear { weight: Weight::new(device, o, i, &weight, Format::F32)?, bias };
+    let pool = if c.router == Router::Instr { Pool::Instr } else { Pool::All };
+    let spans = vec![Span { len: s, prompt: s }; b];
+    let choices = Choices::record();
+    let pass = Pass::new(pool.units(device, &spans, s)?).with_choices(choices.clone());
+    let group = LinearGroup { linears: vec![linear], adapter: Some(adapter.clone()) };
+
+    let x = tensor(file, device, "x", &[b, s, i])?.leaf();
+    let y = group.forward(&x, &pass)?.swap_remove(0);
+    let grads = backward(&[(&y, tensor(file, device, "grad_y", &[b, s, o])?)])?;
+
+    let mut compare = Compare::new(file);
+    compare.add("y", &y.to_f64()?, 0.0)?;
+    let dx = grads.get(&x).ok_or_else(|| Error::Tape("no gradient for x".into()))?;
+    compare.add("grad_x", &dx.to_f64()?, 0.0)?;
+    // One renormalised gate is 1 whatever the router says: its gradient is zero on paper.
+    let zero = c.r == 1 && c.gate == Gate::Scaled;
+    let floor =
+        |name: &str| if zero && (name.contains("router") || name.contains("choice")) { 1.0 } else { 0.0 };
+    compare.gradients(&adapter.params(), &grads, |part, v| vec![(part.to_string(), v)], floor)?;
+
+    let chosen = choices.get("layer").map(|t| t.to_u32()).transpose()?.unwrap_or_default();
+    let mut want = file.indices("idx_a", &[b, c.r], c.e)?;
+    want.extend(file.indices("idx_b", &[b, c.r], c.e)?);
+    compare.finish("layer", chosen == want)
+}

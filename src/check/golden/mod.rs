@@ -1,0 +1,148 @@
+//! Reference files replayed: one layer, forward and backward, against values from an independent implementation
+//! in PyTorch (f64). What the files hold is described in tests/golden/README.md.
+
+mod layer;
+mod token;
+
+use super::Deviation;
+use crate::io::TensorFile;
+use crate::nn::Param;
+use crate::{Device, Error, Gradients, Result, Tensor};
+use serde::de::DeserializeOwned;
+use std::path::{Path, PathBuf};
+
+/// Bound on the error of a tensor relative to its largest value. PyTorch in f32 reaches 2.3e-6.
+pub const BOUND: f64 = 1e-5;
+
+/// What one file gave on one device.
+#[derive(Debug, Clone)]
+pub struct Replay {
+    pub path: PathBuf,
+    /// `layer` or the token layer's name.
+    pub kind: String,
+    /// Worst error of every compared tensor, relative to max(its largest value, floor).
+    pub errors: Vec<(String, f64)>,
+    /// Whether all choices agree.
+    pub choices: bool,
+}
+
+impl Replay {
+    /// The largest of all errors, and its tensor.
+    pub fn worst(&self) -> (&str, f64) {
+        self.errors.iter().fold(("", 0.0), |w, (n, e)| if *e >= w.1 { (n, *e) } else { w })
+    }
+    /// True when every tensor is within [`BOUND`] and all choices agree.
+    pub fn holds(&self) -> bool {
+        self.choices && self.errors.iter().all(|(_, e)| *e <= BOUND)
+    }
+}
+
+/// Reference files below the given paths, in order; a path to a file is taken as it is.
+///
+/// # Errors
+/// A path does not exist, or no file is found.
+pub fn find_files(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    fn walk(dir: &Path, out: &mut Vec<PathBuf>) -> Result<()> {
+        let read = std::fs::read_dir(dir).map_err(|e| Error::file(dir, format!("cannot be read: {e}")))?;
+        let mut entries: Vec<PathBuf> = read.filter_map(|e| Some(e.ok()?.path())).collect();
+        entries.sort();
+        for path in entries {
+            if path.is_dir() {
+                walk(&path, out)?;
+            } else if path.extension().is_some_and(|e| e == "safetensors") {
+                out.push(path);
+            }
+        }
+        Ok(())
+    }
+    let mut files = Vec::new();
+    for path in paths {
+        match std::fs::metadata(path) {
+            Ok(m) if m.is_dir() => walk(path, &mut files)?,
+            Ok(_) => files.push(path.clone()),
+            Err(e) => return Err(Error::file(path, e.to_string())),
+        }
+    }
+    match files.is_empty() {
+        true => Err(Error::config("paths", "no .safetensors file found")),
+        false => Ok(files),
+    }
+}
+
+/// Replays a reference file on a device.
+///
+/// # Errors
+/// The file is malformed: the error names the file and what is wrong with it.
+pub fn replay(path: &Path, device: &Device) -> Result<Replay> {
+    let file = TensorFile::open(path)?;
+    let config: serde_json::Value = config(&file)?;
+    match config.get("layer").and_then(|l| l.as_str()) {
+        Some(_) => token::replay(&file, device),
+        None if config.get("router").is_some() || config.get("cfs").is_some() => layer::replay(&file, device),
+        None => Err(Error::file(path, "config is neither of kind 'layer' (cfs, router) nor 'token' (layer)")),
+    }
+}
+
+fn config<T: DeserializeOwned>(file: &TensorFile) -> Result<T> {
+    let text = file.metadata("config")?;
+    serde_json::from_str(text).map_err(|e| Error::file(file.path(), format!("metadata 'config': {e}")))
+}
+
+/// Compares the tensors of a file with what was computed.
+struct Compare<'a> {
+    file: &'a TensorFile,
+    errors: Vec<(String, f64)>,
+}
+
+impl<'a> Compare<'a> {
+    fn new(file: &'a TensorFile) -> Self {
+        Compare { file, errors: Vec::new() }
+    }
+    fn add(&mut self, name: &str, got: &[f64], floor: f64) -> Result<()> {
+        let dims = self.file.dims(name)?.to_vec();
+        let want: Vec<f64> = self.file.f32(name, &dims)?.iter().map(|&v| v as f64).collect();
+        // Exact zeros on both sides are no error; without a floor any other value against zeros is.
+        let error = Deviation::of(got, &want, floor.max(f64::MIN_POSITIVE)).max;
+        self.errors.push((name.to_string(), error));
+        Ok(())
+    }
+    /// Compares every gradient of the parameters that the file has, by part name.
+    fn gradients(
+        &mut self,
+        params: &[Param],
+        gradients: &Gradients,
+        stored: impl Fn(&str, Vec<f64>) -> Vec<(String, Vec<f64>)>,
+        floor: impl Fn(&str) -> f64,
+    ) -> Result<()> {
+        for p in params {
+            let Some(g) = p.gradient(gradients) else { continue };
+            for (part, _, values) in p.split(g)? {
+                for (name, values) in stored(&part, values) {
+                    self.add(&format!("grad_{name}"), &values, floor(&name))?;
+                }
+            }
+        }
+        Ok(())
+    }
+    /// Every gradient of the file must have been compared.
+    fn finish(self, kind: &str, choices: bool) -> Result<Replay> {
+        for name in self.file.names().filter(|n| n.starts_with("grad_") && *n != "grad_y") {
+            if !self.errors.iter().any(|(n, _)| n == name) {
+                return Err(Error::file(
+                    self.file.path(),
+                    format!("'{name}' was not computed: no such gradient"),
+                ));
+            }
+        }
+        Ok(Replay {
+            path: self.file.path().to_path_buf(),
+            kind: kind.to_string(),
+            errors: self.errors,
+            choices,
+        })
+    }
+}
+
+fn tensor(file: &TensorFile, device: &Device, name: &str, dims: &[usize]) -> Result<Tensor> {
+    Tensor::from_f32(device, dims, file.f32(name, dims)?)
+}

@@ -1,0 +1,5 @@
+//! Files in and out.
+
+mod safetensors;
+
+pub use self::safetensors::{StoredTensor, TensorFile};

@@ -1,0 +1,139 @@
+//! Conditional MixLoRA (Shen et al. 2024, ACL long.38): pools of rank-1 factors, of which routers choose r per
+//! instance on each side; slot k of A is paired with slot k of B, and B's choice may look at A's.
+//!
+//! `mixlora-cond`, `mixlora-cond-gated` and `vt-nlp` are this layer with different options.
+
+use super::spec::{LinearSite, part};
+use super::{CfsForm, GateScale, MethodConfig};
+use crate::nn::{LinearAdapter, Param, Pass};
+use crate::ops::mixture_linears::mixture_linears;
+use crate::ops::topk_routing::{Condition, Routing, route};
+use crate::{Device, Linear, Result, Stream, Tensor, no_grad};
+use std::sync::Arc;
+
+pub(super) struct Conditional {
+    site: LinearSite,
+    config: MethodConfig,
+    routing: Routing,
+    /// `[L * E, d_in]`
+    factors_a: Param,
+    /// One `[E, d_out]` per linear.
+    factors_b: Vec<Param>,
+    /// `[L * 2 * E, d_in]`: A's router, then B's, for each linear.
+    routers: Param,
+    /// `[L * E * S, d_in]`, S = r (or 1 for the choice form).
+    router_cfs: Option<Param>,
+    /// `[L * E, d_in]`, choice form only.
+    choice_embed: Option<Param>,
+}
+
+pub(super) fn check(c: &MethodConfig) -> Result<()> {
+    MethodConfig::choose(("r", c.r), ("num_factors", c.num_factors))
+}
+
+pub(super) fn build(
+    c: &MethodConfig,
+    site: &LinearSite,
+    device: &Device,
+    stream: Stream,
+) -> Result<Arc<dyn LinearAdapter>> {
+    let (e, d) = (c.num_factors, site.d_in);
+    let bound = 1.0 / (d as f32).sqrt();
+    let slots = if c.cfs_form == Some(CfsForm::Choice) { 1 } else { c.r };
+    // Every part has its own stream: its values do not depend on its neighbours.
+    let make = |parts: Vec<(String, usize)>, bound: f32, trained: bool| {
+        Param::drawn(device, parts, d, trained, |name, n| stream.named(name).uniform_vec(n, bound))
+    };
+    let routers =
+        site.linears.iter().flat_map(|(n, _)| ["router_a", "router_b"].map(|w| (part(n, w), e))).collect();
+    let factors_b = site
+        .linears
+        .iter()
+        .map(|(n, out)| Param::new(part(n, "factors_b"), Tensor::zeros(device, &[e, *out])?, true))
+        .collect::<Result<_>>()?;
+    let router_cfs = match c.cfs_form {
+        None => None,
+        Some(CfsForm::Choice) => Some(make(site.parts("router_cfs", e), bound, c.gated)?),
+        Some(_) => Some(make(site.parts("router_cfs", e * slots), bound / (c.r as f32).sqrt(), c.gated)?),
+    };
+    let choice_embed = match c.cfs_form {
+        Some(CfsForm::Choice) => {
+            Some(Param::drawn(device, site.parts("choice_embed", e), d, c.gated, |name, n| {
+                stream.named(name).normal_vec(n, 1.0)
+            })?)
+        }
+        _ => None,
+    };
+    let gate_scale = if c.gate_scale == GateScale::R { c.r as f32 } else { 1.0 };
+    let condition = c.cfs_form.map(|form| Condition {
+        weight: c.cfs_weight,
+        choice: form == CfsForm::Choice,
+        gated_input: c.cfs_gated_input && form != CfsForm::Choice,
+    });
+    Ok(Arc::new(Conditional {
+        site: site.clone(),
+        config: c.clone(),
+        routing: Routing { sides: 2, gated: c.gated, gate_scale, condition, ..Routing::new(c.r) },
+        factors_a: make(site.parts("factors_a", e), bound, true)?,
+        factors_b,
+        routers: make(routers, bound, c.gated)?,
+        router_cfs,
+        choice_embed,
+    }))
+}
+
+impl Conditional {
+    /// Logits `[G, L, 2, E]` and the condition table: one pooling and one stacked product for all linears.
+    fn logits(&self, x: &Tensor, pass: &Pass) -> Result<(Tensor, Option<Tensor>)> {
+        let (l, e) = (self.site.linears.len(), self.config.num_factors);
+        let h = x.pool_rows(&pass.units)?;
+        let z = h.matmul_nt(&self.routers.tensor())?.reshape(&[pass.units.count(), l, 2, e])?;
+        Ok((z, self.table()?))
+    }
+
+    /// `C[l, e', e, k]`: what choosing A factor e' in slot k says for B factor e. It depends on parameters alone.
+    fn table(&self) -> Result<Option<Tensor>> {
+        let (Some(form), Some(w)) = (self.config.cfs_form, &self.router_cfs) else { return Ok(None) };
+        let (l, e, d) = (self.site.linears.len(), self.config.num_factors, self.site.d_in);
+        let w = w.tensor();
+        let slots = w.dims()[0] / (l * e);
+        let batch = |t: Tensor, rows: usize| t.reshape(&[l, rows, t.len() / (l * rows)]);
+        let a = match (form, &self.choice_embed) {
+            (CfsForm::Choice, Some(embed)) => embed.tensor(),
+            _ => self.factors_a.tensor(),
+        };
+        let (a, w) = match form {
+            CfsForm::SumProduct => (a.sum_last()?.reshape(&[l * e, 1])?, w.sum_last()?),
+            _ => (a, w),
+        };
+        let (a, w) = (batch(a, e)?, batch(w, e * slots)?);
+        debug_assert!(form == CfsForm::SumProduct || a.dims()[2] == d);
+        Ok(Some(a.matmul_nt(&w)?.reshape(&[l, e, e, slots])?))
+    }
+}
+
+impl LinearAdapter for Conditional {
+    fn forward(&self, x: &Tensor, linears: &[Linear], pass: &Pass) -> Result<Vec<Tensor>> {
+        // Without gates nothing can flow back through a choice.
+        let (z, table) = match self.config.gated {
+            true => self.logits(x, pass)?,
+            false => no_grad(|| self.logits(x, pass))?,
+        };
+        let forced = pass.choices.forced(&self.site.name)?;
+        let s = route(&z, None, table.as_ref(), forced.as_ref(), &self.routing, &pass.units, 1)?;
+        pass.choices.keep(&self.site.name, s.idx());
+        let b: Vec<Tensor> = self.factors_b.iter().map(Param::tensor).collect();
+        let scale = self.config.scaling(2 * self.config.num_factors, self.config.r);
+        let dropout = pass.dropout(&self.site.name, self.config.lora_dropout);
+        mixture_linears(x, linears, &self.factors_a.tensor(), &b, &s, scale, dropout)
+    }
+
+    fn params(&self) -> Vec<Param> {
+        let mut all = vec![self.factors_a.clone()];
+        all.extend(self.factors_b.clone());
+        all.push(self.routers.clone());
+        all.extend(self.router_cfs.clone());
+        all.extend(self.choice_embed.clone());
+        all
+    }
+}

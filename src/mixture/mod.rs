@@ -1,0 +1,26 @@
+//! The LoRA-mixture family: each method is a router, a factor layout and a balance rule over one operator.
+//!
+//! A method's file holds its layer and its [`MethodSpec`]. The list below is the only place that names them all;
+//! see docs/ADD_A_METHOD.md.
+
+mod balance;
+mod conditional;
+mod config;
+mod pooling;
+mod spec;
+mod token;
+
+pub use crate::ops::{Selection, Units};
+pub use config::{CfsForm, GateScale, MethodConfig};
+pub use pooling::{Pool, Span};
+pub use spec::{Hook, LinearSite, MethodSpec, MlpSite, find};
+
+macro_rules! methods {
+    ($($name:ident),+ $(,)?) => {
+        $(mod $name;)+
+        /// Every method, in the order of the list.
+        pub static ALL: &[&MethodSpec] = &[$(&$name::SPEC),+];
+    };
+}
+
+methods! { lora, mixlora_cond, mixlora_cond_gated, vt_nlp, mixlora_ffn, smora, rank_wise, flylora }

@@ -1,0 +1,88 @@
+//! From a padded batch to routing units: which rows of an instance its router looks at.
+
+use super::Units;
+use crate::{Device, Error, Result};
+use serde::{Deserialize, Serialize};
+
+/// How the rows of an instance are pooled into its routing input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pool {
+    /// Mean over the positions before the first trained token; padding and the answer stay out.
+    PromptMask,
+    /// Mean over every position that the layer sees, padding and answer included (as released).
+    All,
+    /// Mean over the real positions.
+    Real,
+    /// The first position.
+    Instr,
+    /// The last prompt position.
+    LastToken,
+}
+
+/// One instance of a batch: how many positions are real, and how many of these come before the first trained one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    pub len: usize,
+    pub prompt: usize,
+}
+
+impl Pool {
+    /// Routing units of a batch padded on the right to `seq` rows per instance.
+    ///
+    /// # Errors
+    /// A span does not fit, or an instance has no position to pool (its index is named).
+    ///
+    /// ```
+    /// use mixlora::{Device, mixture::{Pool, Span}};
+    /// let spans = [Span { len: 5, prompt: 3 }, Span { len: 4, prompt: 2 }];
+    /// let units = Pool::PromptMask.units(&Device::cpu(), &spans, 6)?;
+    /// assert_eq!((units.count(), units.rows()), (2, 12));
+    /// # Ok::<(), mixlora::Error>(())
+    /// ```
+    pub fn units(self, device: &Device, spans: &[Span], seq: usize) -> Result<Units> {
+        let mut weight = vec![0.0f32; spans.len() * seq];
+        for (i, (s, w)) in spans.iter().zip(weight.chunks_mut(seq.max(1))).enumerate() {
+            let fail = |what: String| Err(Error::config("pool", format!("instance {i}: {what}")));
+            if s.len > seq || s.prompt > s.len {
+                return fail(format!("{s:?} does not fit {seq} positions"));
+            }
+            let range = match self {
+                Pool::PromptMask => 0..s.prompt,
+                Pool::All => 0..seq,
+                Pool::Real => 0..s.len,
+                Pool::Instr => 0..1.min(s.len),
+                Pool::LastToken => s.prompt.saturating_sub(1)..s.prompt,
+            };
+            if range.is_empty() {
+                return fail(format!("no position to route on with pool {self:?}; use pool = \"real\""));
+            }
+            let share = 1.0 / range.len() as f32;
+            w[range].fill(share);
+        }
+        let starts: Vec<usize> = (0..=spans.len()).map(|i| i * seq).collect();
+        Units::ranges(device, &starts, &weight)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Tensor;
+
+    #[test]
+    fn padding_and_answers_stay_out() {
+        let cpu = Device::cpu();
+        let spans = [Span { len: 3, prompt: 2 }, Span { len: 4, prompt: 1 }];
+        let x = Tensor::from_f32(&cpu, &[8, 1], &[1., 2., 4., 8., 16., 32., 64., 128.]).unwrap();
+        let pooled = |p: Pool| x.pool_rows(&p.units(&cpu, &spans, 4).unwrap()).unwrap().to_f32().unwrap();
+        assert_eq!(pooled(Pool::PromptMask), [1.5, 16.0]);
+        assert_eq!(pooled(Pool::All), [3.75, 60.0]);
+        assert_eq!(pooled(Pool::Instr), [1.0, 16.0]);
+        assert_eq!(pooled(Pool::LastToken), [2.0, 16.0]);
+        let real = pooled(Pool::Real);
+        assert!((real[0] - 7.0 / 3.0).abs() < 1e-6 && real[1] == 60.0);
+        let none = [Span { len: 3, prompt: 0 }];
+        assert!(Pool::PromptMask.units(&cpu, &none, 4).unwrap_err().to_string().contains("instance 0"));
+    }
+}

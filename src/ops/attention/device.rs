@@ -1,0 +1,77 @@
+//! The GPU lane.
+
+use super::{Dims, SHADER, VARIANTS};
+use crate::Result;
+use crate::device::{Bind, Gpu, GpuBuffer};
+use crate::ops::launch::Kernel;
+use std::sync::Arc;
+
+/// Queries or keys of one workgroup.
+const TILE: usize = 32;
+
+/// The operands that all tile kernels read: q, k, v, and the key mask.
+pub(super) struct Inputs<'a> {
+    pub qkv: [&'a GpuBuffer; 3],
+    pub valid: Option<&'a GpuBuffer>,
+}
+
+fn launch(
+    gpu: &Gpu,
+    entry: &'static str,
+    dims: &Dims,
+    bind: &[Bind<'_>],
+    masked: bool,
+    groups: usize,
+    flops: usize,
+) -> Result<()> {
+    let variant = match (entry, dims.d) {
+        ("stats", _) | (_, 0..=64) => &VARIANTS[0],
+        (_, 65..=128) => &VARIANTS[1],
+        _ => &VARIANTS[2],
+    };
+    let [b, s, t, h, kv, d] = [dims.b, dims.s, dims.t, dims.h, dims.kv, dims.d].map(|n| n as u32);
+    let params = [b, s, t, h, kv, d, u32::from(masked), dims.scale.to_bits()];
+    Kernel { shader: &SHADER, entry, variant }.run(gpu, bind, &params, groups, flops)
+}
+
+/// One of the kernels that walk over score tiles.
+fn tiles(
+    gpu: &Gpu,
+    entry: &'static str,
+    dims: &Dims,
+    x: &Inputs<'_>,
+    more: &[&GpuBuffer],
+    out: &[&GpuBuffer],
+) -> Result<()> {
+    let mut bind: Vec<Bind> = x.qkv.iter().map(|b| Bind::Read(b)).collect();
+    bind.push(Bind::or_unused(x.valid, x.qkv[1]));
+    bind.extend(more.iter().map(|b| Bind::Read(b)));
+    bind.extend(out.iter().map(|b| Bind::Write(b)));
+    let groups = match entry {
+        "backward_kv" => dims.b * dims.kv * dims.t.div_ceil(TILE),
+        _ => dims.b * dims.h * dims.s.div_ceil(TILE),
+    };
+    let flops = 4 * dims.b * dims.h * dims.s * dims.t * dims.d;
+    launch(gpu, entry, dims, &bind, x.valid.is_some(), groups, flops)
+}
+
+pub(super) fn forward(gpu: &Gpu, dims: &Dims, x: &Inputs<'_>, o: &GpuBuffer, lse: &GpuBuffer) -> Result<()> {
+    tiles(gpu, "forward", dims, x, &[], &[o, lse])
+}
+
+/// `kept` is o, lse, dy; `grads` is dq, dk, dv.
+pub(super) fn backward(
+    gpu: &Arc<Gpu>,
+    dims: &Dims,
+    x: &Inputs<'_>,
+    [o, lse, dy]: [&GpuBuffer; 3],
+    [dq, dk, dv]: [&GpuBuffer; 3],
+) -> Result<()> {
+    let rows = dims.b * dims.h * dims.s;
+    // At least one pair, so that the binding is valid without any query.
+    let stats = gpu.alloc(2 * rows.max(1))?;
+    let bind = [Bind::Read(o), Bind::Read(dy), Bind::Read(lse), Bind::Write(&stats)];
+    launch(gpu, "stats", dims, &bind, false, rows.div_ceil(64), 2 * rows * dims.d)?;
+    tiles(gpu, "backward_q", dims, x, &[dy, &stats], &[dq])?;
+    tiles(gpu, "backward_kv", dims, x, &[dy, &stats], &[dk, dv])
+}

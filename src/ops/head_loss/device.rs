@@ -1,0 +1,103 @@
+//! The GPU lane.
+
+use super::{HeadLoss, Kernel, SHADER, VARIANTS};
+use crate::device::{AdapterClass, Bind, Gpu};
+use crate::ops::launch;
+use crate::weight::Format;
+use crate::{Result, Tensor};
+use std::sync::Arc;
+
+/// Software adapters pay for loads and barriers alike, and few rows leave most of a tile empty.
+fn kernel(class: AdapterClass, rows: usize) -> Kernel {
+    match class {
+        AdapterClass::Software => Kernel::Direct,
+        _ if rows <= 16 => Kernel::Direct,
+        _ => Kernel::Tile,
+    }
+}
+
+/// Rows of the vocabulary per chunk: 16 MiB of logits, in steps of a tile.
+fn chunk(rows: usize, vocabulary: usize) -> usize {
+    ((1 << 22) / rows.max(1)).clamp(64, 8192).min(vocabulary.max(1)).next_multiple_of(64)
+}
+
+/// Rows `first ..` of the vocabulary, which start at `row0` of their shard.
+#[derive(Clone, Copy, Default)]
+struct Part {
+    first: usize,
+    row0: usize,
+    len: usize,
+}
+
+struct Walk<'a> {
+    op: &'a HeadLoss,
+    gpu: &'a Arc<Gpu>,
+    /// Positions and logits per position.
+    r: usize,
+    line: usize,
+}
+
+impl Walk<'_> {
+    fn go(
+        &self,
+        entry: &'static str,
+        step: usize,
+        part: Part,
+        bind: &[Bind<'_>],
+        groups: usize,
+    ) -> Result<()> {
+        let w = &self.op.weight;
+        let format = w.format() as usize;
+        let (variant, flops) = match entry {
+            "direct" | "tile" => (3 * step + format, 2 * self.r * w.cols() * part.len),
+            "finish" => (format, self.r * w.cols()),
+            _ => (0, self.r * part.len),
+        };
+        // Elements of a stored row: two to a word in the half formats.
+        let per_word = if w.format() == Format::F32 { 1 } else { 2 };
+        let pitch = per_word * w.format().row_words(w.cols());
+        let sizes = [self.r, w.cols(), w.rows(), pitch, part.first, part.row0, part.len, self.line];
+        let mut params = sizes.map(|n| n as u32).to_vec();
+        params.extend([u32::from(part.first == 0), f32::NAN.to_bits()]);
+        let kernel = launch::Kernel { shader: &SHADER, entry, variant: &VARIANTS[variant] };
+        kernel.run(self.gpu, bind, &params, groups, flops)
+    }
+}
+
+pub(super) fn walk(op: &HeadLoss, gpu: &Arc<Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
+    let (h, w, r, d) = (x[0].buffer(), &op.weight, x[1].len(), op.weight.cols());
+    let walk = Walk { op, gpu, r, line: chunk(r, w.rows()) };
+    let (entry, tile) = match op.force.unwrap_or(kernel(gpu.class(), r)) {
+        Kernel::Direct => ("direct", 32),
+        Kernel::Tile => ("tile", 64),
+    };
+    let tiles = |columns: usize| r.div_ceil(tile) * columns.div_ceil(tile);
+    let (list, z, state) = (gpu.alloc(1 + r)?, gpu.alloc(r * walk.line)?, gpu.alloc(4 * r.max(1))?);
+    let (targets, rows, sums) = (|| Bind::Read(x[1].buffer()), || Bind::Read(&list), || Bind::Read(&state));
+    let dh = y.get(1).map(|t| t.buffer());
+    walk.go("compact", 0, Part::default(), &[targets(), Bind::Write(&list)], 1)?;
+    dh.map_or(Ok(()), |dh| gpu.clear(dh))?;
+    for shard in w.shards() {
+        let weight = || Bind::Read(shard.data.buffer());
+        for row0 in (0..shard.rows).step_by(walk.line) {
+            let len = walk.line.min(shard.rows - row0);
+            let part = Part { first: shard.first + row0, row0, len };
+            let bind = [Bind::Read(h), weight(), rows(), sums(), Bind::Write(&z)];
+            walk.go(entry, 0, part, &bind, tiles(len))?;
+            let bind = [targets(), rows(), Bind::Write(&z), Bind::Write(&state)];
+            walk.go("update", 0, part, &bind, r)?;
+            if let Some(dh) = dh {
+                let bind = [Bind::Read(&z), weight(), rows(), sums(), Bind::Write(dh)];
+                walk.go(entry, 1, part, &bind, tiles(d))?;
+            }
+        }
+    }
+    if let Some(dh) = dh {
+        for shard in w.shards() {
+            let part = Part { first: shard.first, row0: 0, len: shard.rows };
+            let bind = [Bind::Write(dh), Bind::Read(shard.data.buffer()), rows(), sums(), targets()];
+            walk.go("finish", 0, part, &bind, r)?;
+        }
+    }
+    walk.go("total", 0, Part::default(), &[targets(), rows(), sums(), Bind::Write(y[0].buffer())], 1)
+}
