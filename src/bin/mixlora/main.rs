@@ -1,9 +1,11 @@
 //! The command line program: one file per subcommand. Results go to stdout, progress to stderr.
 
 mod doctor;
+mod methods;
 mod ops_list;
 mod ops_test;
 mod out;
+mod verify;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -27,6 +29,10 @@ enum Command {
     /// List the operations, or test them.
     #[command(subcommand)]
     Ops(Ops),
+    /// List the methods: what they train, and what their routers learn from.
+    Methods(methods::Args),
+    /// Replay reference files: an adapted layer, forward and backward, against stored values.
+    Verify(verify::Args),
 }
 
 #[derive(Subcommand)]
@@ -73,7 +79,6 @@ impl Failure {
             Failure::Usage(text) => (text, 2),
             Failure::Library(e) => {
                 let code = match e {
-                    Error::Config { .. } => 2,
                     Error::NoAdapter(_)
                     | Error::BelowFloor { .. }
                     | Error::OutOfMemory { .. }
@@ -95,6 +100,8 @@ fn main() -> ExitCode {
         Command::Doctor(args) => doctor::run(&args),
         Command::Ops(Ops::List(args)) => ops_list::run(&args),
         Command::Ops(Ops::Test(args)) => ops_test::run(&args),
+        Command::Methods(args) => methods::run(&args),
+        Command::Verify(args) => verify::run(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
