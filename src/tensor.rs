@@ -105,32 +105,6 @@ impl Tensor {
         Ok(Tensor::new(shape, DType::U32, device, storage))
     }
 
-    /// A tensor of zeros.
-    pub fn zeros(device: &Device, dims: &[usize]) -> Result<Self> {
-        Self::full(device, dims, 0.0)
-    }
-
-    /// A tensor of one value.
-    pub fn full(device: &Device, dims: &[usize], value: f32) -> Result<Self> {
-        let t = Self::undefined(device, Shape::new(dims)?, DType::F32)?;
-        let Tensor { mut storage, shape, dtype, .. } = t;
-        match Arc::get_mut(&mut storage) {
-            Some(Storage::Host(Host::F64(v))) => v.fill(value as f64),
-            Some(Storage::Host(h)) => h.f32_mut().fill(value),
-            #[cfg(feature = "gpu")]
-            Some(Storage::Gpu(b)) => {
-                if let Device::Gpu(g) = device {
-                    match value.to_bits() {
-                        0 => g.clear(b)?,
-                        _ => g.upload(b, bytemuck::cast_slice(&vec![value; shape.len()]))?,
-                    }
-                }
-            }
-            None => unreachable!("just made"),
-        }
-        Ok(Tensor { shape, dtype, device: device.clone(), storage, edge: None })
-    }
-
     /// A tensor whose content nobody has written yet.
     pub(crate) fn undefined(device: &Device, shape: Shape, dtype: DType) -> Result<Self> {
         let n = shape.len();

@@ -4,6 +4,7 @@ use super::Deviation;
 use crate::ops::{Case, Operand};
 use crate::rng::Stream;
 use crate::{DType, Device, Result, Tensor, backward};
+use std::fmt;
 
 /// Result of one case on one device.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -29,6 +30,22 @@ impl Parity {
     /// The worst relative error.
     pub fn worst(&self) -> f64 {
         self.forward.max.max(self.backward.max)
+    }
+}
+
+/// One line: the worst figures and their bounds.
+impl fmt::Display for Parity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Parity { forward, backward, bound, nmse_bound, .. } = self;
+        write!(f, "forward max {:.1e} nmse {:.1e}, ", forward.max, forward.nmse)?;
+        write!(f, "backward max {:.1e} nmse {:.1e}, ", backward.max, backward.nmse)?;
+        write!(f, "bounds {bound:.1e} and {nmse_bound:.1e}")?;
+        for (good, what) in [(self.indices, "indices differ"), (self.guards, "written behind a buffer")] {
+            if !good {
+                write!(f, ", {what}")?;
+            }
+        }
+        Ok(())
     }
 }
 

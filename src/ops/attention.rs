@@ -3,7 +3,7 @@
 //! The forward pass keeps one logsumexp per query; the backward pass recomputes the weights from it.
 
 #[cfg(feature = "gpu")]
-mod device;
+mod gpu;
 mod host;
 
 use super::{Case, Meta, Op, OpSpec, Operand, run};
@@ -170,7 +170,7 @@ impl Op for Forward {
     #[cfg(feature = "gpu")]
     fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
         let dims = Dims::of(x[0], x[1], x[2], x.get(3), self.scale)?;
-        device::forward(gpu, &dims, &device_inputs(x, x.get(3)), y[0].buffer(), y[1].buffer())
+        gpu::forward(gpu, &dims, &device_inputs(x, x.get(3)), y[0].buffer(), y[1].buffer())
     }
 }
 
@@ -179,9 +179,9 @@ fn host_inputs<'a>(x: &[&'a Tensor], valid: Option<&&'a Tensor>) -> host::Inputs
 }
 
 #[cfg(feature = "gpu")]
-fn device_inputs<'a>(x: &[&'a Tensor], valid: Option<&&'a Tensor>) -> device::Inputs<'a> {
+fn device_inputs<'a>(x: &[&'a Tensor], valid: Option<&&'a Tensor>) -> gpu::Inputs<'a> {
     let qkv = [x[0].buffer(), x[1].buffer(), x[2].buffer()];
-    device::Inputs { qkv, valid: valid.map(|m| m.buffer()) }
+    gpu::Inputs { qkv, valid: valid.map(|m| m.buffer()) }
 }
 
 impl Op for Backward {
@@ -226,7 +226,7 @@ impl Op for Backward {
         let dims = Dims::of(x[0], x[1], x[2], x.get(6), self.scale)?;
         let kept = [x[3].buffer(), x[4].buffer(), x[5].buffer()];
         let grads = [y[0].buffer(), y[1].buffer(), y[2].buffer()];
-        device::backward(gpu, &dims, &device_inputs(x, x.get(6)), kept, grads)
+        gpu::backward(gpu, &dims, &device_inputs(x, x.get(6)), kept, grads)
     }
 }
 

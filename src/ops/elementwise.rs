@@ -1,30 +1,27 @@
-//! Sums, products and scaling, element by element.
+//! Sums, products, scaling and constants, element by element.
 
-use super::{Case, Meta, Op, OpSpec, Operand, run, run_in_place};
-use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
+use super::launch::ELEMENTS;
+use super::{Case, Meta, Op, OpSpec, Operand, rows_in_parallel, run, run_in_place};
+use crate::device::{Entry, Host, Shader};
 use crate::tape::Node;
-use crate::{DType, Error, Result, Tensor};
+use crate::{DType, Device, Error, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-pub(super) static SPEC: OpSpec =
-    OpSpec { name: "elementwise", formula: "a + s b, a b, s a, y += a", shaders: &[&SHADER], cases };
+#[cfg(feature = "gpu")]
+use super::launch::{self, Kernel, binds};
 
-const WG: u32 = 256;
-static VARIANTS: &[Variant] = &[Variant {
-    name: "wg256",
-    consts: &[("WG", WG)],
-    parts: &[parts::GRID],
-    backends: PORTABLE,
-    workgroup_bytes: 0,
-}];
+pub(super) static SPEC: OpSpec =
+    OpSpec { name: "elementwise", formula: "a + s b, a b, s a, y += a, y = s", shaders: &[&SHADER], cases };
+
 static SHADER: Shader = Shader {
     name: "elementwise",
     source: include_str!("../../shaders/elementwise.wgsl"),
     entries: &[
-        Entry { name: "add", variants: VARIANTS },
-        Entry { name: "mul", variants: VARIANTS },
-        Entry { name: "scale", variants: VARIANTS },
-        Entry { name: "add_assign", variants: VARIANTS },
+        Entry { name: "add", variants: ELEMENTS },
+        Entry { name: "mul", variants: ELEMENTS },
+        Entry { name: "scale", variants: ELEMENTS },
+        Entry { name: "add_assign", variants: ELEMENTS },
+        Entry { name: "fill", variants: ELEMENTS },
     ],
 };
 
@@ -38,6 +35,8 @@ enum Kind {
     Scale(f32),
     /// `y += a`; the output comes first.
     AddAssign,
+    /// `y = s`; the output comes first.
+    Fill(f32),
 }
 
 /// Elements of one parallel task.
@@ -85,28 +84,41 @@ impl Spread {
     }
 }
 
-impl Kind {
-    fn fold<T>(self, a: &[T], b: impl Fn(usize) -> T, y: &mut [T], start: usize)
-    where
-        T: Copy + std::ops::Mul<Output = T> + std::ops::Add<Output = T> + From<f32>,
-    {
-        match self {
-            Kind::Add(s) => {
-                let s = T::from(s);
-                y.iter_mut().zip(a).enumerate().for_each(|(i, (y, &a))| *y = a + s * b(start + i))
-            }
-            Kind::Mul => y.iter_mut().zip(a).enumerate().for_each(|(i, (y, &a))| *y = a * b(start + i)),
-            Kind::Scale(s) => y.iter_mut().zip(a).for_each(|(y, &a)| *y = T::from(s) * a),
-            Kind::AddAssign => y.iter_mut().zip(a).for_each(|(y, &a)| *y = *y + a),
+/// The second operand's spread over the first, and `(div, len)`; `(1, n)` where there is no second.
+fn steps(x: &[&Tensor]) -> (Spread, usize, usize) {
+    match x {
+        [a, b] => {
+            let spread = Spread::of(a, b).unwrap_or(Spread::Same);
+            let (div, len) = spread.steps(a);
+            (spread, div, len)
         }
+        _ => (Spread::Same, 1, x.first().map_or(1, |t| t.len().max(1))),
     }
 }
 
-fn steps(x: &[&Tensor]) -> (usize, usize) {
-    match x {
-        [a, b] => Spread::of(a, b).unwrap_or(Spread::Same).steps(a),
-        _ => (1, 1),
+/// `y = f(a, b)`, in loops over plain slices that vectorise.
+fn combine(y: &mut [f32], a: &Tensor, b: &Tensor, spread: Spread, f: impl Fn(f32, f32) -> f32 + Sync) {
+    let (d, a, b) = (a.shape().last(), a.f32(), b.f32());
+    match spread {
+        Spread::Same => {
+            let parts = y.par_chunks_mut(CHUNK).zip(a.par_chunks(CHUNK)).zip(b.par_chunks(CHUNK));
+            parts.for_each(|((y, a), b)| {
+                y.iter_mut().zip(a).zip(b).for_each(|((y, &a), &b)| *y = f(a, b));
+            });
+        }
+        Spread::Row => rows_in_parallel(y, d, |i, y| {
+            y.iter_mut().zip(&a[i * d..]).zip(b).for_each(|((y, &a), &b)| *y = f(a, b));
+        }),
+        Spread::Column => rows_in_parallel(y, d, |i, y| {
+            y.iter_mut().zip(&a[i * d..]).for_each(|(y, &a)| *y = f(a, b[i]));
+        }),
     }
+}
+
+/// Calls `f` on every element of `y` and of `a`.
+fn update(y: &mut [f32], a: &[f32], f: impl Fn(&mut f32, f32) + Sync) {
+    let parts = y.par_chunks_mut(CHUNK).zip(a.par_chunks(CHUNK));
+    parts.for_each(|(y, a)| y.iter_mut().zip(a).for_each(|(y, &a)| f(y, a)));
 }
 
 impl Op for Kind {
@@ -130,63 +142,120 @@ impl Op for Kind {
     }
 
     fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
-        let (div, len) = steps(x);
-        let b = x.get(1).map_or(&[][..], |b| b.f64());
-        self.fold(x[0].f64(), |i| b[i / div % len], y[0].f64_mut(), 0);
+        let (_, div, len) = steps(x);
+        let a = |i: usize| x[0].f64()[i];
+        let b = |i: usize| x[1].f64()[i / div % len];
+        for (i, y) in y[0].f64_mut().iter_mut().enumerate() {
+            *y = match *self {
+                Kind::Add(s) => a(i) + s as f64 * b(i),
+                Kind::Mul => a(i) * b(i),
+                Kind::Scale(s) => s as f64 * a(i),
+                Kind::AddAssign => *y + a(i),
+                Kind::Fill(s) => s as f64,
+            };
+        }
     }
 
     fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
-        let (div, len) = steps(x);
-        let (a, b) = (x[0].f32(), x.get(1).map_or(&[][..], |b| b.f32()));
-        let same = a.len() == b.len();
-        y[0].f32_mut().par_chunks_mut(CHUNK).zip(a.par_chunks(CHUNK)).enumerate().for_each(|(c, (y, a))| {
-            let start = c * CHUNK;
-            match same {
-                true => {
-                    let b = &b[start..][..a.len()];
-                    self.fold(a, |i| b[i], y, 0)
-                }
-                false => self.fold(a, |i| b[i / div % len], y, start),
-            }
-        });
+        let ((spread, ..), y) = (steps(x), y[0].f32_mut());
+        match *self {
+            Kind::Add(s) => combine(y, x[0], x[1], spread, |a, b| a + s * b),
+            Kind::Mul => combine(y, x[0], x[1], spread, |a, b| a * b),
+            Kind::Scale(s) => update(y, x[0].f32(), |y, a| *y = s * a),
+            Kind::AddAssign => update(y, x[0].f32(), |y, a| *y += a),
+            Kind::Fill(s) => y.par_chunks_mut(CHUNK).for_each(|y| y.fill(s)),
+        }
     }
 
     #[cfg(feature = "gpu")]
     fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
-        use crate::device::{Bind, Dispatch, Grid};
-        #[repr(C)]
-        #[derive(Clone, Copy, bytemuck::NoUninit)]
-        struct Params {
-            n: u32,
-            div: u32,
-            len: u32,
-            s: f32,
+        let (_, div, len) = steps(x);
+        match *self {
+            Kind::Add(s) => launch(gpu, "add", x, y, [div, len], s),
+            Kind::Mul => launch(gpu, "mul", x, y, [div, len], 0.0),
+            Kind::Scale(s) => launch(gpu, "scale", x, y, [div, len], s),
+            Kind::AddAssign => launch(gpu, "add_assign", x, y, [div, len], 0.0),
+            Kind::Fill(s) if s.to_bits() == 0 => gpu.clear(y[0].buffer()),
+            Kind::Fill(s) => launch(gpu, "fill", x, y, [div, len], s),
         }
-        let (div, len) = steps(x);
-        let (entry, s) = match *self {
-            Kind::Add(s) => ("add", s),
-            Kind::Mul => ("mul", 0.0),
-            Kind::Scale(s) => ("scale", s),
-            Kind::AddAssign => ("add_assign", 0.0),
-        };
-        let n = y[0].len();
-        let mut bind: Vec<Bind> = x.iter().map(|t| Bind::Read(t.buffer())).collect();
-        bind.push(Bind::Write(y[0].buffer()));
-        let params = Params { n: n as u32, div: div as u32, len: len as u32, s };
-        gpu.dispatch(Dispatch {
-            shader: &SHADER,
-            entry,
-            consts: VARIANTS[0].consts,
-            parts: VARIANTS[0].parts,
-            bind: &bind,
-            params: bytemuck::bytes_of(&params),
-            grid: Grid::Linear(n.div_ceil(WG as usize)),
-            flops: n as u64,
-        })
+    }
+}
+
+#[cfg(feature = "gpu")]
+fn launch(
+    gpu: &crate::device::Gpu,
+    entry: &'static str,
+    x: &[&Tensor],
+    y: &[Tensor],
+    [div, len]: [usize; 2],
+    s: f32,
+) -> Result<()> {
+    let n = y[0].len();
+    let params = [n as u32, div as u32, len as u32, s.to_bits()];
+    let kernel = Kernel { shader: &SHADER, entry, variant: &ELEMENTS[0] };
+    kernel.run(gpu, &binds(x, y), &params, n.div_ceil(launch::WG), n)
+}
+
+/// Element i of the output is element `(i / each) % len` of the input.
+struct Repeat<'a> {
+    shape: &'a Shape,
+    each: usize,
+}
+
+impl Op for Repeat<'_> {
+    fn name(&self) -> &'static str {
+        "repeat"
+    }
+
+    fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
+        x[0].expect(self.name(), DType::F32)?;
+        let period = self.each * x[0].len();
+        match self.shape.is_empty() || (period > 0 && self.shape.len().is_multiple_of(period)) {
+            true => Ok(vec![Meta { shape: self.shape.clone(), dtype: DType::F32 }]),
+            false => {
+                Err(Error::shape(self.name(), format!("{} x {} to {}", x[0].shape(), self.each, self.shape)))
+            }
+        }
+    }
+
+    fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
+        let (each, x) = (self.each, x[0].f64());
+        y[0].f64_mut().iter_mut().enumerate().for_each(|(i, y)| *y = x[i / each % x.len()]);
+    }
+
+    fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
+        let (each, x, y) = (self.each, x[0].f32(), y[0].f32_mut());
+        match each {
+            1 => rows_in_parallel(y, x.len(), |_, y| y.copy_from_slice(x)),
+            _ => rows_in_parallel(y, each, |i, y| y.fill(x[i % x.len()])),
+        }
+    }
+
+    #[cfg(feature = "gpu")]
+    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
+        launch(gpu, "scale", x, y, [self.each, x[0].len()], 1.0)
     }
 }
 
 impl Tensor {
+    /// A tensor of zeros.
+    pub fn zeros(device: &Device, dims: &[usize]) -> Result<Tensor> {
+        Self::full(device, dims, 0.0)
+    }
+
+    /// A tensor of one value.
+    pub fn full(device: &Device, dims: &[usize], value: f32) -> Result<Tensor> {
+        let mut y = Tensor::undefined(device, Shape::new(dims)?, DType::F32)?;
+        run_in_place(&Kind::Fill(value), &mut [&mut y], &[])?;
+        Ok(y)
+    }
+
+    /// Every value `each` times, and all of that again until `dims` is full. Not recorded.
+    pub(crate) fn repeat_to(&self, dims: &[usize], each: usize) -> Result<Tensor> {
+        let shape = Shape::new(dims)?;
+        Ok(run(&Repeat { shape: &shape, each }, &[self])?.swap_remove(0))
+    }
+
     /// `self + other`. `other` has the same shape, or is one row `[D]`, or one value per row `[.., 1]`.
     ///
     /// # Errors
@@ -275,6 +344,12 @@ fn cases() -> Vec<Case> {
             Case::new(format!("mul column {dims:?}"), with_column, |x| Ok(vec![x[0].mul(&x[1])?]))
                 .sums(row[0])
                 .cost(n, bytes),
+        );
+        all.push(
+            Case::new(format!("full {dims:?}"), vec![a()], |x| {
+                Ok(vec![x[0].mul(&Tensor::full(x[0].device(), x[0].dims(), -1.5)?)?])
+            })
+            .cost(0, 4 * n),
         );
         // The same tensor twice: its gradients accumulate in place.
         all.push(

@@ -188,6 +188,7 @@ mod tests {
 
     #[test]
     fn nan_is_not_clipped_away() {
+        #[allow(unused_mut)]
         let mut devices = vec![Device::reference(), Device::cpu()];
         #[cfg(feature = "gpu")]
         devices.extend(Device::gpu());

@@ -5,7 +5,7 @@
 //! arXiv:2205.14135) gives loss and derivative in one walk over the vocabulary.
 
 #[cfg(feature = "gpu")]
-mod device;
+mod gpu;
 
 use super::gemm::{Mat, gemm};
 use super::math::{exp, max, sum};
@@ -206,7 +206,7 @@ impl Op for HeadLoss {
 
     #[cfg(feature = "gpu")]
     fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
-        device::walk(self, gpu, x, y)
+        gpu::walk(self, gpu, x, y)
     }
 }
 

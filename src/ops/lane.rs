@@ -61,24 +61,17 @@ pub(crate) fn run(op: &dyn Op, x: &[&Tensor]) -> Result<Vec<Tensor>> {
     for m in metas {
         y.push(Tensor::undefined(device, m.shape, m.dtype)?);
     }
-    compute(op, device, x, y)
+    let (y, done) = compute(op, device, x, y);
+    done.map(|()| y)
 }
 
 /// Like [`run`] on outputs that hold values: they are updated. Memory that others see is copied first.
+///
+/// After an error the outputs are as they were, except that a GPU lane of several launches may have done some.
 pub(crate) fn run_in_place(op: &dyn Op, y: &mut [&mut Tensor], x: &[&Tensor]) -> Result<()> {
-    let device = y[0].device().clone();
-    if let Some(t) = x.iter().find(|t| !t.device().same(&device)) {
-        return Err(Error::shape(
-            op.name(),
-            format!("operands on different devices: '{}' and '{}'", device.name(), t.device().name()),
-        ));
-    }
-    let views: Vec<Tensor> = y.iter().map(|t| t.detach()).collect();
-    let mut all: Vec<&Tensor> = views.iter().collect();
-    all.extend(x);
+    let all: Vec<&Tensor> = y.iter().map(|t| &**t).chain(x.iter().copied()).collect();
+    let device = common_device(op, &all)?.clone();
     op.infer(&all)?;
-    drop(all);
-    drop(views);
     let mut owned = Vec::with_capacity(y.len());
     for t in y.iter_mut() {
         let mut own = t.detach();
@@ -94,17 +87,21 @@ pub(crate) fn run_in_place(op: &dyn Op, y: &mut [&mut Tensor], x: &[&Tensor]) ->
         // Let go of the caller's handle, so that `own` is the only one.
         **t = Tensor::new(empty.clone(), DType::U32, &Device::Reference, Storage::Host(Host::RefU32(vec![])));
     }
-    let done = compute(op, &device, x, owned);
-    for ((t, new), edge) in y.iter_mut().zip(done?).zip(edges) {
+    let (owned, done) = compute(op, &device, x, owned);
+    for ((t, new), edge) in y.iter_mut().zip(owned).zip(edges) {
         **t = Tensor { edge, ..new };
     }
-    Ok(())
+    done
 }
 
-fn compute(op: &dyn Op, device: &Device, x: &[&Tensor], mut y: Vec<Tensor>) -> Result<Vec<Tensor>> {
+/// Computes into `y` and hands it back, whether it went well or not.
+fn compute(op: &dyn Op, device: &Device, x: &[&Tensor], mut y: Vec<Tensor>) -> (Vec<Tensor>, Result<()>) {
     match device {
         #[cfg(feature = "gpu")]
-        Device::Gpu(g) => op.gpu(g, x, &y)?,
+        Device::Gpu(g) => {
+            let done = op.gpu(g, x, &y);
+            return (y, done);
+        }
         _ => {
             let mut hosts = Vec::with_capacity(y.len());
             let mut shells = Vec::with_capacity(y.len());
@@ -127,7 +124,7 @@ fn compute(op: &dyn Op, device: &Device, x: &[&Tensor], mut y: Vec<Tensor>) -> R
                 .collect();
         }
     }
-    Ok(y)
+    (y, Ok(()))
 }
 
 /// Rows of one parallel task: enough work to be worth a task, and a function of the shape alone.
@@ -146,4 +143,61 @@ pub(crate) fn rows_in_parallel<T: Send>(y: &mut [T], width: usize, f: impl Fn(us
             f(c * n + i, row);
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Adds 1 to its only output; its GPU lane fails.
+    struct Broken;
+
+    impl Op for Broken {
+        fn name(&self) -> &'static str {
+            "broken"
+        }
+        fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
+            Ok(vec![Meta::like(x[0])])
+        }
+        fn reference(&self, _: &[&Tensor], y: &mut [Host]) {
+            y[0].f64_mut().iter_mut().for_each(|v| *v += 1.0);
+        }
+        fn cpu(&self, _: &[&Tensor], y: &mut [Host]) {
+            y[0].f32_mut().iter_mut().for_each(|v| *v += 1.0);
+        }
+        #[cfg(feature = "gpu")]
+        fn gpu(&self, _: &Arc<crate::device::Gpu>, _: &[&Tensor], _: &[Tensor]) -> Result<()> {
+            Err(Error::Gpu("broken".into()))
+        }
+    }
+
+    #[test]
+    fn in_place_writes_only_what_no_one_else_holds() {
+        for device in [Device::cpu(), Device::reference()] {
+            let mut y = Tensor::full(&device, &[3], 2.0).unwrap().leaf();
+            let seen = y.clone();
+            run_in_place(&Broken, &mut [&mut y], &[]).unwrap();
+            assert_eq!((y.to_f32().unwrap(), seen.to_f32().unwrap()), (vec![3.0; 3], vec![2.0; 3]));
+            assert!(y.requires_grad());
+        }
+    }
+
+    #[cfg(feature = "gpu")]
+    #[test]
+    fn a_failed_launch_loses_no_tensor() {
+        let Ok(device) = Device::gpu() else { return eprintln!("SKIPPED: no adapter") };
+        let mut y = Tensor::full(&device, &[3], 2.0).unwrap().leaf();
+        let held = device.memory().unwrap().current();
+        assert!(run_in_place(&Broken, &mut [&mut y], &[]).is_err());
+        assert_eq!((y.to_f32().unwrap(), y.dims()), (vec![2.0; 3], &[3][..]));
+        assert!(y.requires_grad());
+        assert_eq!(device.memory().unwrap().current(), held);
+        let shared = y.clone();
+        assert!(run_in_place(&Broken, &mut [&mut y], &[]).is_err());
+        drop(shared);
+        assert_eq!(y.to_f32().unwrap(), [2.0; 3]);
+        let other = Tensor::full(&Device::cpu(), &[3], 2.0).unwrap();
+        assert!(run_in_place(&Broken, &mut [&mut y], &[&other]).is_err());
+        assert_eq!(y.to_f32().unwrap(), [2.0; 3]);
+    }
 }

@@ -8,7 +8,6 @@ mod gemm;
 mod lane;
 mod launch;
 mod math;
-mod routing_math;
 pub(crate) mod slots;
 mod spec;
 

@@ -6,6 +6,11 @@ use crate::tape::Node;
 use crate::{DType, Result, Tensor};
 use rayon::prelude::*;
 
+#[cfg(feature = "gpu")]
+use super::launch::Kernel;
+#[cfg(feature = "gpu")]
+use crate::device::{Bind, Gpu, GpuBuffer};
+
 pub(super) static SPEC: OpSpec = OpSpec {
     name: "reduce",
     formula: "sum of all, sum over rows, sum over the last axis",
@@ -15,7 +20,11 @@ pub(super) static SPEC: OpSpec = OpSpec {
 
 const WG: u32 = 256;
 /// Elements that one workgroup of `total` sums.
+#[cfg(feature = "gpu")]
 const CHUNK: usize = 4096;
+/// Rows that one invocation of `rows` sums.
+#[cfg(feature = "gpu")]
+const ROWS: usize = 256;
 static VARIANTS: &[Variant] = &[Variant {
     name: "wg256",
     consts: &[("WG", WG)],
@@ -79,58 +88,74 @@ impl Op for Sum {
                 let partial: Vec<f64> = x.par_chunks(1 << 16).map(sum).collect();
                 y[0] = partial.iter().sum::<f64>() as f32;
             }
-            // Column blocks in parallel, rows in order.
-            Sum::Rows => y.par_chunks_mut(64).enumerate().for_each(|(c, y)| {
-                let mut acc = [0f64; 64];
-                for row in x.chunks(d) {
-                    acc.iter_mut().zip(&row[c * 64..][..y.len()]).for_each(|(a, &v)| *a += v as f64);
-                }
-                y.iter_mut().zip(acc).for_each(|(y, a)| *y = a as f32);
-            }),
+            Sum::Rows => column_sums(x, d, y),
             Sum::Last if d == 0 => y.fill(0.0),
             Sum::Last => y.par_iter_mut().zip(x.par_chunks(d)).for_each(|(y, row)| *y = sum(row) as f32),
         }
     }
 
     #[cfg(feature = "gpu")]
-    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
-        use crate::device::{Bind, Dispatch, GpuBuffer, Grid};
-        let launch = |entry, src: &GpuBuffer, dst: &GpuBuffer, n: usize, d: usize, groups| {
-            gpu.dispatch(Dispatch {
-                shader: &SHADER,
-                entry,
-                consts: VARIANTS[0].consts,
-                parts: VARIANTS[0].parts,
-                bind: &[Bind::Read(src), Bind::Write(dst)],
-                params: bytemuck::bytes_of(&[n as u32, d as u32]),
-                grid: Grid::Linear(groups),
-                flops: (n * d) as u64,
-            })
-        };
+    fn gpu(&self, gpu: &std::sync::Arc<Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
         let (n, d) = (x[0].shape().rows(), x[0].shape().last());
-        let out = y[0].buffer();
         match self {
-            Sum::Rows => launch("rows", x[0].buffer(), out, n, d, d.div_ceil(WG as usize)),
-            Sum::Last => launch("last", x[0].buffer(), out, n, d, n),
-            Sum::Total => {
-                let mut len = x[0].len();
-                let mut src: Option<GpuBuffer> = None;
-                loop {
-                    let groups = len.div_ceil(CHUNK);
-                    let from = src.as_ref().unwrap_or(x[0].buffer());
-                    if groups <= 1 {
-                        return match len {
-                            0 => gpu.clear(out),
-                            _ => launch("total", from, out, len, 1, 1),
-                        };
-                    }
-                    let partial = gpu.alloc(groups)?;
-                    launch("total", from, &partial, len, 1, groups)?;
-                    (src, len) = (Some(partial), groups);
-                }
-            }
+            Sum::Total => passes(gpu, "total", x[0], &y[0], [x[0].len(), 1], CHUNK),
+            Sum::Rows => passes(gpu, "rows", x[0], &y[0], [n, d], ROWS),
+            Sum::Last => launch(gpu, "last", [x[0].buffer(), y[0].buffer()], [n, d], n),
         }
     }
+}
+
+/// Blocks of rows and of columns in parallel, rows of a block in order, then the blocks in order.
+fn column_sums(x: &[f32], d: usize, y: &mut [f32]) {
+    const ROWS: usize = 1024;
+    const COLUMNS: usize = 1024;
+    if d == 0 {
+        return;
+    }
+    let mut partial = vec![0f64; x.len().div_ceil(ROWS * d) * d];
+    partial.par_chunks_mut(d).zip(x.par_chunks(ROWS * d)).for_each(|(sums, x)| {
+        sums.par_chunks_mut(COLUMNS).enumerate().for_each(|(c, sums)| {
+            for row in x.chunks(d) {
+                sums.iter_mut().zip(&row[c * COLUMNS..]).for_each(|(sum, &v)| *sum += v as f64);
+            }
+        });
+    });
+    y.par_iter_mut().enumerate().for_each(|(c, y)| {
+        *y = partial[c.min(partial.len())..].iter().step_by(d).sum::<f64>() as f32;
+    });
+}
+
+#[cfg(feature = "gpu")]
+fn launch(
+    gpu: &Gpu,
+    entry: &'static str,
+    [x, y]: [&GpuBuffer; 2],
+    [n, d]: [usize; 2],
+    groups: usize,
+) -> Result<()> {
+    let kernel = Kernel { shader: &SHADER, entry, variant: &VARIANTS[0] };
+    kernel.run(gpu, &[Bind::Read(x), Bind::Write(y)], &[n as u32, d as u32], groups, n * d)
+}
+
+/// Sums `x [N, D]` to `[ceil(N / per), D]`, and that again, until one row is left.
+#[cfg(feature = "gpu")]
+fn passes(
+    gpu: &std::sync::Arc<Gpu>,
+    entry: &'static str,
+    x: &Tensor,
+    y: &Tensor,
+    [mut n, d]: [usize; 2],
+    per: usize,
+) -> Result<()> {
+    let groups = |blocks: usize| if entry == "rows" { (blocks * d).div_ceil(WG as usize) } else { blocks };
+    let mut partial: Option<GpuBuffer> = None;
+    while n > per {
+        let blocks = n.div_ceil(per);
+        let next = gpu.alloc(blocks * d)?;
+        launch(gpu, entry, [partial.as_ref().unwrap_or(x.buffer()), &next], [n, d], groups(blocks))?;
+        (partial, n) = (Some(next), blocks);
+    }
+    launch(gpu, entry, [partial.as_ref().unwrap_or(x.buffer()), y.buffer()], [n, d], groups(1))
 }
 
 impl Tensor {
@@ -138,10 +163,7 @@ impl Tensor {
     pub fn sum(&self) -> Result<Tensor> {
         let y = run(&Sum::Total, &[self])?.swap_remove(0);
         let dims = self.dims().to_vec();
-        Ok(Node::record("sum", &[self], y, move |dy| {
-            let zeros = Tensor::zeros(dy.device(), &[dims.iter().product(), 1])?;
-            Ok(vec![Some(zeros.add(&dy.reshape(&[1])?)?.reshape(&dims)?)])
-        }))
+        Ok(Node::record("sum", &[self], y, move |dy| Ok(vec![Some(dy.repeat_to(&dims, 1)?)])))
     }
 
     /// Mean of all elements, a scalar.
@@ -153,9 +175,7 @@ impl Tensor {
     pub fn sum_rows(&self) -> Result<Tensor> {
         let y = run(&Sum::Rows, &[self])?.swap_remove(0);
         let dims = self.dims().to_vec();
-        Ok(Node::record("sum_rows", &[self], y, move |dy| {
-            Ok(vec![Some(Tensor::zeros(dy.device(), &dims)?.add(&dy)?)])
-        }))
+        Ok(Node::record("sum_rows", &[self], y, move |dy| Ok(vec![Some(dy.repeat_to(&dims, 1)?)])))
     }
 
     /// Sum over the last axis: `[.., D] -> [..]`.
@@ -163,16 +183,14 @@ impl Tensor {
         let y = run(&Sum::Last, &[self])?.swap_remove(0);
         let dims = self.dims().to_vec();
         Ok(Node::record("sum_last", &[self], y, move |dy| {
-            let (rows, d) = (dy.len(), dims.last().copied().unwrap_or(1));
-            let zeros = Tensor::zeros(dy.device(), &[rows, d])?;
-            Ok(vec![Some(zeros.add(&dy.reshape(&[rows, 1])?)?.reshape(&dims)?)])
+            Ok(vec![Some(dy.repeat_to(&dims, dims.last().copied().unwrap_or(1))?)])
         }))
     }
 }
 
 fn cases() -> Vec<Case> {
     let mut all = Vec::new();
-    for dims in [&[0, 3][..], &[1], &[4, 7], &[3, 2, 257], &[70_000, 2], &[5, 9001]] {
+    for dims in [&[0, 3][..], &[1], &[4, 7], &[3, 2, 257], &[70_000, 2], &[70_000, 1], &[5, 9001], &[2, 0]] {
         let n: usize = dims.iter().product();
         let x = || vec![Operand::normal("x", dims)];
         let d = dims[dims.len() - 1];
@@ -182,7 +200,7 @@ fn cases() -> Vec<Case> {
         );
         all.push(
             Case::new(format!("sum_rows {dims:?}"), x(), |x| Ok(vec![x[0].sum_rows()?]))
-                .sums(n / d)
+                .sums(n / d.max(1))
                 .cost(cost.0, cost.1),
         );
         all.push(

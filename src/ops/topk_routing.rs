@@ -1,12 +1,17 @@
 //! Top-k routing: from logits to ordered choices and gates, for all linears that read one input.
 //!
 //! Ordered: slot k of A is paired with slot k of B, so the order is part of the choice. Ties go to the lowest
-//! index. The mathematics for one unit is in `routing_math.rs`; derivation: Shen et al. 2024 (ACL, long.38),
+//! index. The mathematics for one unit is in `topk_routing/math.rs`; derivation: Shen et al. 2024 (ACL, long.38),
 //! checked against central differences.
 
-use super::routing_math::{Choice, Unit, Values};
+mod cases;
+#[cfg(feature = "gpu")]
+mod gpu;
+mod math;
+
+use self::math::{Choice, Unit, Values};
 use super::slots::{Selection, Units};
-use super::{Case, Meta, Op, OpSpec, Operand, run};
+use super::{Meta, Op, OpSpec, run};
 use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
 use crate::tape::{Node, recording};
 use crate::{DType, Error, Result, Tensor};
@@ -16,7 +21,7 @@ pub(super) static SPEC: OpSpec = OpSpec {
     name: "topk_routing",
     formula: "I = top-k of z_a, J = top-k of z_b | condition on I, gates = softmax over the chosen",
     shaders: &[&SHADER],
-    cases,
+    cases: cases::cases,
 };
 
 const NAME: &str = "topk_routing";
@@ -270,7 +275,7 @@ impl Op for Forward<'_> {
             Bind::Write(no_gates.as_ref().unwrap_or_else(|| y[1].buffer())),
             Bind::Write(&scratch),
         ];
-        launch(gpu, "forward", self.routing, self.extra.forced.is_some(), x[0], &bind, linears * units)
+        gpu::launch(gpu, "forward", self.routing, self.extra.forced.is_some(), x[0], &bind, linears * units)
     }
 }
 
@@ -328,7 +333,7 @@ impl Op for Backward<'_> {
             Bind::Write(y[0].buffer()),
             Bind::Write(no_rows.as_ref().unwrap_or_else(|| y[1].buffer())),
         ];
-        launch(gpu, "backward", self.routing, false, x[0], &bind, linears * units)
+        gpu::launch(gpu, "backward", self.routing, false, x[0], &bind, linears * units)
     }
 }
 
@@ -370,60 +375,8 @@ impl Op for Table<'_> {
         use crate::device::Bind;
         let bind = [Bind::Read(x[0].buffer()), Bind::Read(self.idx.buffer()), Bind::Write(y[0].buffer())];
         let z = x[0].reshape(&[x[0].dims()[1], x[0].dims()[0], x[0].dims()[2], x[0].dims()[3]])?;
-        launch(gpu, "table", self.routing, false, &z, &bind, y[0].len())
+        gpu::launch(gpu, "table", self.routing, false, &z, &bind, y[0].len())
     }
-}
-
-/// `z` gives the sizes: `[units, linears, .., factors]`.
-#[cfg(feature = "gpu")]
-fn launch(
-    gpu: &crate::device::Gpu,
-    entry: &'static str,
-    r: &Routing,
-    forced: bool,
-    z: &Tensor,
-    bind: &[crate::device::Bind<'_>],
-    items: usize,
-) -> Result<()> {
-    use crate::device::{AdapterClass, Dispatch, Grid};
-    #[repr(C)]
-    #[derive(Clone, Copy, bytemuck::NoUninit)]
-    struct Params {
-        sizes: [u32; 3],
-        scale: f32,
-        lambda: f32,
-    }
-    let (units, linears, e) = sizes(z);
-    // A workgroup per unit where there are few of them and many factors.
-    let wide = match r.variant {
-        Some(v) => v == "wide",
-        None => gpu.class() != AdapterClass::Software && items < 1024 && e >= 32,
-    };
-    let cfs = r.condition.map_or(0, |c| if c.choice { 2 } else { 1 });
-    gpu.dispatch(Dispatch {
-        shader: &SHADER,
-        entry,
-        consts: &[
-            ("WG", WG),
-            ("STRIDE", if wide { WG } else { 1 }),
-            ("K", r.k as u32),
-            ("SIDES", r.sides as u32),
-            ("SCORE", r.score as u32),
-            ("CFS", cfs),
-            ("GATED", u32::from(r.gated)),
-            ("SCALED", u32::from(r.condition.is_some_and(|c| c.gated_input))),
-            ("FORCED", u32::from(forced)),
-        ],
-        parts: if wide { PARTS_WIDE } else { PARTS_LANE },
-        bind,
-        params: bytemuck::bytes_of(&Params {
-            sizes: [units, linears, e].map(|v| v as u32),
-            scale: r.gate_scale,
-            lambda: r.condition.map_or(0.0, |c| c.weight),
-        }),
-        grid: Grid::Linear(if wide && entry != "table" { items } else { items.div_ceil(WG as usize) }),
-        flops: (items * e * (3 * r.k + 2)) as u64,
-    })
 }
 
 /// Chooses factors for every routing unit; see [`Routing`] for the rules.
@@ -483,68 +436,4 @@ pub(crate) fn route(
         });
     }
     Selection::new(idx, gates, units, sizes(z).2, block)
-}
-
-fn cases() -> Vec<Case> {
-    let mut all = Vec::new();
-    let condition = |choice, gated_input| Some(Condition { weight: 0.7, choice, gated_input });
-    let sided = |k| Routing { sides: 2, gated: true, gate_scale: 1.5, ..Routing::new(k) };
-    let routings = [
-        ("softmax", Routing { gated: true, ..Routing::new(2) }),
-        ("ungated", Routing::new(3)),
-        ("sigmoid", Routing { score: Score::Sigmoid, gated: true, ..Routing::new(3) }),
-        ("magnitude", Routing { score: Score::Magnitude, ..Routing::new(3) }),
-        ("ifs", sided(3)),
-        ("cfs", Routing { condition: condition(false, false), ..sided(3) }),
-        ("cfs gated input", Routing { condition: condition(false, true), ..sided(2) }),
-        ("cfs choice", Routing { condition: condition(true, false), ..sided(3) }),
-        ("cfs ungated", Routing { condition: condition(false, false), gated: false, ..sided(2) }),
-    ];
-    for (name, routing) in routings {
-        for (g, l, e) in [(1, 1, 3), (5, 2, 4), (3, 1, 70), (0, 1, 3)] {
-            for variant in ["wide", "lane"] {
-                all.push(case(name, Routing { variant: Some(variant), ..routing.clone() }, (g, l, e)));
-            }
-        }
-    }
-    all.push(
-        case("70 000 tokens", Routing { gated: true, ..Routing::new(2) }, (70_000, 1, 4)).no_gradcheck(),
-    );
-    // Equal logits: the lowest indices, in order.
-    let ties =
-        Operand::values(&[2, 1, 1, 5], vec![1.0, 2.0, 2.0, 1.0, 2.0, 0.0, 0.0, 0.0, 0.0, 0.0]).frozen();
-    for variant in ["wide", "lane"] {
-        all.push(Case::new(format!("ties {variant}"), vec![ties.clone()], move |x| {
-            let routing = Routing { variant: Some(variant), ..Routing::new(4) };
-            Ok(vec![route(&x[0], None, None, None, &routing, &Units::tokens(2), 1)?.idx().clone()])
-        }));
-    }
-    all
-}
-
-fn case(name: &str, routing: Routing, (g, l, e): (usize, usize, usize)) -> Case {
-    let r = &routing;
-    let mut inputs = vec![Operand::normal("z", &[g, l, r.sides, e]).times(2.0)];
-    if !r.gated {
-        inputs[0] = inputs[0].clone().frozen();
-    }
-    if r.score != Score::Logits {
-        inputs.push(Operand::normal("bias", &[l, e]).times(0.02).frozen());
-    }
-    if r.condition.is_some() {
-        let table = Operand::normal("table", &[l, e, e, r.table_slots()]);
-        inputs.push(if r.gated { table } else { table.frozen() });
-    }
-    let label = format!("{name} {} {g}x{l}x{e}", r.variant.unwrap_or("chosen"));
-    let (biased, conditioned) = (r.score != Score::Logits, r.condition.is_some());
-    Case::new(label, inputs, move |x| {
-        let bias = biased.then(|| &x[1]);
-        let table = conditioned.then(|| &x[1]);
-        let s = route(&x[0], bias, table, None, &routing, &Units::tokens(g), 1)?;
-        let mut out = vec![s.idx().clone()];
-        out.extend(s.gates().cloned());
-        Ok(out)
-    })
-    .sums(e)
-    .cost(g * l * e * 8, 4 * g * l * e)
 }

@@ -78,7 +78,7 @@ impl Rig {
     fn block(spec: &MethodSpec, config: &MethodConfig, device: &Device) -> Rig {
         let site = MlpSite { name: SITE.into(), hidden_size: D, intermediate_size: HIDDEN };
         let adapter = spec.build_mlp(config, &site, device, Stream::new(1)).unwrap().unwrap();
-        let group = |linears| LinearGroup { linears, adapter: None };
+        let group = LinearGroup::frozen;
         let mlp = Mlp {
             gate_up: group(vec![linear(device, "gate", HIDDEN, D), linear(device, "up", HIDDEN, D)]),
             down: group(vec![linear(device, "down", D, HIDDEN)]),

@@ -149,7 +149,7 @@ pub(super) fn replay(file: &TensorFile, device: &Device) -> Result<Replay> {
     let spans = vec![Span { len: s, prompt: s }; b];
     let choices = Choices::record();
     let pass = Pass::new(pool.units(device, &spans, s)?).with_choices(choices.clone());
-    let group = LinearGroup { linears: vec![linear], adapter: Some(adapter.clone()) };
+    let group = LinearGroup::adapted_by(vec![linear], adapter.clone());
 
     let x = tensor(file, device, "x", &[b, s, i])?.leaf();
     let y = group.forward(&x, &pass)?.swap_remove(0);

@@ -113,7 +113,7 @@ impl Subject {
             let values = file.f32(name, &[rows, cols])?;
             Ok(Linear { weight: Weight::new(device, rows, cols, values, Format::F32)?, bias: None })
         };
-        let group = |linears: Vec<Linear>| LinearGroup { linears, adapter: None };
+        let group = LinearGroup::frozen;
         if c.layer == Layer::Ffn {
             let site = MlpSite { name: "layer".into(), hidden_size: c.d_in, intermediate_size: c.hidden };
             let built = spec.build_mlp(&method, &site, device, Stream::new(0)).map_err(wrap)?;
@@ -128,8 +128,8 @@ impl Subject {
         }
         let site = LinearSite { name: "layer".into(), d_in: c.d_in, linears: vec![(String::new(), c.d_out)] };
         let adapter = spec.build(&method, &site, device, Stream::new(0)).map_err(wrap)?;
-        let group =
-            LinearGroup { adapter: Some(adapter.clone()), ..group(vec![frozen("w", c.d_out, c.d_in)?]) };
+        let linears = vec![frozen("w", c.d_out, c.d_in)?];
+        let group = LinearGroup::adapted_by(linears, adapter.clone());
         Ok(Subject::Linear(group, adapter))
     }
     fn params(&self) -> Vec<Param> {

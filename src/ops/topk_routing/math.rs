@@ -1,6 +1,6 @@
 //! The routers' mathematics for one routing unit and one linear, in f64: what `topk_routing` specifies.
 
-use super::topk_routing::{Condition, Routing, Score};
+use super::{Condition, Routing, Score};
 
 /// Logits and tables of one (linear, unit).
 pub(super) struct Unit<'a> {

@@ -1,0 +1,68 @@
+//! Cases: every score, condition and layout, ties, and many units.
+
+use super::{Condition, Routing, Score, route};
+use crate::ops::{Case, Operand, Units};
+
+pub(super) fn cases() -> Vec<Case> {
+    let mut all = Vec::new();
+    let condition = |choice, gated_input| Some(Condition { weight: 0.7, choice, gated_input });
+    let sided = |k| Routing { sides: 2, gated: true, gate_scale: 1.5, ..Routing::new(k) };
+    let routings = [
+        ("softmax", Routing { gated: true, ..Routing::new(2) }),
+        ("ungated", Routing::new(3)),
+        ("sigmoid", Routing { score: Score::Sigmoid, gated: true, ..Routing::new(3) }),
+        ("magnitude", Routing { score: Score::Magnitude, ..Routing::new(3) }),
+        ("ifs", sided(3)),
+        ("cfs", Routing { condition: condition(false, false), ..sided(3) }),
+        ("cfs gated input", Routing { condition: condition(false, true), ..sided(2) }),
+        ("cfs choice", Routing { condition: condition(true, false), ..sided(3) }),
+        ("cfs ungated", Routing { condition: condition(false, false), gated: false, ..sided(2) }),
+    ];
+    for (name, routing) in routings {
+        for (g, l, e) in [(1, 1, 3), (5, 2, 4), (3, 1, 70), (0, 1, 3)] {
+            for variant in ["wide", "lane"] {
+                all.push(case(name, Routing { variant: Some(variant), ..routing.clone() }, (g, l, e)));
+            }
+        }
+    }
+    all.push(
+        case("70 000 tokens", Routing { gated: true, ..Routing::new(2) }, (70_000, 1, 4)).no_gradcheck(),
+    );
+    // Equal logits: the lowest indices, in order.
+    let ties =
+        Operand::values(&[2, 1, 1, 5], vec![1.0, 2.0, 2.0, 1.0, 2.0, 0.0, 0.0, 0.0, 0.0, 0.0]).frozen();
+    for variant in ["wide", "lane"] {
+        all.push(Case::new(format!("ties {variant}"), vec![ties.clone()], move |x| {
+            let routing = Routing { variant: Some(variant), ..Routing::new(4) };
+            Ok(vec![route(&x[0], None, None, None, &routing, &Units::tokens(2), 1)?.idx().clone()])
+        }));
+    }
+    all
+}
+
+fn case(name: &str, routing: Routing, (g, l, e): (usize, usize, usize)) -> Case {
+    let r = &routing;
+    let mut inputs = vec![Operand::normal("z", &[g, l, r.sides, e]).times(2.0)];
+    if !r.gated {
+        inputs[0] = inputs[0].clone().frozen();
+    }
+    if r.score != Score::Logits {
+        inputs.push(Operand::normal("bias", &[l, e]).times(0.02).frozen());
+    }
+    if r.condition.is_some() {
+        let table = Operand::normal("table", &[l, e, e, r.table_slots()]);
+        inputs.push(if r.gated { table } else { table.frozen() });
+    }
+    let label = format!("{name} {} {g}x{l}x{e}", r.variant.unwrap_or("chosen"));
+    let (biased, conditioned) = (r.score != Score::Logits, r.condition.is_some());
+    Case::new(label, inputs, move |x| {
+        let bias = biased.then(|| &x[1]);
+        let table = conditioned.then(|| &x[1]);
+        let s = route(&x[0], bias, table, None, &routing, &Units::tokens(g), 1)?;
+        let mut out = vec![s.idx().clone()];
+        out.extend(s.gates().cloned());
+        Ok(out)
+    })
+    .sums(e)
+    .cost(g * l * e * 8, 4 * g * l * e)
+}
