@@ -5,7 +5,7 @@ pub mod golden;
 mod gradcheck;
 mod parity;
 
-pub use gradcheck::{GRADCHECK_BOUND, gradcheck};
+pub use gradcheck::{GRADCHECK_BOUND, GradError, gradcheck, gradcheck_params};
 pub use parity::{Parity, bits, parity};
 
 /// Largest error relative to the largest reference value (or `floor`), and the normalised mean square error.
@@ -18,9 +18,9 @@ pub struct Deviation {
 }
 
 impl Deviation {
-    /// Compares values; a NaN or a difference in length counts as infinite.
+    /// Compares values; a NaN on either side or a difference in length counts as infinite.
     pub fn of(got: &[f64], want: &[f64], floor: f64) -> Self {
-        if got.len() != want.len() || got.iter().any(|v| !v.is_finite()) {
+        if got.len() != want.len() || got.iter().any(|v| !v.is_finite()) || want.iter().any(|v| v.is_nan()) {
             return Deviation { max: f64::INFINITY, nmse: f64::INFINITY };
         }
         let largest = want.iter().fold(floor, |m, v| m.max(v.abs()));

@@ -37,6 +37,7 @@ pub(super) fn build(
     device: &Device,
     stream: Stream,
 ) -> Result<Arc<dyn LinearAdapter>> {
+    site.fits("r", c.r)?;
     let (e, d) = (c.num_factors, site.d_in);
     let bound = 1.0 / (d as f32).sqrt();
     let slots = if c.cfs_form == Some(CfsForm::Choice) { 1 } else { c.r };

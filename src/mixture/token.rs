@@ -55,6 +55,8 @@ impl RankExperts {
         a: Param,
         router: Option<Param>,
     ) -> Result<Self> {
+        // The pool may hold more ranks than one update can use.
+        site.fits("top_k", c.top_k)?;
         let l = site.linears.len();
         let balance = match routing.score {
             Score::Logits => None,

@@ -68,7 +68,7 @@ impl Choices {
 pub struct Pass {
     /// Routing units of methods that choose per instance. Methods that choose per token make their own.
     pub units: Units,
-    /// Whether dropout acts and load statistics count.
+    /// Whether dropout acts and load statistics count. A pass with forced choices does not count: it repeats one.
     pub train: bool,
     /// Randomness of this pass: dropout draws from sub-streams named by site.
     pub stream: Stream,
@@ -96,6 +96,10 @@ impl Pass {
     /// Dropout of an adapter's input in this pass, drawn by site; none outside of training.
     pub(crate) fn dropout(&self, site: &str, p: f32) -> Option<Dropout> {
         (self.train && p > 0.0).then(|| Dropout { stream: self.stream.named(site), p })
+    }
+    /// Whether load statistics count the choices of this pass.
+    pub(crate) fn counts(&self) -> bool {
+        self.train && !matches!(self.choices, Choices::Force(_))
     }
     pub(crate) fn add_aux(&self, loss: Tensor) {
         self.aux.lock().unwrap_or_else(|e| e.into_inner()).push(loss);

@@ -98,8 +98,12 @@ impl<'a> Compare<'a> {
     fn new(file: &'a TensorFile) -> Self {
         Compare { file, errors: Vec::new() }
     }
-    fn add(&mut self, name: &str, got: &[f64], floor: f64) -> Result<()> {
-        let dims = self.file.dims(name)?.to_vec();
+    /// A gradient has the shape of its tensor; `dims` is the shape of anything else.
+    fn add(&mut self, name: &str, dims: &[usize], got: &[f64], floor: f64) -> Result<()> {
+        let dims = match name.strip_prefix("grad_") {
+            Some(of) => self.file.dims(of)?.to_vec(),
+            None => dims.to_vec(),
+        };
         let want: Vec<f64> = self.file.f32(name, &dims)?.iter().map(|&v| v as f64).collect();
         // Exact zeros on both sides are no error; without a floor any other value against zeros is.
         let error = Deviation::of(got, &want, floor.max(f64::MIN_POSITIVE)).max;
@@ -118,7 +122,7 @@ impl<'a> Compare<'a> {
             let Some(g) = p.gradient(gradients) else { continue };
             for (part, _, values) in p.split(g)? {
                 for (name, values) in stored(&part, values) {
-                    self.add(&format!("grad_{name}"), &values, floor(&name))?;
+                    self.add(&format!("grad_{name}"), &[], &values, floor(&name))?;
                 }
             }
         }
@@ -141,6 +145,12 @@ impl<'a> Compare<'a> {
             choices,
         })
     }
+}
+
+/// Checks type and shape of tensors that must be there. Done before anything is built: sizes that a configuration
+/// only claims never reach an allocation.
+fn expect(file: &TensorFile, tensors: &[(&str, Vec<usize>)]) -> Result<()> {
+    tensors.iter().try_for_each(|(name, dims)| file.f32(name, dims).map(|_| ()))
 }
 
 fn tensor(file: &TensorFile, device: &Device, name: &str, dims: &[usize]) -> Result<Tensor> {
