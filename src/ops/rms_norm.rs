@@ -1,14 +1,10 @@
 //! Root-mean-square normalisation (Zhang & Sennrich 2019, arXiv:1910.07467).
 
-use super::launch::ROWS;
-use super::{Case, Meta, Op, OpSpec, Operand, math, rows_in_parallel, run};
+use super::{Case, Meta, Op, OpSpec, Operand, launch, math, rows_in_parallel, run};
 use crate::device::{Entry, Host, Shader};
 use crate::tape::Node;
 use crate::{DType, Error, Result, Tensor};
 use rayon::prelude::*;
-
-#[cfg(feature = "gpu")]
-use super::launch::{Kernel, binds, row_variant};
 
 pub(super) static SPEC: OpSpec =
     OpSpec { name: "rms_norm", formula: "y = x / sqrt(mean(x^2) + eps) * w", shaders: &[&SHADER], cases };
@@ -16,7 +12,10 @@ pub(super) static SPEC: OpSpec =
 static SHADER: Shader = Shader {
     name: "rms_norm",
     source: include_str!("../../shaders/rms_norm.wgsl"),
-    entries: &[Entry { name: "forward", variants: ROWS }, Entry { name: "backward_x", variants: ROWS }],
+    entries: &[
+        Entry { name: "forward", variants: launch::ROWS },
+        Entry { name: "backward_x", variants: launch::ROWS },
+    ],
 };
 
 /// `(x, w) -> (y, inv_rms)`
@@ -71,7 +70,7 @@ impl Op for Forward {
 
     #[cfg(feature = "gpu")]
     fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
-        launch(gpu, "forward", x, y, self.eps)
+        launch::per_row(gpu, &SHADER, "forward", x, y, &[self.eps.to_bits()])
     }
 }
 
@@ -112,21 +111,8 @@ impl Op for BackwardX {
 
     #[cfg(feature = "gpu")]
     fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
-        launch(gpu, "backward_x", x, y, 0.0)
+        launch::per_row(gpu, &SHADER, "backward_x", x, y, &[0])
     }
-}
-
-#[cfg(feature = "gpu")]
-fn launch(
-    gpu: &crate::device::Gpu,
-    entry: &'static str,
-    x: &[&Tensor],
-    y: &[Tensor],
-    eps: f32,
-) -> Result<()> {
-    let (n, d) = (x[0].shape().rows(), x[0].shape().last());
-    let kernel = Kernel { shader: &SHADER, entry, variant: row_variant(d) };
-    kernel.run(gpu, &binds(x, y), &[n as u32, d as u32, eps.to_bits()], n, 8 * n * d)
 }
 
 impl Tensor {
