@@ -100,7 +100,7 @@ impl MlpAdapter for FfnExperts {
         let forced = pass.choices.forced(&self.site.name)?;
         let z = logits.reshape(&[m, 1, 1, num_experts])?;
         let tokens = route(&z, None, None, forced.as_ref(), &routing, &Units::tokens(m), r)?;
-        pass.choices.keep(&self.site.name, tokens.idx());
+        pass.choices.keep(&self.site.name, &tokens);
         if pass.train && aux_loss_coef > 0.0 {
             pass.add_aux(load_balance_loss(&logits, tokens.idx(), pass)?.scale(aux_loss_coef)?);
         }
