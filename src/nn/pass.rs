@@ -26,7 +26,8 @@ impl Choices {
     pub fn record() -> Self {
         Choices::Record(Arc::default())
     }
-    /// Forces given choices: site to `idx [L, P, G, K]`.
+    /// Forces given choices: site to `idx [L, P, G, K]`. Indices that are too large are refused on host devices; on
+    /// a GPU they are not read back, and give values without meaning.
     pub fn force(choices: impl IntoIterator<Item = (String, Tensor)>) -> Self {
         Choices::Force(Arc::new(Mutex::new(choices.into_iter().collect())))
     }
