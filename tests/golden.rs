@@ -250,3 +250,22 @@ fn files_are_refused_alike_on_every_lane() {
         refused(device.name(), replay(&path, &device), &["holds 4"]);
     }
 }
+
+#[test]
+fn no_damage_to_a_header_is_a_panic() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("damaged.safetensors");
+    let cpu = Device::cpu();
+    for part in [LINEAR, SMORA] {
+        let whole = std::fs::read(file(part)).unwrap();
+        let header = 8 + u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
+        let random = mixlora::Stream::new(3).named(part);
+        for i in 0..300 {
+            let mut bytes = whole.clone();
+            bytes[random.bits(2 * i) as usize % header] =
+                b"0123456789\"}]-,e"[random.bits(2 * i + 1) as usize % 16];
+            std::fs::write(&path, bytes).unwrap();
+            let _ = replay(&path, &cpu);
+        }
+    }
+}

@@ -40,7 +40,8 @@ impl Choices {
     pub fn record() -> Self {
         Choices::Record(Arc::default())
     }
-    /// Forces given choices: site to `idx [L, P, G, K]`.
+    /// Forces given choices: site to `idx [L, P, G, K]`. Indices that are too large are refused on host devices; on
+    /// a GPU they are not read back, and give values without meaning.
     pub fn force(choices: impl IntoIterator<Item = (String, Tensor)>) -> Self {
         let kept = choices.into_iter().map(|(site, idx)| (site, Kept { idx, gates: None }));
         Choices::Force(Arc::new(Mutex::new(kept.collect())))

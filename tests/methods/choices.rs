@@ -163,3 +163,30 @@ fn linears_of_a_group_choose_for_themselves() {
         }
     }
 }
+
+/// Every B is reached through an input of its own: dropout must act on each.
+#[test]
+fn dropout_acts_on_every_branch() {
+    let device = Device::cpu();
+    for (spec, config) in methods() {
+        for outs in groups(spec) {
+            let is_b = |name: &str| name.ends_with("_b") && !name.contains("router");
+            let rig = |dropout: f32| {
+                Rig::new(spec, &MethodConfig { lora_dropout: dropout, ..config.clone() }, outs, &device)
+            };
+            let names: Vec<String> = rig(0.0).params().iter().map(|p| p.name()).filter(|n| is_b(n)).collect();
+            assert!(!names.is_empty(), "{}: B factors are named *_b", spec.name);
+            for name in names {
+                let out = |dropout: f32| -> Vec<Vec<f32>> {
+                    let rig = rig(dropout);
+                    for p in rig.params().iter().filter(|p| is_b(&p.name()) && p.name() != name) {
+                        p.set(p.value().scale(0.0).unwrap()).unwrap();
+                    }
+                    let y = rig.forward(&rig.x(), &rig.pass(Pool::Real)).unwrap();
+                    y.iter().map(|t| t.to_f32().unwrap()).collect()
+                };
+                assert_ne!(out(0.0), out(0.5), "{} {name}: dropout does nothing", spec.name);
+            }
+        }
+    }
+}
