@@ -130,7 +130,8 @@ impl Pass {
     pub(crate) fn add_aux(&self, loss: Tensor) {
         self.aux.lock().unwrap_or_else(|e| e.into_inner()).push(loss);
     }
-    /// Takes the auxiliary losses collected so far: scalars, already times their coefficients.
+    /// Takes the auxiliary losses collected so far: scalars, already times their coefficients. A block under
+    /// [`checkpoint_many`](crate::checkpoint_many) takes them inside and returns them, or they have no gradient.
     pub fn take_aux(&self) -> Vec<Tensor> {
         std::mem::take(&mut self.aux.lock().unwrap_or_else(|e| e.into_inner()))
     }

@@ -76,10 +76,11 @@ pub fn find_files(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
 pub fn replay(path: &Path, device: &Device) -> Result<Replay> {
     let file = TensorFile::open(path)?;
     let config: serde_json::Value = config(&file)?;
-    match config.get("layer").and_then(|l| l.as_str()) {
-        Some(_) => token::replay(&file, device),
-        None if config.get("router").is_some() || config.get("cfs").is_some() => layer::replay(&file, device),
-        None => Err(Error::file(path, "config is neither of kind 'layer' (cfs, router) nor 'token' (layer)")),
+    let has = |key: &str| config.get(key).is_some();
+    match has("layer") {
+        true => token::replay(&file, device),
+        false if has("in") && has("out") => layer::replay(&file, device),
+        false => Err(Error::file(path, "config is neither of kind 'layer' (in, out) nor 'token' (layer)")),
     }
 }
 
