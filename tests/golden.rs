@@ -185,7 +185,7 @@ fn configurations_that_cannot_be() {
         (FFN, |e| e.config("\"hidden\": 64", "\"hidden\": 0"), &["sizes that cannot be"]),
         (FFN, |e| e.config("\"E\": 4", "\"E\": 0"), &["sizes that cannot be"]),
         (FFN, |e| e.config("{", "{\"valid\": [1, 1], "), &["2 valid flags for 1 tokens"]),
-        (FFN, |e| e.config("\"layer\": \"ffn\"", "\"layer\": 7"), &["layer"]),
+        (FFN, |e| e.config("\"layer\": \"ffn\"", "\"layer\": 7"), &["metadata 'config'", "column"]),
     ];
     for (i, (part, change, texts)) in cases.into_iter().enumerate() {
         refused(&format!("case {i}"), changed(part, change), texts);

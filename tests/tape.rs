@@ -174,7 +174,8 @@ fn a_checkpoint_with_two_outputs_passes_both_gradients_on() {
             true => checkpoint_many(&[&x], f).unwrap(),
             false => f(std::slice::from_ref(&x)).unwrap(),
         };
-        let roots = [(&y[0], Tensor::full(&d, &[3], 2.0).unwrap()), (&y[1], Tensor::full(&d, &[], 0.5).unwrap())];
+        let roots =
+            [(&y[0], Tensor::full(&d, &[3], 2.0).unwrap()), (&y[1], Tensor::full(&d, &[], 0.5).unwrap())];
         let g = backward(&roots).unwrap();
         [g.get(&x), g.get(&w)].map(|g| g.unwrap().to_f32().unwrap())
     };

@@ -112,12 +112,25 @@ fn adapters() -> Vec<Value> {
                 "backend": a.backend.to_string(),
                 "class": format!("{:?}", a.class).to_lowercase(),
                 "driver": a.driver,
+                "shader_compiler": shader_compiler(a.backend),
                 "features": features,
                 "limits": limits,
                 "below_floor": a.below_floor,
             })
         })
         .collect()
+}
+
+/// Who turns our WGSL into the device's code.
+#[cfg(feature = "gpu")]
+fn shader_compiler(backend: mixlora::wgpu::Backend) -> &'static str {
+    use mixlora::wgpu::Backend;
+    match backend {
+        Backend::Vulkan => "WGSL by naga to SPIR-V, then the driver",
+        Backend::Metal => "WGSL by naga to MSL, then Metal",
+        Backend::Dx12 => "WGSL by naga to HLSL, then DXC where dxcompiler.dll is found, else FXC",
+        _ => "WGSL by naga",
+    }
 }
 
 #[cfg(not(feature = "gpu"))]
@@ -173,11 +186,12 @@ fn render(r: &Value, tests: &[ops_test::Tested]) -> String {
     }
     for (i, a) in adapters.iter().enumerate() {
         text += &format!(
-            "\nadapter {i}: {}\n  {}, {}, driver {}\n  features used: {}\n",
+            "\nadapter {i}: {}\n  {}, {}, driver {}\n  shaders: {}\n  features used: {}\n",
             string(&a["name"]),
             string(&a["backend"]),
             string(&a["class"]),
             string(&a["driver"]),
+            string(&a["shader_compiler"]),
             words(&a["features"])
         );
         let rows: Vec<Vec<String>> = a["limits"]
