@@ -144,5 +144,5 @@ impl<'a> Compare<'a> {
 }
 
 fn tensor(file: &TensorFile, device: &Device, name: &str, dims: &[usize]) -> Result<Tensor> {
-    Tensor::from_f32(device, dims, file.f32(name, dims)?)
+    Tensor::from_f32(device, dims, &file.f32(name, dims)?)
 }
