@@ -22,7 +22,7 @@ pub use dtype::DType;
 pub use error::{Error, Result};
 pub use rng::{Stream, threefry2x32};
 pub use shape::Shape;
-pub use tape::{Gradients, backward, checkpoint, no_grad};
+pub use tape::{Gradients, backward, checkpoint, checkpoint_many, no_grad};
 pub use tensor::Tensor;
 pub use weight::{Format, Linear, Shard, Weight};
 

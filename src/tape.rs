@@ -212,7 +212,7 @@ impl Tensor {
     }
 }
 
-/// Gradients of `sum_i <root_i, seed_i>`. The tape is consumed.
+/// Gradients of `sum_i <root_i, seed_i>`. The tape is consumed. A root that leads to no leaf adds nothing.
 ///
 /// # Errors
 /// A seed differs from its root in shape, type or device, or the tape was used before.
@@ -285,30 +285,36 @@ pub fn checkpoint(
     inputs: &[&Tensor],
     f: impl Fn(&[Tensor]) -> Result<Tensor> + Send + 'static,
 ) -> Result<Tensor> {
+    Ok(checkpoint_many(inputs, move |x| Ok(vec![f(x)?]))?.pop().expect("one output"))
+}
+
+/// [`checkpoint`] for a computation with several outputs, such as a block's state and its auxiliary losses: what
+/// `f` does not return has no gradient outside.
+pub fn checkpoint_many(
+    inputs: &[&Tensor],
+    f: impl Fn(&[Tensor]) -> Result<Vec<Tensor>> + Send + 'static,
+) -> Result<Vec<Tensor>> {
     let kept: Vec<Tensor> = inputs.iter().map(|t| t.detach()).collect();
     let wanted: Vec<bool> = inputs.iter().map(|t| t.requires_grad()).collect();
     let out = no_grad(|| f(&kept))?;
-    let back: BackFn = Box::new(move |grads, mut dy| {
-        let Some(dy) = dy.pop().flatten() else { return Ok(vec![None; kept.len()]) };
+    // The parameters inside are unknown out here, so the node is recorded even when no input needs it.
+    if !RECORDING.get() || out.is_empty() {
+        return Ok(out);
+    }
+    let back: BackFn = Box::new(move |grads, dy| {
         let fresh: Vec<Tensor> =
             kept.iter().zip(&wanted).map(|(t, &w)| if w { t.leaf() } else { t.clone() }).collect();
         let y = with_grad(|| f(&fresh))?;
-        let mut inner = backward(&[(&y, dy)])?;
-        let dx = fresh.iter().map(|t| inner.remove(t)).collect();
+        let roots: Vec<(&Tensor, Tensor)> =
+            y.iter().zip(dy).filter_map(|(y, dy)| dy.map(|dy| (y, dy))).collect();
+        let mut inner = backward(&roots)?;
+        let mut dx: Vec<Option<Tensor>> = fresh.iter().map(|t| inner.remove(t)).collect();
         grads.accumulate(inner)?;
-        Ok(dx)
-    });
-    // The parameters inside are unknown out here, so the node is recorded even when no input needs it.
-    if !RECORDING.get() {
-        return Ok(out);
-    }
-    let anchor = out.leaf();
-    let mut all: Vec<&Tensor> = inputs.to_vec();
-    all.push(&anchor);
-    let back: BackFn = Box::new(move |grads, dy| {
-        let mut dx = back(grads, dy)?;
         dx.push(None);
         Ok(dx)
     });
-    Ok(Node::record_raw("checkpoint", &all, vec![out], back).pop().expect("one output"))
+    let anchor = out[0].leaf();
+    let mut all: Vec<&Tensor> = inputs.to_vec();
+    all.push(&anchor);
+    Ok(Node::record_raw("checkpoint", &all, out, back))
 }

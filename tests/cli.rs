@@ -1,8 +1,11 @@
 //! The command line program as a user meets it: exit codes, stdout and stderr, JSON.
 #![cfg(feature = "cli")]
 
+use common::edit::{Edit, file, golden};
 use serde_json::Value;
 use std::process::{Command, Output, Stdio};
+
+mod common;
 
 fn mixlora(args: &[&str]) -> Command {
     let mut c = Command::new(env!("CARGO_BIN_EXE_mixlora"));
@@ -32,7 +35,7 @@ fn json(c: Command) -> Value {
 
 #[test]
 fn every_command_has_help_with_an_example() {
-    for command in [&[][..], &["doctor"], &["ops", "list"], &["ops", "test"]] {
+    for command in [&[][..], &["doctor"], &["ops", "list"], &["ops", "test"], &["methods"], &["verify"]] {
         let (out, err) = output(mixlora(&[command, &["--help"]].concat()), 0);
         assert!(out.contains("Example: mixlora"), "{command:?}: {out}");
         assert!(err.is_empty(), "{err}");
@@ -51,6 +54,9 @@ fn wrong_usage_is_exit_code_2() {
         &["ops", "test", "--device", "reference"],
         &["doctor", "--device", "all"],
         &["doctor", "--color"],
+        &["verify"],
+        &["verify", "--device", "", "tests/golden"],
+        &["methods", "lora"],
     ] {
         let (out, err) = output(mixlora(args), 2);
         assert!(out.is_empty() && !err.is_empty(), "{args:?}: {out}");
@@ -131,4 +137,83 @@ fn a_closed_pipe_is_no_failure() {
     let done = child.wait_with_output().unwrap();
     assert_eq!(done.status.code(), Some(0));
     assert!(done.stderr.is_empty(), "{}", String::from_utf8_lossy(&done.stderr));
+}
+
+#[test]
+fn methods_are_listed() {
+    let (out, err) = output(mixlora(&["methods"]), 0);
+    assert!(err.is_empty() && out.contains("router gradient"), "{out}{err}");
+    let list = json(mixlora(&["methods", "--json"]));
+    let list = list.as_array().unwrap();
+    assert_eq!(list.len(), mixlora::mixture::ALL.len());
+    for (m, entry) in mixlora::mixture::ALL.iter().zip(list) {
+        assert!(out.lines().any(|l| l.starts_with(&format!("{} ", m.name))), "{}: {out}", m.name);
+        assert!(out.contains(m.paper) && out.contains(m.trainable), "{}", m.name);
+        assert_eq!((&entry["name"], &entry["mergeable"]), (&m.name.into(), &m.mergeable.into()));
+        assert!(["yes", "no", "-"].contains(&entry["router_gradient"].as_str().unwrap()), "{entry}");
+        // The printed defaults are options that the method takes.
+        let defaults = serde_json::from_value(entry["defaults"].clone()).unwrap();
+        assert_eq!((m.defaults)(), defaults);
+        (m.check)(&defaults).unwrap();
+        defaults.check().unwrap();
+    }
+    assert!(out.contains("note: mixlora-cond: the router receives no task gradient"), "{out}");
+}
+
+#[test]
+fn reference_files_are_verified() {
+    let folder = golden().to_string_lossy().into_owned();
+    let (out, err) = output(mixlora(&["verify", "--device", "cpu", &folder]), 0);
+    assert!(err.is_empty() && out.contains("32 files on ") && out.contains(": 0 failed"), "{out}{err}");
+    assert_eq!(out.lines().filter(|l| l.starts_with("ok ") && l.contains("choices agree")).count(), 32);
+    let report = json(mixlora(&["verify", "--device", "reference", "--json", &folder]));
+    assert_eq!((&report["holds"], &report["version"]), (&true.into(), &env!("CARGO_PKG_VERSION").into()));
+    assert_eq!(report["bound"], 1e-5);
+    let files = report["files"].as_array().unwrap();
+    assert_eq!(files.len(), 32);
+    for f in files {
+        let lane = &f["devices"][0];
+        assert!(f["path"].is_string() && f["kind"].is_string() && lane["device"].is_string(), "{f}");
+        assert_eq!(
+            (&f["holds"], &lane["holds"], &lane["choices_agree"]),
+            (&true.into(), &true.into(), &true.into())
+        );
+        let worst = lane["worst"].as_f64().unwrap();
+        assert!(worst < 1e-6 && lane["errors"]["y"].as_f64().unwrap() <= worst, "{f}");
+    }
+}
+
+#[test]
+fn a_file_that_does_not_hold_is_exit_code_1_and_a_malformed_one_3() {
+    let folder = tempfile::tempdir().unwrap();
+    let copy = Edit::open(&file("token/ffn_b1"));
+    let path = |e: &Edit, name: &str| e.write(folder.path(), name).to_string_lossy().into_owned();
+    let at = copy.largest("grad_router");
+    let tampered = path(&copy.clone().value("grad_router", at, |v| v + 0.1), "tampered");
+    let (out, _) = output(mixlora(&["verify", "--device", "cpu", &tampered]), 1);
+    assert!(out.contains("FAILED") && out.contains("grad_router") && out.contains("1 failed"), "{out}");
+    let (out, _) = output(mixlora(&["verify", "--device", "cpu", "--json", &tampered]), 1);
+    let report: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(
+        (&report["holds"], &report["files"][0]["devices"][0]["holds"]),
+        (&false.into(), &false.into())
+    );
+    let nan = path(&copy.clone().value("y", 3, |_| f32::NAN), "nan");
+    let (out, _) = output(mixlora(&["verify", "--device", "cpu", &nan]), 1);
+    assert!(out.contains("y inf"), "{out}");
+    let (out, _) = output(mixlora(&["verify", "--device", "cpu", "--json", &nan]), 1);
+    serde_json::from_str::<Value>(&out).unwrap();
+    for (name, edit, text) in [
+        ("missing", copy.clone().without("w_up"), "tensor 'w_up' is missing"),
+        ("layer", copy.config("\"layer\": \"ffn\"", "\"layer\": \"moe\""), "unknown variant `moe`"),
+    ] {
+        let malformed = path(&edit, name);
+        let (_, err) = output(mixlora(&["verify", "--device", "cpu", &malformed]), 3);
+        assert!(err.contains(&format!("{name}.safetensors: ")) && err.contains(text), "{err}");
+    }
+    let (_, err) = output(mixlora(&["verify", "--device", "cpu", "no/such/folder"]), 3);
+    assert!(err.contains("no/such/folder"), "{err}");
+    let empty = tempfile::tempdir().unwrap();
+    let (_, err) = output(mixlora(&["verify", "--device", "cpu", &empty.path().to_string_lossy()]), 3);
+    assert!(err.contains("no .safetensors file"), "{err}");
 }

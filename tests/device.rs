@@ -221,7 +221,7 @@ fn uploads_keep_their_place_among_recorded_work() {
     // The next tensor takes over this memory; the recorded kernel must still see the old values.
     let before = gpu.memory().unwrap().held();
     drop(first);
-    let second = Tensor::full(&gpu, &[512], 50.0).unwrap();
+    let second = Tensor::from_f32(&gpu, &[512], &[50.0; 512]).unwrap();
     assert_eq!(gpu.memory().unwrap().held(), before, "the buffer is meant to be reused");
     assert_eq!(y.to_f32().unwrap(), [2.0; 512]);
     assert_eq!(second.to_f32().unwrap(), [50.0; 512]);
@@ -232,8 +232,8 @@ fn long_runs_are_split_into_submits() {
     for device in [common::gpu(), shared(wgpu::Limits::defaults()).map(Result::unwrap)] {
         let Some(device) = device else { return };
         let gpu = inner(&device);
+        let mut x = Tensor::from_f32(&device, &[300], &[1.0; 300]).unwrap();
         gpu.reset_stats();
-        let mut x = Tensor::full(&device, &[300], 1.0).unwrap();
         for i in 0..1001 {
             // Another factor each time: a parameter that arrives late or twice changes the result.
             x = x.scale(if i % 2 == 0 { 2.0 } else { 0.5 }).unwrap();

@@ -1,6 +1,6 @@
 //! The gradient tape: misuse, recompute, length, memory.
 
-use mixlora::{Device, Error, Tensor, backward, checkpoint, no_grad};
+use mixlora::{Device, Error, Tensor, backward, checkpoint, checkpoint_many, no_grad};
 
 mod common;
 
@@ -156,4 +156,29 @@ fn gradients_add_up_over_uses_and_passes() {
         assert_eq!(total.iter().count(), 1);
         assert!(total.remove(&x).is_some() && total.get(&x).is_none());
     }
+}
+
+#[test]
+fn a_checkpoint_with_two_outputs_passes_both_gradients_on() {
+    let d = Device::cpu();
+    let x = Tensor::from_f32(&d, &[3], &[1.0, 2.0, -1.0]).unwrap().leaf();
+    let w = Tensor::from_f32(&d, &[3], &[0.5, -2.0, 3.0]).unwrap().leaf();
+    let grads = |recompute: bool| {
+        let inside = w.clone();
+        let f = move |x: &[Tensor]| {
+            let state = x[0].mul(&inside)?;
+            let aux = state.mul(&state)?.sum()?;
+            Ok(vec![state, aux])
+        };
+        let y = match recompute {
+            true => checkpoint_many(&[&x], f).unwrap(),
+            false => f(std::slice::from_ref(&x)).unwrap(),
+        };
+        let roots =
+            [(&y[0], Tensor::full(&d, &[3], 2.0).unwrap()), (&y[1], Tensor::full(&d, &[], 0.5).unwrap())];
+        let g = backward(&roots).unwrap();
+        [g.get(&x), g.get(&w)].map(|g| g.unwrap().to_f32().unwrap())
+    };
+    assert_eq!(grads(true), grads(false));
+    assert_eq!(grads(true)[0], [2.0 * 0.5 + 0.25, -4.0 + 8.0, 6.0 - 9.0]);
 }

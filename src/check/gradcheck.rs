@@ -1,5 +1,6 @@
 //! Derivatives on the reference lane against central differences in f64.
 
+use crate::nn::{Choices, Param};
 use crate::ops::Case;
 use crate::rng::Stream;
 use crate::{DType, Device, Error, Result, Tensor, backward, no_grad};
@@ -73,4 +74,81 @@ pub fn gradcheck(case: &Case) -> Result<f64> {
         }
     }
     Ok(worst)
+}
+
+/// Error of one tensor's derivative.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GradError {
+    /// The parameter's name, or `x`.
+    pub name: String,
+    /// Largest error relative to the largest derivative.
+    pub error: f64,
+    /// The largest derivative; 0 where the outputs do not depend on the tensor.
+    pub largest: f64,
+}
+
+/// Derivatives of a module's outputs with respect to its trained parameters and to its input `x`, on the reference
+/// lane, against central differences.
+///
+/// `run` computes the outputs (auxiliary losses may be among them). It is called first with choices to record, and
+/// then, for the differences, with the same choices forced: a step can never flip one.
+///
+/// # Errors
+/// Something is not on the reference lane, or `run` fails. Parameters may then be left changed.
+pub fn gradcheck_params(
+    params: &[Param],
+    x: &Tensor,
+    run: impl Fn(&Tensor, &Choices) -> Result<Vec<Tensor>>,
+) -> Result<Vec<GradError>> {
+    let seed = |i: usize, n: usize| -> Vec<f64> {
+        Stream::new(6).fork(i as u64).normal_vec(n, 1.0).into_iter().map(f64::from).collect()
+    };
+    let choices = Choices::record();
+    let leaf = x.leaf();
+    let y = run(&leaf, &choices)?;
+    let forced = choices.replay();
+    let mut roots = Vec::new();
+    for (i, t) in y.iter().enumerate() {
+        roots.push((t, Tensor::from_f64(t.device(), t.dims(), &seed(i, t.len()))?));
+    }
+    let gradients = backward(&roots)?;
+    let loss = |x: &Tensor| -> Result<f64> {
+        let y = no_grad(|| run(x, &forced))?;
+        let terms = y
+            .iter()
+            .enumerate()
+            .map(|(i, t)| Ok(t.to_f64()?.iter().zip(seed(i, t.len())).map(|(y, s)| y * s).sum::<f64>()));
+        terms.sum()
+    };
+    let check = |name: String, value: &Tensor, got: Option<&Tensor>, at: &dyn Fn(Tensor) -> Result<f64>| {
+        let mut values = value.to_f64()?;
+        let got = got.map_or(Ok(vec![0.0; value.len()]), Tensor::to_f64)?;
+        let largest = got.iter().fold(0f64, |m, v| m.max(v.abs()));
+        let mut error = 0f64;
+        for j in (0..got.len()).step_by((got.len() / SAMPLES).max(1)) {
+            let v = values[j];
+            let h = STEP * v.abs().max(1.0);
+            let mut moved = |v: f64| {
+                values[j] = v;
+                at(Tensor::from_f64(value.device(), value.dims(), &values)?)
+            };
+            let slope = (moved(v + h)? - moved(v - h)?) / (2.0 * h);
+            values[j] = v;
+            let e = (got[j] - slope).abs() / largest.max(1e-3);
+            error = error.max(if e.is_nan() { f64::INFINITY } else { e });
+        }
+        Ok(GradError { name, error, largest })
+    };
+    let mut all = vec![check("x".into(), &x.detach(), gradients.get(&leaf), &|x| loss(&x))?];
+    for p in params.iter().filter(|p| p.trainable()) {
+        let value = p.value();
+        let at = |v: Tensor| {
+            p.set(v)?;
+            loss(x)
+        };
+        let e = check(p.name(), &value, p.gradient(&gradients), &at);
+        p.set(value)?;
+        all.push(e?);
+    }
+    Ok(all)
 }

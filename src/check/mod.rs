@@ -5,7 +5,7 @@ pub mod golden;
 mod gradcheck;
 mod parity;
 
-pub use gradcheck::{GRADCHECK_BOUND, gradcheck};
+pub use gradcheck::{GRADCHECK_BOUND, GradError, gradcheck, gradcheck_params};
 pub use parity::{Parity, bits, parity};
 
 /// Largest error relative to the largest reference value (or `floor`), and the normalised mean square error.
@@ -18,9 +18,9 @@ pub struct Deviation {
 }
 
 impl Deviation {
-    /// Compares values; a NaN or a difference in length counts as infinite.
+    /// Compares values; a NaN or infinity on either side or a difference in length counts as infinite.
     pub fn of(got: &[f64], want: &[f64], floor: f64) -> Self {
-        if got.len() != want.len() || got.iter().any(|v| !v.is_finite()) {
+        if got.len() != want.len() || got.iter().chain(want).any(|v| !v.is_finite()) {
             return Deviation { max: f64::INFINITY, nmse: f64::INFINITY };
         }
         let largest = want.iter().fold(floor, |m, v| m.max(v.abs()));
@@ -36,5 +36,23 @@ impl Deviation {
     /// The larger of both figures of two comparisons.
     pub fn worst(self, other: Self) -> Self {
         Deviation { max: self.max.max(other.max), nmse: self.nmse.max(other.nmse) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_that_is_no_number_passes() {
+        for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            for (got, want) in [([1.0, bad], [1.0, 2.0]), ([1.0, 2.0], [1.0, bad]), ([1.0, bad], [1.0, bad])]
+            {
+                assert_eq!(Deviation::of(&got, &want, 0.0).max, f64::INFINITY);
+            }
+        }
+        assert_eq!(Deviation::of(&[1.0], &[1.0, 2.0], 0.0).max, f64::INFINITY);
+        assert_eq!(Deviation::of(&[0.0], &[0.0], 0.0).max, 0.0);
+        assert_eq!(Deviation::of(&[3.0, 4.0], &[3.0, 5.0], 0.0).max, 0.2);
     }
 }

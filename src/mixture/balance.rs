@@ -32,9 +32,9 @@ impl BiasBalance {
         BiasBalance { bias, rate, load: Mutex::default() }
     }
 
-    /// Counts the choices of a training pass.
+    /// Counts the choices of a training pass, once: a pass that replays choices is a recomputation.
     pub fn count(&self, idx: &Tensor, pass: &Pass) -> Result<()> {
-        if !pass.train {
+        if !pass.counts() {
             return Ok(());
         }
         let factors = self.bias.value().shape().last();

@@ -4,7 +4,7 @@
 //! `mixlora-cond`, `mixlora-cond-gated` and `vt-nlp` are this layer with different options.
 
 use super::spec::{LinearSite, part};
-use super::{CfsForm, GateScale, MethodConfig};
+use super::{CfsForm, GateScale, MethodConfig, Selection};
 use crate::nn::{LinearAdapter, Param, Pass};
 use crate::ops::mixture_linears::mixture_linears;
 use crate::ops::topk_routing::{Condition, Routing, route};
@@ -37,6 +37,7 @@ pub(super) fn build(
     device: &Device,
     stream: Stream,
 ) -> Result<Arc<dyn LinearAdapter>> {
+    site.fits("r", c.r)?;
     let (e, d) = (c.num_factors, site.d_in);
     let bound = 1.0 / (d as f32).sqrt();
     let slots = if c.cfs_form == Some(CfsForm::Choice) { 1 } else { c.r };
@@ -112,8 +113,12 @@ impl Conditional {
     }
 }
 
-impl LinearAdapter for Conditional {
-    fn forward(&self, x: &Tensor, linears: &[Linear], pass: &Pass) -> Result<Vec<Tensor>> {
+impl Conditional {
+    /// Routes, or takes what the pass says.
+    fn select(&self, x: &Tensor, pass: &Pass) -> Result<Selection> {
+        if let Some(kept) = pass.choices.frozen(&self.site.name) {
+            return Selection::new(kept.idx, kept.gates, &pass.units, self.config.num_factors, 1);
+        }
         // Without gates nothing can flow back through a choice.
         let (z, table) = match self.config.gated {
             true => self.logits(x, pass)?,
@@ -121,7 +126,14 @@ impl LinearAdapter for Conditional {
         };
         let forced = pass.choices.forced(&self.site.name)?;
         let s = route(&z, None, table.as_ref(), forced.as_ref(), &self.routing, &pass.units, 1)?;
-        pass.choices.keep(&self.site.name, s.idx());
+        pass.choices.keep(&self.site.name, &s);
+        Ok(s)
+    }
+}
+
+impl LinearAdapter for Conditional {
+    fn forward(&self, x: &Tensor, linears: &[Linear], pass: &Pass) -> Result<Vec<Tensor>> {
+        let s = self.select(x, pass)?;
         let b: Vec<Tensor> = self.factors_b.iter().map(Param::tensor).collect();
         let scale = self.config.scaling(2 * self.config.num_factors, self.config.r);
         let dropout = pass.dropout(&self.site.name, self.config.lora_dropout);

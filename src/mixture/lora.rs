@@ -36,6 +36,7 @@ pub(super) struct Lora {
 
 impl Lora {
     pub fn new(c: &MethodConfig, site: &LinearSite, device: &Device, stream: Stream) -> Result<Self> {
+        site.fits("r", c.r)?;
         let bound = 1.0 / (site.d_in as f32).sqrt();
         let draw = |name: &str, n| stream.named(name).uniform_vec(n, bound);
         Ok(Lora {

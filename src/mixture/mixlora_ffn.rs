@@ -6,7 +6,7 @@
 
 use super::balance::load_balance_loss;
 use super::lora::Lora;
-use super::spec::{Hook, MethodSpec, MlpSite};
+use super::spec::{Hook, MethodSpec, MlpSite, fits, part};
 use super::{MethodConfig, Selection, Units};
 use crate::nn::{Mlp, MlpAdapter, Param, Pass};
 use crate::ops::factor_expand::{expand_by, shrink_by};
@@ -50,6 +50,7 @@ struct FfnExperts {
 impl FfnExperts {
     fn new(c: &MethodConfig, site: &MlpSite, device: &Device, stream: Stream) -> Result<Self> {
         let (d, f) = (site.hidden_size, site.intermediate_size);
+        fits(&site.name, "r", c.r, d, f)?;
         let rows = c.num_experts * c.r;
         let draw = |name: String, rows: usize, cols: usize, trained: &dyn Fn(&str, usize) -> Vec<f32>| {
             Param::drawn(device, vec![(name, rows)], cols, true, trained)
@@ -91,7 +92,7 @@ impl FfnExperts {
 
 impl MlpAdapter for FfnExperts {
     fn forward(&self, x: &Tensor, mlp: &Mlp, pass: &Pass) -> Result<Tensor> {
-        let MethodConfig { num_experts, top_k: k, r, aux_loss_coef, .. } = self.config;
+        let MethodConfig { num_experts, top_k: k, r, aux_loss_coef, lora_dropout, .. } = self.config;
         let (m, d) = (x.shape().rows(), x.shape().last());
         let rows = x.reshape(&[m, d])?;
         let logits = rows.matmul_nt(&self.router.tensor())?;
@@ -99,7 +100,7 @@ impl MlpAdapter for FfnExperts {
         let forced = pass.choices.forced(&self.site.name)?;
         let z = logits.reshape(&[m, 1, 1, num_experts])?;
         let tokens = route(&z, None, None, forced.as_ref(), &routing, &Units::tokens(m), r)?;
-        pass.choices.keep(&self.site.name, tokens.idx());
+        pass.choices.keep(&self.site.name, &tokens);
         if pass.train && aux_loss_coef > 0.0 {
             pass.add_aux(load_balance_loss(&logits, tokens.idx(), pass)?.scale(aux_loss_coef)?);
         }
@@ -108,8 +109,14 @@ impl MlpAdapter for FfnExperts {
         let pairs = Selection::new(idx, None, &Units::tokens(m * k), num_experts, r)?;
         let base =
             |i: usize| rows.linear(&mlp.gate_up.linears[i].weight, mlp.gate_up.linears[i].bias.as_ref());
-        let gate = self.project(&rows, base(0)?, &self.gate, &tokens, &pairs)?;
-        let up = self.project(&rows, base(1)?, &self.up, &tokens, &pairs)?;
+        // The input of every adapter branch, alike for all experts.
+        let drop = |t: &Tensor, input: &str| match pass.dropout(&part(&self.site.name, input), lora_dropout) {
+            Some(d) => t.dropout(d.p, d.stream),
+            None => Ok(t.clone()),
+        };
+        let x_branch = drop(&rows, "gate_up")?;
+        let gate = self.project(&x_branch, base(0)?, &self.gate, &tokens, &pairs)?;
+        let up = self.project(&x_branch, base(1)?, &self.up, &tokens, &pairs)?;
         let h = gate.swiglu(&up)?;
         let gates = match tokens.gates() {
             Some(g) => g.reshape(&[m * k, 1])?,
@@ -117,7 +124,9 @@ impl MlpAdapter for FfnExperts {
         };
         let down = &mlp.down.linears[0];
         let y = h.mul(&gates)?.sum_groups(k)?.linear(&down.weight, down.bias.as_ref())?;
-        let u = shrink_by(&h, &self.down.a.tensor(), &pairs)?.mul(&gates)?.reshape(&[m, k * r])?;
+        let u = shrink_by(&drop(&h, "down")?, &self.down.a.tensor(), &pairs)?
+            .mul(&gates)?
+            .reshape(&[m, k * r])?;
         expand_by(y, &u, &self.down.b.tensor(), &tokens, self.scale)?.reshape(x.dims())
     }
 

@@ -39,7 +39,23 @@ pub(super) fn part(linear: &str, what: &str) -> String {
     if linear.is_empty() { what.to_string() } else { format!("{linear}.{what}") }
 }
 
+/// Refuses an update of a rank above both sides of a linear.
+pub(super) fn fits(name: &str, what: &str, rank: usize, d_in: usize, d_out: usize) -> Result<()> {
+    let most = d_in.min(d_out);
+    match rank <= most {
+        true => Ok(()),
+        false => Err(Error::config(
+            what,
+            format!("is {rank}, must be in 1..={most}: {name} is a linear {d_in} -> {d_out}"),
+        )),
+    }
+}
+
 impl LinearSite {
+    /// Refuses an update of a rank that no linear of this size can have.
+    pub(super) fn fits(&self, what: &str, rank: usize) -> Result<()> {
+        self.linears.iter().try_for_each(|(n, out)| fits(&part(&self.name, n), what, rank, self.d_in, *out))
+    }
     /// The names of one part of every linear, with its rows.
     pub(super) fn parts(&self, what: &str, rows: usize) -> Vec<(String, usize)> {
         self.linears.iter().map(|(n, _)| (part(n, what), rows)).collect()

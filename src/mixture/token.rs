@@ -55,6 +55,8 @@ impl RankExperts {
         a: Param,
         router: Option<Param>,
     ) -> Result<Self> {
+        // The pool may hold more ranks than one update can use.
+        site.fits("top_k", c.top_k)?;
         let l = site.linears.len();
         let balance = match routing.score {
             Score::Logits => None,
@@ -84,7 +86,7 @@ impl LinearAdapter for RankExperts {
         let bias = self.balance.as_ref().map(|b| b.bias.value());
         let forced = pass.choices.forced(&self.site.name)?;
         let s = route(&z, bias.as_ref(), None, forced.as_ref(), &self.routing, &units, 1)?;
-        pass.choices.keep(&self.site.name, s.idx());
+        pass.choices.keep(&self.site.name, &s);
         if let Some(balance) = &self.balance {
             balance.count(s.idx(), pass)?;
         }

@@ -33,15 +33,34 @@ pub trait MlpAdapter: Send + Sync {
 pub struct LinearGroup {
     pub linears: Vec<Linear>,
     pub adapter: Option<Arc<dyn LinearAdapter>>,
+    /// Which linears the adapter takes, in order; all when empty.
+    pub adapted: Vec<usize>,
 }
 
 impl LinearGroup {
+    /// Linears without an adapter.
+    pub fn frozen(linears: Vec<Linear>) -> Self {
+        LinearGroup { linears, adapter: None, adapted: Vec::new() }
+    }
+    /// Linears that an adapter takes all of.
+    pub fn adapted_by(linears: Vec<Linear>, adapter: Arc<dyn LinearAdapter>) -> Self {
+        LinearGroup { linears, adapter: Some(adapter), adapted: Vec::new() }
+    }
+
     /// Outputs of all linears, in order.
     pub fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Vec<Tensor>> {
-        match &self.adapter {
-            Some(a) => a.forward(x, &self.linears, pass),
-            None => self.linears.iter().map(|l| x.linear(&l.weight, l.bias.as_ref())).collect(),
+        let plain = |l: &Linear| x.linear(&l.weight, l.bias.as_ref());
+        let Some(adapter) = &self.adapter else { return self.linears.iter().map(plain).collect() };
+        if self.adapted.is_empty() || self.adapted.len() == self.linears.len() {
+            return adapter.forward(x, &self.linears, pass);
         }
+        let some: Vec<Linear> = self.adapted.iter().filter_map(|&i| self.linears.get(i).cloned()).collect();
+        let mut adapted = adapter.forward(x, &some, pass)?.into_iter();
+        let outputs = self.linears.iter().enumerate().map(|(i, l)| match self.adapted.contains(&i) {
+            true => adapted.next().map_or_else(|| plain(l), Ok),
+            false => plain(l),
+        });
+        outputs.collect()
     }
 }
 

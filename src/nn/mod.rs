@@ -10,4 +10,4 @@ mod pass;
 pub use crate::weight::{Format, Linear, Weight};
 pub use layers::{LinearAdapter, LinearGroup, Mlp, MlpAdapter};
 pub use param::Param;
-pub use pass::{Choices, Pass};
+pub use pass::{Choices, Kept, Pass};

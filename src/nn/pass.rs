@@ -1,24 +1,38 @@
 //! [`Pass`]: what one forward pass carries along besides its tensors.
 
-use crate::ops::Units;
 use crate::ops::slots::Dropout;
+use crate::ops::{Selection, Units};
 use crate::{Error, Result, Stream, Tensor};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
+/// What a site chose in an earlier pass.
+#[derive(Debug, Clone)]
+pub struct Kept {
+    /// `[L, P, G, K]`
+    pub idx: Tensor,
+    /// `[L, G, K]`, without history; none where every gate is 1.
+    pub gates: Option<Tensor>,
+}
+
+type Sites = Arc<Mutex<BTreeMap<String, Kept>>>;
+
 /// What to do with the choices of routers, site by site.
 ///
 /// Recomputation under [`checkpoint`](crate::checkpoint), frozen routing in decoding, comparison with stored
-/// choices and inspection are all this: record in one pass, force in another.
+/// choices and inspection are all this: record in one pass, force or freeze in another.
 #[derive(Debug, Clone, Default)]
 pub enum Choices {
     /// Routers choose; nothing is kept.
     #[default]
     Free,
     /// Routers choose, and the choices are kept by site.
-    Record(Arc<Mutex<BTreeMap<String, Tensor>>>),
-    /// Every site takes its kept choice.
-    Force(Arc<Mutex<BTreeMap<String, Tensor>>>),
+    Record(Sites),
+    /// Every site takes its kept choice; gates are computed for it.
+    Force(Sites),
+    /// Sites that choose per instance take their kept choice and gates, and route no more: a conversation stays
+    /// with what its prompt chose. Sites that choose per token go on choosing.
+    Freeze(Sites),
 }
 
 impl Choices {
@@ -26,25 +40,32 @@ impl Choices {
     pub fn record() -> Self {
         Choices::Record(Arc::default())
     }
-    /// Forces given choices: site to `idx [L, P, G, K]`.
+    /// Forces given choices: site to `idx [L, P, G, K]`. Indices that are too large are refused on host devices; on
+    /// a GPU they are not read back, and give values without meaning.
     pub fn force(choices: impl IntoIterator<Item = (String, Tensor)>) -> Self {
-        Choices::Force(Arc::new(Mutex::new(choices.into_iter().collect())))
+        let kept = choices.into_iter().map(|(site, idx)| (site, Kept { idx, gates: None }));
+        Choices::Force(Arc::new(Mutex::new(kept.collect())))
     }
     /// The same choices, forced.
     pub fn replay(&self) -> Self {
+        self.sites().map_or(Choices::Free, |s| Choices::Force(s.clone()))
+    }
+    /// The same choices with their gates, frozen.
+    pub fn freeze(&self) -> Self {
+        self.sites().map_or(Choices::Free, |s| Choices::Freeze(s.clone()))
+    }
+    fn sites(&self) -> Option<&Sites> {
         match self {
-            Choices::Record(map) | Choices::Force(map) => Choices::Force(map.clone()),
-            Choices::Free => Choices::Free,
+            Choices::Free => None,
+            Choices::Record(s) | Choices::Force(s) | Choices::Freeze(s) => Some(s),
         }
+    }
+    fn kept(&self, site: &str) -> Option<Kept> {
+        self.sites()?.lock().unwrap_or_else(|e| e.into_inner()).get(site).cloned()
     }
     /// The kept choice of a site.
     pub fn get(&self, site: &str) -> Option<Tensor> {
-        match self {
-            Choices::Free => None,
-            Choices::Record(map) | Choices::Force(map) => {
-                map.lock().unwrap_or_else(|e| e.into_inner()).get(site).cloned()
-            }
-        }
+        self.kept(site).map(|k| k.idx)
     }
     /// The choice that a site must take, if choices are forced.
     pub(crate) fn forced(&self, site: &str) -> Result<Option<Tensor>> {
@@ -56,9 +77,14 @@ impl Choices {
             _ => Ok(None),
         }
     }
-    pub(crate) fn keep(&self, site: &str, idx: &Tensor) {
+    /// The choice and gates that an instance-routed site is frozen to, if it is.
+    pub(crate) fn frozen(&self, site: &str) -> Option<Kept> {
+        if let Choices::Freeze(_) = self { self.kept(site) } else { None }
+    }
+    pub(crate) fn keep(&self, site: &str, selection: &Selection) {
         if let Choices::Record(map) = self {
-            map.lock().unwrap_or_else(|e| e.into_inner()).insert(site.to_string(), idx.clone());
+            let kept = Kept { idx: selection.idx().clone(), gates: selection.gates().map(Tensor::detach) };
+            map.lock().unwrap_or_else(|e| e.into_inner()).insert(site.to_string(), kept);
         }
     }
 }
@@ -68,7 +94,7 @@ impl Choices {
 pub struct Pass {
     /// Routing units of methods that choose per instance. Methods that choose per token make their own.
     pub units: Units,
-    /// Whether dropout acts and load statistics count.
+    /// Whether dropout acts and load statistics count. A pass with forced choices does not count: it repeats one.
     pub train: bool,
     /// Randomness of this pass: dropout draws from sub-streams named by site.
     pub stream: Stream,
@@ -97,10 +123,15 @@ impl Pass {
     pub(crate) fn dropout(&self, site: &str, p: f32) -> Option<Dropout> {
         (self.train && p > 0.0).then(|| Dropout { stream: self.stream.named(site), p })
     }
+    /// Whether load statistics count the choices of this pass.
+    pub(crate) fn counts(&self) -> bool {
+        self.train && !matches!(self.choices, Choices::Force(_))
+    }
     pub(crate) fn add_aux(&self, loss: Tensor) {
         self.aux.lock().unwrap_or_else(|e| e.into_inner()).push(loss);
     }
-    /// Takes the auxiliary losses collected so far: scalars, already times their coefficients.
+    /// Takes the auxiliary losses collected so far: scalars, already times their coefficients. A block under
+    /// [`checkpoint_many`](crate::checkpoint_many) takes them inside and returns them, or they have no gradient.
     pub fn take_aux(&self) -> Vec<Tensor> {
         std::mem::take(&mut self.aux.lock().unwrap_or_else(|e| e.into_inner()))
     }

@@ -1,6 +1,6 @@
 //! Sums, products, scaling and constants, element by element.
 
-use super::launch::{self, ELEMENTS};
+use super::launch::ELEMENTS;
 use super::{Case, Meta, Op, OpSpec, Operand, rows_in_parallel, run, run_in_place};
 use crate::device::{Entry, Host, Shader};
 use crate::tape::Node;
@@ -8,7 +8,7 @@ use crate::{DType, Device, Error, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 #[cfg(feature = "gpu")]
-use super::launch::{Kernel, binds};
+use super::launch::{self, Kernel, binds};
 
 pub(super) static SPEC: OpSpec =
     OpSpec { name: "elementwise", formula: "a + s b, a b, s a, y += a, y = s", shaders: &[&SHADER], cases };

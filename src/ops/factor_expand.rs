@@ -10,6 +10,11 @@ use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
 use crate::tape::Node;
 use crate::{DType, Error, Result, Tensor};
 
+#[cfg(feature = "gpu")]
+use super::launch::{Kernel, binds};
+#[cfg(feature = "gpu")]
+use crate::device::Bind;
+
 pub(super) static SPEC: OpSpec = OpSpec {
     name: "factor_expand",
     formula: "y[m] += s sum_k u[m,k] b_{J[m,k]}",
@@ -23,16 +28,12 @@ const PARTS: &[&str] = &[parts::GRID, parts::SLOTS];
 const fn variant(name: &'static str, consts: &'static [(&'static str, u32)]) -> Variant {
     Variant { name, consts, parts: PARTS, backends: PORTABLE, workgroup_bytes: 0 }
 }
+static VARIANTS: &[Variant] =
+    &[variant("token", &[("WG", WG), ("UNITS", 0)]), variant("unit", &[("WG", WG), ("UNITS", 1)])];
 static SHADER: Shader = Shader {
     name: NAME,
     source: include_str!("../../shaders/factor_expand.wgsl"),
-    entries: &[Entry {
-        name: "add",
-        variants: &[
-            variant("token", &[("WG", WG), ("UNITS", 0)]),
-            variant("unit", &[("WG", WG), ("UNITS", 1)]),
-        ],
-    }],
+    entries: &[Entry { name: "add", variants: VARIANTS }],
 };
 
 /// In place: `(y [M, N]; u [M, slots of all linears], pool [P, N])`.
@@ -75,38 +76,16 @@ impl Op for Add<'_> {
 
     #[cfg(feature = "gpu")]
     fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
-        use crate::device::{Bind, Dispatch, Grid};
-        #[repr(C)]
-        #[derive(Clone, Copy, bytemuck::NoUninit)]
-        struct Params {
-            /// rows, n, slots, stride, first
-            sizes: [u32; 5],
-            scale: f32,
-            slots: [u32; 5],
-        }
         let (slots, rows, n) = (self.0.slots, y[0].shape().rows(), y[0].shape().last());
         let units = slots.units.row_unit().map(|t| t.buffer());
-        let u = x[0].buffer();
-        gpu.dispatch(Dispatch {
-            shader: &SHADER,
-            entry: "add",
-            consts: &[("WG", WG), ("UNITS", u32::from(units.is_some()))],
-            parts: PARTS,
-            bind: &[
-                Bind::Read(u),
-                Bind::Read(x[1].buffer()),
-                Bind::Read(slots.idx.buffer()),
-                Bind::or_unused(units, u),
-                Bind::Write(y[0].buffer()),
-            ],
-            params: bytemuck::bytes_of(&Params {
-                sizes: [rows, n, slots.width(), slots.all_columns(), slots.first_column()].map(|v| v as u32),
-                scale: self.0.scale,
-                slots: slots.params(),
-            }),
-            grid: Grid::Linear((rows * n.div_ceil(4)).div_ceil(WG as usize)),
-            flops: 2 * (rows * n * slots.width()) as u64,
-        })
+        let mut bind = binds(&[x[0], x[1], &slots.idx], y);
+        bind.insert(3, Bind::or_unused(units, x[0].buffer()));
+        let sizes = [rows, n, slots.width(), slots.all_columns(), slots.first_column()].map(|v| v as u32);
+        let params = [&sizes[..], &[self.0.scale.to_bits()], &slots.params()].concat();
+        let variant = &VARIANTS[usize::from(units.is_some())];
+        let groups = (rows * n.div_ceil(4)).div_ceil(WG as usize);
+        let kernel = Kernel { shader: &SHADER, entry: "add", variant };
+        kernel.run(gpu, &bind, &params, groups, 2 * rows * n * slots.width())
     }
 }
 

@@ -6,6 +6,11 @@ use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
 use crate::{DType, Error, Result, Tensor};
 use rayon::prelude::*;
 
+#[cfg(feature = "gpu")]
+use super::launch::{Kernel, binds};
+#[cfg(feature = "gpu")]
+use crate::device::Bind;
+
 pub(super) static SPEC: OpSpec = OpSpec {
     name: "gate_grad",
     formula: "dg[i,k] = sum over the rows of unit i of u v",
@@ -89,28 +94,17 @@ impl Op for GateGrad<'_> {
 
     #[cfg(feature = "gpu")]
     fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
-        use crate::device::{Bind, Dispatch, Grid};
         let (l, _, g, k) = self.0.slots_a().dims();
-        let start = self.0.units().start().map(|t| t.buffer());
+        let start = self.0.units().start();
         let items = l * g * k;
         let (entry, groups) = match start {
             Some(_) => ("unit", items),
             None => ("token", items.div_ceil(WG as usize)),
         };
-        gpu.dispatch(Dispatch {
-            shader: &SHADER,
-            entry,
-            consts: VARIANTS[0].consts,
-            parts: VARIANTS[0].parts,
-            bind: &[
-                Bind::Read(x[0].buffer()),
-                Bind::Read(x[1].buffer()),
-                Bind::or_unused(start, x[0].buffer()),
-                Bind::Write(y[0].buffer()),
-            ],
-            params: bytemuck::bytes_of(&[l, g, k, self.block()].map(|v| v as u32)),
-            grid: Grid::Linear(groups),
-            flops: 2 * x[0].len() as u64,
-        })
+        let mut bind = binds(x, y);
+        bind.insert(2, Bind::or_unused(start.map(|t| t.buffer()), x[0].buffer()));
+        let params = [l, g, k, self.block()].map(|v| v as u32);
+        let kernel = Kernel { shader: &SHADER, entry, variant: &VARIANTS[0] };
+        kernel.run(gpu, &bind, &params, groups, 2 * x[0].len())
     }
 }

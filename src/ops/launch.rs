@@ -20,7 +20,7 @@ pub(crate) static ELEMENTS: &[Variant] = &[Variant {
     workgroup_bytes: 0,
 }];
 
-/// One workgroup per row, with sums over the workgroup; see [`row_variant`].
+/// One workgroup per row, with sums over the workgroup: 64 invocations, or 256 for long rows.
 pub(crate) static ROWS: &[Variant] = &[
     Variant {
         name: "wg64",
@@ -37,12 +37,6 @@ pub(crate) static ROWS: &[Variant] = &[
         workgroup_bytes: 1024,
     },
 ];
-
-/// The variant of [`ROWS`] for rows of `d` values.
-#[cfg(feature = "gpu")]
-pub(crate) fn row_variant(d: usize) -> &'static Variant {
-    &ROWS[usize::from(d > 512)]
-}
 
 /// An entry point in one of its variants.
 #[cfg(feature = "gpu")]
@@ -81,6 +75,22 @@ impl Kernel {
 pub(crate) fn binds<'a>(x: &[&'a Tensor], y: &'a [Tensor]) -> Vec<Bind<'a>> {
     let reads = x.iter().map(|t| Bind::Read(t.buffer()));
     reads.chain(y.iter().map(|t| Bind::Write(t.buffer()))).collect()
+}
+
+/// Records an entry of [`ROWS`], one workgroup for every row of `x[0]`. Its parameters: rows, D, then `more`.
+#[cfg(feature = "gpu")]
+pub(crate) fn per_row(
+    gpu: &Gpu,
+    shader: &'static Shader,
+    entry: &'static str,
+    x: &[&Tensor],
+    y: &[Tensor],
+    more: &[u32],
+) -> Result<()> {
+    let (n, d) = (x[0].shape().rows(), x[0].shape().last());
+    let params = [&[n as u32, d as u32], more].concat();
+    let kernel = Kernel { shader, entry, variant: &ROWS[usize::from(d > 512)] };
+    kernel.run(gpu, &binds(x, y), &params, n, 10 * n * d)
 }
 
 /// An array of what the macros make of the name and the loader of every format, in the order of `Format::ALL`.

@@ -1,7 +1,5 @@
 //! Layer normalisation (Ba et al. 2016, arXiv:1607.06450).
 
-#[cfg(feature = "gpu")]
-use super::launch::{Kernel, binds, row_variant};
 use super::{Case, Meta, Op, OpSpec, Operand, launch, math, rows_in_parallel, run};
 use crate::device::{Entry, Host, Shader};
 use crate::tape::{Node, recording};
@@ -87,7 +85,7 @@ impl Op for Forward {
 
     #[cfg(feature = "gpu")]
     fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
-        launch(gpu, "forward", x, y, self.eps)
+        launch::per_row(gpu, &SHADER, "forward", x, y, &[self.eps.to_bits()])
     }
 }
 
@@ -131,21 +129,8 @@ impl Op for BackwardX {
 
     #[cfg(feature = "gpu")]
     fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
-        launch(gpu, "backward_x", x, y, 0.0)
+        launch::per_row(gpu, &SHADER, "backward_x", x, y, &[0])
     }
-}
-
-#[cfg(feature = "gpu")]
-fn launch(
-    gpu: &crate::device::Gpu,
-    entry: &'static str,
-    x: &[&Tensor],
-    y: &[Tensor],
-    eps: f32,
-) -> Result<()> {
-    let (n, d) = (x[0].shape().rows(), x[0].shape().last());
-    let kernel = Kernel { shader: &SHADER, entry, variant: row_variant(d) };
-    kernel.run(gpu, &binds(x, y), &[n as u32, d as u32, eps.to_bits()], n, 10 * n * d)
 }
 
 impl Tensor {

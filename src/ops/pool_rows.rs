@@ -6,6 +6,9 @@ use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
 use crate::tape::Node;
 use crate::{DType, Error, Result, Tensor};
 
+#[cfg(feature = "gpu")]
+use super::launch::{Kernel, binds};
+
 pub(super) static SPEC: OpSpec = OpSpec {
     name: "pool_rows",
     formula: "h[g] = sum over the rows m of unit g of weight[m] x[m]",
@@ -91,7 +94,6 @@ impl Op for Pool<'_> {
 
     #[cfg(feature = "gpu")]
     fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
-        use crate::device::{Bind, Dispatch, Grid};
         let (Some(weight), Some(start), Some(row_unit)) =
             (self.units.weight(), self.units.start(), self.units.row_unit())
         else {
@@ -99,21 +101,10 @@ impl Op for Pool<'_> {
         };
         let (rows, d) = (self.units.rows(), x[0].shape().last());
         let (entry, map) = if self.backward { ("backward", row_unit) } else { ("forward", start) };
-        gpu.dispatch(Dispatch {
-            shader: &SHADER,
-            entry,
-            consts: VARIANTS[0].consts,
-            parts: VARIANTS[0].parts,
-            bind: &[
-                Bind::Read(x[0].buffer()),
-                Bind::Read(weight.buffer()),
-                Bind::Read(map.buffer()),
-                Bind::Write(y[0].buffer()),
-            ],
-            params: bytemuck::bytes_of(&[self.units.count(), rows, d].map(|v| v as u32)),
-            grid: Grid::Linear(y[0].len().div_ceil(WG as usize)),
-            flops: 2 * (rows * d) as u64,
-        })
+        let params = [self.units.count(), rows, d].map(|v| v as u32);
+        let kernel = Kernel { shader: &SHADER, entry, variant: &VARIANTS[0] };
+        let groups = y[0].len().div_ceil(WG as usize);
+        kernel.run(gpu, &binds(&[x[0], weight, map], y), &params, groups, 2 * rows * d)
     }
 }
 

@@ -20,8 +20,10 @@ pub(super) static SPEC: OpSpec = OpSpec {
 
 const WG: u32 = 256;
 /// Elements that one workgroup of `total` sums.
+#[cfg(feature = "gpu")]
 const CHUNK: usize = 4096;
 /// Rows that one invocation of `rows` sums.
+#[cfg(feature = "gpu")]
 const ROWS: usize = 256;
 static VARIANTS: &[Variant] = &[Variant {
     name: "wg256",

@@ -1,10 +1,13 @@
 //! Rows repeated for the experts that they go to, and summed back.
 
-use super::launch::{ELEMENTS, WG};
+use super::launch::ELEMENTS;
 use super::{Case, Meta, Op, OpSpec, Operand, rows_in_parallel, run};
 use crate::device::{Entry, Host, Shader};
 use crate::tape::Node;
 use crate::{DType, Error, Result, Tensor};
+
+#[cfg(feature = "gpu")]
+use super::launch::{Kernel, WG, binds};
 
 pub(super) static SPEC: OpSpec = OpSpec {
     name: "repeat_rows",
@@ -66,18 +69,10 @@ impl Op for Rows {
 
     #[cfg(feature = "gpu")]
     fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
-        use crate::device::{Bind, Dispatch, Grid};
-        let n = y[0].len();
-        gpu.dispatch(Dispatch {
-            shader: &SHADER,
-            entry: if self.sum { "group_sum" } else { "repeat" },
-            consts: ELEMENTS[0].consts,
-            parts: ELEMENTS[0].parts,
-            bind: &[Bind::Read(x[0].buffer()), Bind::Write(y[0].buffer())],
-            params: bytemuck::bytes_of(&[n, x[0].shape().last(), self.k].map(|v| v as u32)),
-            grid: Grid::Linear(n.div_ceil(WG)),
-            flops: n as u64,
-        })
+        let (n, entry) = (y[0].len(), if self.sum { "group_sum" } else { "repeat" });
+        let params = [n, x[0].shape().last(), self.k].map(|v| v as u32);
+        let kernel = Kernel { shader: &SHADER, entry, variant: &ELEMENTS[0] };
+        kernel.run(gpu, &binds(x, y), &params, n.div_ceil(WG), n)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Root-mean-square normalisation (Zhang & Sennrich 2019, arXiv:1910.07467).
 
-use super::{Case, Meta, Op, OpSpec, Operand, rows_in_parallel, run};
-use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
+use super::{Case, Meta, Op, OpSpec, Operand, launch, math, rows_in_parallel, run};
+use crate::device::{Entry, Host, Shader};
 use crate::tape::Node;
 use crate::{DType, Error, Result, Tensor};
 use rayon::prelude::*;
@@ -9,35 +9,14 @@ use rayon::prelude::*;
 pub(super) static SPEC: OpSpec =
     OpSpec { name: "rms_norm", formula: "y = x / sqrt(mean(x^2) + eps) * w", shaders: &[&SHADER], cases };
 
-static VARIANTS: &[Variant] = &[
-    Variant {
-        name: "wg64",
-        consts: &[("WG", 64)],
-        parts: &[parts::GRID, parts::SUM],
-        backends: PORTABLE,
-        workgroup_bytes: 256,
-    },
-    Variant {
-        name: "wg256",
-        consts: &[("WG", 256)],
-        parts: &[parts::GRID, parts::SUM],
-        backends: PORTABLE,
-        workgroup_bytes: 1024,
-    },
-];
 static SHADER: Shader = Shader {
     name: "rms_norm",
     source: include_str!("../../shaders/rms_norm.wgsl"),
     entries: &[
-        Entry { name: "forward", variants: VARIANTS },
-        Entry { name: "backward_x", variants: VARIANTS },
+        Entry { name: "forward", variants: launch::ROWS },
+        Entry { name: "backward_x", variants: launch::ROWS },
     ],
 };
-
-/// Workgroup size for a row of `d` values.
-fn variant(d: usize) -> &'static Variant {
-    &VARIANTS[usize::from(d > 512)]
-}
 
 /// `(x, w) -> (y, inv_rms)`
 struct Forward {
@@ -79,8 +58,7 @@ impl Op for Forward {
         let (d, x, w) = (x[0].shape().last().max(1), x[0].f32(), x[1].f32());
         let [y, inv] = y else { unreachable!() };
         inv.f32_mut().par_iter_mut().zip(x.par_chunks(d)).with_min_len(16).for_each(|(inv, x)| {
-            let sum: f32 = x.iter().map(|v| v * v).sum();
-            *inv = 1.0 / (sum / d as f32 + self.eps).sqrt();
+            *inv = 1.0 / (math::dot(x, x) / d as f32 + self.eps).sqrt();
         });
         let inv = inv.f32();
         rows_in_parallel(y.f32_mut(), d, |i, y| {
@@ -92,14 +70,7 @@ impl Op for Forward {
 
     #[cfg(feature = "gpu")]
     fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
-        use crate::device::Bind;
-        let bind = [
-            Bind::Read(x[0].buffer()),
-            Bind::Read(x[1].buffer()),
-            Bind::Write(y[0].buffer()),
-            Bind::Write(y[1].buffer()),
-        ];
-        launch(gpu, "forward", &bind, x[0], self.eps)
+        launch::per_row(gpu, &SHADER, "forward", x, y, &[self.eps.to_bits()])
     }
 }
 
@@ -130,7 +101,7 @@ impl Op for BackwardX {
         let (x, w, inv, dy) = (x[0].f32(), x[1].f32(), x[2].f32(), x[3].f32());
         rows_in_parallel(dx[0].f32_mut(), d, |i, dx| {
             let (x, dy) = (&x[i * d..][..d], &dy[i * d..][..d]);
-            let dot: f32 = x.iter().zip(dy).zip(w).map(|((x, dy), w)| w * dy * x).sum();
+            let dot = math::sum_of(d, |k| w[k] * dy[k] * x[k]);
             let c = dot * inv[i] * inv[i] / d as f32;
             for (dx, ((x, dy), w)) in dx.iter_mut().zip(x.iter().zip(dy).zip(w)) {
                 *dx = inv[i] * (w * dy - c * x);
@@ -140,41 +111,8 @@ impl Op for BackwardX {
 
     #[cfg(feature = "gpu")]
     fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
-        use crate::device::Bind;
-        let mut bind: Vec<Bind> = x.iter().map(|t| Bind::Read(t.buffer())).collect();
-        bind.push(Bind::Write(y[0].buffer()));
-        launch(gpu, "backward_x", &bind, x[0], 0.0)
+        launch::per_row(gpu, &SHADER, "backward_x", x, y, &[0])
     }
-}
-
-#[cfg(feature = "gpu")]
-fn launch(
-    gpu: &crate::device::Gpu,
-    entry: &'static str,
-    bind: &[crate::device::Bind<'_>],
-    x: &Tensor,
-    eps: f32,
-) -> Result<()> {
-    use crate::device::{Dispatch, Grid};
-    #[repr(C)]
-    #[derive(Clone, Copy, bytemuck::NoUninit)]
-    struct Params {
-        n: u32,
-        d: u32,
-        eps: f32,
-    }
-    let (n, d) = (x.shape().rows(), x.shape().last());
-    let v = variant(d);
-    gpu.dispatch(Dispatch {
-        shader: &SHADER,
-        entry,
-        consts: v.consts,
-        parts: v.parts,
-        bind,
-        params: bytemuck::bytes_of(&Params { n: n as u32, d: d as u32, eps }),
-        grid: Grid::Linear(n),
-        flops: 8 * (n * d) as u64,
-    })
 }
 
 impl Tensor {

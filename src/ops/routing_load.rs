@@ -5,6 +5,11 @@ use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
 use crate::{DType, Error, Result, Tensor};
 use rayon::prelude::*;
 
+#[cfg(feature = "gpu")]
+use super::launch::{Kernel, binds};
+#[cfg(feature = "gpu")]
+use crate::device::Bind;
+
 pub(super) static SPEC: OpSpec = OpSpec {
     name: "routing_load",
     formula: "load[e] = weighted count of e; bias += rate sign(mean load - load)",
@@ -33,15 +38,6 @@ struct Count {
 
 /// In place: `(bias [L, E]; load [L, E])`.
 struct Balance {
-    rate: f32,
-}
-
-#[cfg(feature = "gpu")]
-#[repr(C)]
-#[derive(Clone, Copy, Default, bytemuck::NoUninit)]
-struct Params {
-    /// linears, sides, units, k, e
-    sizes: [u32; 5],
     rate: f32,
 }
 
@@ -85,24 +81,13 @@ impl Op for Count {
 
     #[cfg(feature = "gpu")]
     fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
-        use crate::device::{Bind, Dispatch, Grid};
         let [l, p, g, k] = *x[0].dims() else { unreachable!() };
         let weight = x.get(1).map(|w| w.buffer());
-        let params = Params { sizes: [l, p, g, k, self.factors].map(|v| v as u32), rate: 0.0 };
-        gpu.dispatch(Dispatch {
-            shader: &SHADER,
-            entry: "count",
-            consts: VARIANTS[usize::from(weight.is_some())].consts,
-            parts: PARTS,
-            bind: &[
-                Bind::Read(x[0].buffer()),
-                Bind::or_unused(weight, x[0].buffer()),
-                Bind::Write(y[0].buffer()),
-            ],
-            params: bytemuck::bytes_of(&params),
-            grid: Grid::Linear(y[0].len().div_ceil(WG as usize)),
-            flops: (x[0].len() * self.factors) as u64,
-        })
+        let sizes = [l, p, g, k, self.factors].map(|v| v as u32);
+        let variant = &VARIANTS[usize::from(weight.is_some())];
+        let bind =
+            [Bind::Read(x[0].buffer()), Bind::or_unused(weight, x[0].buffer()), Bind::Write(y[0].buffer())];
+        launch(gpu, "count", variant, &bind, sizes, 0.0)
     }
 }
 
@@ -144,19 +129,26 @@ impl Op for Balance {
 
     #[cfg(feature = "gpu")]
     fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
-        use crate::device::{Bind, Dispatch, Grid};
         let (l, e) = (x[0].shape().rows() as u32, x[0].shape().last() as u32);
-        gpu.dispatch(Dispatch {
-            shader: &SHADER,
-            entry: "balance",
-            consts: VARIANTS[0].consts,
-            parts: PARTS,
-            bind: &[Bind::Read(x[0].buffer()), Bind::Write(y[0].buffer())],
-            params: bytemuck::bytes_of(&Params { sizes: [l, 0, 0, 0, e], rate: self.rate }),
-            grid: Grid::Linear(y[0].len().div_ceil(WG as usize)),
-            flops: (l * e * e) as u64,
-        })
+        launch(gpu, "balance", &VARIANTS[0], &binds(x, y), [l, 0, 0, 0, e], self.rate)
     }
+}
+
+/// `sizes`: linears, sides, units, choices, factors.
+#[cfg(feature = "gpu")]
+fn launch(
+    gpu: &crate::device::Gpu,
+    entry: &'static str,
+    variant: &'static Variant,
+    bind: &[Bind<'_>],
+    sizes: [u32; 5],
+    rate: f32,
+) -> Result<()> {
+    let [l, _, g, k, e] = sizes;
+    let params = [sizes.as_slice(), &[rate.to_bits()]].concat();
+    let groups = (l as usize * e as usize).div_ceil(WG as usize);
+    let flops = (l * e) as usize * (g * k).max(e) as usize;
+    Kernel { shader: &SHADER, entry, variant }.run(gpu, bind, &params, groups, flops)
 }
 
 /// How often side A chose each of `factors`: `idx [L, P, G, K] -> [L, E]`, units weighted by `weight [G]`.

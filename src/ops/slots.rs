@@ -239,8 +239,7 @@ impl Selection {
         {
             return Err(Error::shape(OP, format!("gates {} for choices {}", t.shape(), idx.shape())));
         }
-        let host = matches!(&*idx.storage, crate::tensor::Storage::Host(_));
-        if host && let Some(e) = idx.u32().iter().find(|&&e| e as usize >= factors) {
+        if let Some(e) = idx.first_above(factors) {
             return Err(Error::shape(OP, format!("choice {e}, but there are {factors} factors")));
         }
         Ok(Selection { idx, gates, units: units.clone(), factors, block, lists: Arc::default() })
@@ -285,6 +284,17 @@ impl Selection {
         }
         let made = Lists::new(&self.idx, self.factors)?;
         Ok(self.lists.get_or_init(|| made))
+    }
+}
+
+impl Tensor {
+    /// The first index of a host tensor that is `factors` or more. Indices on a GPU are not looked at.
+    pub(super) fn first_above(&self, factors: usize) -> Option<u32> {
+        match &*self.storage {
+            crate::tensor::Storage::Host(_) => self.u32().iter().find(|&&e| e as usize >= factors).copied(),
+            #[cfg(feature = "gpu")]
+            crate::tensor::Storage::Gpu(_) => None,
+        }
     }
 }
 

@@ -1,7 +1,5 @@
 //! Softmax over the last axis, and its derivative from the output.
 
-#[cfg(feature = "gpu")]
-use super::launch::{Kernel, binds, row_variant};
 use super::{Case, Meta, Op, OpSpec, Operand, launch, math, rows_in_parallel, run};
 use crate::device::{Entry, Host, Shader};
 use crate::tape::Node;
@@ -59,7 +57,7 @@ impl Op for Forward {
 
     #[cfg(feature = "gpu")]
     fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
-        launch(gpu, "forward", x, y)
+        launch::per_row(gpu, &SHADER, "forward", x, y, &[])
     }
 }
 
@@ -94,15 +92,8 @@ impl Op for Backward {
 
     #[cfg(feature = "gpu")]
     fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
-        launch(gpu, "backward", x, y)
+        launch::per_row(gpu, &SHADER, "backward", x, y, &[])
     }
-}
-
-#[cfg(feature = "gpu")]
-fn launch(gpu: &crate::device::Gpu, entry: &'static str, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
-    let (n, d) = (x[0].shape().rows(), x[0].shape().last());
-    let kernel = Kernel { shader: &SHADER, entry, variant: row_variant(d) };
-    kernel.run(gpu, &binds(x, y), &[n as u32, d as u32], n, 10 * n * d)
 }
 
 impl Tensor {

@@ -396,6 +396,16 @@ pub(crate) fn route(
     block: usize,
 ) -> Result<Selection> {
     let extra = Extra { bias, table, forced };
+    if let Some(t) = forced {
+        t.expect(NAME, DType::U32)?;
+        // Kernels clamp what they read; host lanes would stop.
+        if let Some(e) = t.first_above(z.shape().last()) {
+            return Err(Error::shape(
+                NAME,
+                format!("choice {e}, but there are {} factors", z.shape().last()),
+            ));
+        }
+    }
     let mut inputs = vec![z];
     inputs.extend(bias);
     inputs.extend(table);

@@ -13,3 +13,5 @@ pub fn gpu() -> Option<Device> {
     }
     None
 }
+
+pub mod edit;

@@ -33,7 +33,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
                 "--device {name} is not a GPU; use gpu or an adapter's name"
             )));
         }
-        name => Some(Device::parse(name)?),
+        name => Some(crate::device(name)?),
     };
     let auto = Device::auto()?;
     out::progress("self-test");

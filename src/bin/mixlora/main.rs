@@ -95,6 +95,14 @@ impl Failure {
     }
 }
 
+/// The device of a `--device` option; a text that can name none is wrong usage.
+fn device(name: &str) -> Result<mixlora::Device, Failure> {
+    mixlora::Device::parse(name).map_err(|e| match e {
+        mixlora::Error::Config { .. } => Failure::Usage(format!("--{e}")),
+        e => e.into(),
+    })
+}
+
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Doctor(args) => doctor::run(&args),

@@ -65,7 +65,7 @@ fn devices(name: &str) -> Result<Devices, Failure> {
                 format!("--device {name} is not a lane to test; use cpu, gpu, all or an adapter's name");
             return Err(Failure::Usage(text));
         }
-        name => Devices { cpu: None, gpu: Some(Device::parse(name)?) },
+        name => Devices { cpu: None, gpu: Some(crate::device(name)?) },
     };
     devices.cpu.iter().chain(&devices.gpu).for_each(|d| d.set_guard(true));
     Ok(devices)

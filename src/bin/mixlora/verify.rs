@@ -36,7 +36,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
             all.extend(ops_test::gpu_if_any()?);
             all
         }
-        name => vec![Device::parse(name)?],
+        name => vec![crate::device(name)?],
     };
     let mut results = Vec::new();
     for file in &files {

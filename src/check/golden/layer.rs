@@ -1,6 +1,6 @@
 //! Files of kind `layer`: one Conditional MixLoRA linear.
 
-use super::{Compare, Replay, config, tensor};
+use super::{Compare, Replay, config, expect, tensor};
 use crate::io::TensorFile;
 use crate::mixture::{CfsForm, GateScale, LinearSite, MethodConfig, Pool, Span, find};
 use crate::nn::{Choices, LinearGroup, Pass};
@@ -77,6 +77,25 @@ enum CfsInput {
 }
 
 impl Config {
+    /// What the file must hold, besides the results that it compares.
+    fn tensors(&self) -> Vec<(&'static str, Vec<usize>)> {
+        let Config { batch: b, seq: s, d_in: i, d_out: o, e, r, .. } = *self;
+        let mut all = vec![
+            ("x", vec![b, s, i]),
+            ("grad_y", vec![b, s, o]),
+            ("y", vec![b, s, o]),
+            ("factors_a", vec![e, i]),
+            ("factors_b", vec![e, o]),
+            ("router_a", vec![e, i]),
+            ("router_b", vec![e, i]),
+        ];
+        match self.cfs {
+            Cfs::None => {}
+            Cfs::Choice => all.extend([("choice_embed", vec![e, i]), ("router_cfs", vec![e, i])]),
+            _ => all.push(("router_cfs", vec![e, r, i])),
+        }
+        all
+    }
     fn method(&self) -> MethodConfig {
         let gated = self.gate == Gate::Scaled;
         MethodConfig {
@@ -102,9 +121,12 @@ impl Config {
 pub(super) fn replay(file: &TensorFile, device: &Device) -> Result<Replay> {
     let c: Config = config(file)?;
     let (b, s, i, o) = (c.batch, c.seq, c.d_in, c.d_out);
-    if [b, s, i, o].contains(&0) {
+    if [b, s, i, o, c.e, c.r].contains(&0) {
         return Err(Error::file(file.path(), format!("config has a size of 0: {c:?}")));
     }
+    expect(file, &c.tensors())?;
+    let mut want = file.indices("idx_a", &[b, c.r], c.e)?;
+    want.extend(file.indices("idx_b", &[b, c.r], c.e)?);
     let name = if c.gate == Gate::Scaled { "mixlora-cond-gated" } else { "mixlora-cond" };
     let site = LinearSite { name: "layer".into(), d_in: i, linears: vec![(String::new(), o)] };
     let adapter = find(name)?
@@ -127,16 +149,16 @@ pub(super) fn replay(file: &TensorFile, device: &Device) -> Result<Replay> {
     let spans = vec![Span { len: s, prompt: s }; b];
     let choices = Choices::record();
     let pass = Pass::new(pool.units(device, &spans, s)?).with_choices(choices.clone());
-    let group = LinearGroup { linears: vec![linear], adapter: Some(adapter.clone()) };
+    let group = LinearGroup::adapted_by(vec![linear], adapter.clone());
 
     let x = tensor(file, device, "x", &[b, s, i])?.leaf();
     let y = group.forward(&x, &pass)?.swap_remove(0);
     let grads = backward(&[(&y, tensor(file, device, "grad_y", &[b, s, o])?)])?;
 
     let mut compare = Compare::new(file);
-    compare.add("y", &y.to_f64()?, 0.0)?;
+    compare.add("y", &[b, s, o], &y.to_f64()?, 0.0)?;
     let dx = grads.get(&x).ok_or_else(|| Error::Tape("no gradient for x".into()))?;
-    compare.add("grad_x", &dx.to_f64()?, 0.0)?;
+    compare.add("grad_x", &[], &dx.to_f64()?, 0.0)?;
     // One renormalised gate is 1 whatever the router says: its gradient is zero on paper.
     let zero = c.r == 1 && c.gate == Gate::Scaled;
     let floor =
@@ -144,7 +166,5 @@ pub(super) fn replay(file: &TensorFile, device: &Device) -> Result<Replay> {
     compare.gradients(&adapter.params(), &grads, |part, v| vec![(part.to_string(), v)], floor)?;
 
     let chosen = choices.get("layer").map(|t| t.to_u32()).transpose()?.unwrap_or_default();
-    let mut want = file.indices("idx_a", &[b, c.r], c.e)?;
-    want.extend(file.indices("idx_b", &[b, c.r], c.e)?);
     compare.finish("layer", chosen == want)
 }

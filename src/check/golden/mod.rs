@@ -76,10 +76,11 @@ pub fn find_files(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
 pub fn replay(path: &Path, device: &Device) -> Result<Replay> {
     let file = TensorFile::open(path)?;
     let config: serde_json::Value = config(&file)?;
-    match config.get("layer").and_then(|l| l.as_str()) {
-        Some(_) => token::replay(&file, device),
-        None if config.get("router").is_some() || config.get("cfs").is_some() => layer::replay(&file, device),
-        None => Err(Error::file(path, "config is neither of kind 'layer' (cfs, router) nor 'token' (layer)")),
+    let has = |key: &str| config.get(key).is_some();
+    match has("layer") {
+        true => token::replay(&file, device),
+        false if has("in") && has("out") => layer::replay(&file, device),
+        false => Err(Error::file(path, "config is neither of kind 'layer' (in, out) nor 'token' (layer)")),
     }
 }
 
@@ -98,8 +99,12 @@ impl<'a> Compare<'a> {
     fn new(file: &'a TensorFile) -> Self {
         Compare { file, errors: Vec::new() }
     }
-    fn add(&mut self, name: &str, got: &[f64], floor: f64) -> Result<()> {
-        let dims = self.file.dims(name)?.to_vec();
+    /// A gradient has the shape of its tensor; `dims` is the shape of anything else.
+    fn add(&mut self, name: &str, dims: &[usize], got: &[f64], floor: f64) -> Result<()> {
+        let dims = match name.strip_prefix("grad_") {
+            Some(of) => self.file.dims(of)?.to_vec(),
+            None => dims.to_vec(),
+        };
         let want: Vec<f64> = self.file.f32(name, &dims)?.iter().map(|&v| v as f64).collect();
         // Exact zeros on both sides are no error; without a floor any other value against zeros is.
         let error = Deviation::of(got, &want, floor.max(f64::MIN_POSITIVE)).max;
@@ -118,7 +123,7 @@ impl<'a> Compare<'a> {
             let Some(g) = p.gradient(gradients) else { continue };
             for (part, _, values) in p.split(g)? {
                 for (name, values) in stored(&part, values) {
-                    self.add(&format!("grad_{name}"), &values, floor(&name))?;
+                    self.add(&format!("grad_{name}"), &[], &values, floor(&name))?;
                 }
             }
         }
@@ -141,6 +146,12 @@ impl<'a> Compare<'a> {
             choices,
         })
     }
+}
+
+/// Checks type and shape of tensors that must be there. Done before anything is built: sizes that a configuration
+/// only claims never reach an allocation.
+fn expect(file: &TensorFile, tensors: &[(&str, Vec<usize>)]) -> Result<()> {
+    tensors.iter().try_for_each(|(name, dims)| file.f32(name, dims).map(|_| ()))
 }
 
 fn tensor(file: &TensorFile, device: &Device, name: &str, dims: &[usize]) -> Result<Tensor> {

@@ -1,6 +1,6 @@
 //! Files of kind `token`: layers that route every token by itself.
 
-use super::{Compare, Replay, config, tensor};
+use super::{Compare, Replay, config, expect, tensor};
 use crate::io::TensorFile;
 use crate::mixture::{LinearSite, MethodConfig, MlpSite, Units, find};
 use crate::nn::{Choices, LinearAdapter, LinearGroup, Mlp, MlpAdapter, Param, Pass};
@@ -51,7 +51,31 @@ impl Config {
         if self.layer == Layer::Ffn { self.e } else { self.r }
     }
     fn tokens(&self) -> usize {
-        self.batch * self.seq
+        self.batch.saturating_mul(self.seq)
+    }
+    fn scores(&self) -> &'static str {
+        if matches!(self.layer, Layer::Ffn | Layer::Rank) { "logits" } else { "score" }
+    }
+    /// What the file must hold, besides the results that it compares.
+    fn tensors(&self) -> Vec<(&'static str, Vec<usize>)> {
+        let Config { batch: b, seq: s, d_in: i, d_out: o, e, hidden: h, r, .. } = *self;
+        let mut all = vec![("x", vec![b, s, i]), ("grad_y", vec![b, s, o]), ("y", vec![b, s, o])];
+        all.push((self.scores(), vec![self.tokens(), self.candidates()]));
+        if self.layer == Layer::Ffn {
+            all.push(("router", vec![e, i]));
+            all.extend([("w_gate", vec![h, i]), ("w_up", vec![h, i]), ("w_down", vec![i, h])]);
+            all.extend([("a_gate", vec![e, r, i]), ("a_up", vec![e, r, i]), ("a_down", vec![e, r, h])]);
+            all.extend([("b_gate", vec![e, h, r]), ("b_up", vec![e, h, r]), ("b_down", vec![e, i, r])]);
+            return all;
+        }
+        all.extend([("w", vec![o, i]), ("a", vec![r, i]), ("b", vec![o, r])]);
+        if matches!(self.layer, Layer::Rank | Layer::Smora) {
+            all.push(("router", vec![r, i]));
+        }
+        if matches!(self.layer, Layer::Smora | Layer::Fly) {
+            all.push(("d", vec![r]));
+        }
+        all
     }
     fn method(&self) -> (&'static str, MethodConfig) {
         let common = MethodConfig {
@@ -89,7 +113,7 @@ impl Subject {
             let values = file.f32(name, &[rows, cols])?;
             Ok(Linear { weight: Weight::new(device, rows, cols, &values, Format::F32)?, bias: None })
         };
-        let group = |linears: Vec<Linear>| LinearGroup { linears, adapter: None };
+        let group = LinearGroup::frozen;
         if c.layer == Layer::Ffn {
             let site = MlpSite { name: "layer".into(), hidden_size: c.d_in, intermediate_size: c.hidden };
             let built = spec.build_mlp(&method, &site, device, Stream::new(0)).map_err(wrap)?;
@@ -104,8 +128,8 @@ impl Subject {
         }
         let site = LinearSite { name: "layer".into(), d_in: c.d_in, linears: vec![(String::new(), c.d_out)] };
         let adapter = spec.build(&method, &site, device, Stream::new(0)).map_err(wrap)?;
-        let group =
-            LinearGroup { adapter: Some(adapter.clone()), ..group(vec![frozen("w", c.d_out, c.d_in)?]) };
+        let linears = vec![frozen("w", c.d_out, c.d_in)?];
+        let group = LinearGroup::adapted_by(linears, adapter.clone());
         Ok(Subject::Linear(group, adapter))
     }
     fn params(&self) -> Vec<Param> {
@@ -172,6 +196,8 @@ pub(super) fn replay(file: &TensorFile, device: &Device) -> Result<Replay> {
     if sizes.contains(&0) || (c.layer == Layer::Ffn && (c.hidden == 0 || c.d_in != c.d_out)) {
         return Err(Error::file(file.path(), format!("config has sizes that cannot be: {c:?}")));
     }
+    expect(file, &c.tensors())?;
+    let want = file.indices("idx", &[c.tokens(), c.k], c.candidates())?;
     let subject = Subject::build(&c, file, device)?;
     load(&subject, &c, file, device)?;
     let choices = Choices::record();
@@ -196,9 +222,9 @@ pub(super) fn replay(file: &TensorFile, device: &Device) -> Result<Replay> {
     let grads = backward(&roots)?;
 
     let mut compare = Compare::new(file);
-    compare.add("y", &y.to_f64()?, 0.0)?;
+    compare.add("y", y.dims(), &y.to_f64()?, 0.0)?;
     let dx = grads.get(&x).ok_or_else(|| Error::Tape("no gradient for x".into()))?;
-    compare.add("grad_x", &dx.to_f64()?, 0.0)?;
+    compare.add("grad_x", &[], &dx.to_f64()?, 0.0)?;
     // One renormalised gate is 1 whatever the router says: its gradient is zero on paper.
     let zero = c.k == 1 && c.gate != "none" && (c.layer != Layer::Ffn || c.aux_coef == 0.0);
     let floor = |name: &str| if zero && name.contains("router") { 1.0 } else { 0.0 };
@@ -209,23 +235,22 @@ pub(super) fn replay(file: &TensorFile, device: &Device) -> Result<Replay> {
     };
     compare.gradients(&subject.params(), &grads, stored, floor)?;
     if let (Some(loss), true) = (aux.first(), file.has("aux_loss")) {
-        compare.add("aux_loss", &[loss.item()? / c.aux_coef as f64], 0.0)?;
+        compare.add("aux_loss", &[], &[loss.item()? / c.aux_coef as f64], 0.0)?;
     }
     subject.after_step()?;
     if let (Some(bias), true) = (subject.params().iter().find(|p| p.name() == "bias"), file.has("d_next")) {
-        compare.add("d_next", &bias.value().to_f64()?, 0.0)?;
+        compare.add("d_next", &[c.r], &bias.value().to_f64()?, 0.0)?;
     }
     let chosen = choices.get("layer").map(|t| t.to_u32()).transpose()?.unwrap_or_default();
-    let agree = same_choices(&c, file, &chosen)?;
+    let agree = same_choices(&c, file, &want, &chosen)?;
     let kind = format!("{:?}", c.layer).to_lowercase();
     compare.finish(&kind, agree)
 }
 
 /// The chosen sets must agree, and their order wherever neighbouring scores are apart.
-fn same_choices(c: &Config, file: &TensorFile, chosen: &[u32]) -> Result<bool> {
+fn same_choices(c: &Config, file: &TensorFile, want: &[u32], chosen: &[u32]) -> Result<bool> {
     let (t, n) = (c.tokens(), c.candidates());
-    let want = file.indices("idx", &[t, c.k], n)?;
-    let scores = file.f32(if file.has("score") { "score" } else { "logits" }, &[t, n])?;
+    let scores = file.f32(c.scores(), &[t, n])?;
     let rows = want.chunks(c.k).zip(chosen.chunks(c.k)).zip(scores.chunks(n));
     Ok(chosen.len() == want.len()
         && rows.into_iter().all(|((want, got), scores)| {
@@ -235,7 +260,11 @@ fn same_choices(c: &Config, file: &TensorFile, chosen: &[u32]) -> Result<bool> {
                 v
             };
             let score = |e: u32| scores[e as usize];
-            let apart = |i: usize, j: usize| (score(want[i]) - score(want[j])).abs() > ORDER_GAP;
+            // Written so that a NaN counts as apart.
+            let apart = |i: usize, j: usize| {
+                let close = (score(want[i]) - score(want[j])).abs() <= ORDER_GAP;
+                !close
+            };
             sorted(want) == sorted(got)
                 && (0..want.len()).all(|i| {
                     want[i] == got[i] || (0..want.len()).any(|j| j != i && want[j] == got[i] && !apart(i, j))

@@ -1,0 +1,242 @@
+//! A method's adapter on random values, small enough for f64 differences.
+
+use mixlora::mixture::{ALL, Hook, LinearSite, MethodConfig, MethodSpec, MlpSite, Pool, Span};
+use mixlora::nn::{Choices, LinearAdapter, LinearGroup, Mlp, MlpAdapter, Param, Pass};
+use mixlora::{Device, Format, Linear, Result, Stream, Tensor, Weight, backward};
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
+
+pub const SITE: &str = "layer";
+pub const D: usize = 10;
+/// One linear, and three of different widths.
+pub const GROUPS: [&[usize]; 2] = [&[9], &[6, 4, 7]];
+pub const HIDDEN: usize = 8;
+/// Instances of a batch padded to 5 rows: none, some and most of it is padding.
+pub const SPANS: [Span; 3] =
+    [Span { len: 5, prompt: 3 }, Span { len: 4, prompt: 4 }, Span { len: 2, prompt: 1 }];
+pub const SEQ: usize = 5;
+
+/// Small sizes that fit every method.
+pub fn small(spec: &MethodSpec) -> MethodConfig {
+    MethodConfig {
+        r: 4,
+        lora_alpha: None,
+        lora_dropout: 0.0,
+        num_factors: 6,
+        num_experts: 3,
+        top_k: 2,
+        density: 0.5,
+        aux_loss_coef: 0.5,
+        bias_lr: 0.01,
+        ..(spec.defaults)()
+    }
+}
+
+enum Adapter {
+    Linears(Arc<dyn LinearAdapter>, Vec<Linear>),
+    Block(Arc<dyn MlpAdapter>, Box<Mlp>),
+}
+
+pub struct Rig {
+    pub device: Device,
+    adapter: Adapter,
+}
+
+fn values(name: &str, n: usize, std: f32) -> Vec<f32> {
+    Stream::new(11).named(name).normal_vec(n, std)
+}
+
+fn linear(device: &Device, name: &str, out: usize, d: usize) -> Linear {
+    let w = values(name, out * d, 0.3);
+    let weight = Weight::new(device, out, d, &w, Format::F32).unwrap();
+    let bias = Tensor::from_f32(device, &[out], &values(&format!("{name}.bias"), out, 0.3)).unwrap();
+    Linear { weight, bias: Some(bias) }
+}
+
+pub fn site(outs: &[usize]) -> LinearSite {
+    let linears = outs.iter().enumerate().map(|(i, &o)| (format!("l{i}"), o)).collect();
+    LinearSite { name: SITE.into(), d_in: D, linears }
+}
+
+impl Rig {
+    /// The method's own hook: a group of linears, or a block.
+    pub fn new(spec: &MethodSpec, config: &MethodConfig, outs: &[usize], device: &Device) -> Rig {
+        match spec.hook {
+            Hook::Linear => Rig::linears(spec, config, outs, device),
+            Hook::Mlp => Rig::block(spec, config, device),
+        }
+    }
+
+    pub fn linears(spec: &MethodSpec, config: &MethodConfig, outs: &[usize], device: &Device) -> Rig {
+        let adapter = spec.build(config, &site(outs), device, Stream::new(1)).unwrap();
+        let linears = outs.iter().enumerate().map(|(i, &o)| linear(device, &format!("w{i}"), o, D)).collect();
+        let rig = Rig { device: device.clone(), adapter: Adapter::Linears(adapter, linears) };
+        rig.randomise();
+        rig
+    }
+
+    fn block(spec: &MethodSpec, config: &MethodConfig, device: &Device) -> Rig {
+        let site = MlpSite { name: SITE.into(), hidden_size: D, intermediate_size: HIDDEN };
+        let adapter = spec.build_mlp(config, &site, device, Stream::new(1)).unwrap().unwrap();
+        let group = LinearGroup::frozen;
+        let mlp = Mlp {
+            gate_up: group(vec![linear(device, "gate", HIDDEN, D), linear(device, "up", HIDDEN, D)]),
+            down: group(vec![linear(device, "down", D, HIDDEN)]),
+            adapter: Some(adapter.clone()),
+        };
+        let rig = Rig { device: device.clone(), adapter: Adapter::Block(adapter, Box::new(mlp)) };
+        rig.randomise();
+        rig
+    }
+
+    /// Parameters that start at zero get values, by name, so that nothing is hidden by zeros.
+    fn randomise(&self) {
+        for p in self.params() {
+            let v = p.value();
+            if v.to_f64().unwrap().iter().all(|&x| x == 0.0) {
+                let std = if p.trainable() { 0.4 } else { 0.05 };
+                let rows: usize = p.parts().iter().map(|(_, rows)| rows).sum();
+                let part = |(name, n): &(String, usize)| values(name, n * v.len() / rows, std);
+                let new: Vec<f32> = p.parts().iter().flat_map(part).collect();
+                p.set(Tensor::from_f32(&self.device, v.dims(), &new).unwrap()).unwrap();
+            }
+        }
+    }
+
+    pub fn params(&self) -> Vec<Param> {
+        match &self.adapter {
+            Adapter::Linears(a, _) => a.params(),
+            Adapter::Block(a, _) => a.params(),
+        }
+    }
+
+    /// The first parameter with a part of that ending.
+    pub fn param(&self, ending: &str) -> Param {
+        let found = self.params().into_iter().find(|p| p.parts().iter().any(|(n, _)| n.ends_with(ending)));
+        found.unwrap_or_else(|| panic!("no {ending} in {:?}", self.params()))
+    }
+
+    pub fn after_step(&self) {
+        match &self.adapter {
+            Adapter::Linears(a, _) => a.after_step(),
+            Adapter::Block(a, _) => a.after_step(),
+        }
+        .unwrap();
+    }
+
+    pub fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Vec<Tensor>> {
+        match &self.adapter {
+            Adapter::Linears(a, linears) => a.forward(x, linears, pass),
+            Adapter::Block(a, mlp) => Ok(vec![a.forward(x, mlp, pass)?]),
+        }
+    }
+
+    /// What can be moved into a checkpoint.
+    pub fn function(&self) -> impl Fn(&Tensor, &Pass) -> Result<Vec<Tensor>> + Send + 'static + use<> {
+        let (linears, block) = match &self.adapter {
+            Adapter::Linears(a, l) => (Some((a.clone(), l.clone())), None),
+            Adapter::Block(a, m) => (None, Some((a.clone(), m.clone()))),
+        };
+        move |x, pass| match (&linears, &block) {
+            (Some((a, l)), _) => a.forward(x, l, pass),
+            (_, Some((a, m))) => Ok(vec![a.forward(x, m, pass)?]),
+            _ => unreachable!(),
+        }
+    }
+
+    /// A training pass: instances pooled as asked for, padding left out of statistics.
+    pub fn pass(&self, pool: Pool) -> Pass {
+        let units = pool.units(&self.device, &SPANS, SEQ).unwrap();
+        let mut pass = Pass::training(units, Stream::new(5));
+        let valid: Vec<f32> =
+            SPANS.iter().flat_map(|s| (0..SEQ).map(move |i| f32::from(u8::from(i < s.len)))).collect();
+        let n = valid.iter().filter(|v| **v > 0.0).count();
+        pass.valid = Some((Tensor::from_f32(&self.device, &[valid.len(), 1], &valid).unwrap(), n));
+        pass
+    }
+
+    /// A batch of the shape of [`SPANS`].
+    pub fn x(&self) -> Tensor {
+        let dims = [SPANS.len(), SEQ, D];
+        Tensor::from_f32(&self.device, &dims, &values("x", dims.iter().product(), 1.0)).unwrap()
+    }
+
+    /// Outputs, auxiliary losses and all gradients of one step with fixed seeds.
+    pub fn step(&self, x: &Tensor, pass: &Pass) -> Result<Outcome> {
+        let leaf = x.leaf();
+        let mut y = self.forward(&leaf, pass)?;
+        y.extend(pass.take_aux());
+        let mut all = BTreeMap::new();
+        let mut roots = Vec::new();
+        for (i, t) in y.iter().enumerate() {
+            all.insert(format!("y{i}"), t.to_f64()?);
+            let seed = Stream::new(7).fork(i as u64).normal_vec(t.len(), 1.0);
+            roots.push((t, Tensor::from_f32(&self.device, t.dims(), &seed)?));
+        }
+        let gradients = backward(&roots)?;
+        let mut put = |name: String, g: Option<&Tensor>| -> Result<()> {
+            if let Some(g) = g {
+                all.insert(name, g.to_f64()?);
+            }
+            Ok(())
+        };
+        put("grad x".into(), gradients.get(&leaf))?;
+        for p in self.params() {
+            put(format!("grad {}", p.name()), p.gradient(&gradients))?;
+        }
+        Ok(Outcome(all))
+    }
+}
+
+/// Named values of a step.
+#[derive(Debug, PartialEq)]
+pub struct Outcome(pub BTreeMap<String, Vec<f64>>);
+
+impl Outcome {
+    /// The largest difference relative to the largest value of each tensor.
+    pub fn error(&self, want: &Outcome) -> f64 {
+        assert_eq!(self.0.keys().collect::<Vec<_>>(), want.0.keys().collect::<Vec<_>>());
+        let mut worst = 0f64;
+        for (name, want) in &want.0 {
+            let got = &self.0[name];
+            assert!(got.iter().all(|v| v.is_finite()), "{name}");
+            worst = worst.max(mixlora::check::Deviation::of(got, want, 1e-3).max);
+        }
+        worst
+    }
+    /// Bits of all values in f32.
+    pub fn bits(&self) -> Vec<u32> {
+        self.0.values().flatten().map(|&v| (v as f32).to_bits()).collect()
+    }
+}
+
+/// Every method with its small configuration.
+pub fn methods() -> impl Iterator<Item = (&'static MethodSpec, MethodConfig)> {
+    ALL.iter().map(|spec| (*spec, small(spec)))
+}
+
+/// The groups that a method is tried on: blocks have one shape.
+pub fn groups(spec: &MethodSpec) -> &'static [&'static [usize]] {
+    if spec.hook == Hook::Mlp { &GROUPS[..1] } else { &GROUPS }
+}
+
+/// Whether a choice was made: `lora` makes none.
+pub fn chosen(choices: &Choices) -> Option<Tensor> {
+    choices.get(SITE)
+}
+
+/// Kept choices on another device.
+pub fn forced_on(choices: &Choices, device: &Device) -> Choices {
+    Choices::force(chosen(choices).map(|t| (SITE.to_string(), t.to_device(device).unwrap())))
+}
+
+/// One GPU for all tests: kernels are compiled once.
+pub fn gpu() -> Option<Device> {
+    static GPU: OnceLock<Option<Device>> = OnceLock::new();
+    GPU.get_or_init(super::common::gpu).clone()
+}
+
+/// Every lane that this machine has.
+pub fn devices() -> Vec<Device> {
+    [Device::reference(), Device::cpu()].into_iter().chain(gpu()).collect()
+}
