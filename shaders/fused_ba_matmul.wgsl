@@ -1,16 +1,16 @@
 // fused_ba_matmul.wgsl - y[m,n] (+)= sum_k x[m,k] W[n,k] + bias[n] + scale * sum_j u[m,j] pool[pick(m,j), n]
 //                        (NT = 0: W[k,n] instead of W[n,k], the product of the backward pass)
 // Entries   : direct (4x4 per invocation in registers), tile (64x64 tile in shared memory)
-// Shapes    : x [M, x_stride]  W [rows, w_cols]  y [M, y_stride]  u [M, u_stride]  pool [P, y_stride]  bias [N]
+// Shapes    : x [M, x_stride]  W [rows, w_words]  y [M, y_stride]  u [M, u_stride]  pool [P, y_stride]  bias [N]
 // Grid      : [ceil(N/32), ceil(M/32), 1] (direct), [ceil(N/64), ceil(M/64), 1] (tile)
-// Prelude   : NT, EXPAND, BIAS, ADD, DROP, UNITS = 0 | 1;  fragments load_f32|f16|bf16, slots, random, dropout
+// Prelude   : NT, EXPAND, BIAS, ADD, DROP, UNITS = 0 | 1;  fragments load_<format>, half, slots, random, dropout
 // Precision : accumulates f32
 // Limits    : tile: 8448 B shared; 8 bindings
 // Cost      : 2*M*N*K + 2*M*N*slots flop, 4*(M*K + N*K + M*N) bytes (compute bound for M > 32)
 // Source    : factored LoRA products, DESIGN: the expand joins the frozen product's epilogue
 // CPU       : src/ops/fused_ba_matmul.rs
 struct Params {
-  m: u32, n: u32, k: u32, x_stride: u32, x_first: u32, y_stride: u32, y_first: u32, w_cols: u32,
+  m: u32, n: u32, k: u32, x_stride: u32, x_first: u32, y_stride: u32, y_first: u32, w_words: u32,
   scale: f32, u_stride: u32, u_first: u32, slots: u32,
   s_base: u32, s_step: u32, s_k: u32, s_block: u32, s_pool_rows: u32,
   key0: u32, key1: u32, drop_p: f32, keep: f32,
@@ -28,8 +28,8 @@ fn x_at(row: u32, k: u32) -> f32 { return x[min(row, p.m - 1u) * p.x_stride + p.
 
 fn w_at(col: u32, k: u32) -> f32 {
   let n = min(col, p.n - 1u);
-  if (NT == 1u) { return load_w(n * p.w_cols + k); }
-  return load_w(k * p.w_cols + n);
+  if (NT == 1u) { return load_w(n, k); }
+  return load_w(k, n);
 }
 
 // Adds bias and the low-rank update to four neighbouring columns of a row, and stores them.

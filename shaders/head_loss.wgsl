@@ -5,13 +5,13 @@
 //             z [n, CHUNK]  state [n]: max, sum, target's logit, shrink  loss [1]
 // Grid      : compact, total: 1 workgroup; direct, tile: ceil(R/T) * ceil(columns/T), T = 32 | 64; update, finish: R
 //             workgroups, one = one row of the list; all folded to 2-D; what lies beyond n ends at once
-// Prelude   : WG = 256, STEP = 0 | 1; load_w() of f32 | f16 | bf16 (pitch: elements of a stored row)
+// Prelude   : WG = 256, STEP = 0 | 1; load_w() of any format (w_words: words of a stored row)
 // Precision : accumulates f32; measured error vs f64 at V = 4100: loss 5e-8, dh 2e-6 of the largest value
 // Limits    : 9344 B shared, 256 invocations, 5 bindings; no subgroups
 // Cost      : 4*n*V*D flop with dh, half without (compute bound); no [R, V] in memory
 // Source    : online softmax: Milakov & Gimelshein 2018, arXiv:1805.02867   CPU: src/ops/head_loss.rs
 struct Params {
-  r: u32, d: u32, vocabulary: u32, pitch: u32,
+  r: u32, d: u32, vocabulary: u32, w_words: u32,
   // This chunk: its first row in the vocabulary and in its shard, its length, and the length of a line of z.
   first: u32, row0: u32, len: u32, line: u32,
   start: u32, nan: f32,
@@ -50,8 +50,6 @@ fn compact(@builtin(local_invocation_index) l: u32) {
 @group(0) @binding(3) var<storage, read> state: array<vec4<f32>>;
 @group(0) @binding(4) var<storage, read_write> c: array<f32>;
 
-fn weight(row: u32, column: u32) -> f32 { return load_w(row * p.pitch + column); }
-
 // The product of this step: its length, its columns, where row i of a starts, and element (q, j) of b.
 fn depth() -> u32 { return select(p.d, p.len, STEP == 1u); }
 fn width() -> u32 { return select(p.len, p.d, STEP == 1u); }
@@ -60,8 +58,8 @@ fn a_row(i: u32) -> u32 {
   return list[1u + i] * p.d;
 }
 fn b_at(q: u32, j: u32) -> f32 {
-  if (STEP == 1u) { return weight(p.row0 + q, j); }
-  return weight(p.row0 + j, q);
+  if (STEP == 1u) { return load_w(p.row0 + q, j); }
+  return load_w(p.row0 + j, q);
 }
 // Stores four values of a row, `step` columns apart; what lies beyond the edge is dropped.
 fn put(i: u32, j: u32, step: u32, v: vec4<f32>) {
@@ -216,7 +214,7 @@ fn finish(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) g: vec
   let inverse = select(1.0, 1.0 / state[i].y, p.start == 1u);
   for (var k = l; k < p.d; k += WG) {
     var v = dh[row * p.d + k] * inverse;
-    if (here) { v -= weight(target_row - p.first, k); }
+    if (here) { v -= load_w(target_row - p.first, k); }
     dh[row * p.d + k] = v;
   }
 }

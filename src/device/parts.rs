@@ -23,10 +23,28 @@ parts! {
     SLOTS = "slots";
     /// `drop_factor(index)`; needs `RANDOM` and `DROP`.
     DROPOUT = "dropout";
-    /// `load_w(i)` from f32.
+    /// `half(bits)`: an f16 as f32.
+    HALF = "half";
+    /// `load_w(row, col)` from f32; needs `p.w_words`.
     LOAD_F32 = "load_f32";
-    /// `load_w(i)` from f16.
+    /// `load_w(row, col)` from f16; needs `p.w_words`.
     LOAD_F16 = "load_f16";
-    /// `load_w(i)` from bf16.
+    /// `load_w(row, col)` from bf16; needs `p.w_words`.
     LOAD_BF16 = "load_bf16";
+    /// `load_w(row, col)` from q8_0; needs `p.w_words`, `HALF`.
+    LOAD_Q8_0 = "load_q8_0";
+    /// `load_w(row, col)` from q4_0; needs `p.w_words`, `HALF`.
+    LOAD_Q4_0 = "load_q4_0";
+    /// `load_w(row, col)` from q4_1; needs `p.w_words`, `HALF`.
+    LOAD_Q4_1 = "load_q4_1";
+    /// `load_w(row, col)` from q5_0; needs `p.w_words`, `HALF`.
+    LOAD_Q5_0 = "load_q5_0";
+    /// `load_w(row, col)` from q5_1; needs `p.w_words`, `HALF`.
+    LOAD_Q5_1 = "load_q5_1";
+    /// `load_w(row, col)` from q4_k; needs `p.w_words`, `HALF`.
+    LOAD_Q4_K = "load_q4_k";
+    /// `load_w(row, col)` from q5_k; needs `p.w_words`, `HALF`.
+    LOAD_Q5_K = "load_q5_k";
+    /// `load_w(row, col)` from q6_k; needs `p.w_words`, `HALF`.
+    LOAD_Q6_K = "load_q6_k";
 }

@@ -1,5 +1,53 @@
 //! Files in and out.
 
+pub mod gguf;
+mod mapped;
 mod safetensors;
 
-pub use self::safetensors::{StoredTensor, TensorFile};
+pub use self::gguf::GgufFile;
+pub use self::safetensors::Checkpoint;
+#[doc(hidden)]
+pub use self::safetensors::Checkpoint as TensorFile;
+
+use crate::Error;
+use std::collections::BTreeSet;
+use std::path::Path;
+
+/// Names that a message lists at most.
+const LISTED: usize = 20;
+
+/// The names in quotes; how many more there are, if they are many.
+fn listed(names: &[&str]) -> String {
+    let shown: Vec<String> = names.iter().take(LISTED).map(|n| format!("'{n}'")).collect();
+    match names.len().saturating_sub(LISTED) {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
+    }
+}
+
+/// What is wanted and absent is an error, what is there and unwanted is given back.
+fn compare_names<'a, 'b>(
+    path: &Path,
+    have: impl Iterator<Item = &'a str>,
+    wanted: impl IntoIterator<Item = &'b str>,
+) -> crate::Result<Vec<String>> {
+    let have: BTreeSet<&str> = have.collect();
+    let wanted: BTreeSet<&str> = wanted.into_iter().collect();
+    let absent: Vec<&str> = wanted.iter().filter(|n| !have.contains(**n)).copied().collect();
+    if absent.is_empty() {
+        return Ok(have.iter().filter(|n| !wanted.contains(**n)).map(|n| n.to_string()).collect());
+    }
+    Err(Error::file(path, format!("{} tensors are missing: {}", absent.len(), listed(&absent))))
+}
+
+/// The error for an absent name, with one like it.
+fn missing<'a>(path: &Path, what: &str, name: &str, have: impl Iterator<Item = &'a str>) -> Error {
+    let common = |a: &str, b: &str| a.bytes().zip(b.bytes()).take_while(|(a, b)| a == b).count();
+    let alike = |n: &str| {
+        let reversed = |s: &str| s.chars().rev().collect::<String>();
+        common(n, name) + common(&reversed(n), &reversed(name))
+    };
+    let near = have.filter(|n| 2 * alike(n) > name.len()).max_by_key(|n| alike(n));
+    let hint = near.map_or(String::new(), |n| format!("; there is '{n}'"));
+    Error::file(path, format!("{what} '{name}' is missing{hint}"))
+}

@@ -1,62 +1,208 @@
-//! Reading safetensors files, through the audited `safetensors` crate, with errors that say what to do.
+//! Reading safetensors files and models in several of them. Headers go through the audited `safetensors` crate; data
+//! stays in the mapped files until it is asked for. docs/FORMATS.md has the limits.
 
-use crate::{Error, Result};
-use safetensors::{Dtype, SafeTensors};
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use super::mapped::Bytes;
+use super::{compare_names, listed, missing};
+use crate::{Device, Error, Format, Result, Weight, weight};
+use safetensors::{Dtype, SafeTensorError, SafeTensors};
+use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
+use std::collections::{BTreeMap, BTreeSet};
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::path::{Component, Path, PathBuf};
 
-/// A tensor of a file, in host memory.
-#[derive(Debug, Clone, PartialEq)]
-pub struct StoredTensor {
-    pub dims: Vec<usize>,
-    pub data: StoredData,
+const INDEX: &str = "model.safetensors.index.json";
+const MAX_INDEX_BYTES: u64 = 100 << 20;
+
+/// A tensor's place.
+struct Entry {
+    file: usize,
+    dtype: Dtype,
+    dims: Vec<usize>,
+    range: Range<usize>,
 }
 
-/// Values or indices.
-#[derive(Debug, Clone, PartialEq)]
-pub enum StoredData {
-    F32(Vec<f32>),
-    I32(Vec<i32>),
-}
-
-/// A safetensors file in host memory: tensors and metadata by name.
-#[derive(Debug, Clone)]
-pub struct TensorFile {
+/// One safetensors file, or a model in several: tensors and metadata by name.
+pub struct Checkpoint {
     path: PathBuf,
+    files: Vec<Bytes>,
     metadata: BTreeMap<String, String>,
-    tensors: BTreeMap<String, StoredTensor>,
+    tensors: BTreeMap<String, Entry>,
+    unlisted: Vec<String>,
 }
 
-impl TensorFile {
-    /// Reads a file.
+/// A map whose keys are all different.
+struct Unique<V>(BTreeMap<String, V>);
+
+impl<'de, V: Deserialize<'de>> Deserialize<'de> for Unique<V> {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> std::result::Result<Self, D::Error> {
+        struct Keys<V>(PhantomData<V>);
+        impl<'de, V: Deserialize<'de>> Visitor<'de> for Keys<V> {
+            type Value = Unique<V>;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Unique<V>, A::Error> {
+                let mut all = BTreeMap::new();
+                while let Some((key, value)) = map.next_entry::<String, V>()? {
+                    if all.contains_key(&key) {
+                        return Err(A::Error::custom(format!("'{key}' occurs twice")));
+                    }
+                    all.insert(key, value);
+                }
+                Ok(Unique(all))
+            }
+        }
+        d.deserialize_map(Keys(PhantomData))
+    }
+}
+
+fn pickle(path: &Path) -> Error {
+    let hint = "is a pickle file, which may run any code when it is loaded; it is not read. Convert it where it comes \
+                from: model.save_pretrained(folder, safe_serialization=True)";
+    Error::file(path, hint)
+}
+
+impl Checkpoint {
+    /// Opens a `.safetensors` file, an `index.json` of several, or a folder that has `model.safetensors.index.json`,
+    /// `model.safetensors`, or a single other `.safetensors` file.
     ///
     /// # Errors
-    /// It cannot be read, is no safetensors file (a Git-LFS pointer is recognised), or holds a type that is not
-    /// supported.
-    pub fn open(path: &Path) -> Result<Self> {
+    /// Something cannot be read, is no safetensors file (a Git-LFS pointer and pickle files are recognised), or the
+    /// index does not fit the files; the error names the file.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        if path.is_dir() {
+            return Self::open_folder(path);
+        }
+        match path.to_string_lossy().ends_with(".json") {
+            true => Self::open_index(path),
+            false => {
+                let mut all = Self::empty(path);
+                all.add(path, |_| true)?;
+                Ok(all)
+            }
+        }
+    }
+
+    fn empty(path: &Path) -> Self {
+        Checkpoint {
+            path: path.to_path_buf(),
+            files: vec![],
+            metadata: BTreeMap::new(),
+            tensors: BTreeMap::new(),
+            unlisted: vec![],
+        }
+    }
+
+    fn open_folder(path: &Path) -> Result<Self> {
+        for name in [INDEX, "model.safetensors"] {
+            if path.join(name).is_file() {
+                return Self::open(path.join(name));
+            }
+        }
+        let entries =
+            std::fs::read_dir(path).map_err(|e| Error::file(path, format!("cannot be read: {e}")))?;
+        let mut files: Vec<PathBuf> = entries.filter_map(|e| Some(e.ok()?.path())).collect();
+        files.sort();
+        let ending = |endings: &[&str]| -> Vec<&PathBuf> {
+            let has = |p: &&PathBuf| p.extension().is_some_and(|e| endings.iter().any(|x| e == *x));
+            files.iter().filter(has).collect()
+        };
+        match (&ending(&["safetensors"])[..], &ending(&["bin", "pt", "pth", "ckpt"])[..]) {
+            ([one], _) => Self::open(one),
+            ([], [file, ..]) => Err(pickle(file)),
+            ([], []) => Err(Error::file(path, "has no model.safetensors")),
+            (many, _) => {
+                Err(Error::file(path, format!("has {} .safetensors files and no {INDEX}", many.len())))
+            }
+        }
+    }
+
+    fn open_index(path: &Path) -> Result<Self> {
+        #[derive(serde::Deserialize)]
+        struct Index {
+            weight_map: Unique<String>,
+        }
         let fail = |what: String| Error::file(path, what);
-        let bytes = std::fs::read(path).map_err(|e| fail(format!("cannot be read: {e}")))?;
-        if bytes.starts_with(b"version https://git-lfs") {
-            return Err(fail("is a Git-LFS pointer, not the file itself; run `git lfs pull`".into()));
+        let bytes = Bytes::open(path, "JSON")?;
+        if bytes.len() as u64 > MAX_INDEX_BYTES {
+            return Err(fail(format!("{} bytes, at most {MAX_INDEX_BYTES} are read", bytes.len())));
+        }
+        let index: Index =
+            serde_json::from_slice(&bytes).map_err(|e| fail(format!("not an index of tensors: {e}")))?;
+        let map = index.weight_map.0;
+        let shards: BTreeSet<&str> = map.values().map(String::as_str).collect();
+        for shard in &shards {
+            let mut parts = Path::new(shard).components();
+            let plain = matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None));
+            if !plain || shard.contains(['/', '\\', ':']) {
+                return Err(fail(format!(
+                    "names the file '{shard}', which is not a file of the same folder"
+                )));
+            }
+        }
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let absent: Vec<&str> = shards.iter().filter(|s| !folder.join(s).is_file()).copied().collect();
+        if !absent.is_empty() {
+            return Err(fail(format!("{} files are missing: {}", absent.len(), listed(&absent))));
+        }
+        let mut all = Self::empty(path);
+        for shard in shards {
+            all.add(&folder.join(shard), |name| map.get(name).is_some_and(|s| s == shard))?;
+        }
+        let absent: Vec<&str> =
+            map.keys().filter(|n| !all.tensors.contains_key(*n)).map(String::as_str).collect();
+        match absent.len() {
+            0 => Ok(all),
+            n => Err(fail(format!("{n} tensors are not in the files named: {}", listed(&absent)))),
+        }
+    }
+
+    /// Reads the header of a file and takes the tensors that `wanted` accepts.
+    fn add(&mut self, path: &Path, wanted: impl Fn(&str) -> bool) -> Result<()> {
+        let fail = |what: String| Error::file(path, what);
+        let bytes = Bytes::open(path, "safetensors")?;
+        if bytes.starts_with(b"PK\x03\x04") || bytes.starts_with(b"\x80\x02") {
+            return Err(pickle(path));
         }
         if bytes.len() < 8 {
             return Err(fail(format!("not a safetensors file ({} bytes)", bytes.len())));
         }
-        let bad = |e: safetensors::SafeTensorError| fail(format!("not a valid safetensors file: {e}"));
-        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(bad)?;
-        let metadata = header.metadata().clone().unwrap_or_default().into_iter().collect();
-        let file = SafeTensors::deserialize(&bytes).map_err(bad)?;
-        let mut tensors = BTreeMap::new();
-        for (name, view) in file.iter() {
-            let data = decode(view.dtype(), view.data()).ok_or_else(|| {
-                fail(format!("tensor '{name}' has type {:?}; f32 and i32 are supported", view.dtype()))
-            })?;
-            tensors.insert(name.to_string(), StoredTensor { dims: view.shape().to_vec(), data });
+        let (header, about) = SafeTensors::read_metadata(&bytes).map_err(|e| {
+            let hint = match e {
+                SafeTensorError::MetadataIncompleteBuffer => {
+                    "; the file was cut short or something was appended"
+                }
+                _ => "",
+            };
+            fail(format!("not a valid safetensors file: {e}{hint}"))
+        })?;
+        serde_json::from_slice::<Unique<IgnoredAny>>(bytes.get(8..8 + header).unwrap_or_default())
+            .map_err(|e| fail(format!("not a valid safetensors header: {e}")))?;
+        self.metadata.extend(about.metadata().clone().unwrap_or_default());
+        for (name, info) in about.tensors() {
+            if !wanted(&name) {
+                self.unlisted.push(name);
+                continue;
+            }
+            let (first, end) = info.data_offsets;
+            let entry = Entry {
+                file: self.files.len(),
+                dtype: info.dtype,
+                dims: info.shape.clone(),
+                range: 8 + header + first..8 + header + end,
+            };
+            if self.tensors.insert(name.clone(), entry).is_some() {
+                return Err(fail(format!("tensor '{name}' is in another file too")));
+            }
         }
-        Ok(TensorFile { path: path.to_path_buf(), metadata, tensors })
+        self.unlisted.sort();
+        self.files.push(bytes);
+        Ok(())
     }
 
-    /// Where it was read from.
+    /// Where it was read from: the file, or the index of several.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -64,60 +210,116 @@ impl TensorFile {
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
     }
+    /// Tensors that are in the files, but not in the index: they are not read.
+    pub fn unlisted(&self) -> &[String] {
+        &self.unlisted
+    }
     /// Whether there is a tensor of that name.
     pub fn has(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
     }
+    /// Compares the tensors with those wanted and gives back the ones that are too many.
+    ///
+    /// # Errors
+    /// Some are missing; the error lists them.
+    pub fn expect_tensors<'a>(&self, wanted: impl IntoIterator<Item = &'a str>) -> Result<Vec<String>> {
+        compare_names(&self.path, self.names(), wanted)
+    }
     /// A metadata entry.
     pub fn metadata(&self, key: &str) -> Result<&str> {
-        let missing = || Error::file(&self.path, format!("metadata '{key}' is missing"));
-        self.metadata.get(key).map(String::as_str).ok_or_else(missing)
+        let names = self.metadata.keys().map(String::as_str);
+        self.metadata.get(key).map(String::as_str).ok_or_else(|| missing(&self.path, "metadata", key, names))
     }
-    fn get(&self, name: &str) -> Result<&StoredTensor> {
-        self.tensors.get(name).ok_or_else(|| Error::file(&self.path, format!("tensor '{name}' is missing")))
+
+    fn fail<T>(&self, what: String) -> Result<T> {
+        Err(Error::file(&self.path, what))
+    }
+    fn get(&self, name: &str) -> Result<&Entry> {
+        self.tensors.get(name).ok_or_else(|| missing(&self.path, "tensor", name, self.names()))
+    }
+    fn shaped(&self, name: &str, dims: &[usize]) -> Result<&Entry> {
+        let t = self.get(name)?;
+        match t.dims == dims {
+            true => Ok(t),
+            false => self.fail(format!("tensor '{name}' has shape {:?}, expected {dims:?}", t.dims)),
+        }
     }
     /// Shape of a tensor.
     pub fn dims(&self, name: &str) -> Result<&[usize]> {
         Ok(&self.get(name)?.dims)
     }
-    fn shaped(&self, name: &str, dims: &[usize]) -> Result<&StoredTensor> {
+    /// Bytes of a tensor as they stand in the file.
+    pub fn tensor_bytes(&self, name: &str) -> Result<&[u8]> {
         let t = self.get(name)?;
-        match t.dims == dims {
-            true => Ok(t),
-            false => Err(Error::file(
-                &self.path,
-                format!("tensor '{name}' has shape {:?}, expected {dims:?}", t.dims),
-            )),
-        }
+        Ok(self.files[t.file].get(t.range.clone()).unwrap_or_default())
     }
-    /// Values of a tensor of that shape.
-    pub fn f32(&self, name: &str, dims: &[usize]) -> Result<&[f32]> {
-        match &self.shaped(name, dims)?.data {
-            StoredData::F32(v) => Ok(v),
-            StoredData::I32(_) => {
-                Err(Error::file(&self.path, format!("tensor '{name}' is i32, expected f32")))
+    /// How a tensor's values are stored.
+    ///
+    /// # Errors
+    /// There is none of that name, or its type is not one of f32, f16 and bf16.
+    pub fn format(&self, name: &str) -> Result<Format> {
+        match self.get(name)?.dtype {
+            Dtype::F32 => Ok(Format::F32),
+            Dtype::F16 => Ok(Format::F16),
+            Dtype::BF16 => Ok(Format::Bf16),
+            other => {
+                self.fail(format!("tensor '{name}' has type {other:?}, expected values in f32, f16 or bf16"))
             }
         }
     }
-    /// Indices of a tensor of that shape, each below `bound`.
+    /// A matrix as a weight, in the format it has in the file.
+    ///
+    /// # Errors
+    /// There is no matrix of that name, it has another type, or the device refuses it.
+    pub fn weight(&self, name: &str, device: &Device) -> Result<Weight> {
+        let format = self.format(name)?;
+        match *self.dims(name)? {
+            [rows, cols] => Weight::from_raw(device, rows, cols, self.tensor_bytes(name)?, format),
+            ref dims => self.fail(format!("tensor '{name}' has shape {dims:?}, expected a matrix")),
+        }
+    }
+    /// All values of a tensor, row-major.
+    ///
+    /// # Errors
+    /// There is none of that name, or its type is not one of f32, f16 and bf16.
+    pub fn values_f32(&self, name: &str) -> Result<Vec<f32>> {
+        let (format, bytes) = (self.format(name)?, self.tensor_bytes(name)?);
+        weight::values(1, bytes.len() / format.block_bytes(), bytes, format)
+    }
+    /// Values of a tensor of that shape.
+    ///
+    /// # Errors
+    /// Those of [`values_f32`](Checkpoint::values_f32), or the shape is another.
+    pub fn f32(&self, name: &str, dims: &[usize]) -> Result<Vec<f32>> {
+        self.shaped(name, dims)?;
+        self.values_f32(name)
+    }
+    /// Indices of a tensor of that shape, each below `bound`, in i32 or i64.
+    ///
+    /// # Errors
+    /// There is none of that name, shape and type, or an index is not below `bound`.
     pub fn indices(&self, name: &str, dims: &[usize], bound: usize) -> Result<Vec<u32>> {
-        let StoredData::I32(v) = &self.shaped(name, dims)?.data else {
-            return Err(Error::file(&self.path, format!("tensor '{name}' is f32, expected i32")));
+        let t = self.shaped(name, dims)?;
+        let bytes = self.tensor_bytes(name)?;
+        let values: Vec<i64> = match t.dtype {
+            Dtype::I32 => bytes.as_chunks().0.iter().map(|b| i32::from_le_bytes(*b).into()).collect(),
+            Dtype::I64 => bytes.as_chunks().0.iter().map(|b| i64::from_le_bytes(*b)).collect(),
+            other => return self.fail(format!("tensor '{name}' has type {other:?}, expected i32 or i64")),
         };
-        v.iter()
-            .map(|&i| match usize::try_from(i) {
-                Ok(n) if n < bound => Ok(i as u32),
-                _ => Err(Error::file(&self.path, format!("tensor '{name}' holds {i}, expected 0..{bound}"))),
+        let index = |v: i64| u32::try_from(v).ok().filter(|&i| (i as usize) < bound);
+        values
+            .into_iter()
+            .map(|v| match index(v) {
+                Some(i) => Ok(i),
+                None => self.fail(format!("tensor '{name}' holds {v}, expected 0..{bound}")),
             })
             .collect()
     }
 }
 
-fn decode(dtype: Dtype, bytes: &[u8]) -> Option<StoredData> {
-    let words = bytes.chunks_exact(4).map(|b| [b[0], b[1], b[2], b[3]]);
-    match dtype {
-        Dtype::F32 => Some(StoredData::F32(words.map(f32::from_le_bytes).collect())),
-        Dtype::I32 => Some(StoredData::I32(words.map(i32::from_le_bytes).collect())),
-        _ => None,
+impl std::fmt::Debug for Checkpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (files, tensors) = (self.files.len(), self.tensors.len());
+        write!(f, "Checkpoint({}, {tensors} tensors in {files} files)", self.path.display())
     }
 }

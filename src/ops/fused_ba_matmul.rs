@@ -2,58 +2,82 @@
 //!
 //! The backward pass uses the same op with `W` instead of its transpose: `dx = dy W + sum_k v_k a_k`.
 
-use super::gemm::{Mat, gemm};
+mod cases;
+mod cpu;
+#[cfg(feature = "gpu")]
+mod gpu;
+
+use super::launch::each_format;
 use super::slots::{Dropout, Slots};
-use super::{Case, Meta, Op, OpSpec, Operand, rows_in_parallel, run};
+use super::{Meta, Op, OpSpec, rows_in_parallel, run};
 use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
 use crate::tape::Node;
-use crate::{DType, Device, Error, Format, Result, Tensor, Weight};
+use crate::{DType, Error, Result, Tensor, Weight};
 
 pub(super) static SPEC: OpSpec = OpSpec {
     name: "fused_ba_matmul",
     formula: "y = x W^T + bias + s sum_k u_k b_k",
     shaders: &[&SHADER],
-    cases,
+    cases: cases::cases,
 };
 
 const NAME: &str = "fused_ba_matmul";
 
-macro_rules! variants {
-    ($($name:literal: $load:ident $nt:literal $expand:literal $bias:literal $add:literal $drop:literal $units:literal,)+) => {
-        [$(Variant {
-            name: $name,
-            consts: &[
-                ("NT", $nt), ("EXPAND", $expand), ("BIAS", $bias), ("ADD", $add), ("DROP", $drop), ("UNITS", $units),
-            ],
-            parts: &[parts::$load, parts::RANDOM, parts::DROPOUT, parts::SLOTS],
-            backends: PORTABLE,
-            workgroup_bytes: 0,
-        }),+]
+/// NT, EXPAND, BIAS, ADD, DROP, UNITS.
+const fn variant(
+    name: &'static str,
+    consts: &'static [(&'static str, u32); 6],
+    all: Parts,
+    tile: bool,
+) -> Variant {
+    let workgroup_bytes = if tile { 2 * 4 * 1056 } else { 0 };
+    Variant { name, consts, parts: all, backends: PORTABLE, workgroup_bytes }
+}
+type Parts = &'static [&'static str];
+
+macro_rules! consts {
+    ($nt:literal $expand:literal $bias:literal $add:literal $drop:literal $units:literal) => {
+        &[
+            ("NT", $nt),
+            ("EXPAND", $expand),
+            ("BIAS", $bias),
+            ("ADD", $add),
+            ("DROP", $drop),
+            ("UNITS", $units),
+        ]
     };
 }
-const DIRECT: [Variant; 6] = variants![
-    "f32 frozen": LOAD_F32 1 0 1 0 0 0,
-    "f32 forward": LOAD_F32 1 1 0 0 0 1,
-    "f32 backward": LOAD_F32 0 1 0 1 1 1,
-    "f16 forward": LOAD_F16 1 1 1 0 0 0,
-    "bf16 forward": LOAD_BF16 1 1 1 0 0 1,
-    "bf16 backward": LOAD_BF16 0 1 0 0 1 0,
-];
-const fn with_shared(v: [Variant; 6]) -> [Variant; 6] {
-    let mut v = v;
-    let mut i = 0;
-    while i < 6 {
-        v[i].workgroup_bytes = 2 * 4 * 1056;
-        i += 1;
-    }
-    v
+macro_rules! loads {
+    ($load:ident) => {
+        &[parts::HALF, parts::$load, parts::RANDOM, parts::DROPOUT, parts::SLOTS]
+    };
+}
+macro_rules! variants {
+    ($tile:literal) => {{
+        macro_rules! frozen {
+                    ($name:literal, $load:ident) => {
+                        variant(concat!($name, " frozen"), consts!(1 0 1 0 0 0), loads!($load), $tile)
+                    };
+                }
+        macro_rules! forward {
+                    ($name:literal, $load:ident) => {
+                        variant(concat!($name, " forward"), consts!(1 1 0 0 0 1), loads!($load), $tile)
+                    };
+                }
+        macro_rules! backward {
+                    ($name:literal, $load:ident) => {
+                        variant(concat!($name, " backward"), consts!(0 1 0 1 1 1), loads!($load), $tile)
+                    };
+                }
+        &each_format!(frozen, forward, backward)
+    }};
 }
 static SHADER: Shader = Shader {
     name: NAME,
     source: include_str!("../../shaders/fused_ba_matmul.wgsl"),
     entries: &[
-        Entry { name: "direct", variants: &DIRECT },
-        Entry { name: "tile", variants: &with_shared(DIRECT) },
+        Entry { name: "direct", variants: variants!(false) },
+        Entry { name: "tile", variants: variants!(true) },
     ],
 };
 
@@ -192,138 +216,11 @@ impl Op for FusedBa<'_> {
             // Over several shards the forward product writes column ranges and the backward product adds up.
             let add = self.add || (!self.nt && !first);
             let expand = self.expand.filter(|_| self.nt || i + 1 == shards.len());
-            self.gpu_shard(gpu, x, &y[0], shard, add, expand)?;
+            self.shard(gpu, x, &y[0], shard, add, expand)?;
             first = false;
         }
         Ok(())
     }
-}
-
-impl FusedBa<'_> {
-    fn cpu_product(&self, x: &[f32], y: &mut [f32], m: usize) {
-        let (k, n) = (self.inputs(), self.outputs());
-        let shards = self.w.shards();
-        if let ([shard], Format::F32) = (shards, self.w.format()) {
-            let w = Mat::new(shard.data.f32(), self.w.rows(), self.w.cols());
-            let w = if self.nt { w.t() } else { w };
-            return gemm(y, Mat::new(x, m, k), w, 1.0, self.add);
-        }
-        // Other formats are decoded block by block, so that no f32 copy of the whole weight exists.
-        const BLOCK: usize = 512;
-        let mut part = Vec::new();
-        let mut add = self.add;
-        for shard in shards {
-            for r in (0..shard.rows).step_by(BLOCK) {
-                let rows = BLOCK.min(shard.rows - r);
-                let block = self.w.decode(shard, r..r + rows);
-                let (w, at) = (Mat::new(&block, rows, self.w.cols()), shard.first + r);
-                if self.nt {
-                    part.resize(m * rows, 0.0);
-                    gemm(&mut part, Mat::new(x, m, k), w.t(), 1.0, false);
-                    for (y, part) in y.chunks_mut(n).zip(part.chunks(rows)) {
-                        let y = &mut y[at..at + rows];
-                        match self.add {
-                            true => y.iter_mut().zip(part).for_each(|(y, v)| *y += v),
-                            false => y.copy_from_slice(part),
-                        }
-                    }
-                } else {
-                    gemm(y, Mat::new(x, m, k).columns(at, rows), w, 1.0, add);
-                    add = true;
-                }
-            }
-        }
-        if self.w.rows() == 0 && !self.add {
-            y.fill(0.0);
-        }
-    }
-
-    #[cfg(feature = "gpu")]
-    fn gpu_shard(
-        &self,
-        gpu: &crate::device::Gpu,
-        x: &[&Tensor],
-        y: &Tensor,
-        shard: &crate::Shard,
-        add: bool,
-        expand: Option<Expand<'_>>,
-    ) -> Result<()> {
-        use crate::device::{AdapterClass, Bind, Dispatch, Grid};
-        let (m, k, n) = (x[0].shape().rows(), self.inputs(), self.outputs());
-        let cols =
-            self.w.format().row_words(self.w.cols()) * if self.w.format() == Format::F32 { 1 } else { 2 };
-        let (shard_n, shard_k) = if self.nt { (shard.rows, k) } else { (n, shard.rows) };
-        let (x_first, y_first) = if self.nt { (0, shard.first) } else { (shard.first, 0) };
-        let mut params = Params {
-            sizes: [m, shard_n, shard_k, k, x_first, n, y_first, cols].map(|v| v as u32),
-            ..bytemuck::Zeroable::zeroed()
-        };
-        let (xb, stand_in) = (x[0].buffer(), x[0].buffer());
-        let mut bind = vec![
-            Bind::Read(xb),
-            Bind::Read(shard.data.buffer()),
-            Bind::Write(y.buffer()),
-            Bind::or_unused(self.bias.map(|b| b.buffer()), stand_in),
-        ];
-        let (mut drop, mut units) = (0, 0);
-        if let Some(e) = expand {
-            params.scale = e.scale;
-            params.u = [e.slots.all_columns(), e.slots.first_column(), e.slots.width()].map(|v| v as u32);
-            params.slots = e.slots.params();
-            (params.key, params.drop_p, params.keep) = Dropout::params(&e.dropout);
-            (drop, units) = (u32::from(e.dropout.is_some()), u32::from(!e.slots.units.is_tokens()));
-            bind.extend([
-                Bind::Read(x[1].buffer()),
-                Bind::Read(x[2].buffer()),
-                Bind::Read(e.slots.idx.buffer()),
-            ]);
-            bind.push(Bind::or_unused(e.slots.units.row_unit().map(|t| t.buffer()), stand_in));
-        } else {
-            bind.extend([0; 4].map(|_| Bind::Unused(stand_in)));
-        }
-        let entry = self.variant.unwrap_or(match gpu.class() {
-            AdapterClass::Software => "direct",
-            _ => "tile",
-        });
-        let load = match self.w.format() {
-            Format::F32 => parts::LOAD_F32,
-            Format::F16 => parts::LOAD_F16,
-            Format::Bf16 => parts::LOAD_BF16,
-        };
-        let side = if entry == "direct" { 32 } else { 64 };
-        gpu.dispatch(Dispatch {
-            shader: &SHADER,
-            entry,
-            consts: &[
-                ("NT", u32::from(self.nt)),
-                ("EXPAND", u32::from(expand.is_some())),
-                ("BIAS", u32::from(self.bias.is_some())),
-                ("ADD", u32::from(add)),
-                ("DROP", drop),
-                ("UNITS", units),
-            ],
-            parts: &[load, parts::RANDOM, parts::DROPOUT, parts::SLOTS],
-            bind: &bind,
-            params: bytemuck::bytes_of(&params),
-            grid: Grid::Xyz(shard_n.div_ceil(side), m.div_ceil(side), 1),
-            flops: 2 * (m * shard_n * shard_k) as u64,
-        })
-    }
-}
-
-#[cfg(feature = "gpu")]
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Params {
-    /// m, n, k, x_stride, x_first, y_stride, y_first, w_cols
-    sizes: [u32; 8],
-    scale: f32,
-    /// u_stride, u_first, slots
-    u: [u32; 3],
-    slots: [u32; 5],
-    key: [u32; 2],
-    drop_p: f32,
-    keep: f32,
 }
 
 impl Expand<'_> {
@@ -375,37 +272,4 @@ impl Tensor {
             Ok(vec![Some(run(&op, &[&dy])?.swap_remove(0))])
         }))
     }
-}
-
-/// The cases of the frozen product; the fused update is checked by `mixture` through `mixture_linears`.
-fn cases() -> Vec<Case> {
-    let mut all = Vec::new();
-    let shapes = [(0, 4, 3), (1, 1, 1), (3, 5, 7), (33, 66, 40), (70, 130, 67), (70_000, 2, 3)];
-    for format in [Format::F32, Format::F16, Format::Bf16] {
-        for variant in [None, Some("direct"), Some("tile")] {
-            for (m, k, n) in shapes {
-                // Large shapes once per format: they cost the most and differ only in the grid.
-                if m > 1000 && variant != Some("tile") {
-                    continue;
-                }
-                let Operand::Values { data: w, .. } = Operand::normal("w", &[n, k]) else { continue };
-                let Operand::Values { data: b, .. } = Operand::normal("bias", &[n]) else { continue };
-                let shard_bytes = 4 * (format.row_words(k) * n.div_ceil(2).max(1)) as u64;
-                let label = format!("{m}x{k}x{n} {} {}", format.name(), variant.unwrap_or("chosen"));
-                let run = move |x: &[Tensor]| {
-                    let d: &Device = x[0].device();
-                    let w = Weight::sharded(d, n, k, &w, format, shard_bytes)?;
-                    let b = Tensor::from_f32(d, &[n], &b)?;
-                    Ok(vec![x[0].linear_as(&w, Some(&b), variant)?])
-                };
-                let flops = 2 * m * k * n;
-                all.push(
-                    Case::new(label, vec![Operand::normal("x", &[m, k])], run)
-                        .sums(k.max(n))
-                        .cost(flops, 4 * (m * k + n * k + m * n)),
-                );
-            }
-        }
-    }
-    all
 }

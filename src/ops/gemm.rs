@@ -64,7 +64,7 @@ unsafe impl Sync for Dst {}
 /// One tile of the result, at `rows` and `cols`, on this thread.
 ///
 /// # Safety
-/// `c` has `n` columns and the tile lies in it; `a` and `b` have the rows and columns of the tile.
+/// `c` has rows `n` elements apart and the tile lies in it; `a` and `b` have the rows and columns of the tile.
 unsafe fn product(
     c: *mut f32,
     n: usize,
@@ -115,15 +115,21 @@ pub(crate) fn gemm_here(c: &mut [f32], a: Mat<'_>, b: Mat<'_>, scale: f32, add: 
 
 /// `c = [c +] scale * a b` with `c` row-major `[a.rows, b.cols]`; `add` keeps what is in `c`.
 pub(crate) fn gemm(c: &mut [f32], a: Mat<'_>, b: Mat<'_>, scale: f32, add: bool) {
+    gemm_strided(c, b.cols, a, b, scale, add);
+}
+
+/// [`gemm`] into rows that start `stride` elements apart: columns of a wider matrix, from the first of `c` on.
+pub(crate) fn gemm_strided(c: &mut [f32], stride: usize, a: Mat<'_>, b: Mat<'_>, scale: f32, add: bool) {
     let (m, n, k) = (a.rows, b.cols, a.cols);
-    assert!(b.rows == k && c.len() >= m * n, "{m} x {k} by {} x {n} into {}", b.rows, c.len());
-    if k == 0 {
-        if !add {
-            c[..m * n].fill(0.0);
-        }
+    if m == 0 || n == 0 {
         return;
     }
-    if m == 0 || n == 0 {
+    let fits = n <= stride && c.len() >= (m - 1) * stride + n;
+    assert!(b.rows == k && fits, "{m} x {k} by {} x {n} into {} every {stride}", b.rows, c.len());
+    if k == 0 {
+        if !add {
+            c.chunks_mut(stride).take(m).for_each(|c| c[..n].fill(0.0));
+        }
         return;
     }
     let (mut mb, mut nb) = (block(m, TILE_ROWS), block(n, TILE_COLS));
@@ -136,7 +142,7 @@ pub(crate) fn gemm(c: &mut [f32], a: Mat<'_>, b: Mat<'_>, scale: f32, add: bool)
     let tile = |t: usize| {
         let (i, j) = (t / cols * mb, t % cols * nb);
         // In bounds: the tile ends at m and n, and the asserts above tie the slices to m, n, k.
-        unsafe { product({ dst }.0, n, a, b, (i..m.min(i + mb), j..n.min(j + nb)), scale, add) }
+        unsafe { product({ dst }.0, stride, a, b, (i..m.min(i + mb), j..n.min(j + nb)), scale, add) }
     };
     match m.div_ceil(mb) * cols {
         1 => tile(0),

@@ -8,12 +8,13 @@
 mod gpu;
 
 use super::gemm::{Mat, gemm};
+use super::launch::each_format;
 use super::math::{exp, max, sum};
 use super::{Case, Meta, Op, OpSpec, Operand, run};
 use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
 use crate::rng::Stream;
 use crate::tape::Node;
-use crate::weight::{Format, Weight};
+use crate::weight::{Format, Weight, sample};
 use crate::{DType, Error, Result, Tensor};
 use rayon::prelude::*;
 
@@ -30,18 +31,25 @@ const fn variant(name: &'static str, step: &'static [(&'static str, u32)], all: 
     Variant { name, consts: step, parts: all, backends: PORTABLE, workgroup_bytes: bytes }
 }
 type Parts = &'static [&'static str];
-const F32: Parts = &[parts::GRID, parts::SUM, parts::LOAD_F32];
-const F16: Parts = &[parts::GRID, parts::SUM, parts::LOAD_F16];
-const BF16: Parts = &[parts::GRID, parts::SUM, parts::LOAD_BF16];
+
+macro_rules! loads {
+    ($load:ident) => {
+        &[parts::GRID, parts::SUM, parts::HALF, parts::$load]
+    };
+}
+macro_rules! logits {
+    ($name:literal, $load:ident) => {
+        variant(concat!("logits_", $name), &[("WG", 256), ("STEP", 0)], loads!($load))
+    };
+}
+macro_rules! gradient {
+    ($name:literal, $load:ident) => {
+        variant(concat!("gradient_", $name), &[("WG", 256), ("STEP", 1)], loads!($load))
+    };
+}
+const FORMATS: usize = Format::ALL.len();
 /// By step and format.
-static VARIANTS: [Variant; 6] = [
-    variant("logits_f32", &[("WG", 256), ("STEP", 0)], F32),
-    variant("logits_f16", &[("WG", 256), ("STEP", 0)], F16),
-    variant("logits_bf16", &[("WG", 256), ("STEP", 0)], BF16),
-    variant("gradient_f32", &[("WG", 256), ("STEP", 1)], F32),
-    variant("gradient_f16", &[("WG", 256), ("STEP", 1)], F16),
-    variant("gradient_bf16", &[("WG", 256), ("STEP", 1)], BF16),
-];
+static VARIANTS: [Variant; 2 * FORMATS] = each_format!(logits, gradient);
 static SHADER: Shader = Shader {
     name: "head_loss",
     source: include_str!("../../shaders/head_loss.wgsl"),
@@ -50,7 +58,7 @@ static SHADER: Shader = Shader {
         Entry { name: "direct", variants: &VARIANTS },
         Entry { name: "tile", variants: &VARIANTS },
         Entry { name: "update", variants: VARIANTS.split_at(1).0 },
-        Entry { name: "finish", variants: VARIANTS.split_at(3).0 },
+        Entry { name: "finish", variants: VARIANTS.split_at(FORMATS).0 },
         Entry { name: "total", variants: VARIANTS.split_at(1).0 },
     ],
 };
@@ -196,9 +204,9 @@ impl Op for HeadLoss {
             let inverse = 1.0 / rows[i].total;
             dh.iter_mut().zip(&acc[i * d..]).for_each(|(g, a)| *g = a * inverse);
             let target = wanted[i] as usize;
-            let shards = self.weight.shards();
-            if let Some(s) = shards.iter().find(|s| (s.first..s.first + s.rows).contains(&target)) {
-                let row = self.weight.decode(s, target - s.first..target - s.first + 1);
+            if let Some(s) = self.weight.shard_of(target) {
+                let mut row = vec![0f32; d];
+                self.weight.decode_row(s, target - s.first, &mut row);
                 dh.iter_mut().zip(row.iter()).for_each(|(g, w)| *g -= w);
             }
         });
@@ -253,11 +261,20 @@ impl Tensor {
 fn case([r, d, v]: [usize; 3], skip: usize, format: Format, shard: u64, force: Option<Kernel>) -> Case {
     let targets = (0..r).map(|i| if i % skip == skip - 1 { NONE } else { (i * 7 % v) as u32 }).collect();
     let inputs = vec![Operand::normal("h", &[r, d]), Operand::indices(&[r], targets)];
-    let values = Stream::new(3).named("head").normal_vec(v * d, 2.0 / (d.max(1) as f32).sqrt());
+    // Blocks have values of about 1 instead, which makes the softmax sharper.
+    let values = match format.block_len() {
+        1 => Stream::new(3).named("head").normal_vec(v * d, 2.0 / (d.max(1) as f32).sqrt()),
+        _ => vec![],
+    };
+    let blocks = if values.is_empty() { sample(format, v, d, 3) } else { vec![] };
     let how = force.map_or(String::new(), |f| format!(" {f:?}"));
     let label = format!("R{r} D{d} V{v} {} shards of {shard} B, skip {skip}{how}", format.name());
     Case::new(label, inputs, move |x| {
-        let weight = Weight::sharded(x[0].device(), v, d, &values, format, shard)?;
+        let device = x[0].device();
+        let weight = match format.block_len() {
+            1 => Weight::sharded(device, v, d, &values, format, shard)?,
+            _ => Weight::raw_sharded(device, [v, d], &blocks, format, None, shard)?,
+        };
         Ok(vec![HeadLoss { weight, gradient: false, force }.record(&x[0], &x[1])?])
     })
     .sums(d.max(v).max(r))
@@ -283,9 +300,13 @@ fn cases() -> Vec<Case> {
     frozen.inputs = frozen.inputs.into_iter().map(Operand::frozen).collect();
     frozen.label += " loss only";
     all.push(frozen);
-    for format in [Format::F32, Format::F16, Format::Bf16] {
+    for format in Format::ALL {
+        let (d, shard) = match format.block_len() {
+            1 => (35, 8000),
+            block => (block, 60 * 4 * format.row_words(block) as u64),
+        };
         for kernel in [Kernel::Direct, Kernel::Tile] {
-            all.push(case([70, 35, 150], 3, format, 8000, Some(kernel)));
+            all.push(case([70, d, 150], 3, format, shard, Some(kernel)));
         }
     }
     all

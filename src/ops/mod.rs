@@ -62,6 +62,8 @@ ops! {
     softmax,
     /// `y[i] = table[index[i]]`.
     gather_rows,
+    /// Rows of a frozen weight in any format: `y[i] = W[index[i]]`.
+    embedding,
     /// Rotary position embedding.
     rope,
     /// `y = (x - mean(x)) / sqrt(var(x) + eps) * w + b`.

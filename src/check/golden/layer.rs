@@ -135,12 +135,12 @@ pub(super) fn replay(file: &TensorFile, device: &Device) -> Result<Replay> {
     for p in adapter.params() {
         p.load(device, |part| {
             let dims = file.dims(part).ok()?.to_vec();
-            file.f32(part, &dims).ok().map(<[f32]>::to_vec)
+            file.f32(part, &dims).ok()
         })
         .map_err(|e| Error::file(file.path(), e.to_string()))?;
     }
     let weight = match c.base {
-        true => file.f32("weight", &[o, i])?.to_vec(),
+        true => file.f32("weight", &[o, i])?,
         false => vec![0.0; o * i],
     };
     let bias = if c.bias { Some(tensor(file, device, "bias", &[o])?) } else { None };

@@ -155,5 +155,5 @@ fn expect(file: &TensorFile, tensors: &[(&str, Vec<usize>)]) -> Result<()> {
 }
 
 fn tensor(file: &TensorFile, device: &Device, name: &str, dims: &[usize]) -> Result<Tensor> {
-    Tensor::from_f32(device, dims, file.f32(name, dims)?)
+    Tensor::from_f32(device, dims, &file.f32(name, dims)?)
 }

@@ -111,7 +111,7 @@ impl Subject {
         let wrap = |e: Error| Error::file(file.path(), e.to_string());
         let frozen = |name: &str, rows: usize, cols: usize| -> Result<Linear> {
             let values = file.f32(name, &[rows, cols])?;
-            Ok(Linear { weight: Weight::new(device, rows, cols, values, Format::F32)?, bias: None })
+            Ok(Linear { weight: Weight::new(device, rows, cols, &values, Format::F32)?, bias: None })
         };
         let group = LinearGroup::frozen;
         if c.layer == Layer::Ffn {
@@ -179,7 +179,7 @@ fn load(subject: &Subject, c: &Config, file: &TensorFile, device: &Device) -> Re
             let dims = file.dims(&name).ok()?.to_vec();
             let v = file.f32(&name, &dims).ok()?;
             // In files b is [out, r]; pools hold [r, out].
-            Some(if transposed { transpose(v, v.len() / (c.r * experts(c)), c.r) } else { v.to_vec() })
+            Some(if transposed { transpose(&v, v.len() / (c.r * experts(c)), c.r) } else { v })
         })
         .map_err(|e| Error::file(file.path(), e.to_string()))?;
     }

@@ -1,9 +1,8 @@
 //! The GPU lane.
 
-use super::{HeadLoss, Kernel, SHADER, VARIANTS};
+use super::{FORMATS, HeadLoss, Kernel, SHADER, VARIANTS};
 use crate::device::{AdapterClass, Bind, Gpu};
 use crate::ops::launch;
-use crate::weight::Format;
 use crate::{Result, Tensor};
 use std::sync::Arc;
 
@@ -49,14 +48,12 @@ impl Walk<'_> {
         let w = &self.op.weight;
         let format = w.format() as usize;
         let (variant, flops) = match entry {
-            "direct" | "tile" => (3 * step + format, 2 * self.r * w.cols() * part.len),
+            "direct" | "tile" => (FORMATS * step + format, 2 * self.r * w.cols() * part.len),
             "finish" => (format, self.r * w.cols()),
             _ => (0, self.r * part.len),
         };
-        // Elements of a stored row: two to a word in the half formats.
-        let per_word = if w.format() == Format::F32 { 1 } else { 2 };
-        let pitch = per_word * w.format().row_words(w.cols());
-        let sizes = [self.r, w.cols(), w.rows(), pitch, part.first, part.row0, part.len, self.line];
+        let row_words = w.format().row_words(w.cols());
+        let sizes = [self.r, w.cols(), w.rows(), row_words, part.first, part.row0, part.len, self.line];
         let mut params = sizes.map(|n| n as u32).to_vec();
         params.extend([u32::from(part.first == 0), f32::NAN.to_bits()]);
         let kernel = launch::Kernel { shader: &SHADER, entry, variant: &VARIANTS[variant] };

@@ -1,0 +1,164 @@
+//! Rows of a frozen weight by index: the token embedding of a model whose base does not train.
+
+use super::gather_rows::check_indices;
+use super::launch::each_format;
+use super::{Case, Meta, Op, OpSpec, Operand, launch, rows_in_parallel, run};
+use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
+use crate::rng::Stream;
+use crate::weight::sample;
+use crate::{DType, Error, Format, Result, Tensor, Weight};
+
+pub(super) static SPEC: OpSpec =
+    OpSpec { name: NAME, formula: "y[i] = W[index[i]]", shaders: &[&SHADER], cases };
+
+const NAME: &str = "embedding";
+
+macro_rules! variant {
+    ($name:literal, $load:ident) => {
+        Variant {
+            name: $name,
+            consts: &[("WG", launch::WG as u32)],
+            parts: &[parts::GRID, parts::HALF, parts::$load],
+            backends: PORTABLE,
+            workgroup_bytes: 0,
+        }
+    };
+}
+static VARIANTS: [Variant; Format::ALL.len()] = each_format!(variant);
+static SHADER: Shader = Shader {
+    name: NAME,
+    source: include_str!("../../shaders/embedding.wgsl"),
+    entries: &[Entry { name: "forward", variants: &VARIANTS }],
+};
+
+/// `index [..] -> y [.., cols]`
+struct Embedding<'a>(&'a Weight);
+
+impl Op for Embedding<'_> {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
+        let (index, w) = (x[0], self.0);
+        index.expect(NAME, DType::U32)?;
+        if !w.device().same(index.device()) {
+            let (w, index) = (w.device().name(), index.device().name());
+            return Err(Error::shape(NAME, format!("the weight is on '{w}', the indices are on '{index}'")));
+        }
+        check_indices(NAME, index, w.rows())?;
+        Ok(vec![Meta::f32(&[index.dims(), &[w.cols()]].concat())?])
+    }
+
+    fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
+        let cols = self.0.cols();
+        for (y, &row) in y[0].f64_mut().chunks_mut(cols.max(1)).zip(x[0].u32()) {
+            let Some(shard) = self.0.shard_of(row as usize) else { continue };
+            y.copy_from_slice(&shard.data.f64()[(row as usize - shard.first) * cols..][..cols]);
+        }
+    }
+
+    fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
+        let index = x[0].u32();
+        rows_in_parallel(y[0].f32_mut(), self.0.cols(), |i, y| {
+            let row = index[i] as usize;
+            if let Some(shard) = self.0.shard_of(row) {
+                self.0.decode_row(shard, row - shard.first, y);
+            }
+        });
+    }
+
+    #[cfg(feature = "gpu")]
+    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
+        use crate::device::Bind;
+        let (w, n, d) = (self.0, x[0].len(), self.0.cols());
+        for shard in w.shards() {
+            let params = [n, d, w.rows(), shard.first, shard.rows, w.format().row_words(d)].map(|v| v as u32);
+            let bind =
+                [Bind::Read(shard.data.buffer()), Bind::Read(x[0].buffer()), Bind::Write(y[0].buffer())];
+            let variant = &VARIANTS[w.format() as usize];
+            let kernel = launch::Kernel { shader: &SHADER, entry: "forward", variant };
+            kernel.run(gpu, &bind, &params, (n * d).div_ceil(launch::WG), n * d)?;
+        }
+        Ok(())
+    }
+}
+
+impl Weight {
+    /// Rows by index: `y[.., d] = W[index[..], d]`, `[V, D]` by `[..]` gives `[.., D]`. No gradient: W is frozen, and
+    /// indices have none.
+    ///
+    /// ```
+    /// use mixlora::{Device, Format, Tensor, Weight};
+    /// let cpu = Device::cpu();
+    /// let w = Weight::new(&cpu, 3, 2, &[0., 1., 10., 11., 20., 21.], Format::Bf16)?;
+    /// let index = Tensor::from_u32(&cpu, &[2], &[2, 0])?;
+    /// assert_eq!(w.embedding(&index)?.to_f32()?, [20., 21., 0., 1.]);
+    /// # Ok::<(), mixlora::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// The indices are on another device, or one is V or more. A GPU's indices are not read back to check them: there,
+    /// larger ones count as V - 1.
+    pub fn embedding(&self, index: &Tensor) -> Result<Tensor> {
+        Ok(run(&Embedding(self), &[index])?.swap_remove(0))
+    }
+}
+
+fn cases() -> Vec<Case> {
+    let case = |format: Format, rows: usize, d: usize, dims: &[usize]| {
+        let (n, bits) = (dims.iter().product::<usize>(), Stream::new(3));
+        let index: Vec<u32> = (0..n as u32).map(|i| bits.bits(i) % rows.max(1) as u32).collect();
+        let bytes = sample(format, rows, d, 4);
+        // Three shards.
+        let shard = 4 * (format.row_words(d) * rows.div_ceil(3).max(1)).max(1) as u64;
+        let label = format!("{} [{rows}, {d}] by {dims:?}", format.name());
+        let run = move |x: &[Tensor]| {
+            let w = Weight::raw_sharded(x[0].device(), [rows, d], &bytes, format, None, shard)?;
+            Ok(vec![w.embedding(&x[0])?])
+        };
+        let packed = 4 * n * format.row_words(d);
+        Case::new(label, vec![Operand::indices(dims, index)], run).cost(0, 4 * n * d + packed).no_gradcheck()
+    };
+    let mut all = vec![
+        case(Format::F32, 5, 3, &[0]),
+        case(Format::F32, 0, 3, &[2, 0]),
+        case(Format::F32, 4, 0, &[3]),
+        case(Format::F32, 1, 1, &[1]),
+        case(Format::Bf16, 70_001, 3, &[2, 35_001]),
+    ];
+    for format in Format::ALL {
+        let block = format.block_len();
+        all.push(case(format, 50, if block == 1 { 37 } else { 3 * block }, &[3, 7]));
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Device;
+
+    #[test]
+    fn bad_indices_are_errors_on_hosts() {
+        for device in [Device::cpu(), Device::reference()] {
+            let w = Weight::new(&device, 3, 2, &[0.0; 6], Format::F32).unwrap();
+            let index = Tensor::from_u32(&device, &[2], &[0, 3]).unwrap();
+            let error = w.embedding(&index).unwrap_err().to_string();
+            assert_eq!(error, "embedding: index 3 at position 1 of a table of 3 rows");
+            assert!(w.embedding(&Tensor::zeros(&device, &[2]).unwrap()).is_err());
+        }
+        let w = Weight::new(&Device::cpu(), 3, 2, &[0.0; 6], Format::F32).unwrap();
+        assert!(w.embedding(&Tensor::from_u32(&Device::cpu(), &[1], &[0]).unwrap()).is_err());
+    }
+
+    #[cfg(feature = "gpu")]
+    #[test]
+    fn bad_indices_are_clamped_on_the_gpu() {
+        let Ok(gpu) = Device::gpu() else { return eprintln!("SKIPPED: no adapter") };
+        let w = Weight::sharded(&gpu, 3, 1, &[1.0, 2.0, 3.0], Format::F32, 4).unwrap();
+        let index = Tensor::from_u32(&gpu, &[3], &[0, 3, u32::MAX]).unwrap();
+        assert_eq!(w.embedding(&index).unwrap().to_f32().unwrap(), [1.0, 3.0, 3.0]);
+        assert_eq!(w.to_f32().unwrap(), [1.0, 2.0, 3.0]);
+    }
+}

@@ -1,0 +1,87 @@
+//! The GPU lane: one launch per shard of the weight.
+
+use super::{Expand, FusedBa, SHADER};
+use crate::device::{AdapterClass, Bind, Dispatch, Gpu, Grid, parts};
+use crate::ops::launch::loader;
+use crate::ops::slots::Dropout;
+use crate::{Result, Shard, Tensor};
+
+impl FusedBa<'_> {
+    pub(super) fn shard(
+        &self,
+        gpu: &Gpu,
+        x: &[&Tensor],
+        y: &Tensor,
+        shard: &Shard,
+        add: bool,
+        expand: Option<Expand<'_>>,
+    ) -> Result<()> {
+        let (m, k, n) = (x[0].shape().rows(), self.inputs(), self.outputs());
+        let row_words = self.w.format().row_words(self.w.cols());
+        let (shard_n, shard_k) = if self.nt { (shard.rows, k) } else { (n, shard.rows) };
+        let (x_first, y_first) = if self.nt { (0, shard.first) } else { (shard.first, 0) };
+        let mut params = Params {
+            sizes: [m, shard_n, shard_k, k, x_first, n, y_first, row_words].map(|v| v as u32),
+            ..bytemuck::Zeroable::zeroed()
+        };
+        let (xb, stand_in) = (x[0].buffer(), x[0].buffer());
+        let mut bind = vec![
+            Bind::Read(xb),
+            Bind::Read(shard.data.buffer()),
+            Bind::Write(y.buffer()),
+            Bind::or_unused(self.bias.map(|b| b.buffer()), stand_in),
+        ];
+        let (mut drop, mut units) = (0, 0);
+        if let Some(e) = expand {
+            params.scale = e.scale;
+            params.u = [e.slots.all_columns(), e.slots.first_column(), e.slots.width()].map(|v| v as u32);
+            params.slots = e.slots.params();
+            (params.key, params.drop_p, params.keep) = Dropout::params(&e.dropout);
+            (drop, units) = (u32::from(e.dropout.is_some()), u32::from(!e.slots.units.is_tokens()));
+            bind.extend([
+                Bind::Read(x[1].buffer()),
+                Bind::Read(x[2].buffer()),
+                Bind::Read(e.slots.idx.buffer()),
+            ]);
+            bind.push(Bind::or_unused(e.slots.units.row_unit().map(|t| t.buffer()), stand_in));
+        } else {
+            bind.extend([0; 4].map(|_| Bind::Unused(stand_in)));
+        }
+        let entry = self.variant.unwrap_or(match gpu.class() {
+            AdapterClass::Software => "direct",
+            _ => "tile",
+        });
+        let side = if entry == "direct" { 32 } else { 64 };
+        gpu.dispatch(Dispatch {
+            shader: &SHADER,
+            entry,
+            consts: &[
+                ("NT", u32::from(self.nt)),
+                ("EXPAND", u32::from(expand.is_some())),
+                ("BIAS", u32::from(self.bias.is_some())),
+                ("ADD", u32::from(add)),
+                ("DROP", drop),
+                ("UNITS", units),
+            ],
+            parts: &[parts::HALF, loader(self.w.format()), parts::RANDOM, parts::DROPOUT, parts::SLOTS],
+            bind: &bind,
+            params: bytemuck::bytes_of(&params),
+            grid: Grid::Xyz(shard_n.div_ceil(side), m.div_ceil(side), 1),
+            flops: 2 * (m * shard_n * shard_k) as u64,
+        })
+    }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Params {
+    /// m, n, k, x_stride, x_first, y_stride, y_first, w_words
+    sizes: [u32; 8],
+    scale: f32,
+    /// u_stride, u_first, slots
+    u: [u32; 3],
+    slots: [u32; 5],
+    key: [u32; 2],
+    drop_p: f32,
+    keep: f32,
+}

@@ -1,0 +1,277 @@
+//! From packed words to f32, on the CPU.
+//!
+//! Plain loops over blocks of fixed size, which the compiler vectorises; on x86-64 they are compiled a second time
+//! for AVX2. Both give the same bits: nothing is contracted. The order of operations is ggml's.
+
+use super::format::Format;
+
+#[cfg(target_endian = "big")]
+compile_error!("packed words are read as little-endian bytes");
+
+/// The value of an IEEE half; exact, subnormal ones included.
+#[inline(always)]
+fn half(h: u32) -> f32 {
+    let (sign, magnitude) = ((h & 0x8000) << 16, h & 0x7fff);
+    // Exponents are moved up by 224 and back by 112: infinities and NaN survive.
+    let normal = f32::from_bits((magnitude << 13) + (224 << 23)) * f32::from_bits((127 - 112) << 23);
+    let small = magnitude as f32 * f32::from_bits((127 - 24) << 23);
+    let value = if magnitude < 0x400 { small } else { normal };
+    f32::from_bits(value.to_bits() | sign)
+}
+
+/// Scale `b` of a row of scales that stand in pairs.
+#[inline(always)]
+fn single(scales: &[u32], b: usize) -> f32 {
+    half(scales[b / 2] >> (16 * (b % 2)) & 0xffff)
+}
+/// Scale and minimum in one word.
+#[inline(always)]
+fn both(word: u32) -> (f32, f32) {
+    (half(word & 0xffff), half(word >> 16))
+}
+
+fn bytes(words: &[u32]) -> &[u8] {
+    bytemuck::cast_slice(words)
+}
+
+/// The eight 6-bit scales and minimums of a K block.
+#[inline(always)]
+fn scales(w: &[u32]) -> ([u8; 8], [u8; 8]) {
+    let low = 0x3f3f_3f3f;
+    let upper = |four: u32, two: u32| four & 0x0f0f_0f0f | two >> 2 & 0x3030_3030;
+    let join = |a: u32, b: u32| (a as u64 | (b as u64) << 32).to_le_bytes();
+    (join(w[0] & low, upper(w[2], w[0])), join(w[1] & low, upper(w[2] >> 4, w[1])))
+}
+
+#[inline(always)]
+fn halves(words: &[u32], out: &mut [f32], value: impl Fn(u32) -> f32) {
+    let (pairs, tail) = out.as_chunks_mut::<2>();
+    for (o, w) in pairs.iter_mut().zip(words) {
+        *o = [value(*w & 0xffff), value(*w >> 16)];
+    }
+    if let ([o], Some(w)) = (tail, words.last()) {
+        *o = value(*w & 0xffff);
+    }
+}
+
+/// Blocks of 32 with four bits each, low ones first: `value(block, quant, position in the block)`.
+#[inline(always)]
+fn nibbles<S: Copy>(
+    quants: &[u32],
+    out: &mut [f32],
+    scale: impl Fn(usize) -> S,
+    value: impl Fn(S, u32, usize) -> f32,
+) {
+    let (out, _) = out.as_chunks_mut::<32>();
+    let (quants, _) = bytes(quants).as_chunks::<16>();
+    for (b, (o, q)) in out.iter_mut().zip(quants).enumerate() {
+        let s = scale(b);
+        for i in 0..16 {
+            o[i] = value(s, q[i] as u32 & 15, i);
+            o[i + 16] = value(s, q[i] as u32 >> 4, i + 16);
+        }
+    }
+}
+
+/// The fifth bit of element `i`, in its place.
+#[inline(always)]
+fn fifth(high: u32, i: usize) -> u32 {
+    (high >> i & 1) << 4
+}
+
+#[inline(always)]
+fn q4_k(words: &[u32], out: &mut [f32]) {
+    let (out, _) = out.as_chunks_mut::<256>();
+    let (words, _) = words.as_chunks::<36>();
+    for (o, w) in out.iter_mut().zip(words) {
+        let ((d, dmin), (sc, mn)) = (both(w[0]), scales(&w[1..4]));
+        let (quants, _) = bytes(&w[4..]).as_chunks::<32>();
+        for (g, (o, q)) in o.as_chunks_mut::<64>().0.iter_mut().zip(quants).enumerate() {
+            let (d0, m0) = (d * sc[2 * g] as f32, dmin * mn[2 * g] as f32);
+            let (d1, m1) = (d * sc[2 * g + 1] as f32, dmin * mn[2 * g + 1] as f32);
+            for i in 0..32 {
+                o[i] = d0 * (q[i] & 15) as f32 - m0;
+                o[i + 32] = d1 * (q[i] >> 4) as f32 - m1;
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn q5_k(words: &[u32], out: &mut [f32]) {
+    let (out, _) = out.as_chunks_mut::<256>();
+    let (words, _) = words.as_chunks::<44>();
+    for (o, w) in out.iter_mut().zip(words) {
+        let ((d, dmin), (sc, mn)) = (both(w[0]), scales(&w[1..4]));
+        let (high, quants) = bytes(&w[4..]).split_at(32);
+        let (quants, _) = quants.as_chunks::<32>();
+        for (g, (o, q)) in o.as_chunks_mut::<64>().0.iter_mut().zip(quants).enumerate() {
+            let (d0, m0) = (d * sc[2 * g] as f32, dmin * mn[2 * g] as f32);
+            let (d1, m1) = (d * sc[2 * g + 1] as f32, dmin * mn[2 * g + 1] as f32);
+            for i in 0..32 {
+                let h = high[i] >> (2 * g);
+                o[i] = d0 * (q[i] & 15 | (h & 1) << 4) as f32 - m0;
+                o[i + 32] = d1 * (q[i] >> 4 | (h & 2) << 3) as f32 - m1;
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn q6_k(words: &[u32], scales: &[u32], out: &mut [f32]) {
+    let (out, _) = out.as_chunks_mut::<256>();
+    let (words, _) = words.as_chunks::<52>();
+    for (b, (o, w)) in out.iter_mut().zip(words).enumerate() {
+        let d = single(scales, b);
+        let (low, rest) = bytes(w).split_at(128);
+        let (high, sc) = rest.split_at(64);
+        let sc: [f32; 16] = std::array::from_fn(|i| d * (sc[i] as i8) as f32);
+        for (e, o) in o.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+            // 16 elements share a scale; they lie in one half of 128, one quarter of 32.
+            let (half, quarter, start) = (e / 8, e / 2 % 4, 16 * (e % 2));
+            let low = &low[64 * half + 32 * (quarter % 2) + start..][..16];
+            let high = &high[32 * half + start..][..16];
+            for i in 0..16 {
+                let q = low[i] >> (4 * (quarter / 2)) & 15 | (high[i] >> (2 * quarter) & 3) << 4;
+                o[i] = sc[e] * (q as i8 - 32) as f32;
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn decode_here(format: Format, words: &[u32], out: &mut [f32]) {
+    let (mut quants, mut high, mut scales) = (words, &[][..], &[][..]);
+    if let Some(l) = format.layout() {
+        let blocks = out.len() / l.block;
+        (quants, scales) = words.split_at(blocks * l.quants.1 / 4);
+        (high, scales) = scales.split_at(blocks * l.high.1 / 4);
+    }
+    match format {
+        Format::F32 => out.iter_mut().zip(words).for_each(|(o, w)| *o = f32::from_bits(*w)),
+        Format::F16 => halves(words, out, half),
+        Format::Bf16 => halves(words, out, |b| f32::from_bits(b << 16)),
+        Format::Q8_0 => {
+            let (quants, _) = bytes(quants).as_chunks::<32>();
+            for (b, (o, q)) in out.as_chunks_mut::<32>().0.iter_mut().zip(quants).enumerate() {
+                let d = single(scales, b);
+                o.iter_mut().zip(q).for_each(|(o, &q)| *o = (q as i8) as f32 * d);
+            }
+        }
+        Format::Q4_0 => {
+            nibbles(quants, out, |b| single(scales, b), |d, q, _| (q as i32 - 8) as f32 * d);
+        }
+        Format::Q4_1 => {
+            nibbles(quants, out, |b| both(scales[b]), |(d, m), q, _| q as i32 as f32 * d + m);
+        }
+        Format::Q5_0 => nibbles(
+            quants,
+            out,
+            |b| (single(scales, b), high[b]),
+            |(d, h), q, i| ((q | fifth(h, i)) as i32 - 16) as f32 * d,
+        ),
+        Format::Q5_1 => nibbles(
+            quants,
+            out,
+            |b| (both(scales[b]), high[b]),
+            |((d, m), h), q, i| (q | fifth(h, i)) as i32 as f32 * d + m,
+        ),
+        Format::Q4_K => q4_k(words, out),
+        Format::Q5_K => q5_k(words, out),
+        Format::Q6_K => q6_k(quants, scales, out),
+    }
+}
+
+#[inline(always)]
+fn dots_here(format: Format, words: &[u32], x: &[f32], row: &mut [f32], y: &mut [f32]) {
+    decode_here(format, words, row);
+    for (y, x) in y.iter_mut().zip(x.chunks_exact(row.len())) {
+        let mut acc = [0f32; 32];
+        let ((a, a_tail), (b, b_tail)) = (row.as_chunks::<32>(), x.as_chunks::<32>());
+        for (a, b) in a.iter().zip(b) {
+            for i in 0..32 {
+                acc[i] += a[i] * b[i];
+            }
+        }
+        a_tail.iter().zip(b_tail).enumerate().for_each(|(i, (a, b))| acc[i] += a * b);
+        for width in [16, 8, 4, 2, 1] {
+            for i in 0..width {
+                acc[i] += acc[i + width];
+            }
+        }
+        *y = acc[0];
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod wide {
+    use super::*;
+
+    /// # Safety
+    /// The processor has AVX2.
+    #[target_feature(enable = "avx2")]
+    pub unsafe fn decode(format: Format, words: &[u32], out: &mut [f32]) {
+        decode_here(format, words, out);
+    }
+
+    /// # Safety
+    /// The processor has AVX2.
+    #[target_feature(enable = "avx2")]
+    pub unsafe fn dots(format: Format, words: &[u32], x: &[f32], row: &mut [f32], y: &mut [f32]) {
+        dots_here(format, words, x, row, y);
+    }
+}
+
+impl Format {
+    /// A packed row as values.
+    pub(super) fn decode(self, words: &[u32], out: &mut [f32]) {
+        #[cfg(target_arch = "x86_64")]
+        if std::arch::is_x86_feature_detected!("avx2") {
+            // SAFETY: just detected.
+            return unsafe { wide::decode(self, words, out) };
+        }
+        decode_here(self, words, out);
+    }
+
+    /// Inner products of a packed row with rows of `x`, one for each `y`. `row` is where it is decoded; not empty.
+    pub(super) fn dots(self, words: &[u32], x: &[f32], row: &mut [f32], y: &mut [f32]) {
+        #[cfg(target_arch = "x86_64")]
+        if std::arch::is_x86_feature_detected!("avx2") {
+            // SAFETY: just detected.
+            return unsafe { wide::dots(self, words, x, row, y) };
+        }
+        dots_here(self, words, x, row, y);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_half_is_exact() {
+        for bits in 0..=u16::MAX {
+            let (got, want) = (half(bits as u32), half::f16::from_bits(bits).to_f32());
+            assert!(
+                got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan(),
+                "{bits:04x} {got} {want}"
+            );
+        }
+    }
+
+    #[test]
+    fn both_compilations_agree() {
+        for format in Format::ALL {
+            let (rows, cols) = (3, 3 * format.block_len().max(11));
+            let raw = crate::weight::sample(format, rows, cols, 5);
+            for row in raw.chunks(raw.len() / rows) {
+                let mut words = vec![0; format.row_words(cols)];
+                format.pack(row, &mut words);
+                let (mut a, mut b) = (vec![0f32; cols], vec![0f32; cols]);
+                format.decode(&words, &mut a);
+                decode_here(format, &words, &mut b);
+                assert_eq!(a, b, "{format:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,369 @@
+//! [`Weight`]: a frozen matrix in its storage format, below every adapter.
+//!
+//! A method never sees the format: the ops that read weights decode them where they load them. Rows are kept in
+//! shards that fit one GPU binding, so that an output head larger than a binding works.
+
+mod decode;
+mod format;
+mod sample;
+
+pub use format::Format;
+pub(crate) use sample::sample;
+
+use crate::{DType, Device, Error, Result, Tensor};
+use rayon::prelude::*;
+use std::borrow::Cow;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Rows `first .. first + rows` of a weight.
+///
+/// `data` holds values `[rows, cols]` in f32 (f64 on the reference device), or packed words
+/// `[rows, row_words]` for the other formats.
+#[derive(Debug, Clone)]
+pub struct Shard {
+    pub(crate) first: usize,
+    pub(crate) rows: usize,
+    pub(crate) data: Tensor,
+}
+
+/// A frozen matrix `[rows, cols]`, row-major, in its storage format. Cloning shares it.
+#[derive(Clone)]
+pub struct Weight(Arc<Inner>);
+
+struct Inner {
+    rows: usize,
+    cols: usize,
+    format: Format,
+    device: Device,
+    shards: Vec<Shard>,
+}
+
+/// Largest shard where the device allows more.
+const MAX_SHARD_BYTES: u64 = 1 << 30;
+
+/// Bytes that one shard may take on a device.
+fn shard_limit(device: &Device) -> u64 {
+    match device {
+        #[cfg(feature = "gpu")]
+        Device::Gpu(g) => {
+            g.limits().max_storage_buffer_binding_size.min(g.limits().max_buffer_size).min(MAX_SHARD_BYTES)
+        }
+        _ => MAX_SHARD_BYTES,
+    }
+}
+
+fn refuse<T>(what: String) -> Result<T> {
+    Err(Error::shape("weight", what))
+}
+
+impl Weight {
+    /// Stores values `[rows, cols]` on a device, in f32, f16 or bf16.
+    ///
+    /// # Errors
+    /// The number of values is not `rows * cols`, one row does not fit a binding of the device, or the format is one
+    /// of blocks: their values are made by quantisers, see [`from_raw`](Weight::from_raw).
+    pub fn new(device: &Device, rows: usize, cols: usize, values: &[f32], format: Format) -> Result<Self> {
+        Self::sharded(device, rows, cols, values, format, shard_limit(device))
+    }
+
+    /// Like [`new`](Weight::new), with shards of at most `shard_bytes`.
+    pub fn sharded(
+        device: &Device,
+        rows: usize,
+        cols: usize,
+        values: &[f32],
+        format: Format,
+        shard_bytes: u64,
+    ) -> Result<Self> {
+        if rows.checked_mul(cols) != Some(values.len()) {
+            return refuse(format!("[{rows}, {cols}] from {} values", values.len()));
+        }
+        if !format.can_encode() {
+            return refuse(format!("values cannot be stored as {}; f32, f16 and bf16 can", format.name()));
+        }
+        Self::build(device, rows, cols, format, shard_bytes, |row, words| {
+            format.encode(&values[row * cols..][..cols], words);
+        })
+    }
+
+    /// A weight `[rows, cols]` from its bytes as they stand in a file: little-endian values, or ggml's blocks.
+    ///
+    /// ```
+    /// use mixlora::{Device, Format, Weight};
+    /// // One block of Q8_0: the scale 0.5 as an f16, then 32 signed bytes.
+    /// let mut bytes = vec![0x00, 0x38];
+    /// bytes.extend((0..32).map(|i| (i - 16) as i8 as u8));
+    /// let w = Weight::from_raw(&Device::cpu(), 1, 32, &bytes, Format::Q8_0)?;
+    /// assert_eq!(w.to_f32()?[..3], [-8.0, -7.5, -7.0]);
+    /// # Ok::<(), mixlora::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// `cols` is not a multiple of the block length, the number of bytes is not that of `[rows, cols]`, or one row
+    /// does not fit a binding of the device.
+    pub fn from_raw(device: &Device, rows: usize, cols: usize, bytes: &[u8], format: Format) -> Result<Self> {
+        Self::raw_sharded(device, [rows, cols], bytes, format, None, shard_limit(device))
+    }
+
+    /// Like [`from_raw`](Weight::from_raw), with row `row_order(i)` of the bytes as row `i`.
+    ///
+    /// # Errors
+    /// Those of `from_raw`, or `row_order` gives a row that is not there.
+    pub fn from_raw_rows(
+        device: &Device,
+        rows: usize,
+        cols: usize,
+        bytes: &[u8],
+        format: Format,
+        row_order: impl Fn(usize) -> usize,
+    ) -> Result<Self> {
+        // The number of rows is bounded by the bytes before a list of them is made.
+        if Self::raw_row_bytes([rows, cols], bytes, format)? == 0 {
+            return Self::from_raw(device, rows, cols, bytes, format);
+        }
+        let order: Vec<usize> = (0..rows).map(row_order).collect();
+        if let Some(i) = order.iter().position(|&r| r >= rows) {
+            return refuse(format!("row {i} is taken from row {} of {rows}", order[i]));
+        }
+        Self::raw_sharded(device, [rows, cols], bytes, format, Some(&order), shard_limit(device))
+    }
+
+    /// Bytes of a row.
+    fn raw_row_bytes([rows, cols]: [usize; 2], bytes: &[u8], format: Format) -> Result<usize> {
+        let (name, block) = (format.name(), format.block_len());
+        if cols % block != 0 {
+            return refuse(format!("{cols} columns are not a multiple of the {block} of a {name} block"));
+        }
+        let row_bytes = format.row_bytes(cols);
+        match row_bytes.filter(|b| b.checked_mul(rows) == Some(bytes.len())) {
+            // Empty rows could be as many as one likes.
+            Some(0) if rows > crate::shape::MAX_ELEMENTS => refuse(format!("{rows} empty rows")),
+            Some(b) => Ok(b),
+            None => refuse(format!("{name} [{rows}, {cols}] from {} bytes", bytes.len())),
+        }
+    }
+
+    pub(crate) fn raw_sharded(
+        device: &Device,
+        [rows, cols]: [usize; 2],
+        bytes: &[u8],
+        format: Format,
+        order: Option<&[usize]>,
+        shard_bytes: u64,
+    ) -> Result<Self> {
+        let row_bytes = Self::raw_row_bytes([rows, cols], bytes, format)?;
+        Self::build(device, rows, cols, format, shard_bytes, |row, words| {
+            let row = order.map_or(row, |o| o[row]);
+            format.pack(&bytes[row * row_bytes..][..row_bytes], words);
+        })
+    }
+
+    /// Rows come from `row(index, packed words to write)`.
+    fn build(
+        device: &Device,
+        rows: usize,
+        cols: usize,
+        format: Format,
+        shard_bytes: u64,
+        row: impl Fn(usize, &mut [u32]) + Sync,
+    ) -> Result<Self> {
+        let row_words = format.row_words(cols);
+        let per_shard = match row_words {
+            0 => rows.max(1),
+            _ => (shard_bytes / (4 * row_words as u64)) as usize,
+        };
+        if per_shard == 0 {
+            return refuse(format!(
+                "one row of {cols} {} values does not fit {shard_bytes} bytes",
+                format.name()
+            ));
+        }
+        let mut shards = Vec::new();
+        let mut first = 0;
+        while first < rows || shards.is_empty() {
+            let n = per_shard.min(rows - first);
+            let mut words = vec![0u32; n * row_words];
+            words
+                .par_chunks_mut(row_words.max(1))
+                .with_min_len(rows_per_task(cols))
+                .enumerate()
+                .for_each(|(i, words)| row(first + i, words));
+            shards.push(Shard { first, rows: n, data: Self::store(device, [n, cols], &words, format)? });
+            first += n;
+        }
+        Ok(Weight(Arc::new(Inner { rows, cols, format, device: device.clone(), shards })))
+    }
+
+    fn store(device: &Device, [rows, cols]: [usize; 2], words: &[u32], format: Format) -> Result<Tensor> {
+        let dims = [rows, cols];
+        match device {
+            _ if format == Format::F32 => Tensor::from_f32(device, &dims, bytemuck::cast_slice(words)),
+            // The reference computes on what the other lanes decode.
+            Device::Reference => Tensor::from_f32(device, &dims, &decode_rows(format, dims, words)),
+            _ => Tensor::from_u32(device, &[rows, format.row_words(cols)], words),
+        }
+    }
+
+    /// All values, `[rows, cols]`; on a GPU this submits and waits.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn to_f32(&self) -> Result<Vec<f32>> {
+        let mut all = Vec::with_capacity(self.0.rows * self.0.cols);
+        for shard in self.shards() {
+            match shard.data.dtype() {
+                DType::F32 => all.extend(shard.data.to_f32()?),
+                DType::U32 => {
+                    let words = shard.data.to_u32()?;
+                    all.extend(decode_rows(self.0.format, [shard.rows, self.0.cols], &words));
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    /// The same weight in another format, on the same device; for `Format::F32` the values are unchanged.
+    ///
+    /// # Errors
+    /// The format is one of blocks and another than now, or the device failed.
+    pub fn with_format(&self, format: Format) -> Result<Self> {
+        if format == self.0.format {
+            return Ok(self.clone());
+        }
+        Self::new(&self.0.device, self.0.rows, self.0.cols, &self.to_f32()?, format)
+    }
+
+    /// Number of rows: outputs of a linear layer.
+    pub fn rows(&self) -> usize {
+        self.0.rows
+    }
+    /// Number of columns: inputs of a linear layer.
+    pub fn cols(&self) -> usize {
+        self.0.cols
+    }
+    /// Storage format.
+    pub fn format(&self) -> Format {
+        self.0.format
+    }
+    /// Where it lives.
+    pub fn device(&self) -> &Device {
+        &self.0.device
+    }
+    /// The row shards, in order.
+    pub fn shards(&self) -> &[Shard] {
+        &self.0.shards
+    }
+    /// Bytes it takes.
+    pub fn bytes(&self) -> u64 {
+        4 * (self.0.rows * self.0.format.row_words(self.0.cols)) as u64
+    }
+
+    /// Rows of a shard as f32, on the CPU; only formats other than f32 are copied.
+    pub(crate) fn decode<'a>(&self, shard: &'a Shard, rows: Range<usize>) -> Cow<'a, [f32]> {
+        let cols = self.0.cols;
+        match shard.data.dtype() {
+            DType::F32 => Cow::Borrowed(&shard.data.f32()[rows.start * cols..rows.end * cols]),
+            DType::U32 => Cow::Owned(decode_rows(self.0.format, [rows.len(), cols], self.words(shard, rows))),
+        }
+    }
+
+    /// The same, into `out`.
+    pub(crate) fn decode_into(&self, shard: &Shard, rows: Range<usize>, out: &mut [f32]) {
+        let cols = self.0.cols;
+        match shard.data.dtype() {
+            DType::F32 => out.copy_from_slice(&shard.data.f32()[rows.start * cols..rows.end * cols]),
+            DType::U32 => decode_to(self.0.format, cols, self.words(shard, rows), out),
+        }
+    }
+
+    /// One row of a shard on this thread, on the CPU.
+    pub(crate) fn decode_row(&self, shard: &Shard, row: usize, out: &mut [f32]) {
+        match shard.data.dtype() {
+            DType::F32 => out.copy_from_slice(&shard.data.f32()[row * out.len()..][..out.len()]),
+            DType::U32 => self.0.format.decode(self.words(shard, row..row + 1), out),
+        }
+    }
+
+    /// Inner products of one row of a shard with rows of `x` `[y.len(), cols]`, on the CPU. `row` has `cols` elements.
+    pub(crate) fn dots(&self, shard: &Shard, index: usize, x: &[f32], row: &mut [f32], y: &mut [f32]) {
+        let words = match shard.data.dtype() {
+            DType::F32 => bytemuck::cast_slice(&shard.data.f32()[index * self.0.cols..][..self.0.cols]),
+            DType::U32 => self.words(shard, index..index + 1),
+        };
+        match row.is_empty() {
+            true => y.fill(0.0),
+            false => self.0.format.dots(words, x, row, y),
+        }
+    }
+
+    /// The shard that has a row.
+    pub(crate) fn shard_of(&self, row: usize) -> Option<&Shard> {
+        let after = self.0.shards.partition_point(|s| s.first <= row);
+        self.0.shards[..after].last().filter(|s| row < s.first + s.rows)
+    }
+
+    fn words<'a>(&self, shard: &'a Shard, rows: Range<usize>) -> &'a [u32] {
+        let n = self.0.format.row_words(self.0.cols);
+        &shard.data.u32()[rows.start * n..rows.end * n]
+    }
+}
+
+/// The values of `[rows, cols]` from bytes as they stand in a file.
+pub(crate) fn values(rows: usize, cols: usize, bytes: &[u8], format: Format) -> Result<Vec<f32>> {
+    let row_bytes = Weight::raw_row_bytes([rows, cols], bytes, format)?;
+    let mut out = vec![0.0; rows * cols];
+    let rows = out.par_chunks_mut(cols.max(1)).zip(bytes.par_chunks(row_bytes.max(1)));
+    rows.with_min_len(rows_per_task(cols)).for_each_init(
+        || vec![0; format.row_words(cols)],
+        |words, (out, row)| {
+            format.pack(row, words);
+            format.decode(words, out);
+        },
+    );
+    Ok(out)
+}
+
+/// Rows of one parallel task.
+fn rows_per_task(cols: usize) -> usize {
+    (16_384 / cols.max(1)).max(1)
+}
+
+fn decode_to(format: Format, cols: usize, words: &[u32], out: &mut [f32]) {
+    let row_words = format.row_words(cols).max(1);
+    out.par_chunks_mut(cols.max(1))
+        .zip(words.par_chunks(row_words))
+        .with_min_len(rows_per_task(cols))
+        .for_each(|(out, row)| format.decode(row, out));
+}
+
+fn decode_rows(format: Format, [rows, cols]: [usize; 2], words: &[u32]) -> Vec<f32> {
+    let mut out = vec![0.0; rows * cols];
+    decode_to(format, cols, words, &mut out);
+    out
+}
+
+impl std::fmt::Debug for Weight {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Inner { rows, cols, format, device, shards } = &*self.0;
+        write!(
+            f,
+            "Weight({} [{rows}, {cols}] in {} shards on {})",
+            format.name(),
+            shards.len(),
+            device.name()
+        )
+    }
+}
+
+/// A frozen linear layer: `y = x W^T + bias`.
+#[derive(Debug, Clone)]
+pub struct Linear {
+    /// `[out, in]`
+    pub weight: Weight,
+    /// `[out]`
+    pub bias: Option<Tensor>,
+}
+
+#[cfg(test)]
+mod tests;
