@@ -55,20 +55,20 @@ macro_rules! loads {
 macro_rules! variants {
     ($tile:literal) => {{
         macro_rules! frozen {
-                    ($name:literal, $load:ident) => {
-                        variant(concat!($name, " frozen"), consts!(1 0 1 0 0 0), loads!($load), $tile)
-                    };
-                }
+                        ($name:literal, $load:ident) => {
+                            variant(concat!($name, " frozen"), consts!(1 0 1 0 0 0), loads!($load), $tile)
+                        };
+                    }
         macro_rules! forward {
-                    ($name:literal, $load:ident) => {
-                        variant(concat!($name, " forward"), consts!(1 1 0 0 0 1), loads!($load), $tile)
-                    };
-                }
+                        ($name:literal, $load:ident) => {
+                            variant(concat!($name, " forward"), consts!(1 1 0 0 0 1), loads!($load), $tile)
+                        };
+                    }
         macro_rules! backward {
-                    ($name:literal, $load:ident) => {
-                        variant(concat!($name, " backward"), consts!(0 1 0 1 1 1), loads!($load), $tile)
-                    };
-                }
+                        ($name:literal, $load:ident) => {
+                            variant(concat!($name, " backward"), consts!(0 1 0 1 1 1), loads!($load), $tile)
+                        };
+                    }
         &each_format!(frozen, forward, backward)
     }};
 }

@@ -126,14 +126,19 @@ fn q6_k(words: &[u32], scales: &[u32], out: &mut [f32]) {
         let (low, rest) = bytes(w).split_at(128);
         let (high, sc) = rest.split_at(64);
         let sc: [f32; 16] = std::array::from_fn(|i| d * (sc[i] as i8) as f32);
-        for (e, o) in o.as_chunks_mut::<16>().0.iter_mut().enumerate() {
-            // 16 elements share a scale; they lie in one half of 128, one quarter of 32.
-            let (half, quarter, start) = (e / 8, e / 2 % 4, 16 * (e % 2));
-            let low = &low[64 * half + 32 * (quarter % 2) + start..][..16];
-            let high = &high[32 * half + start..][..16];
-            for i in 0..16 {
-                let q = low[i] >> (4 * (quarter / 2)) & 15 | (high[i] >> (2 * quarter) & 3) << 4;
-                o[i] = sc[e] * (q as i8 - 32) as f32;
+        // Halves of 128, in which byte i has parts of elements i, i + 32, i + 64 and i + 96; 16 share a scale.
+        for (h, o) in o.as_chunks_mut::<128>().0.iter_mut().enumerate() {
+            for s in 0..2 {
+                let (near, far) = (&low[64 * h + 16 * s..][..16], &low[64 * h + 32 + 16 * s..][..16]);
+                let (high, sc) = (&high[32 * h + 16 * s..][..16], &sc[8 * h + s..]);
+                for i in 0..16 {
+                    let at = 16 * s + i;
+                    let value = |low: u8, high: u8| ((low | (high & 3) << 4) as i8 - 32) as f32;
+                    o[at] = sc[0] * value(near[i] & 15, high[i]);
+                    o[at + 32] = sc[2] * value(far[i] & 15, high[i] >> 2);
+                    o[at + 64] = sc[4] * value(near[i] >> 4, high[i] >> 4);
+                    o[at + 96] = sc[6] * value(far[i] >> 4, high[i] >> 6);
+                }
             }
         }
     }
@@ -182,24 +187,32 @@ fn decode_here(format: Format, words: &[u32], out: &mut [f32]) {
     }
 }
 
+/// Inner product in a fixed order: 32 running sums, then their tree.
+#[inline(always)]
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut acc = [[0f32; 8]; 4];
+    let ((a, a_tail), (b, b_tail)) = (a.as_chunks::<32>(), b.as_chunks::<32>());
+    for (a, b) in a.iter().zip(b) {
+        for q in 0..4 {
+            for i in 0..8 {
+                acc[q][i] += a[8 * q + i] * b[8 * q + i];
+            }
+        }
+    }
+    let mut sums = [0f32; 8];
+    for i in 0..8 {
+        sums[i] = (acc[0][i] + acc[1][i]) + (acc[2][i] + acc[3][i]);
+    }
+    let tail = a_tail.iter().zip(b_tail).fold(0f32, |t, (a, b)| t + a * b);
+    let [s0, s1, s2, s3, s4, s5, s6, s7] = sums;
+    ((s0 + s4) + (s1 + s5)) + ((s2 + s6) + (s3 + s7)) + tail
+}
+
 #[inline(always)]
 fn dots_here(format: Format, words: &[u32], x: &[f32], row: &mut [f32], y: &mut [f32]) {
     decode_here(format, words, row);
     for (y, x) in y.iter_mut().zip(x.chunks_exact(row.len())) {
-        let mut acc = [0f32; 32];
-        let ((a, a_tail), (b, b_tail)) = (row.as_chunks::<32>(), x.as_chunks::<32>());
-        for (a, b) in a.iter().zip(b) {
-            for i in 0..32 {
-                acc[i] += a[i] * b[i];
-            }
-        }
-        a_tail.iter().zip(b_tail).enumerate().for_each(|(i, (a, b))| acc[i] += a * b);
-        for width in [16, 8, 4, 2, 1] {
-            for i in 0..width {
-                acc[i] += acc[i + width];
-            }
-        }
-        *y = acc[0];
+        *y = dot(row, x);
     }
 }
 

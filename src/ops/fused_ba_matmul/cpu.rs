@@ -24,7 +24,10 @@ impl FusedBa<'_> {
         if self.nt && m <= FEW {
             return self.few_rows(x, y, m);
         }
-        let block = (BLOCK / cols.max(1)).clamp(1, 512).min(self.w.rows().max(1));
+        let most = (BLOCK / cols.max(1)).clamp(16, 512);
+        let largest = shards.iter().map(|s| s.rows).max().unwrap_or(0);
+        // Equal blocks: a small one at the end would leave threads idle.
+        let block = largest.div_ceil(largest.div_ceil(most).max(1)).next_multiple_of(16).min(largest.max(1));
         let mut values = vec![0f32; block * cols];
         let mut add = self.add;
         for shard in shards {
