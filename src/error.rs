@@ -24,6 +24,9 @@ pub enum Error {
     /// The gradient tape was used in a way it cannot serve.
     #[error("autodiff: {0}")]
     Tape(String),
+    /// The loss or a gradient is not finite.
+    #[error("training diverged: {0}; lower the learning rate or the gradient norm's bound")]
+    Diverged(String),
     /// No adapter fits the request.
     #[error("no usable GPU adapter: {0}")]
     NoAdapter(String),

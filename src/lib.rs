@@ -10,12 +10,16 @@ mod tape;
 mod tensor;
 mod weight;
 
+pub mod adapter;
 pub mod check;
+pub mod data;
 pub mod device;
 pub mod io;
 pub mod mixture;
+pub mod model;
 pub mod nn;
 pub mod ops;
+pub mod train;
 
 pub use device::Device;
 pub use dtype::DType;

@@ -12,6 +12,11 @@ const LAYERS: &[&[&str]] = &[
     &["nn"],
     &["mixture"],
     &["io"],
+    &["model"],
+    &["adapter"],
+    &["text"],
+    &["data"],
+    &["train"],
     &["check"],
 ];
 const MAX_SOURCE_LINES: usize = 450;

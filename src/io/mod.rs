@@ -1,13 +1,12 @@
 //! Files in and out.
 
+pub mod atomic;
 pub mod gguf;
 mod mapped;
 mod safetensors;
 
 pub use self::gguf::GgufFile;
 pub use self::safetensors::Checkpoint;
-#[doc(hidden)]
-pub use self::safetensors::Checkpoint as TensorFile;
 
 use crate::Error;
 use std::collections::BTreeSet;

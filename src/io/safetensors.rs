@@ -294,18 +294,38 @@ impl Checkpoint {
         self.shaped(name, dims)?;
         self.values_f32(name)
     }
-    /// Indices of a tensor of that shape, each below `bound`, in i32 or i64.
+    /// Values of an f64 tensor of that shape.
     ///
     /// # Errors
-    /// There is none of that name, shape and type, or an index is not below `bound`.
-    pub fn indices(&self, name: &str, dims: &[usize], bound: usize) -> Result<Vec<u32>> {
+    /// There is none of that name, shape and type.
+    pub fn f64(&self, name: &str, dims: &[usize]) -> Result<Vec<f64>> {
+        match self.shaped(name, dims)?.dtype {
+            Dtype::F64 => {
+                Ok(self.tensor_bytes(name)?.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b)).collect())
+            }
+            other => self.fail(format!("tensor '{name}' has type {other:?}, expected f64")),
+        }
+    }
+    /// Integers of a tensor of that shape, in u8, i32 or i64.
+    ///
+    /// # Errors
+    /// There is none of that name, shape and type.
+    pub fn integers(&self, name: &str, dims: &[usize]) -> Result<Vec<i64>> {
         let t = self.shaped(name, dims)?;
         let bytes = self.tensor_bytes(name)?;
-        let values: Vec<i64> = match t.dtype {
-            Dtype::I32 => bytes.as_chunks().0.iter().map(|b| i32::from_le_bytes(*b).into()).collect(),
-            Dtype::I64 => bytes.as_chunks().0.iter().map(|b| i64::from_le_bytes(*b)).collect(),
-            other => return self.fail(format!("tensor '{name}' has type {other:?}, expected i32 or i64")),
-        };
+        match t.dtype {
+            Dtype::U8 => Ok(bytes.iter().map(|&b| b.into()).collect()),
+            Dtype::I32 => Ok(bytes.as_chunks().0.iter().map(|b| i32::from_le_bytes(*b).into()).collect()),
+            Dtype::I64 => Ok(bytes.as_chunks().0.iter().map(|b| i64::from_le_bytes(*b)).collect()),
+            other => self.fail(format!("tensor '{name}' has type {other:?}, expected i32 or i64")),
+        }
+    }
+    /// Indices of a tensor of that shape, each below `bound`, in u8, i32 or i64.
+    ///
+    /// # Errors
+    /// Those of [`integers`](Checkpoint::integers), or an index is not below `bound`.
+    pub fn indices(&self, name: &str, dims: &[usize], bound: usize) -> Result<Vec<u32>> {
+        let values = self.integers(name, dims)?;
         let index = |v: i64| u32::try_from(v).ok().filter(|&i| (i as usize) < bound);
         values
             .into_iter()

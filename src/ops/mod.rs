@@ -54,6 +54,8 @@ ops! {
     factor_expand,
     /// Rows repeated for their experts, and summed back.
     repeat_rows,
+    /// New positions behind old ones, for key/value caches.
+    append_rows,
     /// How often factors were chosen, and balancing biases.
     routing_load,
     /// `silu`, `gelu`, `gelu_erf`, `sigmoid`, and `silu(gate) * up`.

@@ -2,9 +2,10 @@
 
 use crate::{Failure, ops_test, out};
 use mixlora::Device;
-use mixlora::check::golden::{BOUND, Replay, find_files, replay};
+use mixlora::check::golden::{BOUND, Replay, find_files, needs_model, replay, replay_model};
+use mixlora::model::Llama;
 use serde_json::json;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -23,6 +24,9 @@ pub struct Args {
     /// cpu, gpu (the best adapter), reference (f64), all (these three), or part of an adapter's name.
     #[arg(long, default_value = "all")]
     device: String,
+    /// The model that files of whole-model kinds were made with: a .gguf file or a Hugging Face directory.
+    #[arg(long)]
+    model: Option<PathBuf>,
     /// Print JSON instead of lines.
     #[arg(long)]
     json: bool,
@@ -41,7 +45,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let mut results = Vec::new();
     for file in &files {
         out::progress(&format!("replaying {}", file.display()));
-        let lanes = devices.iter().map(|d| Ok((d.name().to_string(), replay(file, d)?)));
+        let lanes = devices.iter().map(|d| Ok((d.name().to_string(), one(file, d, args.model.as_deref())?)));
         let lanes = lanes.collect::<Result<Vec<_>, mixlora::Error>>()?;
         if !args.json {
             out::text(&line(&lanes))?;
@@ -62,6 +66,18 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     if failed == 0 { Ok(()) } else { Err(Failure::Check) }
 }
 
+/// Replays a file, with the model where its kind needs one: dequantised to f32, as the values were made.
+fn one(file: &Path, device: &Device, model: Option<&Path>) -> Result<Replay, mixlora::Error> {
+    if !needs_model(file)? {
+        return replay(file, device);
+    }
+    let Some(model) = model else {
+        let what = "needs the model it was made with: give --model".to_string();
+        return Err(mixlora::Error::File { path: file.to_path_buf(), what });
+    };
+    replay_model(file, &|| Llama::open(model, device, true))
+}
+
 /// One line per file; a file that fails is followed by every tensor that is out of bounds.
 fn line(lanes: &[(String, Replay)]) -> String {
     let (_, first) = &lanes[0];
@@ -73,13 +89,13 @@ fn line(lanes: &[(String, Replay)]) -> String {
         false => "CHOICES DIFFER".to_string(),
     };
     // The worst over the devices, tensor by tensor.
-    for (i, (tensor, _)) in first.errors.iter().enumerate() {
-        let worst = lanes.iter().filter_map(|(_, r)| r.errors.get(i)).fold(0f64, |w, e| w.max(e.1));
-        text += &format!(", {tensor} {}", out::error(worst));
+    for (i, m) in first.errors.iter().enumerate() {
+        let worst = lanes.iter().filter_map(|(_, r)| r.errors.get(i)).fold(0f64, |w, m| w.max(m.error));
+        text += &format!(", {} {}", m.name, out::error(worst));
     }
     for (device, r) in lanes.iter().filter(|(_, r)| !r.holds()) {
         let bad: Vec<String> =
-            r.errors.iter().filter(|(_, e)| *e > BOUND).map(|(t, e)| format!("{t} {e:.1e}")).collect();
+            r.errors.iter().filter(|m| !m.holds()).map(|m| format!("{} {:.1e}", m.name, m.error)).collect();
         let choices = if r.choices { "" } else { " choices differ" };
         text += &format!("\n       on {device}:{choices} {}", bad.join(", "));
     }
@@ -88,8 +104,9 @@ fn line(lanes: &[(String, Replay)]) -> String {
 
 fn report(results: &[Vec<(String, Replay)>]) -> serde_json::Value {
     let lane = |(device, r): &(String, Replay)| {
-        let errors: serde_json::Map<_, _> = r.errors.iter().map(|(t, e)| (t.clone(), json!(e))).collect();
-        json!({ "device": device, "choices_agree": r.choices, "errors": errors, "worst": r.worst().1, "holds": r.holds() })
+        let errors: serde_json::Map<_, _> =
+            r.errors.iter().map(|m| (m.name.clone(), json!(m.error))).collect();
+        json!({ "device": device, "choices_agree": r.choices, "errors": errors, "worst": r.worst().map(|m| m.error), "holds": r.holds() })
     };
     let files = results.iter().map(|lanes| {
         json!({

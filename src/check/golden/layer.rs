@@ -1,7 +1,7 @@
 //! Files of kind `layer`: one Conditional MixLoRA linear.
 
 use super::{Compare, Replay, config, expect, tensor};
-use crate::io::TensorFile;
+use crate::io::Checkpoint;
 use crate::mixture::{CfsForm, GateScale, LinearSite, MethodConfig, Pool, Span, find};
 use crate::nn::{Choices, LinearGroup, Pass};
 use crate::{Device, Error, Format, Linear, Result, Stream, Weight, backward};
@@ -118,7 +118,7 @@ impl Config {
     }
 }
 
-pub(super) fn replay(file: &TensorFile, device: &Device) -> Result<Replay> {
+pub(super) fn replay(file: &Checkpoint, device: &Device) -> Result<Replay> {
     let c: Config = config(file)?;
     let (b, s, i, o) = (c.batch, c.seq, c.d_in, c.d_out);
     if [b, s, i, o, c.e, c.r].contains(&0) {

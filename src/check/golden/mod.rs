@@ -2,10 +2,12 @@
 //! in PyTorch (f64). What the files hold is described in tests/golden/README.md.
 
 mod layer;
+mod model;
 mod token;
 
 use super::Deviation;
-use crate::io::TensorFile;
+use crate::io::Checkpoint;
+use crate::model::Llama;
 use crate::nn::Param;
 use crate::{Device, Error, Gradients, Result, Tensor};
 use serde::de::DeserializeOwned;
@@ -14,26 +16,44 @@ use std::path::{Path, PathBuf};
 /// Bound on the error of a tensor relative to its largest value. PyTorch in f32 reaches 2.3e-6.
 pub const BOUND: f64 = 1e-5;
 
+/// One comparison.
+#[derive(Debug, Clone)]
+pub struct Measured {
+    /// The tensor, or what was compared.
+    pub name: String,
+    pub error: f64,
+    pub bound: f64,
+}
+
+impl Measured {
+    /// Within the bound, and a number.
+    pub fn holds(&self) -> bool {
+        self.error <= self.bound
+    }
+}
+
 /// What one file gave on one device.
 #[derive(Debug, Clone)]
 pub struct Replay {
     pub path: PathBuf,
     /// `layer` or the token layer's name.
     pub kind: String,
-    /// Worst error of every compared tensor, relative to max(its largest value, floor).
-    pub errors: Vec<(String, f64)>,
+    /// Layers: worst error of every compared tensor, relative to max(its largest value, floor). Models: as the
+    /// name says.
+    pub errors: Vec<Measured>,
     /// Whether all choices agree.
     pub choices: bool,
 }
 
 impl Replay {
-    /// The largest of all errors, and its tensor.
-    pub fn worst(&self) -> (&str, f64) {
-        self.errors.iter().fold(("", 0.0), |w, (n, e)| if *e >= w.1 { (n, *e) } else { w })
+    /// The comparison that is nearest to its bound, or furthest beyond.
+    pub fn worst(&self) -> Option<&Measured> {
+        let share = |m: &Measured| m.error / m.bound.max(f64::MIN_POSITIVE);
+        self.errors.iter().max_by(|a, b| share(a).total_cmp(&share(b)))
     }
-    /// True when every tensor is within [`BOUND`] and all choices agree.
+    /// True when every comparison is within its bound and all choices agree.
     pub fn holds(&self) -> bool {
-        self.choices && self.errors.iter().all(|(_, e)| *e <= BOUND)
+        self.choices && self.errors.iter().all(Measured::holds)
     }
 }
 
@@ -49,7 +69,7 @@ pub fn find_files(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
         for path in entries {
             if path.is_dir() {
                 walk(&path, out)?;
-            } else if path.extension().is_some_and(|e| e == "safetensors") {
+            } else if path.extension().is_some_and(|e| e == "safetensors") || model::is_greedy(&path) {
                 out.push(path);
             }
         }
@@ -64,7 +84,10 @@ pub fn find_files(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
         }
     }
     match files.is_empty() {
-        true => Err(Error::config("paths", "no .safetensors file found")),
+        true => Err(Error::config(
+            "paths",
+            "no reference file found: neither .safetensors nor greedy texts in .json",
+        )),
         false => Ok(files),
     }
 }
@@ -74,7 +97,7 @@ pub fn find_files(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
 /// # Errors
 /// The file is malformed: the error names the file and what is wrong with it.
 pub fn replay(path: &Path, device: &Device) -> Result<Replay> {
-    let file = TensorFile::open(path)?;
+    let file = Checkpoint::open(path)?;
     let config: serde_json::Value = config(&file)?;
     let has = |key: &str| config.get(key).is_some();
     match has("layer") {
@@ -84,19 +107,44 @@ pub fn replay(path: &Path, device: &Device) -> Result<Replay> {
     }
 }
 
-fn config<T: DeserializeOwned>(file: &TensorFile) -> Result<T> {
+/// Whether a file is of a kind that needs a model: logits, greedy text, training.
+pub fn needs_model(path: &Path) -> Result<bool> {
+    if path.extension().is_some_and(|e| e == "json") {
+        return Ok(true);
+    }
+    let file = Checkpoint::open(path)?;
+    Ok(model::is_logits(&file) || model::is_training(&file))
+}
+
+/// Replays a file of a whole-model kind. `open` gives the model in f32, without adapters.
+///
+/// # Errors
+/// The file is malformed or made with another model, or the model cannot be opened.
+pub fn replay_model(path: &Path, open: &dyn Fn() -> Result<Llama>) -> Result<Replay> {
+    if path.extension().is_some_and(|e| e == "json") {
+        return model::replay_greedy(path, &open()?);
+    }
+    let file = Checkpoint::open(path)?;
+    match (model::is_logits(&file), model::is_training(&file)) {
+        (true, _) => model::replay_logits(&file, &open()?),
+        (_, true) => model::replay_training(&file, open),
+        _ => Err(Error::file(path, "is of no kind that needs a model: no 'full_logits', no training config")),
+    }
+}
+
+fn config<T: DeserializeOwned>(file: &Checkpoint) -> Result<T> {
     let text = file.metadata("config")?;
     serde_json::from_str(text).map_err(|e| Error::file(file.path(), format!("metadata 'config': {e}")))
 }
 
 /// Compares the tensors of a file with what was computed.
 struct Compare<'a> {
-    file: &'a TensorFile,
-    errors: Vec<(String, f64)>,
+    file: &'a Checkpoint,
+    errors: Vec<Measured>,
 }
 
 impl<'a> Compare<'a> {
-    fn new(file: &'a TensorFile) -> Self {
+    fn new(file: &'a Checkpoint) -> Self {
         Compare { file, errors: Vec::new() }
     }
     /// A gradient has the shape of its tensor; `dims` is the shape of anything else.
@@ -108,7 +156,7 @@ impl<'a> Compare<'a> {
         let want: Vec<f64> = self.file.f32(name, &dims)?.iter().map(|&v| v as f64).collect();
         // Exact zeros on both sides are no error; without a floor any other value against zeros is.
         let error = Deviation::of(got, &want, floor.max(f64::MIN_POSITIVE)).max;
-        self.errors.push((name.to_string(), error));
+        self.errors.push(Measured { name: name.to_string(), error, bound: BOUND });
         Ok(())
     }
     /// Compares every gradient of the parameters that the file has, by part name.
@@ -132,7 +180,7 @@ impl<'a> Compare<'a> {
     /// Every gradient of the file must have been compared.
     fn finish(self, kind: &str, choices: bool) -> Result<Replay> {
         for name in self.file.names().filter(|n| n.starts_with("grad_") && *n != "grad_y") {
-            if !self.errors.iter().any(|(n, _)| n == name) {
+            if !self.errors.iter().any(|m| m.name == name) {
                 return Err(Error::file(
                     self.file.path(),
                     format!("'{name}' was not computed: no such gradient"),
@@ -150,10 +198,10 @@ impl<'a> Compare<'a> {
 
 /// Checks type and shape of tensors that must be there. Done before anything is built: sizes that a configuration
 /// only claims never reach an allocation.
-fn expect(file: &TensorFile, tensors: &[(&str, Vec<usize>)]) -> Result<()> {
+fn expect(file: &Checkpoint, tensors: &[(&str, Vec<usize>)]) -> Result<()> {
     tensors.iter().try_for_each(|(name, dims)| file.f32(name, dims).map(|_| ()))
 }
 
-fn tensor(file: &TensorFile, device: &Device, name: &str, dims: &[usize]) -> Result<Tensor> {
+fn tensor(file: &Checkpoint, device: &Device, name: &str, dims: &[usize]) -> Result<Tensor> {
     Tensor::from_f32(device, dims, &file.f32(name, dims)?)
 }

@@ -1,7 +1,7 @@
 //! Files of kind `token`: layers that route every token by itself.
 
 use super::{Compare, Replay, config, expect, tensor};
-use crate::io::TensorFile;
+use crate::io::Checkpoint;
 use crate::mixture::{LinearSite, MethodConfig, MlpSite, Units, find};
 use crate::nn::{Choices, LinearAdapter, LinearGroup, Mlp, MlpAdapter, Param, Pass};
 use crate::{Device, Error, Format, Linear, Result, Stream, Tensor, Weight, backward};
@@ -105,7 +105,7 @@ enum Subject {
 }
 
 impl Subject {
-    fn build(c: &Config, file: &TensorFile, device: &Device) -> Result<Self> {
+    fn build(c: &Config, file: &Checkpoint, device: &Device) -> Result<Self> {
         let (name, method) = c.method();
         let spec = find(name)?;
         let wrap = |e: Error| Error::file(file.path(), e.to_string());
@@ -172,7 +172,7 @@ fn transpose<T: Copy>(v: &[T], rows: usize, cols: usize) -> Vec<T> {
         .collect()
 }
 
-fn load(subject: &Subject, c: &Config, file: &TensorFile, device: &Device) -> Result<()> {
+fn load(subject: &Subject, c: &Config, file: &Checkpoint, device: &Device) -> Result<()> {
     for p in subject.params() {
         p.load(device, |part| {
             let (name, transposed) = stored_name(part);
@@ -190,7 +190,7 @@ fn experts(c: &Config) -> usize {
     if c.layer == Layer::Ffn { c.e } else { 1 }
 }
 
-pub(super) fn replay(file: &TensorFile, device: &Device) -> Result<Replay> {
+pub(super) fn replay(file: &Checkpoint, device: &Device) -> Result<Replay> {
     let c: Config = config(file)?;
     let sizes = [c.batch, c.seq, c.d_in, c.d_out, c.k, c.r, c.candidates()];
     if sizes.contains(&0) || (c.layer == Layer::Ffn && (c.hidden == 0 || c.d_in != c.d_out)) {
@@ -248,7 +248,7 @@ pub(super) fn replay(file: &TensorFile, device: &Device) -> Result<Replay> {
 }
 
 /// The chosen sets must agree, and their order wherever neighbouring scores are apart.
-fn same_choices(c: &Config, file: &TensorFile, want: &[u32], chosen: &[u32]) -> Result<bool> {
+fn same_choices(c: &Config, file: &Checkpoint, want: &[u32], chosen: &[u32]) -> Result<bool> {
     let (t, n) = (c.tokens(), c.candidates());
     let scores = file.f32(c.scores(), &[t, n])?;
     let rows = want.chunks(c.k).zip(chosen.chunks(c.k)).zip(scores.chunks(n));

@@ -1,0 +1,125 @@
+//! A method on a model: one adapter for every targeted place, and how it is stored.
+
+mod peft;
+
+use crate::mixture::{Hook, LinearSite, MethodConfig, MethodSpec, MlpSite};
+use crate::model::Llama;
+use crate::nn::{LinearAdapter, MlpAdapter, Param};
+use crate::{Error, Result, Stream};
+use std::sync::Arc;
+
+/// The linears of a decoder block that adapters can take.
+pub const TARGETS: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+
+/// A method, its options, and its parts on a model.
+pub struct Adapter {
+    pub(crate) method: &'static MethodSpec,
+    pub(crate) config: MethodConfig,
+    pub(crate) targets: Vec<String>,
+    linears: Vec<Arc<dyn LinearAdapter>>,
+    mlps: Vec<Arc<dyn MlpAdapter>>,
+}
+
+/// Checks names of target modules.
+///
+/// # Errors
+/// None is given, or one is unknown: the error lists the names that there are.
+pub fn check_targets(targets: &[String]) -> Result<()> {
+    if targets.is_empty() {
+        return Err(Error::config("target_modules", "is empty: name at least one projection"));
+    }
+    match targets.iter().find(|t| !TARGETS.contains(&t.as_str())) {
+        None => Ok(()),
+        Some(t) => Err(Error::config(
+            "target_modules",
+            format!("'{t}' matches nothing; there are {}", TARGETS.join(", ")),
+        )),
+    }
+}
+
+impl Adapter {
+    /// Puts a fresh adapter on a model. The output of the model does not change: updates start at zero.
+    ///
+    /// # Errors
+    /// An option cannot work, or a target does not exist.
+    pub fn attach(
+        model: &mut Llama,
+        method: &'static MethodSpec,
+        config: &MethodConfig,
+        targets: &[String],
+        stream: Stream,
+    ) -> Result<Self> {
+        check_targets(targets)?;
+        let device = model.device().clone();
+        let (hidden_size, intermediate_size) = (model.config().hidden_size, model.config().intermediate_size);
+        let mut adapter = Adapter {
+            method,
+            config: config.clone(),
+            targets: targets.to_vec(),
+            linears: Vec::new(),
+            mlps: Vec::new(),
+        };
+        let wanted = |path: &str| targets.iter().any(|t| path.ends_with(t.as_str()));
+        let takes_block = |path: &str| method.hook == Hook::Mlp && path.contains(".mlp.");
+        model.for_each_site(|site| {
+            let chosen: Vec<usize> = (0..site.linears.len())
+                .filter(|&i| wanted(&site.linears[i]) && !takes_block(&site.linears[i]))
+                .collect();
+            if chosen.is_empty() {
+                site.group.adapter = None;
+                return Ok(());
+            }
+            let place = LinearSite {
+                name: site.name,
+                d_in: site.group.linears[0].weight.cols(),
+                linears: chosen
+                    .iter()
+                    .map(|&i| (site.linears[i].clone(), site.group.linears[i].weight.rows()))
+                    .collect(),
+            };
+            let built = method.build(config, &place, &device, stream)?;
+            adapter.linears.push(built.clone());
+            site.group.adapter = Some(built);
+            site.group.adapted = chosen;
+            Ok(())
+        })?;
+        if method.hook == Hook::Mlp {
+            model.for_each_mlp(|site| {
+                let place = MlpSite { name: site.name, hidden_size, intermediate_size };
+                if let Some(built) = method.build_mlp(config, &place, &device, stream)? {
+                    adapter.mlps.push(built.clone());
+                    site.mlp.adapter = Some(built);
+                }
+                Ok(())
+            })?;
+        }
+        Ok(adapter)
+    }
+
+    /// The method.
+    pub fn method(&self) -> &'static MethodSpec {
+        self.method
+    }
+    /// Its options.
+    pub fn config(&self) -> &MethodConfig {
+        &self.config
+    }
+    /// All parameters, frozen ones included, in a fixed order.
+    pub fn params(&self) -> Vec<Param> {
+        let linears = self.linears.iter().flat_map(|a| a.params());
+        linears.chain(self.mlps.iter().flat_map(|a| a.params())).collect()
+    }
+    /// Trained parameters, in a fixed order.
+    pub fn trainable(&self) -> Vec<Param> {
+        self.params().into_iter().filter(Param::trainable).collect()
+    }
+    /// Number of trained values.
+    pub fn trainable_values(&self) -> usize {
+        self.trainable().iter().map(|p| p.value().len()).sum()
+    }
+    /// Updates without a gradient, after each optimizer step.
+    pub fn after_step(&self) -> Result<()> {
+        self.linears.iter().try_for_each(|a| a.after_step())?;
+        self.mlps.iter().try_for_each(|a| a.after_step())
+    }
+}

@@ -1,0 +1,5 @@
+//! From text to batches.
+
+mod batch;
+
+pub use batch::{Batch, Example};

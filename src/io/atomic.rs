@@ -1,0 +1,59 @@
+//! Files that are either old or new, never half: temporary file beside the target, fsync, rename.
+
+use crate::{Error, Result};
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::Path;
+
+/// Replaces a file by these bytes. A crash at any moment leaves the old file or the new one.
+///
+/// # Errors
+/// The folder cannot be written; the old file is intact then.
+pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    let fail = |what: &str, e: std::io::Error| Error::file(path, format!("{what}: {e}"));
+    let name = path.file_name().ok_or_else(|| Error::file(path, "is not a file name"))?;
+    let temporary = path.with_file_name(format!(".{}.{}.tmp", name.to_string_lossy(), std::process::id()));
+    let done = File::create(&temporary)
+        .map_err(|e| fail("cannot be created", e))
+        .and_then(|mut f| {
+            f.write_all(bytes).map_err(|e| fail("cannot be written", e))?;
+            f.sync_all().map_err(|e| fail("cannot be synced", e))
+        })
+        .and_then(|()| fs::rename(&temporary, path).map_err(|e| fail("cannot be renamed", e)));
+    match done {
+        Ok(()) => sync_parent(path),
+        Err(e) => {
+            // What matters is the first error; a left-over temporary file harms nobody.
+            let _ = fs::remove_file(&temporary);
+            Err(e)
+        }
+    }
+}
+
+/// Makes a rename in the folder of `path` durable. Not every system can sync a folder.
+pub fn sync_parent(path: &Path) -> Result<()> {
+    if cfg!(unix)
+        && let Some(dir) = path.parent().filter(|d| !d.as_os_str().is_empty())
+    {
+        let synced = File::open(dir).and_then(|d| d.sync_all());
+        synced.map_err(|e| Error::file(dir, format!("cannot be synced: {e}")))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replaces_whole_files_or_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.txt");
+        write(&path, b"one").unwrap();
+        write(&path, b"two").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"two");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        let missing = dir.path().join("no").join("b.txt");
+        assert!(write(&missing, b"x").unwrap_err().to_string().contains("b.txt"));
+    }
+}

@@ -1,0 +1,177 @@
+//! The decoder: pre-norm blocks of causal grouped-query attention and a gated MLP.
+
+use super::{KvCache, LlamaConfig};
+use crate::nn::{LinearGroup, Mlp, Pass};
+use crate::ops::rope::Rope;
+use crate::{Device, Error, Result, Tensor, Weight};
+
+/// One decoder block. Norm weights are frozen tensors `[hidden_size]`.
+pub struct Layer {
+    pub(super) input_norm: Tensor,
+    /// q_proj, k_proj, v_proj.
+    pub(super) qkv: LinearGroup,
+    /// o_proj.
+    pub(super) o: LinearGroup,
+    pub(super) post_norm: Tensor,
+    pub(super) mlp: Mlp,
+}
+
+/// A frozen decoder with places for adapters.
+pub struct Llama {
+    pub(super) config: LlamaConfig,
+    pub(super) device: Device,
+    pub(super) embed: Weight,
+    pub(super) layers: Vec<Layer>,
+    pub(super) norm: Tensor,
+    /// The embedding itself when tied.
+    pub(super) head: Weight,
+    pub(super) rope: Rope,
+}
+
+/// What one forward pass is given besides tokens.
+#[derive(Default)]
+pub struct Step<'a> {
+    /// Which key positions are real, u32 `[B, S]`; all when absent.
+    pub valid: Option<&'a Tensor>,
+    /// Positions before these, whose keys and values are kept here.
+    pub cache: Option<&'a mut KvCache>,
+    /// Collects the state before each layer, after the last, and after the final norm.
+    pub hidden: Option<&'a mut Vec<Tensor>>,
+}
+
+/// A group of linears by its place: the hook for adapters.
+pub struct Site<'a> {
+    /// Unique in the model, for example `layers.3.qkv`.
+    pub name: String,
+    /// Path of each linear as Hugging Face names it, for example `model.layers.3.self_attn.q_proj`.
+    pub linears: Vec<String>,
+    pub group: &'a mut LinearGroup,
+}
+
+/// An MLP block by its place.
+pub struct MlpSite<'a> {
+    pub name: String,
+    pub mlp: &'a mut Mlp,
+}
+
+impl Llama {
+    /// Its configuration.
+    pub fn config(&self) -> &LlamaConfig {
+        &self.config
+    }
+    /// Where it lives.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+    /// The output head, `[vocab_size, hidden_size]`.
+    pub fn head(&self) -> &Weight {
+        &self.head
+    }
+    /// Bytes of all weights in their storage formats.
+    pub fn weight_bytes(&self) -> u64 {
+        let groups = |l: &Layer| {
+            let all = [&l.qkv, &l.o, &l.mlp.gate_up, &l.mlp.down];
+            all.into_iter().flat_map(|g| g.linears.iter()).map(|l| l.weight.bytes()).sum::<u64>()
+        };
+        let head = if self.config.tie_word_embeddings { 0 } else { self.head.bytes() };
+        self.embed.bytes() + head + self.layers.iter().map(groups).sum::<u64>()
+    }
+
+    /// Calls `f` with every group of linears that read the same input, in order.
+    pub fn for_each_site(&mut self, mut f: impl FnMut(Site<'_>) -> Result<()>) -> Result<()> {
+        for (i, layer) in self.layers.iter_mut().enumerate() {
+            let path = |names: &[&str]| names.iter().map(|n| format!("model.layers.{i}.{n}")).collect();
+            let sites = [
+                ("qkv", path(&["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]), &mut layer.qkv),
+                ("o", path(&["self_attn.o_proj"]), &mut layer.o),
+                ("gate_up", path(&["mlp.gate_proj", "mlp.up_proj"]), &mut layer.mlp.gate_up),
+                ("down", path(&["mlp.down_proj"]), &mut layer.mlp.down),
+            ];
+            for (name, linears, group) in sites {
+                f(Site { name: format!("layers.{i}.{name}"), linears, group })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Calls `f` with every MLP block, in order.
+    pub fn for_each_mlp(&mut self, mut f: impl FnMut(MlpSite<'_>) -> Result<()>) -> Result<()> {
+        for (i, layer) in self.layers.iter_mut().enumerate() {
+            f(MlpSite { name: format!("layers.{i}.mlp"), mlp: &mut layer.mlp })?;
+        }
+        Ok(())
+    }
+
+    /// Hidden states after the final norm, `[B, S, hidden_size]`, of tokens `[B, S]`.
+    ///
+    /// # Errors
+    /// Tokens are not `[B, S]`, or positions go beyond `max_position_embeddings`.
+    pub fn forward(&self, ids: &Tensor, pass: &Pass, step: Step<'_>) -> Result<Tensor> {
+        let [b, s] = *ids.dims() else {
+            return Err(Error::Shape { op: "llama", what: format!("tokens {} are not [B, S]", ids.shape()) });
+        };
+        let Step { valid, mut cache, mut hidden } = step;
+        let past = cache.as_ref().map_or(0, |c| c.len());
+        if past + s > self.rope.max_positions() {
+            let what = format!("{} positions, but the model has {}", past + s, self.rope.max_positions());
+            return Err(Error::Shape { op: "llama", what });
+        }
+        let positions: Vec<u32> = (0..b).flat_map(|_| past as u32..(past + s) as u32).collect();
+        let positions = Tensor::from_u32(&self.device, &[b, s], &positions)?;
+        let mut x = self.embed.embedding(ids)?;
+        for (i, layer) in self.layers.iter().enumerate() {
+            if let Some(h) = &mut hidden {
+                h.push(x.detach());
+            }
+            x = self.block(i, layer, x, &positions, valid, cache.as_deref_mut(), pass)?;
+        }
+        if let Some(h) = &mut hidden {
+            h.push(x.detach());
+        }
+        let out = x.rms_norm(&self.norm, self.config.rms_norm_eps)?;
+        if let Some(h) = &mut hidden {
+            h.push(out.detach());
+        }
+        if let Some(c) = cache {
+            c.advance(s);
+        }
+        Ok(out)
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn block(
+        &self,
+        i: usize,
+        layer: &Layer,
+        x: Tensor,
+        positions: &Tensor,
+        valid: Option<&Tensor>,
+        cache: Option<&mut KvCache>,
+        pass: &Pass,
+    ) -> Result<Tensor> {
+        let c = &self.config;
+        let (b, s) = (x.dims()[0], x.dims()[1]);
+        let h = x.rms_norm(&layer.input_norm, c.rms_norm_eps)?;
+        let mut qkv = layer.qkv.forward(&h, pass)?.into_iter();
+        let mut heads = |n: usize| match qkv.next() {
+            Some(t) => t.reshape(&[b, s, n, c.head_dim]),
+            None => Err(Error::Shape { op: "llama", what: "an adapter returned too few outputs".into() }),
+        };
+        let q = heads(c.num_attention_heads)?.rope(&self.rope, positions)?;
+        let mut k = heads(c.num_key_value_heads)?.rope(&self.rope, positions)?;
+        let mut v = heads(c.num_key_value_heads)?;
+        if let Some(cache) = cache {
+            (k, v) = cache.append(i, k, v)?;
+        }
+        let a = q.attention(&k, &v, valid, (c.head_dim as f32).powf(-0.5))?;
+        let a = a.reshape(&[b, s, c.num_attention_heads * c.head_dim])?;
+        let x = x.add(&layer.o.forward(&a, pass)?.swap_remove(0))?;
+        let h = x.rms_norm(&layer.post_norm, c.rms_norm_eps)?;
+        x.add(&layer.mlp.forward(&h, pass)?)
+    }
+
+    /// Logits `[.., vocab_size]` of hidden states.
+    pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        hidden.linear(&self.head, None)
+    }
+}

@@ -1,0 +1,148 @@
+//! A run in progress: model, adapter, optimizer, and one step at a time.
+
+use super::{Optimizer, Schedule};
+use crate::adapter::Adapter;
+use crate::data::Batch;
+use crate::model::{Llama, Step};
+use crate::nn::{Choices, Pass};
+use crate::{Error, Gradients, Result, Stream, Tensor, backward, no_grad};
+
+/// What does not change during a run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TrainConfig {
+    pub schedule: Schedule,
+    /// Optimizer steps of the whole run.
+    pub steps: usize,
+    /// Gradients are clipped to this norm.
+    pub max_grad_norm: Option<f32>,
+    pub weight_decay: f64,
+    pub seed: u64,
+}
+
+/// What one step did.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StepReport {
+    /// Steps done, this one included.
+    pub step: usize,
+    /// Mean cross-entropy of the trained tokens.
+    pub loss: f64,
+    /// Sum of the auxiliary losses, times their coefficients, averaged over micro-batches.
+    pub aux_loss: f64,
+    pub grad_norm: f64,
+    pub learning_rate: f64,
+    /// Real tokens of the step.
+    pub tokens: usize,
+    /// Tokens with a loss.
+    pub trained_tokens: usize,
+}
+
+/// A training run.
+pub struct Session {
+    pub model: Llama,
+    pub adapter: Adapter,
+    pub optimizer: Optimizer,
+    pub config: TrainConfig,
+    step: usize,
+}
+
+impl Session {
+    /// A run at its first step.
+    ///
+    /// # Errors
+    /// An option cannot work, or nothing is trained.
+    pub fn new(model: Llama, adapter: Adapter, config: TrainConfig) -> Result<Self> {
+        if config.steps == 0 {
+            return Err(Error::config("steps", "is 0, must be at least 1"));
+        }
+        config.schedule.check(config.steps)?;
+        let mut optimizer = Optimizer::new(adapter.params())?;
+        optimizer.weight_decay = config.weight_decay;
+        if optimizer.params().is_empty() {
+            return Err(Error::config("method", "has nothing to train"));
+        }
+        Ok(Session { model, adapter, optimizer, config, step: 0 })
+    }
+
+    /// Steps done.
+    pub fn steps_done(&self) -> usize {
+        self.step
+    }
+
+    /// One optimizer step over micro-batches: losses are summed over all their trained tokens and divided once, so
+    /// that the step does not depend on how samples are grouped.
+    ///
+    /// # Errors
+    /// No token is trained, or the loss or the gradient is not finite (nothing has been changed then).
+    pub fn step(&mut self, batches: &[Batch]) -> Result<StepReport> {
+        let choices = vec![Choices::Free; batches.len()];
+        self.step_with(batches, &choices)
+    }
+
+    /// Like [`step`](Session::step), with what routers are to do in each micro-batch.
+    pub fn step_with(&mut self, batches: &[Batch], choices: &[Choices]) -> Result<StepReport> {
+        let trained: usize = batches.iter().map(|b| b.trained).sum();
+        if trained == 0 {
+            return Err(Error::config("batch", "no token is trained: there is nothing to learn from"));
+        }
+        let mut gradients = Gradients::default();
+        let (mut losses, mut aux_losses) = (Vec::new(), Vec::new());
+        let stream = Stream::new(self.config.seed).named("pass").fork(self.step as u64);
+        for (i, (batch, choices)) in batches.iter().zip(choices).enumerate() {
+            let mut pass =
+                Pass::training(batch.units.clone(), stream.fork(i as u64)).with_choices(choices.clone());
+            pass.valid = Some((batch.weights.clone(), batch.tokens));
+            let loss = self.loss(batch, &pass)?;
+            let aux = pass.take_aux();
+            let mut roots = vec![(&loss, Tensor::full(loss.device(), loss.dims(), 1.0)?)];
+            for a in &aux {
+                // An auxiliary loss is a mean: it counts as much as the tokens of its micro-batch.
+                roots.push((a, Tensor::full(a.device(), a.dims(), batch.trained as f32)?));
+            }
+            gradients.accumulate(backward(&roots)?)?;
+            losses.push(loss.detach());
+            aux_losses.extend(aux.iter().map(|a| a.detach()));
+        }
+        let lr = self.config.schedule.rate(self.step, self.config.steps);
+        let norm = self.optimizer.norm(&gradients, 1.0 / trained as f64)?;
+        // One readback per step: the loss and the norm decide whether the update may happen.
+        let loss = losses.iter().map(Tensor::item).sum::<Result<f64>>()? / trained as f64;
+        let grad_norm = norm.item()?;
+        if !loss.is_finite() || !grad_norm.is_finite() {
+            let what =
+                format!("step {}: loss {loss}, gradient norm {grad_norm}; nothing was changed", self.step);
+            return Err(Error::Diverged(what));
+        }
+        self.optimizer.update(&gradients, 1.0 / trained as f64, lr, &norm, self.config.max_grad_norm)?;
+        self.adapter.after_step()?;
+        self.step += 1;
+        let aux = aux_losses.iter().map(Tensor::item).sum::<Result<f64>>()? / batches.len() as f64;
+        Ok(StepReport {
+            step: self.step,
+            loss,
+            aux_loss: aux,
+            grad_norm,
+            learning_rate: lr,
+            tokens: batches.iter().map(|b| b.tokens).sum(),
+            trained_tokens: trained,
+        })
+    }
+
+    /// Sum of the cross-entropy over the trained tokens of a batch.
+    fn loss(&self, batch: &Batch, pass: &Pass) -> Result<Tensor> {
+        let step = Step { valid: Some(&batch.valid), ..Step::default() };
+        let hidden = self.model.forward(&batch.ids, pass, step)?;
+        let rows = hidden.reshape(&[batch.targets.len(), self.model.config().hidden_size])?;
+        rows.head_loss(self.model.head(), &batch.targets)
+    }
+
+    /// Mean cross-entropy over batches, without training.
+    pub fn evaluate(&self, batches: &[Batch]) -> Result<f64> {
+        let (mut sum, mut n) = (0.0, 0);
+        for batch in batches {
+            let pass = Pass::new(batch.units.clone());
+            sum += no_grad(|| self.loss(batch, &pass))?.item()?;
+            n += batch.trained;
+        }
+        Ok(sum / n.max(1) as f64)
+    }
+}
