@@ -78,7 +78,7 @@ fn blocks_of_256_by_hand() {
         p
     };
     // Byte i of a group of 32: the low bits belong to an even group, the high bits to the odd one behind it.
-    let nibbles = || (0..128u32).map(|i| (i % 16) as u8 | ((15 - i % 16) as u8 * 16));
+    let nibbles = || (0..128u32).map(|i| (i % 16 + (15 - i % 16) * 16) as u8);
     let q4 = with_halves(&[2.0, 0.5], packed.into_iter().chain(nibbles()));
     let x = [(0, -2.0), (5, 8.0), (32, 57.5), (47, -2.5), (64, -3.0), (96, 1769.5), (111, -30.5)];
     expect(Format::Q4_K, 256, &q4, &x);

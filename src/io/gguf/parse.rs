@@ -201,7 +201,7 @@ impl<'a> Reader<'a> {
         dims.iter().filter(|d| **d > 0).try_fold(8usize, |n, &d| n.checked_mul(d)).ok_or_else(overflow)?;
         let (rows, cols) = (dims.iter().skip(1).product::<usize>(), dims.first().copied().unwrap_or(1));
         let block = kind.block_len();
-        if cols % block != 0 {
+        if !cols.is_multiple_of(block) {
             return self.fail(format!(
                 "{what} has rows of {cols} elements, not a multiple of the {block} of a {} block",
                 kind.name()
@@ -246,7 +246,7 @@ fn place(
 ) -> Result<()> {
     for (name, t) in tensors.iter_mut() {
         let (offset, have) = (t.offset, r.bytes.len());
-        if offset % alignment != 0 {
+        if !offset.is_multiple_of(alignment) {
             return r.fail(format!("tensor '{name}': offset {offset} is not a multiple of {alignment}"));
         }
         let end = start.checked_add(offset).and_then(|o| o.checked_add(t.bytes));
