@@ -11,15 +11,18 @@ mod tensor;
 mod weight;
 
 pub mod check;
+pub mod data;
 pub mod device;
 pub mod io;
 pub mod mixture;
 pub mod nn;
 pub mod ops;
+#[cfg(feature = "tokenizer")]
+pub mod text;
 
 pub use device::Device;
 pub use dtype::DType;
-pub use error::{Error, Result};
+pub use error::{Error, Problem, Result};
 pub use rng::{Stream, threefry2x32};
 pub use shape::Shape;
 pub use tape::{Gradients, backward, checkpoint, no_grad};

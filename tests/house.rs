@@ -12,6 +12,8 @@ const LAYERS: &[&[&str]] = &[
     &["nn"],
     &["mixture"],
     &["io"],
+    &["text"],
+    &["data"],
     &["check"],
 ];
 const MAX_SOURCE_LINES: usize = 450;
