@@ -1,5 +1,13 @@
 //! The command line program: one file per subcommand. Results go to stdout, progress to stderr.
 
+#[cfg(feature = "tokenizer")]
+mod data_check;
+#[cfg(feature = "tokenizer")]
+mod data_show;
+#[cfg(feature = "tokenizer")]
+mod data_stats;
+#[cfg(feature = "tokenizer")]
+mod data_text;
 mod doctor;
 mod methods;
 mod ops_list;
@@ -29,6 +37,10 @@ enum Command {
     /// List the operations, or test them.
     #[command(subcommand)]
     Ops(Ops),
+    /// Check, show and count training data.
+    #[cfg(feature = "tokenizer")]
+    #[command(subcommand)]
+    Data(Data),
     /// List the methods: what they train, and what their routers learn from.
     Methods(methods::Args),
     /// Replay reference files: an adapted layer, forward and backward, against stored values.
@@ -41,6 +53,17 @@ enum Ops {
     List(ops_list::Args),
     /// Compare every operation with its f64 reference, forward and backward.
     Test(ops_test::Args),
+}
+
+#[cfg(feature = "tokenizer")]
+#[derive(Subcommand)]
+enum Data {
+    /// Read every line and list all problems.
+    Check(data_check::Args),
+    /// Show samples as the model reads them, with the trained text marked.
+    Show(data_show::Args),
+    /// Count examples, tokens and trained tokens.
+    Stats(data_stats::Args),
 }
 
 /// Why a command did not succeed.
@@ -100,6 +123,12 @@ fn main() -> ExitCode {
         Command::Doctor(args) => doctor::run(&args),
         Command::Ops(Ops::List(args)) => ops_list::run(&args),
         Command::Ops(Ops::Test(args)) => ops_test::run(&args),
+        #[cfg(feature = "tokenizer")]
+        Command::Data(Data::Check(args)) => data_check::run(&args),
+        #[cfg(feature = "tokenizer")]
+        Command::Data(Data::Show(args)) => data_show::run(&args),
+        #[cfg(feature = "tokenizer")]
+        Command::Data(Data::Stats(args)) => data_stats::run(&args),
         Command::Methods(args) => methods::run(&args),
         Command::Verify(args) => verify::run(&args),
     };
