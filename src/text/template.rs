@@ -212,8 +212,8 @@ fn rewrite_generation(source: &str) -> (String, bool) {
     let mut out = String::with_capacity(source.len());
     let (mut rest, mut found) = (source, false);
     while let Some(start) = rest.find("{%") {
-        let Some(len) = rest[start..].find("%}") else { break };
-        let end = start + len + 2;
+        let Some(len) = rest[start + 2..].find("%}") else { break };
+        let end = start + len + 4;
         let tag = &rest[start + 2..end - 2];
         let (left, tag) = tag.strip_prefix(['-', '+']).map_or(("", tag), |t| (&tag[..1], t));
         let (right, tag) = tag.strip_suffix(['-', '+']).map_or(("", tag), |t| (&tag[tag.len() - 1..], t));
