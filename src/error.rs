@@ -21,6 +21,14 @@ pub enum Error {
     /// A file is not what it should be.
     #[error("{}: {what}", path.display())]
     File { path: PathBuf, what: String },
+    /// A data file holds what cannot be used; every place is listed, up to a limit.
+    #[error("{}", problems_text(path, problems, *more))]
+    Data {
+        path: PathBuf,
+        problems: Vec<Problem>,
+        /// Problems beyond those listed.
+        more: usize,
+    },
     /// The gradient tape was used in a way it cannot serve.
     #[error("autodiff: {0}")]
     Tape(String),
@@ -50,6 +58,31 @@ pub enum Error {
     /// The graphics layer reported an error.
     #[error("GPU error: {0}")]
     Gpu(String),
+}
+
+/// A place in a data file, and what is wrong there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// From 1; 0 when it concerns the whole file.
+    pub line: usize,
+    /// In bytes, from 1; 0 when it concerns the whole line.
+    pub column: usize,
+    pub what: String,
+}
+
+/// One line per problem, as `file:line:column: what`.
+fn problems_text(path: &std::path::Path, problems: &[Problem], more: usize) -> String {
+    let path = path.display();
+    let line = |p: &Problem| match (p.line, p.column) {
+        (0, _) => format!("{path}: {}", p.what),
+        (line, 0) => format!("{path}:{line}: {}", p.what),
+        (line, column) => format!("{path}:{line}:{column}: {}", p.what),
+    };
+    let mut lines: Vec<String> = problems.iter().map(line).collect();
+    if more > 0 {
+        lines.push(format!("{path}: and {more} more"));
+    }
+    lines.join("\n")
 }
 
 fn budget_text(bytes: u64) -> String {

@@ -19,11 +19,13 @@ pub mod mixture;
 pub mod model;
 pub mod nn;
 pub mod ops;
+#[cfg(feature = "tokenizer")]
+pub mod text;
 pub mod train;
 
 pub use device::Device;
 pub use dtype::DType;
-pub use error::{Error, Result};
+pub use error::{Error, Problem, Result};
 pub use rng::{Stream, threefry2x32};
 pub use shape::Shape;
 pub use tape::{Gradients, backward, checkpoint, checkpoint_many, no_grad};

@@ -1,10 +1,22 @@
 //! The command line program: one file per subcommand. Results go to stdout, progress to stderr.
 
+#[cfg(feature = "tokenizer")]
+mod data_check;
+#[cfg(feature = "tokenizer")]
+mod data_show;
+#[cfg(feature = "tokenizer")]
+mod data_stats;
+#[cfg(feature = "tokenizer")]
+mod data_text;
 mod doctor;
+#[cfg(feature = "tokenizer")]
+mod generate;
 mod methods;
 mod ops_list;
 mod ops_test;
 mod out;
+#[cfg(feature = "tokenizer")]
+mod train;
 mod verify;
 
 use clap::{Parser, Subcommand};
@@ -29,6 +41,16 @@ enum Command {
     /// List the operations, or test them.
     #[command(subcommand)]
     Ops(Ops),
+    /// Check, show and count training data.
+    #[cfg(feature = "tokenizer")]
+    #[command(subcommand)]
+    Data(Data),
+    /// Train an adapter on a frozen model.
+    #[cfg(feature = "tokenizer")]
+    Train(Box<train::Args>),
+    /// Let a model, with or without an adapter, answer a prompt.
+    #[cfg(feature = "tokenizer")]
+    Generate(generate::Args),
     /// List the methods: what they train, and what their routers learn from.
     Methods(methods::Args),
     /// Replay reference files: an adapted layer, forward and backward, against stored values.
@@ -41,6 +63,17 @@ enum Ops {
     List(ops_list::Args),
     /// Compare every operation with its f64 reference, forward and backward.
     Test(ops_test::Args),
+}
+
+#[cfg(feature = "tokenizer")]
+#[derive(Subcommand)]
+enum Data {
+    /// Read every line and list all problems.
+    Check(data_check::Args),
+    /// Show samples as the model reads them, with the trained text marked.
+    Show(data_show::Args),
+    /// Count examples, tokens and trained tokens.
+    Stats(data_stats::Args),
 }
 
 /// Why a command did not succeed.
@@ -108,6 +141,16 @@ fn main() -> ExitCode {
         Command::Doctor(args) => doctor::run(&args),
         Command::Ops(Ops::List(args)) => ops_list::run(&args),
         Command::Ops(Ops::Test(args)) => ops_test::run(&args),
+        #[cfg(feature = "tokenizer")]
+        Command::Data(Data::Check(args)) => data_check::run(&args),
+        #[cfg(feature = "tokenizer")]
+        Command::Data(Data::Show(args)) => data_show::run(&args),
+        #[cfg(feature = "tokenizer")]
+        Command::Data(Data::Stats(args)) => data_stats::run(&args),
+        #[cfg(feature = "tokenizer")]
+        Command::Train(args) => train::run(&args),
+        #[cfg(feature = "tokenizer")]
+        Command::Generate(args) => generate::run(&args),
         Command::Methods(args) => methods::run(&args),
         Command::Verify(args) => verify::run(&args),
     };

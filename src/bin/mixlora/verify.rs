@@ -75,6 +75,10 @@ fn one(file: &Path, device: &Device, model: Option<&Path>) -> Result<Replay, mix
         let what = "needs the model it was made with: give --model".to_string();
         return Err(mixlora::Error::File { path: file.to_path_buf(), what });
     };
+    #[cfg(feature = "tokenizer")]
+    if file.extension().is_some_and(|e| e == "jsonl") {
+        return mixlora::check::golden::replay_tokens(file, &mixlora::text::ModelText::open(model)?);
+    }
     replay_model(file, &|| Llama::open(model, device, true))
 }
 

@@ -4,6 +4,8 @@
 mod layer;
 mod model;
 mod token;
+#[cfg(feature = "tokenizer")]
+mod tokens;
 
 use super::Deviation;
 use crate::io::Checkpoint;
@@ -69,7 +71,9 @@ pub fn find_files(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
         for path in entries {
             if path.is_dir() {
                 walk(&path, out)?;
-            } else if path.extension().is_some_and(|e| e == "safetensors") || model::is_greedy(&path) {
+            } else if path.extension().is_some_and(|e| e == "safetensors" || e == "jsonl")
+                || model::is_greedy(&path)
+            {
                 out.push(path);
             }
         }
@@ -86,7 +90,7 @@ pub fn find_files(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
     match files.is_empty() {
         true => Err(Error::config(
             "paths",
-            "no reference file found: neither .safetensors nor greedy texts in .json",
+            "no reference file found: neither .safetensors nor texts in .json or .jsonl",
         )),
         false => Ok(files),
     }
@@ -107,13 +111,22 @@ pub fn replay(path: &Path, device: &Device) -> Result<Replay> {
     }
 }
 
-/// Whether a file is of a kind that needs a model: logits, greedy text, training.
+/// Whether a file is of a kind that needs a model: tokens, logits, greedy text, training.
 pub fn needs_model(path: &Path) -> Result<bool> {
-    if path.extension().is_some_and(|e| e == "json") {
+    if path.extension().is_some_and(|e| e == "json" || e == "jsonl") {
         return Ok(true);
     }
     let file = Checkpoint::open(path)?;
     Ok(model::is_logits(&file) || model::is_training(&file))
+}
+
+/// Replays a file of strings and chats with a model's tokenizer and template.
+///
+/// # Errors
+/// The file is malformed; the error names the line.
+#[cfg(feature = "tokenizer")]
+pub fn replay_tokens(path: &Path, model: &crate::text::ModelText) -> Result<Replay> {
+    tokens::replay(path, model)
 }
 
 /// Replays a file of a whole-model kind. `open` gives the model in f32, without adapters.

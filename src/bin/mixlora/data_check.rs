@@ -1,0 +1,81 @@
+//! `mixlora data check`
+
+use crate::{Failure, out};
+use mixlora::data::{Body, DataFiles, Sample, read_samples};
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+#[derive(clap::Args)]
+#[command(after_help = "\
+Every line of every file is read. Problems of all files are listed as file:line:column, up to 20 a file.
+
+Example: mixlora data check my-data")]
+pub struct Args {
+    /// A folder with train.jsonl, valid.jsonl, test.jsonl, or one file.
+    path: PathBuf,
+    /// Print JSON instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: &Args) -> Result<(), Failure> {
+    let files = DataFiles::find(&args.path)?;
+    let mut rows = Vec::new();
+    let mut bad = Vec::new();
+    for path in files.all() {
+        match read_samples(path) {
+            Ok(samples) => rows.push((path, samples)),
+            Err(e) => bad.push(e),
+        }
+    }
+    if !bad.is_empty() {
+        // One report for all files.
+        let last = bad.pop();
+        for e in &bad {
+            out::note(&format!("error: {e}"));
+        }
+        return last.map_or(Ok(()), |e| Err(e.into()));
+    }
+    if args.json {
+        let list = rows.iter().map(|(path, samples)| {
+            json!({
+                "path": path,
+                "samples": samples.len(),
+                "kinds": kinds(samples),
+                "tasks": tasks(samples),
+            })
+        });
+        return Ok(out::json(&json!(list.collect::<Vec<_>>()))?);
+    }
+    let list = |counts: BTreeMap<String, usize>| match counts.len() {
+        0 => "-".to_string(),
+        _ => counts.iter().map(|(k, n)| format!("{k}: {n}")).collect::<Vec<_>>().join(", "),
+    };
+    let row = |(path, samples): &(&std::path::Path, Vec<Sample>)| {
+        vec![
+            path.display().to_string(),
+            samples.len().to_string(),
+            list(kinds(samples)),
+            list(tasks(samples)),
+        ]
+    };
+    let rows: Vec<Vec<String>> = rows.iter().map(row).collect();
+    Ok(out::text(&out::table(&["file", "samples", "kinds", "tasks"], &rows))?)
+}
+
+fn count<'a>(names: impl Iterator<Item = &'a str>) -> BTreeMap<String, usize> {
+    let mut counts = BTreeMap::new();
+    for name in names {
+        *counts.entry(name.to_string()).or_insert(0) += 1;
+    }
+    counts
+}
+
+fn kinds(samples: &[Sample]) -> BTreeMap<String, usize> {
+    count(samples.iter().map(|s: &Sample| Body::kind(&s.body)))
+}
+
+fn tasks(samples: &[Sample]) -> BTreeMap<String, usize> {
+    count(samples.iter().filter_map(|s| s.task.as_deref()))
+}

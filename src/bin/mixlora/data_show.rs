@@ -1,0 +1,91 @@
+//! `mixlora data show`
+
+use crate::data_text::{TextArgs, TextSide};
+use crate::{Failure, out};
+use mixlora::data::{DataFiles, Encoded, Sample, read_samples};
+use mixlora::text::Tokenizer;
+use serde_json::json;
+use std::io::IsTerminal;
+use std::path::PathBuf;
+
+#[derive(clap::Args)]
+#[command(after_help = "\
+Shows samples as the model reads them. Trained text is inverted on a terminal, and stands in [[double brackets]] \
+elsewhere.
+
+Example: mixlora data show my-data --model my-model -n 2")]
+pub struct Args {
+    /// A folder with train.jsonl, valid.jsonl, test.jsonl (the first that is there is shown), or one file.
+    path: PathBuf,
+    #[command(flatten)]
+    text: TextArgs,
+    /// How many samples.
+    #[arg(short = 'n', long, default_value_t = 3)]
+    number: usize,
+    /// Print JSON: tokens, and which of them are trained.
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: &Args) -> Result<(), Failure> {
+    let side = TextSide::open(&args.text)?;
+    let encoder = side.encoder(&args.text)?;
+    let files = DataFiles::find(&args.path)?;
+    let Some(path) = files.all().next() else { return Ok(()) };
+    let samples = read_samples(path)?;
+    let shown = samples.iter().take(args.number).map(|s| encoder.sample(path, s).map(|e| (s, e)));
+    let shown = shown.collect::<Result<Vec<_>, mixlora::Error>>()?;
+    if args.json {
+        let list = shown.iter().map(|(s, e)| {
+            json!({
+                "line": s.line,
+                "task": s.task,
+                "ids": e.example.ids,
+                "trained": e.example.trained,
+                "truncated": e.truncated,
+                "parts": parts(&side.tokenizer, e).iter().map(|(t, text)| json!([t, text])).collect::<Vec<_>>(),
+            })
+        });
+        return Ok(out::json(&json!(list.collect::<Vec<_>>()))?);
+    }
+    let marks = match std::io::stdout().is_terminal() {
+        true => ["\x1b[7m", "\x1b[0m"],
+        false => ["[[", "]]"],
+    };
+    let mut text = String::new();
+    for (s, e) in &shown {
+        text += &head(&path.display().to_string(), s, e);
+        for (trained, part) in parts(&side.tokenizer, e) {
+            text += &if trained { format!("{}{part}{}", marks[0], marks[1]) } else { part };
+        }
+        text += "\n\n";
+    }
+    Ok(out::text(&text)?)
+}
+
+fn head(path: &str, sample: &Sample, encoded: &Encoded) -> String {
+    let (n, trained) = (encoded.example.ids.len(), encoded.example.trained_tokens());
+    let task = sample.task.as_ref().map_or(String::new(), |t| format!(", task {t}"));
+    let cut = if encoded.truncated { ", cut to fit" } else { "" };
+    format!("--- {path}:{}{task}: {n} tokens, {trained} trained{cut}\n", sample.line)
+}
+
+/// The text in runs of trained and untrained tokens. A character of several tokens goes with its last one.
+fn parts(tokenizer: &Tokenizer, encoded: &Encoded) -> Vec<(bool, String)> {
+    let mut parts: Vec<(bool, String)> = Vec::new();
+    let mut add = |trained: bool, text: Option<String>| {
+        let Some(text) = text else { return };
+        match parts.last_mut() {
+            Some((same, part)) if *same == trained => part.push_str(&text),
+            _ => parts.push((trained, text)),
+        }
+    };
+    let mut decoder = tokenizer.decoder(&[], false);
+    let mut last = false;
+    for (&id, &trained) in encoded.example.ids.iter().zip(&encoded.example.trained) {
+        add(trained, decoder.push(id));
+        last = trained;
+    }
+    add(last, decoder.finish());
+    parts
+}

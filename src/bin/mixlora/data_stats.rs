@@ -1,0 +1,121 @@
+//! `mixlora data stats`
+
+use crate::data_text::{TextArgs, TextSide};
+use crate::{Failure, out};
+use mixlora::data::{Counts, DataFiles, Dataset, read_samples};
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+#[derive(clap::Args)]
+#[command(after_help = "\
+Counts tokens as training will see them, cut to --max-length. 'trained' are the tokens with a loss; lengths are in \
+tokens.
+
+Example: mixlora data stats my-data --model my-model")]
+pub struct Args {
+    /// A folder with train.jsonl, valid.jsonl, test.jsonl, or one file.
+    path: PathBuf,
+    #[command(flatten)]
+    text: TextArgs,
+    /// Print JSON instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Figures of one task of one file.
+#[derive(Default)]
+struct Figures {
+    lengths: Vec<usize>,
+    trained: usize,
+}
+
+impl Figures {
+    fn tokens(&self) -> usize {
+        self.lengths.iter().sum()
+    }
+    /// The length that a share of the examples does not exceed; lengths are sorted.
+    fn quantile(&self, share: f64) -> usize {
+        let rank = (share * self.lengths.len() as f64).ceil() as usize;
+        self.lengths.get(rank.saturating_sub(1)).copied().unwrap_or(0)
+    }
+}
+
+pub fn run(args: &Args) -> Result<(), Failure> {
+    let side = TextSide::open(&args.text)?;
+    let encoder = side.encoder(&args.text)?;
+    let mut results = Vec::new();
+    for path in DataFiles::find(&args.path)?.all() {
+        out::progress(&format!("reading {}", path.display()));
+        let data = encoder.dataset(path, &read_samples(path)?)?;
+        results.push((path.display().to_string(), figures(&data), data.counts));
+    }
+    if args.json {
+        let list = results.iter().map(|(path, tasks, counts)| {
+            let tasks: serde_json::Map<_, _> = tasks.iter().map(|(t, f)| (t.clone(), task_json(f))).collect();
+            json!({
+                "path": path,
+                "tasks": tasks,
+                "samples": counts.samples,
+                "empty": counts.empty,
+                "untrained": counts.untrained,
+                "truncated": counts.truncated,
+            })
+        });
+        return Ok(out::json(&json!(list.collect::<Vec<_>>()))?);
+    }
+    let mut rows = Vec::new();
+    let mut notes = String::new();
+    for (path, tasks, counts) in &results {
+        for (task, f) in tasks {
+            let cells =
+                [f.lengths.len(), f.tokens(), f.trained, f.quantile(0.5), f.quantile(0.9), f.quantile(1.0)];
+            let names = [path.clone(), task.clone()];
+            rows.push(names.into_iter().chain(cells.map(|n| n.to_string())).collect());
+        }
+        notes += &note(path, counts);
+    }
+    let head = ["file", "task", "examples", "tokens", "trained", "p50", "p90", "max"];
+    Ok(out::text(&(out::table(&head, &rows) + &notes))?)
+}
+
+/// Per label, in the order of their names; without labels `-`, and with several also `all`.
+fn figures(data: &Dataset) -> BTreeMap<String, Figures> {
+    let mut tasks: BTreeMap<String, Figures> = BTreeMap::new();
+    let labels: std::collections::BTreeSet<_> = data.tasks.iter().collect();
+    for (e, task) in data.examples.iter().zip(&data.tasks) {
+        let name = task.clone().unwrap_or_else(|| "-".into());
+        let all = (labels.len() > 1).then(|| "(all)".to_string());
+        for name in all.into_iter().chain([name]) {
+            let f = tasks.entry(name).or_default();
+            f.lengths.push(e.ids.len());
+            f.trained += e.trained_tokens();
+        }
+    }
+    tasks.values_mut().for_each(|f| f.lengths.sort_unstable());
+    tasks
+}
+
+fn task_json(f: &Figures) -> serde_json::Value {
+    json!({
+        "examples": f.lengths.len(),
+        "tokens": f.tokens(),
+        "trained": f.trained,
+        "p50": f.quantile(0.5),
+        "p90": f.quantile(0.9),
+        "max": f.quantile(1.0),
+    })
+}
+
+fn note(path: &str, counts: &Counts) -> String {
+    let parts = [
+        (counts.empty, "left out, empty"),
+        (counts.untrained, "left out, no trained token"),
+        (counts.truncated, "cut to fit"),
+    ];
+    let parts: Vec<String> = parts.iter().filter(|(n, _)| *n > 0).map(|(n, t)| format!("{n} {t}")).collect();
+    if parts.is_empty() {
+        return String::new();
+    }
+    format!("note: {path}: of {} samples {}\n", counts.samples, parts.join(", "))
+}

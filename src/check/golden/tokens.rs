@@ -1,0 +1,61 @@
+//! Files of kind `tokens`: strings and chats with the ids that they must give.
+
+use super::{Measured, Replay};
+use crate::text::{Message, ModelText, Role};
+use crate::{Error, Result};
+use serde::Deserialize;
+use std::path::Path;
+
+#[derive(Deserialize)]
+struct Line {
+    text: String,
+    ids: Vec<u32>,
+    decoded: Option<String>,
+    messages: Option<Vec<Said>>,
+    #[serde(default)]
+    add_generation_prompt: bool,
+}
+
+#[derive(Deserialize)]
+struct Said {
+    role: String,
+    content: String,
+}
+
+impl Line {
+    fn holds(&self, model: &ModelText) -> Result<bool> {
+        let mut fine = true;
+        if let (Some(messages), Some(template)) = (&self.messages, &model.template) {
+            let role = |name: &str| match name {
+                "system" => Ok(Role::System),
+                "user" => Ok(Role::User),
+                "assistant" => Ok(Role::Assistant),
+                other => Err(Error::config("role", format!("'{other}' is unknown"))),
+            };
+            let messages = messages
+                .iter()
+                .map(|m| Ok(Message::new(role(&m.role)?, m.content.clone())))
+                .collect::<Result<Vec<_>>>()?;
+            fine &= model.tokenizer.render(template, &messages, self.add_generation_prompt)? == self.text;
+        }
+        fine &= model.tokenizer.encode(&self.text, true)? == self.ids;
+        if let Some(decoded) = &self.decoded {
+            fine &= model.tokenizer.decode(&self.ids, false) == *decoded;
+        }
+        Ok(fine)
+    }
+}
+
+pub(super) fn replay(path: &Path, model: &ModelText) -> Result<Replay> {
+    let text = std::fs::read_to_string(path).map_err(|e| Error::file(path, e.to_string()))?;
+    let (mut differ, mut total) = (0, 0);
+    for (i, line) in text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty()) {
+        let fail = |e: String| Error::file(path, format!("line {}: {e}", i + 1));
+        let line: Line = serde_json::from_str(line).map_err(|e| fail(e.to_string()))?;
+        differ += usize::from(!line.holds(model).map_err(|e| fail(e.to_string()))?);
+        total += 1;
+    }
+    let errors =
+        vec![Measured { name: format!("of {total} texts differing"), error: differ as f64, bound: 0.0 }];
+    Ok(Replay { path: path.to_path_buf(), kind: "tokens".into(), errors, choices: total > 0 })
+}

@@ -1,0 +1,336 @@
+//! From samples to tokens with their trained positions.
+
+use super::Example;
+use super::jsonl::{Body, Problems, Sample};
+use crate::error::Problem;
+use crate::text::{ChatTemplate, Message, Piece, Role, Tokenizer};
+use crate::{Error, Result};
+use rayon::prelude::*;
+use std::ops::Range;
+use std::path::Path;
+
+/// Which tokens of conversations and completions are trained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LossOn {
+    /// What the assistant says, each turn with its end token.
+    #[default]
+    Assistant,
+    /// Everything.
+    All,
+}
+
+/// How samples become examples.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EncodeOptions {
+    pub loss_on: LossOn,
+    /// Longest example, in tokens.
+    pub max_length: usize,
+    /// Share of samples that may be left out for having no trained token, 0 to 1.
+    pub max_untrained: f64,
+    /// Accept templates and vocabularies that end no turn.
+    pub allow_untrained_eos: bool,
+}
+
+impl Default for EncodeOptions {
+    fn default() -> Self {
+        EncodeOptions {
+            loss_on: LossOn::Assistant,
+            max_length: 1024,
+            max_untrained: 0.05,
+            allow_untrained_eos: false,
+        }
+    }
+}
+
+/// A sample in tokens.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Encoded {
+    pub example: Example,
+    /// Tokens were cut off.
+    pub truncated: bool,
+}
+
+/// What happened to the samples of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counts {
+    pub samples: usize,
+    /// Left out: nothing in it.
+    pub empty: usize,
+    /// Left out: no trained token.
+    pub untrained: usize,
+    /// Kept, but shortened.
+    pub truncated: usize,
+}
+
+/// Examples with the labels and lines of their samples.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Dataset {
+    pub examples: Vec<Example>,
+    pub tasks: Vec<Option<String>>,
+    pub lines: Vec<usize>,
+    pub counts: Counts,
+}
+
+impl Dataset {
+    /// Number of tokens of each example.
+    pub fn lengths(&self) -> Vec<usize> {
+        self.examples.iter().map(|e| e.ids.len()).collect()
+    }
+}
+
+type Said<T> = std::result::Result<T, String>;
+
+/// Encodes samples for one model.
+#[derive(Debug)]
+pub struct Encoder<'a> {
+    tokenizer: &'a Tokenizer,
+    template: Option<&'a ChatTemplate>,
+    options: EncodeOptions,
+    ends: Vec<u32>,
+}
+
+impl<'a> Encoder<'a> {
+    /// An encoder; only conversations need a template.
+    ///
+    /// # Errors
+    /// The length leaves no room for a trained token.
+    pub fn new(
+        tokenizer: &'a Tokenizer,
+        template: Option<&'a ChatTemplate>,
+        options: EncodeOptions,
+    ) -> Result<Self> {
+        if options.max_length < 2 {
+            return Err(Error::config(
+                "max_length",
+                format!("is {}, at least 2 is needed", options.max_length),
+            ));
+        }
+        let ends = tokenizer.end_tokens();
+        Ok(Encoder { tokenizer, template, options, ends })
+    }
+
+    /// Encodes one sample; one without content gives an example without tokens.
+    ///
+    /// # Errors
+    /// The template fails, or its assistant turns cannot be told apart or have no end token.
+    pub fn sample(&self, path: &Path, sample: &Sample) -> Result<Encoded> {
+        self.encode(&sample.body).map_err(|what| {
+            let problems = vec![Problem { line: sample.line, column: 0, what }];
+            Error::Data { path: path.into(), problems, more: 0 }
+        })
+    }
+
+    /// Encodes the samples of a file.
+    ///
+    /// # Errors
+    /// All samples that cannot be encoded are listed, up to a limit. It is also an error when too many samples have
+    /// no trained token, or none is left.
+    pub fn dataset(&self, path: &Path, samples: &[Sample]) -> Result<Dataset> {
+        let done: Vec<Said<Encoded>> = samples.par_iter().map(|s| self.encode(&s.body)).collect();
+        let mut data = Dataset::default();
+        data.counts.samples = samples.len();
+        let mut problems = Problems::default();
+        let mut first_untrained = None;
+        for (sample, encoded) in samples.iter().zip(done) {
+            match encoded {
+                Err(what) => problems.add(sample.line, 0, what),
+                Ok(e) if e.example.ids.is_empty() => data.counts.empty += 1,
+                Ok(e) if e.example.trained_tokens() == 0 => {
+                    data.counts.untrained += 1;
+                    first_untrained.get_or_insert(sample.line);
+                }
+                Ok(e) => {
+                    data.counts.truncated += usize::from(e.truncated);
+                    data.examples.push(e.example);
+                    data.tasks.push(sample.task.clone());
+                    data.lines.push(sample.line);
+                }
+            }
+        }
+        let Counts { samples: n, untrained, empty, .. } = data.counts;
+        if let Some(line) =
+            first_untrained.filter(|_| untrained as f64 > self.options.max_untrained * n as f64)
+        {
+            let share = self.options.max_untrained * 100.0;
+            let what = format!(
+                "{untrained} of {n} samples have no trained token, the first is here; {share} % are allowed"
+            );
+            problems.add(line, 0, what);
+        } else if data.examples.is_empty() {
+            problems.add(
+                0,
+                0,
+                format!("no sample is left: {empty} are empty, {untrained} have no trained token"),
+            );
+        }
+        problems.result(path, data)
+    }
+
+    fn encode(&self, body: &Body) -> Said<Encoded> {
+        let (example, truncated) = match body {
+            Body::Messages(messages) => self.conversation(messages)?,
+            Body::Completion { prompt, completion } if prompt.is_empty() && completion.is_empty() => {
+                (Example::default(), false)
+            }
+            Body::Completion { prompt, completion } => {
+                let start = if self.options.loss_on == LossOn::All { 0 } else { prompt.len() };
+                self.plain(&format!("{prompt}{completion}"), start)?
+            }
+            Body::Text(text) if text.is_empty() => (Example::default(), false),
+            Body::Text(text) => self.plain(text, 0)?,
+        };
+        Ok(Encoded { example, truncated })
+    }
+
+    fn pieces(&self, text: &str) -> Said<Vec<Piece>> {
+        self.tokenizer.encode_pieces(text, true).map_err(|e| e.to_string())
+    }
+
+    /// Plain text, trained from a byte on, with the end token behind it.
+    fn plain(&self, text: &str, start: usize) -> Said<(Example, bool)> {
+        let pieces = self.pieces(text)?;
+        let mut example = Example::default();
+        if let Some(bos) = self.tokenizer.bos().filter(|_| self.tokenizer.add_bos())
+            && pieces.first().is_none_or(|p| p.id != bos)
+        {
+            example.ids.push(bos);
+            example.trained.push(false);
+        }
+        for p in &pieces {
+            example.ids.push(p.id);
+            example.trained.push(p.source.end > start && p.source.end > p.source.start);
+        }
+        match self.tokenizer.eos() {
+            Some(eos) if example.ids.last() != Some(&eos) => {
+                example.ids.push(eos);
+                example.trained.push(true);
+            }
+            Some(_) => {}
+            None if self.options.allow_untrained_eos => {}
+            None => return Err("the vocabulary has no end token: the model would never learn to stop".into()),
+        }
+        Ok(self.fit(example))
+    }
+
+    fn conversation(&self, messages: &[Message]) -> Said<(Example, bool)> {
+        let template = self.template.ok_or("the model has no chat template; name one, for example chatml")?;
+        let (text, turns) = if template.marks_generation() && self.options.loss_on == LossOn::Assistant {
+            self.marked(template, messages)?
+        } else {
+            (self.render(template, messages, false)?, None)
+        };
+        let pieces = self.pieces(&text)?;
+        let mut trained = vec![self.options.loss_on == LossOn::All; pieces.len()];
+        if self.options.loss_on == LossOn::Assistant {
+            for (i, _) in messages.iter().enumerate().filter(|(_, m)| m.role == Role::Assistant) {
+                let range = match &turns {
+                    // The marks come in the order of the turns.
+                    Some(turns) => {
+                        turns[messages[..i].iter().filter(|m| m.role == Role::Assistant).count()].clone()
+                    }
+                    None => self.turn(template, messages, i, &text, &pieces)?,
+                };
+                self.train_turn(i, range, &pieces, &mut trained)?;
+            }
+        }
+        let ids = pieces.iter().map(|p| p.id).collect();
+        Ok(self.fit(Example { ids, trained }))
+    }
+
+    fn render(&self, template: &ChatTemplate, messages: &[Message], prompt: bool) -> Said<String> {
+        self.tokenizer.render(template, messages, prompt).map_err(|e| e.to_string())
+    }
+
+    /// Text and turns as the template's own marks give them.
+    fn marked(
+        &self,
+        template: &ChatTemplate,
+        messages: &[Message],
+    ) -> Said<(String, Option<Vec<Range<usize>>>)> {
+        let token = |id: Option<u32>| id.and_then(|id| self.tokenizer.token(id));
+        let (bos, eos) = (token(self.tokenizer.bos()), token(self.tokenizer.eos()));
+        let marked = template.render_marked(messages, bos.as_deref(), eos.as_deref());
+        let marked = marked.map_err(|e| e.to_string())?;
+        let turns = messages.iter().filter(|m| m.role == Role::Assistant).count();
+        if marked.generated.len() != turns {
+            return Err(format!(
+                "the template marks {} generated parts for {turns} assistant turns",
+                marked.generated.len()
+            ));
+        }
+        Ok((marked.text, Some(marked.generated)))
+    }
+
+    /// The bytes of turn `i`: from the end of the prompt for it to the end of the conversation up to it.
+    fn turn(
+        &self,
+        template: &ChatTemplate,
+        messages: &[Message],
+        i: usize,
+        text: &str,
+        pieces: &[Piece],
+    ) -> Said<Range<usize>> {
+        let before = self.render(template, &messages[..i], true)?;
+        if !text.starts_with(&before) {
+            let at = text.bytes().zip(before.bytes()).take_while(|(a, b)| a == b).count();
+            return Err(format!(
+                "messages[{i}]: the template does not put the prompt of this turn at the start of the whole \
+                 conversation (they differ from byte {at} on), so that its tokens cannot be told apart"
+            ));
+        }
+        let with = self.render(template, &messages[..=i], false)?;
+        if with.len() >= before.len() && text.starts_with(&with) {
+            return Ok(before.len()..with.len());
+        }
+        // Templates that write a past turn in another way, for example without its reasoning: up to its end token.
+        let end = pieces.iter().find(|p| p.source.start >= before.len() && self.ends.contains(&p.id));
+        end.map(|p| before.len()..p.source.end).ok_or_else(|| {
+            format!("messages[{i}]: the template changes this turn when others follow, and puts no end token there")
+        })
+    }
+
+    /// Trains a turn up to its last end token; what the template puts behind that is not the model's to say.
+    fn train_turn(&self, i: usize, range: Range<usize>, pieces: &[Piece], trained: &mut [bool]) -> Said<()> {
+        let inside =
+            |p: &Piece| p.source.end > range.start && p.source.start < range.end && !p.source.is_empty();
+        let first = pieces.iter().position(inside).unwrap_or(pieces.len());
+        let stop = pieces.iter().rposition(inside).map_or(first, |last| last + 1);
+        let turn = &pieces[first..stop.max(first)];
+        let stop = match turn.iter().rposition(|p| self.ends.contains(&p.id)) {
+            Some(end) => first + end + 1,
+            None if self.options.allow_untrained_eos => stop,
+            None => {
+                let known: Vec<String> =
+                    self.ends.iter().filter_map(|&id| self.tokenizer.token(id)).collect();
+                return Err(format!(
+                    "messages[{i}]: no end token is trained in this assistant turn, so that the model would never \
+                     learn to stop; end tokens of this vocabulary: {}",
+                    if known.is_empty() { "none".into() } else { known.join(" ") }
+                ));
+            }
+        };
+        trained[first..stop.max(first)].fill(true);
+        Ok(())
+    }
+
+    /// Cuts an example to the longest length: first what follows the last trained token, then from the start, so
+    /// that the end of the answer stays. A start token stays first.
+    fn fit(&self, mut example: Example) -> (Example, bool) {
+        let max = self.options.max_length;
+        let truncated = example.ids.len() > max;
+        if truncated {
+            let end = example.trained.iter().rposition(|t| *t).map_or(example.ids.len(), |i| i + 1);
+            let end = end.max(max);
+            example.ids.truncate(end);
+            example.trained.truncate(end);
+            let keep = usize::from(example.ids.first().is_some_and(|id| Some(*id) == self.tokenizer.bos()));
+            let cut = end - max;
+            example.ids.drain(keep..keep + cut);
+            example.trained.drain(keep..keep + cut);
+        }
+        if let Some(first) = example.trained.first_mut() {
+            *first = false;
+        }
+        (example, truncated)
+    }
+}

@@ -1,0 +1,238 @@
+//! SentencePiece vocabularies with scores, as Llama 2 and Mistral GGUF files hold them.
+//!
+//! The pair whose joint text has the highest score is merged first, the leftmost among equals, until no pair is a
+//! token. Characters without a token become byte tokens.
+
+use super::tokenizer::{BYTE, CONTROL, Piece, UNKNOWN, USER, Vocab};
+use crate::{Error, Result};
+use std::cmp::Ordering;
+use std::collections::{BinaryHeap, HashMap};
+use std::ops::Range;
+
+/// The space of SentencePiece.
+const SPACE: char = '\u{2581}';
+
+#[derive(Debug, Clone)]
+pub(super) struct Spm {
+    tokens: Vec<String>,
+    types: Vec<i32>,
+    scores: Vec<f32>,
+    index: HashMap<String, u32>,
+    bytes: Vec<Option<u32>>,
+    unknown: Option<u32>,
+    /// Control and user-defined tokens, longest first.
+    literal: Vec<u32>,
+    space_prefix: bool,
+}
+
+/// A run of the text that is one token so far; empty once it is merged into its left neighbour.
+struct Symbol {
+    escaped: Range<usize>,
+    source: Range<usize>,
+    left: Option<usize>,
+    right: Option<usize>,
+}
+
+struct Pair {
+    score: f32,
+    left: usize,
+    right: usize,
+    bytes: usize,
+}
+
+impl Ord for Pair {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.score.total_cmp(&other.score).then(other.left.cmp(&self.left))
+    }
+}
+impl PartialOrd for Pair {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl PartialEq for Pair {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+impl Eq for Pair {}
+
+fn byte_of(token: &str) -> Option<u8> {
+    u8::from_str_radix(token.strip_prefix("<0x")?.strip_suffix('>')?, 16).ok()
+}
+
+impl Spm {
+    pub(super) fn new(vocab: &Vocab) -> Result<Self> {
+        let n = vocab.tokens.len();
+        let scores = vocab.scores.clone().unwrap_or_default();
+        if scores.len() != n {
+            return Err(Error::config("vocabulary", format!("{} scores for {n} tokens", scores.len())));
+        }
+        let mut bytes = vec![None; 256];
+        let mut literal = Vec::new();
+        let mut index = HashMap::with_capacity(n);
+        for (i, (token, kind)) in vocab.tokens.iter().zip(&vocab.types).enumerate() {
+            index.insert(token.clone(), i as u32);
+            match *kind {
+                BYTE => {
+                    if let Some(b) = byte_of(token) {
+                        bytes[b as usize] = Some(i as u32);
+                    }
+                }
+                CONTROL | USER if !token.is_empty() => literal.push(i as u32),
+                _ => {}
+            }
+        }
+        literal.sort_by_key(|&i| std::cmp::Reverse(vocab.tokens[i as usize].len()));
+        Ok(Spm {
+            tokens: vocab.tokens.clone(),
+            types: vocab.types.clone(),
+            scores,
+            index,
+            bytes,
+            unknown: vocab.unk,
+            literal,
+            space_prefix: vocab.add_space_prefix,
+        })
+    }
+
+    pub(super) fn token_id(&self, token: &str) -> Option<u32> {
+        self.index.get(token).copied()
+    }
+    pub(super) fn token(&self, id: u32) -> Option<&str> {
+        self.tokens.get(id as usize).map(String::as_str)
+    }
+
+    /// The first control (if wanted) or user-defined token at or after `from`.
+    fn next_literal(&self, text: &str, from: usize, special: bool) -> Option<(u32, Range<usize>)> {
+        let mut wanted =
+            self.literal.iter().filter(|&&i| special || self.types[i as usize] == USER).peekable();
+        wanted.peek()?;
+        let wanted: Vec<u32> = wanted.copied().collect();
+        text[from..].char_indices().find_map(|(at, _)| {
+            let rest = &text[from + at..];
+            let id = wanted.iter().find(|&&i| rest.starts_with(&self.tokens[i as usize]))?;
+            let start = from + at;
+            Some((*id, start..start + self.tokens[*id as usize].len()))
+        })
+    }
+
+    pub(super) fn encode(&self, text: &str, special: bool) -> Result<Vec<Piece>> {
+        let mut pieces = Vec::new();
+        let mut at = 0;
+        while at < text.len() {
+            let next = self.next_literal(text, at, special);
+            let end = next.as_ref().map_or(text.len(), |(_, range)| range.start);
+            if end > at {
+                // Behind a control token a word begins, as at the start of the text.
+                self.encode_plain(text, at..end, &mut pieces)?;
+            }
+            at = end;
+            if let Some((id, range)) = next {
+                at = range.end;
+                pieces.push(Piece { id, source: range });
+            }
+        }
+        Ok(pieces)
+    }
+
+    fn encode_plain(&self, text: &str, range: Range<usize>, pieces: &mut Vec<Piece>) -> Result<()> {
+        let mut escaped = String::with_capacity(range.len() + 3);
+        let mut symbols: Vec<Symbol> = Vec::new();
+        let mut add = |c: char, source: Range<usize>| {
+            let start = escaped.len();
+            escaped.push(if c == ' ' { SPACE } else { c });
+            let left = symbols.len().checked_sub(1);
+            symbols.push(Symbol { escaped: start..escaped.len(), source, left, right: None });
+        };
+        if self.space_prefix {
+            add(' ', range.start..range.start);
+        }
+        for (at, c) in text[range.clone()].char_indices() {
+            add(c, range.start + at..range.start + at + c.len_utf8());
+        }
+        let n = symbols.len();
+        for (i, symbol) in symbols.iter_mut().enumerate() {
+            symbol.right = (i + 1 < n).then_some(i + 1);
+        }
+        self.merge(&escaped, &mut symbols);
+        let mut next = (n > 0).then_some(0);
+        while let Some(i) = next {
+            let symbol = &symbols[i];
+            next = symbol.right;
+            let part = &escaped[symbol.escaped.clone()];
+            if let Some(id) = self.token_id(part) {
+                pieces.push(Piece { id, source: symbol.source.clone() });
+                continue;
+            }
+            for byte in part.bytes() {
+                let id = self.bytes[byte as usize].or(self.unknown).ok_or_else(|| {
+                    let what = format!("has no token for byte {byte:#04x}, and no unknown token");
+                    Error::config("vocabulary", what)
+                })?;
+                pieces.push(Piece { id, source: symbol.source.clone() });
+            }
+        }
+        Ok(())
+    }
+
+    fn pair(&self, escaped: &str, symbols: &[Symbol], left: usize, right: usize) -> Option<Pair> {
+        let joint = symbols[left].escaped.start..symbols[right].escaped.end;
+        let id = self.token_id(&escaped[joint.clone()])?;
+        Some(Pair { score: self.scores[id as usize], left, right, bytes: joint.len() })
+    }
+
+    fn merge(&self, escaped: &str, symbols: &mut [Symbol]) {
+        let mut queue: BinaryHeap<Pair> =
+            (1..symbols.len()).filter_map(|i| self.pair(escaped, symbols, i - 1, i)).collect();
+        while let Some(Pair { left, right, bytes, .. }) = queue.pop() {
+            let (a, b) = (&symbols[left], &symbols[right]);
+            // One of the two has been merged with another since.
+            if a.escaped.is_empty() || b.escaped.is_empty() || a.escaped.len() + b.escaped.len() != bytes {
+                continue;
+            }
+            let (end, source, after) = (b.escaped.end, b.source.end, b.right);
+            symbols[left].escaped.end = end;
+            symbols[left].source.end = source;
+            symbols[left].right = after;
+            symbols[right].escaped = end..end;
+            if let Some(after) = after {
+                symbols[after].left = Some(left);
+                queue.extend(self.pair(escaped, symbols, left, after));
+            }
+            if let Some(before) = symbols[left].left {
+                queue.extend(self.pair(escaped, symbols, before, left));
+            }
+        }
+    }
+
+    pub(super) fn decode(&self, ids: &[u32], skip_special: bool) -> String {
+        let mut bytes = Vec::new();
+        // Where encoding put a space, decoding takes it away.
+        let mut word_start = self.space_prefix;
+        for &id in ids {
+            let (Some(token), Some(kind)) = (self.token(id), self.types.get(id as usize)) else { continue };
+            match *kind {
+                CONTROL | UNKNOWN => {
+                    if !skip_special {
+                        bytes.extend_from_slice(token.as_bytes());
+                    }
+                    word_start = self.space_prefix;
+                    continue;
+                }
+                USER => bytes.extend_from_slice(token.as_bytes()),
+                BYTE => match byte_of(token) {
+                    Some(b) => bytes.push(b),
+                    None => bytes.extend_from_slice(token.as_bytes()),
+                },
+                _ => {
+                    let text = token.replace(SPACE, " ");
+                    let text = if word_start { text.strip_prefix(' ').unwrap_or(&text) } else { &text };
+                    bytes.extend_from_slice(text.as_bytes());
+                }
+            }
+            word_start = self.space_prefix && *kind == USER;
+        }
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+}
