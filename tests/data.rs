@@ -302,8 +302,8 @@ fn what_is_left_out_is_counted() {
     assert_eq!((c.samples, c.empty, c.untrained, c.truncated), (40, 1, 1, 1));
     assert_eq!((data.examples.len(), data.tasks.len(), data.lines[4]), (38, 38, 7));
     assert!(data.lengths().iter().all(|n| *n <= 60));
-    for i in 10..13 {
-        samples[i].body = turns(&[("user", "nobody answers")]);
+    for s in &mut samples[10..13] {
+        s.body = turns(&[("user", "nobody answers")]);
     }
     let e = encoder.dataset(Path::new("d.jsonl"), &samples).unwrap_err().to_string();
     assert_eq!(e, "d.jsonl:5: 4 of 40 samples have no trained token, the first is here; 5 % are allowed");
