@@ -2,7 +2,7 @@
 #![cfg(feature = "tokenizer")]
 
 use mixlora::Error;
-use mixlora::text::{ChatTemplate, Message, Role, ModelText, Tokenizer, Vocab};
+use mixlora::text::{ChatTemplate, Message, ModelText, Role, Tokenizer, Vocab};
 use serde_json::{Value, json};
 
 fn user(text: &str) -> Message {

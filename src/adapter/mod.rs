@@ -85,7 +85,7 @@ impl Adapter {
         })?;
         if method.hook == Hook::Mlp {
             model.for_each_mlp(|site| {
-                let place = MlpSite { name: site.name, hidden_size, intermediate_size };
+                let place = MlpSite { name: site.name, path: site.path, hidden_size, intermediate_size };
                 if let Some(built) = method.build_mlp(config, &place, &device, stream)? {
                     adapter.mlps.push(built.clone());
                     site.mlp.adapter = Some(built);

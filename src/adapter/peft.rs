@@ -156,6 +156,9 @@ impl Adapter {
             }
         }
         tensors.sort_by(|a, b| a.0.cmp(&b.0));
+        if let Some(w) = tensors.windows(2).find(|w| w[0].0 == w[1].0) {
+            return Err(Error::config("adapter", format!("two parameters have the name '{}'", w[0].0)));
+        }
         let bad =
             |e: safetensors::SafeTensorError| Error::config("adapter", format!("cannot be serialised: {e}"));
         let views = tensors

@@ -317,7 +317,7 @@ impl Checkpoint {
             Dtype::U8 => Ok(bytes.iter().map(|&b| b.into()).collect()),
             Dtype::I32 => Ok(bytes.as_chunks().0.iter().map(|b| i32::from_le_bytes(*b).into()).collect()),
             Dtype::I64 => Ok(bytes.as_chunks().0.iter().map(|b| i64::from_le_bytes(*b)).collect()),
-            other => self.fail(format!("tensor '{name}' has type {other:?}, expected i32 or i64")),
+            other => self.fail(format!("tensor '{name}' has type {other:?}, expected i32, i64 or u8")),
         }
     }
     /// Indices of a tensor of that shape, each below `bound`, in u8, i32 or i64.

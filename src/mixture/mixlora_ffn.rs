@@ -59,8 +59,8 @@ impl FfnExperts {
             let bound = 1.0 / (d_in as f32).sqrt();
             let uniform = |name: &str, n| stream.named(name).uniform_vec(n, bound);
             Ok(Experts {
-                a: draw(format!("{what}.lora_a"), rows, d_in, &uniform)?,
-                b: draw(format!("{what}.lora_b"), rows, d_out, &|_, n| vec![0.0; n])?,
+                a: draw(part(&site.path, &format!("{what}.lora_a")), rows, d_in, &uniform)?,
+                b: draw(part(&site.path, &format!("{what}.lora_b")), rows, d_out, &|_, n| vec![0.0; n])?,
             })
         };
         let normal = |name: &str, n| stream.named(name).normal_vec(n, 0.02);
@@ -68,7 +68,7 @@ impl FfnExperts {
             site: site.clone(),
             config: c.clone(),
             scale: c.scaling(2 * c.r, c.r),
-            router: draw("router".into(), c.num_experts, d, &normal)?,
+            router: draw(part(&site.path, "router"), c.num_experts, d, &normal)?,
             gate: experts("gate_proj", d, f)?,
             up: experts("up_proj", d, f)?,
             down: experts("down_proj", f, d)?,

@@ -65,7 +65,10 @@ impl LinearSite {
 /// A gated MLP block.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MlpSite {
+    /// Where in the model; also the key of its choices and random streams.
     pub name: String,
+    /// In front of the names of its parameters; may be empty.
+    pub path: String,
     pub hidden_size: usize,
     pub intermediate_size: usize,
 }

@@ -51,6 +51,8 @@ pub struct Site<'a> {
 /// An MLP block by its place.
 pub struct MlpSite<'a> {
     pub name: String,
+    /// Path as Hugging Face names it, for example `model.layers.3.mlp`.
+    pub path: String,
     pub mlp: &'a mut Mlp,
 }
 
@@ -97,7 +99,11 @@ impl Llama {
     /// Calls `f` with every MLP block, in order.
     pub fn for_each_mlp(&mut self, mut f: impl FnMut(MlpSite<'_>) -> Result<()>) -> Result<()> {
         for (i, layer) in self.layers.iter_mut().enumerate() {
-            f(MlpSite { name: format!("layers.{i}.mlp"), mlp: &mut layer.mlp })?;
+            f(MlpSite {
+                name: format!("layers.{i}.mlp"),
+                path: format!("model.layers.{i}.mlp"),
+                mlp: &mut layer.mlp,
+            })?;
         }
         Ok(())
     }

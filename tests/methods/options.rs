@@ -10,7 +10,12 @@ fn refusal(spec: &MethodSpec, config: &MethodConfig) -> String {
     let built = match spec.hook {
         Hook::Linear => spec.build(config, &site(&[9, 12]), &device, Stream::new(1)).map(|_| ()),
         Hook::Mlp => {
-            let site = MlpSite { name: "mlp".into(), hidden_size: D, intermediate_size: HIDDEN };
+            let site = MlpSite {
+                name: "mlp".into(),
+                path: String::new(),
+                hidden_size: D,
+                intermediate_size: HIDDEN,
+            };
             spec.build_mlp(config, &site, &device, Stream::new(1)).map(|_| ())
         }
     };

@@ -76,7 +76,8 @@ impl Rig {
     }
 
     fn block(spec: &MethodSpec, config: &MethodConfig, device: &Device) -> Rig {
-        let site = MlpSite { name: SITE.into(), hidden_size: D, intermediate_size: HIDDEN };
+        let site =
+            MlpSite { name: SITE.into(), path: String::new(), hidden_size: D, intermediate_size: HIDDEN };
         let adapter = spec.build_mlp(config, &site, device, Stream::new(1)).unwrap().unwrap();
         let group = LinearGroup::frozen;
         let mlp = Mlp {

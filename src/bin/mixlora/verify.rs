@@ -33,7 +33,25 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<(), Failure> {
-    let files = find_files(&args.paths)?;
+    let mut files = find_files(&args.paths)?;
+    if args.model.is_none() {
+        // Files that were named stay, and say that they need a model.
+        let mut left_out = 0;
+        let mut kept = Vec::with_capacity(files.len());
+        for file in files {
+            match needs_model(&file)? && !args.paths.contains(&file) {
+                true => left_out += 1,
+                false => kept.push(file),
+            }
+        }
+        files = kept;
+        if left_out > 0 {
+            out::note(&format!("left out, since they need --model: {left_out}"));
+        }
+        if files.is_empty() {
+            return Err(Failure::Usage("every file needs a model: give --model".into()));
+        }
+    }
     let devices = match args.device.as_str() {
         "all" => {
             let mut all = vec![Device::reference(), Device::cpu()];

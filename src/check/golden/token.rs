@@ -115,7 +115,12 @@ impl Subject {
         };
         let group = LinearGroup::frozen;
         if c.layer == Layer::Ffn {
-            let site = MlpSite { name: "layer".into(), hidden_size: c.d_in, intermediate_size: c.hidden };
+            let site = MlpSite {
+                name: "layer".into(),
+                path: String::new(),
+                hidden_size: c.d_in,
+                intermediate_size: c.hidden,
+            };
             let built = spec.build_mlp(&method, &site, device, Stream::new(0)).map_err(wrap)?;
             let adapter = built.ok_or_else(|| Error::file(file.path(), "the method has no block hook"))?;
             let (d, h) = (c.d_in, c.hidden);

@@ -1,0 +1,256 @@
+//! A tiny decoder (2 layers, width 64) written as a Hugging Face directory: lanes, cache, adapters, training.
+
+mod common;
+
+use mixlora::adapter::{Adapter, TARGETS};
+use mixlora::data::{Batch, Example};
+use mixlora::mixture::{ALL, MethodConfig, Pool, Units, find};
+use mixlora::model::{Generation, Llama, Step, single_row};
+use mixlora::nn::{Choices, Pass};
+use mixlora::train::{Decay, Schedule, Session, TrainConfig};
+use mixlora::{Device, Stream, Tensor, no_grad};
+use safetensors::tensor::{Dtype, TensorView};
+use std::path::Path;
+
+const VOCAB: usize = 50;
+
+/// Writes the model; weights are small random numbers by name.
+fn write_model(dir: &Path) {
+    let (d, f, kv) = (64, 96, 32);
+    let mut shapes = vec![
+        ("model.embed_tokens.weight".to_string(), vec![VOCAB, d]),
+        ("model.norm.weight".into(), vec![d]),
+    ];
+    for i in 0..2 {
+        let name = |n: &str| format!("model.layers.{i}.{n}.weight");
+        shapes.extend([
+            (name("input_layernorm"), vec![d]),
+            (name("post_attention_layernorm"), vec![d]),
+            (name("self_attn.q_proj"), vec![d, d]),
+            (name("self_attn.k_proj"), vec![kv, d]),
+            (name("self_attn.v_proj"), vec![kv, d]),
+            (name("self_attn.o_proj"), vec![d, d]),
+            (name("mlp.gate_proj"), vec![f, d]),
+            (name("mlp.up_proj"), vec![f, d]),
+            (name("mlp.down_proj"), vec![d, f]),
+        ]);
+    }
+    let values: Vec<Vec<f32>> = shapes
+        .iter()
+        .map(|(n, s)| match n.contains("norm") {
+            true => vec![1.0; s.iter().product()],
+            false => Stream::new(1).named(n).normal_vec(s.iter().product(), 0.125),
+        })
+        .collect();
+    let views = shapes.iter().zip(&values).map(|((n, s), v)| {
+        (n.as_str(), TensorView::new(Dtype::F32, s.clone(), bytemuck::cast_slice(v)).unwrap())
+    });
+    std::fs::write(dir.join("model.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
+    let config = r#"{"model_type": "llama", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 50, "max_position_embeddings": 64,
+        "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": true}"#;
+    std::fs::write(dir.join("config.json"), config).unwrap();
+}
+
+fn model_on(device: &Device) -> Llama {
+    let dir = tempfile::tempdir().unwrap();
+    write_model(dir.path());
+    Llama::open(dir.path(), device, false).unwrap()
+}
+
+fn examples() -> Vec<Example> {
+    let lengths = [(12, 5), (9, 4), (15, 7), (7, 3)];
+    let bits = Stream::new(5);
+    let example = |(i, &(n, prompt)): (usize, &(u32, u32))| Example {
+        ids: (0..n).map(|t| bits.bits(100 * i as u32 + t) % VOCAB as u32).collect(),
+        trained: (0..n).map(|t| t >= prompt).collect(),
+    };
+    lengths.iter().enumerate().map(example).collect()
+}
+
+fn targets() -> Vec<String> {
+    TARGETS.map(String::from).to_vec()
+}
+
+/// Options that make every method small enough for the tiny model.
+fn options(name: &str) -> MethodConfig {
+    let defaults = (find(name).unwrap().defaults)();
+    let r = if name.contains("cond") || name == "vt-nlp" { 2 } else { 8 };
+    MethodConfig { r, num_factors: 4, num_experts: 3, top_k: 2, ..defaults }
+}
+
+fn session(name: &str, device: &Device, steps: usize) -> Session {
+    let mut model = model_on(device);
+    let method = find(name).unwrap();
+    let adapter = Adapter::attach(&mut model, method, &options(name), &targets(), Stream::new(3)).unwrap();
+    let schedule = Schedule { learning_rate: 1e-2, warmup_steps: 1, decay: Decay::Cosine };
+    let config = TrainConfig { schedule, steps, max_grad_norm: Some(1.0), weight_decay: 0.0, seed: 7 };
+    Session::new(model, adapter, config).unwrap()
+}
+
+fn batch(device: &Device, pool: Pool, which: &[usize]) -> Batch {
+    let all = examples();
+    let some: Vec<&Example> = which.iter().map(|&i| &all[i]).collect();
+    Batch::new(&some, pool, 0, device).unwrap()
+}
+
+fn hidden(model: &Llama, b: &Batch) -> Vec<f64> {
+    let step = Step { valid: Some(&b.valid), ..Step::default() };
+    no_grad(|| model.forward(&b.ids, &Pass::new(b.units.clone()), step)).unwrap().to_f64().unwrap()
+}
+
+fn largest(a: &[f64], b: &[f64]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).fold(0.0, |w, (a, b)| w.max((a - b).abs()))
+}
+
+#[test]
+fn lanes_agree() {
+    let want = hidden(&model_on(&Device::reference()), &batch(&Device::reference(), Pool::Real, &[0, 1, 2]));
+    for device in [Device::cpu()].into_iter().chain(common::gpu()) {
+        let got = hidden(&model_on(&device), &batch(&device, Pool::Real, &[0, 1, 2]));
+        assert!(largest(&got, &want) < 1e-4, "{}: {}", device.name(), largest(&got, &want));
+    }
+}
+
+#[test]
+fn the_cache_gives_the_logits_of_the_whole_sequence() {
+    let cpu = Device::cpu();
+    let model = model_on(&cpu);
+    let ids = examples()[2].ids.clone();
+    let whole = no_grad(|| {
+        let t = Tensor::from_u32(&cpu, &[1, ids.len()], &ids)?;
+        let pass = Pass::new(Units::instances(&cpu, 1, ids.len())?);
+        model.logits(&model.forward(&t, &pass, Step::default())?)?.to_f32()
+    })
+    .unwrap();
+    let pass = |n| Pass::new(Units::instances(&cpu, 1, n).unwrap());
+    let mut g = Generation::prefill(&model, &ids[..4], &pass(4)).unwrap();
+    for (i, &id) in ids.iter().enumerate().skip(4) {
+        let want = &whole[(i - 1) * VOCAB..i * VOCAB];
+        let worst = want.iter().zip(g.logits()).fold(0f32, |w, (a, b)| w.max((a - b).abs()));
+        assert!(worst < 1e-4, "position {i}: {worst}");
+        g.push(id, &single_row(&cpu).unwrap()).unwrap();
+    }
+    assert!(Generation::prefill(&model, &[1; 65], &pass(65)).is_err(), "longer than the context");
+    assert!(Generation::prefill(&model, &[], &pass(1)).is_err());
+}
+
+#[test]
+fn every_method_trains_saves_and_loads_to_the_same_outputs() {
+    let cpu = Device::cpu();
+    for method in ALL {
+        let name = method.name;
+        let mut s = session(name, &cpu, 6);
+        let b = || [batch(&cpu, s_pool(name), &[0, 1, 2, 3])];
+        let before = hidden(&s.model, &b()[0]);
+        assert!(largest(&before, &hidden(&model_on(&cpu), &b()[0])) < 1e-5, "{name}: starts as no change");
+        let losses: Vec<f64> = (0..6).map(|_| s.step(&b()).unwrap().loss).collect();
+        assert!(losses[5] < 0.95 * losses[0], "{name}: {losses:?}");
+        let dir = tempfile::tempdir().unwrap();
+        s.adapter.save(dir.path(), &s.model, "tiny").unwrap();
+        let mut other = model_on(&cpu);
+        Adapter::load(dir.path(), &mut other).unwrap();
+        assert_eq!(hidden(&other, &b()[0]), hidden(&s.model, &b()[0]), "{name}");
+    }
+}
+
+fn s_pool(name: &str) -> Pool {
+    options(name).pool
+}
+
+#[test]
+fn training_twice_gives_the_same_bytes() {
+    for name in ["mixlora-cond", "mixlora-cond-gated", "smora"] {
+        let bytes = |device: &Device| {
+            let mut s = session(name, device, 4);
+            for i in 0..4 {
+                s.step(&[batch(device, Pool::PromptMask, &[i % 4, (i + 1) % 4])]).unwrap();
+            }
+            s.adapter.to_safetensors().unwrap()
+        };
+        let first = bytes(&Device::cpu_with_threads(1).unwrap());
+        assert!(first == bytes(&Device::cpu_with_threads(3).unwrap()), "{name}");
+    }
+}
+
+#[test]
+fn micro_batches_give_the_step_of_one_batch() {
+    let run = |device: &Device, groups: &[&[usize]]| {
+        let mut s = session("mixlora-cond", device, 3);
+        let reports: Vec<_> = (0..3)
+            .map(|_| {
+                let batches: Vec<Batch> = groups.iter().map(|g| batch(device, Pool::PromptMask, g)).collect();
+                let r = s.step(&batches).unwrap();
+                (r.loss, r.grad_norm)
+            })
+            .collect();
+        reports
+    };
+    for (device, bound) in [(Device::reference(), 1e-10), (Device::cpu(), 1e-4)] {
+        let one = run(&device, &[&[0, 1, 2, 3]]);
+        let four = run(&device, &[&[0], &[1], &[2], &[3]]);
+        for (a, b) in one.iter().zip(&four) {
+            let worst = ((a.0 - b.0) / a.0).abs().max(((a.1 - b.1) / a.1).abs());
+            assert!(worst < bound, "{}: {a:?} {b:?}", device.name());
+        }
+    }
+}
+
+#[test]
+fn the_loss_curve_is_the_same_on_the_cpu_and_the_gpu() {
+    let Some(gpu) = common::gpu() else { return };
+    let cpu = Device::cpu();
+    let (mut a, mut b) = (session("mixlora-cond", &cpu, 10), session("mixlora-cond", &gpu, 10));
+    for step in 0..10 {
+        let which = [step % 4, (step + 1) % 4];
+        let record = Choices::record();
+        let on = |d: &Device| [batch(d, Pool::PromptMask, &which)];
+        let x = a.step_with(&on(&cpu), std::slice::from_ref(&record)).unwrap().loss;
+        let sites = (0..2).flat_map(|l| ["qkv", "o", "gate_up", "down"].map(|s| format!("layers.{l}.{s}")));
+        let forced = sites.map(|s| (s.clone(), record.get(&s).unwrap().to_device(&gpu).unwrap()));
+        let y = b.step_with(&on(&gpu), &[Choices::force(forced)]).unwrap().loss;
+        assert!((x - y).abs() < 1e-4, "step {step}: {x} {y}");
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    let cpu = Device::cpu();
+    let dir = tempfile::tempdir().unwrap();
+    assert!(Llama::open(dir.path(), &cpu, false).err().unwrap().to_string().contains("config.json"));
+    write_model(dir.path());
+    let config = std::fs::read_to_string(dir.path().join("config.json")).unwrap();
+    for (from, to, expected) in [
+        ("\"llama\"", "\"mamba\"", "model_type 'mamba'"),
+        ("\"num_key_value_heads\": 2", "\"num_key_value_heads\": 3", "multiple of num_key_value_heads (3)"),
+        ("\"hidden_size\": 64", "\"hidden_size\": \"64\"", "invalid type: string"),
+        ("\"intermediate_size\": 96", "\"intermediate_size\": 95", "expected [95, 64]"),
+        ("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3", "model.layers.2"),
+    ] {
+        std::fs::write(dir.path().join("config.json"), config.replace(from, to)).unwrap();
+        let e = Llama::open(dir.path(), &cpu, false).err().unwrap().to_string();
+        assert!(e.contains(expected), "{to}: {e}");
+    }
+    let mut model = model_on(&cpu);
+    let lora = find("lora").unwrap();
+    let no = |targets: &[&str], model: &mut Llama| {
+        let targets: Vec<String> = targets.iter().map(|t| t.to_string()).collect();
+        Adapter::attach(model, lora, &options("lora"), &targets, Stream::new(0)).err().unwrap().to_string()
+    };
+    assert!(no(&["q_porj"], &mut model).contains("q_proj"));
+    assert!(no(&[], &mut model).contains("empty"));
+}
+
+#[test]
+fn some_projections_alone_can_be_adapted() {
+    let cpu = Device::cpu();
+    let mut model = model_on(&cpu);
+    let some = ["q_proj", "v_proj"].map(String::from);
+    let a =
+        Adapter::attach(&mut model, find("lora").unwrap(), &options("lora"), &some, Stream::new(0)).unwrap();
+    let names: Vec<String> = a.params().iter().map(|p| p.name()).collect();
+    assert!(names.iter().all(|n| n.contains("q_proj") || n.contains("v_proj")) && !names.is_empty());
+    let b = batch(&cpu, Pool::Real, &[0, 1]);
+    assert!(largest(&hidden(&model, &b), &hidden(&model_on(&cpu), &b)) < 1e-5);
+}
