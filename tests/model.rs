@@ -210,7 +210,7 @@ fn the_loss_curve_is_the_same_on_the_cpu_and_the_gpu() {
         let sites = (0..2).flat_map(|l| ["qkv", "o", "gate_up", "down"].map(|s| format!("layers.{l}.{s}")));
         let forced = sites.map(|s| (s.clone(), record.get(&s).unwrap().to_device(&gpu).unwrap()));
         let y = b.step_with(&on(&gpu), &[Choices::force(forced)]).unwrap().loss;
-        assert!((x - y).abs() < 1e-4, "step {step}: {x} {y}");
+        approx::assert_abs_diff_eq!(x, y, epsilon = 1e-4);
     }
 }
 

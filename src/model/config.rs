@@ -163,6 +163,6 @@ mod tests {
         let plain = smollm2().rope_frequencies();
         let scaled = LlamaConfig { rope_scaling: Some(scaling), ..smollm2() }.rope_frequencies();
         assert_eq!(plain[0], scaled[0]);
-        assert!((plain[31] / scaled[31] - 8.0).abs() < 1e-12);
+        approx::assert_relative_eq!(plain[31] / scaled[31], 8.0, epsilon = 1e-12);
     }
 }
