@@ -1,10 +1,10 @@
 //! The expand of a mixture apart from a product, and the differentiable shrink: for experts inside a block, whose
 //! low-rank products do not sit on one linear each.
 
+use super::Selection;
 use super::factor_gather::shrink;
 use super::factor_scatter::scatter;
 use super::fused_ba_matmul::Expand;
-use super::slots::Selection;
 use super::{Case, Meta, Op, OpSpec, Operand, Units, run_in_place};
 use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
 use crate::tape::Node;

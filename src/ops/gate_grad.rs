@@ -1,6 +1,6 @@
 //! Gradient of gates: `dg[i,k] = sum over the rows m of unit i of u[m,k] v[m,k]`.
 
-use super::slots::Selection;
+use super::Selection;
 use super::{Meta, Op, OpSpec};
 use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
 use crate::{DType, Error, Result, Tensor};

@@ -6,11 +6,12 @@
 //! ```
 //! Never a dense delta `B A`, never gathered weights per row: what is kept is `u`, of size rows x slots.
 
+use super::Selection;
 use super::factor_gather::{shrink, shrink_into};
 use super::factor_scatter::scatter;
 use super::fused_ba_matmul::{Expand, FusedBa};
 use super::gate_grad::GateGrad;
-use super::slots::{Dropout, Selection};
+use super::slots::Dropout;
 use super::{Case, OpSpec, Operand, Units, run, run_in_place};
 use crate::rng::Stream;
 use crate::tape::{Node, recording};

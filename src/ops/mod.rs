@@ -8,11 +8,13 @@ mod gemm;
 mod lane;
 mod launch;
 mod math;
+mod selection;
 pub(crate) mod slots;
 mod spec;
 
 pub(crate) use lane::{Meta, Op, rows_in_parallel, run, run_in_place};
-pub use slots::{Selection, Units};
+pub use selection::Selection;
+pub use slots::Units;
 pub use spec::{Case, OpSpec, Operand};
 
 macro_rules! ops {

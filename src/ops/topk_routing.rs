@@ -10,8 +10,8 @@ mod gpu;
 mod math;
 
 use self::math::{Choice, Unit, Values};
-use super::slots::{Selection, Units};
 use super::{Meta, Op, OpSpec, run};
+use super::{Selection, Units};
 use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
 use crate::tape::{Node, recording};
 use crate::{DType, Error, Result, Tensor};

@@ -1,0 +1,102 @@
+//! What routers return: which factors each routing unit chose, and how strongly.
+
+use super::factor_scatter::Lists;
+use super::slots::{Slots, Units};
+use crate::{Error, Result, Tensor};
+use std::sync::{Arc, OnceLock};
+
+/// What a router returns for the L linears that read one input: which factors, and how strongly.
+#[derive(Debug, Clone)]
+pub struct Selection {
+    idx: Tensor,
+    gates: Option<Tensor>,
+    units: Units,
+    factors: usize,
+    block: usize,
+    lists: Arc<OnceLock<Lists>>,
+}
+
+impl Selection {
+    /// Choices `idx [L, P, G, K]` among `factors` entries of `block` pool rows each, with gates `[L, G, K]`.
+    /// Side 0 is A; the last side is B (P = 1: B uses A's choice).
+    ///
+    /// # Errors
+    /// The shapes do not fit each other or the units; on a host device also an index that is too large.
+    pub fn new(
+        idx: Tensor,
+        gates: Option<Tensor>,
+        units: &Units,
+        factors: usize,
+        block: usize,
+    ) -> Result<Self> {
+        const OP: &str = "selection";
+        idx.expect(OP, crate::DType::U32)?;
+        let [l, p, g, k] = *idx.dims() else {
+            return Err(Error::shape(OP, format!("choices {} are not [L, P, G, K]", idx.shape())));
+        };
+        if g != units.count() || !(1..=2).contains(&p) || block == 0 {
+            return Err(Error::shape(OP, format!("choices {} for {units:?}, block {block}", idx.shape())));
+        }
+        if let Some(t) = &gates
+            && t.dims() != [l, g, k]
+        {
+            return Err(Error::shape(OP, format!("gates {} for choices {}", t.shape(), idx.shape())));
+        }
+        if let Some(e) = idx.first_above(factors) {
+            return Err(Error::shape(OP, format!("choice {e}, but there are {factors} factors")));
+        }
+        Ok(Selection { idx, gates, units: units.clone(), factors, block, lists: Arc::default() })
+    }
+
+    /// Choices `[L, P, G, K]`.
+    pub fn idx(&self) -> &Tensor {
+        &self.idx
+    }
+    /// Gates `[L, G, K]`; none where every gate is 1.
+    pub fn gates(&self) -> Option<&Tensor> {
+        self.gates.as_ref()
+    }
+    /// The routing units.
+    pub fn units(&self) -> &Units {
+        &self.units
+    }
+    /// Number of linears.
+    pub fn linears(&self) -> usize {
+        self.idx.dims()[0]
+    }
+    /// Pool rows of one linear.
+    pub(crate) fn pool_rows(&self) -> usize {
+        self.factors * self.block
+    }
+    /// The slots of all linears on side A, in a stacked pool.
+    pub(crate) fn slots_a(&self) -> Slots {
+        self.slots(0, self.linears(), 0, self.pool_rows())
+    }
+    /// The slots of one linear on side B, in its own pool.
+    pub(crate) fn slots_b(&self, linear: usize) -> Slots {
+        self.slots(linear, 1, self.idx.dims()[1] - 1, 0)
+    }
+    fn slots(&self, first: usize, count: usize, side: usize, pool_rows: usize) -> Slots {
+        let (idx, units) = (self.idx.clone(), self.units.clone());
+        Slots { idx, units, first, count, side, block: self.block, pool_rows }
+    }
+    /// The choices sorted by factor: made once, used by every gradient that needs them.
+    pub(crate) fn lists(&self) -> Result<&Lists> {
+        if let Some(l) = self.lists.get() {
+            return Ok(l);
+        }
+        let made = Lists::new(&self.idx, self.factors)?;
+        Ok(self.lists.get_or_init(|| made))
+    }
+}
+
+impl Tensor {
+    /// The first index of a host tensor that is `factors` or more. Indices on a GPU are not looked at.
+    pub(super) fn first_above(&self, factors: usize) -> Option<u32> {
+        match &*self.storage {
+            crate::tensor::Storage::Host(_) => self.u32().iter().find(|&&e| e as usize >= factors).copied(),
+            #[cfg(feature = "gpu")]
+            crate::tensor::Storage::Gpu(_) => None,
+        }
+    }
+}
