@@ -133,19 +133,24 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         let what = "already holds a run; give another --out".to_string();
         return Err(mixlora::Error::File { path: args.out.clone(), what }.into());
     }
-    std::fs::create_dir_all(&args.out)
-        .and_then(|()| std::fs::File::create(&metrics))
-        .map_err(|e| mixlora::Error::File { path: metrics.clone(), what: e.to_string() })
-        .map_err(Failure::from)
-        .and_then(|log| {
-            let mut model = Llama::open(&model_path, &device, !args.keep_quantised)?;
-            text.tokenizer.check_rows(model.config().vocab_size)?;
-            let stream = Stream::new(args.seed).named("adapter");
-            let adapter = Adapter::attach(&mut model, method, &options, &args.targets, stream)?;
-            method.notes(&options).iter().for_each(|n| out::note(&format!("note: {n}")));
-            let session = Session::new(model, adapter, args.config())?;
-            Run { args, device, train, valid, pad: text.tokenizer.pad(), log }.go(session, &model_path)
-        })
+    let mut model = Llama::open(&model_path, &device, !args.keep_quantised)?;
+    text.tokenizer.check_rows(model.config().vocab_size)?;
+    let stream = Stream::new(args.seed).named("adapter");
+    let adapter = Adapter::attach(&mut model, method, &options, &args.targets, stream)?;
+    method.notes(&options).iter().for_each(|n| out::note(&format!("note: {n}")));
+    let session = Session::new(model, adapter, args.config())?;
+    let sizes = SamplerConfig {
+        seed: args.seed,
+        micro_batch: args.micro_batch,
+        grad_accumulation: args.grad_accumulation,
+        bucket_steps: 0,
+    };
+    let sampler = Sampler::new(train.examples.len(), &train.lengths(), sizes)?;
+    // The folder is made when nothing can be refused any more, so that a mistyped option does not block it.
+    let log = std::fs::create_dir_all(&args.out)
+        .and_then(|()| std::fs::File::create_new(&metrics))
+        .map_err(|e| mixlora::Error::File { path: metrics, what: e.to_string() })?;
+    Run { args, device, train, valid, pad: text.tokenizer.pad(), sampler, log }.go(session, &model_path)
 }
 
 struct Run<'a> {
@@ -154,19 +159,13 @@ struct Run<'a> {
     train: Dataset,
     valid: Option<Dataset>,
     pad: u32,
+    sampler: Sampler,
     log: std::fs::File,
 }
 
 impl Run<'_> {
     fn go(mut self, mut session: Session, model_path: &Path) -> Result<(), Failure> {
         let a = self.args;
-        let sizes = SamplerConfig {
-            seed: a.seed,
-            micro_batch: a.micro_batch,
-            grad_accumulation: a.grad_accumulation,
-            bucket_steps: 0,
-        };
-        let mut sampler = Sampler::new(self.train.examples.len(), &self.train.lengths(), sizes)?;
         let name = session.adapter.method().name;
         out::note(&format!(
             "{name}: {} trained values on {}, {} examples, {} steps of {} examples",
@@ -174,7 +173,7 @@ impl Run<'_> {
             self.device.name(),
             self.train.examples.len(),
             a.steps,
-            sampler.effective_batch()
+            self.sampler.effective_batch()
         ));
         self.write(&json!({
             "t": "run", "version": env!("CARGO_PKG_VERSION"), "method": name, "seed": a.seed,
@@ -184,7 +183,8 @@ impl Run<'_> {
         let (mut tokens, mut first, mut last) = (0, None, 0.0);
         for _ in 0..a.steps {
             let clock = Instant::now();
-            let batches = sampler
+            let batches = self
+                .sampler
                 .next_step()
                 .iter()
                 .map(|ids| self.batch(&self.train, ids, session.adapter.config().pool))
