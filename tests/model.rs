@@ -84,7 +84,7 @@ fn session(name: &str, device: &Device, steps: usize) -> Session {
     let method = find(name).unwrap();
     let adapter = Adapter::attach(&mut model, method, &options(name), &targets(), Stream::new(3)).unwrap();
     let schedule = Schedule { learning_rate: 1e-2, warmup_steps: 1, decay: Decay::Cosine };
-    let config = TrainConfig { schedule, steps, max_grad_norm: Some(1.0), weight_decay: 0.0, seed: 7 };
+    let config = TrainConfig { schedule, steps, max_grad_norm: Some(1.0), seed: 7, ..TrainConfig::default() };
     Session::new(model, adapter, config).unwrap()
 }
 

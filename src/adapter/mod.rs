@@ -1,5 +1,6 @@
 //! A method on a model: one adapter for every targeted place, and how it is stored.
 
+mod locate;
 mod peft;
 
 use crate::mixture::{Hook, LinearSite, MethodConfig, MethodSpec, MlpSite};
@@ -7,6 +8,8 @@ use crate::model::Llama;
 use crate::nn::{LinearAdapter, MlpAdapter, Param};
 use crate::{Error, Result, Stream};
 use std::sync::Arc;
+
+pub use locate::{BEST, LAST, STEP_PREFIX, locate, pointed};
 
 /// The linears of a decoder block that adapters can take.
 pub const TARGETS: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];

@@ -5,11 +5,10 @@
 //! them; their tensors keep the names and shapes that they have here.
 
 use super::{Adapter, check_targets};
-use crate::io::{Checkpoint, atomic};
+use crate::io::{Checkpoint, Named, atomic, safetensors_bytes};
 use crate::mixture::{MethodConfig, MethodSpec, find};
 use crate::model::Llama;
 use crate::{Error, Result, Stream};
-use safetensors::tensor::{Dtype, TensorView};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -111,6 +110,13 @@ impl Adapter {
     /// The directory cannot be written.
     pub fn save(&self, dir: &Path, model: &Llama, base_name: &str) -> Result<()> {
         std::fs::create_dir_all(dir).map_err(|e| Error::file(dir, format!("cannot be created: {e}")))?;
+        let files = self.files(model, base_name)?;
+        files.iter().try_for_each(|(name, bytes)| atomic::write(&dir.join(name), bytes))
+    }
+
+    /// The files of the adapter's directory, by name.
+    pub fn files(&self, model: &Llama, base_name: &str) -> Result<Vec<(String, Vec<u8>)>> {
+        let mut files = Vec::new();
         if self.method.name != "lora" {
             let own = MixloraConfig {
                 format_version: FORMAT_VERSION,
@@ -119,7 +125,7 @@ impl Adapter {
                 target_modules: self.targets.clone(),
                 base: Base::of(model),
             };
-            atomic::write(&dir.join("mixlora.json"), pretty(&own)?.as_bytes())?;
+            files.push(("mixlora.json".into(), pretty(&own)?.into_bytes()));
         }
         let alpha = self.config.lora_alpha.unwrap_or(2.0 * self.config.r as f32);
         let peft = PeftConfig {
@@ -137,8 +143,9 @@ impl Adapter {
             rank_pattern: Default::default(),
             alpha_pattern: Default::default(),
         };
-        atomic::write(&dir.join("adapter_config.json"), pretty(&peft)?.as_bytes())?;
-        atomic::write(&dir.join("adapter_model.safetensors"), &self.to_safetensors()?)
+        files.push(("adapter_config.json".into(), pretty(&peft)?.into_bytes()));
+        files.push(("adapter_model.safetensors".into(), self.to_safetensors()?));
+        Ok(files)
     }
 
     /// All tensors as a safetensors file. The bytes depend on the values alone.
@@ -150,26 +157,12 @@ impl Adapter {
                 let cols = values.len() / rows.max(1);
                 let (name, transposed) = stored_name(self.method, &part);
                 tensors.push(match transposed {
-                    true => (name, vec![cols, rows], transpose(&values, rows, cols)),
-                    false => (name, vec![rows, cols], values),
+                    true => Named { name, dims: vec![cols, rows], values: transpose(&values, rows, cols) },
+                    false => Named { name, dims: vec![rows, cols], values },
                 });
             }
         }
-        tensors.sort_by(|a, b| a.0.cmp(&b.0));
-        if let Some(w) = tensors.windows(2).find(|w| w[0].0 == w[1].0) {
-            return Err(Error::config("adapter", format!("two parameters have the name '{}'", w[0].0)));
-        }
-        let bad =
-            |e: safetensors::SafeTensorError| Error::config("adapter", format!("cannot be serialised: {e}"));
-        let views = tensors
-            .iter()
-            .map(|(n, dims, v)| {
-                let view = TensorView::new(Dtype::F32, dims.clone(), bytemuck::cast_slice(v)).map_err(bad)?;
-                Ok((n.as_str(), view))
-            })
-            .collect::<Result<Vec<_>>>()?;
-        let format = [("format".to_string(), "pt".to_string())];
-        safetensors::serialize(views, Some(format.into())).map_err(bad)
+        safetensors_bytes(tensors)
     }
 
     /// Reads an adapter directory and puts it on a model: one of ours, or a PEFT LoRA.
@@ -178,6 +171,7 @@ impl Adapter {
     /// A file is missing or malformed, the adapter needs what is not supported, or it was made for another base
     /// model; the error names the file and the reason.
     pub fn load(dir: &Path, model: &mut Llama) -> Result<Self> {
+        let dir = &super::locate(dir)?;
         let own = dir.join("mixlora.json");
         let (method, config, targets) = if own.exists() {
             let c: MixloraConfig = read_json(&own)?;

@@ -1,6 +1,7 @@
 //! From text to batches.
 
 mod batch;
+mod dataset;
 #[cfg(feature = "tokenizer")]
 mod encode;
 #[cfg(feature = "tokenizer")]
@@ -8,8 +9,9 @@ mod jsonl;
 mod sampler;
 
 pub use batch::{Batch, Example};
+pub use dataset::{Counts, Dataset};
 #[cfg(feature = "tokenizer")]
-pub use encode::{Counts, Dataset, EncodeOptions, Encoded, Encoder, LossOn};
+pub use encode::{EncodeOptions, Encoded, Encoder, LossOn};
 #[cfg(feature = "tokenizer")]
 pub use jsonl::{Body, DataFiles, MAX_LINE, MAX_PROBLEMS, Sample, read_samples};
 pub use sampler::{Cursor, Sampler, SamplerConfig};

@@ -1,12 +1,15 @@
 //! Files in and out.
 
 pub mod atomic;
+pub mod folder;
 pub mod gguf;
 mod mapped;
 mod safetensors;
+mod write;
 
 pub use self::gguf::GgufFile;
 pub use self::safetensors::Checkpoint;
+pub use self::write::{Named, safetensors_bytes};
 
 use crate::Error;
 use std::collections::BTreeSet;

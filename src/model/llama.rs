@@ -3,9 +3,12 @@
 use super::{KvCache, LlamaConfig};
 use crate::nn::{LinearGroup, Mlp, Pass};
 use crate::ops::rope::Rope;
-use crate::{Device, Error, Result, Tensor, Weight};
+use crate::{Device, Error, Result, Tensor, Weight, checkpoint_many};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 /// One decoder block. Norm weights are frozen tensors `[hidden_size]`.
+#[derive(Clone)]
 pub struct Layer {
     pub(super) input_norm: Tensor,
     /// q_proj, k_proj, v_proj.
@@ -21,7 +24,7 @@ pub struct Llama {
     pub(super) config: LlamaConfig,
     pub(super) device: Device,
     pub(super) embed: Weight,
-    pub(super) layers: Vec<Layer>,
+    pub(super) layers: Vec<Arc<Layer>>,
     pub(super) norm: Tensor,
     /// The embedding itself when tied.
     pub(super) head: Weight,
@@ -37,6 +40,9 @@ pub struct Step<'a> {
     pub cache: Option<&'a mut KvCache>,
     /// Collects the state before each layer, after the last, and after the final norm.
     pub hidden: Option<&'a mut Vec<Tensor>>,
+    /// Keeps only the state between layers and computes each layer again in the backward pass: less memory for
+    /// about a third more time, and the same gradients.
+    pub recompute: bool,
 }
 
 /// A group of linears by its place: the hook for adapters.
@@ -71,7 +77,7 @@ impl Llama {
     }
     /// Bytes of all weights in their storage formats.
     pub fn weight_bytes(&self) -> u64 {
-        let groups = |l: &Layer| {
+        let groups = |l: &Arc<Layer>| {
             let all = [&l.qkv, &l.o, &l.mlp.gate_up, &l.mlp.down];
             all.into_iter().flat_map(|g| g.linears.iter()).map(|l| l.weight.bytes()).sum::<u64>()
         };
@@ -81,7 +87,7 @@ impl Llama {
 
     /// Calls `f` with every group of linears that read the same input, in order.
     pub fn for_each_site(&mut self, mut f: impl FnMut(Site<'_>) -> Result<()>) -> Result<()> {
-        for (i, layer) in self.layers.iter_mut().enumerate() {
+        for (i, layer) in self.layers.iter_mut().map(Arc::make_mut).enumerate() {
             let path = |names: &[&str]| names.iter().map(|n| format!("model.layers.{i}.{n}")).collect();
             let sites = [
                 ("qkv", path(&["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]), &mut layer.qkv),
@@ -98,7 +104,7 @@ impl Llama {
 
     /// Calls `f` with every MLP block, in order.
     pub fn for_each_mlp(&mut self, mut f: impl FnMut(MlpSite<'_>) -> Result<()>) -> Result<()> {
-        for (i, layer) in self.layers.iter_mut().enumerate() {
+        for (i, layer) in self.layers.iter_mut().map(Arc::make_mut).enumerate() {
             f(MlpSite {
                 name: format!("layers.{i}.mlp"),
                 path: format!("model.layers.{i}.mlp"),
@@ -116,7 +122,7 @@ impl Llama {
         let [b, s] = *ids.dims() else {
             return Err(Error::Shape { op: "llama", what: format!("tokens {} are not [B, S]", ids.shape()) });
         };
-        let Step { valid, mut cache, mut hidden } = step;
+        let Step { valid, mut cache, mut hidden, recompute } = step;
         let past = cache.as_ref().map_or(0, |c| c.len());
         if past + s > self.rope.max_positions() {
             let what = format!("{} positions, but the model has {}", past + s, self.rope.max_positions());
@@ -125,11 +131,23 @@ impl Llama {
         let positions: Vec<u32> = (0..b).flat_map(|_| past as u32..(past + s) as u32).collect();
         let positions = Tensor::from_u32(&self.device, &[b, s], &positions)?;
         let mut x = self.embed.embedding(ids)?;
+        let config = Arc::new(self.config.clone());
         for (i, layer) in self.layers.iter().enumerate() {
             if let Some(h) = &mut hidden {
                 h.push(x.detach());
             }
-            x = self.block(i, layer, x, &positions, valid, cache.as_deref_mut(), pass)?;
+            let block = Block {
+                index: i,
+                layer: layer.clone(),
+                config: config.clone(),
+                rope: self.rope.clone(),
+                positions: positions.clone(),
+                valid: valid.cloned(),
+            };
+            x = match recompute && cache.is_none() {
+                true => block.recomputed(&x, pass)?,
+                false => block.forward(&x, cache.as_deref_mut(), pass)?,
+            };
         }
         if let Some(h) = &mut hidden {
             h.push(x.detach());
@@ -144,18 +162,25 @@ impl Llama {
         Ok(out)
     }
 
-    #[allow(clippy::too_many_arguments)]
-    fn block(
-        &self,
-        i: usize,
-        layer: &Layer,
-        x: Tensor,
-        positions: &Tensor,
-        valid: Option<&Tensor>,
-        cache: Option<&mut KvCache>,
-        pass: &Pass,
-    ) -> Result<Tensor> {
-        let c = &self.config;
+    /// Logits `[.., vocab_size]` of hidden states.
+    pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        hidden.linear(&self.head, None)
+    }
+}
+
+/// A decoder block with all that one pass through it needs, so that it can be run again later.
+struct Block {
+    index: usize,
+    layer: Arc<Layer>,
+    config: Arc<LlamaConfig>,
+    rope: Rope,
+    positions: Tensor,
+    valid: Option<Tensor>,
+}
+
+impl Block {
+    fn forward(&self, x: &Tensor, cache: Option<&mut KvCache>, pass: &Pass) -> Result<Tensor> {
+        let (c, layer) = (&self.config, &self.layer);
         let (b, s) = (x.dims()[0], x.dims()[1]);
         let h = x.rms_norm(&layer.input_norm, c.rms_norm_eps)?;
         let mut qkv = layer.qkv.forward(&h, pass)?.into_iter();
@@ -163,21 +188,33 @@ impl Llama {
             Some(t) => t.reshape(&[b, s, n, c.head_dim]),
             None => Err(Error::Shape { op: "llama", what: "an adapter returned too few outputs".into() }),
         };
-        let q = heads(c.num_attention_heads)?.rope(&self.rope, positions)?;
-        let mut k = heads(c.num_key_value_heads)?.rope(&self.rope, positions)?;
+        let q = heads(c.num_attention_heads)?.rope(&self.rope, &self.positions)?;
+        let mut k = heads(c.num_key_value_heads)?.rope(&self.rope, &self.positions)?;
         let mut v = heads(c.num_key_value_heads)?;
         if let Some(cache) = cache {
-            (k, v) = cache.append(i, k, v)?;
+            (k, v) = cache.append(self.index, k, v)?;
         }
-        let a = q.attention(&k, &v, valid, (c.head_dim as f32).powf(-0.5))?;
+        let a = q.attention(&k, &v, self.valid.as_ref(), (c.head_dim as f32).powf(-0.5))?;
         let a = a.reshape(&[b, s, c.num_attention_heads * c.head_dim])?;
         let x = x.add(&layer.o.forward(&a, pass)?.swap_remove(0))?;
         let h = x.rms_norm(&layer.post_norm, c.rms_norm_eps)?;
         x.add(&layer.mlp.forward(&h, pass)?)
     }
 
-    /// Logits `[.., vocab_size]` of hidden states.
-    pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        hidden.linear(&self.head, None)
+    /// The same, keeping nothing but its input: routers are replayed when it runs again.
+    fn recomputed(self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
+        let (first, again) = pass.twice();
+        let ran = AtomicBool::new(false);
+        let run = move |x: &[Tensor]| {
+            let pass = if ran.swap(true, Relaxed) { &again } else { &first };
+            let mut out = vec![self.forward(&x[0], None, pass)?];
+            out.extend(pass.take_aux());
+            Ok(out)
+        };
+        let mut out = checkpoint_many(&[x], run)?.into_iter();
+        let y =
+            out.next().ok_or_else(|| Error::Shape { op: "llama", what: "a block returned nothing".into() });
+        out.for_each(|aux| pass.add_aux(aux));
+        y
     }
 }

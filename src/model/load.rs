@@ -8,6 +8,7 @@ use crate::ops::rope::Rope;
 use crate::{Device, Error, Format, Linear, Result, Tensor, Weight};
 use serde::Deserialize;
 use std::path::Path;
+use std::sync::Arc;
 
 use super::config::SUPPORTED;
 
@@ -71,7 +72,7 @@ impl Llama {
         let (q, kv, f) = (c.num_attention_heads * hd, c.num_key_value_heads * hd, c.intermediate_size);
         let mut layers = Vec::with_capacity(c.num_hidden_layers);
         for i in 0..c.num_hidden_layers {
-            layers.push(Layer {
+            layers.push(Arc::new(Layer {
                 input_norm: vector(&format!("model.layers.{i}.input_layernorm.weight"), d)?,
                 qkv: group(vec![
                     linear(i, "self_attn.q_proj", q, d)?,
@@ -85,7 +86,7 @@ impl Llama {
                     down: group(vec![linear(i, "mlp.down_proj", d, f)?]),
                     adapter: None,
                 },
-            });
+            }));
         }
         let embed = weight("model.embed_tokens.weight", c.vocab_size, d)?;
         let head = match c.tie_word_embeddings {

@@ -13,6 +13,8 @@ pub struct Kept {
     pub idx: Tensor,
     /// `[L, G, K]`, without history; none where every gate is 1.
     pub gates: Option<Tensor>,
+    /// Entries of the pool that was chosen from; 0 when it is not known.
+    pub factors: usize,
 }
 
 type Sites = Arc<Mutex<BTreeMap<String, Kept>>>;
@@ -43,7 +45,7 @@ impl Choices {
     /// Forces given choices: site to `idx [L, P, G, K]`. Indices that are too large are refused on host devices; on
     /// a GPU they are not read back, and give values without meaning.
     pub fn force(choices: impl IntoIterator<Item = (String, Tensor)>) -> Self {
-        let kept = choices.into_iter().map(|(site, idx)| (site, Kept { idx, gates: None }));
+        let kept = choices.into_iter().map(|(site, idx)| (site, Kept { idx, gates: None, factors: 0 }));
         Choices::Force(Arc::new(Mutex::new(kept.collect())))
     }
     /// The same choices, forced.
@@ -62,6 +64,11 @@ impl Choices {
     }
     fn kept(&self, site: &str) -> Option<Kept> {
         self.sites()?.lock().unwrap_or_else(|e| e.into_inner()).get(site).cloned()
+    }
+    /// What every site chose, in the order of their names.
+    pub fn all(&self) -> Vec<(String, Kept)> {
+        let sites = self.sites().map(|s| s.lock().unwrap_or_else(|e| e.into_inner()));
+        sites.iter().flat_map(|s| s.iter().map(|(name, kept)| (name.clone(), kept.clone()))).collect()
     }
     /// The kept choice of a site.
     pub fn get(&self, site: &str) -> Option<Tensor> {
@@ -83,7 +90,11 @@ impl Choices {
     }
     pub(crate) fn keep(&self, site: &str, selection: &Selection) {
         if let Choices::Record(map) = self {
-            let kept = Kept { idx: selection.idx().clone(), gates: selection.gates().map(Tensor::detach) };
+            let kept = Kept {
+                idx: selection.idx().clone(),
+                gates: selection.gates().map(Tensor::detach),
+                factors: selection.factors(),
+            };
             map.lock().unwrap_or_else(|e| e.into_inner()).insert(site.to_string(), kept);
         }
     }
@@ -118,6 +129,20 @@ impl Pass {
     /// The same pass with other routing choices.
     pub fn with_choices(self, choices: Choices) -> Self {
         Pass { choices, ..self }
+    }
+    /// This pass for a block that is computed twice: the first records its choices, the second repeats them and
+    /// counts nothing. Both collect their auxiliary losses apart from this one.
+    pub(crate) fn twice(&self) -> (Pass, Pass) {
+        let choices = match &self.choices {
+            Choices::Free => Choices::record(),
+            other => other.clone(),
+        };
+        let again = match &choices {
+            Choices::Record(_) => choices.replay(),
+            other => other.clone(),
+        };
+        let own = |choices| Pass { choices, aux: Arc::default(), ..self.clone() };
+        (own(choices), own(again))
     }
     /// Dropout of an adapter's input in this pass, drawn by site; none outside of training.
     pub(crate) fn dropout(&self, site: &str, p: f32) -> Option<Dropout> {

@@ -64,6 +64,10 @@ impl Selection {
     pub fn linears(&self) -> usize {
         self.idx.dims()[0]
     }
+    /// Entries of each pool.
+    pub fn factors(&self) -> usize {
+        self.factors
+    }
     /// Pool rows of one linear.
     pub(crate) fn pool_rows(&self) -> usize {
         self.factors * self.block

@@ -1,11 +1,12 @@
 //! A run in progress: model, adapter, optimizer, and one step at a time.
 
-use super::{Optimizer, Schedule};
+use super::{Decay, Optimizer, Schedule};
 use crate::adapter::Adapter;
 use crate::data::Batch;
 use crate::model::{Llama, Step};
 use crate::nn::{Choices, Pass};
 use crate::{Error, Gradients, Result, Stream, Tensor, backward, no_grad};
+use std::time::Instant;
 
 /// What does not change during a run.
 #[derive(Debug, Clone, PartialEq)]
@@ -17,6 +18,30 @@ pub struct TrainConfig {
     pub max_grad_norm: Option<f32>,
     pub weight_decay: f64,
     pub seed: u64,
+    /// Keep only the states between layers and compute the rest again in the backward pass.
+    pub recompute: bool,
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        TrainConfig {
+            schedule: Schedule { learning_rate: 1e-3, warmup_steps: 0, decay: Decay::Cosine },
+            steps: 100,
+            max_grad_norm: Some(1.0),
+            weight_decay: 0.0,
+            seed: 0,
+            recompute: false,
+        }
+    }
+}
+
+/// Milliseconds of the parts of a step. On a GPU they are the times to record the work; waiting for it is `readback`.
+#[derive(Debug, Clone, Copy, PartialEq, Default, serde::Serialize)]
+pub struct StepTimes {
+    pub forward: f64,
+    pub backward: f64,
+    pub optimizer: f64,
+    pub readback: f64,
 }
 
 /// What one step did.
@@ -34,9 +59,20 @@ pub struct StepReport {
     pub tokens: usize,
     /// Tokens with a loss.
     pub trained_tokens: usize,
+    pub times: StepTimes,
 }
 
-/// A training run.
+/// Milliseconds since it was last asked.
+struct Clock(Instant);
+
+impl Clock {
+    fn lap(&mut self) -> f64 {
+        let before = std::mem::replace(&mut self.0, Instant::now());
+        (self.0 - before).as_secs_f64() * 1e3
+    }
+}
+
+/// A model in training, one optimizer step at a time.
 pub struct Session {
     pub model: Llama,
     pub adapter: Adapter,
@@ -86,6 +122,7 @@ impl Session {
         }
         let mut gradients = Gradients::default();
         let (mut losses, mut aux_losses) = (Vec::new(), Vec::new());
+        let (mut times, mut clock) = (StepTimes::default(), Clock(Instant::now()));
         let stream = Stream::new(self.config.seed).named("pass").fork(self.step as u64);
         for (i, (batch, choices)) in batches.iter().zip(choices).enumerate() {
             let mut pass =
@@ -93,12 +130,14 @@ impl Session {
             pass.valid = Some((batch.weights.clone(), batch.tokens));
             let loss = self.loss(batch, &pass)?;
             let aux = pass.take_aux();
+            times.forward += clock.lap();
             let mut roots = vec![(&loss, Tensor::full(loss.device(), loss.dims(), 1.0)?)];
             for a in &aux {
                 // An auxiliary loss is a mean: it counts as much as the tokens of its micro-batch.
                 roots.push((a, Tensor::full(a.device(), a.dims(), batch.trained as f32)?));
             }
             gradients.accumulate(backward(&roots)?)?;
+            times.backward += clock.lap();
             losses.push(loss.detach());
             aux_losses.extend(aux.iter().map(|a| a.detach()));
         }
@@ -107,14 +146,18 @@ impl Session {
         // One readback per step: the loss and the norm decide whether the update may happen.
         let loss = losses.iter().map(Tensor::item).sum::<Result<f64>>()? / trained as f64;
         let grad_norm = norm.item()?;
+        times.readback = clock.lap();
         if !loss.is_finite() || !grad_norm.is_finite() {
+            let place = self.first_bad(batches)?;
+            let step = self.step + 1;
             let what =
-                format!("step {}: loss {loss}, gradient norm {grad_norm}; nothing was changed", self.step);
+                format!("step {step}: loss {loss}, gradient norm {grad_norm}{place}; nothing was changed");
             return Err(Error::Diverged(what));
         }
         self.optimizer.update(&gradients, 1.0 / trained as f64, lr, &norm, self.config.max_grad_norm)?;
         self.adapter.after_step()?;
         self.step += 1;
+        times.optimizer = clock.lap();
         let aux = aux_losses.iter().map(Tensor::item).sum::<Result<f64>>()? / batches.len() as f64;
         Ok(StepReport {
             step: self.step,
@@ -124,12 +167,43 @@ impl Session {
             learning_rate: lr,
             tokens: batches.iter().map(|b| b.tokens).sum(),
             trained_tokens: trained,
+            times,
         })
+    }
+
+    /// Leaves a step out: the schedule goes on, nothing else changes.
+    pub fn skip(&mut self) {
+        self.step += 1;
+    }
+
+    /// Goes on from a checkpoint's step; the optimizer's state is put back apart from this.
+    pub(super) fn restore(&mut self, step: usize) {
+        self.step = step;
+    }
+
+    /// Where the forward pass of these batches is first not finite, to be put behind a report; dropout aside.
+    fn first_bad(&self, batches: &[Batch]) -> Result<String> {
+        for (i, batch) in batches.iter().enumerate() {
+            let mut hidden = Vec::new();
+            let step = Step { valid: Some(&batch.valid), hidden: Some(&mut hidden), ..Step::default() };
+            no_grad(|| self.model.forward(&batch.ids, &Pass::new(batch.units.clone()), step))?;
+            for (at, state) in hidden.iter().enumerate() {
+                if state.to_f32()?.iter().any(|v| !v.is_finite()) {
+                    let place = match at {
+                        0 => "the embedding".to_string(),
+                        n if n + 1 == hidden.len() => "the final norm".to_string(),
+                        n => format!("layer {}", n - 1),
+                    };
+                    return Ok(format!("; micro-batch {i} is first not finite behind {place}"));
+                }
+            }
+        }
+        Ok("; all states of the forward pass are finite, so it is the loss or the backward pass".into())
     }
 
     /// Sum of the cross-entropy over the trained tokens of a batch.
     fn loss(&self, batch: &Batch, pass: &Pass) -> Result<Tensor> {
-        let step = Step { valid: Some(&batch.valid), ..Step::default() };
+        let step = Step { valid: Some(&batch.valid), recompute: self.config.recompute, ..Step::default() };
         let hidden = self.model.forward(&batch.ids, pass, step)?;
         let rows = hidden.reshape(&[batch.targets.len(), self.model.config().hidden_size])?;
         rows.head_loss(self.model.head(), &batch.targets)

@@ -107,6 +107,7 @@ impl Args {
             max_grad_norm: (self.max_grad_norm > 0.0).then_some(self.max_grad_norm),
             weight_decay: self.weight_decay,
             seed: self.seed,
+            recompute: false,
         }
     }
 }

@@ -346,7 +346,8 @@ fn run_training(file: &Checkpoint, c: &Training, mut model: Llama, forced: bool)
     };
     let warmup_steps = if decay == Decay::Constant { 0 } else { c.warmup };
     let schedule = Schedule { learning_rate: c.lr, warmup_steps, decay };
-    let config = TrainConfig { schedule, steps: c.steps, max_grad_norm: c.clip, weight_decay: 0.0, seed: 0 };
+    let config =
+        TrainConfig { schedule, steps: c.steps, max_grad_norm: c.clip, seed: 0, ..TrainConfig::default() };
     let mut session = Session::new(model, adapter, config)?;
     let mut run = Run { losses: vec![], norms: vec![], differ: 0.0, same_while_clear: true };
     let (mut differ, mut clear) = (0usize, true);

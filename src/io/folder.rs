@@ -1,0 +1,170 @@
+//! Folders of files that are complete or not there at all: written under another name, listed with sizes and
+//! checksums in a manifest, synced, then renamed.
+
+use super::atomic::sync_parent;
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+
+/// The list of a folder's files.
+pub const MANIFEST: &str = "MANIFEST.json";
+
+#[derive(Serialize, Deserialize)]
+struct Manifest {
+    files: BTreeMap<String, Entry>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Entry {
+    bytes: u64,
+    crc32: u32,
+}
+
+/// Writes a folder with these files. A crash at any moment leaves the old folder of this name, or the new one.
+///
+/// # Errors
+/// The disk is full or the place cannot be written: nothing is left behind, and an old folder is intact.
+pub fn write(dir: &Path, files: &[(String, Vec<u8>)]) -> Result<()> {
+    let name = dir.file_name().ok_or_else(|| Error::file(dir, "is not a folder name"))?.to_string_lossy();
+    let temporary = dir.with_file_name(format!("{name}.tmp"));
+    let old = dir.with_file_name(format!("{name}.old"));
+    // Left over from a crash.
+    let _ = fs::remove_dir_all(&temporary);
+    let _ = fs::remove_dir_all(&old);
+    let done = fill(&temporary, files).and_then(|()| {
+        let renamed = match dir.exists() {
+            true => fs::rename(dir, &old).and_then(|()| fs::rename(&temporary, dir)),
+            false => fs::rename(&temporary, dir),
+        };
+        renamed.map_err(|e| Error::file(dir, format!("cannot be renamed into place: {e}")))
+    });
+    match done {
+        Ok(()) => {
+            let synced = sync_parent(dir);
+            let _ = fs::remove_dir_all(&old);
+            synced
+        }
+        Err(e) => {
+            let _ = fs::remove_dir_all(&temporary);
+            if !dir.exists() && old.exists() {
+                let _ = fs::rename(&old, dir);
+            }
+            Err(e)
+        }
+    }
+}
+
+fn fill(dir: &Path, files: &[(String, Vec<u8>)]) -> Result<()> {
+    fs::create_dir(dir).map_err(|e| Error::file(dir, format!("cannot be created: {e}")))?;
+    let mut manifest = Manifest { files: BTreeMap::new() };
+    for (name, bytes) in files {
+        put(&dir.join(name), bytes)?;
+        let entry = Entry { bytes: bytes.len() as u64, crc32: crc32fast::hash(bytes) };
+        manifest.files.insert(name.clone(), entry);
+    }
+    let text = serde_json::to_string_pretty(&manifest).map_err(|e| Error::file(dir, e.to_string()))?;
+    put(&dir.join(MANIFEST), text.as_bytes())?;
+    sync_parent(&dir.join(MANIFEST))
+}
+
+fn put(path: &Path, bytes: &[u8]) -> Result<()> {
+    let fail = |e: std::io::Error| Error::file(path, format!("cannot be written: {e}"));
+    let mut file = File::create_new(path).map_err(fail)?;
+    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(fail)
+}
+
+/// Checks every file of a folder against its manifest.
+///
+/// # Errors
+/// The manifest is missing or malformed, or a file differs from it: the error names the file.
+pub fn verify(dir: &Path) -> Result<()> {
+    let path = dir.join(MANIFEST);
+    let text = fs::read_to_string(&path).map_err(|e| Error::file(&path, format!("cannot be read: {e}")))?;
+    let manifest: Manifest = serde_json::from_str(&text).map_err(|e| Error::file(&path, e.to_string()))?;
+    for (name, want) in &manifest.files {
+        let path = dir.join(name);
+        let (bytes, crc32) = checksum(&path)?;
+        if bytes != want.bytes {
+            return Err(Error::file(&path, format!("has {bytes} bytes, {} were written", want.bytes)));
+        }
+        if crc32 != want.crc32 {
+            let what = format!("is damaged: its checksum is {crc32:08x}, {:08x} was written", want.crc32);
+            return Err(Error::file(&path, what));
+        }
+    }
+    Ok(())
+}
+
+/// Length and CRC-32 of a file.
+pub fn checksum(path: &Path) -> Result<(u64, u32)> {
+    let fail = |e: std::io::Error| Error::file(path, format!("cannot be read: {e}"));
+    let mut file = File::open(path).map_err(fail)?;
+    let (mut hash, mut bytes, mut block) = (crc32fast::Hasher::new(), 0, vec![0; 1 << 16]);
+    loop {
+        match file.read(&mut block).map_err(fail)? {
+            0 => return Ok((bytes, hash.finalize())),
+            n => {
+                hash.update(&block[..n]);
+                bytes += n as u64;
+            }
+        }
+    }
+}
+
+/// Folders of `dir` whose names are `prefix` and a number, by that number.
+pub fn numbered(dir: &Path, prefix: &str) -> Vec<(u64, PathBuf)> {
+    let entries = fs::read_dir(dir).into_iter().flatten().filter_map(|e| Some(e.ok()?.path()));
+    let mut found: Vec<(u64, PathBuf)> = entries
+        .filter_map(|p| {
+            let number = p.file_name()?.to_str()?.strip_prefix(prefix)?.parse().ok()?;
+            p.is_dir().then_some((number, p))
+        })
+        .collect();
+    found.sort();
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn files(text: &str) -> Vec<(String, Vec<u8>)> {
+        vec![("a".into(), text.into()), ("b".into(), vec![7; 100_000])]
+    }
+
+    #[test]
+    fn a_folder_is_replaced_whole_and_damage_is_found() {
+        let place = tempfile::tempdir().unwrap();
+        let dir = place.path().join("step-000002");
+        write(&dir, &files("one")).unwrap();
+        write(&dir, &files("two")).unwrap();
+        assert_eq!(fs::read_to_string(dir.join("a")).unwrap(), "two");
+        verify(&dir).unwrap();
+        assert_eq!(fs::read_dir(place.path()).unwrap().count(), 1, "nothing else is left");
+        assert_eq!(numbered(place.path(), "step-"), [(2, dir.clone())]);
+        let mut bytes = fs::read(dir.join("b")).unwrap();
+        bytes[50_000] ^= 4;
+        fs::write(dir.join("b"), &bytes).unwrap();
+        assert!(verify(&dir).unwrap_err().to_string().contains("b: is damaged"));
+        fs::write(dir.join("b"), &bytes[1..]).unwrap();
+        assert!(verify(&dir).unwrap_err().to_string().contains("99999 bytes"));
+        fs::remove_file(dir.join(MANIFEST)).unwrap();
+        assert!(verify(&dir).unwrap_err().to_string().contains(MANIFEST));
+    }
+
+    #[test]
+    fn what_cannot_be_written_leaves_the_old_folder() {
+        let place = tempfile::tempdir().unwrap();
+        let dir = place.path().join("step-000001");
+        write(&dir, &files("one")).unwrap();
+        // A name that no file can have, after the first one was written.
+        let bad = vec![("a".into(), b"two".to_vec()), ("no/such/folder".into(), vec![1])];
+        assert!(write(&dir, &bad).unwrap_err().to_string().contains("no/such/folder"));
+        verify(&dir).unwrap();
+        assert_eq!(fs::read_to_string(dir.join("a")).unwrap(), "one");
+        assert_eq!(fs::read_dir(place.path()).unwrap().count(), 1);
+    }
+}

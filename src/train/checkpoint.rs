@@ -1,0 +1,98 @@
+//! What a checkpoint holds besides the adapter: the optimizer's moments, and where the run stands.
+
+use super::Optimizer;
+use crate::data::Cursor;
+use crate::io::{Checkpoint, Named, safetensors_bytes};
+use crate::nn::Param;
+use crate::{Error, Result, Tensor};
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::path::Path;
+
+pub(super) const OPTIMIZER: &str = "optimizer.safetensors";
+pub(super) const STATE: &str = "state.json";
+/// Raised when the meaning of stored state changes.
+pub(super) const VERSION: u32 = 1;
+
+/// Where a run stands. With the options and the seed it determines everything that follows.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    pub version: u32,
+    /// Optimizer steps done, skipped ones included.
+    pub step: usize,
+    /// Updates done by the optimizer.
+    pub updates: u32,
+    pub cursor: Cursor,
+    pub tokens: u64,
+    pub trained_tokens: u64,
+    pub skipped: usize,
+    /// Lowest validation loss and its step.
+    pub best: Option<(f64, usize)>,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        State {
+            version: VERSION,
+            step: 0,
+            updates: 0,
+            cursor: Cursor::default(),
+            tokens: 0,
+            trained_tokens: 0,
+            skipped: 0,
+            best: None,
+        }
+    }
+}
+
+impl State {
+    pub(super) fn read(dir: &Path) -> Result<Self> {
+        let path = dir.join(STATE);
+        let text = std::fs::read_to_string(&path);
+        let text = text.map_err(|e| Error::file(&path, format!("cannot be read: {e}")))?;
+        let state: State = serde_json::from_str(&text).map_err(|e| Error::file(&path, e.to_string()))?;
+        match state.version {
+            VERSION => Ok(state),
+            v => Err(Error::file(&path, format!("has version {v}, this program writes {VERSION}"))),
+        }
+    }
+}
+
+/// Both moments of a part, by name.
+fn names(part: &str) -> [String; 2] {
+    [format!("{part}.exp_avg"), format!("{part}.exp_avg_sq")]
+}
+
+/// The optimizer's moments as a safetensors file.
+pub(super) fn optimizer_bytes(optimizer: &Optimizer) -> Result<Vec<u8>> {
+    let mut all = Vec::new();
+    for (p, (m, v)) in optimizer.params().iter().zip(optimizer.moments()) {
+        for (which, moment) in [m, v].into_iter().enumerate() {
+            for (part, rows, values) in p.split(moment)? {
+                let dims = vec![rows, values.len() / rows.max(1)];
+                let values = values.into_iter().map(|v| v as f32).collect();
+                all.push(Named { name: names(&part)[which].clone(), dims, values });
+            }
+        }
+    }
+    safetensors_bytes(all)
+}
+
+/// Puts stored moments back.
+pub(super) fn restore_optimizer(optimizer: &mut Optimizer, dir: &Path, updates: u32) -> Result<()> {
+    let file = Checkpoint::open(dir.join(OPTIMIZER))?;
+    let moment = |p: &Param, which: usize| -> Result<Tensor> {
+        let value = p.value();
+        let width = value.shape().last();
+        let mut parts = HashMap::new();
+        for (part, rows) in p.parts() {
+            parts.insert(part.as_str(), file.f32(&names(part)[which], &[*rows, width])?);
+        }
+        let all: Vec<f32> = p.parts().iter().flat_map(|(n, _)| parts[n.as_str()].iter().copied()).collect();
+        Tensor::from_f32(value.device(), value.dims(), &all)
+    };
+    let moments = optimizer.params().iter().map(|p| Ok((moment(p, 0)?, moment(p, 1)?)));
+    let moments = moments.collect::<Result<Vec<_>>>()?;
+    optimizer.restore(moments, updates);
+    Ok(())
+}

@@ -1,0 +1,393 @@
+//! The options of a run: their names and defaults, and how layers of settings are put over each other.
+
+use super::{Decay, Schedule, TrainConfig};
+use crate::adapter::{TARGETS, check_targets};
+use crate::mixture::{MethodConfig, find};
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use std::path::PathBuf;
+
+/// Everything that a training run is told. A file of it (TOML or JSON) has these names.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunConfig {
+    /// A `.gguf` file or a Hugging Face directory.
+    pub model: PathBuf,
+    /// A JSONL file, or a folder with train.jsonl.
+    pub data: PathBuf,
+    /// Name of a method: `mixture::ALL` lists them.
+    pub method: String,
+    /// Projections that get an adapter.
+    pub target_modules: Vec<String>,
+    /// Options of the method.
+    pub options: MethodConfig,
+    pub train: TrainOptions,
+    pub text: TextOptions,
+    pub device: DeviceOptions,
+}
+
+/// How long and how a run trains.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainOptions {
+    /// Optimizer steps of the run; by default what `epochs` gives.
+    pub steps: Option<usize>,
+    /// Times that every example is seen.
+    pub epochs: f64,
+    /// Examples that go through the model together.
+    pub micro_batch: usize,
+    /// Micro-batches of one optimizer step.
+    pub grad_accumulation: usize,
+    pub learning_rate: f64,
+    /// Steps of linear warm-up; by default 3 % of the run.
+    pub warmup_steps: Option<usize>,
+    pub schedule: Decay,
+    /// Gradients are clipped to this norm; 0 for never.
+    pub max_grad_norm: f32,
+    pub weight_decay: f64,
+    pub seed: u64,
+    /// Keep only the states between layers and compute the rest again in the backward pass.
+    pub recompute: bool,
+    /// Sort this many steps' examples by length before they are put together, so that less is padded; 0 for off.
+    pub bucket_steps: usize,
+    /// Validation every so many steps; by default 5 % of the run. It runs at the end in any case.
+    pub eval_every: Option<usize>,
+    /// A checkpoint every so many steps; by default with each validation. One is written at the end in any case.
+    pub save_every: Option<usize>,
+    /// Checkpoints that are kept besides the best one.
+    pub keep: usize,
+    /// Steps whose loss or gradient is not finite that may be left out before the run stops.
+    pub max_skipped: usize,
+}
+
+/// How samples become tokens.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TextOptions {
+    /// A tokenizer.json, instead of the model's.
+    pub tokenizer: Option<PathBuf>,
+    /// A built-in chat template (chatml) or a Jinja file, instead of the model's.
+    pub template: Option<String>,
+    /// Longest example, in tokens.
+    pub max_length: usize,
+    /// Train every token, not only the assistant's.
+    pub loss_on_all: bool,
+    /// Accept assistant turns without an end token.
+    pub allow_untrained_eos: bool,
+    /// Share of samples that may be left out for having no trained token, 0 to 1.
+    pub max_untrained: f64,
+}
+
+/// Where a run computes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeviceOptions {
+    /// cpu, gpu, auto, or part of an adapter's name.
+    pub name: String,
+    /// Threads of the CPU device; by default one per core. Results do not depend on it.
+    pub threads: Option<usize>,
+    /// Bytes that the device may hold, as 4GiB or 600MiB; by default no limit.
+    pub memory_budget: Option<String>,
+    /// Keep quantised weights as they are in memory, else they are turned into f32, which is faster on the CPU.
+    pub keep_quantised: bool,
+}
+
+impl RunConfig {
+    /// The defaults of a method; without a model and data.
+    ///
+    /// # Errors
+    /// The method is unknown.
+    pub fn defaults(method: &str) -> Result<Self> {
+        let spec = find(method)?;
+        let mut config = RunConfig {
+            model: PathBuf::new(),
+            data: PathBuf::new(),
+            method: method.into(),
+            target_modules: TARGETS.map(String::from).to_vec(),
+            options: (spec.defaults)(),
+            train: TrainOptions::default(),
+            text: TextOptions::default(),
+            device: DeviceOptions::default(),
+        };
+        if method == "vt-nlp" {
+            // As their training script has it, METHODS.md A.4: batch 16 x 2, three epochs, 1792 tokens.
+            let (micro_batch, grad_accumulation, learning_rate) = (16, 2, 4e-5);
+            config.train = TrainOptions {
+                micro_batch,
+                grad_accumulation,
+                learning_rate,
+                max_grad_norm: 1.0,
+                ..config.train
+            };
+            config.text.max_length = 1792;
+        }
+        Ok(config)
+    }
+
+    /// Layers of settings over the defaults of the method that they name, the last one wins. Each layer is a tree of
+    /// the names above, with where it comes from.
+    ///
+    /// # Errors
+    /// A key is unknown (a near one is named), or a value has the wrong type or cannot work.
+    pub fn layered(layers: &[(String, Value)]) -> Result<Self> {
+        let named = layers.iter().rev().find_map(|(_, v)| v.get("method"));
+        let method = match named {
+            None => "mixlora-cond",
+            Some(Value::String(s)) => s,
+            Some(other) => return Err(Error::config("method", format!("is {other}, must be a name"))),
+        };
+        let mut all = tree(&RunConfig::defaults(method)?)?;
+        for (from, layer) in layers {
+            merge(&mut all, layer, "").map_err(|e| match e {
+                Error::Config { field, what } => Error::Config { field: format!("{from}: {field}"), what },
+                e => e,
+            })?;
+        }
+        let config: RunConfig = serde_path_to_error::deserialize(all).map_err(|e| {
+            let path = e.path().to_string();
+            Error::config(path, e.into_inner().to_string())
+        })?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Refuses values that cannot work, whatever the model and the data are.
+    pub fn check(&self) -> Result<()> {
+        let method = find(&self.method)?;
+        check_targets(&self.target_modules)?;
+        self.options
+            .check()
+            .and_then(|()| (method.check)(&self.options))
+            .map_err(|e| within("options", e))?;
+        self.train.check().map_err(|e| within("train", e))?;
+        if !(0.0..=1.0).contains(&self.text.max_untrained) {
+            return Err(Error::config(
+                "text.max_untrained",
+                format!("is {}, must be in 0..=1", self.text.max_untrained),
+            ));
+        }
+        if self.device.threads == Some(0) {
+            return Err(Error::config("device.threads", "is 0, must be at least 1"));
+        }
+        self.device.budget().map(|_| ())
+    }
+
+    /// Values that differ, as `path: old -> new`.
+    ///
+    /// # Errors
+    /// A configuration cannot be turned into a tree.
+    pub fn differences(&self, other: &RunConfig) -> Result<Vec<(String, String)>> {
+        let mut found = Vec::new();
+        differ(&tree(self)?, &tree(other)?, "", &mut found);
+        Ok(found)
+    }
+}
+
+/// Names a field by its section.
+fn within(section: &str, e: Error) -> Error {
+    match e {
+        Error::Config { field, what } => Error::Config { field: format!("{section}.{field}"), what },
+        e => e,
+    }
+}
+
+impl Default for TrainOptions {
+    fn default() -> Self {
+        TrainOptions {
+            steps: None,
+            epochs: 3.0,
+            micro_batch: 4,
+            grad_accumulation: 1,
+            learning_rate: 1e-3,
+            warmup_steps: None,
+            schedule: Decay::Cosine,
+            max_grad_norm: 1.0,
+            weight_decay: 0.0,
+            seed: 0,
+            recompute: false,
+            bucket_steps: 0,
+            eval_every: None,
+            save_every: None,
+            keep: 2,
+            max_skipped: 0,
+        }
+    }
+}
+
+impl TrainOptions {
+    fn check(&self) -> Result<()> {
+        let at_least_one = [
+            ("steps", self.steps),
+            ("micro_batch", Some(self.micro_batch)),
+            ("grad_accumulation", Some(self.grad_accumulation)),
+            ("eval_every", self.eval_every),
+            ("save_every", self.save_every),
+            ("keep", Some(self.keep)),
+        ];
+        if let Some((field, _)) = at_least_one.iter().find(|(_, v)| *v == Some(0)) {
+            return Err(Error::config(*field, "is 0, must be at least 1"));
+        }
+        if !(self.epochs > 0.0 && self.epochs.is_finite()) {
+            return Err(Error::config("epochs", format!("is {}, must be a positive number", self.epochs)));
+        }
+        for (field, v) in [("max_grad_norm", self.max_grad_norm as f64), ("weight_decay", self.weight_decay)]
+        {
+            if !(v >= 0.0 && v.is_finite()) {
+                return Err(Error::config(field, format!("is {v}, must be a number of at least 0")));
+            }
+        }
+        let rate = self.learning_rate;
+        if !(rate.is_finite() && rate > 0.0) {
+            return Err(Error::config("learning_rate", format!("is {rate}, must be a positive number")));
+        }
+        match (self.warmup_steps, self.steps) {
+            (Some(w), Some(n)) if w > n => {
+                Err(Error::config("warmup_steps", format!("({w}) exceeds steps ({n})")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Optimizer steps of a run whose epochs have so many.
+    pub fn total_steps(&self, per_epoch: usize) -> usize {
+        self.steps.unwrap_or_else(|| ((self.epochs * per_epoch as f64).round() as usize).max(1))
+    }
+
+    /// What a session is told, for a run of `steps`.
+    pub fn session(&self, steps: usize) -> TrainConfig {
+        TrainConfig {
+            schedule: Schedule {
+                learning_rate: self.learning_rate,
+                warmup_steps: self.warmup_steps.unwrap_or((steps as f64 * 0.03).ceil() as usize),
+                decay: self.schedule,
+            },
+            steps,
+            max_grad_norm: (self.max_grad_norm > 0.0).then_some(self.max_grad_norm),
+            weight_decay: self.weight_decay,
+            seed: self.seed,
+            recompute: self.recompute,
+        }
+    }
+}
+
+impl Default for TextOptions {
+    fn default() -> Self {
+        TextOptions {
+            tokenizer: None,
+            template: None,
+            max_length: 1024,
+            loss_on_all: false,
+            allow_untrained_eos: false,
+            max_untrained: 0.05,
+        }
+    }
+}
+
+impl Default for DeviceOptions {
+    fn default() -> Self {
+        DeviceOptions { name: "cpu".into(), threads: None, memory_budget: None, keep_quantised: false }
+    }
+}
+
+impl DeviceOptions {
+    /// The budget in bytes.
+    ///
+    /// # Errors
+    /// It is not a number with a unit.
+    pub fn budget(&self) -> Result<Option<u64>> {
+        self.memory_budget.as_deref().map(parse_bytes).transpose()
+    }
+
+    /// Opens the device, with its threads and budget.
+    ///
+    /// # Errors
+    /// There is no such device; `name` says so where it is no name of one.
+    pub fn open(&self) -> Result<crate::Device> {
+        let device = match (self.name.as_str(), self.threads) {
+            ("cpu", Some(n)) => crate::Device::cpu_with_threads(n)?,
+            (name, _) => crate::Device::parse(name)?,
+        };
+        if let (Some(bytes), Some(memory)) = (self.budget()?, device.memory()) {
+            memory.set_budget(bytes);
+        }
+        Ok(device)
+    }
+}
+
+/// Bytes from text such as `4GiB`, `600MiB` or `1.5GiB`.
+///
+/// # Errors
+/// The text is something else; the error gives an example.
+pub fn parse_bytes(text: &str) -> Result<u64> {
+    let units = [("KiB", 10), ("MiB", 20), ("GiB", 30), ("TiB", 40)];
+    let found = units.iter().find_map(|(unit, bits)| Some((text.trim().strip_suffix(unit)?, 1u64 << bits)));
+    let value = found.and_then(|(n, unit)| Some(n.trim().parse::<f64>().ok()? * unit as f64));
+    match value.filter(|v| *v >= 1.0 && *v < (1u64 << 60) as f64) {
+        Some(v) => Ok(v as u64),
+        None => Err(Error::config("memory_budget", format!("'{text}' is not a size such as 4GiB or 600MiB"))),
+    }
+}
+
+fn tree(config: &RunConfig) -> Result<Value> {
+    serde_json::to_value(config).map_err(|e| Error::config("configuration", e.to_string()))
+}
+
+/// Sections, or a value that replaces another.
+fn section(value: &Value) -> Option<&Map<String, Value>> {
+    value.as_object()
+}
+
+fn joined(path: &str, key: &str) -> String {
+    if path.is_empty() { key.into() } else { format!("{path}.{key}") }
+}
+
+/// Puts a layer over a tree that has every key there is.
+fn merge(into: &mut Value, layer: &Value, path: &str) -> Result<()> {
+    let Some(layer) = section(layer) else {
+        return Err(Error::config(path, format!("is {layer}, must be a section of options")));
+    };
+    for (key, value) in layer {
+        let here = joined(path, key);
+        let known: Vec<String> = section(into).into_iter().flatten().map(|(k, _)| k.clone()).collect();
+        match into.get_mut(key) {
+            None => {
+                let near = nearest(key, &known).map_or(String::new(), |n| format!("; did you mean '{n}'?"));
+                return Err(Error::config(here, format!("is unknown{near} There are {}", known.join(", "))));
+            }
+            Some(slot) if slot.is_object() => merge(slot, value, &here)?,
+            Some(slot) => *slot = value.clone(),
+        }
+    }
+    Ok(())
+}
+
+fn differ(a: &Value, b: &Value, path: &str, found: &mut Vec<(String, String)>) {
+    match (section(a), section(b)) {
+        (Some(x), Some(y)) => {
+            for (key, value) in x {
+                differ(value, y.get(key).unwrap_or(&Value::Null), &joined(path, key), found);
+            }
+        }
+        _ if a != b => found.push((path.into(), format!("{a} -> {b}"))),
+        _ => {}
+    }
+}
+
+/// The name that is most like a mistyped one, if one is.
+pub fn nearest<'a>(name: &str, known: &'a [String]) -> Option<&'a str> {
+    let distance = |other: &str| {
+        let (a, b): (Vec<char>, Vec<char>) = (name.chars().collect(), other.chars().collect());
+        let mut row: Vec<usize> = (0..=b.len()).collect();
+        for (i, x) in a.iter().enumerate() {
+            let mut before = std::mem::replace(&mut row[0], i + 1);
+            for (j, y) in b.iter().enumerate() {
+                let cost = (before + usize::from(x != y)).min(row[j] + 1).min(row[j + 1] + 1);
+                before = std::mem::replace(&mut row[j + 1], cost);
+            }
+        }
+        row[b.len()]
+    };
+    let near = known.iter().map(|k| (distance(k), k.as_str())).min()?;
+    (near.0 <= 1 + name.chars().count() / 3).then_some(near.1)
+}

@@ -1,0 +1,132 @@
+//! How evenly routers use their factors: shares, entropy, and a warning when almost everything goes to a few.
+
+use crate::Result;
+use crate::nn::Choices;
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// Units that a place must have routed before it can be called collapsed.
+const ENOUGH: u64 = 256;
+/// Share of a place's choices that a single factor must have for that.
+const COLLAPSED: f64 = 0.95;
+
+/// Load of the routers in one step, averaged over the places that route (each side of each linear).
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct RouterLoad {
+    /// Share of the choices that the most used factor of a place gets.
+    pub load_max: f64,
+    /// The same of the least used factor.
+    pub load_min: f64,
+    /// Entropy of the shares, in nats; ln(factors) when all are equal.
+    pub entropy: f64,
+    /// Share of the factors that no counted step has used yet.
+    pub unused: f64,
+}
+
+/// Choices counted over a run.
+#[derive(Debug, Default)]
+pub(super) struct LoadCounter {
+    /// Per place: choices of each factor, units, choices of a unit.
+    places: BTreeMap<String, (Vec<u64>, u64, usize)>,
+    warned: bool,
+}
+
+impl LoadCounter {
+    /// Counts the recorded choices of a step's micro-batches. None when nothing was routed.
+    pub fn count(&mut self, passes: &[Choices]) -> Result<Option<RouterLoad>> {
+        let mut step: BTreeMap<String, Vec<u64>> = BTreeMap::new();
+        for (site, kept) in passes.iter().flat_map(Choices::all) {
+            let [l, p, g, k] = *kept.idx.dims() else { continue };
+            // Choosing all there is, as a plain LoRA does, is no routing.
+            if kept.factors <= k {
+                continue;
+            }
+            let idx = kept.idx.to_u32()?;
+            for (i, chosen) in idx.chunks(g * k).enumerate() {
+                debug_assert!(i < l * p);
+                let place = format!("{site}.{i}");
+                let counts = step.entry(place.clone()).or_insert_with(|| vec![0; kept.factors]);
+                let all = self.places.entry(place).or_insert_with(|| (vec![0; kept.factors], 0, k));
+                all.1 += g as u64;
+                for &e in chosen {
+                    counts[e as usize] += 1;
+                    all.0[e as usize] += 1;
+                }
+            }
+        }
+        if step.is_empty() {
+            return Ok(None);
+        }
+        let n = step.len() as f64;
+        let (mut max, mut min, mut entropy) = (0.0, 0.0, 0.0);
+        for counts in step.values() {
+            let total = counts.iter().sum::<u64>().max(1) as f64;
+            let shares = || counts.iter().map(|&c| c as f64 / total);
+            max += shares().fold(0.0, f64::max) / n;
+            min += shares().fold(1.0, f64::min) / n;
+            entropy -= shares().filter(|s| *s > 0.0).map(|s| s * s.ln()).sum::<f64>() / n;
+        }
+        let unused: usize = self.places.values().map(|p| p.0.iter().filter(|c| **c == 0).count()).sum();
+        let factors: usize = self.places.values().map(|p| p.0.len()).sum();
+        let unused = unused as f64 / factors.max(1) as f64;
+        Ok(Some(RouterLoad { load_max: max, load_min: min, entropy, unused }))
+    }
+
+    /// Says once when places are stuck: one factor has nearly all choices, or no unit ever chose another set.
+    pub fn warning(&mut self) -> Option<String> {
+        if self.warned {
+            return None;
+        }
+        let stuck = |(counts, units, k): &(Vec<u64>, u64, usize)| {
+            let total = counts.iter().sum::<u64>().max(1) as f64;
+            let top = counts.iter().max().copied().unwrap_or(0) as f64 / total;
+            let used = counts.iter().filter(|c| **c > 0).count();
+            *units >= ENOUGH && (top > COLLAPSED || used <= *k)
+        };
+        let found: Vec<_> = self.places.iter().filter(|(_, p)| stuck(p)).collect();
+        let (name, (counts, units, _)) = found.first()?;
+        self.warned = true;
+        Some(format!(
+            "{} of {} routing places use the same factors for every input; {name}, choices of each factor in {units} \
+             units: {counts:?}. The mixture does no more there than one LoRA; more varied data, another seed or \
+             another pool may help",
+            found.len(),
+            self.places.len()
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Device, Tensor};
+
+    fn choices(idx: &[u32], k: usize, factors: usize) -> Choices {
+        let cpu = Device::cpu();
+        let g = idx.len() / k;
+        let record = Choices::record();
+        let units = crate::ops::Units::tokens(g);
+        let idx = Tensor::from_u32(&cpu, &[1, 1, g, k], idx).unwrap();
+        record.keep("a", &crate::ops::Selection::new(idx, None, &units, factors, 1).unwrap());
+        record
+    }
+
+    // e.4 row 47.
+    #[test]
+    fn shares_entropy_and_collapse() {
+        let mut counter = LoadCounter::default();
+        let load = counter.count(&[choices(&[0, 1, 2, 3], 1, 4)]).unwrap().unwrap();
+        assert_eq!((load.load_max, load.load_min, load.unused), (0.25, 0.25, 0.0));
+        approx::assert_relative_eq!(load.entropy, 4f64.ln(), epsilon = 1e-12);
+        assert_eq!(counter.warning(), None);
+        let mut stuck = LoadCounter::default();
+        assert_eq!(stuck.count(&[choices(&[0, 0], 1, 1)]).unwrap(), None, "one expert is no routing");
+        for _ in 0..300 {
+            stuck.count(&[choices(&[2, 0], 2, 4)]).unwrap();
+        }
+        let text = stuck.warning().unwrap();
+        assert!(text.contains("1 of 1") && text.contains("[300, 0, 300, 0]"), "{text}");
+        assert_eq!(stuck.warning(), None, "said once");
+        assert_eq!(stuck.count(&[choices(&[2, 0], 2, 4)]).unwrap().unwrap().unused, 0.5);
+    }
+}
