@@ -61,9 +61,9 @@ fn model_on(device: &Device) -> Llama {
 fn examples() -> Vec<Example> {
     let lengths = [(12, 5), (9, 4), (15, 7), (7, 3)];
     let bits = Stream::new(5);
-    let example = |(i, &(n, prompt)): (usize, &(u32, u32))| Example {
-        ids: (0..n).map(|t| bits.bits(100 * i as u32 + t) % VOCAB as u32).collect(),
-        trained: (0..n).map(|t| t >= prompt).collect(),
+    let example = |(i, &(n, prompt)): (usize, &(u32, u32))| {
+        let ids = (0..n).map(|t| bits.bits(100 * i as u32 + t) % VOCAB as u32).collect();
+        Example::new(ids, (0..n).map(|t| t >= prompt).collect())
     };
     lengths.iter().enumerate().map(example).collect()
 }

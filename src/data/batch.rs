@@ -10,19 +10,26 @@ pub struct Example {
     pub ids: Vec<u32>,
     /// One flag per token. The first token is never trained: nothing comes before it.
     pub trained: Vec<bool>,
+    /// Positions at the start that routers may look at: those before the first trained token.
+    pub prompt: usize,
 }
 
 impl Example {
+    /// An example whose prompt ends at its first trained token. Where that is the first or second one (plain text,
+    /// with or without a start token), or none is, all positions are the prompt.
+    pub fn new(ids: Vec<u32>, mut trained: Vec<bool>) -> Self {
+        let prompt = match trained.iter().position(|t| *t) {
+            Some(0 | 1) | None => ids.len(),
+            Some(n) => n,
+        };
+        if let Some(first) = trained.first_mut() {
+            *first = false;
+        }
+        Example { ids, trained, prompt }
+    }
     /// Number of trained tokens.
     pub fn trained_tokens(&self) -> usize {
         self.trained.iter().skip(1).filter(|t| **t).count()
-    }
-    /// Positions before the first trained token; all of them when none is trained, or when everything is.
-    pub fn prompt(&self) -> usize {
-        match self.trained.iter().skip(1).position(|t| *t) {
-            Some(0) | None => self.ids.len(),
-            Some(n) => n + 1,
-        }
     }
 }
 
@@ -67,8 +74,7 @@ impl Batch {
                 }
             }
         }
-        let spans: Vec<Span> =
-            examples.iter().map(|e| Span { len: e.ids.len(), prompt: e.prompt() }).collect();
+        let spans: Vec<Span> = examples.iter().map(|e| Span { len: e.ids.len(), prompt: e.prompt }).collect();
         let weights: Vec<f32> = valid.iter().map(|&v| v as f32).collect();
         Ok(Batch {
             ids: Tensor::from_u32(device, &[b, s], &ids)?,
@@ -88,9 +94,9 @@ mod tests {
 
     #[test]
     fn targets_are_the_next_tokens() {
-        let a = Example { ids: vec![5, 6, 7, 8], trained: vec![false, false, true, true] };
-        let b = Example { ids: vec![9, 4], trained: vec![false, true] };
-        assert_eq!((a.prompt(), b.prompt(), a.trained_tokens()), (2, 2, 2));
+        let a = Example::new(vec![5, 6, 7, 8], vec![false, false, true, true]);
+        let b = Example::new(vec![9, 4], vec![false, true]);
+        assert_eq!((a.prompt, b.prompt, a.trained_tokens()), (2, 2, 2));
         let batch = Batch::new(&[&a, &b], Pool::Real, 0, &Device::cpu()).unwrap();
         let no = u32::MAX;
         assert_eq!(batch.ids.to_u32().unwrap(), [5, 6, 7, 8, 9, 4, 0, 0]);

@@ -139,7 +139,7 @@ impl<'a> Encoder<'a> {
     }
 
     fn encode(&self, body: &Body) -> Said<Encoded> {
-        let (example, truncated) = match body {
+        let (mut example, truncated) = match body {
             Body::Messages(messages) => self.conversation(messages)?,
             Body::Completion { prompt, completion } if prompt.is_empty() && completion.is_empty() => {
                 (Example::default(), false)
@@ -151,6 +151,13 @@ impl<'a> Encoder<'a> {
             Body::Text(text) if text.is_empty() => (Example::default(), false),
             Body::Text(text) => self.plain(text, 0)?,
         };
+        // Text has no prompt: its routers look at all of it.
+        let whole = matches!(body, Body::Text(_)) || self.options.loss_on == LossOn::All;
+        let before = example.trained.iter().position(|t| *t).unwrap_or(example.ids.len());
+        example.prompt = if whole { example.ids.len() } else { before };
+        if let Some(first) = example.trained.first_mut() {
+            *first = false;
+        }
         Ok(Encoded { example, truncated })
     }
 
@@ -206,7 +213,7 @@ impl<'a> Encoder<'a> {
             }
         }
         let ids = pieces.iter().map(|p| p.id).collect();
-        Ok(self.fit(Example { ids, trained }))
+        Ok(self.fit(Example { ids, trained, prompt: 0 }))
     }
 
     fn render(&self, template: &ChatTemplate, messages: &[Message], prompt: bool) -> Said<String> {
@@ -299,9 +306,6 @@ impl<'a> Encoder<'a> {
             let cut = end - max;
             example.ids.drain(keep..keep + cut);
             example.trained.drain(keep..keep + cut);
-        }
-        if let Some(first) = example.trained.first_mut() {
-            *first = false;
         }
         (example, truncated)
     }

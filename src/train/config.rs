@@ -5,7 +5,6 @@ use crate::adapter::{TARGETS, check_targets};
 use crate::mixture::{MethodConfig, find};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 use std::path::PathBuf;
 
 /// Everything that a training run is told. A file of it (TOML or JSON) has these names.
@@ -125,33 +124,6 @@ impl RunConfig {
         Ok(config)
     }
 
-    /// Layers of settings over the defaults of the method that they name, the last one wins. Each layer is a tree of
-    /// the names above, with where it comes from.
-    ///
-    /// # Errors
-    /// A key is unknown (a near one is named), or a value has the wrong type or cannot work.
-    pub fn layered(layers: &[(String, Value)]) -> Result<Self> {
-        let named = layers.iter().rev().find_map(|(_, v)| v.get("method"));
-        let method = match named {
-            None => "mixlora-cond",
-            Some(Value::String(s)) => s,
-            Some(other) => return Err(Error::config("method", format!("is {other}, must be a name"))),
-        };
-        let mut all = tree(&RunConfig::defaults(method)?)?;
-        for (from, layer) in layers {
-            merge(&mut all, layer, "").map_err(|e| match e {
-                Error::Config { field, what } => Error::Config { field: format!("{from}: {field}"), what },
-                e => e,
-            })?;
-        }
-        let config: RunConfig = serde_path_to_error::deserialize(all).map_err(|e| {
-            let path = e.path().to_string();
-            Error::config(path, e.into_inner().to_string())
-        })?;
-        config.check()?;
-        Ok(config)
-    }
-
     /// Refuses values that cannot work, whatever the model and the data are.
     pub fn check(&self) -> Result<()> {
         let method = find(&self.method)?;
@@ -171,16 +143,6 @@ impl RunConfig {
             return Err(Error::config("device.threads", "is 0, must be at least 1"));
         }
         self.device.budget().map(|_| ())
-    }
-
-    /// Values that differ, as `path: old -> new`.
-    ///
-    /// # Errors
-    /// A configuration cannot be turned into a tree.
-    pub fn differences(&self, other: &RunConfig) -> Result<Vec<(String, String)>> {
-        let mut found = Vec::new();
-        differ(&tree(self)?, &tree(other)?, "", &mut found);
-        Ok(found)
     }
 }
 
@@ -327,67 +289,4 @@ pub fn parse_bytes(text: &str) -> Result<u64> {
         Some(v) => Ok(v as u64),
         None => Err(Error::config("memory_budget", format!("'{text}' is not a size such as 4GiB or 600MiB"))),
     }
-}
-
-fn tree(config: &RunConfig) -> Result<Value> {
-    serde_json::to_value(config).map_err(|e| Error::config("configuration", e.to_string()))
-}
-
-/// Sections, or a value that replaces another.
-fn section(value: &Value) -> Option<&Map<String, Value>> {
-    value.as_object()
-}
-
-fn joined(path: &str, key: &str) -> String {
-    if path.is_empty() { key.into() } else { format!("{path}.{key}") }
-}
-
-/// Puts a layer over a tree that has every key there is.
-fn merge(into: &mut Value, layer: &Value, path: &str) -> Result<()> {
-    let Some(layer) = section(layer) else {
-        return Err(Error::config(path, format!("is {layer}, must be a section of options")));
-    };
-    for (key, value) in layer {
-        let here = joined(path, key);
-        let known: Vec<String> = section(into).into_iter().flatten().map(|(k, _)| k.clone()).collect();
-        match into.get_mut(key) {
-            None => {
-                let near = nearest(key, &known).map_or(String::new(), |n| format!("; did you mean '{n}'?"));
-                return Err(Error::config(here, format!("is unknown{near} There are {}", known.join(", "))));
-            }
-            Some(slot) if slot.is_object() => merge(slot, value, &here)?,
-            Some(slot) => *slot = value.clone(),
-        }
-    }
-    Ok(())
-}
-
-fn differ(a: &Value, b: &Value, path: &str, found: &mut Vec<(String, String)>) {
-    match (section(a), section(b)) {
-        (Some(x), Some(y)) => {
-            for (key, value) in x {
-                differ(value, y.get(key).unwrap_or(&Value::Null), &joined(path, key), found);
-            }
-        }
-        _ if a != b => found.push((path.into(), format!("{a} -> {b}"))),
-        _ => {}
-    }
-}
-
-/// The name that is most like a mistyped one, if one is.
-pub fn nearest<'a>(name: &str, known: &'a [String]) -> Option<&'a str> {
-    let distance = |other: &str| {
-        let (a, b): (Vec<char>, Vec<char>) = (name.chars().collect(), other.chars().collect());
-        let mut row: Vec<usize> = (0..=b.len()).collect();
-        for (i, x) in a.iter().enumerate() {
-            let mut before = std::mem::replace(&mut row[0], i + 1);
-            for (j, y) in b.iter().enumerate() {
-                let cost = (before + usize::from(x != y)).min(row[j] + 1).min(row[j + 1] + 1);
-                before = std::mem::replace(&mut row[j + 1], cost);
-            }
-        }
-        row[b.len()]
-    };
-    let near = known.iter().map(|k| (distance(k), k.as_str())).min()?;
-    (near.0 <= 1 + name.chars().count() / 3).then_some(near.1)
 }

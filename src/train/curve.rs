@@ -1,7 +1,5 @@
 //! The loss curve of a run as an SVG picture.
 
-use std::fmt::Write;
-
 const WIDTH: f64 = 720.0;
 const HEIGHT: f64 = 400.0;
 const LEFT: f64 = 60.0;
@@ -49,8 +47,10 @@ pub fn svg(title: &str, lines: &[Line<'_>]) -> String {
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" font-family=\"sans-serif\" \
          font-size=\"12\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n"
     );
-    // Writing to a String cannot fail.
-    let mut add = |text: String| drop(writeln!(out, "{text}"));
+    let mut add = |text: String| {
+        out += &text;
+        out.push('\n');
+    };
     add(format!("<text x=\"{LEFT}\" y=\"18\" font-size=\"14\">{}</text>", escaped(title)));
     for v in ticks(y0, y1) {
         let (at, right) = (y(v), WIDTH - RIGHT);

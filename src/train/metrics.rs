@@ -47,9 +47,12 @@ fn ends_with_newline(path: &Path) -> std::io::Result<bool> {
     Ok(last == *b"\n")
 }
 
+/// Step and loss.
+type Points = Vec<(f64, f64)>;
+
 /// Losses of a log by step, and validation losses. A step that a resumed run repeated counts once, as it was last;
 /// lines that are no JSON are passed over.
-pub fn read_losses(path: &Path) -> Result<(Vec<(f64, f64)>, Vec<(f64, f64)>)> {
+pub fn read_losses(path: &Path) -> Result<(Points, Points)> {
     let text =
         std::fs::read_to_string(path).map_err(|e| Error::file(path, format!("cannot be read: {e}")))?;
     let (mut steps, mut evals) = (BTreeMap::new(), BTreeMap::new());

@@ -158,7 +158,8 @@ impl Session {
         self.adapter.after_step()?;
         self.step += 1;
         times.optimizer = clock.lap();
-        let aux = aux_losses.iter().map(Tensor::item).sum::<Result<f64>>()? / batches.len() as f64;
+        // The sum of nothing is -0.
+        let aux = 0.0 + aux_losses.iter().map(Tensor::item).sum::<Result<f64>>()? / batches.len() as f64;
         Ok(StepReport {
             step: self.step,
             loss,
@@ -211,12 +212,13 @@ impl Session {
 
     /// Mean cross-entropy over batches, without training.
     pub fn evaluate(&self, batches: &[Batch]) -> Result<f64> {
-        let (mut sum, mut n) = (0.0, 0);
-        for batch in batches {
-            let pass = Pass::new(batch.units.clone());
-            sum += no_grad(|| self.loss(batch, &pass))?.item()?;
-            n += batch.trained;
-        }
-        Ok(sum / n.max(1) as f64)
+        let trained: usize = batches.iter().map(|b| b.trained).sum();
+        let sum = batches.iter().map(|b| self.loss_of(b)).sum::<Result<f64>>()?;
+        Ok(sum / trained.max(1) as f64)
+    }
+
+    /// Sum of the cross-entropy over the trained tokens of a batch, without training.
+    pub fn loss_of(&self, batch: &Batch) -> Result<f64> {
+        no_grad(|| self.loss(batch, &Pass::new(batch.units.clone())))?.item()
     }
 }

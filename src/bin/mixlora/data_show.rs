@@ -1,6 +1,6 @@
 //! `mixlora data show`
 
-use crate::data_text::{TextArgs, TextSide};
+use crate::data_text::TextArgs;
 use crate::{Failure, out};
 use mixlora::data::{DataFiles, Encoded, Sample, read_samples};
 use mixlora::text::Tokenizer;
@@ -28,8 +28,9 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<(), Failure> {
-    let side = TextSide::open(&args.text)?;
-    let encoder = side.encoder(&args.text)?;
+    let options = args.text.options();
+    let side = options.open(args.text.model.as_deref())?;
+    let encoder = options.encoder(&side)?;
     let files = DataFiles::find(&args.path)?;
     let Some(path) = files.all().next() else { return Ok(()) };
     let samples = read_samples(path)?;

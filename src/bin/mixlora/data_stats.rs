@@ -1,6 +1,6 @@
 //! `mixlora data stats`
 
-use crate::data_text::{TextArgs, TextSide};
+use crate::data_text::TextArgs;
 use crate::{Failure, out};
 use mixlora::data::{Counts, DataFiles, Dataset, read_samples};
 use serde_json::json;
@@ -42,8 +42,9 @@ impl Figures {
 }
 
 pub fn run(args: &Args) -> Result<(), Failure> {
-    let side = TextSide::open(&args.text)?;
-    let encoder = side.encoder(&args.text)?;
+    let options = args.text.options();
+    let side = options.open(args.text.model.as_deref())?;
+    let encoder = options.encoder(&side)?;
     let mut results = Vec::new();
     for path in DataFiles::find(&args.path)?.all() {
         out::progress(&format!("reading {}", path.display()));

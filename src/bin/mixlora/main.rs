@@ -16,6 +16,10 @@ mod ops_list;
 mod ops_test;
 mod out;
 #[cfg(feature = "tokenizer")]
+mod settings;
+#[cfg(feature = "tokenizer")]
+mod signals;
+#[cfg(feature = "tokenizer")]
 mod train;
 mod verify;
 
@@ -28,7 +32,8 @@ use std::process::ExitCode;
 #[command(after_help = "\
 Example: mixlora doctor
 
-Exit codes: 0 fine, 1 a check failed, 2 wrong usage, 3 bad input, 4 no device or a device error.")]
+Exit codes: 0 fine, 1 a check failed, 2 wrong usage, 3 bad input, 4 no device or a device error, 5 out of memory, \
+6 training diverged, 130 and 143 stopped by Ctrl-C and SIGTERM.")]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -86,6 +91,8 @@ enum Failure {
     Library(mixlora::Error),
     /// The report could not be written.
     Stdout(std::io::Error),
+    /// A signal of this number asked for the end; all is saved.
+    Signal(u8),
 }
 
 impl From<mixlora::Error> for Failure {
@@ -106,6 +113,7 @@ impl Failure {
         use mixlora::Error;
         let (text, code) = match self {
             Failure::Check => return 1,
+            Failure::Signal(number) => return 128 + number,
             // Who reads our output has seen enough.
             Failure::Stdout(e) if e.kind() == std::io::ErrorKind::BrokenPipe => return 0,
             Failure::Stdout(e) => (format!("cannot write the report: {e}"), 3),
@@ -114,10 +122,11 @@ impl Failure {
                 let code = match e {
                     Error::NoAdapter(_)
                     | Error::BelowFloor { .. }
-                    | Error::OutOfMemory { .. }
                     | Error::DeviceLost(_)
                     | Error::Shader { .. }
                     | Error::Gpu(_) => 4,
+                    Error::OutOfMemory { .. } => 5,
+                    Error::Diverged(_) => 6,
                     _ => 3,
                 };
                 (e.to_string(), code)
@@ -131,6 +140,14 @@ impl Failure {
 /// The device of a `--device` option; a text that can name none is wrong usage.
 fn device(name: &str) -> Result<mixlora::Device, Failure> {
     mixlora::Device::parse(name).map_err(|e| match e {
+        mixlora::Error::Config { .. } => Failure::Usage(format!("--{e}")),
+        e => e.into(),
+    })
+}
+
+/// The device of a run's options, opened with its threads and budget.
+fn open_device(options: &mixlora::train::DeviceOptions) -> Result<mixlora::Device, Failure> {
+    options.open().map_err(|e| match e {
         mixlora::Error::Config { .. } => Failure::Usage(format!("--{e}")),
         e => e.into(),
     })

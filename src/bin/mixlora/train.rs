@@ -1,261 +1,326 @@
 //! `mixlora train`
 
-use crate::data_text::{TextArgs, TextSide};
-use crate::{Failure, out};
-use mixlora::adapter::{Adapter, TARGETS};
-use mixlora::data::{Batch, DataFiles, Dataset, Sampler, SamplerConfig, read_samples};
-use mixlora::mixture::{MethodConfig, find};
+use crate::settings::{Layers, method, option_layers, read_file, set_layers};
+use crate::{Failure, out, signals};
+use mixlora::mixture::find;
 use mixlora::model::Llama;
-use mixlora::train::{Decay, Schedule, Session, TrainConfig};
-use mixlora::{Device, Stream};
-use serde_json::json;
-use std::io::Write;
+use mixlora::train::{
+    End, EvalReport, Observer, Progress, Run, RunConfig, RunFolder, StepReport, StoredRun, TrainingData,
+};
+use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 #[derive(clap::Args)]
 #[command(after_help = "\
-Writes RUN/metrics.jsonl, one line a step, and at the end the adapter: adapter_model.safetensors, \
-adapter_config.json and, for mixtures, mixlora.json. A run that is interrupted cannot be resumed yet.
+Settings come from the method's defaults, then --config, then the options here, then --set; `mixlora config init` \
+prints all of them with their defaults.
 
-Example: mixlora train --model SmolLM2-135M-Instruct.Q4_1.gguf --data my_data --steps 200 --out run")]
+The run's folder gets metrics.jsonl (a line a step), loss.svg, and checkpoints: step-000120/ holds the adapter with \
+all that is needed to go on; `last` and `best` name one. Ctrl-C finishes the step, saves and exits with 130; a second \
+one stops at once. Go on with --resume RUN.
+
+Example: mixlora train --model SmolLM2-135M-Instruct.Q4_1.gguf --data my_data --epochs 2 --out run
+Example: mixlora train --resume run --set train.learning_rate=5e-4")]
 pub struct Args {
+    /// A .gguf file, or a Hugging Face directory.
+    #[arg(long)]
+    model: Option<PathBuf>,
     /// A JSONL file, or a folder with train.jsonl and, if you like, valid.jsonl.
     #[arg(long)]
-    data: PathBuf,
-    /// Folder for metrics and the adapter; must not hold another run.
+    data: Option<PathBuf>,
+    /// Folder of the run; it must not hold another one.
     #[arg(long)]
-    out: PathBuf,
-    /// See `mixlora methods`.
-    #[arg(long, default_value = "mixlora-cond")]
-    method: String,
-    /// An option of the method, for example r=8 or num_factors=32; may be given several times.
+    out: Option<PathBuf>,
+    /// Go on with the run in this folder.
+    #[arg(long, value_name = "RUN", conflicts_with = "out")]
+    resume: Option<PathBuf>,
+    /// A TOML or JSON file of settings.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// A setting, for example r=8, num_factors=32 or train.keep=5; may be given several times.
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
+    /// See `mixlora methods`.
+    #[arg(long)]
+    method: Option<String>,
     /// Projections that get an adapter, separated by commas.
-    #[arg(long, value_delimiter = ',', default_values_t = TARGETS.map(String::from))]
-    targets: Vec<String>,
+    #[arg(long, value_delimiter = ',')]
+    targets: Option<Vec<String>>,
     /// Optimizer steps.
-    #[arg(long, default_value_t = 100)]
-    steps: usize,
+    #[arg(long)]
+    steps: Option<usize>,
+    /// Times that every example is seen, where --steps is not given.
+    #[arg(long)]
+    epochs: Option<f64>,
     /// Samples that go through the model together.
-    #[arg(long, default_value_t = 4)]
-    micro_batch: usize,
+    #[arg(long)]
+    micro_batch: Option<usize>,
     /// Micro-batches of one optimizer step.
-    #[arg(long, default_value_t = 1)]
-    grad_accumulation: usize,
-    #[arg(long, default_value_t = 1e-3)]
-    learning_rate: f64,
-    /// Steps of linear warm-up; 3 % of the run when not given.
+    #[arg(long)]
+    grad_accumulation: Option<usize>,
+    #[arg(long)]
+    learning_rate: Option<f64>,
+    /// Steps of linear warm-up.
     #[arg(long)]
     warmup_steps: Option<usize>,
     /// How the learning rate goes after the warm-up.
-    #[arg(long, default_value = "cosine", value_parser = ["cosine", "linear", "constant"])]
-    schedule: String,
+    #[arg(long, value_parser = ["cosine", "linear", "constant"])]
+    schedule: Option<String>,
     /// Gradients are clipped to this norm; 0 for never.
-    #[arg(long, default_value_t = 1.0)]
-    max_grad_norm: f32,
-    #[arg(long, default_value_t = 0.0)]
-    weight_decay: f64,
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
-    /// Validation loss every so many steps; at the end in any case.
-    #[arg(long, default_value_t = 50)]
-    eval_every: usize,
+    #[arg(long)]
+    max_grad_norm: Option<f32>,
+    #[arg(long)]
+    weight_decay: Option<f64>,
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Validation every so many steps.
+    #[arg(long)]
+    eval_every: Option<usize>,
+    /// A checkpoint every so many steps.
+    #[arg(long)]
+    save_every: Option<usize>,
+    /// Gradient checkpointing: less memory, a third more time.
+    #[arg(long)]
+    recompute: bool,
+    /// Longest example, in tokens.
+    #[arg(long)]
+    max_length: Option<usize>,
+    /// A built-in template (chatml) or a Jinja file, instead of the model's.
+    #[arg(long)]
+    template: Option<String>,
+    /// Train every token, not only the assistant's.
+    #[arg(long)]
+    loss_on_all: bool,
+    /// Accept assistant turns without an end token.
+    #[arg(long)]
+    allow_untrained_eos: bool,
+    /// cpu, gpu, auto, or part of an adapter's name.
+    #[arg(long)]
+    device: Option<String>,
+    /// Threads of the CPU device.
+    #[arg(long)]
+    threads: Option<usize>,
+    /// Bytes that the device may hold, for example 6GiB; what would not fit is refused before it is loaded.
+    #[arg(long, value_name = "SIZE")]
+    memory_budget: Option<String>,
     /// Keep quantised weights as they are in memory (else they are turned into f32, which is faster to compute with).
     #[arg(long)]
     keep_quantised: bool,
-    /// cpu, gpu, auto, or part of an adapter's name.
-    #[arg(long, default_value = "cpu")]
-    device: String,
-    #[command(flatten)]
-    text: TextArgs,
+    /// Stop after this step with a checkpoint; schedule and length of the run stay as they are.
+    #[arg(long, value_name = "STEP")]
+    stop_at: Option<usize>,
+    /// Print the result as JSON.
+    #[arg(long)]
+    json: bool,
+    /// Print no progress.
+    #[arg(long)]
+    quiet: bool,
 }
 
 impl Args {
-    /// The method's options: its defaults, changed by --set.
-    fn options(&self, defaults: MethodConfig) -> Result<MethodConfig, Failure> {
-        let mut all = serde_json::to_value(defaults).map_err(|e| Failure::Usage(e.to_string()))?;
-        for pair in &self.set {
-            let (key, value) = pair
-                .split_once('=')
-                .ok_or_else(|| Failure::Usage(format!("--set {pair}: KEY=VALUE is needed")))?;
-            let Some(slot) = all.get_mut(key.trim()) else {
-                let keys: Vec<String> =
-                    all.as_object().into_iter().flatten().map(|(k, _)| k.clone()).collect();
-                return Err(Failure::Usage(format!(
-                    "--set {key}: unknown option; there are {}",
-                    keys.join(", ")
-                )));
-            };
-            // A bare word is a string, everything else JSON.
-            *slot = serde_json::from_str(value).unwrap_or_else(|_| json!(value));
+    /// The settings given here, over those that a resumed run was started with.
+    fn layers(&self, stored: Option<&RunConfig>) -> Result<Layers, Failure> {
+        let mut layers = Layers::new();
+        if let Some(config) = stored {
+            layers.push(("run.json".into(), config.tree()?));
         }
-        serde_json::from_value(all).map_err(|e| Failure::Usage(format!("--set: {e}")))
+        layers.extend(self.config.as_deref().map(read_file).transpose()?);
+        let flag = |on: bool| if on { json!(true) } else { Value::Null };
+        layers.extend(option_layers(vec![
+            ("model", json!(self.model)),
+            ("data", json!(self.data)),
+            ("method", json!(self.method)),
+            ("target_modules", json!(self.targets)),
+            ("train.steps", json!(self.steps)),
+            ("train.epochs", json!(self.epochs)),
+            ("train.micro_batch", json!(self.micro_batch)),
+            ("train.grad_accumulation", json!(self.grad_accumulation)),
+            ("train.learning_rate", number(self.learning_rate)),
+            ("train.warmup_steps", json!(self.warmup_steps)),
+            ("train.schedule", json!(self.schedule)),
+            ("train.max_grad_norm", number(self.max_grad_norm.map(f64::from))),
+            ("train.weight_decay", number(self.weight_decay)),
+            ("train.seed", json!(self.seed)),
+            ("train.eval_every", json!(self.eval_every)),
+            ("train.save_every", json!(self.save_every)),
+            ("train.recompute", flag(self.recompute)),
+            ("text.max_length", json!(self.max_length)),
+            ("text.template", json!(self.template)),
+            ("text.loss_on_all", flag(self.loss_on_all)),
+            ("text.allow_untrained_eos", flag(self.allow_untrained_eos)),
+            ("device.name", json!(self.device)),
+            ("device.threads", json!(self.threads)),
+            ("device.memory_budget", json!(self.memory_budget)),
+            ("device.keep_quantised", flag(self.keep_quantised)),
+        ])?);
+        let set = set_layers(&self.set, method(&layers))?;
+        layers.extend(set);
+        Ok(layers)
     }
+}
 
-    fn config(&self) -> TrainConfig {
-        let decay = match self.schedule.as_str() {
-            "linear" => Decay::Linear,
-            "constant" => Decay::Constant,
-            _ => Decay::Cosine,
-        };
-        let warmup_steps = self.warmup_steps.unwrap_or((self.steps as f64 * 0.03).ceil() as usize);
-        TrainConfig {
-            schedule: Schedule { learning_rate: self.learning_rate, warmup_steps, decay },
-            steps: self.steps,
-            max_grad_norm: (self.max_grad_norm > 0.0).then_some(self.max_grad_norm),
-            weight_decay: self.weight_decay,
-            seed: self.seed,
-            recompute: false,
-        }
-    }
+/// A number, as text where JSON has none (NaN, infinity), so that it is refused by name and not passed over.
+fn number(v: Option<f64>) -> Value {
+    v.map_or(Value::Null, |v| {
+        serde_json::Number::from_f64(v).map_or_else(|| json!(v.to_string()), Value::from)
+    })
 }
 
 pub fn run(args: &Args) -> Result<(), Failure> {
-    let Some(model_path) = args.text.model.clone() else {
-        return Err(Failure::Usage("--model is needed".into()));
-    };
-    let method = find(&args.method)?;
-    let options = args.options((method.defaults)())?;
-    let device = crate::device(&args.device)?;
-    let text = TextSide::open(&args.text)?;
-    let encoder = text.encoder(&args.text)?;
-    let files = DataFiles::find(&args.data)?;
-    let dataset = |path: &Path| encoder.dataset(path, &read_samples(path)?);
-    let Some(train) = &files.train else {
-        let what = "has no train.jsonl".to_string();
-        return Err(mixlora::Error::File { path: args.data.clone(), what }.into());
-    };
-    let train = dataset(train)?;
-    let valid = files.valid.as_deref().map(dataset).transpose()?;
-    let metrics = args.out.join("metrics.jsonl");
-    if metrics.exists() {
-        let what = "already holds a run; give another --out".to_string();
-        return Err(mixlora::Error::File { path: args.out.clone(), what }.into());
-    }
-    let mut model = Llama::open(&model_path, &device, !args.keep_quantised)?;
-    text.tokenizer.check_rows(model.config().vocab_size)?;
-    let stream = Stream::new(args.seed).named("adapter");
-    let adapter = Adapter::attach(&mut model, method, &options, &args.targets, stream)?;
-    method.notes(&options).iter().for_each(|n| out::note(&format!("note: {n}")));
-    let session = Session::new(model, adapter, args.config())?;
-    let sizes = SamplerConfig {
-        seed: args.seed,
-        micro_batch: args.micro_batch,
-        grad_accumulation: args.grad_accumulation,
-        bucket_steps: 0,
-    };
-    let sampler = Sampler::new(train.examples.len(), &train.lengths(), sizes)?;
-    // The folder is made when nothing can be refused any more, so that a mistyped option does not block it.
-    let log = std::fs::create_dir_all(&args.out)
-        .and_then(|()| std::fs::File::create_new(&metrics))
-        .map_err(|e| mixlora::Error::File { path: metrics, what: e.to_string() })?;
-    Run { args, device, train, valid, pad: text.tokenizer.pad(), sampler, log }.go(session, &model_path)
-}
-
-struct Run<'a> {
-    args: &'a Args,
-    device: Device,
-    train: Dataset,
-    valid: Option<Dataset>,
-    pad: u32,
-    sampler: Sampler,
-    log: std::fs::File,
-}
-
-impl Run<'_> {
-    fn go(mut self, mut session: Session, model_path: &Path) -> Result<(), Failure> {
-        let a = self.args;
-        let name = session.adapter.method().name;
-        out::note(&format!(
-            "{name}: {} trained values on {}, {} examples, {} steps of {} examples",
-            session.adapter.trainable_values(),
-            self.device.name(),
-            self.train.examples.len(),
-            a.steps,
-            self.sampler.effective_batch()
-        ));
-        self.write(&json!({
-            "t": "run", "version": env!("CARGO_PKG_VERSION"), "method": name, "seed": a.seed,
-            "options": session.adapter.config(), "device": self.device.name(), "steps": a.steps,
-        }))?;
-        let started = Instant::now();
-        let (mut tokens, mut first, mut last) = (0, None, 0.0);
-        for _ in 0..a.steps {
-            let clock = Instant::now();
-            let batches = self
-                .sampler
-                .next_step()
-                .iter()
-                .map(|ids| self.batch(&self.train, ids, session.adapter.config().pool))
-                .collect::<Result<Vec<_>, _>>()?;
-            let r = session.step(&batches)?;
-            let seconds = clock.elapsed().as_secs_f64();
-            tokens += r.tokens;
-            first.get_or_insert(r.loss);
-            last = r.loss;
-            self.write(&json!({
-                "t": "step", "step": r.step, "loss": r.loss, "aux_loss": r.aux_loss, "lr": r.learning_rate,
-                "grad_norm": r.grad_norm, "tokens": r.tokens, "trained_tokens": r.trained_tokens,
-                "tokens_total": tokens, "tok_s": r.tokens as f64 / seconds,
-            }))?;
-            let left = started.elapsed().as_secs_f64() / r.step as f64 * (a.steps - r.step) as f64;
-            out::progress(&format!(
-                "step {}/{} loss {:.4} lr {:.1e} {:.0} tok/s, {left:.0} s left",
-                r.step,
-                a.steps,
-                r.loss,
-                r.learning_rate,
-                r.tokens as f64 / seconds
-            ));
-            if a.eval_every > 0 && r.step % a.eval_every == 0 && r.step < a.steps {
-                self.evaluate(&session)?;
-            }
+    let stored = args.resume.as_deref().map(StoredRun::open).transpose()?;
+    let config = RunConfig::layered(&args.layers(stored.as_ref().map(|s| &s.config))?)?;
+    for (name, path) in [("--model", &config.model), ("--data", &config.data)] {
+        if path.as_os_str().is_empty() {
+            return Err(Failure::Usage(format!("{name} is needed")));
         }
-        let valid = self.evaluate(&session)?;
-        let base = model_path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
-        session.adapter.save(&a.out, &session.model, &base)?;
-        let valid = valid.map_or(String::new(), |v| format!(", validation loss {v:.4} (ppl {:.2})", v.exp()));
-        out::text(&format!(
-            "loss {:.4} -> {last:.4}{valid}, {tokens} tokens in {:.1} s; adapter in {}",
-            first.unwrap_or(last),
-            started.elapsed().as_secs_f64(),
-            a.out.display()
-        ))?;
-        Ok(())
+    }
+    let out_dir = match (&args.out, &args.resume) {
+        (Some(dir), None) => {
+            RunFolder::check_free(dir)?;
+            dir
+        }
+        (None, Some(dir)) => dir,
+        _ => return Err(Failure::Usage("--out is needed, or --resume with the folder of a run".into())),
+    };
+    let mut shown = Shown::new(args.quiet);
+    if let Some(stored) = &stored {
+        stored.changes(&config)?.iter().for_each(|c| shown.say(&format!("changed: {c}")));
+        if stored.version != env!("CARGO_PKG_VERSION") {
+            shown.say(&format!("note: the run was written by version {}", stored.version));
+        }
+    }
+    let device = crate::open_device(&config.device)?;
+    let text = config.text.open(Some(&config.model))?;
+    let data = TrainingData::open(&config, &text)?;
+    let model = Llama::open(&config.model, &device, !config.device.keep_quantised)?;
+    let parts = data.with(&config, &text, model)?;
+    find(&config.method)?.notes(&config.options).iter().for_each(|n| shown.say(&format!("note: {n}")));
+    let mut run = match stored {
+        Some(stored) => Run::resume(stored, config, parts, &mut shown)?,
+        None => Run::start(config, parts, Some(out_dir))?,
+    };
+    go(args, &mut run, &mut shown, out_dir)
+}
+
+fn go(args: &Args, run: &mut Run, shown: &mut Shown, out_dir: &Path) -> Result<(), Failure> {
+    shown.start(run);
+    let (stop, signal) = signals::stop_on_signals(args.stop_at)?;
+    let (first, began) = (run.state().step, Instant::now());
+    let ended = run.go(&stop, shown);
+    shown.bar.finish_and_clear();
+    let end = match ended {
+        // All is trained, but the end of it is not on disk.
+        Err(e) if run.is_finished() => {
+            out::note(&format!("error: the last checkpoint could not be written: {e}"));
+            return Err(Failure::Check);
+        }
+        ended => ended?,
+    };
+    let (state, seconds) = (run.state(), began.elapsed().as_secs_f64());
+    let report = json!({
+        "finished": end == End::Finished, "step": state.step, "steps": run.steps(), "from_step": first,
+        "loss_first": shown.first, "loss_last": shown.last, "best_valid": state.best.map(|b| b.0),
+        "best_step": state.best.map(|b| b.1), "tokens": state.tokens, "seconds": seconds, "run": out_dir,
+    });
+    match args.json {
+        true => out::json(&report)?,
+        false => out::text(&summary(run, shown, end, seconds, out_dir))?,
+    }
+    match signal.received() {
+        Some(number) if end == End::Stopped => Err(Failure::Signal(number)),
+        _ => Ok(()),
+    }
+}
+
+fn summary(run: &Run, shown: &Shown, end: End, seconds: f64, dir: &Path) -> String {
+    let state = run.state();
+    let mut text = match (shown.first, shown.last) {
+        (Some(first), Some(last)) => format!("loss {first:.4} -> {last:.4}"),
+        _ => "no step was left to do".to_string(),
+    };
+    if let Some((loss, step)) = state.best {
+        text += &format!(", best validation loss {loss:.4} (perplexity {:.2}) at step {step}", loss.exp());
+    }
+    text += &format!(", {} tokens, {seconds:.1} s", state.tokens);
+    if state.skipped > 0 {
+        text += &format!(", {} steps left out", state.skipped);
+    }
+    let dir = dir.display();
+    match end {
+        End::Finished => text + &format!("\nadapter in {dir}: use it with --adapter {dir}"),
+        End::Stopped => {
+            text + &format!(
+                "\nstopped at step {} of {}: go on with mixlora train --resume {dir}",
+                state.step,
+                run.steps()
+            )
+        }
+    }
+}
+
+/// Progress on stderr.
+struct Shown {
+    bar: indicatif::ProgressBar,
+    quiet: bool,
+    first: Option<f64>,
+    last: Option<f64>,
+}
+
+impl Shown {
+    fn new(quiet: bool) -> Self {
+        Shown { bar: indicatif::ProgressBar::hidden(), quiet, first: None, last: None }
     }
 
-    fn batch(
-        &self,
-        data: &Dataset,
-        ids: &[usize],
-        pool: mixlora::mixture::Pool,
-    ) -> Result<Batch, mixlora::Error> {
-        let examples: Vec<_> = ids.iter().map(|&i| &data.examples[i]).collect();
-        Batch::new(&examples, pool, self.pad, &self.device)
+    fn start(&mut self, run: &Run) {
+        self.say(&format!(
+            "{}: {} trained values on {}, {} examples, {} steps of {} examples",
+            run.session.adapter.method().name,
+            run.session.adapter.trainable_values(),
+            run.session.model.device().name(),
+            run.examples(),
+            run.steps(),
+            run.effective_batch()
+        ));
+        if !self.quiet {
+            let style = indicatif::ProgressStyle::with_template("{wide_bar} {pos}/{len} {msg}");
+            self.bar = indicatif::ProgressBar::new(run.steps() as u64);
+            self.bar.set_style(style.unwrap_or_else(|_| indicatif::ProgressStyle::default_bar()));
+            self.bar.set_position(run.state().step as u64);
+        }
     }
 
-    fn evaluate(&mut self, session: &Session) -> Result<Option<f64>, Failure> {
-        let Some(valid) = &self.valid else { return Ok(None) };
-        let all: Vec<usize> = (0..valid.examples.len()).collect();
-        let batches = all
-            .chunks(self.args.micro_batch)
-            .map(|ids| self.batch(valid, ids, session.adapter.config().pool))
-            .collect::<Result<Vec<_>, _>>()?;
-        let loss = session.evaluate(&batches)?;
-        let tokens: usize = batches.iter().map(|b| b.trained).sum();
-        let (step, samples) = (session.steps_done(), all.len());
-        self.write(&json!({
-            "t": "eval", "step": step, "loss": loss, "ppl": loss.exp(), "tokens": tokens, "samples": samples,
-        }))?;
-        out::progress(&format!("step {step}: validation loss {loss:.4}"));
-        Ok(Some(loss))
+    /// A line that stays.
+    fn say(&self, line: &str) {
+        if !self.quiet {
+            self.bar.suspend(|| out::note(line));
+        }
+    }
+}
+
+impl Observer for Shown {
+    fn step(&mut self, r: &StepReport, p: &Progress) {
+        self.first.get_or_insert(r.loss);
+        self.last = Some(r.loss);
+        self.bar.set_position(r.step as u64);
+        let left = p.seconds_left as u64;
+        self.bar.set_message(format!(
+            "loss {:.4} {:.0} tok/s {}:{:02} left",
+            r.loss,
+            p.tok_s,
+            left / 60,
+            left % 60
+        ));
     }
 
-    fn write(&mut self, line: &serde_json::Value) -> Result<(), Failure> {
-        let path = self.args.out.join("metrics.jsonl");
-        let written = writeln!(self.log, "{line}").and_then(|()| self.log.flush());
-        written.map_err(|e| mixlora::Error::File { path, what: format!("cannot be written: {e}") }.into())
+    fn eval(&mut self, r: &EvalReport) {
+        let mut line =
+            format!("step {}: validation loss {:.4}, perplexity {:.2}", r.step, r.loss, r.perplexity());
+        r.scores.iter().for_each(|(name, v)| line += &format!(", {name} {v:.3}"));
+        self.say(&(line + if r.best { " (best)" } else { "" }));
+    }
+
+    fn warning(&mut self, text: &str) {
+        self.bar.suspend(|| out::note(&format!("warning: {text}")));
     }
 }

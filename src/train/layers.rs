@@ -1,0 +1,146 @@
+//! Settings in layers: the defaults of a method, a file, the command line; each a tree of the names of [`RunConfig`].
+
+use super::RunConfig;
+use crate::{Error, Result};
+use serde_json::{Map, Value};
+
+impl RunConfig {
+    /// The configuration as a tree of its names.
+    pub fn tree(&self) -> Result<Value> {
+        // By way of text: it keeps an f32 such as 0.01 as it is written.
+        let text = serde_json::to_string(self);
+        let tree = text.and_then(|t| serde_json::from_str(&t));
+        tree.map_err(|e| Error::config("configuration", e.to_string()))
+    }
+
+    /// Layers of settings over the defaults of the method that they name, the last one wins. Each layer is a tree of
+    /// the names above, with where it comes from.
+    ///
+    /// # Errors
+    /// A key is unknown (a near one is named), or a value has the wrong type or cannot work.
+    pub fn layered(layers: &[(String, Value)]) -> Result<Self> {
+        let named = layers.iter().rev().find_map(|(_, v)| v.get("method"));
+        let method = match named {
+            None => "mixlora-cond",
+            Some(Value::String(s)) => s,
+            Some(other) => return Err(Error::config("method", format!("is {other}, must be a name"))),
+        };
+        let mut all = RunConfig::defaults(method)?.tree()?;
+        for (from, layer) in layers {
+            merge(&mut all, layer, "").map_err(|e| match e {
+                Error::Config { field, what } => Error::Config { field: format!("{from}: {field}"), what },
+                e => e,
+            })?;
+        }
+        let config: RunConfig = serde_path_to_error::deserialize(all).map_err(|e| {
+            let path = e.path().to_string();
+            Error::config(path, e.into_inner().to_string())
+        })?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// The layer of one setting `key = value`. The key is a path such as `train.seed`, or the name alone where only one
+    /// section has it.
+    ///
+    /// # Errors
+    /// There is no such name, or several sections have it.
+    pub fn setting(method: &str, key: &str, value: Value) -> Result<Value> {
+        let all = RunConfig::defaults(method)?.tree()?;
+        let at = |path: &[&str]| {
+            path.iter().rev().fold(value.clone(), |v, k| Value::Object(Map::from_iter([(k.to_string(), v)])))
+        };
+        let path: Vec<&str> = key.split('.').collect();
+        if path.len() > 1 || all.get(key).is_some() {
+            return Ok(at(&path));
+        }
+        let sections: Vec<(&String, &Map<String, Value>)> =
+            all.as_object().into_iter().flatten().filter_map(|(k, v)| Some((k, v.as_object()?))).collect();
+        let having: Vec<&str> =
+            sections.iter().filter(|(_, v)| v.contains_key(key)).map(|(k, _)| k.as_str()).collect();
+        match having[..] {
+            [section] => Ok(at(&[section, key])),
+            [] => {
+                let known: Vec<String> = sections.iter().flat_map(|(_, v)| v.keys().cloned()).collect();
+                let near = nearest(key, &known).map_or(String::new(), |n| format!("; did you mean '{n}'?"));
+                Err(Error::config(key, format!("is unknown{near} There are {}", known.join(", "))))
+            }
+            _ => Err(Error::config(
+                key,
+                format!(
+                    "is in several sections: write {}",
+                    having.iter().map(|s| format!("{s}.{key}")).collect::<Vec<_>>().join(" or ")
+                ),
+            )),
+        }
+    }
+
+    /// Values that differ, as `path: old -> new`.
+    ///
+    /// # Errors
+    /// A configuration cannot be turned into a tree.
+    pub fn differences(&self, other: &RunConfig) -> Result<Vec<(String, String)>> {
+        let mut found = Vec::new();
+        differ(&self.tree()?, &other.tree()?, "", &mut found);
+        Ok(found)
+    }
+}
+
+/// Sections, or a value that replaces another.
+fn section(value: &Value) -> Option<&Map<String, Value>> {
+    value.as_object()
+}
+
+fn joined(path: &str, key: &str) -> String {
+    if path.is_empty() { key.into() } else { format!("{path}.{key}") }
+}
+
+/// Puts a layer over a tree that has every key there is.
+fn merge(into: &mut Value, layer: &Value, path: &str) -> Result<()> {
+    let Some(layer) = section(layer) else {
+        return Err(Error::config(path, format!("is {layer}, must be a section of options")));
+    };
+    for (key, value) in layer {
+        let here = joined(path, key);
+        let known: Vec<String> = section(into).into_iter().flatten().map(|(k, _)| k.clone()).collect();
+        match into.get_mut(key) {
+            None => {
+                let near = nearest(key, &known).map_or(String::new(), |n| format!("; did you mean '{n}'?"));
+                return Err(Error::config(here, format!("is unknown{near} There are {}", known.join(", "))));
+            }
+            Some(slot) if slot.is_object() => merge(slot, value, &here)?,
+            Some(slot) => *slot = value.clone(),
+        }
+    }
+    Ok(())
+}
+
+fn differ(a: &Value, b: &Value, path: &str, found: &mut Vec<(String, String)>) {
+    match (section(a), section(b)) {
+        (Some(x), Some(y)) => {
+            for (key, value) in x {
+                differ(value, y.get(key).unwrap_or(&Value::Null), &joined(path, key), found);
+            }
+        }
+        _ if a != b => found.push((path.into(), format!("{a} -> {b}"))),
+        _ => {}
+    }
+}
+
+/// The name that is most like a mistyped one, if one is.
+pub fn nearest<'a>(name: &str, known: &'a [String]) -> Option<&'a str> {
+    let distance = |other: &str| {
+        let (a, b): (Vec<char>, Vec<char>) = (name.chars().collect(), other.chars().collect());
+        let mut row: Vec<usize> = (0..=b.len()).collect();
+        for (i, x) in a.iter().enumerate() {
+            let mut before = std::mem::replace(&mut row[0], i + 1);
+            for (j, y) in b.iter().enumerate() {
+                let cost = (before + usize::from(x != y)).min(row[j] + 1).min(row[j + 1] + 1);
+                before = std::mem::replace(&mut row[j + 1], cost);
+            }
+        }
+        row[b.len()]
+    };
+    let near = known.iter().map(|k| (distance(k), k.as_str())).min()?;
+    (near.0 <= 1 + name.chars().count() / 3).then_some(near.1)
+}

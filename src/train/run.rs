@@ -1,0 +1,400 @@
+//! A run from its first step to its last: data, validation, checkpoints and metrics around a [`Session`].
+
+use super::checkpoint::{OPTIMIZER, STATE, State, optimizer_bytes, restore_optimizer};
+use super::load::LoadCounter;
+use super::observe::{End, EvalReport, Observer, Progress, Stop};
+use super::parts::{Parts, check_prompts};
+use super::stored::StoredRun;
+use super::{MetricsLog, RunConfig, RunFolder, Session, StepReport, loss_curve};
+use crate::adapter::Adapter;
+use crate::data::{Batch, Dataset, Sampler, SamplerConfig};
+use crate::io::atomic;
+use crate::mixture::find;
+use crate::model::Llama;
+use crate::nn::Choices;
+use crate::{Device, Error, Result, Stream};
+use serde_json::{Value, json};
+use std::path::Path;
+use std::time::Instant;
+
+/// Steps between two readings of the routers' choices.
+const ROUTER_EVERY: usize = 10;
+
+/// Scores a model beyond its loss at every validation: name and value of each figure.
+pub type Scorer = Box<dyn Fn(&Llama, &Adapter) -> Result<Vec<(String, f64)>> + Send>;
+
+/// A training run.
+pub struct Run {
+    pub session: Session,
+    config: RunConfig,
+    train: Dataset,
+    valid: Option<Dataset>,
+    pad: u32,
+    sampler: Sampler,
+    state: State,
+    folder: Option<RunFolder>,
+    log: Option<MetricsLog>,
+    load: LoadCounter,
+    scorer: Option<Scorer>,
+    steps: usize,
+    /// Steps at which the last validation and the last checkpoint were.
+    evaluated: Option<usize>,
+    saved: Option<usize>,
+    /// For the speed shown: when this process began, and at which step.
+    began: (Instant, usize),
+}
+
+impl Run {
+    /// A new run, in a folder that is made for it; without one nothing is written.
+    ///
+    /// # Errors
+    /// An option does not fit the model or the data, or the folder cannot be used.
+    pub fn start(config: RunConfig, mut parts: Parts, dir: Option<&Path>) -> Result<Self> {
+        if let Some(dir) = dir {
+            RunFolder::check_free(dir)?;
+        }
+        let stream = Stream::new(config.train.seed).named("adapter");
+        let method = find(&config.method)?;
+        let adapter =
+            Adapter::attach(&mut parts.model, method, &config.options, &config.target_modules, stream)?;
+        let stored = StoredRun::of(&config, &parts);
+        let mut run = Run::build(config, parts, adapter)?;
+        // Made when nothing can be refused any more, so that a mistyped option does not block the folder.
+        if let Some(dir) = dir {
+            run.write_to(RunFolder::create(dir, &stored.text()?)?)?;
+        }
+        Ok(run)
+    }
+
+    /// Goes on with a stored run: the same options or changed ones, and the parts that they lead to. The observer is
+    /// told when a damaged checkpoint was passed over.
+    ///
+    /// # Errors
+    /// The base model or the data are others, or no checkpoint can be read.
+    pub fn resume(
+        stored: StoredRun,
+        config: RunConfig,
+        mut parts: Parts,
+        observer: &mut dyn Observer,
+    ) -> Result<Self> {
+        let now = StoredRun::of(&config, &parts);
+        let folder = stored.same_inputs(&now)?;
+        let (dir, passed_over) = folder.latest()?;
+        passed_over.iter().for_each(|w| observer.warning(w));
+        folder.clean();
+        let state = State::read(&dir)?;
+        let adapter = Adapter::load(&dir, &mut parts.model)?;
+        let mut run = Run::build(config, parts, adapter)?;
+        restore_optimizer(&mut run.session.optimizer, &dir, state.updates)?;
+        run.session.restore(state.step);
+        run.sampler.restore(state.cursor)?;
+        run.began = (Instant::now(), state.step);
+        run.saved = Some(state.step);
+        run.state = state;
+        folder.write_run(&now.text()?)?;
+        run.write_to(folder)?;
+        run.record(observer, json!({ "t": "resume", "step": run.state.step }));
+        Ok(run)
+    }
+
+    fn build(config: RunConfig, parts: Parts, adapter: Adapter) -> Result<Self> {
+        let Parts { model, train, valid, pad, .. } = parts;
+        let t = &config.train;
+        let sizes = SamplerConfig {
+            seed: t.seed,
+            micro_batch: t.micro_batch,
+            grad_accumulation: t.grad_accumulation,
+            bucket_steps: t.bucket_steps,
+        };
+        let sampler = Sampler::new(train.examples.len(), &train.lengths(), sizes)?;
+        let steps = t.total_steps(sampler.steps_per_epoch());
+        let session = Session::new(model, adapter, t.session(steps))?;
+        [Some(&train), valid.as_ref()].into_iter().flatten().try_for_each(|d| check_prompts(&config, d))?;
+        let (state, load) = (State::default(), LoadCounter::default());
+        let (evaluated, saved, began) = (None, None, (Instant::now(), 0));
+        let (folder, log, scorer) = (None, None, None);
+        Ok(Run {
+            session,
+            config,
+            train,
+            valid,
+            pad,
+            sampler,
+            state,
+            folder,
+            log,
+            load,
+            scorer,
+            steps,
+            evaluated,
+            saved,
+            began,
+        })
+    }
+
+    fn write_to(&mut self, folder: RunFolder) -> Result<()> {
+        let mut log = MetricsLog::open(&folder.path().join("metrics.jsonl"))?;
+        log.write(&json!({
+            "t": "run", "version": env!("CARGO_PKG_VERSION"), "device": self.device().name(), "steps": self.steps,
+            "trained_values": self.session.adapter.trainable_values(), "examples": self.train.examples.len(),
+            "config": self.config.tree()?,
+        }))?;
+        (self.folder, self.log) = (Some(folder), Some(log));
+        Ok(())
+    }
+
+    /// Has every validation also measure these figures.
+    pub fn set_scorer(&mut self, scorer: Scorer) {
+        self.scorer = Some(scorer);
+    }
+    /// Its options.
+    pub fn config(&self) -> &RunConfig {
+        &self.config
+    }
+    /// Where it stands.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+    /// Steps of the whole run.
+    pub fn steps(&self) -> usize {
+        self.steps
+    }
+    /// Examples of a full step: fewer than asked for when there are not that many.
+    pub fn effective_batch(&self) -> usize {
+        self.sampler.effective_batch()
+    }
+    /// The examples it trains on.
+    pub fn examples(&self) -> usize {
+        self.train.examples.len()
+    }
+    /// Its folder.
+    pub fn dir(&self) -> Option<&Path> {
+        self.folder.as_ref().map(RunFolder::path)
+    }
+    /// Whether all steps are done.
+    pub fn is_finished(&self) -> bool {
+        self.state.step >= self.steps
+    }
+    fn device(&self) -> &Device {
+        self.session.model.device()
+    }
+
+    /// Steps until the end, until a stop is asked for, or until something is wrong; in the first two cases a
+    /// checkpoint is written.
+    ///
+    /// # Errors
+    /// A step fails. A checkpoint that cannot be written is a warning, and an error only at the end.
+    pub fn go(&mut self, stop: &Stop, observer: &mut dyn Observer) -> Result<End> {
+        while !self.is_finished() {
+            if stop.asked() || stop.at.is_some_and(|n| self.state.step >= n) {
+                self.save(observer, false)?;
+                return Ok(End::Stopped);
+            }
+            self.step(observer)?;
+        }
+        if self.evaluated != Some(self.state.step) {
+            let best = self.evaluate(observer)?;
+            self.saved = self.saved.filter(|_| !best);
+        }
+        if self.saved != Some(self.state.step) {
+            self.save(observer, self.is_best())?;
+        }
+        Ok(End::Finished)
+    }
+
+    /// One optimizer step, and what is due after it. None when the step was left out because its loss or gradient is
+    /// not finite and that is allowed.
+    ///
+    /// # Errors
+    /// The device fails, or the run diverged; what is needed to look into it is then in `diverged` in the folder.
+    pub fn step(&mut self, observer: &mut dyn Observer) -> Result<Option<StepReport>> {
+        let began = Instant::now();
+        let ids = self.sampler.next_step();
+        let batches = ids.iter().map(|ids| self.batch(&self.train, ids)).collect::<Result<Vec<_>>>()?;
+        let data_ms = began.elapsed().as_secs_f64() * 1e3;
+        let look = self.state.step.is_multiple_of(ROUTER_EVERY);
+        let choices: Vec<Choices> =
+            batches.iter().map(|_| if look { Choices::record() } else { Choices::Free }).collect();
+        let report = match self.session.step_with(&batches, &choices) {
+            Ok(report) => Some(report),
+            Err(Error::Diverged(what)) if self.state.skipped < self.config.train.max_skipped => {
+                self.session.skip();
+                self.state.skipped += 1;
+                self.warn(observer, &format!("left out: {what}"));
+                None
+            }
+            Err(Error::Diverged(what)) => return Err(Error::Diverged(self.keep_diverged(&what, &ids))),
+            Err(e) => return Err(e),
+        };
+        self.state.step = self.session.steps_done();
+        self.state.updates = self.session.optimizer.steps();
+        self.state.cursor = self.sampler.cursor();
+        if let Some(r) = &report {
+            self.state.tokens += r.tokens as u64;
+            self.state.trained_tokens += r.trained_tokens as u64;
+            self.report(observer, r, data_ms, began.elapsed().as_secs_f64(), &choices)?;
+        }
+        self.after_step(observer)?;
+        Ok(report)
+    }
+
+    /// Writes the line of a step and shows it.
+    fn report(
+        &mut self,
+        observer: &mut dyn Observer,
+        r: &StepReport,
+        data_ms: f64,
+        seconds: f64,
+        choices: &[Choices],
+    ) -> Result<()> {
+        let router = self.load.count(choices)?;
+        let tok_s = r.tokens as f64 / seconds;
+        let mut line = json!({
+            "t": "step", "step": r.step, "loss": r.loss, "aux_loss": r.aux_loss, "lr": r.learning_rate,
+            "grad_norm": r.grad_norm, "tokens": r.tokens, "trained_tokens": r.trained_tokens,
+            "tokens_total": self.state.tokens, "tok_s": tok_s,
+            "ms": {
+                "data": data_ms, "fwd": r.times.forward, "bwd": r.times.backward, "opt": r.times.optimizer,
+                "sync": r.times.readback,
+            },
+        });
+        if let Some(m) = self.device().memory() {
+            let mib = |bytes: u64| if bytes == u64::MAX { Value::Null } else { json!(bytes >> 20) };
+            line["mem_mib"] =
+                json!({ "device": mib(m.current()), "peak": mib(m.peak()), "budget": mib(m.budget()) });
+        }
+        if let Some(router) = router {
+            line["router"] = json!(router);
+        }
+        self.record(observer, line);
+        if let Some(text) = self.load.warning() {
+            self.warn(observer, &text);
+        }
+        let done = r.step - self.began.1;
+        let left = self.began.0.elapsed().as_secs_f64() / done.max(1) as f64 * (self.steps - r.step) as f64;
+        observer
+            .step(r, &Progress { steps: self.steps, tokens: self.state.tokens, tok_s, seconds_left: left });
+        Ok(())
+    }
+
+    /// Validation and checkpoint, if they are due.
+    fn after_step(&mut self, observer: &mut dyn Observer) -> Result<()> {
+        let step = self.state.step;
+        let rarely = self.steps.div_ceil(20).max(1);
+        let eval_every = self.config.train.eval_every.unwrap_or(rarely);
+        let save_every = self.config.train.save_every.unwrap_or(eval_every);
+        let mut best = false;
+        if step.is_multiple_of(eval_every) && self.valid.is_some() {
+            best = self.evaluate(observer)?;
+        }
+        if (best || (step.is_multiple_of(save_every) && step < self.steps))
+            && let Err(e) = self.save(observer, best)
+        {
+            self.warn(observer, &format!("no checkpoint was written, training goes on: {e}"));
+        }
+        Ok(())
+    }
+
+    /// Whether the last step is the best one that was validated.
+    fn is_best(&self) -> bool {
+        self.state.best.is_some_and(|b| b.1 == self.state.step)
+    }
+
+    /// Validation loss over all its examples; true when it is the lowest so far. One that is not finite never is.
+    pub fn evaluate(&mut self, observer: &mut dyn Observer) -> Result<bool> {
+        let Some(valid) = &self.valid else { return Ok(false) };
+        let began = Instant::now();
+        let (mut sum, mut trained) = (0.0, 0);
+        let all: Vec<usize> = (0..valid.examples.len()).collect();
+        for ids in all.chunks(self.config.train.micro_batch) {
+            let batch = self.batch(valid, ids)?;
+            sum += self.session.loss_of(&batch)?;
+            trained += batch.trained;
+        }
+        let scores = match &self.scorer {
+            Some(score) => score(&self.session.model, &self.session.adapter)?,
+            None => Vec::new(),
+        };
+        let (step, loss) = (self.state.step, sum / trained.max(1) as f64);
+        let best = loss.is_finite() && self.state.best.is_none_or(|b| loss < b.0);
+        if best {
+            self.state.best = Some((loss, step));
+        }
+        self.evaluated = Some(step);
+        let seconds = began.elapsed().as_secs_f64();
+        let report = EvalReport { step, loss, tokens: trained, samples: all.len(), seconds, best, scores };
+        let mut line = json!({
+            "t": "eval", "step": step, "loss": loss, "ppl": report.perplexity(), "tokens": trained,
+            "samples": report.samples, "seconds": seconds, "best": best,
+        });
+        for (name, value) in &report.scores {
+            line["scores"][name] = json!(value);
+        }
+        self.record(observer, line);
+        observer.eval(&report);
+        Ok(best)
+    }
+
+    /// Writes a checkpoint.
+    ///
+    /// # Errors
+    /// It cannot be written; earlier ones are intact.
+    pub fn save(&mut self, observer: &mut dyn Observer, best: bool) -> Result<()> {
+        let Some(folder) = &self.folder else { return Ok(()) };
+        let base =
+            self.config.model.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+        let mut files = self.session.adapter.files(&self.session.model, &base)?;
+        files.push((OPTIMIZER.into(), optimizer_bytes(&self.session.optimizer)?));
+        let state =
+            serde_json::to_vec_pretty(&self.state).map_err(|e| Error::config(STATE, e.to_string()))?;
+        files.push((STATE.into(), state));
+        let dir = folder.save(self.state.step, &files, best, self.config.train.keep)?;
+        // The picture is for people: a run does not fail for it.
+        let metrics = folder.path().join("metrics.jsonl");
+        let title = format!("{} on {base}", self.config.method);
+        let drawn = loss_curve(&metrics, &title)
+            .and_then(|svg| atomic::write(&folder.path().join("loss.svg"), svg.as_bytes()));
+        self.saved = Some(self.state.step);
+        self.record(observer, json!({ "t": "save", "step": self.state.step, "best": best }));
+        if let Err(e) = drawn {
+            self.warn(observer, &e.to_string());
+        }
+        observer.saved(&dir, best);
+        Ok(())
+    }
+
+    /// Puts adapter, state and the lines of the examples where a step diverged into the folder; what was said, with
+    /// where that is.
+    fn keep_diverged(&self, what: &str, ids: &[Vec<usize>]) -> String {
+        let Some(folder) = &self.folder else { return what.into() };
+        let lines: Vec<usize> = ids.iter().flatten().map(|&i| self.train.lines[i]).collect();
+        let about = json!({ "what": what, "state": self.state, "data": self.config.data, "lines": lines });
+        let dir = folder.path().join("diverged");
+        let written = self.session.adapter.files(&self.session.model, "").and_then(|mut files| {
+            files.push((STATE.into(), format!("{about:#}").into_bytes()));
+            crate::io::folder::write(&dir, &files)
+        });
+        match written {
+            Ok(()) => format!("{what}; see {}", dir.display()),
+            Err(e) => format!("{what}; it could not be kept for inspection: {e}"),
+        }
+    }
+
+    fn batch(&self, data: &Dataset, ids: &[usize]) -> Result<Batch> {
+        let examples: Vec<_> = ids.iter().map(|&i| &data.examples[i]).collect();
+        Batch::new(&examples, self.config.options.pool, self.pad, self.device())
+    }
+
+    /// A line of the log. One that cannot be written is a warning: training is worth more than its log.
+    fn record(&mut self, observer: &mut dyn Observer, line: Value) {
+        if let Some(Err(e)) = self.log.as_mut().map(|log| log.write(&line)) {
+            self.log = None;
+            observer.warning(&format!("{e}; nothing more is logged"));
+        }
+    }
+
+    fn warn(&mut self, observer: &mut dyn Observer, text: &str) {
+        self.record(observer, json!({ "t": "warn", "step": self.state.step, "text": text }));
+        observer.warning(text);
+    }
+}
