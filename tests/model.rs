@@ -2,6 +2,7 @@
 
 mod common;
 
+use common::tiny::write_model;
 use mixlora::adapter::{Adapter, TARGETS};
 use mixlora::data::{Batch, Example};
 use mixlora::mixture::{ALL, MethodConfig, Pool, Units, find};
@@ -9,52 +10,12 @@ use mixlora::model::{Generation, Llama, Step, single_row};
 use mixlora::nn::{Choices, Pass};
 use mixlora::train::{Decay, Schedule, Session, TrainConfig};
 use mixlora::{Device, Stream, Tensor, no_grad};
-use safetensors::tensor::{Dtype, TensorView};
-use std::path::Path;
 
 const VOCAB: usize = 50;
 
-/// Writes the model; weights are small random numbers by name.
-fn write_model(dir: &Path) {
-    let (d, f, kv) = (64, 96, 32);
-    let mut shapes = vec![
-        ("model.embed_tokens.weight".to_string(), vec![VOCAB, d]),
-        ("model.norm.weight".into(), vec![d]),
-    ];
-    for i in 0..2 {
-        let name = |n: &str| format!("model.layers.{i}.{n}.weight");
-        shapes.extend([
-            (name("input_layernorm"), vec![d]),
-            (name("post_attention_layernorm"), vec![d]),
-            (name("self_attn.q_proj"), vec![d, d]),
-            (name("self_attn.k_proj"), vec![kv, d]),
-            (name("self_attn.v_proj"), vec![kv, d]),
-            (name("self_attn.o_proj"), vec![d, d]),
-            (name("mlp.gate_proj"), vec![f, d]),
-            (name("mlp.up_proj"), vec![f, d]),
-            (name("mlp.down_proj"), vec![d, f]),
-        ]);
-    }
-    let values: Vec<Vec<f32>> = shapes
-        .iter()
-        .map(|(n, s)| match n.contains("norm") {
-            true => vec![1.0; s.iter().product()],
-            false => Stream::new(1).named(n).normal_vec(s.iter().product(), 0.125),
-        })
-        .collect();
-    let views = shapes.iter().zip(&values).map(|((n, s), v)| {
-        (n.as_str(), TensorView::new(Dtype::F32, s.clone(), bytemuck::cast_slice(v)).unwrap())
-    });
-    std::fs::write(dir.join("model.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
-    let config = r#"{"model_type": "llama", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 50, "max_position_embeddings": 64,
-        "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": true}"#;
-    std::fs::write(dir.join("config.json"), config).unwrap();
-}
-
 fn model_on(device: &Device) -> Llama {
     let dir = tempfile::tempdir().unwrap();
-    write_model(dir.path());
+    write_model(dir.path(), VOCAB, 64);
     Llama::open(dir.path(), device, false).unwrap()
 }
 
@@ -175,6 +136,37 @@ fn training_twice_gives_the_same_bytes() {
 }
 
 #[test]
+fn recomputing_layers_changes_no_bit() {
+    for device in [Device::cpu()].into_iter().chain(common::gpu()) {
+        for name in ["mixlora-cond-gated", "mixlora-ffn", "smora", "lora"] {
+            let run = |recompute: bool| {
+                let mut s = session(name, &device, 3);
+                s.config.recompute = recompute;
+                let reports: Vec<_> = (0..3)
+                    .map(|i| {
+                        let r = s.step(&[batch(&device, Pool::PromptMask, &[i, i + 1])]).unwrap();
+                        (r.loss, r.aux_loss, r.grad_norm)
+                    })
+                    .collect();
+                (reports, s.adapter.to_safetensors().unwrap())
+            };
+            let (kept, again) = (run(false), run(true));
+            assert_eq!(kept.0, again.0, "{name} on {}", device.name());
+            assert!(kept.1 == again.1, "{name} on {}", device.name());
+        }
+    }
+    let peak = |recompute: bool| {
+        let cpu = Device::cpu();
+        let mut s = session("lora", &cpu, 1);
+        s.config.recompute = recompute;
+        cpu.memory().unwrap().reset_peak();
+        s.step(&[batch(&cpu, Pool::PromptMask, &[0, 1, 2, 3])]).unwrap();
+        cpu.memory().unwrap().peak()
+    };
+    assert!(peak(true) < peak(false), "{} {}", peak(true), peak(false));
+}
+
+#[test]
 fn micro_batches_give_the_step_of_one_batch() {
     let run = |device: &Device, groups: &[&[usize]]| {
         let mut s = session("mixlora-cond", device, 3);
@@ -219,7 +211,7 @@ fn what_does_not_fit_is_refused() {
     let cpu = Device::cpu();
     let dir = tempfile::tempdir().unwrap();
     assert!(Llama::open(dir.path(), &cpu, false).err().unwrap().to_string().contains("config.json"));
-    write_model(dir.path());
+    write_model(dir.path(), VOCAB, 64);
     let config = std::fs::read_to_string(dir.path().join("config.json")).unwrap();
     for (from, to, expected) in [
         ("\"llama\"", "\"mamba\"", "model_type 'mamba'"),

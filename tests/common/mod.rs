@@ -15,3 +15,4 @@ pub fn gpu() -> Option<Device> {
 }
 
 pub mod edit;
+pub mod tiny;

@@ -1,0 +1,204 @@
+//! Runs: resuming, stopping, crashes, damaged checkpoints, settings; in the library and by the command line.
+
+mod common;
+
+use common::tiny::{write_data, write_text_model};
+use mixlora::Device;
+use mixlora::model::Llama;
+use mixlora::train::{End, Observer, Parts, Run, RunConfig, Stop, StoredRun, TrainingData};
+use serde_json::json;
+use std::path::{Path, PathBuf};
+
+struct Place {
+    dir: tempfile::TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        write_text_model(&dir.path().join("model"));
+        write_data(&dir.path().join("data"), 20);
+        Place { dir }
+    }
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+    fn config(&self, method: &str, changes: &[(&str, serde_json::Value)]) -> RunConfig {
+        let mut layers = vec![(
+            "test".to_string(),
+            json!({
+                "model": self.path("model"), "data": self.path("data"), "method": method,
+                "train": { "steps": 20, "micro_batch": 2, "grad_accumulation": 2, "learning_rate": 1e-2 },
+            }),
+        )];
+        // Small enough for the tiny model.
+        for (key, value) in
+            [("r", 2.into()), ("num_factors", 4.into()), ("num_experts", 3.into()), ("top_k", json!(2))]
+        {
+            layers.push(("test".into(), RunConfig::setting(method, key, value).unwrap()));
+        }
+        for (key, value) in changes {
+            layers.push(("test".into(), RunConfig::setting(method, key, value.clone()).unwrap()));
+        }
+        RunConfig::layered(&layers).unwrap()
+    }
+    fn parts(&self, config: &RunConfig, device: &Device) -> Parts {
+        let text = config.text.open(Some(&config.model)).unwrap();
+        let data = TrainingData::open(config, &text).unwrap();
+        data.with(config, &text, Llama::open(&config.model, device, true).unwrap()).unwrap()
+    }
+}
+
+/// Collects what an observer is told.
+#[derive(Default)]
+struct Seen {
+    losses: Vec<f64>,
+    evals: Vec<(usize, f64, bool)>,
+    warnings: Vec<String>,
+}
+
+impl Observer for Seen {
+    fn step(&mut self, r: &mixlora::train::StepReport, _: &mixlora::train::Progress) {
+        self.losses.push(r.loss);
+    }
+    fn eval(&mut self, r: &mixlora::train::EvalReport) {
+        self.evals.push((r.step, r.loss, r.best));
+    }
+    fn warning(&mut self, text: &str) {
+        self.warnings.push(text.into());
+    }
+}
+
+fn adapter_bytes(dir: &Path) -> Vec<u8> {
+    let dir = mixlora::adapter::pointed(&dir.join("last")).unwrap();
+    std::fs::read(dir.join("adapter_model.safetensors")).unwrap()
+}
+
+#[test]
+fn ten_and_ten_steps_are_twenty() {
+    let place = Place::new();
+    for device in [Device::cpu()].into_iter().chain(common::gpu()) {
+        for method in ["mixlora-cond", "mixlora-cond-gated", "smora", "mixlora-ffn"] {
+            let changes = [("lora_dropout", json!(0.1)), ("bias_lr", json!(1e-2)), ("save_every", json!(7))];
+            let config = place.config(method, &changes);
+            let dirs =
+                ["whole", "again", "parts"].map(|n| place.path(&format!("{n}-{method}-{}", device.name())));
+            for dir in &dirs[..2] {
+                let mut run = Run::start(config.clone(), place.parts(&config, &device), Some(dir)).unwrap();
+                assert_eq!(run.go(&Stop::default(), &mut ()).unwrap(), End::Finished);
+            }
+            assert!(adapter_bytes(&dirs[0]) == adapter_bytes(&dirs[1]), "{method}: the same run twice");
+            let mut run = Run::start(config.clone(), place.parts(&config, &device), Some(&dirs[2])).unwrap();
+            assert_eq!(run.go(&Stop::at(Some(10)), &mut ()).unwrap(), End::Stopped);
+            drop(run);
+            let stored = StoredRun::open(&dirs[2]).unwrap();
+            let config = stored.config.clone();
+            let mut seen = Seen::default();
+            let mut run =
+                Run::resume(stored, config.clone(), place.parts(&config, &device), &mut seen).unwrap();
+            assert_eq!(run.state().step, 10);
+            assert_eq!(run.go(&Stop::default(), &mut seen).unwrap(), End::Finished);
+            assert_eq!(seen.losses.len(), 10);
+            assert!(adapter_bytes(&dirs[0]) == adapter_bytes(&dirs[2]), "{method} on {}", device.name());
+        }
+    }
+}
+
+#[test]
+fn the_best_step_is_kept_and_named() {
+    let place = Place::new();
+    let config =
+        place.config("lora", &[("eval_every", json!(2)), ("learning_rate", json!(0.3)), ("keep", json!(1))]);
+    let cpu = Device::cpu();
+    let (dir, mut seen) = (place.path("run"), Seen::default());
+    Run::start(config.clone(), place.parts(&config, &cpu), Some(&dir))
+        .unwrap()
+        .go(&Stop::default(), &mut seen)
+        .unwrap();
+    assert_eq!(seen.evals.len(), 10);
+    let best = seen.evals.iter().min_by(|a, b| a.1.total_cmp(&b.1)).unwrap().0;
+    assert!(best < 20, "{:?}", seen.evals);
+    let named = mixlora::adapter::pointed(&dir.join("best")).unwrap();
+    assert_eq!(named, dir.join(format!("step-{best:06}")));
+    assert_eq!(mixlora::adapter::locate(&dir).unwrap(), named);
+    assert_eq!(mixlora::adapter::locate(&dir.join("last")).unwrap(), dir.join("step-000020"));
+    let metrics = std::fs::read_to_string(dir.join("metrics.jsonl")).unwrap();
+    let kinds = |t: &str| metrics.lines().filter(|l| l.contains(&format!("\"t\":\"{t}\""))).count();
+    assert_eq!((kinds("run"), kinds("step"), kinds("eval")), (1, 20, 10));
+    assert!(std::fs::read_to_string(dir.join("loss.svg")).unwrap().starts_with("<svg"));
+}
+
+// e.4 row 51.
+#[test]
+fn a_resumed_run_keeps_what_it_must() {
+    let place = Place::new();
+    let config = place.config("lora", &[]);
+    let (cpu, dir) = (Device::cpu(), place.path("run"));
+    let start = |c: &RunConfig| Run::start(c.clone(), place.parts(c, &cpu), Some(&dir));
+    start(&config).unwrap().go(&Stop::at(Some(2)), &mut ()).unwrap();
+    let stored = StoredRun::open(&dir).unwrap();
+    let changes = stored
+        .changes(&place.config("lora", &[("learning_rate", json!(0.5)), ("steps", json!(30))]))
+        .unwrap();
+    assert_eq!(changes, ["train.learning_rate: 0.01 -> 0.5", "train.steps: 20 -> 30"]);
+    let e = stored
+        .changes(&place.config("lora", &[("r", json!(4)), ("seed", json!(1))]))
+        .unwrap_err()
+        .to_string();
+    assert!(e.contains("options.r: 2 -> 4; train.seed: 0 -> 1") && e.contains("train.learning_rate"), "{e}");
+    // Other data, another model.
+    write_data(&place.path("data"), 21);
+    let e =
+        Run::resume(stored, config.clone(), place.parts(&config, &cpu), &mut ()).err().unwrap().to_string();
+    assert!(e.contains("training data") && e.contains("fingerprint"), "{e}");
+    let e = start(&config).err().unwrap().to_string();
+    assert!(e.contains("already holds a run"), "{e}");
+}
+
+// e.4 row 46.
+#[test]
+fn a_diverging_run_stops_and_keeps_what_explains_it() {
+    let place = Place::new();
+    let config = place.config("lora", &[("learning_rate", json!(1e30)), ("max_grad_norm", json!(0.0))]);
+    let (cpu, dir) = (Device::cpu(), place.path("run"));
+    let mut run = Run::start(config.clone(), place.parts(&config, &cpu), Some(&dir)).unwrap();
+    let e = run.go(&Stop::default(), &mut ()).unwrap_err();
+    assert!(matches!(e, mixlora::Error::Diverged(_)), "{e}");
+    let text = e.to_string();
+    assert!(text.contains("step 2") && text.contains("layer 0") && text.contains("diverged"), "{text}");
+    let about = std::fs::read_to_string(dir.join("diverged/state.json")).unwrap();
+    assert!(about.contains("\"lines\""), "{about}");
+    let config = place.config("lora", &[("learning_rate", json!(1e30)), ("max_skipped", json!(50))]);
+    let mut seen = Seen::default();
+    let mut run = Run::start(config.clone(), place.parts(&config, &cpu), None).unwrap();
+    run.go(&Stop::default(), &mut seen).unwrap();
+    assert!(run.state().skipped > 0 && seen.warnings[0].contains("left out"), "{:?}", seen.warnings);
+    assert!(seen.evals.iter().all(|e| e.1.is_finite() || !e.2), "{:?}", seen.evals);
+}
+
+#[test]
+fn examples_without_a_prompt_are_refused_by_line() {
+    let place = Place::new();
+    let data = place.path("empty.jsonl");
+    std::fs::write(
+        &data,
+        "{\"prompt\": \"a\", \"completion\": \"b\"}\n{\"prompt\": \"\", \"completion\": \"b\"}\n",
+    )
+    .unwrap();
+    let cpu = Device::cpu();
+    for (method, pool, refused) in [
+        ("mixlora-cond", "prompt_mask", true),
+        ("mixlora-cond", "real", false),
+        ("lora", "prompt_mask", false),
+    ] {
+        let config = place.config(method, &[("pool", json!(pool)), ("data", json!(data))]);
+        let started =
+            Run::start(config.clone(), place.parts(&config, &cpu), None).err().map(|e| e.to_string());
+        assert_eq!(started.is_some(), refused, "{method} {pool}: {started:?}");
+        assert!(started.is_none_or(|e| e.contains("1 examples") && e.contains("lines 2")));
+    }
+    // Plain text routes on all of its positions.
+    std::fs::write(&data, "{\"text\": \"abc\"}\n").unwrap();
+    let config = place.config("mixlora-cond", &[("data", json!(data))]);
+    Run::start(config.clone(), place.parts(&config, &cpu), None).unwrap().step(&mut ()).unwrap().unwrap();
+}
