@@ -3,10 +3,10 @@
 mod common;
 
 use common::tiny::write_model;
-use mixlora::adapter::{Adapter, TARGETS};
+use mixlora::adapter::{Adapter, Conversation, TARGETS};
 use mixlora::data::{Batch, Example};
-use mixlora::mixture::{ALL, MethodConfig, Pool, Units, find};
-use mixlora::model::{Generation, Llama, Step, single_row};
+use mixlora::mixture::{ALL, DecodeRoute, MethodConfig, Pool, Units, find};
+use mixlora::model::{Llama, Step};
 use mixlora::nn::{Choices, Pass};
 use mixlora::train::{Decay, Schedule, Session, TrainConfig};
 use mixlora::{Device, Stream, Tensor, no_grad};
@@ -85,16 +85,91 @@ fn the_cache_gives_the_logits_of_the_whole_sequence() {
         model.logits(&model.forward(&t, &pass, Step::default())?)?.to_f32()
     })
     .unwrap();
-    let pass = |n| Pass::new(Units::instances(&cpu, 1, n).unwrap());
-    let mut g = Generation::prefill(&model, &ids[..4], &pass(4)).unwrap();
+    let mut c = Conversation::new(&model, None, None, 1);
+    c.push(&ids[..4]).unwrap();
     for (i, &id) in ids.iter().enumerate().skip(4) {
         let want = &whole[(i - 1) * VOCAB..i * VOCAB];
-        let worst = want.iter().zip(g.logits()).fold(0f32, |w, (a, b)| w.max((a - b).abs()));
+        let worst = want.iter().zip(c.logits(0)).fold(0f32, |w, (a, b)| w.max((a - b).abs()));
         assert!(worst < 1e-4, "position {i}: {worst}");
-        g.push(id, &single_row(&cpu).unwrap()).unwrap();
+        c.push(&[id]).unwrap();
     }
-    assert!(Generation::prefill(&model, &[1; 65], &pass(65)).is_err(), "longer than the context");
-    assert!(Generation::prefill(&model, &[], &pass(1)).is_err());
+    assert_eq!((c.len(), c.room()), (ids.len(), 64 - ids.len()));
+    assert!(Conversation::new(&model, None, None, 1).push(&[1; 65]).is_err(), "longer than the context");
+    assert!(Conversation::new(&model, None, None, 1).push(&[]).is_err());
+    assert!(Conversation::new(&model, None, None, 2).push(&[1; 3]).is_err());
+}
+
+/// What a prompt chooses in training, with its answer and padding behind it, it chooses alone in generation.
+#[test]
+fn prompts_route_in_generation_as_in_training() {
+    let cpu = Device::cpu();
+    let all = examples();
+    let (short, long) = (&all[1], &all[2]);
+    for pool in [Pool::PromptMask, Pool::Instr, Pool::LastToken] {
+        let mut model = model_on(&cpu);
+        let config = MethodConfig { pool, ..options("mixlora-cond-gated") };
+        let method = find("mixlora-cond-gated").unwrap();
+        let adapter = Adapter::attach(&mut model, method, &config, &targets(), Stream::new(3)).unwrap();
+        let record = Choices::record();
+        let b = Batch::new(&[short, long], pool, 0, &cpu).unwrap();
+        let pass = Pass::new(b.units.clone()).with_choices(record.clone());
+        no_grad(|| model.forward(&b.ids, &pass, Step { valid: Some(&b.valid), ..Step::default() })).unwrap();
+        let mut c = Conversation::new(&model, Some(&adapter), None, 1);
+        c.push(&short.ids[..short.prompt]).unwrap();
+        for (site, kept) in c.choices().all() {
+            let [l, p, g, k] = *record.get(&site).unwrap().dims() else { panic!() };
+            let trained = record.get(&site).unwrap().to_u32().unwrap();
+            let first: Vec<u32> =
+                (0..l * p).flat_map(|i| trained[i * g * k..i * g * k + k].iter().copied()).collect();
+            assert_eq!(kept.idx.to_u32().unwrap(), first, "{site} {pool:?}");
+        }
+        assert_eq!(c.choices().all().len(), 8);
+    }
+}
+
+#[test]
+fn a_batch_of_prompts_says_what_each_says_alone() {
+    let cpu = Device::cpu();
+    for (name, route) in [
+        ("mixlora-cond", DecodeRoute::FreezePrefill),
+        ("mixlora-cond", DecodeRoute::PerStep),
+        ("smora", DecodeRoute::FreezePrefill),
+    ] {
+        let mut s = session(name, &cpu, 2);
+        s.step(&[batch(&cpu, s_pool(name), &[0, 1, 2, 3])]).unwrap();
+        let prompts = [&examples()[0].ids[..7], &examples()[2].ids[..7]];
+        let mut both = Conversation::new(&s.model, Some(&s.adapter), Some(route), 2);
+        both.push(&prompts.concat()).unwrap();
+        both.push(&[3, 4]).unwrap();
+        both.push(&[5, 6, 7, 8]).unwrap();
+        for (row, tokens) in [(0, [3, 5, 6]), (1, [4, 7, 8])] {
+            let mut alone = Conversation::new(&s.model, Some(&s.adapter), Some(route), 1);
+            alone.push(prompts[row]).unwrap();
+            alone.push(&tokens[..1]).unwrap();
+            alone.push(&tokens[1..]).unwrap();
+            let worst =
+                alone.logits(0).iter().zip(both.logits(row)).fold(0f32, |w, (a, b)| w.max((a - b).abs()));
+            assert!(worst < 1e-4, "{name} {route:?} row {row}: {worst}");
+        }
+    }
+}
+
+#[test]
+fn decoding_keeps_or_renews_the_choice() {
+    let cpu = Device::cpu();
+    let mut s = session("mixlora-cond", &cpu, 4);
+    for _ in 0..4 {
+        s.step(&[batch(&cpu, Pool::PromptMask, &[0, 1, 2, 3])]).unwrap();
+    }
+    let logits = |route| {
+        let mut c = Conversation::new(&s.model, Some(&s.adapter), Some(route), 1);
+        c.push(&examples()[2].ids[..9]).unwrap();
+        (10..16).for_each(|t| c.push(&[t]).unwrap());
+        c.logits(0).to_vec()
+    };
+    assert_ne!(logits(DecodeRoute::FreezePrefill), logits(DecodeRoute::PerStep));
+    assert_eq!(options("vt-nlp").decode_route, DecodeRoute::PerStep);
+    assert_eq!(options("mixlora-cond").decode_route, DecodeRoute::FreezePrefill);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! A method on a model: one adapter for every targeted place, and how it is stored.
 
+mod conversation;
 mod locate;
 mod peft;
 
@@ -9,6 +10,7 @@ use crate::nn::{LinearAdapter, MlpAdapter, Param};
 use crate::{Error, Result, Stream};
 use std::sync::Arc;
 
+pub use conversation::Conversation;
 pub use locate::{BEST, LAST, STEP_PREFIX, locate, pointed};
 
 /// The linears of a decoder block that adapters can take.

@@ -26,6 +26,29 @@ pub enum GateScale {
     R,
 }
 
+/// What instance-routed methods do for tokens that are generated behind a prompt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DecodeRoute {
+    /// The choice of the prompt stays for the whole conversation.
+    FreezePrefill,
+    /// Every step routes on its own rows, as the released code does.
+    PerStep,
+}
+
+impl std::str::FromStr for DecodeRoute {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "freeze_prefill" => Ok(DecodeRoute::FreezePrefill),
+            "per_step" => Ok(DecodeRoute::PerStep),
+            _ => {
+                Err(Error::config("decode_route", format!("'{text}' is neither freeze_prefill nor per_step")))
+            }
+        }
+    }
+}
+
 /// Options of a method; each method reads those it has, and its defaults set them all.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -55,6 +78,8 @@ pub struct MethodConfig {
     pub gate_scale: GateScale,
     /// How an instance's rows are pooled for its router.
     pub pool: Pool,
+    /// How tokens behind the prompt are routed (methods that choose per instance).
+    pub decode_route: DecodeRoute,
     /// Coefficient of the load-balance loss.
     pub aux_loss_coef: f32,
     /// Step of the balancing bias per optimizer step.
@@ -78,6 +103,7 @@ impl Default for MethodConfig {
             gated: false,
             gate_scale: GateScale::R,
             pool: Pool::PromptMask,
+            decode_route: DecodeRoute::FreezePrefill,
             aux_loss_coef: 0.01,
             bias_lr: 1e-3,
             density: 0.25,

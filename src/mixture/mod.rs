@@ -11,7 +11,7 @@ mod spec;
 mod token;
 
 pub use crate::ops::{Selection, Units};
-pub use config::{CfsForm, GateScale, MethodConfig};
+pub use config::{CfsForm, DecodeRoute, GateScale, MethodConfig};
 pub use pooling::{Pool, Span};
 pub use spec::{Hook, LinearSite, MethodSpec, MlpSite, find};
 

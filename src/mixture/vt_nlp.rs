@@ -1,8 +1,8 @@
 //! `vt-nlp`: Conditional MixLoRA as its authors released it: the sum-product condition, pooling over every
-//! position with padding and answer, alpha = 2E.
+//! position with padding and answer, routing anew in every decoding step, alpha = 2E.
 
 use super::spec::{Hook, MethodSpec};
-use super::{CfsForm, MethodConfig, Pool, conditional, mixlora_cond};
+use super::{CfsForm, DecodeRoute, MethodConfig, Pool, conditional, mixlora_cond};
 
 pub(super) static SPEC: MethodSpec = MethodSpec {
     name: "vt-nlp",
@@ -13,6 +13,7 @@ pub(super) static SPEC: MethodSpec = MethodSpec {
     defaults: || MethodConfig {
         cfs_form: Some(CfsForm::SumProduct),
         pool: Pool::All,
+        decode_route: DecodeRoute::PerStep,
         lora_dropout: 0.05,
         ..MethodConfig::default()
     },

@@ -1,8 +1,7 @@
-//! Generation: prefill once, then token by token over the key/value cache.
+//! Generation: the prompt at once, then token by token over the key/value cache.
 
 use super::{KvCache, Llama, Step};
 use crate::nn::Pass;
-use crate::ops::Units;
 use crate::{Error, Result, Stream, Tensor, no_grad};
 
 /// How the next token is drawn from the logits.
@@ -58,10 +57,11 @@ impl Sampler {
             return (0..logits.len()).min_by(best).unwrap_or(0) as u32;
         }
         let mut order: Vec<usize> = (0..logits.len()).collect();
-        order.sort_unstable_by(best);
-        if o.top_k > 0 {
+        if o.top_k > 0 && o.top_k < order.len() {
+            order.select_nth_unstable_by(o.top_k - 1, best);
             order.truncate(o.top_k);
         }
+        order.sort_unstable_by(best);
         let top = logits[order[0]] as f64;
         let mut p: Vec<f64> =
             order.iter().map(|&i| ((logits[i] as f64 - top) / o.temperature as f64).exp()).collect();
@@ -84,66 +84,67 @@ impl Sampler {
     }
 }
 
-/// A sequence being generated.
+/// Sequences being generated together: one, or a batch of equally long ones.
 pub struct Generation<'a> {
     model: &'a Llama,
     cache: KvCache,
+    rows: usize,
     logits: Vec<f32>,
 }
 
 impl<'a> Generation<'a> {
-    /// Runs the prompt. `pass` decides what adapters do; its units must cover the prompt's rows.
-    ///
-    /// # Errors
-    /// The prompt is empty or longer than the model's context.
-    pub fn prefill(model: &'a Llama, prompt: &[u32], pass: &Pass) -> Result<Self> {
-        if prompt.is_empty() {
-            return Err(Error::config("prompt", "is empty"));
-        }
-        let mut g = Generation { model, cache: KvCache::default(), logits: Vec::new() };
-        g.run(prompt, pass)?;
-        Ok(g)
+    /// Sequences without a token yet.
+    pub fn new(model: &'a Llama, rows: usize) -> Self {
+        Generation { model, cache: KvCache::default(), rows, logits: Vec::new() }
     }
 
-    /// Logits of the next token.
-    pub fn logits(&self) -> &[f32] {
-        &self.logits
+    /// Runs tokens `[rows, n]`, which come behind those before. `pass` decides what adapters do; its units must cover
+    /// `rows * n` rows.
+    ///
+    /// # Errors
+    /// There are no tokens, they do not divide into the rows, or the model's context is full.
+    pub fn push(&mut self, tokens: &[u32], pass: &Pass) -> Result<()> {
+        let n = tokens.len() / self.rows.max(1);
+        if n == 0 || n * self.rows != tokens.len() {
+            let what = format!("{} tokens for {} sequences", tokens.len(), self.rows);
+            return Err(Error::config("prompt", what));
+        }
+        no_grad(|| {
+            let device = self.model.device();
+            let ids = Tensor::from_u32(device, &[self.rows, n], tokens)?;
+            let step = Step { cache: Some(&mut self.cache), ..Step::default() };
+            let hidden = self.model.forward(&ids, pass, step)?;
+            // Only the last positions have a next token to choose.
+            let last: Vec<u32> = (1..=self.rows).map(|r| (r * n - 1) as u32).collect();
+            let last = Tensor::from_u32(device, &[self.rows], &last)?;
+            let d = self.model.config().hidden_size;
+            let last = hidden.reshape(&[tokens.len(), d])?.gather_rows(&last)?;
+            self.logits = self.model.logits(&last)?.to_f32()?;
+            Ok(())
+        })
+    }
+
+    /// Logits of the next token of a sequence; empty before the first tokens.
+    pub fn logits(&self, row: usize) -> &[f32] {
+        let v = self.model.config().vocab_size;
+        self.logits.get(row * v..(row + 1) * v).unwrap_or(&[])
+    }
+    /// Where it runs.
+    pub fn device(&self) -> &crate::Device {
+        self.model.device()
     }
     /// Positions so far.
     pub fn len(&self) -> usize {
         self.cache.len()
     }
-    /// False: a generation starts with a prompt.
+    /// True before the first tokens.
     pub fn is_empty(&self) -> bool {
         self.cache.is_empty()
     }
-
-    /// Feeds a chosen token.
-    pub fn push(&mut self, token: u32, pass: &Pass) -> Result<()> {
-        self.run(&[token], pass)
+    /// Positions that are left.
+    pub fn room(&self) -> usize {
+        self.model.config().max_position_embeddings.saturating_sub(self.len())
     }
-
-    fn run(&mut self, tokens: &[u32], pass: &Pass) -> Result<()> {
-        no_grad(|| {
-            let ids = Tensor::from_u32(self.model.device(), &[1, tokens.len()], tokens)?;
-            let step = Step { cache: Some(&mut self.cache), ..Step::default() };
-            let hidden = self.model.forward(&ids, pass, step)?;
-            // Only the last position has a next token to choose.
-            let d = self.model.config().hidden_size;
-            let last = hidden.reshape(&[tokens.len(), d])?.gather_rows(&Tensor::from_u32(
-                self.model.device(),
-                &[1],
-                &[tokens.len() as u32 - 1],
-            )?)?;
-            self.logits = self.model.logits(&last)?.to_f32()?;
-            Ok(())
-        })
-    }
-}
-
-/// A pass over one row, for decoding steps of models without adapters or with token routing.
-pub fn single_row(device: &crate::Device) -> Result<Pass> {
-    Ok(Pass::new(Units::instances(device, 1, 1)?))
 }
 
 #[cfg(test)]

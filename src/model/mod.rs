@@ -9,6 +9,6 @@ mod llama;
 mod load;
 
 pub use config::{LlamaConfig, RopeScaling};
-pub use generate::{Generation, Sampler, Sampling, single_row};
+pub use generate::{Generation, Sampler, Sampling};
 pub use kv_cache::KvCache;
 pub use llama::{Llama, MlpSite, Site, Step};

@@ -1,5 +1,7 @@
 //! Training, step by step: nothing here prints, and the caller keeps control between steps.
 
+#[cfg(feature = "tokenizer")]
+mod answers;
 mod checkpoint;
 mod config;
 mod curve;
@@ -15,6 +17,8 @@ mod schedule;
 mod session;
 mod stored;
 
+#[cfg(feature = "tokenizer")]
+pub use answers::{Question, Questions, TaskScore, mean_exact_match};
 pub use checkpoint::State;
 pub use config::{DeviceOptions, RunConfig, TextOptions, TrainOptions, parse_bytes};
 pub use folder::RunFolder;
@@ -27,5 +31,5 @@ pub use parts::Parts;
 pub use parts::TrainingData;
 pub use run::{Run, Scorer};
 pub use schedule::{Decay, Schedule};
-pub use session::{Session, StepReport, StepTimes, TrainConfig};
+pub use session::{Session, StepReport, StepTimes, TrainConfig, loss_of};
 pub use stored::StoredRun;

@@ -5,7 +5,7 @@ use super::load::LoadCounter;
 use super::observe::{End, EvalReport, Observer, Progress, Stop};
 use super::parts::{Parts, check_prompts};
 use super::stored::StoredRun;
-use super::{MetricsLog, RunConfig, RunFolder, Session, StepReport, loss_curve};
+use super::{MetricsLog, RunConfig, RunFolder, Session, StepReport, loss_curve, loss_of};
 use crate::adapter::Adapter;
 use crate::data::{Batch, Dataset, Sampler, SamplerConfig};
 use crate::io::atomic;
@@ -308,7 +308,7 @@ impl Run {
         let all: Vec<usize> = (0..valid.examples.len()).collect();
         for ids in all.chunks(self.config.train.micro_batch) {
             let batch = self.batch(valid, ids)?;
-            sum += self.session.loss_of(&batch)?;
+            sum += loss_of(&self.session.model, &batch)?;
             trained += batch.trained;
         }
         let scores = match &self.scorer {

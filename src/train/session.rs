@@ -128,7 +128,7 @@ impl Session {
             let mut pass =
                 Pass::training(batch.units.clone(), stream.fork(i as u64)).with_choices(choices.clone());
             pass.valid = Some((batch.weights.clone(), batch.tokens));
-            let loss = self.loss(batch, &pass)?;
+            let loss = summed_loss(&self.model, batch, &pass, self.config.recompute)?;
             let aux = pass.take_aux();
             times.forward += clock.lap();
             let mut roots = vec![(&loss, Tensor::full(loss.device(), loss.dims(), 1.0)?)];
@@ -202,23 +202,23 @@ impl Session {
         Ok("; all states of the forward pass are finite, so it is the loss or the backward pass".into())
     }
 
-    /// Sum of the cross-entropy over the trained tokens of a batch.
-    fn loss(&self, batch: &Batch, pass: &Pass) -> Result<Tensor> {
-        let step = Step { valid: Some(&batch.valid), recompute: self.config.recompute, ..Step::default() };
-        let hidden = self.model.forward(&batch.ids, pass, step)?;
-        let rows = hidden.reshape(&[batch.targets.len(), self.model.config().hidden_size])?;
-        rows.head_loss(self.model.head(), &batch.targets)
-    }
-
     /// Mean cross-entropy over batches, without training.
     pub fn evaluate(&self, batches: &[Batch]) -> Result<f64> {
         let trained: usize = batches.iter().map(|b| b.trained).sum();
-        let sum = batches.iter().map(|b| self.loss_of(b)).sum::<Result<f64>>()?;
+        let sum = batches.iter().map(|b| loss_of(&self.model, b)).sum::<Result<f64>>()?;
         Ok(sum / trained.max(1) as f64)
     }
+}
 
-    /// Sum of the cross-entropy over the trained tokens of a batch, without training.
-    pub fn loss_of(&self, batch: &Batch) -> Result<f64> {
-        no_grad(|| self.loss(batch, &Pass::new(batch.units.clone())))?.item()
-    }
+/// Sum of the cross-entropy over the trained tokens of a batch.
+fn summed_loss(model: &Llama, batch: &Batch, pass: &Pass, recompute: bool) -> Result<Tensor> {
+    let step = Step { valid: Some(&batch.valid), recompute, ..Step::default() };
+    let hidden = model.forward(&batch.ids, pass, step)?;
+    let rows = hidden.reshape(&[batch.targets.len(), model.config().hidden_size])?;
+    rows.head_loss(model.head(), &batch.targets)
+}
+
+/// Sum of the cross-entropy over the trained tokens of a batch, without training.
+pub fn loss_of(model: &Llama, batch: &Batch) -> Result<f64> {
+    no_grad(|| summed_loss(model, batch, &Pass::new(batch.units.clone()), false))?.item()
 }

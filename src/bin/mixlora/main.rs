@@ -10,8 +10,12 @@ mod data_stats;
 mod data_text;
 mod doctor;
 #[cfg(feature = "tokenizer")]
+mod eval;
+#[cfg(feature = "tokenizer")]
 mod generate;
 mod methods;
+#[cfg(feature = "tokenizer")]
+mod model_args;
 mod ops_list;
 mod ops_test;
 mod out;
@@ -19,6 +23,8 @@ mod out;
 mod settings;
 #[cfg(feature = "tokenizer")]
 mod signals;
+#[cfg(feature = "tokenizer")]
+mod streaming;
 #[cfg(feature = "tokenizer")]
 mod train;
 mod verify;
@@ -56,6 +62,9 @@ enum Command {
     /// Let a model, with or without an adapter, answer a prompt.
     #[cfg(feature = "tokenizer")]
     Generate(generate::Args),
+    /// Measure loss, perplexity and exact match on data.
+    #[cfg(feature = "tokenizer")]
+    Eval(eval::Args),
     /// List the methods: what they train, and what their routers learn from.
     Methods(methods::Args),
     /// Replay reference files: an adapted layer, forward and backward, against stored values.
@@ -168,6 +177,8 @@ fn main() -> ExitCode {
         Command::Train(args) => train::run(&args),
         #[cfg(feature = "tokenizer")]
         Command::Generate(args) => generate::run(&args),
+        #[cfg(feature = "tokenizer")]
+        Command::Eval(args) => eval::run(&args),
         Command::Methods(args) => methods::run(&args),
         Command::Verify(args) => verify::run(&args),
     };

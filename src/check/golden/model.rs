@@ -1,11 +1,11 @@
 //! Files of whole-model kinds: logits with hidden-state probes, greedy text, training trajectories.
 
 use super::{Measured, Replay};
-use crate::adapter::{Adapter, TARGETS};
+use crate::adapter::{Adapter, Conversation, TARGETS};
 use crate::data::Batch;
 use crate::io::Checkpoint;
 use crate::mixture::{CfsForm, MethodConfig, Pool, Span, find};
-use crate::model::{Generation, Llama, Step, single_row};
+use crate::model::{Llama, Step};
 use crate::nn::{Choices, Pass};
 use crate::ops::Units;
 use crate::train::{Decay, Schedule, Session, TrainConfig};
@@ -141,16 +141,15 @@ pub(super) fn replay_greedy(path: &Path, model: &Llama) -> Result<Replay> {
     let file: Greedy = serde_json::from_str(&text).map_err(|e| Error::file(path, e.to_string()))?;
     let (mut differ, mut total) = (0, 0);
     for item in &file.items {
-        let units = Units::instances(model.device(), 1, item.prompt_ids.len())?;
-        let mut g = Generation::prefill(model, &item.prompt_ids, &Pass::new(units))?;
-        let step = single_row(model.device())?;
+        let mut c = Conversation::new(model, None, None, 1);
+        c.push(&item.prompt_ids)?;
         for &want in &item.continuation_ids {
-            let best = g.logits().iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1).then(b.0.cmp(&a.0)));
+            let best = c.logits(0).iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1).then(b.0.cmp(&a.0)));
             let got = best.map_or(0, |(i, _)| i as u32);
             differ += usize::from(got != want);
             total += 1;
             // The stored token goes in, so that one difference is counted once.
-            g.push(want, &step)?;
+            c.push(&[want])?;
         }
     }
     let share = differ as f64 / total.max(1) as f64;

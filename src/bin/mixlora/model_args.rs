@@ -1,0 +1,109 @@
+//! Options that the commands which use a model share: model, adapter, device, sampling; and text as it streams.
+
+use crate::{Failure, open_device};
+use mixlora::adapter::{Adapter, Conversation};
+use mixlora::mixture::DecodeRoute;
+use mixlora::model::{Llama, Sampler, Sampling};
+use mixlora::text::ModelText;
+use mixlora::train::{DeviceOptions, TextOptions};
+use std::path::PathBuf;
+
+#[derive(clap::Args)]
+pub struct DeviceArgs {
+    /// cpu, gpu, auto, or part of an adapter's name.
+    #[arg(long, default_value = "cpu")]
+    device: String,
+    /// Threads of the CPU device; by default one per core.
+    #[arg(long)]
+    threads: Option<usize>,
+    /// Bytes that the device may hold, for example 6GiB.
+    #[arg(long, value_name = "SIZE")]
+    memory_budget: Option<String>,
+}
+
+impl DeviceArgs {
+    pub fn open(&self) -> Result<mixlora::Device, Failure> {
+        open_device(&DeviceOptions {
+            name: self.device.clone(),
+            threads: self.threads,
+            memory_budget: self.memory_budget.clone(),
+            ..DeviceOptions::default()
+        })
+    }
+}
+
+#[derive(clap::Args)]
+pub struct ModelArgs {
+    /// A .gguf file, or a Hugging Face directory.
+    #[arg(long)]
+    pub model: PathBuf,
+    /// An adapter directory, or the folder of a training run (its best checkpoint is taken).
+    #[arg(long)]
+    pub adapter: Option<PathBuf>,
+    /// A built-in template (chatml) or a Jinja file, instead of the model's.
+    #[arg(long)]
+    template: Option<String>,
+    /// How generated tokens are routed: freeze_prefill or per_step; the adapter's own where it is not given.
+    #[arg(long, value_name = "ROUTE")]
+    decode_route: Option<DecodeRoute>,
+    /// Turn quantised weights into f32: more memory, faster prompts.
+    #[arg(long)]
+    dequantise: bool,
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
+/// A model ready to be used.
+pub struct Opened {
+    pub text: ModelText,
+    pub model: Llama,
+    pub adapter: Option<Adapter>,
+    route: Option<DecodeRoute>,
+}
+
+impl ModelArgs {
+    pub fn open(&self) -> Result<Opened, Failure> {
+        let device = self.device.open()?;
+        let options = TextOptions { template: self.template.clone(), ..TextOptions::default() };
+        let text = options.open(Some(&self.model))?;
+        let mut model = Llama::open(&self.model, &device, self.dequantise)?;
+        text.tokenizer.check_rows(model.config().vocab_size)?;
+        let adapter = self.adapter.as_deref().map(|dir| Adapter::load(dir, &mut model)).transpose()?;
+        Ok(Opened { text, model, adapter, route: self.decode_route })
+    }
+}
+
+impl Opened {
+    /// A conversation at its start.
+    pub fn conversation(&self) -> Conversation<'_> {
+        Conversation::new(&self.model, self.adapter.as_ref(), self.route, 1)
+    }
+}
+
+#[derive(clap::Args)]
+pub struct SamplingArgs {
+    /// Tokens at most.
+    #[arg(long, default_value_t = 256)]
+    pub max_tokens: usize,
+    /// 0 always takes the most likely token.
+    #[arg(long, default_value_t = 0.0)]
+    temperature: f32,
+    /// Only this many most likely tokens; 0 for all.
+    #[arg(long, default_value_t = 0)]
+    top_k: usize,
+    /// Only the most likely tokens that add up to this probability.
+    #[arg(long, default_value_t = 1.0)]
+    top_p: f32,
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Stop before this text; may be given several times.
+    #[arg(long)]
+    pub stop: Vec<String>,
+}
+
+impl SamplingArgs {
+    pub fn sampler(&self) -> Result<Sampler, Failure> {
+        let (temperature, top_k, top_p, seed) = (self.temperature, self.top_k, self.top_p, self.seed);
+        Ok(Sampler::new(Sampling { temperature, top_k, top_p, seed })?)
+    }
+}

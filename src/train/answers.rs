@@ -1,0 +1,176 @@
+//! Exact match: questions with short answers, answered by generating.
+
+use crate::adapter::{Adapter, Conversation};
+use crate::data::{Body, Sample};
+use crate::model::{Llama, Sampler, Sampling};
+use crate::text::{Message, ModelText, Role};
+use crate::{Error, Result};
+use std::collections::BTreeMap;
+
+/// Tokens that an answer may have beyond its reference: what is longer cannot be equal.
+const SLACK: usize = 4;
+/// Questions that are answered together, so that weights are read once for many rows.
+const TOGETHER: usize = 16;
+
+/// A prompt with the answer that is wanted.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Question {
+    pub task: String,
+    /// What was asked, for people.
+    pub shown: String,
+    pub reference: String,
+    ids: Vec<u32>,
+    reference_tokens: usize,
+}
+
+/// Questions of a file, encoded once and answered by one model or several.
+pub struct Questions<'a> {
+    text: &'a ModelText,
+    pub list: Vec<Question>,
+}
+
+/// Right answers of a task.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct TaskScore {
+    pub task: String,
+    pub right: usize,
+    pub questions: usize,
+    /// Questions that the commonest reference would answer.
+    pub commonest: usize,
+}
+
+impl TaskScore {
+    /// Share of right answers, 0 to 1.
+    pub fn exact_match(&self) -> f64 {
+        self.right as f64 / self.questions.max(1) as f64
+    }
+}
+
+impl<'a> Questions<'a> {
+    /// The samples whose last turn is the assistant's, or that have a completion, and whose answer has at most
+    /// `max_tokens` tokens; plain text has no answer. The prompt is all before that turn.
+    ///
+    /// # Errors
+    /// The template or the tokenizer fails on a sample; its line is named.
+    pub fn new(text: &'a ModelText, samples: &[Sample], max_tokens: usize) -> Result<Self> {
+        let mut list = Vec::new();
+        for sample in samples {
+            let at = |e: Error| Error::config(format!("line {}", sample.line), e.to_string());
+            let (prompt, shown, reference) = match &sample.body {
+                Body::Text(_) => continue,
+                Body::Completion { prompt, completion } => {
+                    (prompt.clone(), prompt.clone(), completion.clone())
+                }
+                Body::Messages(messages) => match messages.split_last() {
+                    Some((last, before)) if last.role == Role::Assistant => {
+                        (render(text, before).map_err(at)?, shown(before), last.content.clone())
+                    }
+                    _ => continue,
+                },
+            };
+            let mut ids = text.tokenizer.encode(&prompt, true).map_err(at)?;
+            let start = text.tokenizer.bos().filter(|_| text.tokenizer.add_bos());
+            if let Some(bos) = start.filter(|bos| ids.first() != Some(bos)) {
+                ids.insert(0, bos);
+            }
+            let reference_tokens = text.tokenizer.encode(&reference, false).map_err(at)?.len();
+            if ids.is_empty() || reference_tokens > max_tokens {
+                continue;
+            }
+            let task = sample.task.clone().unwrap_or_else(|| "-".into());
+            list.push(Question { task, shown, reference, ids, reference_tokens });
+        }
+        Ok(Questions { text, list })
+    }
+
+    /// The most likely answer to each question, token by token, in batches of prompts of one length. `progress` is
+    /// told how many are answered, and asked whether to go on: false stops with the answers so far.
+    ///
+    /// # Errors
+    /// A prompt is longer than the model's context, or the device fails.
+    pub fn answer(
+        &self,
+        model: &Llama,
+        adapter: Option<&Adapter>,
+        progress: &mut dyn FnMut(usize) -> bool,
+    ) -> Result<Vec<Option<String>>> {
+        let mut by_length: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        for (i, q) in self.list.iter().enumerate() {
+            by_length.entry(q.ids.len()).or_default().push(i);
+        }
+        let mut answers = vec![None; self.list.len()];
+        let mut done = 0;
+        for group in by_length.values().flat_map(|g| g.chunks(TOGETHER)) {
+            for (&i, answer) in group.iter().zip(self.answer_group(model, adapter, group)?) {
+                answers[i] = Some(answer);
+            }
+            done += group.len();
+            if !progress(done) {
+                break;
+            }
+        }
+        Ok(answers)
+    }
+
+    fn answer_group(&self, model: &Llama, adapter: Option<&Adapter>, group: &[usize]) -> Result<Vec<String>> {
+        let tokenizer = &self.text.tokenizer;
+        let ends = tokenizer.end_tokens();
+        let questions: Vec<&Question> = group.iter().map(|&i| &self.list[i]).collect();
+        let longest = questions.iter().map(|q| q.reference_tokens).max().unwrap_or(0) + SLACK;
+        let mut conversation = Conversation::new(model, adapter, None, group.len());
+        let prompts: Vec<u32> = questions.iter().flat_map(|q| q.ids.iter().copied()).collect();
+        conversation.push(&prompts)?;
+        let mut greedy = Sampler::new(Sampling::default())?;
+        let mut said: Vec<Vec<u32>> = vec![Vec::new(); group.len()];
+        let mut ended = vec![false; group.len()];
+        for _ in 0..longest.min(conversation.room()) {
+            let next: Vec<u32> = (0..group.len()).map(|row| greedy.next(conversation.logits(row))).collect();
+            for (row, token) in next.iter().enumerate() {
+                ended[row] |= ends.contains(token);
+                if !ended[row] {
+                    said[row].push(*token);
+                }
+            }
+            if ended.iter().all(|e| *e) || conversation.room() == 0 {
+                break;
+            }
+            // Rows that have ended go on in silence: nothing is lost but their share of the work.
+            conversation.push(&next)?;
+        }
+        Ok(said.iter().map(|ids| tokenizer.decode(ids, true)).collect())
+    }
+
+    /// Right answers by task, in the order of their names: equal to the reference but for white space around.
+    pub fn score(&self, answers: &[Option<String>]) -> Vec<TaskScore> {
+        let mut tasks: BTreeMap<&str, (usize, usize, BTreeMap<&str, usize>)> = BTreeMap::new();
+        for (q, answer) in self.list.iter().zip(answers) {
+            let Some(answer) = answer else { continue };
+            let (right, n, references) = tasks.entry(&q.task).or_default();
+            *right += usize::from(answer.trim() == q.reference.trim());
+            *n += 1;
+            *references.entry(q.reference.trim()).or_default() += 1;
+        }
+        let score =
+            |(task, (right, questions, references)): (&str, (usize, usize, BTreeMap<&str, usize>))| {
+                let commonest = references.values().max().copied().unwrap_or(0);
+                TaskScore { task: task.into(), right, questions, commonest }
+            };
+        tasks.into_iter().map(score).collect()
+    }
+}
+
+/// Mean of the tasks' exact match: every task counts the same.
+pub fn mean_exact_match(scores: &[TaskScore]) -> f64 {
+    scores.iter().map(TaskScore::exact_match).sum::<f64>() / scores.len().max(1) as f64
+}
+
+fn render(text: &ModelText, messages: &[Message]) -> Result<String> {
+    let no = "the model has no chat template; name one, for example --template chatml";
+    let template = text.template.as_ref().ok_or_else(|| Error::config("template", no))?;
+    text.tokenizer.render(template, messages, true)
+}
+
+/// The last thing that the user said.
+fn shown(messages: &[Message]) -> String {
+    messages.iter().rfind(|m| m.role == Role::User).map_or_else(String::new, |m| m.content.clone())
+}
