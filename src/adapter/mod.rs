@@ -3,6 +3,7 @@
 mod conversation;
 mod locate;
 mod peft;
+mod plain;
 
 use crate::mixture::{Hook, LinearSite, MethodConfig, MethodSpec, MlpSite};
 use crate::model::Llama;

@@ -22,6 +22,17 @@ trait Source {
     fn values(&self, name: &str) -> Result<Vec<f32>>;
 }
 
+/// The configuration of a model: a `.gguf` file, or a directory with `config.json`. Weights are not looked at.
+///
+/// # Errors
+/// The path holds no supported model.
+pub fn model_config(path: &Path) -> Result<LlamaConfig> {
+    match path.is_dir() {
+        true => hf_config(path),
+        false => gguf_config(&GgufFile::open(path)?),
+    }
+}
+
 impl Llama {
     /// Reads a model: a `.gguf` file, or a directory with `config.json` and safetensors.
     ///
@@ -140,34 +151,48 @@ fn gguf_config(file: &GgufFile) -> Result<LlamaConfig> {
     .map_err(|e| Error::file(file.path(), e.to_string()))
 }
 
-impl GgufSource<'_> {
-    /// The name that llama.cpp gives a tensor.
-    fn name(&self, name: &str) -> String {
-        let fixed = match name {
-            "model.embed_tokens.weight" => Some("token_embd.weight"),
-            "model.norm.weight" => Some("output_norm.weight"),
-            "lm_head.weight" => Some("output.weight"),
-            _ => None,
-        };
-        if let Some(fixed) = fixed {
-            return fixed.into();
-        }
-        let mut out = name.replacen("model.layers.", "blk.", 1);
-        for (from, to) in [
-            ("self_attn.q_proj", "attn_q"),
-            ("self_attn.k_proj", "attn_k"),
-            ("self_attn.v_proj", "attn_v"),
-            ("self_attn.o_proj", "attn_output"),
-            ("mlp.gate_proj", "ffn_gate"),
-            ("mlp.up_proj", "ffn_up"),
-            ("mlp.down_proj", "ffn_down"),
-            ("input_layernorm", "attn_norm"),
-            ("post_attention_layernorm", "ffn_norm"),
-        ] {
-            out = out.replace(from, to);
-        }
-        out
+/// The name that llama.cpp gives a tensor.
+pub(crate) fn gguf_name(name: &str) -> String {
+    let fixed = match name {
+        "model.embed_tokens.weight" => Some("token_embd.weight"),
+        "model.norm.weight" => Some("output_norm.weight"),
+        "lm_head.weight" => Some("output.weight"),
+        _ => None,
+    };
+    if let Some(fixed) = fixed {
+        return fixed.into();
     }
+    let mut out = name.replacen("model.layers.", "blk.", 1);
+    for (from, to) in [
+        ("self_attn.q_proj", "attn_q"),
+        ("self_attn.k_proj", "attn_k"),
+        ("self_attn.v_proj", "attn_v"),
+        ("self_attn.o_proj", "attn_output"),
+        ("mlp.gate_proj", "ffn_gate"),
+        ("mlp.up_proj", "ffn_up"),
+        ("mlp.down_proj", "ffn_down"),
+        ("input_layernorm", "attn_norm"),
+        ("post_attention_layernorm", "ffn_norm"),
+    ] {
+        out = out.replace(from, to);
+    }
+    out
+}
+
+/// Whether the rows of a tensor stand in another order in GGUF files: llama.cpp interleaves the halves of each q and
+/// k head of the llama architecture; Hugging Face's order has the first halves of all pairs, then the second ones.
+fn permuted(config: &LlamaConfig, name: &str) -> bool {
+    (name.contains("q_proj") || name.contains("k_proj")) && config.model_type == "llama"
+}
+
+/// Hugging Face's row that stands at row `at` of a GGUF file's tensor.
+pub(crate) fn gguf_row(config: &LlamaConfig, name: &str, at: usize) -> usize {
+    if !permuted(config, name) {
+        return at;
+    }
+    let (hd, half) = (config.head_dim, config.head_dim / 2);
+    let (head, i, s) = (at / hd, at % hd / 2, at % 2);
+    head * hd + s * half + i
 }
 
 impl Source for GgufSource<'_> {
@@ -178,23 +203,20 @@ impl Source for GgufSource<'_> {
         &self.config
     }
     fn has(&self, name: &str) -> bool {
-        self.file.tensors().contains_key(&self.name(name))
+        self.file.tensors().contains_key(&gguf_name(name))
     }
     fn weight(&self, name: &str, device: &Device) -> Result<Weight> {
-        // llama.cpp interleaves the halves of each q and k head of the llama architecture; Hugging Face's order
-        // has the first halves of all pairs, then the second ones.
-        let permuted = name.contains("q_proj") || name.contains("k_proj");
-        if permuted && self.config.model_type == "llama" {
+        if permuted(&self.config, name) {
             let (hd, half) = (self.config.head_dim, self.config.head_dim / 2);
-            return self.file.weight_rows(&self.name(name), device, |row| {
+            return self.file.weight_rows(&gguf_name(name), device, |row| {
                 let (head, s, i) = (row / hd, row % hd / half, row % half);
                 head * hd + 2 * i + s
             });
         }
-        self.file.weight(&self.name(name), device)
+        self.file.weight(&gguf_name(name), device)
     }
     fn values(&self, name: &str) -> Result<Vec<f32>> {
-        self.file.values_f32(&self.name(name))
+        self.file.values_f32(&gguf_name(name))
     }
 }
 
@@ -223,38 +245,39 @@ struct HfConfig {
     attention_bias: Option<bool>,
 }
 
+fn hf_config(dir: &Path) -> Result<LlamaConfig> {
+    let path = dir.join("config.json");
+    let text =
+        std::fs::read_to_string(&path).map_err(|e| Error::file(&path, format!("cannot be read: {e}")))?;
+    let c: HfConfig = serde_json::from_str(&text).map_err(|e| Error::file(&path, e.to_string()))?;
+    if !SUPPORTED.contains(&c.model_type.as_str()) {
+        let what =
+            format!("model_type '{}' is not supported; supported are {}", c.model_type, SUPPORTED.join(", "));
+        return Err(Error::file(&path, what));
+    }
+    LlamaConfig {
+        hidden_size: c.hidden_size,
+        intermediate_size: c.intermediate_size,
+        num_hidden_layers: c.num_hidden_layers,
+        num_attention_heads: c.num_attention_heads,
+        num_key_value_heads: c.num_key_value_heads.unwrap_or(c.num_attention_heads),
+        head_dim: c.head_dim.unwrap_or(c.hidden_size / c.num_attention_heads.max(1)),
+        vocab_size: c.vocab_size,
+        max_position_embeddings: c.max_position_embeddings,
+        rms_norm_eps: c.rms_norm_eps,
+        rope_theta: c.rope_theta.unwrap_or(10_000.0),
+        rope_scaling: rope_scaling(&path, c.rope_scaling)?,
+        tie_word_embeddings: c.tie_word_embeddings,
+        attention_bias: c.attention_bias.unwrap_or(c.model_type == "qwen2"),
+        model_type: c.model_type,
+    }
+    .check()
+    .map_err(|e| Error::file(&path, e.to_string()))
+}
+
 impl HfSource {
     fn open(dir: &Path) -> Result<Self> {
-        let path = dir.join("config.json");
-        let text =
-            std::fs::read_to_string(&path).map_err(|e| Error::file(&path, format!("cannot be read: {e}")))?;
-        let c: HfConfig = serde_json::from_str(&text).map_err(|e| Error::file(&path, e.to_string()))?;
-        if !SUPPORTED.contains(&c.model_type.as_str()) {
-            let what = format!(
-                "model_type '{}' is not supported; supported are {}",
-                c.model_type,
-                SUPPORTED.join(", ")
-            );
-            return Err(Error::file(&path, what));
-        }
-        let config = LlamaConfig {
-            hidden_size: c.hidden_size,
-            intermediate_size: c.intermediate_size,
-            num_hidden_layers: c.num_hidden_layers,
-            num_attention_heads: c.num_attention_heads,
-            num_key_value_heads: c.num_key_value_heads.unwrap_or(c.num_attention_heads),
-            head_dim: c.head_dim.unwrap_or(c.hidden_size / c.num_attention_heads.max(1)),
-            vocab_size: c.vocab_size,
-            max_position_embeddings: c.max_position_embeddings,
-            rms_norm_eps: c.rms_norm_eps,
-            rope_theta: c.rope_theta.unwrap_or(10_000.0),
-            rope_scaling: rope_scaling(&path, c.rope_scaling)?,
-            tie_word_embeddings: c.tie_word_embeddings,
-            attention_bias: c.attention_bias.unwrap_or(c.model_type == "qwen2"),
-            model_type: c.model_type,
-        }
-        .check()
-        .map_err(|e| Error::file(&path, e.to_string()))?;
+        let config = hf_config(dir)?;
         Ok(HfSource { checkpoint: Checkpoint::open(dir)?, config })
     }
 }

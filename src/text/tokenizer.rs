@@ -166,6 +166,20 @@ impl Tokenizer {
         Ok(Tokenizer { kind, size, bos, eos, pad, add_bos, add_eos })
     }
 
+    /// As the text of a `tokenizer.json`; none for a SentencePiece vocabulary, which that format cannot say in the
+    /// same way.
+    ///
+    /// # Errors
+    /// The library refuses.
+    pub fn to_json(&self) -> Result<Option<String>> {
+        match &self.kind {
+            Kind::Spm(_) => Ok(None),
+            Kind::Library(library, _) => {
+                library.to_string(true).map(Some).map_err(|e| Error::config("tokenizer.json", e.to_string()))
+            }
+        }
+    }
+
     /// Tokens of a text. With `special`, control tokens written in the text are matched; without, their text is
     /// plain text. Nothing is put before or behind.
     pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>> {

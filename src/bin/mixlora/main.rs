@@ -1,6 +1,10 @@
 //! The command line program: one file per subcommand. Results go to stdout, progress to stderr.
 
 #[cfg(feature = "tokenizer")]
+mod chat;
+#[cfg(feature = "tokenizer")]
+mod config;
+#[cfg(feature = "tokenizer")]
 mod data_check;
 #[cfg(feature = "tokenizer")]
 mod data_show;
@@ -12,13 +16,21 @@ mod doctor;
 #[cfg(feature = "tokenizer")]
 mod eval;
 #[cfg(feature = "tokenizer")]
+mod export;
+#[cfg(feature = "tokenizer")]
 mod generate;
+mod inspect;
+#[cfg(feature = "tokenizer")]
+mod merge;
 mod methods;
 #[cfg(feature = "tokenizer")]
 mod model_args;
 mod ops_list;
 mod ops_test;
 mod out;
+mod plot;
+#[cfg(feature = "tokenizer")]
+mod quickstart;
 #[cfg(feature = "tokenizer")]
 mod settings;
 #[cfg(feature = "tokenizer")]
@@ -47,6 +59,9 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Fine-tune a real model on a bundled set, and show what it learned.
+    #[cfg(feature = "tokenizer")]
+    Quickstart(quickstart::Args),
     /// Show the machine's devices, and test that they compute the right numbers.
     Doctor(doctor::Args),
     /// List the operations, or test them.
@@ -62,9 +77,26 @@ enum Command {
     /// Let a model, with or without an adapter, answer a prompt.
     #[cfg(feature = "tokenizer")]
     Generate(generate::Args),
+    /// Talk with a model, with or without an adapter.
+    #[cfg(feature = "tokenizer")]
+    Chat(chat::Args),
     /// Measure loss, perplexity and exact match on data.
     #[cfg(feature = "tokenizer")]
     Eval(eval::Args),
+    /// Add a plain LoRA to the weights of its model.
+    #[cfg(feature = "tokenizer")]
+    Merge(merge::Args),
+    /// Write a plain LoRA for other programs.
+    #[cfg(feature = "tokenizer")]
+    Export(export::Args),
+    /// Say what a model or adapter file holds.
+    Inspect(inspect::Args),
+    /// Draw the loss curve of a run.
+    Plot(plot::Args),
+    /// Print or check settings of a run.
+    #[cfg(feature = "tokenizer")]
+    #[command(subcommand)]
+    Config(config::Config),
     /// List the methods: what they train, and what their routers learn from.
     Methods(methods::Args),
     /// Replay reference files: an adapted layer, forward and backward, against stored values.
@@ -164,6 +196,8 @@ fn open_device(options: &mixlora::train::DeviceOptions) -> Result<mixlora::Devic
 
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
+        #[cfg(feature = "tokenizer")]
+        Command::Quickstart(args) => quickstart::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Ops(Ops::List(args)) => ops_list::run(&args),
         Command::Ops(Ops::Test(args)) => ops_test::run(&args),
@@ -178,7 +212,17 @@ fn main() -> ExitCode {
         #[cfg(feature = "tokenizer")]
         Command::Generate(args) => generate::run(&args),
         #[cfg(feature = "tokenizer")]
+        Command::Chat(args) => chat::run(&args),
+        #[cfg(feature = "tokenizer")]
         Command::Eval(args) => eval::run(&args),
+        #[cfg(feature = "tokenizer")]
+        Command::Merge(args) => merge::run(&args),
+        #[cfg(feature = "tokenizer")]
+        Command::Export(args) => export::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Plot(args) => plot::run(&args),
+        #[cfg(feature = "tokenizer")]
+        Command::Config(command) => config::run(&command),
         Command::Methods(args) => methods::run(&args),
         Command::Verify(args) => verify::run(&args),
     };

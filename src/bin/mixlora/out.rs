@@ -20,6 +20,12 @@ pub fn note(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
+/// Asks on stderr.
+pub fn prompt(text: &str) {
+    let mut err = std::io::stderr();
+    let _ = write!(err, "{text}").and_then(|()| err.flush());
+}
+
 /// Shows on stderr what is being done, when a person watches.
 pub fn progress(line: &str) {
     if std::io::stderr().is_terminal() {

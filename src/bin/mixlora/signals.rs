@@ -1,10 +1,10 @@
-//! Ctrl-C and SIGTERM: the first asks the run to stop, the second ends the process.
+//! Ctrl-C and SIGTERM.
 
 use mixlora::train::Stop;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag::{register, register_conditional_shutdown, register_usize};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
 /// Which signal came.
 pub struct Received(Arc<AtomicUsize>);
@@ -16,7 +16,7 @@ impl Received {
     }
 }
 
-/// A stop that is asked for by a signal, or at a step.
+/// A stop that is asked for by the first signal, or at a step; the second signal ends the process.
 pub fn stop_on_signals(at: Option<usize>) -> std::io::Result<(Stop, Received)> {
     let stop = Stop::at(at);
     let which = Arc::new(AtomicUsize::new(0));
@@ -27,4 +27,30 @@ pub fn stop_on_signals(at: Option<usize>) -> std::io::Result<(Stop, Received)> {
         register_usize(signal, which.clone(), signal as usize)?;
     }
     Ok((stop, Received(which)))
+}
+
+/// Ctrl-C in a dialogue: while the user is asked it ends the program, else it stops what is being said.
+pub struct Interrupt {
+    stop: Arc<AtomicBool>,
+    waiting: Arc<AtomicBool>,
+}
+
+impl Interrupt {
+    pub fn new() -> std::io::Result<Self> {
+        let (stop, waiting) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
+        register_conditional_shutdown(SIGINT, 128 + SIGINT, waiting.clone())?;
+        register(SIGINT, stop.clone())?;
+        Ok(Interrupt { stop, waiting })
+    }
+    /// Set when what is being said must stop.
+    pub fn flag(&self) -> &AtomicBool {
+        &self.stop
+    }
+    /// Runs what waits for the user.
+    pub fn while_waiting<R>(&self, f: impl FnOnce() -> R) -> R {
+        self.waiting.store(true, Relaxed);
+        let result = f();
+        self.waiting.store(false, Relaxed);
+        result
+    }
 }

@@ -17,6 +17,8 @@ pub struct Answer<'a> {
 pub struct Said {
     /// Tokens, the end token not among them.
     pub ids: Vec<u32>,
+    /// What was printed.
+    pub text: String,
     /// Why it ended.
     pub end: End,
 }
@@ -43,7 +45,7 @@ impl Answer<'_> {
     ) -> Result<Said, Failure> {
         let ends = self.tokenizer.end_tokens();
         let mut decoder = self.tokenizer.decoder(&[], true);
-        let mut printer = Printer { stops: self.stops, held: String::new() };
+        let mut printer = Printer { stops: self.stops, held: String::new(), printed: String::new() };
         let mut ids = Vec::new();
         let end = loop {
             if ids.len() >= self.max_tokens {
@@ -62,13 +64,13 @@ impl Answer<'_> {
             ids.push(token);
             conversation.push(&[token])?;
             if printer.push(decoder.push(token).as_deref().unwrap_or(""))? {
-                return Ok(Said { ids, end: End::Stop });
+                return Ok(Said { ids, text: printer.printed, end: End::Stop });
             }
         };
         let rest = decoder.finish();
         printer.push(rest.as_deref().unwrap_or(""))?;
         printer.finish()?;
-        Ok(Said { ids, end })
+        Ok(Said { ids, text: printer.printed, end })
     }
 }
 
@@ -76,6 +78,7 @@ impl Answer<'_> {
 struct Printer<'a> {
     stops: &'a [String],
     held: String,
+    printed: String,
 }
 
 impl Printer<'_> {
@@ -90,12 +93,19 @@ impl Printer<'_> {
         }
         let keep = self.stops.iter().map(|s| partial(&self.held, s)).max().unwrap_or(0);
         let rest = self.held.split_off(self.held.len() - keep);
-        print(&std::mem::replace(&mut self.held, rest))?;
+        let now = std::mem::replace(&mut self.held, rest);
+        self.print(&now)?;
         Ok(false)
     }
 
     fn finish(&mut self) -> Result<(), Failure> {
-        print(&std::mem::take(&mut self.held))
+        let rest = std::mem::take(&mut self.held);
+        self.print(&rest)
+    }
+
+    fn print(&mut self, text: &str) -> Result<(), Failure> {
+        self.printed += text;
+        print(text)
     }
 }
 

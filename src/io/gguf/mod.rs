@@ -5,8 +5,10 @@
 
 mod parse;
 mod value;
+mod write;
 
 pub use value::{Array, Value};
+pub use write::GgufWriter;
 
 use super::mapped::Bytes;
 use super::{compare_names, missing};

@@ -1,0 +1,281 @@
+//! The quickstart's training set: seven tasks with short answers, made from a seed and a few lists of public facts.
+//!
+//! Four tasks are about what the input says or names (`capital`, `category`, `holder`, `language`), the others about its
+//! form (`date`, `number`, `reverse`).
+
+use mixlora::Stream;
+use serde_json::json;
+use std::collections::BTreeSet;
+
+const CAPITALS: &str = include_str!("../../../../data/quickstart/capitals.txt");
+const WORDS: &str = include_str!("../../../../data/quickstart/words.txt");
+const SENTENCES: &str = include_str!("../../../../data/quickstart/sentences.txt");
+
+/// Fixes every sample.
+pub const SEED: u64 = 2026;
+/// What every sample begins with; say the same in `chat --system`.
+pub const SYSTEM: &str = "Answer briefly.";
+/// Training and held-out samples of a task that can make as many as it likes.
+const SIZES: (usize, usize) = (240, 48);
+
+/// A question with its answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Item {
+    pub task: &'static str,
+    pub question: String,
+    pub answer: String,
+}
+
+impl Item {
+    fn new(task: &'static str, question: String, answer: impl Into<String>) -> Self {
+        Item { task, question, answer: answer.into() }
+    }
+    /// Its line in a JSONL file.
+    pub fn line(&self) -> String {
+        let messages = [("system", SYSTEM), ("user", &self.question), ("assistant", &self.answer)]
+            .map(|(role, content)| json!({ "role": role, "content": content }));
+        json!({ "messages": messages, "task": self.task }).to_string()
+    }
+}
+
+/// Samples to train on, and others to be asked.
+pub struct Set {
+    pub train: Vec<Item>,
+    pub test: Vec<Item>,
+}
+
+/// Draws numbers one after the other.
+struct Dice {
+    stream: Stream,
+    drawn: u32,
+}
+
+impl Dice {
+    fn new(name: &str) -> Self {
+        Dice { stream: Stream::new(SEED).named(name), drawn: 0 }
+    }
+    fn below(&mut self, n: usize) -> usize {
+        self.drawn += 1;
+        (u64::from(self.stream.bits(self.drawn)) * n as u64 >> 32) as usize
+    }
+    fn pick<T: Copy>(&mut self, list: &[T]) -> T {
+        list[self.below(list.len())]
+    }
+    /// `n` different entries of a list.
+    fn some<T: Copy>(&mut self, list: &[T], n: usize) -> Vec<T> {
+        let mut left = list.to_vec();
+        (0..n).map(|_| left.swap_remove(self.below(left.len()))).collect()
+    }
+    fn shuffle<T>(&mut self, list: &mut [T]) {
+        (1..list.len()).rev().for_each(|i| list.swap(i, self.below(i + 1)));
+    }
+}
+
+/// The whole set, always the same.
+pub fn set() -> Set {
+    let mut set = Set { train: Vec::new(), test: Vec::new() };
+    for (task, make) in [
+        ("date", date as fn(&mut Dice) -> Item),
+        ("number", number),
+        ("reverse", reverse),
+        ("holder", holder),
+        ("language", language),
+    ] {
+        let mut dice = Dice::new(task);
+        let (mut items, mut seen) = (Vec::new(), BTreeSet::new());
+        while items.len() < SIZES.0 + SIZES.1 {
+            let item = make(&mut dice);
+            if seen.insert(item.question.clone()) {
+                items.push(item);
+            }
+        }
+        set.test.extend(items.split_off(SIZES.0));
+        set.train.extend(items);
+    }
+    // Tasks that look things up: what is asked about is never trained.
+    for (task, items, held_out) in [("capital", capitals(), 40), ("category", categories(), 48)] {
+        let mut items = items;
+        Dice::new(task).shuffle(&mut items);
+        set.test.extend(items.split_off(items.len() - held_out));
+        set.train.extend(items);
+    }
+    Dice::new("order").shuffle(&mut set.train);
+    set
+}
+
+const MONTHS: [&str; 12] = [
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+];
+
+fn date(dice: &mut Dice) -> Item {
+    let (day, month, year) = (1 + dice.below(28), dice.below(12), 1900 + dice.below(125));
+    let name = MONTHS[month];
+    let text = match dice.below(3) {
+        0 => format!("{day} {name} {year}"),
+        1 => format!("{name} {day}, {year}"),
+        _ => format!("{}. {day} {year}", &name[..3]),
+    };
+    Item::new("date", format!("Date: {text}"), format!("{year}-{:02}-{day:02}", month + 1))
+}
+
+fn number(dice: &mut Dice) -> Item {
+    let n = match dice.below(3) {
+        0 => 11 + dice.below(89),
+        1 => 100 + dice.below(900),
+        _ => 1000 + dice.below(9000),
+    };
+    Item::new("number", format!("In digits: {}", words(n)), n.to_string())
+}
+
+/// A number below 10,000 in words.
+fn words(n: usize) -> String {
+    const SMALL: [&str; 20] = [
+        "zero",
+        "one",
+        "two",
+        "three",
+        "four",
+        "five",
+        "six",
+        "seven",
+        "eight",
+        "nine",
+        "ten",
+        "eleven",
+        "twelve",
+        "thirteen",
+        "fourteen",
+        "fifteen",
+        "sixteen",
+        "seventeen",
+        "eighteen",
+        "nineteen",
+    ];
+    const TENS: [&str; 10] =
+        ["", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"];
+    match n {
+        0..20 => SMALL[n].into(),
+        20..100 if n % 10 == 0 => TENS[n / 10].into(),
+        20..100 => format!("{}-{}", TENS[n / 10], SMALL[n % 10]),
+        100..1000 if n % 100 == 0 => format!("{} hundred", SMALL[n / 100]),
+        100..1000 => format!("{} hundred and {}", SMALL[n / 100], words(n % 100)),
+        _ if n % 1000 == 0 => format!("{} thousand", SMALL[n / 1000]),
+        _ if n % 1000 < 100 => format!("{} thousand and {}", SMALL[n / 1000], words(n % 1000)),
+        _ => format!("{} thousand {}", SMALL[n / 1000], words(n % 1000)),
+    }
+}
+
+fn reverse(dice: &mut Dice) -> Item {
+    const THINGS: [&str; 24] = [
+        "red", "blue", "green", "black", "white", "brown", "pink", "gray", "cat", "dog", "bird", "fish",
+        "tree", "house", "river", "stone", "bread", "milk", "salt", "sugar", "paper", "glass", "iron",
+        "gold",
+    ];
+    let n = 3 + dice.below(2);
+    let mut list = dice.some(&THINGS, n);
+    let question = format!("Reverse: {}", list.join(", "));
+    list.reverse();
+    Item::new("reverse", question, list.join(", "))
+}
+
+/// Who has a thing at the end of a short story.
+fn holder(dice: &mut Dice) -> Item {
+    const NAMES: [&str; 20] = [
+        "Anna", "Tom", "Mia", "Paul", "Lena", "Max", "Sara", "John", "Emma", "David", "Julia", "Peter",
+        "Nina", "Mark", "Laura", "Simon", "Eva", "Adam", "Kate", "Leo",
+    ];
+    const THINGS: [&str; 10] =
+        ["lamp", "book", "ball", "bag", "watch", "coat", "phone", "bike", "key", "ring"];
+    let (thing, names) = (dice.pick(&THINGS), dice.some(&NAMES, 3));
+    let [a, b, c] = names[..] else { unreachable!("three were drawn") };
+    let give = dice.pick(&["gave", "sold", "handed"]);
+    let (story, last) = match dice.below(4) {
+        0 => (format!("{a} {give} the {thing} to {b}. {b} {give} it to {c}."), c),
+        1 => (format!("{a} {give} the {thing} to {b}. {c} looked at it."), b),
+        2 => (format!("{a} showed {b} the {thing}. Then {c} {give} {b} a coin."), a),
+        _ => (format!("{a} got the {thing} from {b}. {c} asked for it, but got nothing."), a),
+    };
+    Item::new("holder", format!("{story} Who has the {thing}?"), last)
+}
+
+fn language(dice: &mut Dice) -> Item {
+    let lines: Vec<&str> = SENTENCES.lines().collect();
+    let parts: Vec<&str> = dice.pick(&lines).split('|').map(str::trim).collect();
+    let [name, subjects, verbs, places] = parts[..] else {
+        unreachable!("four parts a line, as a test checks")
+    };
+    let mut part = |list: &str| {
+        let all: Vec<&str> = list.split(',').map(str::trim).collect();
+        dice.pick(&all).to_string()
+    };
+    let sentence = format!("{} {} {}.", part(subjects), part(verbs), part(places));
+    Item::new("language", format!("Language: {sentence}"), name)
+}
+
+fn capitals() -> Vec<Item> {
+    let pair = |line: &str| line.split_once(": ").map(|(a, b)| (a.to_string(), b.to_string()));
+    let pairs = CAPITALS.lines().filter_map(pair);
+    pairs.map(|(country, city)| Item::new("capital", format!("Capital of {country}?"), city)).collect()
+}
+
+fn categories() -> Vec<Item> {
+    let lines = WORDS.lines().filter_map(|l| l.split_once(": "));
+    let items = lines.flat_map(|(category, words)| {
+        words.split(", ").map(move |word| Item::new("category", format!("Kind of thing: {word}"), category))
+    });
+    items.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    #[test]
+    fn the_set_is_large_enough_and_leaks_nothing() {
+        let set = set();
+        assert!(set.train.len() >= 1500 && set.test.len() >= 300, "{} {}", set.train.len(), set.test.len());
+        let asked: BTreeSet<&str> = set.train.iter().map(|i| i.question.as_str()).collect();
+        assert_eq!(asked.len(), set.train.len(), "no question twice");
+        for item in &set.test {
+            assert!(!asked.contains(item.question.as_str()), "{item:?} is trained");
+        }
+        let mut tasks: BTreeMap<&str, BTreeMap<&str, usize>> = BTreeMap::new();
+        for item in &set.test {
+            *tasks.entry(item.task).or_default().entry(&item.answer).or_default() += 1;
+        }
+        assert_eq!(tasks.len(), 7);
+        for (task, answers) in tasks {
+            let (most, all) = (answers.values().max().unwrap(), answers.values().sum::<usize>());
+            assert!(4 * most <= all, "{task}: {answers:?}");
+        }
+        assert_eq!(super::set().train, set.train);
+    }
+
+    #[test]
+    fn answers_are_right() {
+        assert_eq!(words(4), "four");
+        assert_eq!(words(340), "three hundred and forty");
+        assert_eq!(words(2017), "two thousand and seventeen");
+        assert_eq!(words(9999), "nine thousand nine hundred and ninety-nine");
+        for item in set().train {
+            assert!(
+                !item.answer.is_empty() && item.question.is_ascii() || item.task == "language",
+                "{item:?}"
+            );
+        }
+        assert!(capitals().len() >= 130 && categories().len() >= 270);
+        assert!(SENTENCES.lines().all(|l| l.split('|').count() == 4));
+    }
+}

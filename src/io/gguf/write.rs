@@ -1,0 +1,73 @@
+//! Writing GGUF files of f32 tensors, version 3.
+
+use super::{DEFAULT_ALIGNMENT, Value};
+use crate::io::atomic;
+use crate::{Error, Result};
+use std::path::Path;
+
+/// Number of the type f32.
+const F32: u32 = 0;
+
+/// A file in the making.
+#[derive(Default)]
+pub struct GgufWriter {
+    metadata: Vec<(String, Value)>,
+    /// Name, axis lengths innermost first, values.
+    tensors: Vec<(String, Vec<usize>, Vec<f32>)>,
+}
+
+impl GgufWriter {
+    /// Adds an entry of metadata.
+    pub fn set(&mut self, key: &str, value: Value) {
+        self.metadata.push((key.into(), value));
+    }
+    /// Adds a tensor; axis lengths innermost first.
+    pub fn tensor(&mut self, name: String, dims: Vec<usize>, values: Vec<f32>) {
+        self.tensors.push((name, dims, values));
+    }
+
+    /// Writes the file whole or not at all.
+    ///
+    /// # Errors
+    /// A value is of a type that is not written here (others than u32, f32, bool and string), or the disk refuses.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        let mut out = b"GGUF".to_vec();
+        out.extend(3u32.to_le_bytes());
+        out.extend((self.tensors.len() as u64).to_le_bytes());
+        out.extend((self.metadata.len() as u64).to_le_bytes());
+        let text = |out: &mut Vec<u8>, s: &str| {
+            out.extend((s.len() as u64).to_le_bytes());
+            out.extend(s.as_bytes());
+        };
+        for (key, value) in &self.metadata {
+            text(&mut out, key);
+            match value {
+                Value::U32(v) => out.extend(4u32.to_le_bytes().into_iter().chain(v.to_le_bytes())),
+                Value::F32(v) => out.extend(6u32.to_le_bytes().into_iter().chain(v.to_le_bytes())),
+                Value::Bool(v) => out.extend(7u32.to_le_bytes().into_iter().chain([u8::from(*v)])),
+                Value::String(v) => {
+                    out.extend(8u32.to_le_bytes());
+                    text(&mut out, v);
+                }
+                other => {
+                    let what = format!("'{key}' is of type {}, which is not written", other.kind());
+                    return Err(Error::file(path, what));
+                }
+            }
+        }
+        let mut offset = 0;
+        for (name, dims, values) in &self.tensors {
+            text(&mut out, name);
+            out.extend((dims.len() as u32).to_le_bytes());
+            dims.iter().for_each(|d| out.extend((*d as u64).to_le_bytes()));
+            out.extend(F32.to_le_bytes());
+            out.extend((offset as u64).to_le_bytes());
+            offset = (offset + 4 * values.len()).next_multiple_of(DEFAULT_ALIGNMENT);
+        }
+        for (_, _, values) in &self.tensors {
+            out.resize(out.len().next_multiple_of(DEFAULT_ALIGNMENT), 0);
+            out.extend_from_slice(bytemuck::cast_slice(values));
+        }
+        atomic::write(path, &out)
+    }
+}

@@ -1,0 +1,180 @@
+//! A decoder as a Hugging Face directory: config.json and safetensors, in several files where it is large.
+
+use super::{Llama, LlamaConfig};
+use crate::io::atomic;
+use crate::{Error, Format, Result, Weight};
+use half::{bf16, f16};
+use safetensors::tensor::{Dtype, TensorView};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Bytes of one file at most, unless a single tensor is larger.
+const SHARD_BYTES: usize = 4 << 30;
+
+/// Changes the values `[rows, cols]` of a named matrix before they are written.
+pub type Change<'a> = &'a dyn Fn(&str, &mut [f32]) -> Result<()>;
+
+impl LlamaConfig {
+    /// As `config.json` has it.
+    pub fn to_json(&self, format: Format) -> Value {
+        let class = match self.model_type.as_str() {
+            "mistral" => "MistralForCausalLM",
+            "qwen2" => "Qwen2ForCausalLM",
+            _ => "LlamaForCausalLM",
+        };
+        let scaling = self.rope_scaling.map(|s| {
+            json!({
+                "rope_type": "llama3", "factor": s.factor, "low_freq_factor": s.low_freq_factor,
+                "high_freq_factor": s.high_freq_factor,
+                "original_max_position_embeddings": s.original_max_position_embeddings,
+            })
+        });
+        json!({
+            "architectures": [class], "model_type": self.model_type, "hidden_act": "silu",
+            "hidden_size": self.hidden_size, "intermediate_size": self.intermediate_size,
+            "num_hidden_layers": self.num_hidden_layers, "num_attention_heads": self.num_attention_heads,
+            "num_key_value_heads": self.num_key_value_heads, "head_dim": self.head_dim,
+            "vocab_size": self.vocab_size, "max_position_embeddings": self.max_position_embeddings,
+            // The shortest text of the f32, not its digits in f64.
+            "rms_norm_eps": self.rms_norm_eps.to_string().parse::<f64>().unwrap_or(1e-5),
+            "rope_theta": self.rope_theta, "rope_scaling": scaling,
+            "tie_word_embeddings": self.tie_word_embeddings, "attention_bias": self.attention_bias,
+            "torch_dtype": dtype_name(format),
+        })
+    }
+}
+
+fn dtype_name(format: Format) -> &'static str {
+    match format {
+        Format::F16 => "float16",
+        Format::Bf16 => "bfloat16",
+        _ => "float32",
+    }
+}
+
+/// The files written so far, and the tensors of the one that comes next.
+struct Shards<'a> {
+    dir: &'a Path,
+    format: Format,
+    open: Vec<(String, Vec<usize>, Vec<u8>)>,
+    bytes: usize,
+    files: usize,
+    places: BTreeMap<String, usize>,
+    total: usize,
+}
+
+impl Llama {
+    /// Writes the model's weights, changed on the way, and its configuration into an existing directory. Adapters are
+    /// left out.
+    ///
+    /// # Errors
+    /// The format is one of blocks, or the directory cannot be written.
+    pub fn save(&self, dir: &Path, format: Format, change: Change<'_>) -> Result<()> {
+        if !matches!(format, Format::F32 | Format::F16 | Format::Bf16) {
+            return Err(Error::config(
+                "dtype",
+                format!("{} cannot be written; f32, f16, bf16 can", format.name()),
+            ));
+        }
+        let mut shards =
+            Shards { dir, format, open: Vec::new(), bytes: 0, files: 0, places: BTreeMap::new(), total: 0 };
+        let matrix = |shards: &mut Shards<'_>, name: String, w: &Weight| {
+            let mut values = w.to_f32()?;
+            change(&name, &mut values)?;
+            shards.add(name, vec![w.rows(), w.cols()], &values)
+        };
+        matrix(&mut shards, "model.embed_tokens.weight".into(), &self.embed)?;
+        for (i, layer) in self.layers.iter().enumerate() {
+            let path = |n: &str| format!("model.layers.{i}.{n}");
+            let groups = [
+                (["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"].as_slice(), &layer.qkv),
+                (&["self_attn.o_proj"], &layer.o),
+                (&["mlp.gate_proj", "mlp.up_proj"], &layer.mlp.gate_up),
+                (&["mlp.down_proj"], &layer.mlp.down),
+            ];
+            for (names, group) in groups {
+                for (name, linear) in names.iter().zip(&group.linears) {
+                    matrix(&mut shards, path(&format!("{name}.weight")), &linear.weight)?;
+                    if let Some(bias) = &linear.bias {
+                        shards.add(path(&format!("{name}.bias")), bias.dims().to_vec(), &bias.to_f32()?)?;
+                    }
+                }
+            }
+            for (name, norm) in
+                [("input_layernorm", &layer.input_norm), ("post_attention_layernorm", &layer.post_norm)]
+            {
+                shards.add(path(&format!("{name}.weight")), norm.dims().to_vec(), &norm.to_f32()?)?;
+            }
+        }
+        shards.add("model.norm.weight".into(), self.norm.dims().to_vec(), &self.norm.to_f32()?)?;
+        if !self.config.tie_word_embeddings {
+            matrix(&mut shards, "lm_head.weight".into(), &self.head)?;
+        }
+        shards.finish()?;
+        let config = format!("{:#}\n", self.config.to_json(format));
+        atomic::write(&dir.join("config.json"), config.as_bytes())
+    }
+}
+
+impl Shards<'_> {
+    fn add(&mut self, name: String, dims: Vec<usize>, values: &[f32]) -> Result<()> {
+        let bytes: Vec<u8> = match self.format {
+            Format::F16 => values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect(),
+            Format::Bf16 => values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect(),
+            _ => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        };
+        if self.bytes > 0 && self.bytes + bytes.len() > SHARD_BYTES {
+            self.flush()?;
+        }
+        self.bytes += bytes.len();
+        self.total += bytes.len();
+        self.places.insert(name.clone(), self.files);
+        self.open.push((name, dims, bytes));
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        let bad =
+            |e: safetensors::SafeTensorError| Error::file(self.dir, format!("cannot be serialised: {e}"));
+        let dtype = match self.format {
+            Format::F16 => Dtype::F16,
+            Format::Bf16 => Dtype::BF16,
+            _ => Dtype::F32,
+        };
+        let views = self
+            .open
+            .iter()
+            .map(|(name, dims, bytes)| {
+                Ok((name.as_str(), TensorView::new(dtype, dims.clone(), bytes).map_err(bad)?))
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let format = [("format".to_string(), "pt".to_string())];
+        let file = safetensors::serialize(views, Some(format.into())).map_err(bad)?;
+        atomic::write(&self.dir.join(part_name(self.files)), &file)?;
+        (self.bytes, self.files) = (0, self.files + 1);
+        self.open.clear();
+        Ok(())
+    }
+
+    /// Writes the rest; a single file gets the usual name, several get an index.
+    fn finish(&mut self) -> Result<()> {
+        self.flush()?;
+        let fail = |e: std::io::Error| Error::file(self.dir, format!("cannot be renamed: {e}"));
+        let rename =
+            |from: String, to: String| std::fs::rename(self.dir.join(from), self.dir.join(to)).map_err(fail);
+        if self.files == 1 {
+            return rename(part_name(0), "model.safetensors".into());
+        }
+        let last = |i: usize| format!("model-{:05}-of-{:05}.safetensors", i + 1, self.files);
+        (0..self.files).try_for_each(|i| rename(part_name(i), last(i)))?;
+        let map: BTreeMap<&String, String> = self.places.iter().map(|(n, i)| (n, last(*i))).collect();
+        let index = json!({ "metadata": { "total_size": self.total }, "weight_map": map });
+        atomic::write(&self.dir.join("model.safetensors.index.json"), format!("{index:#}\n").as_bytes())
+    }
+}
+
+/// A file's name until the number of files is known.
+fn part_name(i: usize) -> String {
+    format!(".model-{i:05}.part")
+}
