@@ -3,43 +3,17 @@
 
 mod common;
 
-use mixlora::io::Checkpoint;
-use mixlora::mixture::Units;
-use mixlora::model::{Llama, LoadOptions, ModelFiles, RopeScaling, Step};
-use mixlora::nn::Pass;
-use mixlora::{Device, Result, Tensor, no_grad};
-use std::path::{Path, PathBuf};
+use common::families::{fixture as any_fixture, logits, replaced, stored, worst};
+use mixlora::Device;
+use mixlora::model::{Llama, LoadOptions, ModelFiles, RopeScaling};
+use std::path::PathBuf;
 
 const FAMILIES: [&str; 4] = ["llama2", "llama3", "mistral", "qwen2"];
 /// Measured: at most 6e-6 on the CPU and on lavapipe, for logits of up to 5.
 const BOUND: f32 = 1e-4;
 
 fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/families").join(name)
-}
-
-fn logits(model: &Llama, ids: &[u32]) -> Result<Vec<f32>> {
-    no_grad(|| {
-        let t = Tensor::from_u32(model.device(), &[1, ids.len()], ids)?;
-        let pass = Pass::new(Units::instances(model.device(), 1, ids.len())?);
-        model.logits(&model.forward(&t, &pass, Step::default())?)?.to_f32()
-    })
-}
-
-/// The stored sequences and their logits.
-fn stored(family: &str) -> Vec<(Vec<u32>, Vec<f32>)> {
-    let file = Checkpoint::open(fixture(family).join("logits.safetensors")).unwrap();
-    let sequence = |i: usize| {
-        let name = format!("ids_{i}");
-        let n = file.dims(&name).ok()?[0];
-        Some((file.indices(&name, &[n], 48).unwrap(), file.f32(&format!("logits_{i}"), &[n, 48]).unwrap()))
-    };
-    (0..).map_while(sequence).collect()
-}
-
-fn worst(a: &[f32], b: &[f32]) -> f32 {
-    assert_eq!(a.len(), b.len());
-    a.iter().zip(b).fold(0.0, |w, (a, b)| w.max((a - b).abs()))
+    any_fixture("families").join(name)
 }
 
 fn check(family: &str, device: &Device) {
@@ -84,14 +58,6 @@ fn the_stored_logits_depend_on_what_is_easily_forgotten() {
     let model = Llama::load(&ModelFiles::from_gguf(file).unwrap(), &cpu, LoadOptions::default()).unwrap();
     let (ids, want) = stored("llama2").swap_remove(0);
     assert!(worst(&logits(&model, &ids).unwrap(), &want) > 0.1);
-}
-
-/// Bytes with every occurrence of a text replaced by another of the same length.
-fn replaced(bytes: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
-    let mut out = bytes.to_vec();
-    let places = bytes.windows(from.len()).enumerate().filter(|(_, w)| w == &from).map(|(i, _)| i);
-    places.for_each(|i| out[i..i + to.len()].copy_from_slice(to));
-    out
 }
 
 #[test]

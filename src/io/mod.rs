@@ -30,7 +30,7 @@ fn listed(names: &[&str]) -> String {
 }
 
 /// What is wanted and absent is an error, what is there and unwanted is given back.
-fn compare_names<'a, 'b>(
+pub(crate) fn compare_names<'a, 'b>(
     path: &Path,
     have: impl Iterator<Item = &'a str>,
     wanted: impl IntoIterator<Item = &'b str>,

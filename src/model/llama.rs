@@ -4,6 +4,7 @@ use super::{KvCache, LlamaConfig};
 use crate::nn::{LinearGroup, Mlp, Pass};
 use crate::ops::rope::Rope;
 use crate::{Device, Error, Result, Tensor, Weight, checkpoint_many};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
@@ -31,6 +32,8 @@ pub struct Llama {
     pub(super) rope: Rope,
     /// What was odd about the files, for the user.
     pub(super) notes: Vec<String>,
+    pub(super) origin: PathBuf,
+    pub(super) fingerprint: u32,
 }
 
 /// What one forward pass is given besides tokens.
@@ -68,6 +71,15 @@ impl Llama {
     /// Its configuration.
     pub fn config(&self) -> &LlamaConfig {
         &self.config
+    }
+    /// The file or directory that it was read from.
+    pub fn origin(&self) -> &Path {
+        &self.origin
+    }
+    /// CRC-32 of all norm weights, rounded to bf16. Every file of a model has the same norms, however its matrices are
+    /// quantised.
+    pub fn fingerprint(&self) -> u32 {
+        self.fingerprint
     }
     /// What was odd about its files but no error: one sentence each, to be shown to the user.
     pub fn notes(&self) -> &[String] {

@@ -86,7 +86,9 @@ impl Llama {
         };
         let norm = vector("model.norm.weight")?;
         let rope = Rope::from_frequencies(device, &c.rope_frequencies(), c.max_positions())?;
-        Ok(Llama { device: device.clone(), embed, layers, norm, head, rope, config, notes })
+        let (origin, fingerprint) = (files.path().to_path_buf(), fingerprint(files)?);
+        let device = device.clone();
+        Ok(Llama { device, embed, layers, norm, head, rope, config, notes, origin, fingerprint })
     }
 }
 
@@ -126,4 +128,15 @@ fn check(files: &ModelFiles, options: LoadOptions) -> Result<Vec<String>> {
         }
     }
     Ok(notes)
+}
+
+/// See [`Llama::fingerprint`].
+fn fingerprint(files: &ModelFiles) -> Result<u32> {
+    let mut hash = crc32fast::Hasher::new();
+    for e in files.expected().iter().filter(|e| e.name.ends_with("norm.weight")) {
+        for v in files.values(&e.name)? {
+            hash.update(&half::bf16::from_f32(v).to_le_bytes());
+        }
+    }
+    Ok(hash.finalize())
 }
