@@ -7,7 +7,9 @@
 //! cargo run --release --example pretrain_tiny -- data/tiny 1500
 //! ```
 
-use mixlora::nn::Param;
+use mixlora::mixture::Units;
+use mixlora::model::{Llama, Step};
+use mixlora::nn::{Param, Pass};
 use mixlora::ops::rope::Rope;
 use mixlora::train::{Decay, Optimizer, Schedule};
 use mixlora::{Device, Result, Stream, Tensor, backward};
@@ -50,6 +52,25 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let model = Tiny::new(&Device::cpu())?;
     train(&model, &ids, steps)?;
     save(&model, Path::new(&out))?;
+    compare(&model, Path::new(&out), &ids[..48])
+}
+
+/// Refuses files that are not the model that was trained: the library's decoder must give the same logits.
+fn compare(
+    model: &Tiny,
+    dir: &Path,
+    ids: &[u32],
+) -> std::result::Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let loaded = Llama::open(dir, &model.device, true)?;
+    let tokens = Tensor::from_u32(&model.device, &[1, ids.len()], ids)?;
+    let pass = Pass::new(Units::instances(&model.device, 1, ids.len())?);
+    let hidden = loaded.forward(&tokens, &pass, Step::default())?.reshape(&[ids.len(), HIDDEN])?;
+    let (a, b) = (loaded.logits(&hidden)?.to_f32()?, model.logits(ids, 1, ids.len())?.to_f32()?);
+    let worst = a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    println!("largest difference of a logit after loading: {worst:.1e}");
+    if worst > 1e-3 {
+        return Err("the files do not hold the model that was trained".into());
+    }
     Ok(())
 }
 
@@ -247,6 +268,9 @@ fn save(model: &Tiny, dir: &Path) -> std::result::Result<(), Box<dyn std::error:
     for p in model.params() {
         let value = p.value();
         let half: Vec<half::f16> = value.to_f32()?.into_iter().map(half::f16::from_f32).collect();
+        // From here on it is what is stored.
+        let rounded: Vec<f32> = half.iter().map(|v| v.to_f32()).collect();
+        p.set(Tensor::from_f32(&model.device, value.dims(), &rounded)?)?;
         tensors.push((p.name(), value.dims().to_vec(), half));
     }
     let views = tensors

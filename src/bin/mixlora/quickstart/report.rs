@@ -28,7 +28,8 @@ impl Report<'_> {
             format!("SmolLM2 could not be had ({why}); these are the figures of a tiny model.\n\n")
         });
         text += &format!("exact match on questions that were not trained, {}:\n\n", base.name());
-        text += &(self.tasks() + "\n");
+        text += &self.tasks();
+        text += "'somewhere' counts an answer that holds the wanted text; all else must be equal to it.\n\n";
         text += &(self.runs() + "\n");
         text += &(self.examples() + "\n");
         text + &self.next()
@@ -36,25 +37,39 @@ impl Report<'_> {
 
     /// Right answers by task.
     fn tasks(&self) -> String {
-        let mut head = vec!["task", "questions", "commonest answer", "before"];
+        let mut head = vec!["task", "questions", "commonest answer", "before, somewhere", "before"];
         head.extend(self.learned.iter().map(|l| l.method.as_str()));
         let rights = |s: &TaskScore| percent(s.exact_match());
         let mut rows: Vec<Vec<String>> = Vec::new();
         for (i, s) in self.before.scores.iter().enumerate() {
             let commonest = percent(s.commonest as f64 / s.questions.max(1) as f64);
-            let mut row = vec![s.task.clone(), s.questions.to_string(), commonest, rights(s)];
+            let somewhere = percent(self.somewhere(&s.task));
+            let mut row = vec![s.task.clone(), s.questions.to_string(), commonest, somewhere, rights(s)];
             row.extend(self.learned.iter().map(|l| rights(&l.after.scores[i])));
             rows.push(row);
         }
         let asked: usize = self.before.scores.iter().map(|s| s.questions).sum();
-        let mut last = vec!["mean".into(), asked.to_string(), "-".into()];
+        let mut last = vec!["mean".into(), asked.to_string(), "-".into(), "-".into()];
         let all = [&self.before].into_iter().chain(self.learned.iter().map(|l| &l.after));
         last.extend(all.clone().map(|m| percent(mean_exact_match(&m.scores))));
         rows.push(last);
-        let mut loss = vec!["held-out loss".into(), "-".into(), "-".into()];
+        let mut loss = vec!["held-out loss".into(), "-".into(), "-".into(), "-".into()];
         loss.extend(all.map(|m| format!("{:.3}", m.loss)));
         rows.push(loss);
         out::table(&head, &rows)
+    }
+
+    /// Share of a task's questions where the base model says the wanted text somewhere in its answer: what it knows,
+    /// apart from how it is used to answer.
+    fn somewhere(&self, task: &str) -> f64 {
+        let all = self.lesson.questions.list.iter().zip(&self.before.answers).filter(|(q, _)| q.task == task);
+        let holds = |text: &str, part: &str| text.to_lowercase().contains(&part.trim().to_lowercase());
+        let (mut there, mut n) = (0, 0);
+        for (q, answer) in all {
+            there += usize::from(answer.as_deref().is_some_and(|a| holds(a, &q.reference)));
+            n += 1;
+        }
+        there as f64 / n.max(1) as f64
     }
 
     /// What training took.
@@ -125,8 +140,10 @@ impl Report<'_> {
                 })
             })
             .collect();
+        let tasks = self.before.scores.iter().map(|s| (s.task.clone(), json!(self.somewhere(&s.task))));
+        let somewhere: serde_json::Map<String, Value> = tasks.collect();
         json!({
-            "model": base.path, "tiny": base.tiny, "fallback_because": base.because, "seed": self.seed,
+            "before_somewhere": somewhere, "model": base.path, "tiny": base.tiny, "fallback_because": base.because, "seed": self.seed,
             "device": self.device, "data": self.out.join("data"), "seconds": self.seconds,
             "peak_memory_bytes": peak_memory(), "before": measured(&self.before), "runs": runs,
         })
