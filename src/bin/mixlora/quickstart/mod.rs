@@ -60,7 +60,7 @@ impl Args {
     fn training(&self, base: &Base) -> TrainOptions {
         let (steps, micro_batch, learning_rate) = match base.tiny {
             // As many as take a software GPU less than two minutes with all that is asked.
-            true => (160, 8, 3e-3),
+            true => (120, 8, 3e-3),
             false => (290, 4, 1.5e-3),
         };
         let steps = self.steps.unwrap_or(steps);

@@ -58,7 +58,7 @@ impl Dice {
     }
     fn below(&mut self, n: usize) -> usize {
         self.drawn += 1;
-        (u64::from(self.stream.bits(self.drawn)) * n as u64 >> 32) as usize
+        ((u64::from(self.stream.bits(self.drawn)) * n as u64) >> 32) as usize
     }
     fn pick<T: Copy>(&mut self, list: &[T]) -> T {
         list[self.below(list.len())]
@@ -175,11 +175,11 @@ fn words(n: usize) -> String {
         ["", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"];
     match n {
         0..20 => SMALL[n].into(),
-        20..100 if n % 10 == 0 => TENS[n / 10].into(),
+        20..100 if n.is_multiple_of(10) => TENS[n / 10].into(),
         20..100 => format!("{}-{}", TENS[n / 10], SMALL[n % 10]),
-        100..1000 if n % 100 == 0 => format!("{} hundred", SMALL[n / 100]),
+        100..1000 if n.is_multiple_of(100) => format!("{} hundred", SMALL[n / 100]),
         100..1000 => format!("{} hundred and {}", SMALL[n / 100], words(n % 100)),
-        _ if n % 1000 == 0 => format!("{} thousand", SMALL[n / 1000]),
+        _ if n.is_multiple_of(1000) => format!("{} thousand", SMALL[n / 1000]),
         _ if n % 1000 < 100 => format!("{} thousand and {}", SMALL[n / 1000], words(n % 1000)),
         _ => format!("{} thousand {}", SMALL[n / 1000], words(n % 1000)),
     }
