@@ -7,7 +7,9 @@
 //! cargo run --release --example pretrain_tiny -- data/tiny 1500
 //! ```
 
-use mixlora::nn::Param;
+use mixlora::mixture::Units;
+use mixlora::model::{Llama, Step};
+use mixlora::nn::{Param, Pass};
 use mixlora::ops::rope::Rope;
 use mixlora::train::{Decay, Optimizer, Schedule};
 use mixlora::{Device, Result, Stream, Tensor, backward};
@@ -50,6 +52,25 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let model = Tiny::new(&Device::cpu())?;
     train(&model, &ids, steps)?;
     save(&model, Path::new(&out))?;
+    compare(&model, Path::new(&out), &ids[..48])
+}
+
+/// Refuses files that are not the model that was trained: the library's decoder must give the same logits.
+fn compare(
+    model: &Tiny,
+    dir: &Path,
+    ids: &[u32],
+) -> std::result::Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let loaded = Llama::open(dir, &model.device, true)?;
+    let tokens = Tensor::from_u32(&model.device, &[1, ids.len()], ids)?;
+    let pass = Pass::new(Units::instances(&model.device, 1, ids.len())?);
+    let hidden = loaded.forward(&tokens, &pass, Step::default())?.reshape(&[ids.len(), HIDDEN])?;
+    let (a, b) = (loaded.logits(&hidden)?.to_f32()?, model.logits(ids, 1, ids.len())?.to_f32()?);
+    let worst = a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    println!("largest difference of a logit after loading: {worst:.1e}");
+    if worst > 1e-3 {
+        return Err("the files do not hold the model that was trained".into());
+    }
     Ok(())
 }
 
@@ -61,11 +82,12 @@ fn corpus() -> Vec<String> {
         drawn += 1;
         ((u64::from(stream.bits(drawn)) * n as u64) >> 32) as usize
     };
-    let pairs = |text: &'static str| text.lines().filter_map(|l| l.split_once(": ")).collect::<Vec<_>>();
-    let capitals = pairs(include_str!("../data/quickstart/capitals.txt"));
-    let kinds = pairs(include_str!("../data/quickstart/words.txt"));
-    let words: Vec<(&str, &str)> =
-        kinds.iter().flat_map(|(kind, words)| words.split(", ").map(move |w| (w, *kind))).collect();
+    let entries = |text: &'static str| -> Vec<(&str, &str)> {
+        let lines = text.lines().filter_map(|l| l.split_once(": "));
+        lines.flat_map(|(class, words)| words.split(", ").map(move |w| (w, class))).collect()
+    };
+    let countries = entries(include_str!("../data/quickstart/continents.txt"));
+    let words = entries(include_str!("../data/quickstart/words.txt"));
     let sentences: Vec<Vec<Vec<&str>>> = include_str!("../data/quickstart/sentences.txt")
         .lines()
         .map(|l| l.split('|').skip(1).map(|p| p.split(',').map(str::trim).collect()).collect())
@@ -74,11 +96,11 @@ fn corpus() -> Vec<String> {
     let chat = |q: String, a: String| turn("user", &q) + &turn("assistant", &a);
     (0..12_000)
         .map(|_| {
-            let (city, kind) = (capitals[below(capitals.len())], words[below(words.len())]);
+            let (country, kind) = (countries[below(countries.len())], words[below(words.len())]);
             let list: Vec<&str> = (0..3 + below(3)).map(|_| words[below(words.len())].0).collect();
             let n = below(2000);
             match below(9) {
-                0 => format!("{} is the capital of {}.<|im_end|>\n", city.1, city.0),
+                0 => format!("{} is a country in {}.<|im_end|>\n", country.0, country.1),
                 1 => format!("The {} is one kind of {}.<|im_end|>\n", kind.0, kind.1),
                 2 => format!("{}, {}, {}, {}.<|im_end|>\n", n, n + 1, n + 2, n + 3),
                 3 => {
@@ -87,7 +109,7 @@ fn corpus() -> Vec<String> {
                     format!("{} {} {}.<|im_end|>\n", part(0), part(1), part(2))
                 }
                 4 => chat(format!("Repeat this list: {}", list.join(", ")), list.join(", ")),
-                5 => chat(format!("Which city governs {}?", city.0), format!("It is {}.", city.1)),
+                5 => chat(format!("Where is {}?", country.0), format!("It is in {}.", country.1)),
                 6 => chat(format!("Tell me about a {}.", kind.0), format!("That is a {}.", kind.1)),
                 7 => chat(format!("What comes after {n}?"), (n + 1).to_string()),
                 _ => {
@@ -246,6 +268,9 @@ fn save(model: &Tiny, dir: &Path) -> std::result::Result<(), Box<dyn std::error:
     for p in model.params() {
         let value = p.value();
         let half: Vec<half::f16> = value.to_f32()?.into_iter().map(half::f16::from_f32).collect();
+        // From here on it is what is stored.
+        let rounded: Vec<f32> = half.iter().map(|v| v.to_f32()).collect();
+        p.set(Tensor::from_f32(&model.device, value.dims(), &rounded)?)?;
         tensors.push((p.name(), value.dims().to_vec(), half));
     }
     let views = tensors

@@ -23,13 +23,18 @@ pub struct DeviceArgs {
 }
 
 impl DeviceArgs {
-    pub fn open(&self) -> Result<mixlora::Device, Failure> {
-        open_device(&DeviceOptions {
+    /// What a training run is told.
+    pub fn options(&self) -> DeviceOptions {
+        DeviceOptions {
             name: self.device.clone(),
             threads: self.threads,
             memory_budget: self.memory_budget.clone(),
             ..DeviceOptions::default()
-        })
+        }
+    }
+
+    pub fn open(&self) -> Result<mixlora::Device, Failure> {
+        open_device(&self.options())
     }
 }
 

@@ -266,19 +266,20 @@ fn summary(run: &Run, shown: &Shown, end: End, seconds: f64, dir: &Path) -> Stri
 }
 
 /// Progress on stderr.
-struct Shown {
-    bar: indicatif::ProgressBar,
+pub struct Shown {
+    pub bar: indicatif::ProgressBar,
     quiet: bool,
-    first: Option<f64>,
-    last: Option<f64>,
+    /// Losses of the first step and of the last one.
+    pub first: Option<f64>,
+    pub last: Option<f64>,
 }
 
 impl Shown {
-    fn new(quiet: bool) -> Self {
+    pub fn new(quiet: bool) -> Self {
         Shown { bar: indicatif::ProgressBar::hidden(), quiet, first: None, last: None }
     }
 
-    fn start(&mut self, run: &Run) {
+    pub fn start(&mut self, run: &Run) {
         self.say(&format!(
             "{}: {} trained values on {}, {} examples, {} steps of {} examples",
             run.session.adapter.method().name,

@@ -1,13 +1,13 @@
 //! The quickstart's training set: seven tasks with short answers, made from a seed and a few lists of public facts.
 //!
-//! Four tasks are about what the input says or names (`capital`, `category`, `holder`, `language`), the others about its
-//! form (`date`, `number`, `reverse`).
+//! Four tasks are about what the input says or names (`category`, `continent`, `holder`, `language`), the others about
+//! its form (`date`, `number`, `reverse`).
 
 use mixlora::Stream;
 use serde_json::json;
 use std::collections::BTreeSet;
 
-const CAPITALS: &str = include_str!("../../../../data/quickstart/capitals.txt");
+const CONTINENTS: &str = include_str!("../../../../data/quickstart/continents.txt");
 const WORDS: &str = include_str!("../../../../data/quickstart/words.txt");
 const SENTENCES: &str = include_str!("../../../../data/quickstart/sentences.txt");
 
@@ -17,6 +17,8 @@ pub const SEED: u64 = 2026;
 pub const SYSTEM: &str = "Answer briefly.";
 /// Training and held-out samples of a task that can make as many as it likes.
 const SIZES: (usize, usize) = (240, 48);
+/// Held-out samples of one answer, in tasks that look things up: so that no answer is common.
+const MOST_HELD_OUT: usize = 10;
 
 /// A question with its answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,7 +58,7 @@ impl Dice {
     }
     fn below(&mut self, n: usize) -> usize {
         self.drawn += 1;
-        (u64::from(self.stream.bits(self.drawn)) * n as u64 >> 32) as usize
+        ((u64::from(self.stream.bits(self.drawn)) * n as u64) >> 32) as usize
     }
     fn pick<T: Copy>(&mut self, list: &[T]) -> T {
         list[self.below(list.len())]
@@ -93,11 +95,18 @@ pub fn set() -> Set {
         set.train.extend(items);
     }
     // Tasks that look things up: what is asked about is never trained.
-    for (task, items, held_out) in [("capital", capitals(), 40), ("category", categories(), 48)] {
-        let mut items = items;
-        Dice::new(task).shuffle(&mut items);
-        set.test.extend(items.split_off(items.len() - held_out));
-        set.train.extend(items);
+    for (task, question, lists) in
+        [("category", "Kind of thing: ", WORDS), ("continent", "Continent of ", CONTINENTS)]
+    {
+        let mut dice = Dice::new(task);
+        for (answer, list) in lists.lines().filter_map(|l| l.split_once(": ")) {
+            let item = |word| Item::new(task, format!("{question}{word}"), answer);
+            let mut items: Vec<Item> = list.split(", ").map(item).collect();
+            dice.shuffle(&mut items);
+            let held_out = (items.len() / 4).min(MOST_HELD_OUT);
+            set.test.extend(items.split_off(items.len() - held_out));
+            set.train.extend(items);
+        }
     }
     Dice::new("order").shuffle(&mut set.train);
     set
@@ -166,11 +175,11 @@ fn words(n: usize) -> String {
         ["", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"];
     match n {
         0..20 => SMALL[n].into(),
-        20..100 if n % 10 == 0 => TENS[n / 10].into(),
+        20..100 if n.is_multiple_of(10) => TENS[n / 10].into(),
         20..100 => format!("{}-{}", TENS[n / 10], SMALL[n % 10]),
-        100..1000 if n % 100 == 0 => format!("{} hundred", SMALL[n / 100]),
+        100..1000 if n.is_multiple_of(100) => format!("{} hundred", SMALL[n / 100]),
         100..1000 => format!("{} hundred and {}", SMALL[n / 100], words(n % 100)),
-        _ if n % 1000 == 0 => format!("{} thousand", SMALL[n / 1000]),
+        _ if n.is_multiple_of(1000) => format!("{} thousand", SMALL[n / 1000]),
         _ if n % 1000 < 100 => format!("{} thousand and {}", SMALL[n / 1000], words(n % 1000)),
         _ => format!("{} thousand {}", SMALL[n / 1000], words(n % 1000)),
     }
@@ -223,20 +232,6 @@ fn language(dice: &mut Dice) -> Item {
     Item::new("language", format!("Language: {sentence}"), name)
 }
 
-fn capitals() -> Vec<Item> {
-    let pair = |line: &str| line.split_once(": ").map(|(a, b)| (a.to_string(), b.to_string()));
-    let pairs = CAPITALS.lines().filter_map(pair);
-    pairs.map(|(country, city)| Item::new("capital", format!("Capital of {country}?"), city)).collect()
-}
-
-fn categories() -> Vec<Item> {
-    let lines = WORDS.lines().filter_map(|l| l.split_once(": "));
-    let items = lines.flat_map(|(category, words)| {
-        words.split(", ").map(move |word| Item::new("category", format!("Kind of thing: {word}"), category))
-    });
-    items.collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -275,7 +270,6 @@ mod tests {
                 "{item:?}"
             );
         }
-        assert!(capitals().len() >= 130 && categories().len() >= 270);
         assert!(SENTENCES.lines().all(|l| l.split('|').count() == 4));
     }
 }

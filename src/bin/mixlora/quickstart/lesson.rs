@@ -1,0 +1,176 @@
+//! What a model is taught and asked: training runs over the set, and measurements before and after them.
+
+use super::base::Base;
+use crate::signals::Received;
+use crate::train::Shown;
+use crate::{Failure, out};
+use mixlora::adapter::Adapter;
+use mixlora::data::{Batch, Dataset, Sample, read_samples};
+use mixlora::mixture::{Pool, find};
+use mixlora::model::Llama;
+use mixlora::text::ModelText;
+use mixlora::train::{
+    DeviceOptions, End, Questions, Run, RunConfig, Stop, TaskScore, TrainOptions, TrainingData, loss_of,
+};
+use mixlora::{Device, Error};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// Samples that go through the model together when its loss is measured.
+const TOGETHER: usize = 8;
+/// Longest answer that is asked for, in tokens.
+const MAX_ANSWER: usize = 32;
+
+/// A base model with what it is to learn.
+pub struct Lesson<'a> {
+    pub base: &'a Base,
+    pub options: DeviceOptions,
+    pub train: TrainOptions,
+    data: PathBuf,
+    device: Device,
+    text: &'a ModelText,
+    held_out: Dataset,
+    pub questions: Questions<'a>,
+    stop: (Stop, Received),
+}
+
+/// What a model can do.
+pub struct Measured {
+    /// Mean cross-entropy of the held-out answers.
+    pub loss: f64,
+    pub answers: Vec<Option<String>>,
+    pub scores: Vec<TaskScore>,
+    pub seconds: f64,
+}
+
+/// A training run with its result.
+pub struct Learned {
+    pub method: String,
+    pub adapter: PathBuf,
+    pub trained_values: usize,
+    pub steps: usize,
+    /// Real tokens that went through the model.
+    pub tokens: u64,
+    pub seconds: f64,
+    pub first_loss: f64,
+    pub last_loss: f64,
+    /// Most bytes that the device held at once in training.
+    pub device_peak: Option<u64>,
+    pub after: Measured,
+}
+
+impl<'a> Lesson<'a> {
+    pub fn new(
+        base: &'a Base,
+        text: &'a ModelText,
+        device: Device,
+        options: DeviceOptions,
+        train: TrainOptions,
+        data: PathBuf,
+        stop: (Stop, Received),
+    ) -> Result<Self, Failure> {
+        let test = data.join("test.jsonl");
+        let samples: Vec<Sample> = read_samples(&test)?;
+        let mut config = RunConfig::defaults("lora")?;
+        config.train = train.clone();
+        config.check()?;
+        let held_out = config.text.encoder(text)?.dataset(&test, &samples)?;
+        let questions = Questions::new(text, &samples, MAX_ANSWER)?;
+        Ok(Lesson { base, options, train, data, device, text, held_out, questions, stop })
+    }
+
+    /// The base model as it is.
+    pub fn before(&self) -> Result<Measured, Failure> {
+        self.measure(&self.open()?, None)
+    }
+
+    fn open(&self) -> Result<Llama, Failure> {
+        Ok(Llama::open(&self.base.path, &self.device, !self.options.keep_quantised)?)
+    }
+
+    /// Trains an adapter in a folder of its own, and asks again.
+    pub fn teach(&self, method: &str, folder: &Path) -> Result<Learned, Failure> {
+        let mut config = RunConfig::defaults(method)?;
+        config.model = self.base.path.clone();
+        config.data = self.data.clone();
+        config.train = self.train.clone();
+        config.device = self.options.clone();
+        config.check()?;
+        let data = TrainingData::open(&config, self.text)?;
+        let parts = data.with(&config, self.text, self.open()?)?;
+        let mut run = Run::start(config, parts, Some(folder))?;
+        if let Some(memory) = self.device.memory() {
+            memory.reset_peak();
+        }
+        let mut shown = Shown::new(false);
+        shown.start(&run);
+        find(method)?
+            .notes(run.session.adapter.config())
+            .iter()
+            .for_each(|n| out::note(&format!("note: {n}")));
+        let began = Instant::now();
+        let end = run.go(&self.stop.0, &mut shown);
+        shown.bar.finish_and_clear();
+        if end? == End::Stopped {
+            out::note(&format!("stopped: go on with mixlora train --resume {}", folder.display()));
+            return Err(self.stopped());
+        }
+        let seconds = began.elapsed().as_secs_f64();
+        let device_peak = self.device.memory().map(mixlora::device::Memory::peak);
+        let after = self.measure(&run.session.model, Some(&run.session.adapter))?;
+        Ok(Learned {
+            method: method.into(),
+            adapter: folder.into(),
+            trained_values: run.session.adapter.trainable_values(),
+            steps: run.steps(),
+            tokens: run.state().tokens,
+            seconds,
+            first_loss: shown.first.unwrap_or(f64::NAN),
+            last_loss: shown.last.unwrap_or(f64::NAN),
+            device_peak,
+            after,
+        })
+    }
+
+    fn stopped(&self) -> Failure {
+        Failure::Signal(self.stop.1.received().unwrap_or(2))
+    }
+
+    /// Loss of the held-out answers, and the model's own answers.
+    fn measure(&self, model: &Llama, adapter: Option<&Adapter>) -> Result<Measured, Failure> {
+        let began = Instant::now();
+        self.text.tokenizer.check_rows(model.config().vocab_size)?;
+        let pool = adapter.map_or(Pool::Real, |a| a.config().pool);
+        let (mut sum, mut tokens) = (0.0, 0);
+        // Samples of like length go together: less is padded.
+        let mut order: Vec<usize> = (0..self.held_out.examples.len()).collect();
+        order.sort_by_key(|&i| self.held_out.examples[i].ids.len());
+        for ids in order.chunks(TOGETHER) {
+            let examples: Vec<_> = ids.iter().map(|&i| &self.held_out.examples[i]).collect();
+            let batch = Batch::new(&examples, pool, self.text.tokenizer.pad(), &self.device)?;
+            sum += loss_of(model, &batch)?;
+            tokens += batch.trained;
+        }
+        let total = self.questions.list.len() as u64;
+        let bar = indicatif::ProgressBar::new(total);
+        let style = indicatif::ProgressStyle::with_template("{wide_bar} {pos}/{len} answers {eta} left");
+        bar.set_style(style.unwrap_or_else(|_| indicatif::ProgressStyle::default_bar()));
+        let answers = self.questions.answer(model, adapter, &mut |done| {
+            bar.set_position(done as u64);
+            !self.stop.0.asked()
+        });
+        bar.finish_and_clear();
+        let answers = answers?;
+        if self.stop.0.asked() {
+            return Err(self.stopped());
+        }
+        let scores = self.questions.score(&answers);
+        let seconds = began.elapsed().as_secs_f64();
+        Ok(Measured { loss: sum / tokens.max(1) as f64, answers, scores, seconds })
+    }
+}
+
+/// Refuses a method that is not known, before anything is fetched or trained.
+pub fn known(method: &str) -> Result<(), Failure> {
+    find(method).map(|_| ()).map_err(|e: Error| Failure::Usage(format!("--compare: {e}")))
+}

