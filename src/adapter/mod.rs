@@ -1,9 +1,12 @@
 //! A method on a model: one adapter for every targeted place, and how it is stored.
 
+mod base;
 mod conversation;
 mod locate;
 mod peft;
+mod peft_config;
 mod plain;
+mod released;
 
 use crate::mixture::{Hook, LinearSite, MethodConfig, MethodSpec, MlpSite};
 use crate::model::Llama;
@@ -13,6 +16,7 @@ use std::sync::Arc;
 
 pub use conversation::Conversation;
 pub use locate::{BEST, LAST, STEP_PREFIX, locate, pointed};
+pub use peft::AdapterOptions;
 
 /// The linears of a decoder block that adapters can take.
 pub const TARGETS: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];

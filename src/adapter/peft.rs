@@ -1,55 +1,28 @@
 //! Adapters on disk, in the directory layout of Hugging Face PEFT.
 //!
 //! `adapter_config.json` and `adapter_model.safetensors`. A `lora` is PEFT's own format. Methods that PEFT does not
-//! know have the type `MIXLORA_RS` and a `mixlora.json` with every option, so that no other loader takes half of
-//! them; their tensors keep the names and shapes that they have here.
+//! know have the type `MIXLORA_RS`, so that no other loader takes half of them; their tensors keep the names and
+//! shapes that they have here. `mixlora.json` has every option and what the base model was; without it a LoRA of PEFT
+//! or an adapter of VT-NLP's release is read.
 
-use super::{Adapter, check_targets};
-use crate::io::{Checkpoint, Named, atomic, safetensors_bytes};
+use super::base::Base;
+use super::peft_config::{PeftConfig, Written};
+use super::released::{Released, is_released};
+use super::{Adapter, TARGETS};
+use crate::io::{Checkpoint, Named, atomic, read_json, safetensors_bytes};
 use crate::mixture::{MethodConfig, MethodSpec, find};
 use crate::model::Llama;
 use crate::{Error, Result, Stream};
 use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
 use std::path::Path;
 
 /// Raised when the meaning of stored tensors or options changes.
 const FORMAT_VERSION: u32 = 1;
 const PREFIX: &str = "base_model.model.";
+const TENSORS: &str = "adapter_model.safetensors";
 
-#[derive(Serialize, Deserialize)]
-struct PeftConfig {
-    peft_type: String,
-    #[serde(default)]
-    task_type: Option<String>,
-    #[serde(default)]
-    base_model_name_or_path: Option<String>,
-    r: usize,
-    lora_alpha: f32,
-    #[serde(default)]
-    lora_dropout: f32,
-    target_modules: Targets,
-    #[serde(default)]
-    bias: Option<String>,
-    #[serde(default)]
-    use_rslora: bool,
-    #[serde(default)]
-    use_dora: bool,
-    #[serde(default)]
-    fan_in_fan_out: bool,
-    #[serde(default)]
-    rank_pattern: serde_json::Map<String, serde_json::Value>,
-    #[serde(default)]
-    alpha_pattern: serde_json::Map<String, serde_json::Value>,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(untagged)]
-enum Targets {
-    Names(Vec<String>),
-    One(String),
-}
-
-/// The part of `mixlora.json` that is read back.
+/// `mixlora.json`.
 #[derive(Serialize, Deserialize)]
 struct MixloraConfig {
     format_version: u32,
@@ -59,31 +32,11 @@ struct MixloraConfig {
     base: Base,
 }
 
-/// What the base model must have for an adapter to fit.
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
-struct Base {
-    model_type: String,
-    hidden_size: usize,
-    intermediate_size: usize,
-    num_hidden_layers: usize,
-    num_attention_heads: usize,
-    num_key_value_heads: usize,
-    vocab_size: usize,
-}
-
-impl Base {
-    fn of(model: &Llama) -> Self {
-        let c = model.config();
-        Base {
-            model_type: c.model_type.clone(),
-            hidden_size: c.hidden_size,
-            intermediate_size: c.intermediate_size,
-            num_hidden_layers: c.num_hidden_layers,
-            num_attention_heads: c.num_attention_heads,
-            num_key_value_heads: c.num_key_value_heads,
-            vocab_size: c.vocab_size,
-        }
-    }
+/// How an adapter is taken from its files.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct AdapterOptions {
+    /// Takes an adapter that was trained on other weights, if the shapes fit.
+    pub force: bool,
 }
 
 /// Name of a part in the file, and whether the file keeps the transpose: PEFT's B is `[out, r]`.
@@ -103,6 +56,29 @@ fn transpose(v: &[f32], rows: usize, cols: usize) -> Vec<f32> {
     (0..cols).flat_map(|c| (0..rows).map(move |r| v[r * cols + c])).collect()
 }
 
+/// The tensors of an adapter's directory; what other programs leave there instead is named.
+pub(super) fn open_tensors(dir: &Path) -> Result<Checkpoint> {
+    let path = dir.join(TENSORS);
+    if path.exists() {
+        return Checkpoint::open(path);
+    }
+    if dir.join("adapters.safetensors").exists() {
+        let what = format!(
+            "is MLX's format: its factors are transposed (lora_a [in, r]). Write their transposes as \
+             base_model.model.<path>.lora_A.weight and lora_B.weight to {TENSORS}"
+        );
+        return Err(Error::file(dir.join("adapters.safetensors"), what));
+    }
+    if dir.join("adapter_model.bin").exists() {
+        let what = format!(
+            "is a pickle file, which may run any code when it is loaded; it is not read. Where you trust it, convert \
+             it: safetensors.torch.save_file(torch.load('adapter_model.bin', weights_only=True), '{TENSORS}')"
+        );
+        return Err(Error::file(dir.join("adapter_model.bin"), what));
+    }
+    Err(Error::file(path, "is missing"))
+}
+
 impl Adapter {
     /// Writes the adapter into a directory, which is created. Every file is written whole or not at all.
     ///
@@ -116,36 +92,31 @@ impl Adapter {
 
     /// The files of the adapter's directory, by name.
     pub fn files(&self, model: &Llama, base_name: &str) -> Result<Vec<(String, Vec<u8>)>> {
-        let mut files = Vec::new();
-        if self.method.name != "lora" {
-            let own = MixloraConfig {
-                format_version: FORMAT_VERSION,
-                method: self.method.name.into(),
-                options: self.config.clone(),
-                target_modules: self.targets.clone(),
-                base: Base::of(model),
-            };
-            files.push(("mixlora.json".into(), pretty(&own)?.into_bytes()));
-        }
-        let alpha = self.config.lora_alpha.unwrap_or(2.0 * self.config.r as f32);
-        let peft = PeftConfig {
-            peft_type: if self.method.name == "lora" { "LORA" } else { "MIXLORA_RS" }.into(),
-            task_type: Some("CAUSAL_LM".into()),
-            base_model_name_or_path: Some(base_name.into()),
+        let own = MixloraConfig {
+            format_version: FORMAT_VERSION,
+            method: self.method.name.into(),
+            options: self.config.clone(),
+            target_modules: self.targets.clone(),
+            base: Base::of(model),
+        };
+        let peft = Written {
+            peft_type: if self.method.name == "lora" { "LORA" } else { "MIXLORA_RS" },
+            task_type: "CAUSAL_LM",
+            base_model_name_or_path: base_name,
             r: self.config.r,
-            lora_alpha: alpha,
+            lora_alpha: self.config.lora_alpha.unwrap_or(2.0 * self.config.r as f32),
             lora_dropout: self.config.lora_dropout,
-            target_modules: Targets::Names(self.targets.clone()),
-            bias: Some("none".into()),
+            target_modules: &self.targets,
+            bias: "none",
             use_rslora: false,
             use_dora: false,
             fan_in_fan_out: false,
-            rank_pattern: Default::default(),
-            alpha_pattern: Default::default(),
         };
-        files.push(("adapter_config.json".into(), pretty(&peft)?.into_bytes()));
-        files.push(("adapter_model.safetensors".into(), self.to_safetensors()?));
-        Ok(files)
+        Ok(vec![
+            ("mixlora.json".into(), pretty(&own)?.into_bytes()),
+            ("adapter_config.json".into(), pretty(&peft)?.into_bytes()),
+            (TENSORS.into(), self.to_safetensors()?),
+        ])
     }
 
     /// All tensors as a safetensors file. The bytes depend on the values alone.
@@ -165,104 +136,146 @@ impl Adapter {
         safetensors_bytes(tensors)
     }
 
-    /// Reads an adapter directory and puts it on a model: one of ours, or a PEFT LoRA.
+    /// Reads an adapter directory and puts it on a model: one of ours, a PEFT LoRA, or one of VT-NLP's release.
     ///
     /// # Errors
     /// A file is missing or malformed, the adapter needs what is not supported, or it was made for another base
     /// model; the error names the file and the reason.
     pub fn load(dir: &Path, model: &mut Llama) -> Result<Self> {
+        Self::load_with(dir, model, AdapterOptions::default())
+    }
+
+    /// The same with options.
+    ///
+    /// # Errors
+    /// Those of [`load`](Adapter::load).
+    pub fn load_with(dir: &Path, model: &mut Llama, options: AdapterOptions) -> Result<Self> {
         let dir = &super::locate(dir)?;
-        let own = dir.join("mixlora.json");
-        let (method, config, targets) = if own.exists() {
-            let c: MixloraConfig = read_json(&own)?;
-            if c.format_version > FORMAT_VERSION {
-                let what = format!(
-                    "format version {} is newer than this program ({FORMAT_VERSION})",
-                    c.format_version
-                );
-                return Err(Error::file(&own, what));
+        let (own, path) = (dir.join("mixlora.json"), dir.join("adapter_config.json"));
+        if !own.exists() {
+            let c: PeftConfig = read_config(&path)?;
+            if is_released(&c) {
+                return Self::load_released(&Released::open(dir)?, &path, &c, model);
             }
-            let base = Base::of(model);
-            if c.base != base {
-                return Err(Error::file(
-                    &own,
-                    format!("was made for another base: {:?}, this is {base:?}", c.base),
-                ));
-            }
-            (find(&c.method).map_err(|e| Error::file(&own, e.to_string()))?, c.options, c.target_modules)
-        } else {
-            let path = dir.join("adapter_config.json");
-            let c: PeftConfig = read_json(&path)?;
-            let (config, targets) = lora_options(&path, &c)?;
-            (find("lora")?, config, targets)
-        };
-        let file = Checkpoint::open(dir.join("adapter_model.safetensors"))?;
-        let adapter = Adapter::attach(model, method, &config, &targets, Stream::new(0))
+            let (config, targets) = c.lora_options(&path)?;
+            return Self::attach_and_fill(dir, model, find("lora")?, &config, &targets);
+        }
+        let c: MixloraConfig = read_json(&own)?;
+        if c.format_version > FORMAT_VERSION {
+            let what =
+                format!("format version {} is newer than this program ({FORMAT_VERSION})", c.format_version);
+            return Err(Error::file(&own, what));
+        }
+        if !options.force {
+            // Only its name is read from there, for the message.
+            let peft: Option<serde_json::Value> = read_json(&path).ok();
+            let name = peft.as_ref().and_then(|p| p["base_model_name_or_path"].as_str());
+            c.base.check(&own, name, model)?;
+        }
+        let method = find(&c.method).map_err(|e| Error::file(&own, e.to_string()))?;
+        Self::attach_and_fill(dir, model, method, &c.options, &c.target_modules)
+    }
+
+    fn attach_and_fill(
+        dir: &Path,
+        model: &mut Llama,
+        method: &'static MethodSpec,
+        config: &MethodConfig,
+        targets: &[String],
+    ) -> Result<Self> {
+        let file = open_tensors(dir)?;
+        let adapter = Adapter::attach(model, method, config, targets, Stream::new(0))
             .map_err(|e| Error::file(dir, e.to_string()))?;
         adapter.fill(&file)?;
         Ok(adapter)
     }
 
-    /// Puts the values of a file into the parameters.
-    pub(crate) fn fill(&self, file: &Checkpoint) -> Result<()> {
-        let mut used = 0;
+    fn load_released(files: &Released, path: &Path, c: &PeftConfig, model: &mut Llama) -> Result<Self> {
+        let (config, targets) = files.options(path, c)?;
+        let adapter = Adapter::attach(model, find("vt-nlp")?, &config, &targets, Stream::new(0))
+            .map_err(|e| Error::file(path, e.to_string()))?;
+        let cfs = config.cfs_form.is_some();
+        let parts: Vec<(String, usize)> = adapter.params().iter().flat_map(|p| p.parts().to_vec()).collect();
+        files.check(&parts, cfs)?;
+        adapter.fill_with(|part, rows, cols| files.values(part, rows, cols, cfs))?;
+        Ok(adapter)
+    }
+
+    /// Puts values into the parameters, part by part: name, rows, columns.
+    fn fill_with(&self, read: impl Fn(&str, usize, usize) -> Result<Vec<f32>>) -> Result<()> {
         for p in self.params() {
             let value = p.value();
             let width = value.len() / p.parts().iter().map(|p| p.1).sum::<usize>().max(1);
-            let mut parts = std::collections::HashMap::new();
+            let mut parts = HashMap::new();
             for (part, rows) in p.parts() {
-                let (name, transposed) = stored_name(self.method, part);
-                let v = match transposed {
-                    true => transpose(&file.f32(&name, &[width, *rows])?, width, *rows),
-                    false => file.f32(&name, &[*rows, width])?,
-                };
-                parts.insert(part.clone(), v);
-                used += 1;
+                parts.insert(part.clone(), read(part, *rows, width)?);
             }
             p.load(value.device(), |part| parts.get(part).cloned())?;
         }
-        let extra = file.names().count().saturating_sub(used);
-        match extra {
-            0 => Ok(()),
-            n => Err(Error::file(
-                file.path(),
-                format!("{n} tensors are for places that this adapter does not have"),
-            )),
+        Ok(())
+    }
+
+    /// Puts the values of a file into the parameters.
+    pub(crate) fn fill(&self, file: &Checkpoint) -> Result<()> {
+        let parts: Vec<String> =
+            self.params().iter().flat_map(|p| p.parts().to_vec()).map(|(part, _)| part).collect();
+        let names: Vec<String> = parts.iter().map(|part| stored_name(self.method, part).0).collect();
+        if let Some(name) = file.names().find(|n| n.ends_with(".lora_a") || n.ends_with(".lora_b"))
+            && self.method.name == "lora"
+        {
+            let what = format!(
+                "tensor '{name}' has a name of MLX, whose factors are transposed (lora_a [in, r]); write their \
+                 transposes as {PREFIX}<path>.lora_A.weight and lora_B.weight"
+            );
+            return Err(Error::file(file.path(), what));
         }
+        let extra = file.expect_tensors(names.iter().map(String::as_str))?;
+        if let Some(name) = extra.first() {
+            let what = format!(
+                "{} tensors are for places that this adapter does not have, such as '{name}'; its targets are {}",
+                extra.len(),
+                self.targets.join(", ")
+            );
+            return Err(Error::file(file.path(), what));
+        }
+        self.fill_with(|part, rows, width| {
+            let (name, transposed) = stored_name(self.method, part);
+            let dims = if transposed { [width, rows] } else { [rows, width] };
+            let turned = file.dims(&name)? == [dims[1], dims[0]] && dims[0] != dims[1];
+            if turned && self.method.name == "lora" {
+                let what = format!(
+                    "tensor '{name}' is {:?}, expected {dims:?}: the factors are transposed (as MLX writes them), or \
+                     A and B are swapped",
+                    file.dims(&name)?
+                );
+                return Err(Error::file(file.path(), what));
+            }
+            let v = file.f32(&name, &dims)?;
+            Ok(if transposed { transpose(&v, width, rows) } else { v })
+        })
     }
 }
 
-/// What a PEFT LoRA asks for; features that would change its output are refused.
-fn lora_options(path: &Path, c: &PeftConfig) -> Result<(MethodConfig, Vec<String>)> {
-    let no = |what: String| Err(Error::file(path, what));
-    if c.peft_type != "LORA" {
-        return no(format!("peft_type '{}' is not supported here; LORA is", c.peft_type));
+/// `adapter_config.json`; files of other programs with that name are recognised.
+fn read_config(path: &Path) -> Result<PeftConfig> {
+    let any: serde_json::Value = read_json(path)?;
+    if any.get("peft_type").is_none() {
+        let mlx = any.get("lora_parameters").is_some() || any.get("fine_tune_type").is_some();
+        let what = match mlx {
+            true => "is MLX's configuration; MLX keeps the factors transposed. Write them as a PEFT LoRA",
+            false => "has no peft_type: it is not a PEFT adapter",
+        };
+        return Err(Error::file(path, what));
     }
-    if c.use_dora || c.fan_in_fan_out || !c.rank_pattern.is_empty() || !c.alpha_pattern.is_empty() {
-        return no("uses DoRA, fan_in_fan_out, or ranks by pattern, which are not supported".into());
+    if any["peft_type"] == "MIXLORA_RS" {
+        let what = "is one of ours, but mixlora.json is missing beside it: copy all files of the adapter";
+        return Err(Error::file(path, what));
     }
-    if c.bias.as_deref().is_some_and(|b| b != "none") {
-        return no("trains biases, which is not supported".into());
+    if any["peft_type"] == "MIXLORA" {
+        let what = format!("peft_type 'MIXLORA' (MoE-PEFT) is not read; LORA is, on {}", TARGETS.join(", "));
+        return Err(Error::file(path, what));
     }
-    let Targets::Names(targets) = &c.target_modules else {
-        return no("target_modules is a pattern; a list of names is needed".into());
-    };
-    check_targets(targets).map_err(|e| Error::file(path, e.to_string()))?;
-    // Rank-stabilised LoRA divides alpha by sqrt(r): the same as a larger alpha here.
-    let alpha = if c.use_rslora { c.lora_alpha * (c.r as f32).sqrt() } else { c.lora_alpha };
-    let config = MethodConfig {
-        r: c.r,
-        lora_alpha: Some(alpha),
-        lora_dropout: c.lora_dropout,
-        ..(find("lora")?.defaults)()
-    };
-    Ok((config, targets.clone()))
-}
-
-fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
-    let text =
-        std::fs::read_to_string(path).map_err(|e| Error::file(path, format!("cannot be read: {e}")))?;
-    serde_json::from_str(&text).map_err(|e| Error::file(path, e.to_string()))
+    read_json(path)
 }
 
 fn pretty<T: Serialize>(value: &T) -> Result<String> {

@@ -87,7 +87,8 @@ impl Adapter {
         let mut file = GgufWriter::default();
         for (key, text) in [
             ("general.type", "adapter"),
-            ("general.architecture", c.model_type.as_str()),
+            // Mistral's GGUF files say llama too.
+            ("general.architecture", if c.is_llama() { "llama" } else { c.model_type.as_str() }),
             ("adapter.type", "lora"),
         ] {
             file.set(key, Value::String(text.into()));

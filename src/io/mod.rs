@@ -5,10 +5,12 @@ pub mod folder;
 pub mod gguf;
 mod mapped;
 mod safetensors;
+mod scan;
 mod write;
 
 pub use self::gguf::GgufFile;
 pub use self::safetensors::Checkpoint;
+pub use self::scan::{RawTensor, Scan};
 pub use self::write::{Named, safetensors_bytes};
 
 use crate::Error;
@@ -28,7 +30,7 @@ fn listed(names: &[&str]) -> String {
 }
 
 /// What is wanted and absent is an error, what is there and unwanted is given back.
-fn compare_names<'a, 'b>(
+pub(crate) fn compare_names<'a, 'b>(
     path: &Path,
     have: impl Iterator<Item = &'a str>,
     wanted: impl IntoIterator<Item = &'b str>,
@@ -52,4 +54,19 @@ fn missing<'a>(path: &Path, what: &str, name: &str, have: impl Iterator<Item = &
     let near = have.filter(|n| 2 * alike(n) > name.len()).max_by_key(|n| alike(n));
     let hint = near.map_or(String::new(), |n| format!("; there is '{n}'"));
     Error::file(path, format!("{what} '{name}' is missing{hint}"))
+}
+
+/// A JSON file as a value of this type.
+///
+/// # Errors
+/// It cannot be read, is not JSON, or a value has another type: the error names its place in the file.
+pub(crate) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> crate::Result<T> {
+    let text =
+        std::fs::read_to_string(path).map_err(|e| Error::file(path, format!("cannot be read: {e}")))?;
+    let mut json = serde_json::Deserializer::from_str(&text);
+    serde_path_to_error::deserialize(&mut json).map_err(|e| {
+        let place = e.path().to_string();
+        let place = if place == "." { String::new() } else { format!("at '{place}': ") };
+        Error::file(path, format!("{place}{}", e.into_inner()))
+    })
 }

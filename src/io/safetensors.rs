@@ -2,7 +2,7 @@
 //! stays in the mapped files until it is asked for. docs/FORMATS.md has the limits.
 
 use super::mapped::Bytes;
-use super::{compare_names, listed, missing};
+use super::{RawTensor, compare_names, listed, missing};
 use crate::{Device, Error, Format, Result, Weight, weight};
 use safetensors::{Dtype, SafeTensorError, SafeTensors};
 use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
@@ -266,6 +266,16 @@ impl Checkpoint {
                 self.fail(format!("tensor '{name}' has type {other:?}, expected values in f32, f16 or bf16"))
             }
         }
+    }
+    /// A tensor with its bytes.
+    ///
+    /// # Errors
+    /// There is none of that name, or its type is not one of f32, f16 and bf16.
+    pub fn raw(&self, name: &str) -> Result<RawTensor<'_>> {
+        let (format, dims) = (self.format(name)?, self.dims(name)?);
+        let cols = dims.last().copied().unwrap_or(1);
+        let rows = dims[..dims.len().saturating_sub(1)].iter().product();
+        Ok(RawTensor { rows, cols, axes: dims.len(), format, bytes: self.tensor_bytes(name)? })
     }
     /// A matrix as a weight, in the format it has in the file.
     ///

@@ -1,15 +1,34 @@
 //! The configuration of a decoder, with the names of Hugging Face's `config.json`.
 
 use crate::{Error, Result};
-use serde::Deserialize;
 
 /// Long-context scaling of rotary frequencies.
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
-pub struct RopeScaling {
+#[derive(Debug, Clone, PartialEq)]
+pub enum RopeScaling {
+    /// As Hugging Face's `rope_type: llama3` says it.
+    Llama3(Llama3Scaling),
+    /// What each frequency is divided by, `[head_dim / 2]`, as GGUF files have it.
+    Factors(Vec<f32>),
+}
+
+/// Llama 3.1's scaling: slow frequencies are divided by `factor`, fast ones are kept, those between are blended.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Llama3Scaling {
     pub factor: f64,
     pub low_freq_factor: f64,
     pub high_freq_factor: f64,
     pub original_max_position_embeddings: f64,
+}
+
+impl Llama3Scaling {
+    /// A frequency, scaled.
+    fn apply(&self, f: f64) -> f64 {
+        // Turns within the old context.
+        let turns = self.original_max_position_embeddings * f / std::f64::consts::TAU;
+        let smooth = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor);
+        let smooth = smooth.clamp(0.0, 1.0);
+        (1.0 - smooth) * f / self.factor + smooth * f
+    }
 }
 
 /// A Llama-family decoder: Llama 2 and 3, Mistral, Qwen2, SmolLM2.
@@ -24,17 +43,20 @@ pub struct LlamaConfig {
     pub head_dim: usize,
     pub vocab_size: usize,
     pub max_position_embeddings: usize,
+    /// Positions that a query sees, itself included. Longer sequences are refused: the window is not computed.
+    pub sliding_window: Option<usize>,
     pub rms_norm_eps: f32,
     pub rope_theta: f64,
     pub rope_scaling: Option<RopeScaling>,
     /// Whether the output head is the embedding.
     pub tie_word_embeddings: bool,
-    /// Whether q, k and v have biases (Qwen2).
+    /// Whether q, k and v have biases (Qwen2, some Llamas).
     pub attention_bias: bool,
+    /// Whether o has one (some Llamas).
+    pub o_proj_bias: bool,
+    /// Whether gate, up and down have one (some Llamas).
+    pub mlp_bias: bool,
 }
-
-/// Architectures that this decoder computes.
-pub const SUPPORTED: [&str; 3] = ["llama", "mistral", "qwen2"];
 
 impl LlamaConfig {
     /// Checks that the sizes fit each other.
@@ -77,28 +99,61 @@ impl LlamaConfig {
         Ok(self)
     }
 
-    /// Rotary frequencies `theta^(-2i/head_dim)`, scaled as Llama 3.1 does where the model asks for it.
+    /// Rotary frequencies `theta^(-2i/head_dim)`, scaled where the model asks for it.
     pub fn rope_frequencies(&self) -> Vec<f64> {
         let d = self.head_dim as f64;
         let base = (0..self.head_dim / 2).map(|i| self.rope_theta.powf(-2.0 * i as f64 / d));
-        let Some(s) = self.rope_scaling else { return base.collect() };
-        let (low, high) = (
-            s.original_max_position_embeddings / s.low_freq_factor,
-            s.original_max_position_embeddings / s.high_freq_factor,
-        );
-        base.map(|f| {
-            let wavelength = std::f64::consts::TAU / f;
-            if wavelength < high {
-                f
-            } else if wavelength > low {
-                f / s.factor
-            } else {
-                let smooth = (s.original_max_position_embeddings / wavelength - s.low_freq_factor)
-                    / (s.high_freq_factor - s.low_freq_factor);
-                (1.0 - smooth) * f / s.factor + smooth * f
-            }
-        })
-        .collect()
+        match &self.rope_scaling {
+            None => base.collect(),
+            Some(RopeScaling::Llama3(s)) => base.map(|f| s.apply(f)).collect(),
+            Some(RopeScaling::Factors(by)) => base.zip(by).map(|(f, by)| f / *by as f64).collect(),
+        }
+    }
+
+    /// Llama 3's scaling that gives these factors, if one does. Only the ratios of three of its numbers can be told;
+    /// the old context is taken as 8192, as Llama 3.1 has it.
+    pub(super) fn llama3_of(&self, factors: &[f32]) -> Option<Llama3Scaling> {
+        let factor = factors.iter().fold(1.0f64, |a, &b| a.max(b as f64));
+        let original = 8192.0;
+        let plain = LlamaConfig { rope_scaling: None, ..self.clone() }.rope_frequencies();
+        // Blended frequencies lie on a line: smooth = (turns - low) / (high - low).
+        let blended = plain.iter().zip(factors).filter_map(|(f, &by)| {
+            let smooth = (1.0 / by as f64 - 1.0 / factor) / (1.0 - 1.0 / factor);
+            (smooth > 1e-6 && smooth < 1.0 - 1e-6).then_some((original * f / std::f64::consts::TAU, smooth))
+        });
+        let blended: Vec<(f64, f64)> = blended.collect();
+        let (first, last) = (blended.first()?, blended.last()?);
+        let slope = (first.1 - last.1) / (first.0 - last.0);
+        let low = last.0 - last.1 / slope;
+        // A number of turns that was written with few digits is taken at its word.
+        let tidy = |v: f64| if (v - v.round()).abs() < 1e-3 { v.round() } else { v };
+        let found = Llama3Scaling {
+            factor,
+            low_freq_factor: tidy(low),
+            high_freq_factor: tidy(low + 1.0 / slope),
+            original_max_position_embeddings: original,
+        };
+        let same = |(f, &by): (&f64, &f32)| (f / found.apply(*f) / by as f64 - 1.0).abs() < 1e-5;
+        (slope > 0.0 && plain.iter().zip(factors).all(same)).then_some(found)
+    }
+
+    /// Positions that a sequence may have: the context, or the sliding window if that is shorter.
+    pub fn max_positions(&self) -> usize {
+        self.sliding_window.map_or(self.max_position_embeddings, |w| w.min(self.max_position_embeddings))
+    }
+
+    /// Whether the architecture is Llama's, which Mistral's is too; GGUF files do not tell them apart.
+    pub fn is_llama(&self) -> bool {
+        matches!(self.model_type.as_str(), "llama" | "mistral")
+    }
+
+    /// Whether a projection has a bias.
+    pub fn has_bias(&self, projection: &str) -> bool {
+        match projection {
+            p if p.ends_with("o_proj") => self.o_proj_bias,
+            p if p.starts_with("mlp.") => self.mlp_bias,
+            _ => self.attention_bias,
+        }
     }
 
     /// Parameters of the decoder, the embedding counted once.
@@ -108,7 +163,10 @@ impl LlamaConfig {
             (self.num_attention_heads * self.head_dim) as u64,
             (self.num_key_value_heads * self.head_dim) as u64,
         );
-        let bias = if self.attention_bias { q + 2 * kv } else { 0 };
+        let some = |there: bool, n: u64| if there { n } else { 0 };
+        let bias = some(self.attention_bias, q + 2 * kv)
+            + some(self.o_proj_bias, d)
+            + some(self.mlp_bias, 2 * f + d);
         let layer = 2 * d + d * (q + 2 * kv) + q * d + 3 * d * f + bias;
         let heads = if self.tie_word_embeddings { 1 } else { 2 };
         heads * d * self.vocab_size as u64 + self.num_hidden_layers as u64 * layer + d
@@ -130,11 +188,14 @@ mod tests {
             head_dim: 64,
             vocab_size: 49152,
             max_position_embeddings: 8192,
+            sliding_window: None,
             rms_norm_eps: 1e-5,
             rope_theta: 100_000.0,
             rope_scaling: None,
             tie_word_embeddings: true,
             attention_bias: false,
+            o_proj_bias: false,
+            mlp_bias: false,
         }
     }
 
@@ -154,15 +215,24 @@ mod tests {
 
     #[test]
     fn scaled_frequencies_keep_the_fast_ones() {
-        let scaling = RopeScaling {
+        let scaling = Llama3Scaling {
             factor: 8.0,
             low_freq_factor: 1.0,
             high_freq_factor: 4.0,
             original_max_position_embeddings: 8192.0,
         };
         let plain = smollm2().rope_frequencies();
-        let scaled = LlamaConfig { rope_scaling: Some(scaling), ..smollm2() }.rope_frequencies();
+        let llama3 = LlamaConfig { rope_scaling: Some(RopeScaling::Llama3(scaling)), ..smollm2() };
+        let scaled = llama3.rope_frequencies();
         assert_eq!(plain[0], scaled[0]);
         approx::assert_relative_eq!(plain[31] / scaled[31], 8.0, epsilon = 1e-12);
+        let factors: Vec<f32> = plain.iter().zip(&scaled).map(|(a, b)| (a / b) as f32).collect();
+        assert_eq!(smollm2().llama3_of(&factors), Some(scaling), "what the factors came from");
+        let table = LlamaConfig { rope_scaling: Some(RopeScaling::Factors(factors.clone())), ..smollm2() };
+        for (a, b) in table.rope_frequencies().iter().zip(&scaled) {
+            approx::assert_relative_eq!(a, b, max_relative = 1e-7);
+        }
+        let other: Vec<f32> = factors.iter().map(|f| f * f).collect();
+        assert_eq!(smollm2().llama3_of(&other), None);
     }
 }

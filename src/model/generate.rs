@@ -143,7 +143,7 @@ impl<'a> Generation<'a> {
     }
     /// Positions that are left.
     pub fn room(&self) -> usize {
-        self.model.config().max_position_embeddings.saturating_sub(self.len())
+        self.model.config().max_positions().saturating_sub(self.len())
     }
 }
 

@@ -4,6 +4,7 @@ use super::{KvCache, LlamaConfig};
 use crate::nn::{LinearGroup, Mlp, Pass};
 use crate::ops::rope::Rope;
 use crate::{Device, Error, Result, Tensor, Weight, checkpoint_many};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
@@ -29,6 +30,10 @@ pub struct Llama {
     /// The embedding itself when tied.
     pub(super) head: Weight,
     pub(super) rope: Rope,
+    /// What was odd about the files, for the user.
+    pub(super) notes: Vec<String>,
+    pub(super) origin: PathBuf,
+    pub(super) fingerprint: u32,
 }
 
 /// What one forward pass is given besides tokens.
@@ -66,6 +71,19 @@ impl Llama {
     /// Its configuration.
     pub fn config(&self) -> &LlamaConfig {
         &self.config
+    }
+    /// The file or directory that it was read from.
+    pub fn origin(&self) -> &Path {
+        &self.origin
+    }
+    /// CRC-32 of all norm weights, rounded to bf16. Every file of a model has the same norms, however its matrices are
+    /// quantised.
+    pub fn fingerprint(&self) -> u32 {
+        self.fingerprint
+    }
+    /// What was odd about its files but no error: one sentence each, to be shown to the user.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
     /// Where it lives.
     pub fn device(&self) -> &Device {
@@ -117,7 +135,7 @@ impl Llama {
     /// Hidden states after the final norm, `[B, S, hidden_size]`, of tokens `[B, S]`.
     ///
     /// # Errors
-    /// Tokens are not `[B, S]`, or positions go beyond `max_position_embeddings`.
+    /// Tokens are not `[B, S]`, or positions go beyond [`max_positions`](LlamaConfig::max_positions).
     pub fn forward(&self, ids: &Tensor, pass: &Pass, step: Step<'_>) -> Result<Tensor> {
         let [b, s] = *ids.dims() else {
             return Err(Error::Shape { op: "llama", what: format!("tokens {} are not [B, S]", ids.shape()) });
@@ -125,7 +143,14 @@ impl Llama {
         let Step { valid, mut cache, mut hidden, recompute } = step;
         let past = cache.as_ref().map_or(0, |c| c.len());
         if past + s > self.rope.max_positions() {
-            let what = format!("{} positions, but the model has {}", past + s, self.rope.max_positions());
+            let most = self.rope.max_positions();
+            let what = match self.config.sliding_window {
+                Some(w) if w == most => format!(
+                    "{} positions, but the model's sliding window has {w}; longer sequences are not computed",
+                    past + s
+                ),
+                _ => format!("{} positions, but the model has {most}", past + s),
+            };
             return Err(Error::Shape { op: "llama", what });
         }
         let positions: Vec<u32> = (0..b).flat_map(|_| past as u32..(past + s) as u32).collect();

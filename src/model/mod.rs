@@ -3,16 +3,19 @@
 //! Models know the adapter hooks of [`nn`](crate::nn), never a method.
 
 mod config;
+mod files;
 mod generate;
+mod gguf_config;
+mod hf_config;
 mod kv_cache;
 mod llama;
 mod load;
 mod save;
 
-pub use config::{LlamaConfig, RopeScaling};
+pub use config::{Llama3Scaling, LlamaConfig, RopeScaling};
+pub use files::{Expected, ModelFiles, gguf_name, gguf_row, model_config};
 pub use generate::{Generation, Sampler, Sampling};
 pub use kv_cache::KvCache;
 pub use llama::{Llama, MlpSite, Site, Step};
-pub use load::model_config;
-pub(crate) use load::{gguf_name, gguf_row};
+pub use load::LoadOptions;
 pub use save::Change;

@@ -1,6 +1,6 @@
 //! A decoder as a Hugging Face directory: config.json and safetensors, in several files where it is large.
 
-use super::{Llama, LlamaConfig};
+use super::{Llama, LlamaConfig, RopeScaling};
 use crate::io::atomic;
 use crate::{Error, Format, Result, Weight};
 use half::{bf16, f16};
@@ -18,30 +18,69 @@ pub type Change<'a> = &'a dyn Fn(&str, &mut [f32]) -> Result<()>;
 impl LlamaConfig {
     /// As `config.json` has it.
     pub fn to_json(&self, format: Format) -> Value {
-        let class = match self.model_type.as_str() {
+        // GGUF files of Mistral say llama; the window is Mistral's.
+        let windowed = self.model_type == "llama" && self.sliding_window.is_some();
+        let model_type = if windowed { "mistral" } else { self.model_type.as_str() };
+        let class = match model_type {
             "mistral" => "MistralForCausalLM",
             "qwen2" => "Qwen2ForCausalLM",
             _ => "LlamaForCausalLM",
         };
-        let scaling = self.rope_scaling.map(|s| {
-            json!({
-                "rope_type": "llama3", "factor": s.factor, "low_freq_factor": s.low_freq_factor,
-                "high_freq_factor": s.high_freq_factor,
-                "original_max_position_embeddings": s.original_max_position_embeddings,
-            })
-        });
-        json!({
-            "architectures": [class], "model_type": self.model_type, "hidden_act": "silu",
+        let mut json = json!({
+            "architectures": [class], "model_type": model_type, "hidden_act": "silu",
             "hidden_size": self.hidden_size, "intermediate_size": self.intermediate_size,
             "num_hidden_layers": self.num_hidden_layers, "num_attention_heads": self.num_attention_heads,
             "num_key_value_heads": self.num_key_value_heads, "head_dim": self.head_dim,
             "vocab_size": self.vocab_size, "max_position_embeddings": self.max_position_embeddings,
             // The shortest text of the f32, not its digits in f64.
             "rms_norm_eps": self.rms_norm_eps.to_string().parse::<f64>().unwrap_or(1e-5),
-            "rope_theta": self.rope_theta, "rope_scaling": scaling,
-            "tie_word_embeddings": self.tie_word_embeddings, "attention_bias": self.attention_bias,
-            "torch_dtype": dtype_name(format),
-        })
+            "rope_theta": self.rope_theta, "rope_scaling": self.scaling_json(),
+            "tie_word_embeddings": self.tie_word_embeddings, "torch_dtype": dtype_name(format),
+        });
+        if model_type == "llama" {
+            json["attention_bias"] = self.attention_bias.into();
+            json["mlp_bias"] = self.mlp_bias.into();
+        }
+        if let Some(window) = self.sliding_window {
+            json["sliding_window"] = window.into();
+            if model_type == "qwen2" {
+                json["use_sliding_window"] = true.into();
+            }
+        }
+        json
+    }
+
+    /// Scaled frequencies as `config.json` has them. A table of factors that is not Llama 3's stands as it is, which
+    /// no reader of `config.json` knows.
+    fn scaling_json(&self) -> Value {
+        let llama3 = match &self.rope_scaling {
+            None => return Value::Null,
+            Some(RopeScaling::Llama3(s)) => Some(*s),
+            Some(RopeScaling::Factors(factors)) => self.llama3_of(factors),
+        };
+        match (llama3, &self.rope_scaling) {
+            (Some(s), _) => json!({
+                "rope_type": "llama3", "factor": s.factor, "low_freq_factor": s.low_freq_factor,
+                "high_freq_factor": s.high_freq_factor,
+                "original_max_position_embeddings": s.original_max_position_embeddings,
+            }),
+            (None, Some(RopeScaling::Factors(factors))) => {
+                json!({ "rope_type": "factors", "factors": factors })
+            }
+            (None, _) => Value::Null,
+        }
+    }
+
+    /// Refuses what `config.json` has no words for.
+    fn check_writable(&self) -> Result<()> {
+        if let Some(RopeScaling::Factors(factors)) = &self.rope_scaling
+            && self.llama3_of(factors).is_none()
+        {
+            let what = "this GGUF file divides its frequencies by factors that are not those of rope_type llama3, and \
+                        config.json has no other table; give the Hugging Face directory of this model";
+            return Err(Error::config("rope_scaling", what));
+        }
+        Ok(())
     }
 }
 
@@ -77,6 +116,7 @@ impl Llama {
                 format!("{} cannot be written; f32, f16, bf16 can", format.name()),
             ));
         }
+        self.config.check_writable()?;
         let mut shards =
             Shards { dir, format, open: Vec::new(), bytes: 0, files: 0, places: BTreeMap::new(), total: 0 };
         let matrix = |shards: &mut Shards<'_>, name: String, w: &Weight| {

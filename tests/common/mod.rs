@@ -15,4 +15,5 @@ pub fn gpu() -> Option<Device> {
 }
 
 pub mod edit;
+pub mod families;
 pub mod tiny;

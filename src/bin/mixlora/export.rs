@@ -1,8 +1,7 @@
 //! `mixlora export`
 
+use crate::model_args::CheckArgs;
 use crate::{Failure, out};
-use mixlora::adapter::Adapter;
-use mixlora::model::Llama;
 use mixlora::{Device, Error};
 use std::path::PathBuf;
 
@@ -22,6 +21,8 @@ pub struct Args {
     /// Write a GGUF adapter, for llama.cpp's --lora.
     #[arg(long, value_name = "FILE", required = true)]
     gguf_lora: PathBuf,
+    #[command(flatten)]
+    checks: CheckArgs,
 }
 
 pub fn run(args: &Args) -> Result<(), Failure> {
@@ -29,8 +30,8 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         let what = "exists; give another file name".to_string();
         return Err(Error::File { path: args.gguf_lora.clone(), what }.into());
     }
-    let mut model = Llama::open(&args.model, &Device::cpu(), false)?;
-    let adapter = Adapter::load(&args.adapter, &mut model)?;
+    let mut model = args.checks.model(&args.model, &Device::cpu(), false)?;
+    let adapter = args.checks.adapter(&args.adapter, &mut model)?;
     adapter.export_gguf(&model, &args.gguf_lora)?;
     Ok(out::text(&format!("GGUF adapter in {}", args.gguf_lora.display()))?)
 }

@@ -1,11 +1,13 @@
 //! `mixlora merge`
 
+use crate::model_args::CheckArgs;
 use crate::{Failure, out};
 use mixlora::adapter::Adapter;
+use mixlora::io::atomic;
 use mixlora::model::Llama;
 use mixlora::text::ModelText;
 use mixlora::{Device, Error, Format};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
 #[derive(clap::Args)]
@@ -21,20 +23,25 @@ pub struct Args {
     /// An adapter directory, or the folder of a training run.
     #[arg(long)]
     adapter: PathBuf,
-    /// The new directory; it must be empty or not exist.
+    /// The new directory; it must not exist.
     #[arg(long)]
     out: PathBuf,
     /// Format of the written weights; by default the model's, or f16 where it is quantised.
     #[arg(long, value_parser = ["f32", "f16", "bf16"])]
     dtype: Option<String>,
+    #[command(flatten)]
+    checks: CheckArgs,
+}
+
+fn fail(path: &Path, what: impl Into<String>) -> Failure {
+    Error::File { path: path.into(), what: what.into() }.into()
 }
 
 pub fn run(args: &Args) -> Result<(), Failure> {
-    let fail = |path: &Path, what: String| Error::File { path: path.into(), what };
-    if std::fs::read_dir(&args.out).is_ok_and(|mut d| d.next().is_some()) || args.out.is_file() {
-        return Err(fail(&args.out, "is not empty; merging writes a new directory".into()).into());
+    if args.out.exists() {
+        return Err(fail(&args.out, "exists; merging writes a new directory and never over another"));
     }
-    let mut model = Llama::open(&args.model, &Device::cpu(), false)?;
+    let mut model = args.checks.model(&args.model, &Device::cpu(), false)?;
     let format = match args.dtype.as_deref() {
         Some("f32") => Format::F32,
         Some("bf16") => Format::Bf16,
@@ -44,46 +51,93 @@ pub fn run(args: &Args) -> Result<(), Failure> {
             _ => Format::F16,
         },
     };
-    let adapter = Adapter::load(&args.adapter, &mut model)?;
+    let adapter = args.checks.adapter(&args.adapter, &mut model)?;
     // Refused before anything is made.
     adapter.check_mergeable()?;
-    std::fs::create_dir_all(&args.out).map_err(|e| fail(&args.out, format!("cannot be created: {e}")))?;
-    adapter.merge(&model, &args.out, format)?;
-    match args.model.is_dir() {
-        true => copy_text_files(&args.model, &args.out)?,
-        false => write_text_files(&ModelText::open(&args.model)?, &args.out)?,
+    let name = args.out.file_name().ok_or_else(|| fail(&args.out, "is not the name of a directory"))?;
+    let unfinished = args.out.with_file_name(format!(".{}.unfinished", name.to_string_lossy()));
+    // Left over from an interrupted merge.
+    let _ = std::fs::remove_dir_all(&unfinished);
+    std::fs::create_dir_all(&unfinished).map_err(|e| fail(&unfinished, format!("cannot be created: {e}")))?;
+    let done = write(args, &model, &adapter, format, &unfinished).and_then(|()| {
+        std::fs::rename(&unfinished, &args.out)
+            .map_err(|e| fail(&args.out, format!("cannot be renamed into place: {e}")))
+    });
+    if let Err(e) = done {
+        let _ = std::fs::remove_dir_all(&unfinished);
+        return Err(e);
     }
-    Ok(out::text(&format!("merged model in {}", args.out.display()))?)
+    Ok(out::text(&format!("merged model in {}, {} weights", args.out.display(), format.name()))?)
 }
 
-/// Everything of a Hugging Face directory that is about text.
-fn copy_text_files(from: &Path, to: &Path) -> Result<(), Failure> {
+fn write(args: &Args, model: &Llama, adapter: &Adapter, format: Format, dir: &Path) -> Result<(), Failure> {
+    adapter.merge(model, dir, format)?;
+    match args.model.is_dir() {
+        true => copy_side_files(&args.model, dir),
+        false => write_text_files(&args.model, dir),
+    }
+}
+
+fn read_json(path: &Path) -> Result<Value, Failure> {
+    let bytes = std::fs::read(path).map_err(|e| fail(path, format!("cannot be read: {e}")))?;
+    serde_json::from_slice(&bytes).map_err(|e| fail(path, e.to_string()))
+}
+
+fn write_json(path: &Path, value: &Value) -> Result<(), Failure> {
+    Ok(atomic::write(path, format!("{value:#}\n").as_bytes())?)
+}
+
+/// Everything of a Hugging Face directory besides weights: text files as they are, and its own config.json with the
+/// new type of the weights.
+fn copy_side_files(from: &Path, to: &Path) -> Result<(), Failure> {
     for name in [
         "tokenizer.json",
         "tokenizer_config.json",
+        "tokenizer.model",
+        "vocab.json",
+        "merges.txt",
+        "added_tokens.json",
         "special_tokens_map.json",
         "chat_template.jinja",
         "generation_config.json",
     ] {
         let path = from.join(name);
         if path.is_file() {
-            std::fs::copy(&path, to.join(name))
-                .map_err(|e| Error::File { path, what: format!("cannot be copied: {e}") })?;
+            std::fs::copy(&path, to.join(name)).map_err(|e| fail(&path, format!("cannot be copied: {e}")))?;
         }
     }
-    Ok(())
+    if !to.join("tokenizer.json").exists() {
+        out::note("note: the model has no tokenizer.json, so the merged one has none either");
+    }
+    let (mut config, written) = (read_json(&from.join("config.json"))?, read_json(&to.join("config.json"))?);
+    // Newer files say dtype.
+    let key = if config.get("dtype").is_some() { "dtype" } else { "torch_dtype" };
+    config[key] = written["torch_dtype"].clone();
+    // Weights are written as plain values, whatever they were.
+    config.as_object_mut().map(|c| c.remove("quantization_config"));
+    write_json(&to.join("config.json"), &config)
 }
 
 /// The tokenizer and template of a GGUF file, as files.
-fn write_text_files(text: &ModelText, to: &Path) -> Result<(), Failure> {
+fn write_text_files(model: &Path, to: &Path) -> Result<(), Failure> {
+    let text = match ModelText::open(model) {
+        Ok(text) => text,
+        Err(e) => {
+            out::note(&format!("note: no tokenizer files are written, copy the base model's: {e}"));
+            return Ok(());
+        }
+    };
     let tokenizer = &text.tokenizer;
+    let mut config = read_json(&to.join("config.json"))?;
+    (config["bos_token_id"], config["eos_token_id"]) = (json!(tokenizer.bos()), json!(tokenizer.eos()));
+    write_json(&to.join("config.json"), &config)?;
     let Some(json) = tokenizer.to_json()? else {
         out::note(
             "note: a SentencePiece vocabulary cannot be written as tokenizer.json: copy the base model's",
         );
         return Ok(());
     };
-    mixlora::io::atomic::write(&to.join("tokenizer.json"), json.as_bytes())?;
+    atomic::write(&to.join("tokenizer.json"), json.as_bytes())?;
     let token = |id: Option<u32>| id.and_then(|id| tokenizer.token(id));
     let config = json!({
         "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": token(tokenizer.bos()),
@@ -91,5 +145,5 @@ fn write_text_files(text: &ModelText, to: &Path) -> Result<(), Failure> {
         "add_bos_token": tokenizer.add_bos(),
         "chat_template": text.template.as_ref().map(|t| t.source()),
     });
-    Ok(mixlora::io::atomic::write(&to.join("tokenizer_config.json"), format!("{config:#}\n").as_bytes())?)
+    write_json(&to.join("tokenizer_config.json"), &config)
 }

@@ -1,12 +1,13 @@
 //! Options that the commands which use a model share: model, adapter, device, sampling; and text as it streams.
 
-use crate::{Failure, open_device};
-use mixlora::adapter::{Adapter, Conversation};
+use crate::{Failure, open_device, out};
+use mixlora::Device;
+use mixlora::adapter::{Adapter, AdapterOptions, Conversation};
 use mixlora::mixture::DecodeRoute;
-use mixlora::model::{Llama, Sampler, Sampling};
+use mixlora::model::{Llama, LoadOptions, ModelFiles, Sampler, Sampling};
 use mixlora::text::ModelText;
 use mixlora::train::{DeviceOptions, TextOptions};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(clap::Args)]
 pub struct DeviceArgs {
@@ -56,6 +57,34 @@ pub struct ModelArgs {
     dequantise: bool,
     #[command(flatten)]
     device: DeviceArgs,
+    #[command(flatten)]
+    checks: CheckArgs,
+}
+
+/// What is let through when a model and an adapter are opened.
+#[derive(clap::Args)]
+pub struct CheckArgs {
+    /// Take weights that hold NaN or infinite values as they are.
+    #[arg(long)]
+    allow_nonfinite: bool,
+    /// Take an adapter that was trained on other weights, if its shapes fit.
+    #[arg(long)]
+    force: bool,
+}
+
+impl CheckArgs {
+    /// A model; what is odd about it goes to stderr.
+    pub fn model(&self, path: &Path, device: &Device, dequantize: bool) -> Result<Llama, Failure> {
+        let options = LoadOptions { dequantize, allow_nonfinite: self.allow_nonfinite };
+        let model = Llama::load(&ModelFiles::open(path)?, device, options)?;
+        model.notes().iter().for_each(|n| out::note(&format!("note: {n}")));
+        Ok(model)
+    }
+
+    /// An adapter on a model.
+    pub fn adapter(&self, dir: &Path, model: &mut Llama) -> Result<Adapter, Failure> {
+        Ok(Adapter::load_with(dir, model, AdapterOptions { force: self.force })?)
+    }
 }
 
 /// A model ready to be used.
@@ -71,9 +100,10 @@ impl ModelArgs {
         let device = self.device.open()?;
         let options = TextOptions { template: self.template.clone(), ..TextOptions::default() };
         let text = options.open(Some(&self.model))?;
-        let mut model = Llama::open(&self.model, &device, self.dequantise)?;
+        let mut model = self.checks.model(&self.model, &device, self.dequantise)?;
         text.tokenizer.check_rows(model.config().vocab_size)?;
-        let adapter = self.adapter.as_deref().map(|dir| Adapter::load(dir, &mut model)).transpose()?;
+        let adapter = self.adapter.as_deref();
+        let adapter = adapter.map(|dir| self.checks.adapter(dir, &mut model)).transpose()?;
         Ok(Opened { text, model, adapter, route: self.decode_route })
     }
 }

@@ -3,7 +3,7 @@
 use crate::settings::{Layers, method, option_layers, read_file, set_layers};
 use crate::{Failure, out, signals};
 use mixlora::mixture::find;
-use mixlora::model::Llama;
+use mixlora::model::{Llama, LoadOptions, ModelFiles};
 use mixlora::train::{
     End, EvalReport, Observer, Progress, Run, RunConfig, RunFolder, StepReport, StoredRun, TrainingData,
 };
@@ -26,6 +26,9 @@ pub struct Args {
     /// A .gguf file, or a Hugging Face directory.
     #[arg(long)]
     model: Option<PathBuf>,
+    /// Take weights that hold NaN or infinite values as they are.
+    #[arg(long)]
+    allow_nonfinite: bool,
     /// A JSONL file, or a folder with train.jsonl and, if you like, valid.jsonl.
     #[arg(long)]
     data: Option<PathBuf>,
@@ -193,7 +196,10 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let device = crate::open_device(&config.device)?;
     let text = config.text.open(Some(&config.model))?;
     let data = TrainingData::open(&config, &text)?;
-    let model = Llama::open(&config.model, &device, !config.device.keep_quantised)?;
+    let options =
+        LoadOptions { dequantize: !config.device.keep_quantised, allow_nonfinite: args.allow_nonfinite };
+    let model = Llama::load(&ModelFiles::open(&config.model)?, &device, options)?;
+    model.notes().iter().for_each(|n| shown.say(&format!("note: {n}")));
     let parts = data.with(&config, &text, model)?;
     find(&config.method)?.notes(&config.options).iter().for_each(|n| shown.say(&format!("note: {n}")));
     let mut run = match stored {

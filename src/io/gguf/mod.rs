@@ -11,7 +11,7 @@ pub use value::{Array, Value};
 pub use write::GgufWriter;
 
 use super::mapped::Bytes;
-use super::{compare_names, missing};
+use super::{RawTensor, compare_names, missing};
 use crate::{Device, Error, Format, Result, Weight, weight};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -116,6 +116,16 @@ impl GgufFile {
         let t = self.tensor(name)?;
         // In the file, by the checks of the parser; tensors without bytes may stand anywhere.
         Ok(self.bytes.get(t.offset..t.offset + t.bytes).unwrap_or_default())
+    }
+
+    /// A tensor with its bytes.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub fn raw(&self, name: &str) -> Result<RawTensor<'_>> {
+        let t = self.tensor(name)?;
+        let bytes = self.tensor_bytes(name)?;
+        Ok(RawTensor { rows: t.rows(), cols: t.cols(), axes: t.dims.len(), format: t.kind, bytes })
     }
 
     fn matrix(&self, name: &str) -> Result<(&TensorInfo, &[u8])> {

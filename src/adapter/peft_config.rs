@@ -1,0 +1,141 @@
+//! `adapter_config.json` of Hugging Face PEFT: what is read, what is refused, what is written.
+
+use super::{TARGETS, check_targets};
+use crate::mixture::{MethodConfig, find};
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use std::path::Path;
+
+#[derive(Deserialize)]
+pub(super) struct PeftConfig {
+    pub peft_type: String,
+    pub r: usize,
+    pub lora_alpha: f32,
+    #[serde(default)]
+    pub lora_dropout: f32,
+    target_modules: Option<Targets>,
+    bias: Option<String>,
+    #[serde(default)]
+    use_rslora: bool,
+    #[serde(flatten)]
+    pub rest: Map<String, Value>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Targets {
+    Names(Vec<String>),
+    Pattern(String),
+}
+
+/// Fields whose values change nothing in what a trained LoRA computes.
+const HARMLESS: [&str; 9] = [
+    "auto_mapping",
+    "base_model_name_or_path",
+    "inference_mode",
+    "megatron_core",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "runtime_config",
+    "task_type",
+];
+
+/// What is behind the fields that people meet.
+const MEANINGS: [(&str, &str); 9] = [
+    ("use_dora", "DoRA"),
+    ("modules_to_save", "modules trained as a whole"),
+    ("layers_to_transform", "a LoRA on some layers only"),
+    ("rank_pattern", "ranks by place"),
+    ("alpha_pattern", "scales by place"),
+    ("fan_in_fan_out", "transposed base weights"),
+    ("lora_bias", "biases of B"),
+    ("target_parameters", "a LoRA on parameters instead of modules"),
+    ("trainable_token_indices", "trained embeddings"),
+];
+
+/// Ways to start a LoRA that leave the base model as it is. Others (pissa, olora, ...) train a changed one.
+const PLAIN_STARTS: [&str; 3] = ["gaussian", "eva", "orthogonal"];
+
+impl PeftConfig {
+    /// What a PEFT LoRA asks for; everything that would change its output and is not computed here is refused at once.
+    pub fn lora_options(&self, path: &Path) -> Result<(MethodConfig, Vec<String>)> {
+        let no = |what: String| Err(Error::file(path, what));
+        if self.peft_type != "LORA" {
+            return no(format!("peft_type '{}' is not supported here; LORA is", self.peft_type));
+        }
+        let refused = self.refused();
+        if !refused.is_empty() {
+            return no(format!("asks for what is not computed here: {}", refused.join(", ")));
+        }
+        let targets = match &self.target_modules {
+            Some(Targets::Names(names)) => names.iter().map(|n| projection(n)).collect::<Vec<String>>(),
+            Some(Targets::Pattern(p)) => {
+                return no(format!(
+                    "target_modules is the pattern '{p}'; a list of names is needed, of {}",
+                    TARGETS.join(", ")
+                ));
+            }
+            None => return no("target_modules is missing".into()),
+        };
+        check_targets(&targets).map_err(|e| Error::file(path, e.to_string()))?;
+        // Rank-stabilised LoRA divides alpha by sqrt(r): the same as a larger alpha here.
+        let alpha = if self.use_rslora { self.lora_alpha * (self.r as f32).sqrt() } else { self.lora_alpha };
+        let config = MethodConfig {
+            r: self.r,
+            lora_alpha: Some(alpha),
+            lora_dropout: self.lora_dropout,
+            ..(find("lora")?.defaults)()
+        };
+        Ok((config, targets))
+    }
+
+    /// Every field that asks for something else than a plain LoRA.
+    fn refused(&self) -> Vec<String> {
+        let mut refused: Vec<String> = Vec::new();
+        if let Some(bias) = self.bias.as_deref().filter(|b| *b != "none") {
+            refused.push(format!("bias = \"{bias}\" (trained biases)"));
+        }
+        for (key, value) in &self.rest {
+            let nothing = match value {
+                Value::Null | Value::Bool(false) => true,
+                Value::Array(a) => a.is_empty(),
+                Value::Object(o) => o.is_empty(),
+                Value::String(s) if key == "init_lora_weights" => PLAIN_STARTS.contains(&s.as_str()),
+                Value::Bool(true) => key == "init_lora_weights",
+                _ => false,
+            };
+            if !nothing && !HARMLESS.contains(&key.as_str()) {
+                let meaning = MEANINGS.iter().find(|m| m.0 == key);
+                refused.push(match meaning {
+                    Some((_, meaning)) => format!("{key} ({meaning})"),
+                    None => format!("{key} = {value}"),
+                });
+            }
+        }
+        refused
+    }
+}
+
+/// A projection's name without the block that it is in.
+fn projection(name: &str) -> String {
+    let bare = ["self_attn.", "mlp."].iter().find_map(|p| name.strip_prefix(p));
+    bare.unwrap_or(name).to_string()
+}
+
+/// What is written: PEFT reads all it needs, and finds nothing that it does not know.
+#[derive(Serialize)]
+pub(super) struct Written<'a> {
+    pub peft_type: &'a str,
+    pub task_type: &'a str,
+    pub base_model_name_or_path: &'a str,
+    pub r: usize,
+    pub lora_alpha: f32,
+    pub lora_dropout: f32,
+    pub target_modules: &'a [String],
+    pub bias: &'a str,
+    pub use_rslora: bool,
+    pub use_dora: bool,
+    pub fan_in_fan_out: bool,
+}

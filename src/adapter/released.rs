@@ -1,0 +1,162 @@
+//! Conditional MixLoRA as VT-NLP released it: their names and layout, read as the method `vt-nlp`.
+//!
+//! Their checkpoints are pickles, which are never read here; with their tensors in `adapter_model.safetensors` (and
+//! the routers, which their trainer writes apart, in `non_lora_trainables.safetensors` or in the same file) they load.
+//! Source: VT-NLP/MixLoRA at af5cc3f, `llava/peft_cmoa/cmoa_lora.py` and `mixture/selector.py`.
+
+use super::TARGETS;
+use super::peft_config::PeftConfig;
+use crate::io::Checkpoint;
+use crate::mixture::{CfsForm, MethodConfig, Pool, find};
+use crate::{Error, Result};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Where the trainer of the release keeps what is not called `lora_`.
+const OTHERS: &str = "non_lora_trainables.safetensors";
+
+/// The tensors of a released adapter, by the part of their names from `layers.` on.
+pub(super) struct Released {
+    files: Vec<Checkpoint>,
+    /// Short name to file and full name.
+    names: BTreeMap<String, (usize, String)>,
+}
+
+/// Whether a configuration is one of the release: it writes the type LORA and says how many experts there are.
+pub(super) fn is_released(c: &PeftConfig) -> bool {
+    c.rest.contains_key("n_experts") || c.rest.contains_key("cond_type")
+}
+
+impl Released {
+    pub fn open(dir: &Path) -> Result<Self> {
+        let mut files = vec![super::peft::open_tensors(dir)?];
+        if dir.join(OTHERS).is_file() {
+            files.push(Checkpoint::open(dir.join(OTHERS))?);
+        }
+        let mut names = BTreeMap::new();
+        for (i, file) in files.iter().enumerate() {
+            for name in file.names() {
+                if let Some(at) = name.find("layers.") {
+                    // Saved by PEFT itself, the adapter's name is gone from the middle.
+                    let short = name[at..].replace(".default.", ".");
+                    names.insert(short, (i, name.to_string()));
+                }
+            }
+        }
+        Ok(Released { files, names })
+    }
+
+    fn path(&self) -> &Path {
+        self.files[0].path()
+    }
+
+    /// The options and targets that the configuration and the tensors say.
+    pub fn options(&self, path: &Path, c: &PeftConfig) -> Result<(MethodConfig, Vec<String>)> {
+        let no = |what: String| Err(Error::file(path, what));
+        let is = |key: &str, plain: &[Value]| c.rest.get(key).is_none_or(|v| plain.contains(v));
+        for (key, plain) in [
+            ("independent_rank", &[Value::Null, true.into()][..]),
+            ("mix_loraA", &[Value::Null, true.into()]),
+            ("mix_start_layer", &[Value::Null, 0.into()]),
+            ("add_noise", &[Value::Null, false.into()]),
+            ("used_scored_weight", &[Value::Null, false.into()]),
+        ] {
+            if !is(key, plain) {
+                let value = &c.rest[key];
+                return no(format!("{key} is {value}, which is not computed here; {} is", plain[1]));
+            }
+        }
+        let cond_type = c.rest.get("cond_type").and_then(Value::as_str).unwrap_or("attr");
+        let (vector, cfs_form) = match cond_type.strip_suffix("_lora_a_param") {
+            Some(vector) => (vector, Some(CfsForm::SumProduct)),
+            None => (cond_type, None),
+        };
+        let pool = match vector {
+            "input" => Pool::All,
+            "instr" => Pool::Instr,
+            _ => {
+                return no(format!(
+                    "cond_type '{cond_type}' is not computed here; input and instr are, each with or without \
+                     _lora_a_param"
+                ));
+            }
+        };
+        let factor = |name: &str| name.contains(".lora_A.").then(|| name.rsplit_once('.')?.1.parse().ok());
+        let counted = self.names.keys().filter_map(|n| factor(n)?).max().map(|e: usize| e + 1);
+        let stated = c.rest.get("n_experts").and_then(Value::as_u64).map(|n| n as usize);
+        let num_factors = match (counted, stated) {
+            (Some(n), Some(m)) if n != m => {
+                return no(format!("n_experts is {m}, but the tensors have {n} factors"));
+            }
+            (Some(n), _) => n,
+            (None, _) => return Err(Error::file(self.path(), "has no tensors lora_A.default.0, ...")),
+        };
+        let has = |t: &&&str| self.names.keys().any(|n| n.contains(&format!(".{t}.lora_A.")));
+        let targets = TARGETS.iter().filter(has).map(|t| t.to_string()).collect();
+        let cfs_weight = c.rest.get("ifs_weight").and_then(Value::as_f64).unwrap_or(1.0) as f32;
+        let config = MethodConfig {
+            r: c.r,
+            lora_alpha: Some(c.lora_alpha),
+            lora_dropout: c.lora_dropout,
+            num_factors,
+            cfs_form,
+            cfs_weight,
+            pool,
+            ..(find("vt-nlp")?.defaults)()
+        };
+        Ok((config, targets))
+    }
+
+    /// Names of the release for one of our parts, in the order of its rows.
+    fn stored(part: &str, rows: usize, cfs: bool) -> Vec<String> {
+        let (path, what) = part.rsplit_once('.').unwrap_or(("", part));
+        let path = path.find("layers.").map_or(path, |at| &path[at..]);
+        let factors = |side: &str| (0..rows).map(|e| format!("{path}.lora_{side}.{e}")).collect();
+        // The name of the second selector is misspelt in the release.
+        let b_selector = if cfs { "cmoa_loarB_extra_selector" } else { "cmoa_selector" };
+        match what {
+            "factors_a" => factors("A"),
+            "factors_b" => factors("B"),
+            "router_a" => vec![format!("{path}.cmoa_selector.loraA_selector.weight")],
+            "router_b" => vec![format!("{path}.{b_selector}.loraB_selector.weight")],
+            // [E, r * d_in], slot by slot: the rows of ours, one behind the other.
+            _ => vec![format!("{path}.cmoa_loarB_extra_selector.loraA_param2loraB_selector.weight")],
+        }
+    }
+
+    /// Refuses files in which parts are missing (all are listed) or nobody's.
+    pub fn check(&self, parts: &[(String, usize)], cfs: bool) -> Result<()> {
+        let wanted: Vec<String> =
+            parts.iter().flat_map(|(part, rows)| Self::stored(part, *rows, cfs)).collect();
+        let have = self.names.keys().map(String::as_str);
+        let extra = crate::io::compare_names(self.path(), have, wanted.iter().map(String::as_str))?;
+        match extra.first() {
+            None => Ok(()),
+            Some(name) => {
+                let what = format!("{} tensors are not part of this method, such as '{name}'", extra.len());
+                Err(Error::file(self.path(), what))
+            }
+        }
+    }
+
+    /// The values `[rows, cols]` of one of our parts.
+    pub fn values(&self, part: &str, rows: usize, cols: usize, cfs: bool) -> Result<Vec<f32>> {
+        let mut all = Vec::with_capacity(rows * cols);
+        let names = Self::stored(part, rows, cfs);
+        let each = rows * cols / names.len().max(1);
+        for short in &names {
+            let Some((file, name)) = self.names.get(short) else {
+                return Err(Error::file(self.path(), format!("tensor '{short}' is missing")));
+            };
+            let values = self.files[*file].values_f32(name)?;
+            if values.len() != each {
+                let dims = self.files[*file].dims(name)?;
+                let what = format!("tensor '{name}' is {dims:?}, expected {each} values for {part}");
+                return Err(Error::file(self.files[*file].path(), what));
+            }
+            all.extend(values);
+        }
+        Ok(all)
+    }
+}

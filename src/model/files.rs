@@ -1,0 +1,299 @@
+//! A decoder's files by the names of Hugging Face, whichever kind they are: a GGUF file, or a folder of safetensors.
+
+use super::{LlamaConfig, gguf_config, hf_config};
+use crate::io::{Checkpoint, GgufFile, RawTensor};
+use crate::{Device, Error, Result, Weight};
+use std::path::Path;
+
+/// An open model: its configuration, and its tensors with the names and the row order of Hugging Face.
+#[derive(Debug)]
+pub struct ModelFiles {
+    kind: Kind,
+    config: LlamaConfig,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Gguf(GgufFile),
+    Folder(Checkpoint),
+}
+
+/// Names of Hugging Face, and what llama.cpp has in their place.
+const NAMES: [(&str, &str); 13] = [
+    ("model.embed_tokens.", "token_embd."),
+    ("model.norm.", "output_norm."),
+    ("lm_head.", "output."),
+    ("model.layers.", "blk."),
+    ("self_attn.q_proj", "attn_q"),
+    ("self_attn.k_proj", "attn_k"),
+    ("self_attn.v_proj", "attn_v"),
+    ("self_attn.o_proj", "attn_output"),
+    ("mlp.gate_proj", "ffn_gate"),
+    ("mlp.up_proj", "ffn_up"),
+    ("mlp.down_proj", "ffn_down"),
+    ("input_layernorm", "attn_norm"),
+    ("post_attention_layernorm", "ffn_norm"),
+];
+
+/// The name that llama.cpp gives a tensor.
+///
+/// ```
+/// let name = mixlora::model::gguf_name("model.layers.3.self_attn.q_proj.weight");
+/// assert_eq!(name, "blk.3.attn_q.weight");
+/// ```
+pub fn gguf_name(name: &str) -> String {
+    // The second norm's name ends like the first one's, so whole parts are compared.
+    let mut out = name.to_string();
+    for (ours, theirs) in NAMES {
+        match out.find(ours) {
+            Some(0) => out = out.replacen(ours, theirs, 1),
+            Some(at) if out.as_bytes()[at - 1] == b'.' => out = out.replacen(ours, theirs, 1),
+            _ => {}
+        }
+    }
+    out
+}
+
+/// Whether the rows of a tensor stand in another order in GGUF files: llama.cpp interleaves the halves of each q and
+/// k head of the llama architecture; Hugging Face's order has the first halves of all pairs, then the second ones.
+fn interleaved(config: &LlamaConfig, name: &str) -> bool {
+    config.is_llama() && (name.contains("q_proj") || name.contains("k_proj"))
+}
+
+/// Row of a GGUF file that is row `row` of Hugging Face's q or k.
+fn interleaved_row(head_dim: usize, row: usize) -> usize {
+    let half = head_dim / 2;
+    let (head, s, i) = (row / head_dim, row % head_dim / half, row % half);
+    head * head_dim + 2 * i + s
+}
+
+/// Hugging Face's row that stands at row `at` of a GGUF file's tensor.
+pub fn gguf_row(config: &LlamaConfig, name: &str, at: usize) -> usize {
+    if !interleaved(config, name) {
+        return at;
+    }
+    let (hd, half) = (config.head_dim, config.head_dim / 2);
+    let (head, i, s) = (at / hd, at % hd / 2, at % 2);
+    head * hd + s * half + i
+}
+
+/// The configuration of a model: a `.gguf` file, or a directory with `config.json`. Weights are not looked at.
+///
+/// # Errors
+/// The path holds no supported model.
+pub fn model_config(path: &Path) -> Result<LlamaConfig> {
+    match path.is_dir() {
+        true => hf_config::read(path),
+        false => gguf_config::read(&GgufFile::open(path)?),
+    }
+}
+
+impl ModelFiles {
+    /// Opens a model: a `.gguf` file, or a directory with `config.json` and safetensors. Only headers are read.
+    ///
+    /// # Errors
+    /// The path holds no supported model; the error names the file and the field.
+    pub fn open(path: &Path) -> Result<Self> {
+        match path.is_dir() {
+            true => {
+                let config = hf_config::read(path)?;
+                Ok(ModelFiles { kind: Kind::Folder(Checkpoint::open(path)?), config })
+            }
+            false => Self::from_gguf(GgufFile::open(path)?),
+        }
+    }
+
+    /// The model of an open GGUF file.
+    ///
+    /// # Errors
+    /// Its architecture or an option of it is not supported, or an entry is missing.
+    pub fn from_gguf(file: GgufFile) -> Result<Self> {
+        let config = gguf_config::read(&file)?;
+        Ok(ModelFiles { kind: Kind::Gguf(file), config })
+    }
+
+    /// Its configuration.
+    pub fn config(&self) -> &LlamaConfig {
+        &self.config
+    }
+    /// The GGUF file, if it is one.
+    pub fn gguf(&self) -> Option<&GgufFile> {
+        match &self.kind {
+            Kind::Gguf(file) => Some(file),
+            Kind::Folder(_) => None,
+        }
+    }
+    /// The file, or the index of several, for messages.
+    pub fn path(&self) -> &Path {
+        match &self.kind {
+            Kind::Gguf(f) => f.path(),
+            Kind::Folder(c) => c.path(),
+        }
+    }
+
+    /// The name of a tensor in these files.
+    pub fn stored_name(&self, name: &str) -> String {
+        match &self.kind {
+            Kind::Gguf(_) => gguf_name(name),
+            Kind::Folder(_) => name.to_string(),
+        }
+    }
+
+    /// Every tensor that the configuration asks for: name and shape, with the fields that give it.
+    pub fn expected(&self) -> Vec<Expected> {
+        let c = &self.config;
+        let (d, f) = ((c.hidden_size, "hidden_size"), (c.intermediate_size, "intermediate_size"));
+        let q = (c.num_attention_heads * c.head_dim, "num_attention_heads x head_dim");
+        let kv = (c.num_key_value_heads * c.head_dim, "num_key_value_heads x head_dim");
+        let v = (c.vocab_size, "vocab_size");
+        let mut all = vec![Expected::matrix("model.embed_tokens.weight", v, d)];
+        for i in 0..c.num_hidden_layers {
+            let name = |part: &str| format!("model.layers.{i}.{part}");
+            all.push(Expected::vector(name("input_layernorm.weight"), d));
+            for (part, rows, cols) in [
+                ("self_attn.q_proj", q, d),
+                ("self_attn.k_proj", kv, d),
+                ("self_attn.v_proj", kv, d),
+                ("self_attn.o_proj", d, q),
+                ("mlp.gate_proj", f, d),
+                ("mlp.up_proj", f, d),
+                ("mlp.down_proj", d, f),
+            ] {
+                all.push(Expected::matrix(name(&format!("{part}.weight")), rows, cols));
+                if c.has_bias(part) {
+                    all.push(Expected::vector(name(&format!("{part}.bias")), rows));
+                }
+            }
+            all.push(Expected::vector(name("post_attention_layernorm.weight"), d));
+        }
+        all.push(Expected::vector("model.norm.weight", d));
+        if !c.tie_word_embeddings {
+            all.push(Expected::matrix("lm_head.weight", v, d));
+        }
+        all
+    }
+
+    /// Checks that all tensors are there with the shapes of the configuration, and gives back those that are too
+    /// many.
+    ///
+    /// # Errors
+    /// Tensors are missing, and all are listed; or a shape is another, with the fields of the configuration.
+    pub fn check(&self) -> Result<Vec<String>> {
+        let expected = self.expected();
+        let names: Vec<String> = expected.iter().map(|e| self.stored_name(&e.name)).collect();
+        let wanted = names.iter().map(String::as_str);
+        let extra = match &self.kind {
+            Kind::Gguf(file) => file.expect_tensors(wanted)?,
+            Kind::Folder(checkpoint) => checkpoint.expect_tensors(wanted)?,
+        };
+        for e in &expected {
+            let raw = self.raw(&e.name)?;
+            let found = if raw.axes == 1 { vec![raw.cols] } else { vec![raw.rows, raw.cols] };
+            let dims: Vec<usize> = e.axes.iter().map(|a| a.0).collect();
+            if found != dims {
+                let fields: Vec<&str> = e.axes.iter().map(|a| a.1).collect();
+                let name = self.stored_name(&e.name);
+                let fields = fields.join(", ");
+                let what = format!(
+                    "tensor '{name}' is {found:?}, expected {dims:?} by the configuration ({fields})"
+                );
+                return Err(Error::file(self.path(), what));
+            }
+        }
+        // Known to be of no use: tables of angles in old checkpoints, factors that are read with the configuration,
+        // and heads of models whose head is the embedding.
+        let idle = |n: &String| {
+            n.ends_with("rotary_emb.inv_freq") || n == "rope_freqs.weight" || n == "lm_head.weight"
+        };
+        Ok(extra.into_iter().filter(|n| !idle(n)).collect())
+    }
+
+    /// A tensor as it stands in the file.
+    ///
+    /// # Errors
+    /// There is none of that name, or its type is not read.
+    pub fn raw(&self, name: &str) -> Result<RawTensor<'_>> {
+        match &self.kind {
+            Kind::Gguf(file) => file.raw(&gguf_name(name)),
+            Kind::Folder(checkpoint) => checkpoint.raw(name),
+        }
+    }
+
+    /// Where row `i` of Hugging Face's order is in the file, for tensors whose order differs.
+    fn row_order(&self, name: &str) -> Option<impl Fn(usize) -> usize> {
+        let head_dim = self.config.head_dim;
+        let other = matches!(&self.kind, Kind::Gguf(_)) && interleaved(&self.config, name);
+        other.then_some(move |row| interleaved_row(head_dim, row))
+    }
+
+    /// A matrix in its storage format, with its rows in Hugging Face's order.
+    ///
+    /// # Errors
+    /// Those of [`raw`](ModelFiles::raw), or the device refuses it.
+    pub fn weight(&self, name: &str, device: &Device) -> Result<Weight> {
+        let t = self.raw(name)?;
+        match self.row_order(name) {
+            Some(order) => Weight::from_raw_rows(device, t.rows, t.cols, t.bytes, t.format, order),
+            None => Weight::from_raw(device, t.rows, t.cols, t.bytes, t.format),
+        }
+    }
+
+    /// All values of a tensor, with its rows in Hugging Face's order.
+    ///
+    /// # Errors
+    /// Those of [`raw`](ModelFiles::raw).
+    pub fn values(&self, name: &str) -> Result<Vec<f32>> {
+        let t = self.raw(name)?;
+        let values = t.values()?;
+        let Some(order) = self.row_order(name) else { return Ok(values) };
+        // A bias has one value for each row of its matrix.
+        let (rows, cols) = if t.axes == 1 { (t.cols, 1) } else { (t.rows, t.cols) };
+        Ok((0..rows).flat_map(|r| values[order(r) * cols..][..cols].to_vec()).collect())
+    }
+}
+
+/// A tensor that a configuration asks for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Expected {
+    /// As Hugging Face names it.
+    pub name: String,
+    /// Length of each axis, outermost first, and the field of `config.json` that gives it.
+    pub axes: Vec<(usize, &'static str)>,
+}
+
+impl Expected {
+    fn matrix(name: impl Into<String>, rows: (usize, &'static str), cols: (usize, &'static str)) -> Self {
+        Expected { name: name.into(), axes: vec![rows, cols] }
+    }
+    fn vector(name: impl Into<String>, n: (usize, &'static str)) -> Self {
+        Expected { name: name.into(), axes: vec![n] }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_both_worlds() {
+        for (ours, theirs) in [
+            ("model.embed_tokens.weight", "token_embd.weight"),
+            ("lm_head.weight", "output.weight"),
+            ("model.norm.weight", "output_norm.weight"),
+            ("model.layers.10.input_layernorm.weight", "blk.10.attn_norm.weight"),
+            ("model.layers.0.post_attention_layernorm.weight", "blk.0.ffn_norm.weight"),
+            ("model.layers.1.self_attn.k_proj.bias", "blk.1.attn_k.bias"),
+            ("model.layers.1.mlp.down_proj.weight", "blk.1.ffn_down.weight"),
+        ] {
+            assert_eq!(gguf_name(ours), theirs);
+        }
+    }
+
+    #[test]
+    fn interleaving_is_an_order() {
+        let order: Vec<usize> = (0..8).map(|r| interleaved_row(4, r)).collect();
+        assert_eq!(order, [0, 2, 1, 3, 4, 6, 5, 7]);
+        let order: Vec<usize> = (0..12).map(|r| interleaved_row(6, r)).collect();
+        assert_eq!(order, [0, 2, 4, 1, 3, 5, 6, 8, 10, 7, 9, 11]);
+    }
+}

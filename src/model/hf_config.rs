@@ -1,0 +1,149 @@
+//! The configuration of a decoder from Hugging Face's `config.json`.
+
+use super::{Llama3Scaling, LlamaConfig, RopeScaling};
+use crate::io::read_json;
+use crate::{Error, Result};
+use serde::Deserialize;
+use serde_json::Value;
+use std::path::Path;
+
+/// `model_type`s that the decoder computes.
+const SUPPORTED: [&str; 3] = ["llama", "mistral", "qwen2"];
+
+/// The fields that matter; names as there.
+#[derive(Deserialize)]
+struct HfConfig {
+    hidden_size: usize,
+    intermediate_size: usize,
+    num_hidden_layers: usize,
+    num_attention_heads: usize,
+    num_key_value_heads: Option<usize>,
+    head_dim: Option<usize>,
+    vocab_size: usize,
+    max_position_embeddings: usize,
+    rms_norm_eps: f32,
+    rope_theta: Option<f64>,
+    rope_scaling: Option<Rope>,
+    /// Since transformers 5: the scaling and the base in one place.
+    rope_parameters: Option<Rope>,
+    #[serde(default)]
+    tie_word_embeddings: bool,
+    #[serde(default)]
+    attention_bias: bool,
+    #[serde(default)]
+    mlp_bias: bool,
+    sliding_window: Option<usize>,
+    use_sliding_window: Option<bool>,
+    hidden_act: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Rope {
+    #[serde(alias = "type")]
+    rope_type: Option<String>,
+    rope_theta: Option<f64>,
+    partial_rotary_factor: Option<f64>,
+    factor: Option<f64>,
+    low_freq_factor: Option<f64>,
+    high_freq_factor: Option<f64>,
+    original_max_position_embeddings: Option<f64>,
+}
+
+/// Refuses folders that hold something else, with what to do about it.
+fn check_folder(dir: &Path) -> Result<()> {
+    if dir.join("config.json").is_file() {
+        return Ok(());
+    }
+    let hint = match dir.join("adapter_config.json").is_file() {
+        true => "it has adapter_config.json: it is an adapter, not a model",
+        false => "a model is a folder with config.json, safetensors and tokenizer.json, or a .gguf file",
+    };
+    Err(Error::file(dir.join("config.json"), format!("is missing; {hint}")))
+}
+
+pub(super) fn read(dir: &Path) -> Result<LlamaConfig> {
+    check_folder(dir)?;
+    let path = &dir.join("config.json");
+    let fail = |what: String| Error::file(path, what);
+    let all: Value = read_json(path)?;
+    let supported = SUPPORTED.join(", ");
+    let model_type = match &all["model_type"] {
+        Value::String(kind) if SUPPORTED.contains(&kind.as_str()) => kind.clone(),
+        Value::String(kind) => {
+            return Err(fail(format!("model_type '{kind}' is not supported; supported are {supported}")));
+        }
+        other => return Err(fail(format!("model_type is {other}, expected one of {supported}"))),
+    };
+    let c: HfConfig = read_json(path)?;
+    if let Some(act) = c.hidden_act.filter(|a| a != "silu") {
+        return Err(fail(format!("hidden_act '{act}' is not supported; silu is")));
+    }
+    let (scaling, theta) = match (c.rope_parameters, c.rope_scaling) {
+        (Some(rope), _) => (llama3(path, "rope_parameters", &rope)?, rope.rope_theta),
+        (None, Some(rope)) => (llama3(path, "rope_scaling", &rope)?, None),
+        (None, None) => (None, None),
+    };
+    let windowed = match model_type.as_str() {
+        "mistral" => true,
+        "qwen2" => c.use_sliding_window.unwrap_or(false),
+        _ => false,
+    };
+    LlamaConfig {
+        hidden_size: c.hidden_size,
+        intermediate_size: c.intermediate_size,
+        num_hidden_layers: c.num_hidden_layers,
+        num_attention_heads: c.num_attention_heads,
+        num_key_value_heads: c.num_key_value_heads.unwrap_or(c.num_attention_heads),
+        head_dim: c.head_dim.unwrap_or(c.hidden_size / c.num_attention_heads.max(1)),
+        vocab_size: c.vocab_size,
+        max_position_embeddings: c.max_position_embeddings,
+        sliding_window: c.sliding_window.filter(|_| windowed),
+        rms_norm_eps: c.rms_norm_eps,
+        rope_theta: theta.or(c.rope_theta).unwrap_or(10_000.0),
+        rope_scaling: scaling,
+        tie_word_embeddings: c.tie_word_embeddings,
+        // Qwen2 has biases on q, k and v whatever its file says; Mistral never has any.
+        attention_bias: model_type == "qwen2" || (model_type == "llama" && c.attention_bias),
+        o_proj_bias: model_type == "llama" && c.attention_bias,
+        mlp_bias: model_type == "llama" && c.mlp_bias,
+        model_type,
+    }
+    .check()
+    .map_err(|e| fail(e.to_string()))
+}
+
+/// Llama 3's scaling, or none; other kinds are refused, since ignoring them would change the model.
+fn llama3(path: &Path, field: &str, rope: &Rope) -> Result<Option<RopeScaling>> {
+    let fail = |what: String| Err(Error::file(path, what));
+    if let Some(part) = rope.partial_rotary_factor.filter(|&p| p != 1.0) {
+        return fail(format!("{field}.partial_rotary_factor is {part}; only 1 is supported"));
+    }
+    match rope.rope_type.as_deref().unwrap_or("default") {
+        "default" => return Ok(None),
+        "llama3" => {}
+        other => {
+            return fail(format!("{field} of type '{other}' is not supported; default and llama3 are"));
+        }
+    }
+    let number = |name: &str, v: Option<f64>| match v {
+        Some(v) if v.is_finite() && v > 0.0 => Ok(v),
+        Some(v) => Err(Error::file(path, format!("{field}.{name} is {v}, must be a positive number"))),
+        None => Err(Error::file(path, format!("{field}.{name} is missing; rope_type llama3 needs it"))),
+    };
+    let s = Llama3Scaling {
+        factor: number("factor", rope.factor)?,
+        low_freq_factor: number("low_freq_factor", rope.low_freq_factor)?,
+        high_freq_factor: number("high_freq_factor", rope.high_freq_factor)?,
+        original_max_position_embeddings: number(
+            "original_max_position_embeddings",
+            rope.original_max_position_embeddings,
+        )?,
+    };
+    match s.low_freq_factor < s.high_freq_factor {
+        true => Ok(Some(RopeScaling::Llama3(s))),
+        false => fail(format!(
+            "{field}.low_freq_factor ({}) must be below high_freq_factor ({})",
+            s.low_freq_factor, s.high_freq_factor
+        )),
+    }
+}

@@ -1,0 +1,329 @@
+//! Adapters that travel: between this crate and PEFT, between GGUF files and Hugging Face folders, from VT-NLP's
+//! release, into merged weights and GGUF adapters.
+
+mod common;
+
+use common::families::{VOCAB, copy, fixture, logits, open, stored, worst};
+use mixlora::adapter::{Adapter, TARGETS};
+use mixlora::data::{Batch, Example};
+use mixlora::io::{Checkpoint, GgufFile};
+use mixlora::mixture::{CfsForm, MethodConfig, find};
+use mixlora::model::Llama;
+use mixlora::train::{Decay, Schedule, Session, TrainConfig};
+use mixlora::{Device, Format, Stream};
+use safetensors::tensor::{Dtype, TensorView};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Measured: at most 5e-6, for logits of up to 8.
+const BOUND: f32 = 1e-4;
+
+fn options(name: &str) -> MethodConfig {
+    let defaults = (find(name).unwrap().defaults)();
+    let r = if name == "lora" { 4 } else { 2 };
+    MethodConfig { r, num_factors: 4, num_experts: 3, top_k: 2, ..defaults }
+}
+
+/// A model with an adapter of a few real training steps.
+fn trained(place: &str, config: &MethodConfig, method: &str) -> Session {
+    let mut model = open(place);
+    let targets = TARGETS.map(String::from).to_vec();
+    let adapter =
+        Adapter::attach(&mut model, find(method).unwrap(), config, &targets, Stream::new(3)).unwrap();
+    let schedule = Schedule { learning_rate: 2e-2, warmup_steps: 0, decay: Decay::Constant };
+    let mut s =
+        Session::new(model, adapter, TrainConfig { schedule, steps: 4, ..TrainConfig::default() }).unwrap();
+    let bits = Stream::new(5);
+    let ids = (0..14).map(|t| bits.bits(t) % VOCAB as u32).collect();
+    let example = Example::new(ids, (0..14).map(|t| t >= 5).collect());
+    for _ in 0..4 {
+        let batch = Batch::new(&[&example], config.pool, 0, s.model.device()).unwrap();
+        s.step(&[batch]).unwrap();
+    }
+    s
+}
+
+/// Logits of the first stored sequence of llama2.
+fn first(model: &Llama) -> Vec<f32> {
+    logits(model, &stored("llama2")[0].0).unwrap()
+}
+
+fn loaded(place: &str, adapter: &Path) -> (Llama, Adapter) {
+    let mut model = open(place);
+    let adapter = Adapter::load(adapter, &mut model).unwrap();
+    (model, adapter)
+}
+
+#[test]
+fn loras_of_peft_give_the_logits_of_peft() {
+    for (name, family) in [("lora", "llama2"), ("rslora", "qwen2")] {
+        let folder = fixture("peft").join(name);
+        let want =
+            Checkpoint::open(folder.join("logits.safetensors")).unwrap().f32("logits", &[24, VOCAB]).unwrap();
+        let (ids, plain) = stored(family).swap_remove(0);
+        assert!(worst(&plain, &want) > 0.1, "the adapter changes something");
+        for place in [family.to_string(), format!("{family}.gguf")] {
+            let got = logits(&loaded(&place, &folder).0, &ids).unwrap();
+            assert!(worst(&got, &want) < BOUND, "{name} on {place}: {}", worst(&got, &want));
+        }
+    }
+}
+
+/// `ours` was written by this crate; its logits are those that PEFT computed with it.
+#[test]
+fn peft_computes_our_logits_with_our_lora() {
+    let folder = fixture("peft/ours");
+    let want =
+        Checkpoint::open(folder.join("logits.safetensors")).unwrap().f32("logits", &[24, VOCAB]).unwrap();
+    let (model, adapter) = loaded("llama2", &folder);
+    let got = first(&model);
+    assert!(worst(&got, &want) < BOUND, "{}", worst(&got, &want));
+    assert!(worst(&stored("llama2")[0].1, &want) > 0.1, "the adapter changes something");
+    // What is written today is what PEFT was given then.
+    let dir = tempfile::tempdir().unwrap();
+    adapter.save(dir.path(), &model, "llama2").unwrap();
+    let read = |dir: &Path, name: &str| std::fs::read(dir.join(name)).unwrap();
+    let config = |dir: &Path| -> Value { serde_json::from_slice(&read(dir, "adapter_config.json")).unwrap() };
+    assert_eq!(config(dir.path()), config(&folder));
+    let tensors = "adapter_model.safetensors";
+    assert!(read(dir.path(), tensors) == read(&folder, tensors), "names, shapes or values differ");
+}
+
+#[test]
+#[ignore = "writes a fixture, for fixtures/make_peft.py"]
+fn write_ours() {
+    let s = trained("llama2", &options("lora"), "lora");
+    s.adapter.save(&fixture("peft/ours"), &s.model, "llama2").unwrap();
+}
+
+#[test]
+fn adapters_move_between_gguf_files_and_folders() {
+    for method in ["lora", "mixlora-cond"] {
+        for (from, to) in [("llama2.gguf", "llama2"), ("llama2", "llama2.gguf")] {
+            let s = trained(from, &options(method), method);
+            let dir = tempfile::tempdir().unwrap();
+            s.adapter.save(dir.path(), &s.model, "tiny").unwrap();
+            let (there, here) = (first(&s.model), first(&loaded(to, dir.path()).0));
+            assert!(worst(&there, &stored("llama2")[0].1) > 0.05, "{method} trains");
+            assert!(worst(&there, &here) < BOUND, "{method}, {from} -> {to}: {}", worst(&there, &here));
+        }
+    }
+}
+
+/// Rewrites an adapter of ours with the names and the layout of the release.
+fn release(ours: &Path, to: &Path, split: bool) {
+    let file = Checkpoint::open(ours.join("adapter_model.safetensors")).unwrap();
+    let mut out: BTreeMap<String, (Vec<usize>, Vec<f32>)> = BTreeMap::new();
+    for name in file.names() {
+        let (dims, v) = (file.dims(name).unwrap().to_vec(), file.values_f32(name).unwrap());
+        let (path, what) = name.rsplit_once('.').unwrap();
+        let cfs = file.has(&format!("{path}.router_cfs"));
+        let second = if cfs { "cmoa_loarB_extra_selector" } else { "cmoa_selector" };
+        let side = if what == "factors_a" { "A" } else { "B" };
+        match what {
+            "factors_a" | "factors_b" => v.chunks(dims[1]).enumerate().for_each(|(e, row)| {
+                out.insert(format!("{path}.lora_{side}.default.{e}"), (vec![1, dims[1]], row.to_vec()));
+            }),
+            "router_a" => drop(out.insert(format!("{path}.cmoa_selector.loraA_selector.weight"), (dims, v))),
+            "router_b" => drop(out.insert(format!("{path}.{second}.loraB_selector.weight"), (dims, v))),
+            // [E, r * d_in]: one row per expert, its slots one behind the other.
+            "router_cfs" => {
+                let name = format!("{path}.cmoa_loarB_extra_selector.loraA_param2loraB_selector.weight");
+                out.insert(name, (vec![4, dims[0] / 4 * dims[1]], v));
+            }
+            other => panic!("{other}"),
+        }
+    }
+    let write = |name: &str, take: &dyn Fn(&str) -> bool| {
+        let views = out.iter().filter(|(n, _)| take(n)).map(|(n, (dims, v))| {
+            (n.as_str(), TensorView::new(Dtype::F32, dims.clone(), bytemuck::cast_slice(v)).unwrap())
+        });
+        std::fs::write(to.join(name), safetensors::serialize(views, None).unwrap()).unwrap();
+    };
+    write("adapter_model.safetensors", &|n| !split || n.contains(".lora_"));
+    if split {
+        write("non_lora_trainables.safetensors", &|n| !n.contains(".lora_"));
+    }
+}
+
+fn release_config(cond_type: &str) -> Value {
+    json!({
+        "peft_type": "LORA", "r": 2, "n_experts": 4, "lora_alpha": 8, "lora_dropout": 0.05, "cond_type": cond_type,
+        "independent_rank": true, "mix_loraA": true, "mix_start_layer": 0, "add_noise": false, "ifs_weight": 1.0,
+        "target_modules": ["k_proj", "down_proj"], "bias": "none",
+    })
+}
+
+#[test]
+fn adapters_of_the_release_load() {
+    for (cfs_form, cond_type, split) in [
+        (Some(CfsForm::SumProduct), "input_lora_a_param", true),
+        (Some(CfsForm::SumProduct), "input_lora_a_param", false),
+        (None, "input", false),
+    ] {
+        let config = MethodConfig { cfs_form, lora_alpha: Some(8.0), num_experts: 8, ..options("vt-nlp") };
+        let s = trained("llama2", &config, "vt-nlp");
+        let (ours, theirs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        s.adapter.save(ours.path(), &s.model, "tiny").unwrap();
+        release(ours.path(), theirs.path(), split);
+        let write = |c: &Value| {
+            std::fs::write(theirs.path().join("adapter_config.json"), c.to_string()).unwrap();
+        };
+        write(&release_config(cond_type));
+        let (model, adapter) = loaded("llama2", theirs.path());
+        assert_eq!((adapter.method().name, adapter.config()), ("vt-nlp", s.adapter.config()));
+        assert_eq!(first(&model), first(&s.model), "{cond_type}");
+        assert!(worst(&first(&model), &stored("llama2")[0].1) > 0.05, "B is not zero");
+        // What is not computed is refused by name.
+        for (key, value, expected) in [
+            ("independent_rank", json!(false), "independent_rank is false"),
+            ("n_experts", json!(8), "n_experts is 8, but the tensors have 4"),
+            ("cond_type", json!("task_def"), "cond_type 'task_def'"),
+            ("mix_start_layer", json!(2), "mix_start_layer is 2"),
+        ] {
+            let mut c = release_config(cond_type);
+            c[key] = value;
+            write(&c);
+            let e = Adapter::load(theirs.path(), &mut open("llama2")).err().unwrap().to_string();
+            assert!(e.contains(expected), "{e}");
+        }
+        if split {
+            write(&release_config(cond_type));
+            std::fs::remove_file(theirs.path().join("non_lora_trainables.safetensors")).unwrap();
+            let e = Adapter::load(theirs.path(), &mut open("llama2")).err().unwrap().to_string();
+            assert!(e.contains("42 tensors are missing") && e.contains("cmoa_selector.loraA"), "{e}");
+        }
+    }
+}
+
+#[test]
+fn merged_weights_give_the_adapters_logits() {
+    for place in ["llama2", "llama2.gguf"] {
+        let s = trained(place, &options("lora"), "lora");
+        // Rounded weights: measured 0.03 and 0.3, for logits of up to 8.
+        for (format, bound) in [(Format::F32, BOUND), (Format::F16, 0.1), (Format::Bf16, 0.8)] {
+            let dir = tempfile::tempdir().unwrap();
+            s.adapter.merge(&s.model, dir.path(), format).unwrap();
+            let merged = Llama::open(dir.path(), &Device::cpu(), false).unwrap();
+            let e = worst(&first(&merged), &first(&s.model));
+            assert!(e < bound, "{place} in {}: {e}", format.name());
+            assert_eq!(merged.head().format(), format);
+        }
+    }
+    // Scaled frequencies, biases and windows survive.
+    for place in ["llama3", "llama3.gguf", "mistral.gguf", "qwen2.gguf"] {
+        let s = trained(place, &options("lora"), "lora");
+        let dir = tempfile::tempdir().unwrap();
+        s.adapter.merge(&s.model, dir.path(), Format::F32).unwrap();
+        let merged = Llama::open(dir.path(), &Device::cpu(), false).unwrap();
+        let ids = stored(place.strip_suffix(".gguf").unwrap_or(place)).swap_remove(0).0;
+        let e = worst(&logits(&merged, &ids).unwrap(), &logits(&s.model, &ids).unwrap());
+        assert!(e < BOUND, "{place}: {e}");
+        assert_eq!(merged.config().max_positions(), s.model.config().max_positions());
+    }
+    let s = trained("llama2", &options("mixlora-cond"), "mixlora-cond");
+    let dir = tempfile::tempdir().unwrap();
+    let e = s.adapter.merge(&s.model, dir.path(), Format::F32).unwrap_err().to_string();
+    assert!(e.contains("mixlora-cond chooses its factors by the input") && e.contains("--adapter"), "{e}");
+}
+
+/// The update of the exported file, added to the file's own weights, is the update of the adapter.
+#[test]
+fn a_gguf_adapter_has_the_row_order_of_gguf_files() {
+    let s = trained("llama2", &options("lora"), "lora");
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.gguf");
+    s.adapter.export_gguf(&s.model, &path).unwrap();
+    let file = GgufFile::open(&path).unwrap();
+    assert_eq!(file.str("general.type").unwrap(), "adapter");
+    assert_eq!(file.str("adapter.type").unwrap(), "lora");
+    assert_eq!(file.str("general.architecture").unwrap(), "llama");
+    assert_eq!(file.f32("adapter.lora.alpha").unwrap(), 8.0);
+    let (base, folder) =
+        (GgufFile::open(fixture("families/llama2.gguf")).unwrap(), tempfile::tempdir().unwrap());
+    s.adapter.merge(&s.model, folder.path(), Format::F32).unwrap();
+    let merged = Checkpoint::open(folder.path()).unwrap();
+    let mut seen = 0;
+    for (name, info) in base.tensors().iter().filter(|(n, _)| n.contains("blk.") && !n.contains("norm")) {
+        let (a, b) = (format!("{name}.lora_a"), format!("{name}.lora_b"));
+        let (d_in, d_out) = (info.cols(), info.rows());
+        assert_eq!(file.tensor(&a).unwrap().dims, [d_in, 4], "{a}");
+        assert_eq!(file.tensor(&b).unwrap().dims, [4, d_out], "{b}");
+        let (a, b) = (file.values_f32(&a).unwrap(), file.values_f32(&b).unwrap());
+        let mut w = base.values_f32(name).unwrap();
+        for (o, row) in w.chunks_mut(d_in).enumerate() {
+            for (i, w) in row.iter_mut().enumerate() {
+                *w += 8.0 / 4.0 * (0..4).map(|k| b[o * 4 + k] * a[k * d_in + i]).sum::<f32>();
+            }
+        }
+        // The same matrix in the other order of rows, written out: the two halves of each head of 8.
+        let hf = |o: usize| match name.contains("attn_q") || name.contains("attn_k") {
+            true => o / 8 * 8 + o % 2 * 4 + o % 8 / 2,
+            false => o,
+        };
+        let ours =
+            [("attn_q", "self_attn.q_proj"), ("attn_k", "self_attn.k_proj"), ("attn_v", "self_attn.v_proj")];
+        let rest = [
+            ("attn_output", "self_attn.o_proj"),
+            ("ffn_gate", "mlp.gate_proj"),
+            ("ffn_up", "mlp.up_proj"),
+            ("ffn_down", "mlp.down_proj"),
+        ];
+        let (_, to) = ours.iter().chain(&rest).find(|(from, _)| name.contains(&format!("{from}."))).unwrap();
+        let layer = name.split('.').nth(1).unwrap();
+        let want = merged.values_f32(&format!("model.layers.{layer}.{to}.weight")).unwrap();
+        for o in 0..d_out {
+            let e = worst(&w[o * d_in..][..d_in], &want[hf(o) * d_in..][..d_in]);
+            assert!(e < 1e-5, "{name} row {o}: {e}");
+        }
+        seen += 1;
+    }
+    assert_eq!(seen, 14);
+    let s = trained("llama2", &options("mixlora-cond"), "mixlora-cond");
+    let e = s.adapter.export_gguf(&s.model, &dir.path().join("b.gguf")).unwrap_err().to_string();
+    assert!(e.contains("a GGUF adapter needs an update that is the same for every input"), "{e}");
+}
+
+#[test]
+fn what_peft_can_say_and_we_do_not_compute_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let place = dir.path().join("lora");
+    copy(&fixture("peft/lora"), &place);
+    std::fs::remove_file(place.join("logits.safetensors")).unwrap();
+    let path = place.join("adapter_config.json");
+    let config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let error = |key: &str, value: Value| {
+        let mut c = config.clone();
+        c[key] = value;
+        std::fs::write(&path, c.to_string()).unwrap();
+        Adapter::load(&place, &mut open("llama2")).err().map(|e| e.to_string()).unwrap_or_default()
+    };
+    for (key, value, expected) in [
+        ("use_dora", json!(true), "use_dora (DoRA)"),
+        ("modules_to_save", json!(["lm_head"]), "modules_to_save (modules trained as a whole)"),
+        ("layers_to_transform", json!([0]), "layers_to_transform (a LoRA on some layers only)"),
+        ("rank_pattern", json!({"q_proj": 8}), "rank_pattern (ranks by place)"),
+        ("alpha_pattern", json!({"q_proj": 8}), "alpha_pattern (scales by place)"),
+        ("bias", json!("all"), "bias = \"all\" (trained biases)"),
+        ("lora_bias", json!(true), "lora_bias (biases of B)"),
+        ("init_lora_weights", json!("pissa"), "init_lora_weights = \"pissa\""),
+        ("some_new_option", json!(3), "some_new_option = 3"),
+        ("target_modules", json!(".*q_proj"), "target_modules is the pattern '.*q_proj'"),
+        ("target_modules", json!(["lm_head"]), "'lm_head' matches nothing; there are q_proj"),
+        (
+            "target_modules",
+            json!(["q_proj"]),
+            "such as 'base_model.model.model.layers.0.mlp.down_proj.lora_A.weight'",
+        ),
+        ("peft_type", json!("LOHA"), "peft_type 'LOHA' is not supported here"),
+        ("peft_type", json!("MIXLORA_RS"), "mixlora.json is missing"),
+        ("r", json!("four"), "at 'r'"),
+        ("lora_alpha", Value::Null, "lora_alpha"),
+    ] {
+        let e = error(key, value);
+        assert!(e.contains(expected) && e.contains("adapter_"), "{key}: {e}");
+    }
+    let good = error("init_lora_weights", json!("gaussian"));
+    assert_eq!(good, "");
+}

@@ -1,0 +1,63 @@
+//! The tiny models that `fixtures/make_families.py` wrote, and their stored logits.
+
+use mixlora::io::Checkpoint;
+use mixlora::mixture::Units;
+use mixlora::model::{Llama, Step};
+use mixlora::nn::Pass;
+use mixlora::{Device, Result, Tensor, no_grad};
+use std::path::{Path, PathBuf};
+
+pub const VOCAB: usize = 48;
+
+/// A file or folder of `tests/fixtures`.
+pub fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+pub fn open(name: &str) -> Llama {
+    Llama::open(&fixture("families").join(name), &Device::cpu(), false).unwrap()
+}
+
+/// Logits of one sequence.
+pub fn logits(model: &Llama, ids: &[u32]) -> Result<Vec<f32>> {
+    no_grad(|| {
+        let t = Tensor::from_u32(model.device(), &[1, ids.len()], ids)?;
+        let pass = Pass::new(Units::instances(model.device(), 1, ids.len())?);
+        model.logits(&model.forward(&t, &pass, Step::default())?)?.to_f32()
+    })
+}
+
+/// The stored sequences of a family and their logits.
+pub fn stored(family: &str) -> Vec<(Vec<u32>, Vec<f32>)> {
+    let file = Checkpoint::open(fixture("families").join(family).join("logits.safetensors")).unwrap();
+    let sequence = |i: usize| {
+        let name = format!("ids_{i}");
+        let n = file.dims(&name).ok()?[0];
+        let logits = file.f32(&format!("logits_{i}"), &[n, VOCAB]).unwrap();
+        Some((file.indices(&name, &[n], VOCAB).unwrap(), logits))
+    };
+    (0..).map_while(sequence).collect()
+}
+
+/// The largest difference.
+pub fn worst(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).fold(0.0, |w, (a, b)| w.max((a - b).abs()))
+}
+
+/// Bytes with every occurrence of a text replaced by another of the same length.
+pub fn replaced(bytes: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
+    let mut out = bytes.to_vec();
+    let places = bytes.windows(from.len()).enumerate().filter(|(_, w)| w == &from).map(|(i, _)| i);
+    places.for_each(|i| out[i..i + to.len()].copy_from_slice(to));
+    out
+}
+
+/// Copies a folder's files into a new folder.
+pub fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
+    }
+}
