@@ -150,6 +150,17 @@ fn what_cannot_work_is_refused_before_anything_is_done() {
 }
 
 #[test]
+fn help_has_examples_that_are_true() {
+    let (out, _) = output(mixlora(&["quickstart", "--help"]), 0);
+    let examples: Vec<&str> = out.lines().filter_map(|l| l.strip_prefix("Example: mixlora ")).collect();
+    assert!(examples.len() >= 2, "{out}");
+    // Every option that an example names is one of the command's.
+    for option in examples.iter().flat_map(|e| e.split_whitespace()).filter(|w| w.starts_with("--")) {
+        assert!(out.contains(&format!("{option} <")), "{option}");
+    }
+}
+
+#[test]
 fn the_set_is_the_same_everywhere() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out");
