@@ -81,7 +81,9 @@ fn alternatives(files: &ModelFiles, config: &RunConfig, seq: usize) -> Result<Ve
         };
         attempt(format!("{text} --recompute"), &both, seq)?;
     }
-    if !config.device.keep_quantised {
+    let mut formats = files.expected().into_iter().map(|e| files.raw(&e.name).map(|r| r.format));
+    let packed = formats.any(|f| f.is_ok_and(|f| f != Format::F32));
+    if packed && !config.device.keep_quantised {
         attempt("--keep-quantised".into(), &|c| c.device.keep_quantised = true, seq)?;
         let all = |c: &mut RunConfig| {
             accumulate(1)(c);
@@ -92,11 +94,12 @@ fn alternatives(files: &ModelFiles, config: &RunConfig, seq: usize) -> Result<Ve
     if seq > 128 {
         let half = seq / 2;
         attempt(format!("--max-length {half} --recompute"), &|c| c.train.recompute = true, half)?;
-        let all = |c: &mut RunConfig| {
+        let most = |c: &mut RunConfig| {
             accumulate(1)(c);
-            (c.train.recompute, c.device.keep_quantised) = (true, true);
+            (c.train.recompute, c.device.keep_quantised) = (true, packed);
         };
-        attempt(format!("--max-length {half} --micro-batch 1 --recompute --keep-quantised"), &all, half)?;
+        let kept = if packed { " --keep-quantised" } else { "" };
+        attempt(format!("--max-length {half} --micro-batch 1 --recompute{kept}"), &most, half)?;
     }
     let budget = config.device.budget()?.unwrap_or(u64::MAX);
     tried.sort_by_key(|(_, bytes)| *bytes > budget);
