@@ -28,10 +28,12 @@ impl Place {
     /// `train` on the tiny model, with options that suit it.
     fn train(&self, more: &[&str]) -> Command {
         let mut c = Command::new(env!("CARGO_BIN_EXE_mixlora"));
-        c.args(["train", "--model", &self.text("model"), "--data", &self.text("data"), "--threads", "1"]);
+        c.args(["train", "--model", &self.text("model"), "--data", &self.text("data")]);
         c.args(["--set", "r=2", "--eval-every", "1000000"]).args(more);
-        if !more.contains(&"--micro-batch") {
-            c.args(["--micro-batch", "2"]);
+        for (option, value) in [("--micro-batch", "2"), ("--threads", "1")] {
+            if !more.contains(&option) {
+                c.args([option, value]);
+            }
         }
         c
     }
