@@ -193,6 +193,7 @@ fn adapters_of_the_release_load() {
             std::fs::remove_file(theirs.path().join("non_lora_trainables.safetensors")).unwrap();
             let e = Adapter::load(theirs.path(), &mut open("llama2")).err().unwrap().to_string();
             assert!(e.contains("42 tensors are missing") && e.contains("cmoa_selector.loraA"), "{e}");
+            assert!(e.contains("convert that: t = torch.load('pytorch_model.bin'"), "{e}");
         }
     }
 }
