@@ -38,8 +38,6 @@ mod settings;
 #[cfg(feature = "tokenizer")]
 mod signals;
 #[cfg(feature = "tokenizer")]
-mod streaming;
-#[cfg(feature = "tokenizer")]
 mod train;
 mod verify;
 
