@@ -101,7 +101,7 @@ fn a_full_context_is_refused_and_nothing_is_lost() {
     assert!(matches!(said.ending, Ending::EndToken | Ending::Context), "{said:?}");
 }
 
-fn mixlora(args: &[&str], input: &str, code: i32) -> (String, String) {
+fn mixlora(args: &[impl AsRef<std::ffi::OsStr> + std::fmt::Debug], input: &str, code: i32) -> (String, String) {
     let mut child = Command::new(env!("CARGO_BIN_EXE_mixlora"))
         .args(args)
         .stdin(Stdio::piped())
@@ -121,7 +121,7 @@ fn mixlora(args: &[&str], input: &str, code: i32) -> (String, String) {
 fn generate_repeats_stops_and_refuses() {
     let path = tiny();
     let base = ["generate", "--model", path.to_str().unwrap(), "--prompt", "Name a colour."];
-    let with = |more: &[&str]| [&base[..], more].concat();
+    let with = |more: &[&str]| base.iter().chain(more).map(|a| a.to_string()).collect::<Vec<_>>();
     let (plain, err) = mixlora(&with(&["--max-tokens", "12"]), "", 0);
     assert!(plain.trim().len() > 3 && err.contains("tok/s"), "{plain} {err}");
     let stop = &plain[1..3];

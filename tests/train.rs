@@ -1,4 +1,5 @@
-//! Runs: resuming, stopping, crashes, damaged checkpoints, settings; in the library and by the command line.
+//! Runs: resuming, the best checkpoint, divergence, settings, memory.
+#![cfg(feature = "tokenizer")]
 
 mod common;
 
