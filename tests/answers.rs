@@ -101,7 +101,11 @@ fn a_full_context_is_refused_and_nothing_is_lost() {
     assert!(matches!(said.ending, Ending::EndToken | Ending::Context), "{said:?}");
 }
 
-fn mixlora(args: &[impl AsRef<std::ffi::OsStr> + std::fmt::Debug], input: &str, code: i32) -> (String, String) {
+fn mixlora(
+    args: &[impl AsRef<std::ffi::OsStr> + std::fmt::Debug],
+    input: &str,
+    code: i32,
+) -> (String, String) {
     let mut child = Command::new(env!("CARGO_BIN_EXE_mixlora"))
         .args(args)
         .stdin(Stdio::piped())

@@ -232,3 +232,43 @@ fn the_plan_is_near_the_measured_peak() {
         assert!((0.9..1.1).contains(&ratio), "{method}: planned / measured = {ratio:.3}, {plan:?}");
     }
 }
+
+// e.4 row 42: out of memory in the middle of a run.
+#[test]
+fn a_budget_that_is_reached_in_a_run_loses_nothing() {
+    let place = Place::new();
+    let config = place.config("lora", &[("save_every", json!(1))]);
+    let (cpu, dir) = (Device::cpu(), place.path("run"));
+    let mut run = Run::start(config.clone(), place.parts(&config, &cpu), Some(&dir)).unwrap();
+    run.go(&Stop::at(Some(3)), &mut ()).unwrap();
+    let memory = cpu.memory().unwrap();
+    memory.set_budget(memory.current() + 1000);
+    let e = run.go(&Stop::default(), &mut ()).unwrap_err();
+    assert!(matches!(e, mixlora::Error::OutOfMemory { .. }), "{e}");
+    drop(run);
+    let stored = StoredRun::open(&dir).unwrap();
+    let mut run = Run::resume(stored, config.clone(), place.parts(&config, &Device::cpu()), &mut ()).unwrap();
+    assert_eq!(run.state().step, 3);
+    assert_eq!(run.go(&Stop::default(), &mut ()).unwrap(), End::Finished);
+}
+
+// e.4 row 44: the device is lost between two steps; the run goes on on another one.
+#[cfg(feature = "gpu")]
+#[test]
+fn a_lost_device_leaves_the_last_checkpoint() {
+    let Some(gpu) = common::gpu() else { return };
+    let place = Place::new();
+    let config = place.config("mixlora-cond", &[("save_every", json!(1))]);
+    let dir = place.path("run");
+    let mut run = Run::start(config.clone(), place.parts(&config, &gpu), Some(&dir)).unwrap();
+    run.go(&Stop::at(Some(2)), &mut ()).unwrap();
+    let Device::Gpu(inner) = &gpu else { panic!("a GPU is one") };
+    inner.raw().0.destroy();
+    let e = run.step(&mut ()).unwrap_err();
+    assert!(matches!(e, mixlora::Error::DeviceLost(_)), "{e}");
+    drop(run);
+    let stored = StoredRun::open(&dir).unwrap();
+    let mut run = Run::resume(stored, config.clone(), place.parts(&config, &Device::cpu()), &mut ()).unwrap();
+    assert_eq!(run.state().step, 2);
+    assert_eq!(run.go(&Stop::at(Some(4)), &mut ()).unwrap(), End::Stopped);
+}
