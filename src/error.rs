@@ -35,6 +35,12 @@ pub enum Error {
     /// The loss or a gradient is not finite.
     #[error("training diverged: {0}; lower the learning rate or the gradient norm's bound")]
     Diverged(String),
+    /// A conversation does not fit the model.
+    #[error(
+        "the model's context is full: it has {most} positions, {used} are used and {more} more are needed; shorten the \
+         text, or start anew"
+    )]
+    Context { used: usize, more: usize, most: usize },
     /// No adapter fits the request.
     #[error("no usable GPU adapter: {0}")]
     NoAdapter(String),

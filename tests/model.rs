@@ -241,6 +241,54 @@ fn recomputing_layers_changes_no_bit() {
     assert!(peak(true) < peak(false), "{} {}", peak(true), peak(false));
 }
 
+/// The gradients of four samples of different lengths, one by one and together: 1e-5 of the largest value in f32,
+/// 1e-10 in the reference lane. Methods whose statistics are over a batch (mixlora-ffn's balance loss) differ by design.
+#[test]
+fn accumulated_gradients_are_those_of_one_batch() {
+    let gradients = |name: &str, device: &Device, groups: &[&[usize]]| {
+        let mut model = model_on(device);
+        let config = options(name);
+        let method = find(name).unwrap();
+        let adapter = Adapter::attach(&mut model, method, &config, &targets(), Stream::new(3)).unwrap();
+        // B starts at zero, and A's gradient with it: start elsewhere.
+        for p in adapter.trainable() {
+            let value = p.value();
+            let noise = Stream::new(8).named(&p.name()).normal_vec(value.len(), 0.05);
+            p.set(value.add(&Tensor::from_f32(device, value.dims(), &noise).unwrap()).unwrap()).unwrap();
+        }
+        let mut sum: Vec<Vec<f64>> = adapter.trainable().iter().map(|p| vec![0.0; p.value().len()]).collect();
+        for group in groups {
+            let b = batch(device, config.pool, group);
+            let pass = Pass::training(b.units.clone(), Stream::new(1));
+            let step = Step { valid: Some(&b.valid), ..Step::default() };
+            let h = model.forward(&b.ids, &pass, step).unwrap();
+            let rows = h.reshape(&[b.targets.len(), 64]).unwrap();
+            let loss = rows.head_loss(model.head(), &b.targets).unwrap();
+            let g = loss.backward().unwrap();
+            for (sum, p) in sum.iter_mut().zip(adapter.trainable()) {
+                let Some(g) = p.gradient(&g) else { continue };
+                sum.iter_mut().zip(g.to_f64().unwrap()).for_each(|(s, g)| *s += g);
+            }
+        }
+        sum
+    };
+    for name in ["mixlora-cond", "mixlora-cond-gated", "lora", "smora", "rank-wise", "flylora"] {
+        for (device, bound) in [(Device::reference(), 1e-10), (Device::cpu(), 1e-5)] {
+            let one = gradients(name, &device, &[&[0, 1, 2, 3]]);
+            let four = gradients(name, &device, &[&[0], &[1], &[2], &[3]]);
+            for (a, b) in one.iter().zip(&four) {
+                let most = a.iter().fold(1e-30f64, |m, v| m.max(v.abs()));
+                assert!(
+                    largest(a, b) <= bound * most,
+                    "{name} {}: {:e} of {most:e}",
+                    device.name(),
+                    largest(a, b)
+                );
+            }
+        }
+    }
+}
+
 #[test]
 fn micro_batches_give_the_step_of_one_batch() {
     let run = |device: &Device, groups: &[&[usize]]| {

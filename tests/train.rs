@@ -204,3 +204,30 @@ fn examples_without_a_prompt_are_refused_by_line() {
     let config = place.config("mixlora-cond", &[("data", json!(data))]);
     Run::start(config.clone(), place.parts(&config, &cpu), None).unwrap().step(&mut ()).unwrap().unwrap();
 }
+
+#[test]
+fn the_plan_is_near_the_measured_peak() {
+    let place = Place::new();
+    for (method, changes) in [
+        ("lora", vec![]),
+        ("mixlora-cond", vec![("num_factors", json!(16)), ("micro_batch", json!(8))]),
+        ("mixlora-cond", vec![("recompute", json!(true)), ("micro_batch", json!(8))]),
+        ("mixlora-cond-gated", vec![("micro_batch", json!(16))]),
+        ("mixlora-ffn", vec![("micro_batch", json!(8))]),
+        ("smora", vec![("micro_batch", json!(8))]),
+    ] {
+        let config = place.config(method, &[changes, vec![("grad_accumulation", json!(1))]].concat());
+        let cpu = Device::cpu();
+        // Long lines of one length: activations are what counts.
+        let line = "{\"prompt\": \"abc\", \"completion\": \"".to_string() + &"x".repeat(196) + "\"}\n";
+        std::fs::write(place.path("data/train.jsonl"), line.repeat(16)).unwrap();
+        let mut run = Run::start(config.clone(), place.parts(&config, &cpu), None).unwrap();
+        run.step(&mut ()).unwrap();
+        run.step(&mut ()).unwrap();
+        let files = mixlora::model::ModelFiles::open(&config.model).unwrap();
+        let plan = mixlora::train::Plan::new(&files, &config, 200).unwrap();
+        let (planned, measured) = (plan.total() as f64, cpu.memory().unwrap().peak() as f64);
+        let ratio = planned / measured;
+        assert!((0.9..1.1).contains(&ratio), "{method}: planned / measured = {ratio:.3}, {plan:?}");
+    }
+}

@@ -1,7 +1,7 @@
 //! How the passes of a conversation route: its prompt, and what comes behind.
 
 use super::Adapter;
-use crate::mixture::{DecodeRoute, Pool, Span};
+use crate::mixture::{DecodeRoute, Pool, Span, Units};
 use crate::model::{Generation, Llama};
 use crate::nn::{Choices, Pass};
 use crate::{Device, Result};
@@ -18,6 +18,10 @@ pub struct Conversation<'a> {
     rows: usize,
     /// What the prompt chose.
     choices: Choices,
+    /// Whether the prompt has chosen.
+    chosen: bool,
+    /// Units of the rows before, which are mostly those of the next ones.
+    units: Option<Units>,
 }
 
 impl<'a> Conversation<'a> {
@@ -34,24 +38,42 @@ impl<'a> Conversation<'a> {
             route: route.unwrap_or(own.1),
             rows,
             choices: Choices::record(),
+            chosen: false,
+            units: None,
         }
     }
 
     /// Runs tokens `[rows, n]` behind those before.
     ///
     /// # Errors
-    /// There are none, or the context is full.
+    /// As [`Generation::push`]; what could not be pushed has changed nothing where it is refused before it is run.
     pub fn push(&mut self, tokens: &[u32]) -> Result<()> {
-        let device = self.device().clone();
-        let n = tokens.len() / self.rows.max(1);
-        let spans = vec![Span { len: n, prompt: n }; self.rows];
-        let units = self.pool.units(&device, &spans, n)?;
-        let choices = match (self.generation.is_empty(), self.route) {
-            (true, _) => self.choices.clone(),
-            (false, DecodeRoute::FreezePrefill) => self.choices.freeze(),
-            (false, DecodeRoute::PerStep) => Choices::Free,
+        self.generation.check(tokens)?;
+        let choices = match (self.chosen, self.route) {
+            (false, _) => self.choices.clone(),
+            (true, DecodeRoute::FreezePrefill) => self.choices.freeze(),
+            (true, DecodeRoute::PerStep) => Choices::Free,
         };
-        self.generation.push(tokens, &Pass::new(units).with_choices(choices))
+        let units = self.units(tokens.len() / self.rows)?;
+        self.generation.push(tokens, &Pass::new(units).with_choices(choices))?;
+        self.chosen = true;
+        Ok(())
+    }
+
+    /// Units of `n` new positions of each sequence.
+    fn units(&mut self, n: usize) -> Result<Units> {
+        if let Some(units) = self.units.as_ref().filter(|u| u.rows() == n * self.rows) {
+            return Ok(units.clone());
+        }
+        let spans = vec![Span { len: n, prompt: n }; self.rows];
+        let units = self.pool.units(self.device(), &spans, n)?;
+        self.units = Some(units.clone());
+        Ok(units)
+    }
+
+    /// Forgets all tokens, to read them again in another way: what the prompt chose stays.
+    pub fn restart(&mut self) {
+        self.generation.restart();
     }
 
     fn device(&self) -> &Device {

@@ -1,8 +1,10 @@
 //! Conditional MixLoRA as VT-NLP released it: their names and layout, read as the method `vt-nlp`.
 //!
-//! Their checkpoints are pickles, which are never read here; with their tensors in `adapter_model.safetensors` (and
-//! the routers, which their trainer writes apart, in `non_lora_trainables.safetensors` or in the same file) they load.
-//! Source: VT-NLP/MixLoRA at af5cc3f, `llava/peft_cmoa/cmoa_lora.py` and `mixture/selector.py`.
+//! Their trainer writes pickles, which are never read here: `adapter_model.bin` with the factors, and
+//! `pytorch_model.bin` with everything, of which the tensors named `lora_` and `cmoa_` are the adapter. Saved as
+//! `adapter_model.safetensors` they load; the routers may also be apart, in `non_lora_trainables.safetensors`.
+//! Source: VT-NLP/MixLoRA at af5cc3f, `llava/peft_cmoa/cmoa_lora.py`, `mixture/selector.py`, and `_save` in
+//! `llava/train/llava_trainer.py`.
 
 use super::TARGETS;
 use super::peft_config::PeftConfig;
@@ -13,8 +15,14 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Where the trainer of the release keeps what is not called `lora_`.
+/// Where LLaVA's trainers keep what is not called `lora_`.
 const OTHERS: &str = "non_lora_trainables.safetensors";
+
+/// What to do where tensors are missing: the routers are in the file of everything alone.
+const CONVERT: &str = "adapter_model.bin of the release has the factors without the routers. Where you trust its \
+                       pytorch_model.bin, convert that: t = torch.load('pytorch_model.bin', weights_only=True); \
+                       safetensors.torch.save_file({k: v.contiguous() for k, v in t.items() if '.lora_' in k or \
+                       '.cmoa_' in k}, 'adapter_model.safetensors')";
 
 /// The tensors of a released adapter, by the part of their names from `layers.` on.
 pub(super) struct Released {
@@ -130,7 +138,11 @@ impl Released {
         let wanted: Vec<String> =
             parts.iter().flat_map(|(part, rows)| Self::stored(part, *rows, cfs)).collect();
         let have = self.names.keys().map(String::as_str);
-        let extra = crate::io::compare_names(self.path(), have, wanted.iter().map(String::as_str))?;
+        let extra =
+            crate::io::compare_names(self.path(), have, wanted.iter().map(String::as_str)).map_err(|e| {
+                let Error::File { path, what } = e else { return e };
+                Error::file(&path, format!("{what}; {CONVERT}"))
+            })?;
         match extra.first() {
             None => Ok(()),
             Some(name) => {

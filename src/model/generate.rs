@@ -35,6 +35,9 @@ impl Sampling {
     }
 }
 
+/// Tokens that are put in order first; a draw seldom needs more.
+const FIRST_ORDERED: usize = 64;
+
 /// Draws tokens; the same seed and logits give the same tokens.
 #[derive(Debug, Clone)]
 pub struct Sampler {
@@ -49,11 +52,11 @@ impl Sampler {
         Ok(Sampler { options, drawn: 0 })
     }
 
-    /// The next token for these logits.
+    /// The next token for these logits. Only as much of the order of tokens is made as the draw needs.
     pub fn next(&mut self, logits: &[f32]) -> u32 {
         let o = &self.options;
         let best = |a: &usize, b: &usize| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b));
-        if o.temperature == 0.0 {
+        if o.temperature == 0.0 || logits.is_empty() {
             return (0..logits.len()).min_by(best).unwrap_or(0) as u32;
         }
         let mut order: Vec<usize> = (0..logits.len()).collect();
@@ -61,26 +64,33 @@ impl Sampler {
             order.select_nth_unstable_by(o.top_k - 1, best);
             order.truncate(o.top_k);
         }
-        order.sort_unstable_by(best);
-        let top = logits[order[0]] as f64;
-        let mut p: Vec<f64> =
-            order.iter().map(|&i| ((logits[i] as f64 - top) / o.temperature as f64).exp()).collect();
-        let total: f64 = p.iter().sum();
-        let mut kept = 0.0;
-        let mut n = 0;
-        while n < p.len() && kept < o.top_p as f64 * total {
-            kept += p[n];
-            n += 1;
-        }
-        p.truncate(n.max(1));
-        let draw = Stream::new(o.seed).uniform(self.drawn) as f64 * p.iter().sum::<f64>();
+        let top = logits.iter().fold(f32::NEG_INFINITY, |m, v| m.max(*v)) as f64;
+        let weight = |i: &usize| ((logits[*i] as f64 - top) / o.temperature as f64).exp();
+        let total: f64 = order.iter().map(weight).sum();
+        let draw = Stream::new(o.seed).uniform(self.drawn) as f64;
         self.drawn += 1;
-        let mut sum = 0.0;
-        let at = p.iter().position(|v| {
-            sum += v;
-            draw < sum
-        });
-        order[at.unwrap_or(p.len() - 1)] as u32
+        let mut n = FIRST_ORDERED;
+        loop {
+            n = n.min(order.len());
+            if n < order.len() {
+                order.select_nth_unstable_by(n, best);
+            }
+            order[..n].sort_unstable_by(best);
+            let sums = order[..n].iter().scan(0.0, |sum, i| {
+                *sum += weight(i);
+                Some(*sum)
+            });
+            // What is drawn from: the shortest start of the order that holds top_p of the whole.
+            let mass = match o.top_p < 1.0 {
+                true => sums.clone().find(|s| *s >= o.top_p as f64 * total),
+                false => Some(total),
+            };
+            match mass.and_then(|mass| sums.clone().position(|s| draw * mass < s)) {
+                Some(at) => return order[at] as u32,
+                None if n == order.len() => return order[n - 1] as u32,
+                None => n *= 8,
+            }
+        }
     }
 }
 
@@ -102,26 +112,55 @@ impl<'a> Generation<'a> {
     /// `rows * n` rows.
     ///
     /// # Errors
-    /// There are no tokens, they do not divide into the rows, or the model's context is full.
+    /// There are no tokens, they do not divide into the rows, or the model's context is full: nothing has changed
+    /// then. The logits are not finite.
     pub fn push(&mut self, tokens: &[u32], pass: &Pass) -> Result<()> {
-        let n = tokens.len() / self.rows.max(1);
-        if n == 0 || n * self.rows != tokens.len() {
-            let what = format!("{} tokens for {} sequences", tokens.len(), self.rows);
-            return Err(Error::config("prompt", what));
-        }
+        self.check(tokens)?;
+        let n = tokens.len() / self.rows;
         no_grad(|| {
             let device = self.model.device();
             let ids = Tensor::from_u32(device, &[self.rows, n], tokens)?;
             let step = Step { cache: Some(&mut self.cache), ..Step::default() };
             let hidden = self.model.forward(&ids, pass, step)?;
-            // Only the last positions have a next token to choose.
-            let last: Vec<u32> = (1..=self.rows).map(|r| (r * n - 1) as u32).collect();
-            let last = Tensor::from_u32(device, &[self.rows], &last)?;
-            let d = self.model.config().hidden_size;
-            let last = hidden.reshape(&[tokens.len(), d])?.gather_rows(&last)?;
+            let mut last = hidden.reshape(&[tokens.len(), self.model.config().hidden_size])?;
+            if n > 1 {
+                // Only the last positions have a next token to choose.
+                let at: Vec<u32> = (1..=self.rows).map(|r| (r * n - 1) as u32).collect();
+                last = last.gather_rows(&Tensor::from_u32(device, &[self.rows], &at)?)?;
+            }
             self.logits = self.model.logits(&last)?.to_f32()?;
             Ok(())
-        })
+        })?;
+        match self.logits.iter().all(|v| v.is_finite()) {
+            true => Ok(()),
+            false => {
+                let at = self.len() - 1;
+                let what =
+                    format!("its logits behind position {at} are not finite: it or its adapter is damaged");
+                Err(Error::config("model", what))
+            }
+        }
+    }
+
+    /// Refuses what [`push`](Generation::push) cannot run.
+    pub(crate) fn check(&self, tokens: &[u32]) -> Result<()> {
+        let n = tokens.len() / self.rows.max(1);
+        if n == 0 || n * self.rows != tokens.len() {
+            let what = format!("{} tokens for {} sequences", tokens.len(), self.rows);
+            return Err(Error::config("prompt", what));
+        }
+        match n <= self.room() {
+            true => Ok(()),
+            false => {
+                let most = self.model.config().max_positions();
+                Err(Error::Context { used: self.len(), more: n, most })
+            }
+        }
+    }
+
+    /// Forgets all tokens.
+    pub fn restart(&mut self) {
+        self.cache = KvCache::default();
     }
 
     /// Logits of the next token of a sequence; empty before the first tokens.
@@ -167,5 +206,44 @@ mod tests {
         let narrow = Sampling { temperature: 1.0, top_p: 0.3, ..Sampling::default() };
         assert!(draw(narrow).iter().all(|t| *t == 1));
         assert!(Sampler::new(Sampling { top_p: 0.0, ..Sampling::default() }).is_err());
+    }
+
+    /// The rule written out: all tokens in order, and the shortest start that holds top_p.
+    fn by_full_order(logits: &[f32], o: &Sampling, drawn: u32) -> u32 {
+        let mut order: Vec<usize> = (0..logits.len()).collect();
+        order.sort_by(|a, b| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b)));
+        order.truncate(if o.top_k == 0 { logits.len() } else { o.top_k });
+        let p: Vec<f64> = order.iter().map(|&i| (logits[i] as f64 / o.temperature as f64).exp()).collect();
+        let total: f64 = p.iter().sum();
+        let (mut kept, mut mass) = (0, 0.0);
+        while kept < p.len() && (kept == 0 || mass < o.top_p as f64 * total) {
+            mass += p[kept];
+            kept += 1;
+        }
+        let draw = Stream::new(o.seed).uniform(drawn) as f64 * mass;
+        let mut sum = 0.0;
+        let at = p[..kept].iter().position(|v| {
+            sum += v;
+            draw < sum
+        });
+        order[at.unwrap_or(kept - 1)] as u32
+    }
+
+    #[test]
+    fn a_part_of_the_order_draws_what_the_whole_order_draws() {
+        let logits = Stream::new(9).normal_vec(3000, 2.0);
+        let mut far = 0;
+        for (top_k, top_p) in [(0, 1.0), (0, 0.99), (0, 0.2), (100, 1.0), (2000, 0.9), (5000, 0.5)] {
+            let o = Sampling { temperature: 2.0, top_k, top_p, seed: 4 };
+            let mut sampler = Sampler::new(o.clone()).unwrap();
+            for drawn in 0..100 {
+                let token = sampler.next(&logits);
+                assert_eq!(token, by_full_order(&logits, &o, drawn), "{o:?}");
+                far += usize::from(
+                    logits.iter().filter(|l| **l > logits[token as usize]).count() > FIRST_ORDERED,
+                );
+            }
+        }
+        assert!(far > 50, "{far} draws needed more than the first part");
     }
 }

@@ -9,7 +9,7 @@ const SUPPORTED: [&str; 2] = ["llama", "qwen2"];
 
 pub(super) fn read(file: &GgufFile) -> Result<LlamaConfig> {
     let fail = |what: String| Err(Error::file(file.path(), what));
-    if let Some("adapter") = file.str("general.type").ok() {
+    if file.str("general.type") == Ok("adapter") {
         return fail("is a GGUF adapter, not a model".into());
     }
     let arch = file.str("general.architecture")?.to_string();

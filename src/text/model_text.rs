@@ -1,6 +1,6 @@
 //! A model's text side: from the files of a Hugging Face folder, or from the metadata of a GGUF file.
 
-use super::{ChatTemplate, Tokenizer, Vocab};
+use super::{ChatTemplate, Message, Tokenizer, Vocab};
 use crate::io::GgufFile;
 use crate::{Error, Result};
 use serde_json::Value;
@@ -23,6 +23,20 @@ impl ModelText {
             true => Self::from_folder(path),
             false => Self::from_gguf(&GgufFile::open(path)?),
         }
+    }
+
+    /// A conversation as the model reads it before it answers.
+    ///
+    /// # Errors
+    /// The model has no chat template, or it refuses the conversation.
+    pub fn prompt(&self, messages: &[Message]) -> Result<String> {
+        let template = self.template.as_ref().ok_or_else(|| {
+            Error::config(
+                "template",
+                "the model has no chat template; name one, for example --template chatml",
+            )
+        })?;
+        self.tokenizer.render(template, messages, true)
     }
 
     /// Reads the vocabulary and the chat template of a GGUF file's metadata.

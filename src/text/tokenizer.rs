@@ -186,6 +186,16 @@ impl Tokenizer {
         Ok(self.encode_pieces(text, special)?.into_iter().map(|p| p.id).collect())
     }
 
+    /// Tokens of plain text at the start of what a model reads: behind the bos token, where the vocabulary wants one
+    /// and the text does not write it. Chat templates write their own.
+    pub fn encode_start(&self, text: &str) -> Result<Vec<u32>> {
+        let mut ids = self.encode(text, true)?;
+        if let Some(bos) = self.bos().filter(|bos| self.add_bos() && ids.first() != Some(bos)) {
+            ids.insert(0, bos);
+        }
+        Ok(ids)
+    }
+
     /// Like [`encode`](Self::encode), with the place of each token.
     pub fn encode_pieces(&self, text: &str, special: bool) -> Result<Vec<Piece>> {
         let (library, literal) = match &self.kind {

@@ -56,23 +56,20 @@ impl<'a> Questions<'a> {
         let mut list = Vec::new();
         for sample in samples {
             let at = |e: Error| Error::config(format!("line {}", sample.line), e.to_string());
-            let (prompt, shown, reference) = match &sample.body {
+            let (ids, shown, reference) = match &sample.body {
                 Body::Text(_) => continue,
                 Body::Completion { prompt, completion } => {
-                    (prompt.clone(), prompt.clone(), completion.clone())
+                    let ids = text.tokenizer.encode_start(prompt).map_err(at)?;
+                    (ids, prompt.clone(), completion.clone())
                 }
                 Body::Messages(messages) => match messages.split_last() {
                     Some((last, before)) if last.role == Role::Assistant => {
-                        (render(text, before).map_err(at)?, shown(before), last.content.clone())
+                        let prompt = text.prompt(before).and_then(|p| text.tokenizer.encode(&p, true));
+                        (prompt.map_err(at)?, shown(before), last.content.clone())
                     }
                     _ => continue,
                 },
             };
-            let mut ids = text.tokenizer.encode(&prompt, true).map_err(at)?;
-            let start = text.tokenizer.bos().filter(|_| text.tokenizer.add_bos());
-            if let Some(bos) = start.filter(|bos| ids.first() != Some(bos)) {
-                ids.insert(0, bos);
-            }
             let reference_tokens = text.tokenizer.encode(&reference, false).map_err(at)?.len();
             if ids.is_empty() || reference_tokens > max_tokens {
                 continue;
@@ -84,10 +81,11 @@ impl<'a> Questions<'a> {
     }
 
     /// The most likely answer to each question, token by token, in batches of prompts of one length. `progress` is
-    /// told how many are answered, and asked whether to go on: false stops with the answers so far.
+    /// told how many are answered, and asked whether to go on: false stops with the answers so far. Prompts that are
+    /// longer than the model's context get no answer.
     ///
     /// # Errors
-    /// A prompt is longer than the model's context, or the device fails.
+    /// The device fails, or the model gives no finite logits.
     pub fn answer(
         &self,
         model: &Llama,
@@ -101,6 +99,9 @@ impl<'a> Questions<'a> {
         let mut answers = vec![None; self.list.len()];
         let mut done = 0;
         for group in by_length.values().flat_map(|g| g.chunks(TOGETHER)) {
+            if self.list[group[0]].ids.len() > model.config().max_positions() {
+                break;
+            }
             for (&i, answer) in group.iter().zip(self.answer_group(model, adapter, group)?) {
                 answers[i] = Some(answer);
             }
@@ -162,12 +163,6 @@ impl<'a> Questions<'a> {
 /// Mean of the tasks' exact match: every task counts the same.
 pub fn mean_exact_match(scores: &[TaskScore]) -> f64 {
     scores.iter().map(TaskScore::exact_match).sum::<f64>() / scores.len().max(1) as f64
-}
-
-fn render(text: &ModelText, messages: &[Message]) -> Result<String> {
-    let no = "the model has no chat template; name one, for example --template chatml";
-    let template = text.template.as_ref().ok_or_else(|| Error::config("template", no))?;
-    text.tokenizer.render(template, messages, true)
 }
 
 /// The last thing that the user said.

@@ -163,8 +163,11 @@ impl RunFolder {
     pub fn clean(&self) {
         for entry in fs::read_dir(&self.dir).into_iter().flatten().filter_map(|e| Some(e.ok()?.path())) {
             let name = entry.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+            // Being in the way of nothing, what cannot be removed may stay.
             if name.starts_with(STEP_PREFIX) && (name.ends_with(".tmp") || name.ends_with(".old")) {
                 let _ = fs::remove_dir_all(entry);
+            } else if name.starts_with('.') && name.ends_with(".tmp") {
+                let _ = fs::remove_file(entry);
             }
         }
     }

@@ -12,6 +12,7 @@ mod metrics;
 mod observe;
 mod optim;
 mod parts;
+mod plan;
 mod run;
 mod schedule;
 mod session;
@@ -29,6 +30,7 @@ pub use optim::Optimizer;
 pub use parts::Parts;
 #[cfg(feature = "tokenizer")]
 pub use parts::TrainingData;
+pub use plan::Plan;
 pub use run::{Run, Scorer};
 pub use schedule::{Decay, Schedule};
 pub use session::{Session, StepReport, StepTimes, TrainConfig, loss_of};

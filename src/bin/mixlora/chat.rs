@@ -1,11 +1,10 @@
 //! `mixlora chat`
 
 use crate::model_args::{ModelArgs, Opened, SamplingArgs};
-use crate::streaming::{Answer, End, print};
 use crate::{Failure, out, signals};
-use mixlora::adapter::Conversation;
+use mixlora::Error;
 use mixlora::model::Sampler;
-use mixlora::text::{ChatTemplate, Message, Role};
+use mixlora::text::{Chat, Ending, ReplyOptions};
 use std::io::{BufRead, IsTerminal};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
@@ -14,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 Each line is a turn; standard input may be a file. The model remembers the conversation: only what is new is run. An \
 adapter that routes per instance stays with what the first turn chose until /reset.
 
-/reset starts anew, /system TEXT also sets the system message, /exit or Ctrl-D ends. Ctrl-C stops an answer.
+/help lists the commands. /reset starts anew, /system TEXT also sets the system message, /exit or Ctrl-D ends. Ctrl-C stops an answer.
 
 Example: mixlora chat --model SmolLM2-135M-Instruct.Q4_1.gguf --adapter run")]
 pub struct Args {
@@ -27,37 +26,27 @@ pub struct Args {
     sampling: SamplingArgs,
 }
 
-/// A conversation with what was said.
-struct Chat<'a> {
+/// The dialogue of a user with the model.
+struct Dialogue<'a> {
     opened: &'a Opened,
-    template: &'a ChatTemplate,
-    args: &'a Args,
-    conversation: Conversation<'a>,
-    messages: Vec<Message>,
-    /// The text of the tokens that the conversation holds.
-    held: String,
+    system: Option<String>,
+    chat: Chat<'a>,
     sampler: Sampler,
-    warned: bool,
+    options: ReplyOptions,
+    /// The user knows that the conversation is read again.
+    told: bool,
 }
 
 pub fn run(args: &Args) -> Result<(), Failure> {
-    let sampler = args.sampling.sampler()?;
+    let (sampler, options) = args.sampling.open()?;
     let opened = args.model.open()?;
-    let Some(template) = &opened.text.template else {
+    if opened.text.template.is_none() {
         let what = "has no chat template; give one, for example --template chatml".to_string();
         return Err(mixlora::Error::File { path: args.model.model.clone(), what }.into());
-    };
-    let system = args.system.iter().map(|s| Message::new(Role::System, s.clone())).collect();
-    let mut chat = Chat {
-        opened: &opened,
-        template,
-        args,
-        conversation: opened.conversation(),
-        messages: system,
-        held: String::new(),
-        sampler,
-        warned: false,
-    };
+    }
+    let chat = Chat::new(&opened.text, opened.conversation(), args.system.as_deref());
+    let system = args.system.clone();
+    let mut dialogue = Dialogue { opened: &opened, system, chat, sampler, options, told: false };
     let interrupted = signals::Interrupt::new()?;
     let person = std::io::stdin().is_terminal();
     if person {
@@ -82,62 +71,59 @@ pub fn run(args: &Args) -> Result<(), Failure> {
             "" => {}
             "/exit" | "/quit" => return Ok(()),
             "/help" => out::note("/reset, /system TEXT, /exit; anything else is said to the model"),
-            "/reset" => chat.reset(None),
-            "/system" => chat.reset(Some(rest.trim())),
+            "/reset" => dialogue.reset(),
+            "/system" => {
+                dialogue.system = Some(rest.trim().to_string()).filter(|s| !s.is_empty());
+                dialogue.reset();
+            }
             word if word.starts_with('/') => out::note(&format!("there is no command {word}; see /help")),
-            _ => chat.turn(line.trim(), interrupted.flag())?,
+            _ => dialogue.turn(line.trim(), interrupted.flag())?,
         }
     }
 }
 
-impl Chat<'_> {
-    /// Forgets all but the system message, or sets another one.
-    fn reset(&mut self, system: Option<&str>) {
-        self.messages.retain(|m| m.role == Role::System && system.is_none());
-        self.messages.extend(system.map(|s| Message::new(Role::System, s)));
-        self.conversation = self.opened.conversation();
-        self.held.clear();
+impl Dialogue<'_> {
+    /// Forgets all but the system message.
+    fn reset(&mut self) {
+        self.chat = Chat::new(&self.opened.text, self.opened.conversation(), self.system.as_deref());
     }
 
     /// One turn: what the user says, and the answer.
-    fn turn(&mut self, said: &str, stop: &AtomicBool) -> Result<(), Failure> {
-        let tokenizer = &self.opened.text.tokenizer;
-        self.messages.push(Message::new(Role::User, said));
-        let text = tokenizer.render(self.template, &self.messages, true)?;
-        if !text.starts_with(&self.held) {
-            if !self.warned {
-                out::note(
-                    "note: the template writes past turns in another way: the conversation is run again",
-                );
-                self.warned = true;
-            }
-            self.conversation = self.opened.conversation();
-            self.held.clear();
-        }
-        let mut ids = tokenizer.encode(&text[self.held.len()..], true)?;
-        let start = tokenizer.bos().filter(|b| tokenizer.add_bos() && ids.first() != Some(b));
-        if let Some(bos) = start.filter(|_| self.held.is_empty()) {
-            ids.insert(0, bos);
-        }
-        if ids.len() >= self.conversation.room() {
-            self.messages.pop();
-            let (room, n) = (self.conversation.room(), ids.len());
-            out::note(&format!("the context is full: {n} new tokens, room for {room}; /reset starts anew"));
-            return Ok(());
-        }
-        self.conversation.push(&ids)?;
+    fn turn(&mut self, user: &str, stop: &AtomicBool) -> Result<(), Failure> {
         stop.store(false, Relaxed);
-        let sampling = &self.args.sampling;
-        let answer = Answer { tokenizer, stops: &sampling.stop, max_tokens: sampling.max_tokens };
-        let said = answer.stream(&mut self.conversation, &mut self.sampler, &|| !stop.load(Relaxed))?;
-        print("\n")?;
-        match said.end {
-            End::Length => out::note(&format!("(cut at --max-tokens {})", sampling.max_tokens)),
-            End::Context => out::note("(the context is full; /reset starts anew)"),
-            End::Stop | End::Stopped => {}
+        match self.chat.ask(user) {
+            Ok(turn) if turn.again && !self.told => {
+                let why =
+                    "the template writes past turns in another way, or an answer was cut at a stop text";
+                out::note(&format!("note: the conversation is read again where {why}"));
+                self.told = true;
+            }
+            Ok(_) => {}
+            // What is too long, or what the template refuses, can be said in another way.
+            Err(e @ Error::Context { .. }) => {
+                out::note(&format!("{e}: /reset does that"));
+                return Ok(());
+            }
+            Err(e @ Error::Config { .. }) => {
+                out::note(&e.to_string());
+                return Ok(());
+            }
+            Err(e) => return Err(e.into()),
         }
-        self.held = text + &tokenizer.decode(&said.ids, false);
-        self.messages.push(Message::new(Role::Assistant, said.text));
+        let mut reply = self.chat.reply(&mut self.sampler, &self.options);
+        while !stop.load(Relaxed)
+            && let Some(piece) = reply.next()
+        {
+            out::stream(&piece?)?;
+        }
+        let said = reply.finish();
+        out::stream(&format!("{}\n", said.rest))?;
+        match said.ending {
+            Ending::MaxTokens => out::note(&format!("(cut at --max-tokens {})", self.options.max_tokens)),
+            Ending::Context => out::note("(the context is full; /reset starts anew)"),
+            Ending::EndToken | Ending::StopText | Ending::Left => {}
+        }
+        self.chat.keep(&said);
         Ok(())
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::{Failure, out};
 use mixlora::adapter::locate;
-use mixlora::io::{Checkpoint, GgufFile};
+use mixlora::io::{Checkpoint, GgufFile, Scan};
 use mixlora::model::model_config;
 use mixlora::{Error, Format};
 use serde_json::{Value, json};
@@ -42,18 +42,24 @@ struct Report {
     entries: Vec<Entry>,
 }
 
-/// Values of a tensor by name, where they can be read.
-type Values<'a> = Box<dyn Fn(&str) -> Result<Vec<f32>, Error> + 'a>;
+/// A look at all values of a tensor by name.
+type Values<'a> = Box<dyn Fn(&str) -> Result<Scan, Error> + 'a>;
 
 pub fn run(args: &Args) -> Result<(), Failure> {
     let path = &args.path;
     if path.is_dir() && path.join("config.json").exists() {
         let file = Checkpoint::open(path)?;
         let mut report = of_checkpoint(&file, "Hugging Face model");
-        report.about.push(("configuration".into(), model_config(path)?.to_json(Format::F32)));
+        report.about.extend(configuration(path));
         let has = |name: &str| path.join(name).exists();
         report.about.push(("tokenizer.json".into(), has("tokenizer.json").into()));
-        return finish(args, report, Box::new(move |name| file.values_f32(name)));
+        let text = std::fs::read_to_string(path.join("tokenizer_config.json")).unwrap_or_default();
+        let template = has("chat_template.jinja") || text.contains("\"chat_template\"");
+        report.about.push(("chat template".into(), template.into()));
+        if !file.unlisted().is_empty() {
+            report.about.push(("tensors outside the index".into(), json!(file.unlisted())));
+        }
+        return finish(args, report, Box::new(move |name| file.raw(name)?.scan(None)));
     }
     if path.is_dir() || ["best", "last"].iter().any(|n| path.ends_with(n)) {
         return adapter(args, &locate(path)?);
@@ -63,13 +69,28 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     if read.is_ok() && &magic == b"GGUF" {
         let file = GgufFile::open(path)?;
         let report = of_gguf(&file, path)?;
-        return finish(args, report, Box::new(move |name| file.values_f32(name)));
+        return finish(args, report, Box::new(move |name| file.raw(name)?.scan(None)));
     }
     let file = Checkpoint::open(path)?;
-    finish(args, of_checkpoint(&file, "safetensors file"), Box::new(move |name| file.values_f32(name)))
+    finish(args, of_checkpoint(&file, "safetensors file"), Box::new(move |name| file.raw(name)?.scan(None)))
+}
+
+/// The configuration of a model, its parameters, or why it is not one that can be used here.
+fn configuration(path: &Path) -> Vec<(String, Value)> {
+    match model_config(path) {
+        Ok(c) => vec![
+            ("configuration".into(), c.to_json(Format::F32)),
+            ("parameters".into(), c.parameters().into()),
+        ],
+        Err(e) => vec![("not usable here".into(), e.to_string().into())],
+    }
 }
 
 fn adapter(args: &Args, dir: &Path) -> Result<(), Failure> {
+    if !dir.join("adapter_config.json").exists() {
+        let what = "holds neither a model (config.json) nor an adapter (adapter_config.json)".into();
+        return Err(Error::File { path: dir.into(), what }.into());
+    }
     let file = Checkpoint::open(dir.join("adapter_model.safetensors"))?;
     let mut report = of_checkpoint(&file, "adapter");
     report.about.push(("folder".into(), dir.display().to_string().into()));
@@ -81,7 +102,7 @@ fn adapter(args: &Args, dir: &Path) -> Result<(), Failure> {
             report.about.push((name.into(), value));
         }
     }
-    finish(args, report, Box::new(move |name| file.values_f32(name)))
+    finish(args, report, Box::new(move |name| file.raw(name)?.scan(None)))
 }
 
 fn of_checkpoint(file: &Checkpoint, kind: &str) -> Report {
@@ -103,7 +124,7 @@ fn of_gguf(file: &GgufFile, path: &Path) -> Result<Report, Failure> {
     }
     about.retain(|(_, v)| !v.is_null());
     if file.str("general.type").ok() != Some("adapter") {
-        about.push(("configuration".into(), model_config(path)?.to_json(Format::F32)));
+        about.extend(configuration(path));
         about.push(("tokenizer".into(), text("tokenizer.ggml.model")));
         about.push(("pre-tokenizer".into(), text("tokenizer.ggml.pre")));
         let tokens = file.strings("tokenizer.ggml.tokens").map_or(0, <[String]>::len);
@@ -132,7 +153,7 @@ fn finish(args: &Args, report: Report, values: Values<'_>) -> Result<(), Failure
     about.push(("values".into(), parameters.into()));
     let mut problems = Vec::new();
     if args.check {
-        for e in &entries {
+        for e in entries.iter().filter(|e| e.format != "other" && e.bytes > 0) {
             out::progress(&format!("reading {}", e.name));
             problems.extend(problem(&e.name, &values(&e.name)?));
         }
@@ -189,13 +210,10 @@ fn lines(key: &str, value: &Value) -> String {
     }
 }
 
-/// What is wrong with the values of a tensor.
-fn problem(name: &str, values: &[f32]) -> Option<String> {
-    if let Some(at) = values.iter().position(|v| !v.is_finite()) {
-        return Some(format!("{name}: value {at} is {}", values[at]));
-    }
-    let nothing = !values.is_empty() && values.iter().all(|v| v.abs() < f32::MIN_POSITIVE);
+/// What is odd about the values of a tensor.
+fn problem(name: &str, seen: &Scan) -> Option<String> {
     // A fresh adapter's B is zero on purpose, a bias may be.
     let usual = ["lora_b", "lora_B", "factors_b", "bias"].iter().any(|s| name.contains(s));
-    (nothing && !usual).then(|| format!("{name}: all {} values are zero or subnormal", values.len()))
+    let remark = seen.remark().filter(|_| seen.nonfinite.is_some() || !usual)?;
+    Some(format!("tensor '{name}': {remark}"))
 }

@@ -28,6 +28,8 @@ mod model_args;
 mod ops_list;
 mod ops_test;
 mod out;
+#[cfg(feature = "tokenizer")]
+mod plan;
 mod plot;
 #[cfg(feature = "tokenizer")]
 mod quickstart;
@@ -35,8 +37,6 @@ mod quickstart;
 mod settings;
 #[cfg(feature = "tokenizer")]
 mod signals;
-#[cfg(feature = "tokenizer")]
-mod streaming;
 #[cfg(feature = "tokenizer")]
 mod train;
 mod verify;
@@ -74,6 +74,9 @@ enum Command {
     /// Train an adapter on a frozen model.
     #[cfg(feature = "tokenizer")]
     Train(Box<train::Args>),
+    /// Estimate the memory of a training run before anything is loaded.
+    #[cfg(feature = "tokenizer")]
+    Plan(Box<plan::Args>),
     /// Let a model, with or without an adapter, answer a prompt.
     #[cfg(feature = "tokenizer")]
     Generate(generate::Args),
@@ -132,6 +135,8 @@ enum Failure {
     Library(mixlora::Error),
     /// The report could not be written.
     Stdout(std::io::Error),
+    /// It does not fit into memory; the report says what would.
+    Memory,
     /// A signal of this number asked for the end; all is saved.
     Signal(u8),
 }
@@ -154,6 +159,7 @@ impl Failure {
         use mixlora::Error;
         let (text, code) = match self {
             Failure::Check => return 1,
+            Failure::Memory => return 5,
             Failure::Signal(number) => return 128 + number,
             // Who reads our output has seen enough.
             Failure::Stdout(e) if e.kind() == std::io::ErrorKind::BrokenPipe => return 0,
@@ -209,6 +215,8 @@ fn main() -> ExitCode {
         Command::Data(Data::Stats(args)) => data_stats::run(&args),
         #[cfg(feature = "tokenizer")]
         Command::Train(args) => train::run(&args),
+        #[cfg(feature = "tokenizer")]
+        Command::Plan(args) => plan::run(&args),
         #[cfg(feature = "tokenizer")]
         Command::Generate(args) => generate::run(&args),
         #[cfg(feature = "tokenizer")]

@@ -5,7 +5,7 @@ use mixlora::Device;
 use mixlora::adapter::{Adapter, AdapterOptions, Conversation};
 use mixlora::mixture::DecodeRoute;
 use mixlora::model::{Llama, LoadOptions, ModelFiles, Sampler, Sampling};
-use mixlora::text::ModelText;
+use mixlora::text::{ModelText, ReplyOptions};
 use mixlora::train::{DeviceOptions, TextOptions};
 use std::path::{Path, PathBuf};
 
@@ -117,28 +117,38 @@ impl Opened {
 
 #[derive(clap::Args)]
 pub struct SamplingArgs {
-    /// Tokens at most.
-    #[arg(long, default_value_t = 256)]
+    /// Tokens of an answer at most.
+    #[arg(long, default_value_t = ReplyOptions::default().max_tokens)]
     pub max_tokens: usize,
     /// 0 always takes the most likely token.
-    #[arg(long, default_value_t = 0.0)]
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
     temperature: f32,
     /// Only this many most likely tokens; 0 for all.
     #[arg(long, default_value_t = 0)]
     top_k: usize,
     /// Only the most likely tokens that add up to this probability.
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
     top_p: f32,
+    /// The same seed draws the same answers.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Stop before this text; may be given several times.
+    /// Stop before this text; may be given several times. The model's own end tokens always end an answer.
     #[arg(long)]
-    pub stop: Vec<String>,
+    stop: Vec<String>,
 }
 
 impl SamplingArgs {
-    pub fn sampler(&self) -> Result<Sampler, Failure> {
+    /// How tokens are drawn and where answers end; a value that cannot work is wrong usage.
+    pub fn open(&self) -> Result<(Sampler, ReplyOptions), Failure> {
+        if self.max_tokens == 0 {
+            return Err(Failure::Usage("--max-tokens: is 0, must be at least 1".into()));
+        }
+        if self.stop.iter().any(String::is_empty) {
+            return Err(Failure::Usage("--stop: is empty: every answer would end before its start".into()));
+        }
         let (temperature, top_k, top_p, seed) = (self.temperature, self.top_k, self.top_p, self.seed);
-        Ok(Sampler::new(Sampling { temperature, top_k, top_p, seed })?)
+        let sampler = Sampler::new(Sampling { temperature, top_k, top_p, seed })
+            .map_err(|e| Failure::Usage(format!("--{}", e.to_string().replacen('_', "-", 1))))?;
+        Ok((sampler, ReplyOptions { max_tokens: self.max_tokens, stops: self.stop.clone() }))
     }
 }

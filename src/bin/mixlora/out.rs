@@ -9,6 +9,13 @@ pub fn text(lines: &str) -> std::io::Result<()> {
     out.flush()
 }
 
+/// Prints a piece of text on stdout, at once.
+pub fn stream(piece: &str) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(piece.as_bytes())?;
+    out.flush()
+}
+
 /// Prints a value as JSON on stdout.
 pub fn json(value: &serde_json::Value) -> std::io::Result<()> {
     text(&format!("{value:#}"))

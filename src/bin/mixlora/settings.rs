@@ -21,6 +21,7 @@ pub fn read_file(path: &Path) -> Result<(String, Value), Failure> {
 
 /// The layers of `--set key=value`. A value is JSON, or a string where it is none.
 pub fn set_layers(set: &[String], method: &str) -> Result<Layers, Failure> {
+    mixlora::mixture::find(method)?;
     set.iter()
         .map(|pair| {
             let Some((key, value)) = pair.split_once('=') else {

@@ -1,11 +1,11 @@
 //! `mixlora train`
 
 use crate::settings::{Layers, method, option_layers, read_file, set_layers};
-use crate::{Failure, out, signals};
+use crate::{Failure, out, plan, signals};
 use mixlora::mixture::find;
 use mixlora::model::{Llama, LoadOptions, ModelFiles};
 use mixlora::train::{
-    End, EvalReport, Observer, Progress, Run, RunConfig, RunFolder, StepReport, StoredRun, TrainingData,
+    End, EvalReport, Observer, Plan, Progress, Run, RunConfig, RunFolder, StepReport, StoredRun, TrainingData,
 };
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -115,7 +115,7 @@ pub struct Args {
     stop_at: Option<usize>,
     /// Print the result as JSON.
     #[arg(long)]
-    json: bool,
+    pub json: bool,
     /// Print no progress.
     #[arg(long)]
     quiet: bool,
@@ -123,7 +123,7 @@ pub struct Args {
 
 impl Args {
     /// The settings given here, over those that a resumed run was started with.
-    fn layers(&self, stored: Option<&RunConfig>) -> Result<Layers, Failure> {
+    pub fn layers(&self, stored: Option<&RunConfig>) -> Result<Layers, Failure> {
         let mut layers = Layers::new();
         if let Some(config) = stored {
             layers.push(("run.json".into(), config.tree()?));
@@ -196,9 +196,15 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let device = crate::open_device(&config.device)?;
     let text = config.text.open(Some(&config.model))?;
     let data = TrainingData::open(&config, &text)?;
+    let files = ModelFiles::open(&config.model)?;
+    let planned = Plan::new(&files, &config, plan::longest(&data))?;
+    if !planned.fits() {
+        out::note(&format!("error: out of memory before anything is loaded\n{}", plan::text(&planned)));
+        return Err(Failure::Memory);
+    }
     let options =
         LoadOptions { dequantize: !config.device.keep_quantised, allow_nonfinite: args.allow_nonfinite };
-    let model = Llama::load(&ModelFiles::open(&config.model)?, &device, options)?;
+    let model = Llama::load(&files, &device, options)?;
     model.notes().iter().for_each(|n| shown.say(&format!("note: {n}")));
     let parts = data.with(&config, &text, model)?;
     find(&config.method)?.notes(&config.options).iter().for_each(|n| shown.say(&format!("note: {n}")));

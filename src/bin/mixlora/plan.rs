@@ -1,0 +1,71 @@
+//! `mixlora plan`
+
+use crate::train::Args as TrainArgs;
+use crate::{Failure, out};
+use mixlora::model::ModelFiles;
+use mixlora::train::{Plan, RunConfig, TrainingData};
+use serde_json::json;
+
+#[derive(clap::Args)]
+#[command(after_help = "\
+Takes the options of `train`. Only the headers of the model's files are read. With --data the longest example is taken, \
+else --max-length. Exit code 5 when it does not fit into --memory-budget.
+
+Example: mixlora plan --model SmolLM2-135M-Instruct.Q4_1.gguf --max-length 512 --micro-batch 4 --memory-budget 2GiB")]
+pub struct Args {
+    #[command(flatten)]
+    train: TrainArgs,
+}
+
+pub fn run(args: &Args) -> Result<(), Failure> {
+    let config = RunConfig::layered(&args.train.layers(None)?)?;
+    if config.model.as_os_str().is_empty() {
+        return Err(Failure::Usage("--model is needed".into()));
+    }
+    let files = ModelFiles::open(&config.model)?;
+    let seq = match config.data.as_os_str().is_empty() {
+        true => config.text.max_length.min(files.config().max_positions()),
+        false => {
+            let text = config.text.open(Some(&config.model))?;
+            longest(&TrainingData::open(&config, &text)?)
+        }
+    };
+    let plan = Plan::new(&files, &config, seq)?;
+    match args.train.json {
+        true => out::json(&json!({
+            "bytes": plan.rows.iter().map(|(n, b)| (n.to_string(), json!(b))).collect::<serde_json::Map<_, _>>(),
+            "total": plan.total(), "budget": plan.budget, "fits": plan.fits(), "micro_batch": plan.shape.0,
+            "sequence": plan.shape.1, "alternatives": plan.alternatives,
+        }))?,
+        false => out::text(&text(&plan))?,
+    }
+    if plan.fits() { Ok(()) } else { Err(Failure::Memory) }
+}
+
+/// Tokens of the longest example.
+pub fn longest(data: &TrainingData) -> usize {
+    let sets = [Some(&data.train), data.valid.as_ref()];
+    sets.into_iter().flatten().flat_map(|d| d.lengths()).max().unwrap_or(1)
+}
+
+/// The plan as a table, with what would fit where it does not.
+pub fn text(plan: &Plan) -> String {
+    let mib = |b: u64| format!("{:.1}", b as f64 / (1u64 << 20) as f64);
+    let mut rows: Vec<Vec<String>> = plan.rows.iter().map(|(n, b)| vec![n.to_string(), mib(*b)]).collect();
+    rows.push(vec!["total".into(), mib(plan.total())]);
+    let mut text = out::table(&["what", "MiB"], &rows);
+    text += &format!("for {} sequences of {} tokens at a time", plan.shape.0, plan.shape.1);
+    match plan.budget {
+        None => text += "; no budget is set",
+        Some(b) if plan.fits() => text += &format!("; fits into the budget of {} MiB", mib(b)),
+        Some(b) => {
+            text +=
+                &format!("; does not fit into the budget of {} MiB. With these settings it takes\n", mib(b));
+            for (settings, bytes) in &plan.alternatives {
+                let fits = if *bytes <= b { "" } else { ", still too much" };
+                text += &format!("  {settings}: {} MiB{fits}\n", mib(*bytes));
+            }
+        }
+    }
+    text.trim_end().to_string() + "\n"
+}

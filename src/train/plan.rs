@@ -1,0 +1,196 @@
+//! How much memory a run will take, from the headers of the model's files: nothing is loaded.
+
+use super::RunConfig;
+use crate::adapter::TARGETS;
+use crate::mixture::{Hook, LinearSite, MlpSite, find};
+use crate::model::{LlamaConfig, ModelFiles};
+use crate::nn::Param;
+use crate::{Device, Format, Result, Stream};
+
+/// Buffers are taken in steps of an eighth, which adds this much on average.
+const ROUNDING: f64 = 1.04;
+
+/// Bytes by what they are for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    /// Category and bytes, largest parts of a run first in the order that they are made.
+    pub rows: Vec<(&'static str, u64)>,
+    /// The device's limit, where one is set.
+    pub budget: Option<u64>,
+    /// Micro-batch and sequence length that it is for.
+    pub shape: (usize, usize),
+    /// Settings that need less, with the bytes that they lead to; the gentlest first.
+    pub alternatives: Vec<(String, u64)>,
+}
+
+impl Plan {
+    /// What a run takes in a micro-batch of sequences of `seq` tokens. Adapter parameters are counted by building
+    /// those of one layer.
+    ///
+    /// # Errors
+    /// An option does not fit the model.
+    pub fn new(files: &ModelFiles, config: &RunConfig, seq: usize) -> Result<Self> {
+        let budget = config.device.budget()?;
+        let rows = rows(files, config, seq)?;
+        let mut plan =
+            Plan { rows, budget, shape: (config.train.micro_batch, seq), alternatives: Vec::new() };
+        if !plan.fits() {
+            plan.alternatives = alternatives(files, config, seq)?;
+        }
+        Ok(plan)
+    }
+
+    /// All of it.
+    pub fn total(&self) -> u64 {
+        self.rows.iter().map(|r| r.1).sum()
+    }
+    /// Whether it stays within the budget.
+    pub fn fits(&self) -> bool {
+        self.budget.is_none_or(|b| self.total() <= b)
+    }
+    /// The part of a category.
+    pub fn bytes(&self, category: &str) -> u64 {
+        self.rows.iter().filter(|r| r.0 == category).map(|r| r.1).sum()
+    }
+}
+
+/// What could be changed so that it fits, and the bytes then; those that fit come first, at most three.
+fn alternatives(files: &ModelFiles, config: &RunConfig, seq: usize) -> Result<Vec<(String, u64)>> {
+    let (batch, mut tried) = (config.train.micro_batch, Vec::new());
+    let mut attempt = |text: String, change: &dyn Fn(&mut RunConfig), seq: usize| -> Result<()> {
+        let mut other = config.clone();
+        change(&mut other);
+        tried.push((text, rows(files, &other, seq)?.iter().map(|r| r.1).sum()));
+        Ok(())
+    };
+    let accumulate = |n: usize| {
+        move |c: &mut RunConfig| {
+            c.train.grad_accumulation *= c.train.micro_batch.div_ceil(n);
+            c.train.micro_batch = n;
+        }
+    };
+    if !config.train.recompute {
+        attempt("--recompute".into(), &|c| c.train.recompute = true, seq)?;
+    }
+    if batch > 1 {
+        let text = format!("--micro-batch 1 --grad-accumulation {}", config.train.grad_accumulation * batch);
+        attempt(text.clone(), &accumulate(1), seq)?;
+        let both = |c: &mut RunConfig| {
+            accumulate(1)(c);
+            c.train.recompute = true;
+        };
+        attempt(format!("{text} --recompute"), &both, seq)?;
+    }
+    let mut formats = files.expected().into_iter().map(|e| files.raw(&e.name).map(|r| r.format));
+    let packed = formats.any(|f| f.is_ok_and(|f| f != Format::F32));
+    if packed && !config.device.keep_quantised {
+        attempt("--keep-quantised".into(), &|c| c.device.keep_quantised = true, seq)?;
+        let all = |c: &mut RunConfig| {
+            accumulate(1)(c);
+            (c.train.recompute, c.device.keep_quantised) = (true, true);
+        };
+        attempt("--keep-quantised --micro-batch 1 --recompute".into(), &all, seq)?;
+    }
+    if seq > 128 {
+        let half = seq / 2;
+        attempt(format!("--max-length {half} --recompute"), &|c| c.train.recompute = true, half)?;
+        let most = |c: &mut RunConfig| {
+            accumulate(1)(c);
+            (c.train.recompute, c.device.keep_quantised) = (true, packed);
+        };
+        let kept = if packed { " --keep-quantised" } else { "" };
+        attempt(format!("--max-length {half} --micro-batch 1 --recompute{kept}"), &most, half)?;
+    }
+    let budget = config.device.budget()?.unwrap_or(u64::MAX);
+    tried.sort_by_key(|(_, bytes)| *bytes > budget);
+    tried.truncate(3);
+    Ok(tried)
+}
+
+fn rows(files: &ModelFiles, config: &RunConfig, seq: usize) -> Result<Vec<(&'static str, u64)>> {
+    let c = files.config();
+    let mut weights = 0;
+    for e in files.expected() {
+        let raw = files.raw(&e.name)?;
+        // Vectors are f32 anyway.
+        let keep = config.device.keep_quantised && raw.axes > 1 || raw.format == Format::F32;
+        let words = if keep { raw.format.row_words(raw.cols) } else { raw.cols };
+        weights += 4 * (raw.rows * words) as u64;
+    }
+    // Rotation tables: cosine and sine of every position.
+    weights += 4 * (c.max_positions() * c.head_dim) as u64;
+    let (trained, frozen) = adapter_values(c, config)?;
+    let (kept, passing) = activations(c, config, seq);
+    let rounded = |floats: u64| (4.0 * ROUNDING * floats as f64) as u64;
+    Ok(vec![
+        ("base weights", weights),
+        ("adapter", rounded(trained + frozen)),
+        ("gradients", rounded(trained)),
+        ("optimizer", rounded(2 * trained)),
+        ("activations", rounded(kept)),
+        ("workspace", rounded(passing)),
+    ])
+}
+
+/// Values of the adapter that are trained, and others: those of the first layer, times the layers.
+fn adapter_values(c: &LlamaConfig, config: &RunConfig) -> Result<(u64, u64)> {
+    let method = find(&config.method)?;
+    let (d, f) = (c.hidden_size, c.intermediate_size);
+    let (q, kv) = (c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim);
+    let outs = [q, kv, kv, d, f, f, d];
+    let sites: [(&str, usize, &[usize]); 4] =
+        [("qkv", d, &[0, 1, 2]), ("o", q, &[3]), ("gate_up", d, &[4, 5]), ("down", f, &[6])];
+    let (cpu, stream) = (Device::cpu(), Stream::new(0));
+    let mut params: Vec<Param> = Vec::new();
+    for (name, d_in, linears) in sites {
+        let wanted = |i: &&usize| {
+            let block = method.hook == Hook::Mlp && **i > 3;
+            !block && config.target_modules.iter().any(|t| t == TARGETS[**i])
+        };
+        let linears: Vec<(String, usize)> =
+            linears.iter().filter(wanted).map(|&i| (TARGETS[i].to_string(), outs[i])).collect();
+        if !linears.is_empty() {
+            let site = LinearSite { name: name.into(), d_in, linears };
+            params.extend(method.build(&config.options, &site, &cpu, stream)?.params());
+        }
+    }
+    if method.hook == Hook::Mlp {
+        let site = MlpSite { name: "mlp".into(), path: String::new(), hidden_size: d, intermediate_size: f };
+        let built = method.build_mlp(&config.options, &site, &cpu, stream)?;
+        params.extend(built.into_iter().flat_map(|b| b.params()));
+    }
+    let sum = |trainable: bool| {
+        let some = params.iter().filter(|p| p.trainable() == trainable);
+        some.map(|p| p.value().len() as u64).sum::<u64>() * c.num_hidden_layers as u64
+    };
+    Ok((sum(true), sum(false)))
+}
+
+/// Floats that are kept for the backward pass, and the most that pass through at a time.
+///
+/// A layer keeps per row: its input, both norms' outputs and the sum between (4 D); rotated q, k, and v with the
+/// attention's output (2 Q + 2 KV) and its row statistics; gate, up and their product (3 F); and the products with
+/// the chosen A factors. With recomputation only the input is kept, and one layer at a time is whole.
+fn activations(c: &LlamaConfig, config: &RunConfig, seq: usize) -> (u64, u64) {
+    let n = |v: usize| v as u64;
+    let rows = n(config.train.micro_batch) * n(seq);
+    let (d, f) = (n(c.hidden_size), n(c.intermediate_size));
+    let (heads, layers) = (n(c.num_attention_heads), n(c.num_hidden_layers));
+    let (q, kv) = (heads * n(c.head_dim), n(c.num_key_value_heads * c.head_dim));
+    // mixlora-ffn keeps gate, up and their product for every chosen expert.
+    let block = find(&config.method).is_ok_and(|m| m.hook == Hook::Mlp);
+    let copies = if block { n(config.options.top_k) } else { 1 };
+    let shrunk = match config.method.as_str() {
+        "smora" | "rank-wise" | "flylora" => 7 * (n(config.options.r) + 3 * n(config.options.top_k)),
+        _ => 7 * n(config.options.r) * copies,
+    };
+    let layer = 4 * d + 2 * q + 2 * kv + heads + 3 * f * copies + shrunk;
+    let kept = match config.train.recompute {
+        true => rows * (layers * d + layer),
+        false => rows * layers * layer,
+    };
+    // Behind the layers: the states that the loss reads, and their gradient. On the way back a layer's gradients come
+    // while what it kept goes: measured, what is left on top is about one MLP width (all of a block's experts).
+    let flowing = rows * (d + f * if block { 3 * copies } else { 1 });
+    (kept + rows * d, flowing)
+}
