@@ -27,6 +27,9 @@ pub struct Args {
     /// The model that files of whole-model kinds were made with: a .gguf file or a Hugging Face directory.
     #[arg(long)]
     model: Option<PathBuf>,
+    /// Keep quantised weights as they are in memory and decode them in the products; else they become f32 first.
+    #[arg(long)]
+    keep_quantised: bool,
     /// Print JSON instead of lines.
     #[arg(long)]
     json: bool,
@@ -63,7 +66,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let mut results = Vec::new();
     for file in &files {
         out::progress(&format!("replaying {}", file.display()));
-        let lanes = devices.iter().map(|d| Ok((d.name().to_string(), one(file, d, args.model.as_deref())?)));
+        let lanes = devices.iter().map(|d| Ok((d.name().to_string(), one(file, d, args)?)));
         let lanes = lanes.collect::<Result<Vec<_>, mixlora::Error>>()?;
         if !args.json {
             out::text(&line(&lanes))?;
@@ -84,12 +87,12 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     if failed == 0 { Ok(()) } else { Err(Failure::Check) }
 }
 
-/// Replays a file, with the model where its kind needs one: dequantised to f32, as the values were made.
-fn one(file: &Path, device: &Device, model: Option<&Path>) -> Result<Replay, mixlora::Error> {
+/// Replays a file, with the model where its kind needs one. The values were made with weights dequantised to f32.
+fn one(file: &Path, device: &Device, args: &Args) -> Result<Replay, mixlora::Error> {
     if !needs_model(file)? {
         return replay(file, device);
     }
-    let Some(model) = model else {
+    let Some(model) = &args.model else {
         let what = "needs the model it was made with: give --model".to_string();
         return Err(mixlora::Error::File { path: file.to_path_buf(), what });
     };
@@ -97,7 +100,7 @@ fn one(file: &Path, device: &Device, model: Option<&Path>) -> Result<Replay, mix
     if file.extension().is_some_and(|e| e == "jsonl") {
         return mixlora::check::golden::replay_tokens(file, &mixlora::text::ModelText::open(model)?);
     }
-    replay_model(file, &|| Llama::open(model, device, true))
+    replay_model(file, &|| Llama::open(model, device, !args.keep_quantised))
 }
 
 /// One line per file; a file that fails is followed by every tensor that is out of bounds.
