@@ -106,7 +106,6 @@ fn values_that_are_not_finite_are_found() {
         let place = "tensor 'model.layers.1.mlp.up_proj.weight': the value at row 0, column 5 is";
         refused(dir.path(), &[&format!("{place} {shown}; the file is damaged"), "--allow-nonfinite"]);
         // Taken as it is, the model loads, and what it computes is refused where it is used.
-        // Taken as it is, the model opens; what it says is then found to be nothing.
         let (code, _, err) = generate(dir.path(), &["--allow-nonfinite"]);
         assert_eq!(code, 3, "{err}");
         assert!(err.contains(&format!("note: {place} {shown}")), "{err}");
