@@ -155,7 +155,7 @@ impl MethodConfig {
     }
 
     /// `lora_alpha / per`, with the method's own alpha where none is set.
-    pub(super) fn scaling(&self, alpha: usize, per: usize) -> f32 {
+    pub fn scaling(&self, alpha: usize, per: usize) -> f32 {
         self.lora_alpha.unwrap_or(alpha as f32) / per as f32
     }
 

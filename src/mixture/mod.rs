@@ -1,7 +1,8 @@
 //! The LoRA-mixture family: each method is a router, a factor layout and a balance rule over one operator.
 //!
 //! A method's file holds its layer and its [`MethodSpec`]. The list below is the only place that names them all;
-//! see docs/ADD_A_METHOD.md.
+//! see docs/ADD_A_METHOD.md. A method can also live in another crate: a `MethodSpec` of its own is attached like one of
+//! the list, and [`route`] and [`mixture_linears`] are the parts that it is made of. See examples/custom_method.rs.
 
 mod balance;
 mod conditional;
@@ -10,7 +11,9 @@ mod pooling;
 mod spec;
 mod token;
 
-pub use crate::ops::{Selection, Units};
+pub use crate::ops::mixture_linears::mixture_linears;
+pub use crate::ops::topk_routing::{Condition, Routing, Score, route};
+pub use crate::ops::{Dropout, Selection, Units};
 pub use config::{CfsForm, DecodeRoute, GateScale, MethodConfig};
 pub use pooling::{Pool, Span};
 pub use spec::{Hook, LinearSite, MethodSpec, MlpSite, find};

@@ -53,11 +53,11 @@ pub(super) fn fits(name: &str, what: &str, rank: usize, d_in: usize, d_out: usiz
 
 impl LinearSite {
     /// Refuses an update of a rank that no linear of this size can have.
-    pub(super) fn fits(&self, what: &str, rank: usize) -> Result<()> {
+    pub fn fits(&self, what: &str, rank: usize) -> Result<()> {
         self.linears.iter().try_for_each(|(n, out)| fits(&part(&self.name, n), what, rank, self.d_in, *out))
     }
     /// The names of one part of every linear, with its rows.
-    pub(super) fn parts(&self, what: &str, rows: usize) -> Vec<(String, usize)> {
+    pub fn parts(&self, what: &str, rows: usize) -> Vec<(String, usize)> {
         self.linears.iter().map(|(n, _)| (part(n, what), rows)).collect()
     }
 }

@@ -75,7 +75,7 @@ impl Choices {
         self.kept(site).map(|k| k.idx)
     }
     /// The choice that a site must take, if choices are forced.
-    pub(crate) fn forced(&self, site: &str) -> Result<Option<Tensor>> {
+    pub fn forced(&self, site: &str) -> Result<Option<Tensor>> {
         match self {
             Choices::Force(_) => match self.get(site) {
                 Some(idx) => Ok(Some(idx)),
@@ -85,10 +85,11 @@ impl Choices {
         }
     }
     /// The choice and gates that an instance-routed site is frozen to, if it is.
-    pub(crate) fn frozen(&self, site: &str) -> Option<Kept> {
+    pub fn frozen(&self, site: &str) -> Option<Kept> {
         if let Choices::Freeze(_) = self { self.kept(site) } else { None }
     }
-    pub(crate) fn keep(&self, site: &str, selection: &Selection) {
+    /// Keeps what an instance-routed site chose, where choices are recorded.
+    pub fn keep(&self, site: &str, selection: &Selection) {
         if let Choices::Record(map) = self {
             let kept = Kept {
                 idx: selection.idx().clone(),
@@ -145,14 +146,15 @@ impl Pass {
         (own(choices), own(again))
     }
     /// Dropout of an adapter's input in this pass, drawn by site; none outside of training.
-    pub(crate) fn dropout(&self, site: &str, p: f32) -> Option<Dropout> {
+    pub fn dropout(&self, site: &str, p: f32) -> Option<Dropout> {
         (self.train && p > 0.0).then(|| Dropout { stream: self.stream.named(site), p })
     }
     /// Whether load statistics count the choices of this pass.
-    pub(crate) fn counts(&self) -> bool {
+    pub fn counts(&self) -> bool {
         self.train && !matches!(self.choices, Choices::Force(_))
     }
-    pub(crate) fn add_aux(&self, loss: Tensor) {
+    /// Adds an auxiliary loss to those of this pass: a scalar, already times its coefficient.
+    pub fn add_aux(&self, loss: Tensor) {
         self.aux.lock().unwrap_or_else(|e| e.into_inner()).push(loss);
     }
     /// Takes the auxiliary losses collected so far: scalars, already times their coefficients. A block under

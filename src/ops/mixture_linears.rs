@@ -33,7 +33,7 @@ const NAME: &str = "mixture_linears";
 ///
 /// # Errors
 /// The shapes do not fit, or something is on another device.
-pub(crate) fn mixture_linears(
+pub fn mixture_linears(
     x: &Tensor,
     linears: &[Linear],
     a: &Tensor,

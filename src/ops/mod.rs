@@ -14,7 +14,7 @@ mod spec;
 
 pub(crate) use lane::{Meta, Op, rows_in_parallel, run, run_in_place};
 pub use selection::Selection;
-pub use slots::Units;
+pub use slots::{Dropout, Units};
 pub use spec::{Case, OpSpec, Operand};
 
 macro_rules! ops {

@@ -106,18 +106,18 @@ impl std::fmt::Debug for Units {
 
 /// Dropout on the adapter branch: a function of the stream and the element's index alone.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct Dropout {
+pub struct Dropout {
     pub stream: Stream,
     pub p: f32,
 }
 
 impl Dropout {
     /// What the element is multiplied by: 0 or 1/(1-p).
-    pub fn factor(&self, index: usize) -> f32 {
+    pub(crate) fn factor(&self, index: usize) -> f32 {
         if self.stream.uniform(index as u32) < self.p { 0.0 } else { 1.0 / (1.0 - self.p) }
     }
     /// Key words, probability, and the factor of kept elements; zeros without dropout.
-    pub fn params(this: &Option<Dropout>) -> ([u32; 2], f32, f32) {
+    pub(crate) fn params(this: &Option<Dropout>) -> ([u32; 2], f32, f32) {
         match this {
             Some(d) => (d.stream.words(), d.p, 1.0 / (1.0 - d.p)),
             None => ([0; 2], 0.0, 1.0),

@@ -386,7 +386,10 @@ impl Op for Table<'_> {
 /// computed for them. `block` is the number of pool rows that one choice stands for.
 ///
 /// Gradients flow from the gates to the logits and the table.
-pub(crate) fn route(
+///
+/// # Errors
+/// The shapes do not fit, `k` is more than the factors, or on a host device a forced index is too large.
+pub fn route(
     z: &Tensor,
     bias: Option<&Tensor>,
     table: Option<&Tensor>,
