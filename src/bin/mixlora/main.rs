@@ -39,6 +39,8 @@ mod settings;
 mod signals;
 #[cfg(feature = "tokenizer")]
 mod train;
+#[cfg(feature = "tokenizer")]
+mod train_args;
 mod verify;
 
 use clap::{Parser, Subcommand};
@@ -73,7 +75,7 @@ enum Command {
     Data(Data),
     /// Train an adapter on a frozen model.
     #[cfg(feature = "tokenizer")]
-    Train(Box<train::Args>),
+    Train(Box<train_args::TrainArgs>),
     /// Estimate the memory of a training run before anything is loaded.
     #[cfg(feature = "tokenizer")]
     Plan(Box<plan::Args>),

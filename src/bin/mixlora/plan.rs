@@ -1,6 +1,6 @@
 //! `mixlora plan`
 
-use crate::train::Args as TrainArgs;
+use crate::train_args::TrainArgs;
 use crate::{Failure, out};
 use mixlora::model::ModelFiles;
 use mixlora::train::{Plan, RunConfig, TrainingData};
