@@ -35,8 +35,22 @@ fn json(c: Command) -> Value {
 
 #[test]
 fn every_command_has_help_with_an_example() {
-    for command in [&[][..], &["doctor"], &["ops", "list"], &["ops", "test"], &["methods"], &["verify"]] {
-        let (out, err) = output(mixlora(&[command, &["--help"]].concat()), 0);
+    let mut commands = vec!["", "doctor", "ops list", "ops test", "methods", "verify", "inspect", "plot"];
+    if cfg!(feature = "tokenizer") {
+        commands.extend([
+            "quickstart",
+            "train",
+            "plan",
+            "config init",
+            "config check",
+            "data check",
+            "data show",
+        ]);
+        commands.extend(["data stats", "eval", "generate", "chat", "merge", "export"]);
+    }
+    for command in commands {
+        let command: Vec<&str> = command.split_whitespace().collect();
+        let (out, err) = output(mixlora(&[&command[..], &["--help"]].concat()), 0);
         assert!(out.contains("Example: mixlora"), "{command:?}: {out}");
         assert!(err.is_empty(), "{err}");
     }

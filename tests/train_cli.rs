@@ -270,6 +270,11 @@ fn the_command_line_resumes_to_the_same_bytes() {
     let eight = ["--steps", "8", "--save-every", "3"];
     let (out, _) = output(place.train(&eight).args(["--json", "--out", &place.text("whole")]), 0);
     let report: serde_json::Value = serde_json::from_str(&out).unwrap();
+    let metrics = std::fs::read_to_string(place.path("whole/metrics.jsonl")).unwrap();
+    let eval = metrics.lines().find(|l| l.contains("\"t\":\"eval\"")).unwrap();
+    let scores = &serde_json::from_str::<serde_json::Value>(eval).unwrap()["scores"];
+    let names: Vec<&String> = scores.as_object().unwrap().keys().collect();
+    assert_eq!(names, ["exact match", "exact match of one", "exact match of two"], "{eval}");
     assert_eq!((&report["finished"], &report["step"]), (&true.into(), &8.into()));
     output(place.train(&eight).args(["--stop-at", "4", "--out", &place.text("parts")]), 0);
     let (out, err) = output(&mut place.resume("parts", &["--set", "train.keep=3"]), 0);

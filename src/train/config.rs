@@ -54,6 +54,8 @@ pub struct TrainOptions {
     pub eval_every: Option<usize>,
     /// A checkpoint every so many steps; by default with each validation. One is written at the end in any case.
     pub save_every: Option<usize>,
+    /// Validation samples that are answered at the end, for exact match; those with short answers alone. 0 for none.
+    pub answers: usize,
     /// Checkpoints that are kept besides the best one.
     pub keep: usize,
     /// Steps whose loss or gradient is not finite that may be left out before the run stops.
@@ -171,6 +173,7 @@ impl Default for TrainOptions {
             bucket_steps: 0,
             eval_every: None,
             save_every: None,
+            answers: 100,
             keep: 2,
             max_skipped: 0,
         }

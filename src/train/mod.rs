@@ -31,7 +31,7 @@ pub use parts::Parts;
 #[cfg(feature = "tokenizer")]
 pub use parts::TrainingData;
 pub use plan::Plan;
-pub use run::{Run, Scorer};
+pub use run::Run;
 pub use schedule::{Decay, Schedule};
 pub use session::{Session, StepReport, StepTimes, TrainConfig, loss_of};
 pub use stored::StoredRun;

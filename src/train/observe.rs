@@ -1,6 +1,9 @@
 //! How a caller watches a run and stops it.
 
 use super::StepReport;
+use crate::Result;
+use crate::adapter::Adapter;
+use crate::model::Llama;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -29,7 +32,7 @@ pub struct EvalReport {
     pub seconds: f64,
     /// The lowest loss so far.
     pub best: bool,
-    /// Further figures, by name.
+    /// Further figures, by name; of the last validation.
     pub scores: Vec<(String, f64)>,
 }
 
@@ -48,6 +51,10 @@ pub trait Observer {
     fn eval(&mut self, _report: &EvalReport) {}
     /// A checkpoint is complete.
     fn saved(&mut self, _dir: &Path, _best: bool) {}
+    /// Asked at the last validation: figures beyond the loss, by name, to be reported with it.
+    fn score(&mut self, _model: &Llama, _adapter: &Adapter) -> Result<Vec<(String, f64)>> {
+        Ok(Vec::new())
+    }
     /// Something that the user should know, while training goes on.
     fn warning(&mut self, _text: &str) {}
 }

@@ -10,7 +10,6 @@ use crate::adapter::Adapter;
 use crate::data::{Batch, Dataset, Sampler, SamplerConfig};
 use crate::io::atomic;
 use crate::mixture::find;
-use crate::model::Llama;
 use crate::nn::Choices;
 use crate::{Device, Error, Result, Stream};
 use serde_json::{Value, json};
@@ -19,9 +18,6 @@ use std::time::Instant;
 
 /// Steps between two readings of the routers' choices.
 const ROUTER_EVERY: usize = 10;
-
-/// Scores a model beyond its loss at every validation: name and value of each figure.
-pub type Scorer = Box<dyn Fn(&Llama, &Adapter) -> Result<Vec<(String, f64)>> + Send>;
 
 /// A training run.
 pub struct Run {
@@ -35,7 +31,6 @@ pub struct Run {
     folder: Option<RunFolder>,
     log: Option<MetricsLog>,
     load: LoadCounter,
-    scorer: Option<Scorer>,
     steps: usize,
     /// Steps at which the last validation and the last checkpoint were.
     evaluated: Option<usize>,
@@ -112,7 +107,7 @@ impl Run {
         [Some(&train), valid.as_ref()].into_iter().flatten().try_for_each(|d| check_prompts(&config, d))?;
         let (state, load) = (State::default(), LoadCounter::default());
         let (evaluated, saved, began) = (None, None, (Instant::now(), 0));
-        let (folder, log, scorer) = (None, None, None);
+        let (folder, log) = (None, None);
         Ok(Run {
             session,
             config,
@@ -124,7 +119,6 @@ impl Run {
             folder,
             log,
             load,
-            scorer,
             steps,
             evaluated,
             saved,
@@ -143,10 +137,6 @@ impl Run {
         Ok(())
     }
 
-    /// Has every validation also measure these figures.
-    pub fn set_scorer(&mut self, scorer: Scorer) {
-        self.scorer = Some(scorer);
-    }
     /// Its options.
     pub fn config(&self) -> &RunConfig {
         &self.config
@@ -311,9 +301,9 @@ impl Run {
             sum += loss_of(&self.session.model, &batch)?;
             trained += batch.trained;
         }
-        let scores = match &self.scorer {
-            Some(score) => score(&self.session.model, &self.session.adapter)?,
-            None => Vec::new(),
+        let scores = match self.is_finished() {
+            true => observer.score(&self.session.model, &self.session.adapter)?,
+            false => Vec::new(),
         };
         let (step, loss) = (self.state.step, sum / trained.max(1) as f64);
         let best = loss.is_finite() && self.state.best.is_none_or(|b| loss < b.0);

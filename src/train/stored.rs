@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use std::path::Path;
 
 /// Options that a resumed run may change: they do not undo what was trained. Names, or sections with a dot.
-const FREE: [&str; 14] = [
+const FREE: [&str; 15] = [
     "model",
     "data",
     "train.steps",
@@ -20,6 +20,7 @@ const FREE: [&str; 14] = [
     "train.recompute",
     "train.eval_every",
     "train.save_every",
+    "train.answers",
     "train.keep",
     "train.max_skipped",
 ];

@@ -119,6 +119,10 @@ const ABOUT: &[(&str, &str)] = &[
     ("train.bucket_steps", "sort the examples of so many steps by length, so that less is padded; 0: off"),
     ("train.eval_every", "steps between validations; by default 5 % of the run"),
     ("train.save_every", "steps between checkpoints; by default as eval_every"),
+    (
+        "train.answers",
+        "validation samples with short answers that are answered at the end, for exact match; 0: none",
+    ),
     ("train.keep", "checkpoints kept besides the best one"),
     ("train.max_skipped", "steps with a loss or gradient that is not finite that may be left out"),
     ("text.tokenizer", "a tokenizer.json, instead of the model's"),

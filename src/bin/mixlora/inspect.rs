@@ -16,6 +16,7 @@ run. Only headers are read, unless --check looks at every value.
 
 Example: mixlora inspect SmolLM2-135M-Instruct.Q4_1.gguf --tensors")]
 pub struct Args {
+    /// What to look at.
     path: PathBuf,
     /// List the tensors.
     #[arg(long)]

@@ -50,7 +50,7 @@ use std::process::ExitCode;
 #[derive(Parser)]
 #[command(name = "mixlora", version, subcommand_required = true, arg_required_else_help = true)]
 #[command(after_help = "\
-Example: mixlora doctor
+Example: mixlora quickstart
 
 Exit codes: 0 fine, 1 a check failed, 2 wrong usage, 3 bad input, 4 no device or a device error, 5 out of memory, \
 6 training diverged, 130 and 143 stopped by Ctrl-C and SIGTERM.")]

@@ -2,14 +2,19 @@
 
 use crate::train_args::TrainArgs;
 use crate::{Failure, out, plan, signals};
+use mixlora::adapter::Adapter;
 use mixlora::mixture::find;
 use mixlora::model::{Llama, LoadOptions, ModelFiles};
 use mixlora::train::{
-    End, EvalReport, Observer, Plan, Progress, Run, RunConfig, RunFolder, StepReport, StoredRun, TrainingData,
+    End, EvalReport, Observer, Plan, Progress, Questions, Run, RunConfig, RunFolder, StepReport, StoredRun,
+    TrainingData, mean_exact_match,
 };
 use serde_json::json;
 use std::path::Path;
 use std::time::Instant;
+
+/// Longest answer of a validation sample that is asked for, in tokens.
+const MAX_ANSWER: usize = 32;
 
 pub fn run(args: &TrainArgs) -> Result<(), Failure> {
     let stored = args.resume.as_deref().map(StoredRun::open).transpose()?;
@@ -48,6 +53,9 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
     let model = Llama::load(&files, &device, options)?;
     model.notes().iter().for_each(|n| shown.say(&format!("note: {n}")));
     let parts = data.with(&config, &text, model)?;
+    let mut questions = Questions::new(&text, &data.valid_samples, MAX_ANSWER)?;
+    questions.list.truncate(config.train.answers);
+    shown.questions = Some(questions).filter(|q| !q.list.is_empty());
     find(&config.method)?.notes(&config.options).iter().for_each(|n| shown.say(&format!("note: {n}")));
     let mut run = match stored {
         Some(stored) => Run::resume(stored, config, parts, &mut shown)?,
@@ -56,7 +64,7 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
     go(args, &mut run, &mut shown, out_dir)
 }
 
-fn go(args: &TrainArgs, run: &mut Run, shown: &mut Shown, out_dir: &Path) -> Result<(), Failure> {
+fn go(args: &TrainArgs, run: &mut Run, shown: &mut Shown<'_>, out_dir: &Path) -> Result<(), Failure> {
     shown.start(run);
     let (stop, signal) = signals::stop_on_signals(args.stop_at)?;
     let (first, began) = (run.state().step, Instant::now());
@@ -86,7 +94,7 @@ fn go(args: &TrainArgs, run: &mut Run, shown: &mut Shown, out_dir: &Path) -> Res
     }
 }
 
-fn summary(run: &Run, shown: &Shown, end: End, seconds: f64, dir: &Path) -> String {
+fn summary(run: &Run, shown: &Shown<'_>, end: End, seconds: f64, dir: &Path) -> String {
     let state = run.state();
     let mut text = match (shown.first, shown.last) {
         (Some(first), Some(last)) => format!("loss {first:.4} -> {last:.4}"),
@@ -113,17 +121,19 @@ fn summary(run: &Run, shown: &Shown, end: End, seconds: f64, dir: &Path) -> Stri
 }
 
 /// Progress on stderr.
-pub struct Shown {
+pub struct Shown<'a> {
     pub bar: indicatif::ProgressBar,
     quiet: bool,
     /// Losses of the first step and of the last one.
     pub first: Option<f64>,
     pub last: Option<f64>,
+    /// Answered at the last validation.
+    questions: Option<Questions<'a>>,
 }
 
-impl Shown {
+impl Shown<'_> {
     pub fn new(quiet: bool) -> Self {
-        Shown { bar: indicatif::ProgressBar::hidden(), quiet, first: None, last: None }
+        Shown { bar: indicatif::ProgressBar::hidden(), quiet, first: None, last: None, questions: None }
     }
 
     pub fn start(&mut self, run: &Run) {
@@ -152,7 +162,7 @@ impl Shown {
     }
 }
 
-impl Observer for Shown {
+impl Observer for Shown<'_> {
     fn step(&mut self, r: &StepReport, p: &Progress) {
         self.first.get_or_insert(r.loss);
         self.last = Some(r.loss);
@@ -172,6 +182,18 @@ impl Observer for Shown {
             format!("step {}: validation loss {:.4}, perplexity {:.2}", r.step, r.loss, r.perplexity());
         r.scores.iter().for_each(|(name, v)| line += &format!(", {name} {v:.3}"));
         self.say(&(line + if r.best { " (best)" } else { "" }));
+    }
+
+    fn score(&mut self, model: &Llama, adapter: &Adapter) -> mixlora::Result<Vec<(String, f64)>> {
+        let Some(questions) = &self.questions else { return Ok(Vec::new()) };
+        self.bar.set_message(format!("answering {} validation questions", questions.list.len()));
+        let answers = questions.answer(model, Some(adapter), &mut |_| true)?;
+        let scores = questions.score(&answers);
+        let mut figures = vec![("exact match".to_string(), mean_exact_match(&scores))];
+        if scores.len() > 1 {
+            figures.extend(scores.iter().map(|s| (format!("exact match of {}", s.task), s.exact_match())));
+        }
+        Ok(figures)
     }
 
     fn warning(&mut self, text: &str) {
