@@ -150,7 +150,7 @@ fn generate_repeats_stops_and_refuses() {
         (["--max-tokens", "0"], "max-tokens"),
         (["--stop", ""], "stop"),
         (["--decode-route", "never"], "freeze_prefill"),
-        (["--device", "toaster"], "device"),
+        (["--device", "toaster"], "toaster"),
         (["--threads", "0"], "threads"),
     ] {
         let code = if bad[0] == "--device" { 4 } else { 2 };

@@ -69,7 +69,9 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let mut samples = read_samples(&path)?;
     samples.truncate(args.limit.unwrap_or(usize::MAX));
     let opened = args.model.open()?;
-    let options = TextOptions { max_length: args.max_length, ..TextOptions::default() };
+    // What is longer than the model's context is cut, from the start of the sample.
+    let max_length = args.max_length.min(opened.model.config().max_positions());
+    let options = TextOptions { max_length, ..TextOptions::default() };
     let data = options.encoder(&opened.text)?.dataset(&path, &samples)?;
 
     let pool = opened.adapter.as_ref().map_or(Pool::Real, |a| a.config().pool);

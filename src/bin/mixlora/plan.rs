@@ -18,13 +18,14 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<(), Failure> {
-    let config = RunConfig::layered(&args.train.layers(None)?)?;
+    let mut config = RunConfig::layered(&args.train.layers(None)?)?;
     if config.model.as_os_str().is_empty() {
         return Err(Failure::Usage("--model is needed".into()));
     }
     let files = ModelFiles::open(&config.model)?;
+    config.text.max_length = config.text.max_length.min(files.config().max_positions());
     let seq = match config.data.as_os_str().is_empty() {
-        true => config.text.max_length.min(files.config().max_positions()),
+        true => config.text.max_length,
         false => {
             let text = config.text.open(Some(&config.model))?;
             longest(&TrainingData::open(&config, &text)?)

@@ -18,7 +18,7 @@ const MAX_ANSWER: usize = 32;
 
 pub fn run(args: &TrainArgs) -> Result<(), Failure> {
     let stored = args.resume.as_deref().map(StoredRun::open).transpose()?;
-    let config = RunConfig::layered(&args.layers(stored.as_ref().map(|s| &s.config))?)?;
+    let mut config = RunConfig::layered(&args.layers(stored.as_ref().map(|s| &s.config))?)?;
     for (name, path) in [("--model", &config.model), ("--data", &config.data)] {
         if path.as_os_str().is_empty() {
             return Err(Failure::Usage(format!("{name} is needed")));
@@ -39,10 +39,15 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
             shown.say(&format!("note: the run was written by version {}", stored.version));
         }
     }
+    let files = ModelFiles::open(&config.model)?;
+    let context = files.config().max_positions();
+    if config.text.max_length > context {
+        shown.say(&format!("note: the model's context is {context} tokens: longer examples are cut to that"));
+        config.text.max_length = context;
+    }
     let device = crate::open_device(&config.device)?;
     let text = config.text.open(Some(&config.model))?;
     let data = TrainingData::open(&config, &text)?;
-    let files = ModelFiles::open(&config.model)?;
     let planned = Plan::new(&files, &config, plan::longest(&data))?;
     if !planned.fits() {
         out::note(&format!("error: out of memory before anything is loaded\n{}", plan::text(&planned)));
