@@ -248,7 +248,7 @@ fn eval_gives_the_loss_and_the_answers_that_were_counted_by_hand() {
     };
     let mut lines = line("known", questions[0], &answers[0]) + &line("known", questions[1], "not that");
     lines += &line("wrong", questions[0], "never this");
-    lines += &line("wrong", questions[1], &"far too long for an exact match ".repeat(20));
+    lines += &line("wrong", questions[1], &"far too long for an exact match ".repeat(8));
     std::fs::write(dir.path().join("test.jsonl"), lines).unwrap();
     let args = ["eval", "--model", model, "--data", dir.path().to_str().unwrap()];
     let (text, _) = mixlora(&[&args[..], &["--json"]].concat(), "", 0);
