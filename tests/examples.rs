@@ -1,4 +1,4 @@
-//! Runs the examples that take a few seconds. Cargo builds them before the tests, beside the program.
+//! Runs the examples that take a few seconds. A whole `cargo test` builds them first; one test alone does not.
 #![cfg(all(feature = "cli", feature = "tokenizer"))]
 
 use std::path::Path;
@@ -7,7 +7,9 @@ use std::process::Command;
 fn run(name: &str) -> String {
     let folder = Path::new(env!("CARGO_BIN_EXE_mixlora")).parent().unwrap().join("examples");
     let program = folder.join(name).with_extension(std::env::consts::EXE_EXTENSION);
-    let out = Command::new(&program).output().unwrap_or_else(|e| panic!("{}: {e}", program.display()));
+    let out = Command::new(&program).output().unwrap_or_else(|e| {
+        panic!("{}: {e}; build it with cargo build --release --examples", program.display())
+    });
     let text = String::from_utf8(out.stdout).unwrap() + &String::from_utf8(out.stderr).unwrap();
     assert!(out.status.success(), "{name}: {text}");
     text
