@@ -110,7 +110,7 @@ fn the_best_step_is_kept_and_named() {
     let place = Place::new();
     // Answers that training never gives: the more it learns, the less likely they are.
     let valid = std::fs::read_to_string(place.path("data/valid.jsonl")).unwrap();
-    std::fs::write(place.path("data/valid.jsonl"), valid.replace("ab", "q")).unwrap();
+    std::fs::write(place.path("data/valid.jsonl"), valid.replace("ab", "QZQZQZQZQZ")).unwrap();
     let config = place.config("lora", &[("eval_every", json!(2)), ("keep", json!(1))]);
     let cpu = Device::cpu();
     let (dir, mut seen) = (place.path("run"), Seen::default());

@@ -2,6 +2,7 @@
 
 use crate::adapter::{Adapter, Conversation};
 use crate::data::{Body, Sample};
+use crate::mixture::DecodeRoute;
 use crate::model::{Llama, Sampler, Sampling};
 use crate::text::{Message, ModelText, Role};
 use crate::{Error, Result};
@@ -27,6 +28,8 @@ pub struct Question {
 pub struct Questions<'a> {
     text: &'a ModelText,
     pub list: Vec<Question>,
+    /// How answers are routed; as the adapter says where it is none.
+    pub route: Option<DecodeRoute>,
 }
 
 /// Right answers of a task.
@@ -77,7 +80,7 @@ impl<'a> Questions<'a> {
             let task = sample.task.clone().unwrap_or_else(|| "-".into());
             list.push(Question { task, shown, reference, ids, reference_tokens });
         }
-        Ok(Questions { text, list })
+        Ok(Questions { text, list, route: None })
     }
 
     /// The most likely answer to each question, token by token, in batches of prompts of one length. `progress` is
@@ -118,7 +121,7 @@ impl<'a> Questions<'a> {
         let ends = tokenizer.end_tokens();
         let questions: Vec<&Question> = group.iter().map(|&i| &self.list[i]).collect();
         let longest = questions.iter().map(|q| q.reference_tokens).max().unwrap_or(0) + SLACK;
-        let mut conversation = Conversation::new(model, adapter, None, group.len());
+        let mut conversation = Conversation::new(model, adapter, self.route, group.len());
         let prompts: Vec<u32> = questions.iter().flat_map(|q| q.ids.iter().copied()).collect();
         conversation.push(&prompts)?;
         let mut greedy = Sampler::new(Sampling::default())?;

@@ -95,7 +95,11 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     }
     let questions = match args.max_tokens {
         0 => None,
-        n => Some(Questions::new(&opened.text, &samples, n)?),
+        n => {
+            let mut questions = Questions::new(&opened.text, &samples, n)?;
+            questions.route = opened.route;
+            Some(questions)
+        }
     };
     let answers = questions.as_ref().map(|q| {
         let total = q.list.len();

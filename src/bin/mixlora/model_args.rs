@@ -92,7 +92,7 @@ pub struct Opened {
     pub text: ModelText,
     pub model: Llama,
     pub adapter: Option<Adapter>,
-    route: Option<DecodeRoute>,
+    pub route: Option<DecodeRoute>,
 }
 
 impl ModelArgs {
