@@ -1,6 +1,9 @@
 //! Answers of the tiny base model: turns, stop texts, a full context; `generate`, `chat` and `eval` as typed.
 #![cfg(all(feature = "cli", feature = "tokenizer"))]
 
+mod common;
+
+use common::cli::answer_to as mixlora;
 use mixlora::adapter::Conversation;
 use mixlora::data::{EncodeOptions, Encoder, read_samples};
 use mixlora::mixture::Units;
@@ -9,7 +12,7 @@ use mixlora::nn::Pass;
 use mixlora::text::{Chat, Ending, Message, ModelText, ReplyOptions, Role, Said};
 use mixlora::{Device, Error, Tensor, no_grad};
 use serde_json::{Value, json};
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -99,26 +102,6 @@ fn a_full_context_is_refused_and_nothing_is_lost() {
     chat.ask("Hello again.").unwrap();
     let said = answer(&mut chat, &stops(&[], usize::MAX));
     assert!(matches!(said.ending, Ending::EndToken | Ending::Context), "{said:?}");
-}
-
-fn mixlora(
-    args: &[impl AsRef<std::ffi::OsStr> + std::fmt::Debug],
-    input: &str,
-    code: i32,
-) -> (String, String) {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_mixlora"))
-        .args(args)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
-    let out = child.wait_with_output().unwrap();
-    let (text, err) = (String::from_utf8(out.stdout).unwrap(), String::from_utf8(out.stderr).unwrap());
-    assert_eq!(out.status.code(), Some(code), "{args:?}\n{text}\n{err}");
-    assert!(!err.contains("panicked"), "{err}");
-    (text, err)
 }
 
 #[test]

@@ -1,17 +1,12 @@
 //! The command line program as a user meets it: exit codes, stdout and stderr, JSON.
 #![cfg(feature = "cli")]
 
+use common::cli::{mixlora, output};
 use common::edit::{Edit, file, golden};
 use serde_json::Value;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 
 mod common;
-
-fn mixlora(args: &[&str]) -> Command {
-    let mut c = Command::new(env!("CARGO_BIN_EXE_mixlora"));
-    c.args(args);
-    c
-}
 
 /// The same on a machine where the Vulkan loader finds no driver.
 fn without_adapter(args: &[&str]) -> Command {
@@ -19,14 +14,6 @@ fn without_adapter(args: &[&str]) -> Command {
     c.env("VK_DRIVER_FILES", "/nonexistent").env("VK_ICD_FILENAMES", "/nonexistent");
     c.env_remove("MIXLORA_REQUIRE_GPU");
     c
-}
-
-fn output(mut c: Command, code: i32) -> (String, String) {
-    let Output { status, stdout, stderr } = c.output().unwrap();
-    let (out, err) = (String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap());
-    assert_eq!(status.code(), Some(code), "{c:?}\n{out}\n{err}");
-    assert!(!err.contains("panicked"), "{c:?}: {err}");
-    (out, err)
 }
 
 fn json(c: Command) -> Value {

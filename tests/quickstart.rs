@@ -1,27 +1,14 @@
 //! The quickstart as a user types it: what it learns, what it writes, where its base model comes from.
 #![cfg(all(feature = "cli", feature = "tokenizer"))]
 
+use common::cli::{mixlora, output};
 use serde_json::Value;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Command;
 
 mod common;
 
 const MODEL: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
-
-fn mixlora(args: &[&str]) -> Command {
-    let mut c = Command::new(env!("CARGO_BIN_EXE_mixlora"));
-    c.args(args);
-    c
-}
-
-fn output(mut c: Command, code: i32) -> (String, String) {
-    let Output { status, stdout, stderr } = c.output().unwrap();
-    let (out, err) = (String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap());
-    assert_eq!(status.code(), Some(code), "{c:?}\n{out}\n{err}");
-    assert!(!err.contains("panicked"), "{c:?}: {err}");
-    (out, err)
-}
 
 fn text(path: &Path) -> &str {
     path.to_str().unwrap()

@@ -4,10 +4,11 @@
 
 mod common;
 
+use common::cli::output;
 use common::tiny::{write_data, write_text_model};
 use mixlora::adapter::pointed;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 struct Place(tempfile::TempDir);
@@ -42,14 +43,6 @@ impl Place {
         c.args(["train", "--resume", &self.text(run)]).args(more);
         c
     }
-}
-
-fn output(c: &mut Command, code: i32) -> (String, String) {
-    let Output { status, stdout, stderr } = c.output().unwrap();
-    let (out, err) = (String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap());
-    assert_eq!(status.code(), Some(code), "{c:?}\n{out}\n{err}");
-    assert!(!err.contains("panicked"), "{c:?}: {err}");
-    (out, err)
 }
 
 /// Waits until a run has written something.

@@ -3,6 +3,7 @@
 
 mod common;
 
+use common::cli::answer_to as run;
 use common::tiny;
 use mixlora::data::read_samples;
 use mixlora::model::{Llama, Step};
@@ -11,28 +12,8 @@ use mixlora::text::ModelText;
 use mixlora::train::TextOptions;
 use mixlora::{Device, Tensor, mixture::Units, no_grad};
 use serde_json::Value;
-use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
-
-/// Runs a command with a text as its input: what comes out, as bytes of any text, and what it says on stderr.
-fn run(args: &[&str], input: &str, code: i32) -> (String, String) {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_mixlora"))
-        .args(args)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    // A command that refuses its options does not read.
-    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
-    let out = child.wait_with_output().unwrap();
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    let (stdout, stderr) = (text(&out.stdout), text(&out.stderr));
-    assert_eq!(out.status.code(), Some(code), "{args:?}\n{stdout}\n{stderr}");
-    assert!(!stderr.contains("panicked"), "{stderr}");
-    (stdout, stderr)
-}
 
 struct Place(tempfile::TempDir);
 

@@ -14,6 +14,8 @@ pub fn gpu() -> Option<Device> {
     None
 }
 
+#[cfg(feature = "cli")]
+pub mod cli;
 pub mod edit;
 pub mod families;
 pub mod tiny;
