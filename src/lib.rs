@@ -11,6 +11,7 @@ mod tensor;
 mod weight;
 
 pub mod adapter;
+pub mod bench;
 pub mod check;
 pub mod data;
 pub mod device;

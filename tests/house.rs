@@ -18,6 +18,7 @@ const LAYERS: &[&[&str]] = &[
     &["data"],
     &["train"],
     &["check"],
+    &["bench"],
 ];
 const MAX_SOURCE_LINES: usize = 450;
 

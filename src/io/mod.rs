@@ -1,6 +1,7 @@
 //! Files in and out.
 
 pub mod atomic;
+pub mod cache;
 pub mod folder;
 pub mod gguf;
 mod mapped;

@@ -91,7 +91,8 @@ pub fn svg(title: &str, lines: &[Line<'_>]) -> String {
     out + "</svg>\n"
 }
 
-fn escaped(text: &str) -> String {
+/// Text as it may stand in a picture.
+pub(crate) fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 

@@ -2,6 +2,7 @@
 
 use super::sha256::sha256;
 use crate::{Failure, out};
+use mixlora::io::cache::folder;
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -46,7 +47,7 @@ impl Base {
 pub fn find(model: &str, cache: Option<&Path>, out: &Path) -> Result<Base, Failure> {
     let fetched = match model {
         "tiny" => return tiny(out, None),
-        "auto" | "smollm2" => cache_folder(cache).and_then(|dir| fetch(&dir)),
+        "auto" | "smollm2" => folder(cache).map_err(|e| e.to_string()).and_then(|dir| fetch(&dir)),
         path if Path::new(path).exists() => Ok(path.into()),
         _ => {
             let what = format!("--model {model}: is no file or folder, and none of auto, smollm2, tiny");
@@ -78,23 +79,6 @@ fn tiny(out: &Path, because: Option<String>) -> Result<Base, Failure> {
 
 pub fn file_error(path: &Path, e: &std::io::Error) -> mixlora::Error {
     mixlora::Error::File { path: path.into(), what: format!("cannot be written: {e}") }
-}
-
-/// Where downloads are kept: --cache, MIXLORA_CACHE, or the user's cache folder.
-fn cache_folder(given: Option<&Path>) -> Result<PathBuf, String> {
-    let var = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    let home = |below: &str| var("HOME").map(|h| h.join(below));
-    let own = if cfg!(windows) {
-        var("LOCALAPPDATA")
-    } else if cfg!(target_os = "macos") {
-        home("Library/Caches")
-    } else {
-        var("XDG_CACHE_HOME").or_else(|| home(".cache"))
-    };
-    let found = given.map(PathBuf::from).or_else(|| var("MIXLORA_CACHE"));
-    found
-        .or_else(|| own.map(|d| d.join("mixlora")))
-        .ok_or_else(|| "there is no cache folder: set HOME, or give --cache or MIXLORA_CACHE".into())
 }
 
 /// The model's file in the cache, fetched if it is not there. What has another checksum is removed and never used.

@@ -1,0 +1,31 @@
+//! Benchmarks: what the program `mixlora bench` measures, as a library.
+//!
+//! Everything is checked before it is timed. A measurement is a number of rounds; in every round all candidates run
+//! once, in an order that moves on by one, so that a machine that slows down slows all of them. See
+//! docs/BENCHMARKS.md.
+
+mod cases;
+mod compare;
+mod layer;
+mod model;
+mod ops;
+mod picture;
+mod report;
+mod roof;
+mod row;
+mod stats;
+mod train;
+mod watch;
+
+pub use cases::DEFAULT_SHAPES;
+pub use compare::{Change, WORSE, changes};
+pub use layer::{LayerOptions, layer};
+pub use model::{ModelOptions, model};
+pub use ops::{OpsOptions, ops};
+pub use picture::roofline;
+pub use report::{Style, parse_rows, write};
+pub use roof::{Roof, SHADERS};
+pub use row::{Costs, Place, Row, Shape, Work};
+pub use stats::{Summary, quantile};
+pub use train::{TrainingOptions, training};
+pub use watch::{Candidate, Rounds, Timer, Watch, measure};

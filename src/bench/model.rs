@@ -1,0 +1,102 @@
+//! Speed of a model on a prompt and in generation.
+
+use super::layer::randomise;
+use super::{Candidate, Place, Rounds, Row, Timer, Watch, Work, measure};
+use crate::adapter::{Adapter, Conversation, TARGETS};
+use crate::mixture::{MethodConfig, MethodSpec};
+use crate::model::{Llama, Sampler, Sampling};
+use crate::{Error, Result, Stream};
+
+/// What is timed of a model.
+pub struct ModelOptions {
+    /// Lengths of prompts.
+    pub prompts: Vec<usize>,
+    /// Numbers of generated tokens.
+    pub generated: Vec<usize>,
+    pub rounds: usize,
+}
+
+/// Puts a method on all projections of a model, with values in place of the zeros it starts from.
+pub(super) fn attach(model: &mut Llama, method: &'static MethodSpec, config: &MethodConfig) -> Result<Adapter> {
+    let adapter = Adapter::attach(model, method, config, &TARGETS.map(String::from), Stream::new(2))?;
+    randomise(&adapter.params())?;
+    Ok(adapter)
+}
+
+/// Tokens that are always the same, all over the vocabulary.
+pub(super) fn tokens(n: usize, vocab: usize) -> Vec<u32> {
+    let stream = Stream::new(7).named("tokens");
+    (0..n as u32).map(|i| stream.bits(i) % vocab.max(1) as u32).collect()
+}
+
+/// Format of a model's weights: that of its first linear.
+pub(super) fn format_of(model: &mut Llama) -> Result<&'static str> {
+    let mut found = None;
+    model.for_each_site(|site| {
+        found = found.or(site.group.linears.first().map(|l| l.weight.format().name()));
+        Ok(())
+    })?;
+    Ok(found.unwrap_or("f32"))
+}
+
+/// Rows `pp<n>` (a prompt of n tokens at once) and `tg<n>` (n tokens one by one behind a single one), interleaved.
+///
+/// # Errors
+/// The model's context is shorter than asked for, or the device failed.
+pub fn model(
+    model: &mut Llama,
+    method: Option<(&'static MethodSpec, MethodConfig)>,
+    adapter: Option<Adapter>,
+    options: &ModelOptions,
+) -> Result<Vec<Row>> {
+    let dtype = format_of(model)?;
+    let adapter = match (adapter, method) {
+        (Some(a), _) => Some(a),
+        (None, Some((method, config))) => Some(attach(model, method, &config)?),
+        (None, None) => None,
+    };
+    let model = &*model;
+    let device = model.device();
+    let most = model.config().max_positions();
+    let longest = options.prompts.iter().copied().chain(options.generated.iter().map(|n| n + 1)).max();
+    if let Some(n) = longest.filter(|&n| n > most) {
+        return Err(Error::Context { used: 0, more: n, most });
+    }
+    let ids = tokens(most.min(longest.unwrap_or(1)), model.config().vocab_size);
+    let conversation = || Conversation::new(model, adapter.as_ref(), None, 1);
+    let mut candidates: Vec<Candidate<'_>> = Vec::new();
+    for &n in &options.prompts {
+        let ids = &ids;
+        candidates.push(Box::new(move |w: &mut Watch| {
+            let mut c = conversation();
+            w.time(|| c.push(&ids[..n]))
+        }));
+    }
+    for &n in &options.generated {
+        let ids = &ids;
+        candidates.push(Box::new(move |w: &mut Watch| {
+            let (mut c, mut sampler) = (conversation(), Sampler::new(Sampling::default())?);
+            c.push(&ids[..1])?;
+            w.time(|| (0..n).try_for_each(|_| c.push(&[sampler.next(c.logits(0))])))
+        }));
+    }
+    // Every token is read back: kernels alone are not what a user waits for.
+    let timer = Timer::of(device, true)?;
+    let samples = measure(device, timer, Rounds::single(options.rounds), &mut candidates)?;
+    let names = options.prompts.iter().map(|n| (format!("pp{n}"), *n));
+    let names = names.chain(options.generated.iter().map(|n| (format!("tg{n}"), *n)));
+    let place = Place::of(device);
+    let rows = names.zip(&samples).map(|((op, n), samples)| {
+        let work = Work {
+            bench: "model".into(),
+            op,
+            variant: adapter.as_ref().map_or(String::new(), |a| a.method().name.into()),
+            shape: model.origin().file_name().map_or(String::new(), |f| f.to_string_lossy().into_owned()),
+            dtype: dtype.into(),
+            ..Work::default()
+        };
+        let row = Row::new(&place, work, timer, samples);
+        Row { tok_s: Some(n as f64 / (row.median_us * 1e-6)), ..row }
+    });
+    Ok(rows.collect())
+}

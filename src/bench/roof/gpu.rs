@@ -1,0 +1,52 @@
+//! The roof of a GPU.
+
+use super::{ROUNDS, SHADER, VARIANTS};
+use crate::bench::{Candidate, Rounds, Timer, Watch, measure as samples};
+use crate::device::{Bind, Dispatch, Gpu, Grid};
+use crate::{Device, Result, Tensor};
+
+/// Values of each side of the copy: 128 MiB, the largest binding that every adapter has.
+const COPIED: usize = 32 << 20;
+/// Invocations of the multiply-adds, each with eight chains of four lanes.
+const INVOCATIONS: usize = 1 << 20;
+/// Seconds that a sample of multiply-adds should take.
+const LONG_ENOUGH: f64 = 0.01;
+/// Links of a chain at most, so that no launch comes near a watchdog.
+const MOST_STEPS: usize = 1 << 16;
+
+type Runs = [(f64, Vec<f64>); 2];
+
+pub(super) fn measure(device: &Device, gpu: &Gpu) -> Result<(Timer, Runs)> {
+    let timer = Timer::of(device, false)?;
+    let x = Tensor::full(device, &[COPIED], 0.5)?;
+    let y = Tensor::zeros(device, &[COPIED])?;
+    let launch = |entry, n: usize, steps: usize| {
+        gpu.dispatch(Dispatch {
+            shader: &SHADER,
+            entry,
+            consts: VARIANTS[0].consts,
+            parts: VARIANTS[0].parts,
+            bind: &[Bind::Read(x.buffer()), Bind::Write(y.buffer())],
+            params: bytemuck::cast_slice(&[n as u32, steps as u32]),
+            grid: Grid::Linear(n.div_ceil(256)),
+            flops: (64 * n * steps) as u64,
+        })
+    };
+    let timed = |entry: &'static str, n: usize, steps: usize, rounds: usize| -> Result<Vec<f64>> {
+        let run: Candidate<'_> = Box::new(|w: &mut Watch| {
+            let batch = w.batch();
+            w.time(|| (0..batch).try_for_each(|_| launch(entry, n, steps)))
+        });
+        let rounds = Rounds { rounds, min_seconds: 0.0, sample_seconds: LONG_ENOUGH };
+        Ok(samples(device, timer, rounds, &mut [run])?.swap_remove(0))
+    };
+    let vectors = COPIED / 4;
+    let copy = timed("copy", vectors, 0, ROUNDS)?;
+    let mut steps = 16;
+    while steps < MOST_STEPS && timed("fused", INVOCATIONS, steps, 1)?[0] < LONG_ENOUGH {
+        steps *= 2;
+    }
+    let fused = timed("fused", INVOCATIONS, steps, ROUNDS)?;
+    let flops = (64 * INVOCATIONS * steps) as f64;
+    Ok((timer, [(8.0 * COPIED as f64, copy), (flops, fused)]))
+}

@@ -1,0 +1,251 @@
+//! One line of a report.
+
+use super::{Roof, Summary, Timer};
+use crate::{Device, Error, Result};
+use serde::{Deserialize, Serialize};
+
+/// Where and with what something was measured: the same in every row of a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Place {
+    /// From the environment variable `MIXLORA_COMMIT` when the crate was compiled, else `unknown`.
+    pub commit: String,
+    pub crate_version: String,
+    /// Seconds since 1970-01-01 UTC.
+    pub date: u64,
+    pub os: String,
+    /// `cpu`, or the graphics API.
+    pub backend: String,
+    /// The adapter's or the processor's name.
+    pub adapter: String,
+    /// The driver with its version; the number of threads on a CPU.
+    pub driver: String,
+    /// `cpu`, or what kind of GPU it is.
+    pub device_type: String,
+}
+
+impl Place {
+    /// This crate on this device, now.
+    pub fn of(device: &Device) -> Self {
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let [backend, adapter, driver, device_type] = describe(device);
+        Place {
+            commit: option_env!("MIXLORA_COMMIT").unwrap_or("unknown").into(),
+            crate_version: env!("CARGO_PKG_VERSION").into(),
+            date: since.map_or(0, |d| d.as_secs()),
+            os: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
+            backend,
+            adapter,
+            driver,
+            device_type,
+        }
+    }
+}
+
+/// Backend, name, driver and kind of a device.
+fn describe(device: &Device) -> [String; 4] {
+    match device {
+        #[cfg(feature = "gpu")]
+        Device::Gpu(g) => {
+            let info = g.info();
+            let driver = format!("{} {}", info.driver, info.driver_info);
+            let class = format!("{:?}", g.class()).to_lowercase();
+            [info.backend.to_string(), info.name.clone(), driver.trim().into(), class]
+        }
+        Device::Cpu(c) => {
+            let threads = c.install(rayon::current_num_threads);
+            ["cpu".into(), processor(), format!("{threads} threads"), "cpu".into()]
+        }
+        Device::Reference => ["reference".into(), processor(), "1 thread".into(), "cpu".into()],
+    }
+}
+
+/// The processor's name where the system tells it, else its architecture.
+fn processor() -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = info.lines().find_map(|l| l.strip_prefix("model name")?.split_once(':'));
+    name.map_or(std::env::consts::ARCH.to_string(), |(_, n)| n.trim().to_string())
+}
+
+/// Arithmetic and memory traffic of one repetition.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Costs {
+    pub flops: f64,
+    /// Least bytes moved.
+    pub bytes: f64,
+}
+
+/// What is timed, in words.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Work {
+    /// `roof`, `ops`, `layer`, `train` or `model`.
+    pub bench: String,
+    /// The operation, the method, or the part of a model.
+    pub op: String,
+    /// Options that matter for the time.
+    pub variant: String,
+    pub shape: String,
+    /// Format of the weights, or of the values.
+    pub dtype: String,
+    /// `fwd`, `bwd`, `sum` (both) or empty.
+    pub dir: String,
+}
+
+/// One measurement. Absent figures do not apply to it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Row {
+    #[serde(flatten)]
+    pub place: Place,
+    #[serde(flatten)]
+    pub work: Work,
+    pub timer: Timer,
+    /// Samples.
+    pub n: usize,
+    pub median_us: f64,
+    pub p20_us: f64,
+    pub p80_us: f64,
+    pub min_us: f64,
+    pub std_us: f64,
+    pub gflops: Option<f64>,
+    pub gbps: Option<f64>,
+    /// FLOP per byte moved.
+    pub ai_flop_per_byte: Option<f64>,
+    /// What the measured roof allows at this intensity.
+    pub roof_gflops: Option<f64>,
+    /// Percent of the roof that was reached; by bandwidth where there is no arithmetic.
+    pub roof_pct: Option<f64>,
+    /// Median of the quotients by the frozen linear (or the dense floor) in the same round, with their quantiles.
+    pub ratio: Option<f64>,
+    pub ratio_p20: Option<f64>,
+    pub ratio_p80: Option<f64>,
+    /// Tokens a second.
+    pub tok_s: Option<f64>,
+    /// Launches beyond those of the frozen linear.
+    pub extra_dispatches: Option<i64>,
+    pub submits: Option<u64>,
+    pub readbacks: Option<u64>,
+    pub bound_mib: Option<f64>,
+    /// Largest amount of live buffers on the device.
+    pub peak_mem_mib: Option<f64>,
+    /// Largest resident memory of the process, where the system tells it.
+    pub peak_rss_mib: Option<f64>,
+    pub loss: Option<f64>,
+    /// Whether the computation agreed with the f64 reference; absent where there is none to compare with.
+    pub verified: Option<bool>,
+    pub verified_nmse: Option<f64>,
+}
+
+impl Row {
+    /// A row with its times in seconds.
+    pub fn new(place: &Place, work: Work, timer: Timer, samples: &[f64]) -> Self {
+        let s = super::watch::micros(samples);
+        Row {
+            place: place.clone(),
+            work,
+            timer,
+            n: s.n,
+            median_us: s.median,
+            p20_us: s.p20,
+            p80_us: s.p80,
+            min_us: s.min,
+            std_us: s.std,
+            gflops: None,
+            gbps: None,
+            ai_flop_per_byte: None,
+            roof_gflops: None,
+            roof_pct: None,
+            ratio: None,
+            ratio_p20: None,
+            ratio_p80: None,
+            tok_s: None,
+            extra_dispatches: None,
+            submits: None,
+            readbacks: None,
+            bound_mib: None,
+            peak_mem_mib: None,
+            peak_rss_mib: None,
+            loss: None,
+            verified: None,
+            verified_nmse: None,
+        }
+    }
+
+    /// Fills the columns of speed and of the roof from the median.
+    pub fn costs(mut self, costs: Option<Costs>, roof: Option<&Roof>) -> Self {
+        let Some(Costs { flops, bytes }) = costs else { return self };
+        let seconds = self.median_us * 1e-6;
+        let rate = |work: f64| (work > 0.0 && seconds > 0.0).then(|| work / seconds * 1e-9);
+        (self.gflops, self.gbps) = (rate(flops), rate(bytes));
+        self.ai_flop_per_byte = (flops > 0.0 && bytes > 0.0).then(|| flops / bytes);
+        let Some(roof) = roof else { return self };
+        self.roof_gflops = self.ai_flop_per_byte.map(|ai| roof.at(ai));
+        self.roof_pct = match (self.gflops, self.roof_gflops, self.gbps) {
+            (Some(reached), Some(roof), _) => Some(100.0 * reached / roof),
+            (None, _, Some(reached)) => Some(100.0 * reached / roof.copy_gbps),
+            _ => None,
+        };
+        self
+    }
+
+    /// Fills the columns of the ratio.
+    pub fn ratio(mut self, ratio: Summary) -> Self {
+        (self.ratio, self.ratio_p20, self.ratio_p80) =
+            (Some(ratio.median), Some(ratio.p20), Some(ratio.p80));
+        self
+    }
+
+    /// What two rows must share to be compared.
+    pub fn key(&self) -> (&Work, &str, &str, &str) {
+        (&self.work, &self.place.backend, &self.place.adapter, self.timer.name())
+    }
+}
+
+/// `M x N x K` of a product `[M, K] [K, N]`, or as many numbers as asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape<const N: usize>(pub [usize; N]);
+
+impl<const N: usize> std::str::FromStr for Shape<N> {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<Self> {
+        let parts: Option<Vec<usize>> =
+            text.split('x').map(|p| p.trim().parse().ok().filter(|&v| v > 0)).collect();
+        let example = ["", "512", "576x1536", "256x1024x1024"].get(N).copied().unwrap_or_default();
+        parts.and_then(|p| p.try_into().ok()).map(Shape).ok_or_else(|| {
+            let what = format!("'{text}' is not {N} positive numbers such as {example}");
+            Error::config("shape", what)
+        })
+    }
+}
+
+impl<const N: usize> std::fmt::Display for Shape<N> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0.map(|v| v.to_string()).join("x"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shapes_are_read_and_written() {
+        let shape: Shape<3> = "2x30x4".parse().unwrap();
+        assert_eq!((shape.0, shape.to_string()), ([2, 30, 4], "2x30x4".to_string()));
+        for bad in ["", "2x3", "2x3x0", "2x3x4x5", "axbxc"] {
+            assert!(bad.parse::<Shape<3>>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn percents_are_of_the_lower_roof() {
+        let device = Device::cpu();
+        let roof = Roof { copy_gbps: 10.0, fma_gflops: 100.0, ..Roof::unmeasured(&device) };
+        let row = |flops, bytes| {
+            let row = Row::new(&Place::of(&device), Work::default(), Timer::Wall, &[1.0]);
+            row.costs(Some(Costs { flops, bytes }), Some(&roof))
+        };
+        // 2 FLOP/B: bandwidth allows 20 GFLOP/s.
+        assert_eq!((row(2e9, 1e9).roof_gflops, row(2e9, 1e9).roof_pct), (Some(20.0), Some(10.0)));
+        assert_eq!((row(50e9, 1e9).roof_gflops, row(50e9, 1e9).roof_pct), (Some(100.0), Some(50.0)));
+        assert_eq!((row(0.0, 5e9).gflops, row(0.0, 5e9).roof_pct), (None, Some(50.0)));
+    }
+}
