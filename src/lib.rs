@@ -6,6 +6,7 @@ mod dtype;
 mod error;
 mod rng;
 mod shape;
+mod simd;
 mod tape;
 mod tensor;
 mod weight;

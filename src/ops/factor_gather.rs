@@ -2,11 +2,12 @@
 //!
 //! The backward pass uses it too: `v[m,k] = s b_{J[m,k]} . dy[m]`.
 
-use super::math::dot;
 use super::slots::{Dropout, Slots};
-use super::{Meta, Op, OpSpec, rows_in_parallel, run, run_in_place};
+use super::{Meta, Op, OpSpec, run, run_in_place};
 use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
+use crate::simd::{dots, vectorised};
 use crate::{DType, Error, Result, Tensor};
+use rayon::prelude::*;
 
 pub(super) static SPEC: OpSpec = OpSpec {
     name: "factor_gather",
@@ -90,6 +91,44 @@ pub(crate) fn shrink_into(
     }
 }
 
+/// Values of the input that one task reads.
+const ROWS_OF: usize = 65_536;
+
+vectorised! {
+    /// The columns of the slots in rows of `u`, of which row `first` is the first.
+    fn products(op: &FactorGather<'_>, input: &[f32], pool: &[f32], d: usize, first: usize, u: &mut [f32]) {
+        let (view, width) = (op.slots.view(), op.slots.width());
+        let (stride, column) = (op.slots.all_columns(), op.slots.first_column());
+        let mut dropped = vec![0f32; if op.dropout.is_some() { d } else { 0 }];
+        let mut factors = Vec::with_capacity(width);
+        for (m, u) in (first..).zip(u.chunks_mut(stride)) {
+            let mut row = &input[m * d..(m + 1) * d];
+            if let Some(p) = op.dropout {
+                dropped.iter_mut().zip(row).enumerate().for_each(|(c, (o, v))| *o = v * p.factor(m * d + c));
+                row = &dropped;
+            }
+            factors.clear();
+            factors.extend((0..width).map(|j| &pool[view.pick(m, j) * d..][..d]));
+            let u = &mut u[column..column + width];
+            dots::<FMA>(u, row, &factors);
+            u.iter_mut().for_each(|u| *u *= op.scale);
+        }
+    }
+}
+
+impl FactorGather<'_> {
+    /// `gated = u * gate` in the columns of the slots.
+    fn gate(&self, gates: &[f32], first: usize, u: &[f32], gated: &mut [f32]) {
+        let (stride, column) = (self.slots.all_columns(), self.slots.first_column());
+        let rows = u.chunks(stride).zip(gated.chunks_mut(stride));
+        for (m, (u, gated)) in (first..).zip(rows) {
+            for j in 0..self.slots.width() {
+                gated[column + j] = u[column + j] * gates[self.slots.gate_index(m, j)];
+            }
+        }
+    }
+}
+
 impl Op for FactorGather<'_> {
     fn name(&self) -> &'static str {
         NAME
@@ -137,31 +176,25 @@ impl Op for FactorGather<'_> {
     }
 
     fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
-        let (d, view) = (x[0].shape().last(), self.slots.view());
-        let (stride, first, width) =
-            (self.slots.all_columns(), self.slots.first_column(), self.slots.width());
+        let (d, stride) = (x[0].shape().last(), self.slots.all_columns());
+        if stride == 0 {
+            return;
+        }
         let (input, pool) = (x[0].f32(), x[1].f32());
-        rows_in_parallel(y[0].f32_mut(), stride, |m, u| {
-            let row = &input[m * d..(m + 1) * d];
-            let dropped: Vec<f32>;
-            let row = match self.dropout {
-                None => row,
-                Some(p) => {
-                    dropped = row.iter().enumerate().map(|(c, v)| v * p.factor(m * d + c)).collect();
-                    &dropped
-                }
-            };
-            for (j, u) in u[first..first + width].iter_mut().enumerate() {
-                *u = self.scale * dot(&pool[view.pick(m, j) * d..][..d], row);
+        let rows = (ROWS_OF / d.max(1)).max(1);
+        match (y, x.get(2)) {
+            ([u, gated], Some(gates)) => {
+                let parts = u.f32_mut().par_chunks_mut(rows * stride);
+                let parts = parts.zip(gated.f32_mut().par_chunks_mut(rows * stride));
+                parts.enumerate().for_each(|(t, (u, gated))| {
+                    products(self, input, pool, d, t * rows, u);
+                    self.gate(gates.f32(), t * rows, u, gated);
+                });
             }
-        });
-        if let ([u, gated], Some(gates)) = (y, x.get(2)) {
-            let (u, gates) = (u.f32(), gates.f32());
-            rows_in_parallel(gated.f32_mut(), stride, |m, gated| {
-                for (j, gated) in gated[first..first + width].iter_mut().enumerate() {
-                    *gated = u[m * stride + first + j] * gates[self.slots.gate_index(m, j)];
-                }
-            });
+            ([u, ..], _) => u.f32_mut().par_chunks_mut(rows * stride).enumerate().for_each(|(t, u)| {
+                products(self, input, pool, d, t * rows, u);
+            }),
+            ([], _) => {}
         }
     }
 

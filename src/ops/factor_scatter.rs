@@ -2,10 +2,11 @@
 //! order. No atomics: two runs give the same bits.
 
 use super::slots::{Dropout, Slots};
+use super::tile::{Tile, columns_in_parallel};
 use super::{Meta, Op, OpSpec, run};
 use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
+use crate::simd::{add_rows, vectorised};
 use crate::{DType, Error, Result, Tensor};
-use rayon::prelude::*;
 
 pub(super) static SPEC: OpSpec = OpSpec {
     name: "factor_scatter",
@@ -159,6 +160,45 @@ impl FactorScatter<'_> {
     }
 }
 
+/// Rows that are added to a factor at once.
+const GROUP: usize = 8;
+
+vectorised! {
+    /// Columns of all factors: rows in order, and to all factors of a row while it is in the cache.
+    fn sums(op: &FactorScatter<'_>, coef: &[f32], rows: &[f32], d: usize, tile: &mut Tile<'_>) {
+        let (view, width) = (op.slots.view(), op.slots.width());
+        let (stride, first) = (op.slots.all_columns(), op.slots.first_column());
+        let (cols, n) = (tile.cols.clone(), tile.cols.len());
+        tile.rows.clone().for_each(|i| tile.row(i).fill(0.0));
+        let mut dropped = vec![0f32; if op.dropout.is_some() { GROUP * n } else { 0 }];
+        for unit in 0..op.slots.units.count() {
+            let range = op.slots.units.range(unit);
+            for m0 in range.clone().step_by(GROUP) {
+                let count = GROUP.min(range.end - m0);
+                let mut group: [&[f32]; GROUP] = [&[]; GROUP];
+                for (i, row) in group.iter_mut().enumerate().take(count) {
+                    *row = &rows[(m0 + i) * d..][cols.clone()];
+                }
+                if let Some(p) = op.dropout {
+                    for (i, out) in dropped.chunks_mut(n).enumerate().take(count) {
+                        let at = (m0 + i) * d + cols.start;
+                        let kept = out.iter_mut().zip(group[i]).enumerate();
+                        kept.for_each(|(c, (o, v))| *o = p.factor(at + c) * v);
+                    }
+                    group.iter_mut().zip(dropped.chunks(n)).take(count).for_each(|(row, kept)| *row = kept);
+                }
+                for j in 0..width {
+                    let mut c = [0f32; GROUP];
+                    for (i, c) in c.iter_mut().enumerate().take(count) {
+                        *c = op.scale * coef[(m0 + i) * stride + first + j];
+                    }
+                    add_rows::<FMA>(tile.row(view.pick(m0, j)), &c[..count], &group[..count]);
+                }
+            }
+        }
+    }
+}
+
 impl Op for FactorScatter<'_> {
     fn name(&self) -> &'static str {
         NAME
@@ -193,30 +233,8 @@ impl Op for FactorScatter<'_> {
     }
 
     fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
-        // Factors and column blocks in parallel, rows of a segment in order.
-        const BLOCK: usize = 512;
-        let d = x[1].shape().last();
-        if d == 0 {
-            return;
-        }
-        let (coef, rows) = (x[0].f32(), x[1].f32());
-        y[0].f32_mut().par_chunks_mut(d).enumerate().for_each(|(o, y)| {
-            y.par_chunks_mut(BLOCK).enumerate().for_each(|(b, y)| {
-                y.fill(0.0);
-                self.segment(o, |m, c| {
-                    let (c, at) = (self.scale * coef[c], m * d + b * BLOCK);
-                    let row = &rows[at..at + y.len()];
-                    match self.dropout {
-                        None => y.iter_mut().zip(row).for_each(|(y, v)| *y += c * v),
-                        Some(p) => y
-                            .iter_mut()
-                            .zip(row)
-                            .enumerate()
-                            .for_each(|(i, (y, v))| *y += c * p.factor(at + i) * v),
-                    }
-                });
-            });
-        });
+        let (d, coef, rows) = (x[1].shape().last(), x[0].f32(), x[1].f32());
+        columns_in_parallel(y[0].f32_mut(), d, |tile| sums(self, coef, rows, d, tile));
     }
 
     #[cfg(feature = "gpu")]

@@ -9,7 +9,7 @@ mod gpu;
 
 use super::launch::each_format;
 use super::slots::{Dropout, Slots};
-use super::{Meta, Op, OpSpec, rows_in_parallel, run};
+use super::{Meta, Op, OpSpec, run};
 use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
 use crate::tape::Node;
 use crate::{DType, Error, Result, Tensor, Weight};
@@ -195,17 +195,11 @@ impl Op for FusedBa<'_> {
     }
 
     fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
-        let (m, k, n) = (x[0].shape().rows(), self.inputs(), self.outputs());
-        let (input, y) = (x[0].f32(), y[0].f32_mut());
-        self.cpu_product(input, y, m);
-        if let Some(b) = self.bias {
-            let b = b.f32();
-            rows_in_parallel(y, n, |_, y| y.iter_mut().zip(b).for_each(|(y, b)| *y += b));
-        }
-        if let Some(e) = &self.expand {
-            e.cpu(x[1].f32(), x[2].f32(), y, n);
-        }
-        debug_assert_eq!(input.len(), m * k);
+        let joins = cpu::Joins {
+            bias: self.bias.map(|b| b.f32()),
+            expand: self.expand.map(|e| (e, x[1].f32(), x[2].f32())),
+        };
+        self.cpu_product(x[0].f32(), y[0].f32_mut(), x[0].shape().rows(), joins);
     }
 
     #[cfg(feature = "gpu")]
@@ -220,27 +214,6 @@ impl Op for FusedBa<'_> {
             first = false;
         }
         Ok(())
-    }
-}
-
-impl Expand<'_> {
-    /// Adds the low-rank update to rows of `n` values.
-    pub fn cpu(&self, u: &[f32], pool: &[f32], y: &mut [f32], n: usize) {
-        let (view, width) = (self.slots.view(), self.slots.width());
-        let (stride, first) = (self.slots.all_columns(), self.slots.first_column());
-        rows_in_parallel(y, n, |m, y| {
-            let coefficients = &u[m * stride + first..][..width];
-            let mut update = self.dropout.map(|_| vec![0.0; n]);
-            let out = update.as_deref_mut().unwrap_or(y);
-            for (j, &c) in coefficients.iter().enumerate() {
-                let c = self.scale * c;
-                let factors = &pool[view.pick(m, j) * n..][..n];
-                out.iter_mut().zip(factors).for_each(|(y, b)| *y += c * b);
-            }
-            if let (Some(d), Some(update)) = (self.dropout, update) {
-                y.iter_mut().zip(update).enumerate().for_each(|(i, (y, v))| *y += d.factor(m * n + i) * v);
-            }
-        });
     }
 }
 

@@ -3,8 +3,11 @@
 //! Each task computes one tile of the result on one thread, and the tiles depend on the shape alone, so the bits
 //! do not depend on the number of threads.
 
+use super::tile::{Dst, Tile};
+use crate::simd::vectorised;
 use gemm::Parallelism;
 use rayon::prelude::*;
+use std::cell::Cell;
 use std::ops::Range;
 
 /// A matrix in memory, by strides in elements.
@@ -46,28 +49,86 @@ impl<'a> Mat<'a> {
     }
 }
 
-/// Largest tile of one task.
-const TILE_ROWS: usize = 256;
-const TILE_COLS: usize = 512;
+/// Largest tile of one task: tall, so that what is made of its part of `b` serves many rows.
+const TILE_ROWS: usize = 1024;
+/// Columns of a tile: multiples of what the kernels take at once, the best fit first.
+const TILE_COLS: [usize; 3] = [192, 256, 128];
+/// Summed values from which a transposed `b` is turned around first: its rows then lie too far apart for the cache.
+const LONG: usize = 1024;
 
-/// Splits `n` into equal blocks of at most `most`, rounded up to a multiple of 16.
-fn block(n: usize, most: usize) -> usize {
-    n.div_ceil(n.div_ceil(most).max(1)).next_multiple_of(16)
+/// Rows and columns of the tiles of a product: a function of its shape alone.
+fn tile_of(m: usize, n: usize, k: usize) -> (usize, usize) {
+    let waste = |cols: &usize| n.next_multiple_of(*cols) - n;
+    let mut cols = TILE_COLS.into_iter().min_by_key(waste).unwrap_or(TILE_COLS[0]).min(n.next_multiple_of(16));
+    let mut rows = m.div_ceil(m.div_ceil(TILE_ROWS).max(1)).next_multiple_of(16);
+    // An even number of tasks, and four when there is work for them.
+    let tasks = |rows: usize, cols: usize| m.div_ceil(rows) * n.div_ceil(cols);
+    let half = |n: usize| n.div_ceil(2).next_multiple_of(16);
+    if tasks(rows, cols) % 2 == 1 && rows * cols * k > 1 << 20 && rows > 32 {
+        rows = half(rows);
+    }
+    while tasks(rows, cols) < 4 && rows * cols * k > 1 << 18 && rows.max(cols) > 32 {
+        if cols >= rows { cols = half(cols) } else { rows = half(rows) }
+    }
+    (rows, cols)
 }
 
-#[derive(Clone, Copy)]
-struct Dst(*mut f32);
-// Tasks write disjoint tiles.
-unsafe impl Send for Dst {}
-unsafe impl Sync for Dst {}
+/// Values of a task that are not kept.
+pub(crate) fn with_scratch<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
+    thread_local! {
+        static SCRATCH: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+    }
+    let mut values = SCRATCH.take();
+    if values.len() < len {
+        values.resize(len, 0.0);
+    }
+    let out = f(&mut values[..len]);
+    SCRATCH.set(values);
+    out
+}
+
+vectorised! {
+    /// `to [cols, rows of to]`, columns `first ..` of it, from the rows of `from`.
+    pub(crate) fn turn(from: &[f32], cols: usize, rows: usize, to: &mut [f32], stride: usize, first: usize) {
+        let mut c0 = 0;
+        while c0 < cols {
+            let w = SIDE.min(cols - c0);
+            let mut r0 = 0;
+            while r0 < rows {
+                let h = SIDE.min(rows - r0);
+                if (w, h) == (SIDE, SIDE) {
+                    let mut t = [[0f32; SIDE]; SIDE];
+                    for i in 0..SIDE {
+                        let row = &from[(r0 + i) * cols + c0..][..SIDE];
+                        for j in 0..SIDE {
+                            t[j][i] = row[j];
+                        }
+                    }
+                    for (j, t) in t.iter().enumerate() {
+                        to[(c0 + j) * stride + first + r0..][..SIDE].copy_from_slice(t);
+                    }
+                } else {
+                    for i in 0..h {
+                        for j in 0..w {
+                            to[(c0 + j) * stride + first + r0 + i] = from[(r0 + i) * cols + c0 + j];
+                        }
+                    }
+                }
+                r0 += SIDE;
+            }
+            c0 += SIDE;
+        }
+    }
+}
+/// Side of the squares in which matrices are turned around.
+const SIDE: usize = 16;
 
 /// One tile of the result, at `rows` and `cols`, on this thread.
 ///
 /// # Safety
-/// `c` has rows `n` elements apart and the tile lies in it; `a` and `b` have the rows and columns of the tile.
+/// The tile lies in `c`; `a` and `b` have the rows and columns of the tile.
 unsafe fn product(
-    c: *mut f32,
-    n: usize,
+    c: Dst,
     a: Mat<'_>,
     b: Mat<'_>,
     (rows, cols): (Range<usize>, Range<usize>),
@@ -79,14 +140,14 @@ unsafe fn product(
             rows.len(),
             cols.len(),
             a.cols,
-            c.add(rows.start * n + cols.start),
+            c.at.add(rows.start * c.stride + cols.start),
             1,
-            n as isize,
+            c.stride as isize,
             add,
             a.data.as_ptr().add(rows.start * a.row_stride),
             a.col_stride as isize,
             a.row_stride as isize,
-            b.data.as_ptr().add(cols.start * b.col_stride),
+            b.data.as_ptr(),
             b.col_stride as isize,
             b.row_stride as isize,
             1.0f32,
@@ -110,43 +171,94 @@ pub(crate) fn gemm_here(c: &mut [f32], a: Mat<'_>, b: Mat<'_>, scale: f32, add: 
         return;
     }
     // In bounds by the asserts, here and where the matrices were made.
-    unsafe { product(c.as_mut_ptr(), n, a, b, (0..m, 0..n), scale, add) }
+    unsafe { product(Dst { at: c.as_mut_ptr(), stride: n }, a, b, (0..m, 0..n), scale, add) }
 }
 
 /// `c = [c +] scale * a b` with `c` row-major `[a.rows, b.cols]`; `add` keeps what is in `c`.
 pub(crate) fn gemm(c: &mut [f32], a: Mat<'_>, b: Mat<'_>, scale: f32, add: bool) {
-    gemm_strided(c, b.cols, a, b, scale, add);
+    gemm_then(c, a, b, scale, add, &|_| ());
 }
 
-/// [`gemm`] into rows that start `stride` elements apart: columns of a wider matrix, from the first of `c` on.
-pub(crate) fn gemm_strided(c: &mut [f32], stride: usize, a: Mat<'_>, b: Mat<'_>, scale: f32, add: bool) {
-    let (m, n, k) = (a.rows, b.cols, a.cols);
+/// [`gemm`], and `then` on every tile when it is done.
+pub(crate) fn gemm_then(
+    c: &mut [f32],
+    a: Mat<'_>,
+    b: Mat<'_>,
+    scale: f32,
+    add: bool,
+    then: &(dyn Fn(&mut Tile<'_>) + Sync),
+) {
+    // Transposed, with rows that are far apart: each task turns its columns around.
+    let turned = b.row_stride == 1 && b.col_stride == b.rows && b.rows >= LONG && a.rows >= SIDE;
+    let columns = |cols: &Range<usize>, panel: &mut [f32]| {
+        turn(&b.data[cols.start * b.rows..], b.rows, cols.len(), panel, cols.len(), 0);
+    };
+    match turned {
+        true => tiles(c, a, b.cols, Columns::Made(&columns), scale, add, then),
+        false => tiles(c, a, b.cols, Columns::Of(b), scale, add, then),
+    }
+}
+
+/// `c = [c +] a b` where the columns of `b` are made when they are needed: `columns(range, [a.cols, range])`.
+pub(crate) fn gemm_made(
+    c: &mut [f32],
+    a: Mat<'_>,
+    n: usize,
+    columns: &(dyn Fn(&Range<usize>, &mut [f32]) + Sync),
+    add: bool,
+    then: &(dyn Fn(&mut Tile<'_>) + Sync),
+) {
+    tiles(c, a, n, Columns::Made(columns), 1.0, add, then);
+}
+
+/// Where the columns of `b` come from.
+#[derive(Clone, Copy)]
+enum Columns<'a> {
+    Of(Mat<'a>),
+    Made(&'a (dyn Fn(&Range<usize>, &mut [f32]) + Sync)),
+}
+
+fn tiles(
+    c: &mut [f32],
+    a: Mat<'_>,
+    n: usize,
+    b: Columns<'_>,
+    scale: f32,
+    add: bool,
+    then: &(dyn Fn(&mut Tile<'_>) + Sync),
+) {
+    let (m, k) = (a.rows, a.cols);
     if m == 0 || n == 0 {
         return;
     }
-    let fits = n <= stride && c.len() >= (m - 1) * stride + n;
-    assert!(b.rows == k && fits, "{m} x {k} by {} x {n} into {} every {stride}", b.rows, c.len());
-    if k == 0 {
-        if !add {
-            c.chunks_mut(stride).take(m).for_each(|c| c[..n].fill(0.0));
+    let b_rows = if let Columns::Of(b) = b { b.rows } else { k };
+    assert!(b_rows == k && c.len() >= m * n, "{m} x {k} by {b_rows} x {n} into {}", c.len());
+    if k == 0 && !add {
+        c[..m * n].fill(0.0);
+    }
+    let (mb, nb) = tile_of(m, n, k);
+    let dst = Dst { at: c.as_mut_ptr(), stride: n };
+    // The tiles of one range of rows follow each other: what they read of `a` is in the cache.
+    let across = n.div_ceil(nb);
+    let task = |t: usize| {
+        let (i, j) = (t / across * mb, t % across * nb);
+        let (rows, cols) = (i..m.min(i + mb), j..n.min(j + nb));
+        // In bounds: the tile ends at m and n, and the assert above ties the slices to m, n, k.
+        let multiply = |b: Mat<'_>| unsafe { product(dst, a, b, (rows.clone(), cols.clone()), scale, add) };
+        match b {
+            _ if k == 0 => {}
+            Columns::Of(b) => multiply(b.columns(j, cols.len())),
+            Columns::Made(make) => with_scratch(k * cols.len(), |panel| {
+                make(&cols, panel);
+                multiply(Mat::new(panel, k, cols.len()));
+            }),
         }
-        return;
-    }
-    let (mut mb, mut nb) = (block(m, TILE_ROWS), block(n, TILE_COLS));
-    // At least four tasks when there is work for them.
-    while m.div_ceil(mb) * n.div_ceil(nb) < 4 && mb * nb * k > 1 << 18 && mb.max(nb) > 32 {
-        if nb >= mb { nb = block(nb, nb.div_ceil(2)) } else { mb = block(mb, mb.div_ceil(2)) }
-    }
-    let dst = Dst(c.as_mut_ptr());
-    let cols = n.div_ceil(nb);
-    let tile = |t: usize| {
-        let (i, j) = (t / cols * mb, t % cols * nb);
-        // In bounds: the tile ends at m and n, and the asserts above tie the slices to m, n, k.
-        unsafe { product({ dst }.0, stride, a, b, (i..m.min(i + mb), j..n.min(j + nb)), scale, add) }
+        // No other task has this tile.
+        then(&mut unsafe { dst.tile(rows, cols) });
     };
-    match m.div_ceil(mb) * cols {
-        1 => tile(0),
-        tiles => (0..tiles).into_par_iter().for_each(tile),
+    match m.div_ceil(mb) * across {
+        1 => task(0),
+        tasks => (0..tasks).into_par_iter().with_max_len(1).for_each(task),
     }
 }
 
@@ -175,7 +287,7 @@ mod tests {
 
     #[test]
     fn tiles_cover_every_shape() {
-        for (m, n, k) in [(1, 1, 1), (3, 700, 5), (600, 33, 40), (257, 513, 129), (2, 2, 0)] {
+        for (m, n, k) in [(1, 1, 1), (3, 700, 5), (600, 33, 40), (257, 513, 129), (40, 50, 1100), (2, 2, 0)] {
             let a = Stream::new(1).normal_vec(m * k, 1.0);
             let b = Stream::new(2).normal_vec(k * n, 1.0);
             let wide = |v: &[f32]| v.iter().map(|&v| v as f64).collect::<Vec<_>>();
@@ -184,6 +296,17 @@ mod tests {
             let mut c = vec![f32::NAN; m * n];
             gemm(&mut c, Mat::new(&a, m, k), Mat::new(&b, k, n), 1.0, false);
             gemm(&mut c, Mat::new(&a, m, k), Mat::new(&b, k, n), 0.5, true);
+            let mut turned = vec![0.0; k * n];
+            turn(&b, n, k, &mut turned, k, 0);
+            let mut same = vec![f32::NAN; m * n];
+            gemm_then(&mut same, Mat::new(&a, m, k), Mat::new(&turned, n, k).t(), 1.5, false, &|tile| {
+                for i in tile.rows.clone() {
+                    tile.row(i).iter_mut().for_each(|c| *c += 1.0);
+                }
+            });
+            for (c, same) in c.iter().zip(same) {
+                assert!((c + 1.0 - same).abs() < 1e-3, "{m} {n} {k}: {c} {same}");
+            }
             for (c, w) in c.iter().zip(want) {
                 assert!((*c as f64 - 1.5 * w).abs() < 1e-3, "{m} {n} {k}: {c} {w}");
             }

@@ -1,6 +1,7 @@
 //! The op trait: shapes first, then one of three lanes.
 
 use crate::device::Host;
+use crate::simd::wide;
 use crate::tensor::Storage;
 use crate::{DType, Device, Error, Result, Shape, Tensor};
 use rayon::prelude::*;
@@ -128,7 +129,7 @@ fn compute(op: &dyn Op, device: &Device, x: &[&Tensor], mut y: Vec<Tensor>) -> (
 }
 
 /// Rows of one parallel task: enough work to be worth a task, and a function of the shape alone.
-fn rows_per_task(width: usize) -> usize {
+pub(crate) fn rows_per_task(width: usize) -> usize {
     (16_384 / width.max(1)).max(1)
 }
 
@@ -138,11 +139,18 @@ pub(crate) fn rows_in_parallel<T: Send>(y: &mut [T], width: usize, f: impl Fn(us
         return;
     }
     let n = rows_per_task(width);
-    y.par_chunks_mut(n * width).enumerate().for_each(|(c, rows)| {
-        for (i, row) in rows.chunks_mut(width).enumerate() {
-            f(c * n + i, row);
-        }
-    });
+    let task = |c: usize, rows: &mut [T]| {
+        wide(|| {
+            for (i, row) in rows.chunks_mut(width).enumerate() {
+                f(c * n + i, row);
+            }
+        });
+    };
+    match y.len() <= n * width {
+        // One task needs no other thread.
+        true => task(0, y),
+        false => y.par_chunks_mut(n * width).enumerate().for_each(|(c, rows)| task(c, rows)),
+    }
 }
 
 #[cfg(test)]

@@ -178,7 +178,7 @@ impl Op for Product {
     fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
         let Plan { m, n, k, .. } = self.checked(x);
         let (a, b) = (x[0].f32(), x[1].f32());
-        y[0].f32_mut().par_chunks_mut((m * n).max(1)).enumerate().for_each(|(g, c)| {
+        let one = |g: usize, c: &mut [f32]| {
             let (a, b) = (&a[g * m * k..], &b[g * k * n..]);
             let (a, b) = match self.form {
                 Form::NN => (Mat::new(a, m, k), Mat::new(b, k, n)),
@@ -186,7 +186,12 @@ impl Op for Product {
                 Form::TN => (Mat::new(a, k, m).t(), Mat::new(b, k, n)),
             };
             gemm(c, a, b, 1.0, false);
-        });
+        };
+        let c = y[0].f32_mut();
+        match c.len() == m * n {
+            true => one(0, c),
+            false => c.par_chunks_mut((m * n).max(1)).enumerate().for_each(|(g, c)| one(g, c)),
+        }
     }
 
     #[cfg(feature = "gpu")]

@@ -11,8 +11,9 @@ mod math;
 mod selection;
 pub(crate) mod slots;
 mod spec;
+mod tile;
 
-pub(crate) use lane::{Meta, Op, rows_in_parallel, run, run_in_place};
+pub(crate) use lane::{Meta, Op, rows_in_parallel, rows_per_task, run, run_in_place};
 pub use selection::Selection;
 pub use slots::{Dropout, Units};
 pub use spec::{Case, OpSpec, Operand};

@@ -1,8 +1,10 @@
 //! The pooled routing input: one row per routing unit, by the units' pooling weights.
 
 use super::slots::Units;
+use super::tile::{Tile, columns_in_parallel};
 use super::{Case, Meta, Op, OpSpec, Operand, rows_in_parallel, run};
 use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
+use crate::simd::{add_rows, vectorised};
 use crate::tape::Node;
 use crate::{DType, Error, Result, Tensor};
 
@@ -35,6 +37,26 @@ static SHADER: Shader = Shader {
 struct Pool<'a> {
     units: &'a Units,
     backward: bool,
+}
+
+vectorised! {
+    /// Columns of the pooled rows.
+    fn sums(units: &Units, weight: &[f32], x: &[f32], d: usize, tile: &mut Tile<'_>) {
+        let cols = tile.cols.clone();
+        let (mut weights, mut rows) = (Vec::new(), Vec::new());
+        for g in tile.rows.clone() {
+            let y = tile.row(g);
+            y.fill(0.0);
+            // What is padding may hold anything.
+            for m in units.range(g).filter(|&m| weight[m] != 0.0) {
+                weights.push(weight[m]);
+                rows.push(&x[m * d..][cols.clone()]);
+            }
+            add_rows::<FMA>(y, &weights, &rows);
+            weights.clear();
+            rows.clear();
+        }
+    }
 }
 
 impl Op for Pool<'_> {
@@ -83,12 +105,7 @@ impl Op for Pool<'_> {
                 let from = &x[row_unit[m] as usize * d..][..d];
                 y.iter_mut().zip(from).for_each(|(y, v)| *y = weight[m] * v);
             }),
-            false => rows_in_parallel(y[0].f32_mut(), d, |g, y| {
-                y.fill(0.0);
-                for m in self.units.range(g).filter(|&m| weight[m] != 0.0) {
-                    y.iter_mut().zip(&x[m * d..]).for_each(|(y, v)| *y += weight[m] * v);
-                }
-            }),
+            false => columns_in_parallel(y[0].f32_mut(), d, |tile| sums(self.units, weight, x, d, tile)),
         }
     }
 

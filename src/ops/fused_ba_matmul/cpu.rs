@@ -1,53 +1,94 @@
-//! The frozen product on the CPU. Weights that are not f32 are decoded block by block where they are used: there is
-//! never an f32 copy of the whole.
+//! The product on the CPU. Weights that are not f32 are decoded part by part where they are used: there is never an
+//! f32 copy of the whole. What is added to the product is added to each tile while it is in the cache.
 
-use super::FusedBa;
+use super::{Expand, FusedBa};
+use crate::ops::gemm::{Mat, gemm, gemm_made, gemm_then, turn};
+use crate::ops::rows_per_task;
+use crate::ops::slots::Dropout;
+use crate::ops::tile::Tile;
+use crate::simd::{add_rows, vectorised};
 use crate::Format;
-use crate::ops::gemm::{Mat, gemm, gemm_strided};
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Rows of `x` up to which a decoded row of the weight is used at once, while it is in the nearest cache.
 const FEW: usize = 8;
-/// Values that are decoded at a time: 2 MiB.
+/// Values that the backward product decodes at a time: 2 MiB.
 const BLOCK: usize = 1 << 19;
+/// Rows of a weight that are decoded and turned around at a time.
+const ROWS: usize = 16;
+
+/// What joins a product: nothing, a bias, a low-rank update.
+#[derive(Clone, Copy)]
+pub(super) struct Joins<'a> {
+    pub bias: Option<&'a [f32]>,
+    /// With the products of the shrink `u`, and the pool.
+    pub expand: Option<(Expand<'a>, &'a [f32], &'a [f32])>,
+}
 
 impl FusedBa<'_> {
-    pub(super) fn cpu_product(&self, x: &[f32], y: &mut [f32], m: usize) {
+    pub(super) fn cpu_product(&self, x: &[f32], y: &mut [f32], m: usize, joins: Joins<'_>) {
         let (k, n) = (self.inputs(), self.outputs());
-        let cols = self.w.cols();
         let shards = self.w.shards();
-        if let ([shard], Format::F32) = (shards, self.w.format()) {
-            let w = Mat::new(shard.data.f32(), self.w.rows(), cols);
-            let w = if self.nt { w.t() } else { w };
-            return gemm(y, Mat::new(x, m, k), w, 1.0, self.add);
-        }
+        let then = |tile: &mut Tile<'_>| joins.add_to(tile, n);
         if self.nt && m <= FEW {
-            return self.few_rows(x, y, m);
+            self.few_rows(x, y, m);
+            if m * n > 0 {
+                then(&mut Tile::of_rows(y, 0..m, n));
+            }
+            return;
         }
-        let most = (BLOCK / cols.max(1)).clamp(16, 512);
-        let largest = shards.iter().map(|s| s.rows).max().unwrap_or(0);
-        // Equal blocks: a small one at the end would leave threads idle.
-        let block = largest.div_ceil(largest.div_ceil(most).max(1)).next_multiple_of(16).min(largest.max(1));
-        let mut values = vec![0f32; block * cols];
-        let mut add = self.add;
-        for shard in shards {
-            for r in (0..shard.rows).step_by(block) {
-                let rows = block.min(shard.rows - r);
-                let values = &mut values[..rows * cols];
-                self.w.decode_into(shard, r..r + rows, values);
-                let (w, at) = (Mat::new(values, rows, cols), shard.first + r);
-                if self.nt {
-                    if m > 0 {
-                        gemm_strided(&mut y[at..], n, Mat::new(x, m, k), w.t(), 1.0, self.add);
-                    }
-                } else {
-                    gemm(y, Mat::new(x, m, k).columns(at, rows), w, 1.0, add);
-                    add = true;
+        if let ([shard], Format::F32) = (shards, self.w.format()) {
+            let w = Mat::new(shard.data.f32(), self.w.rows(), self.w.cols());
+            let w = if self.nt { w.t() } else { w };
+            return gemm_then(y, Mat::new(x, m, k), w, 1.0, self.add, &then);
+        }
+        if self.nt {
+            let columns = |range: &Range<usize>, panel: &mut [f32]| self.columns(range, panel);
+            return gemm_made(y, Mat::new(x, m, k), n, &columns, self.add, &then);
+        }
+        self.by_blocks(x, y, m, &then);
+    }
+
+    /// Rows `range` of the weight as the columns of a panel.
+    fn columns(&self, range: &Range<usize>, panel: &mut [f32]) {
+        let k = self.inputs();
+        let mut rows = vec![0f32; ROWS.min(range.len()) * k];
+        for first in range.clone().step_by(ROWS) {
+            let n = ROWS.min(range.end - first);
+            for (i, row) in rows.chunks_mut(k.max(1)).take(n).enumerate() {
+                if let Some(shard) = self.w.shard_of(first + i) {
+                    self.w.decode_row(shard, first + i - shard.first, row);
                 }
             }
+            turn(&rows, k, n, panel, range.len(), first - range.start);
         }
-        if self.w.rows() == 0 && !self.add {
-            y.fill(0.0);
+    }
+
+    /// `y = x W`, over blocks of rows of the weight.
+    fn by_blocks(&self, x: &[f32], y: &mut [f32], m: usize, then: &(dyn Fn(&mut Tile<'_>) + Sync)) {
+        let (k, cols) = (self.inputs(), self.w.cols());
+        let most = (BLOCK / cols.max(1)).clamp(16, 512);
+        let largest = self.w.shards().iter().map(|s| s.rows).max().unwrap_or(0);
+        // Equal blocks: a small one at the end would leave threads idle.
+        let block = largest.div_ceil(largest.div_ceil(most).max(1)).next_multiple_of(16).min(largest.max(1));
+        let mut all = Vec::new();
+        for shard in self.w.shards() {
+            all.extend((0..shard.rows).step_by(block).map(|r| (shard, r..shard.rows.min(r + block))));
+        }
+        let mut values = vec![0f32; block * cols];
+        for (i, (shard, rows)) in all.iter().enumerate() {
+            let values = &mut values[..rows.len() * cols];
+            self.w.decode_into(shard, rows.clone(), values);
+            let (x, w) = (Mat::new(x, m, k), Mat::new(values, rows.len(), cols));
+            let (x, add) = (x.columns(shard.first + rows.start, rows.len()), self.add || i > 0);
+            match i + 1 == all.len() {
+                true => gemm_then(y, x, w, 1.0, add, then),
+                false => gemm(y, x, w, 1.0, add),
+            }
+        }
+        if all.is_empty() {
+            gemm_then(y, Mat::new(x, m, 0), Mat::new(&[], 0, cols), 1.0, self.add, then);
         }
     }
 
@@ -57,10 +98,8 @@ impl FusedBa<'_> {
         if m == 0 || n == 0 {
             return;
         }
-        // [n, m]: the transpose of what is added to y.
-        let mut products = vec![0f32; n * m];
         let task = (32_768 / cols.max(1)).max(1);
-        products.par_chunks_mut(task * m).enumerate().for_each(|(t, out)| {
+        let products = |t: usize, out: &mut [f32], m: usize| {
             let mut row = vec![0f32; cols];
             for (i, out) in out.chunks_mut(m).enumerate() {
                 let at = t * task + i;
@@ -68,11 +107,72 @@ impl FusedBa<'_> {
                     self.w.dots(shard, at - shard.first, x, &mut row, out);
                 }
             }
-        });
+        };
+        if m == 1 && !self.add {
+            return y.par_chunks_mut(task).enumerate().for_each(|(t, out)| products(t, out, 1));
+        }
+        // [n, m]: the transpose of what is added to y.
+        let mut all = vec![0f32; n * m];
+        all.par_chunks_mut(task * m).enumerate().for_each(|(t, out)| products(t, out, m));
         for (i, y) in y.chunks_mut(n).enumerate() {
-            for (y, p) in y.iter_mut().zip(products.chunks(m)) {
+            for (y, p) in y.iter_mut().zip(all.chunks(m)) {
                 *y = if self.add { *y + p[i] } else { p[i] };
             }
         }
     }
+}
+
+impl Joins<'_> {
+    /// Adds them to a tile of rows of `n` values.
+    fn add_to(&self, tile: &mut Tile<'_>, n: usize) {
+        if let Some(bias) = self.bias {
+            let bias = &bias[tile.cols.clone()];
+            for i in tile.rows.clone() {
+                tile.row(i).iter_mut().zip(bias).for_each(|(y, b)| *y += b);
+            }
+        }
+        if let Some((e, u, pool)) = &self.expand {
+            expand(e, u, pool, tile, n);
+        }
+    }
+}
+
+impl Expand<'_> {
+    /// Adds the low-rank update to rows of `n` values.
+    pub fn cpu(&self, u: &[f32], pool: &[f32], y: &mut [f32], n: usize) {
+        let rows = rows_per_task(n);
+        y.par_chunks_mut((rows * n).max(1)).enumerate().for_each(|(t, y)| {
+            let of = t * rows..t * rows + y.len() / n;
+            expand(self, u, pool, &mut Tile::of_rows(y, of, n), n);
+        });
+    }
+}
+
+vectorised! {
+    /// Adds the low-rank update to a tile of rows of `n` values.
+    fn expand(e: &Expand<'_>, u: &[f32], pool: &[f32], tile: &mut Tile<'_>, n: usize) {
+        let (view, width) = (e.slots.view(), e.slots.width());
+        let (stride, first) = (e.slots.all_columns(), e.slots.first_column());
+        let cols = tile.cols.clone();
+        let mut update = vec![0f32; if e.dropout.is_some() { cols.len() } else { 0 }];
+        let (mut scaled, mut factors) = (vec![0f32; width], Vec::with_capacity(width));
+        for m in tile.rows.clone() {
+            scaled.iter_mut().zip(&u[m * stride + first..]).for_each(|(s, u)| *s = e.scale * u);
+            factors.clear();
+            factors.extend((0..width).map(|j| &pool[view.pick(m, j) * n..][cols.clone()]));
+            match e.dropout {
+                None => add_rows::<FMA>(tile.row(m), &scaled, &factors),
+                Some(dropout) => {
+                    update.fill(0.0);
+                    add_rows::<FMA>(&mut update, &scaled, &factors);
+                    add_kept(dropout, m * n + cols.start, tile.row(m), &update);
+                }
+            }
+        }
+    }
+}
+
+/// `y += keep * update`, where the first element has index `first` in its matrix.
+fn add_kept(dropout: Dropout, first: usize, y: &mut [f32], update: &[f32]) {
+    y.iter_mut().zip(update).enumerate().for_each(|(i, (y, v))| *y += dropout.factor(first + i) * v);
 }
