@@ -234,14 +234,14 @@ fn long_runs_are_split_into_submits() {
         let gpu = inner(&device);
         let mut x = Tensor::from_f32(&device, &[300], &[1.0; 300]).unwrap();
         gpu.reset_stats();
-        for i in 0..1001 {
+        for i in 0..9001 {
             // Another factor each time: a parameter that arrives late or twice changes the result.
             x = x.scale(if i % 2 == 0 { 2.0 } else { 0.5 }).unwrap();
         }
         assert_eq!(x.to_f32().unwrap(), [2.0; 300]);
         let stats = gpu.stats();
-        assert_eq!(stats.dispatches, 1001);
-        assert!((4..=10).contains(&stats.submits), "{stats:?}");
+        assert_eq!(stats.dispatches, 9001);
+        assert_eq!(stats.submits, 3, "{stats:?}");
         assert_eq!(stats.readbacks, 1);
     }
 }
