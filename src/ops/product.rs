@@ -118,8 +118,10 @@ impl Product<'_> {
     /// Records the launch.
     pub fn run(self, gpu: &Gpu) -> Result<()> {
         let (rows, cols) = self.tiling.sides();
-        let a_aligned = self.a_row % 4 == 0 && self.a_first % 4 == 0 && (self.ta || self.k % 4 == 0);
-        let edge = u32::from(self.k % 4 != 0);
+        let a_aligned = self.a_row.is_multiple_of(4)
+            && self.a_first.is_multiple_of(4)
+            && (self.ta || self.k.is_multiple_of(4));
+        let edge = u32::from(!self.k.is_multiple_of(4));
         let flags = [("TA", u32::from(self.ta)), ("TB", u32::from(self.tb)), ("EDGE", edge)];
         let w_words = self.format.row_words(self.w_row);
         let sizes = [self.m, self.n, self.k, self.batch, self.a_row, self.a_first, w_words].map(|v| v as u32);
