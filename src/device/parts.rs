@@ -47,4 +47,34 @@ parts! {
     LOAD_Q5_K = "load_q5_k";
     /// `load_w(row, col)` from q6_k; needs `p.w_words`, `HALF`.
     LOAD_Q6_K = "load_q6_k";
+    /// `a4(at, left)` from rows of whole vectors; declares binding 0.
+    READ4 = "read4";
+    /// The same interface for rows of any length.
+    READ4_ANY = "read4_any";
+    /// The entries `direct`, `tile` and `vector` of a dense product; see the file for what it needs.
+    PRODUCT = "product";
+    /// `load_w4(row, col)` by `load_w`; needs `p.n`, `p.k`, `TB`.
+    LOAD4_ANY = "load4_any";
+    /// `load_w4(row, col)` from f32; needs `p.w_words`; declares binding 1.
+    LOAD4_F32 = "load4_f32";
+    /// `load_w4(row, col)` from f16; needs `p.w_words`.
+    LOAD4_F16 = "load4_f16";
+    /// `load_w4(row, col)` from bf16; needs `p.w_words`.
+    LOAD4_BF16 = "load4_bf16";
+    /// `load_w4(row, col)` from q8_0; needs `p.w_words`, `HALF`.
+    LOAD4_Q8_0 = "load4_q8_0";
+    /// `load_w4(row, col)` from q4_0; needs `p.w_words`, `HALF`.
+    LOAD4_Q4_0 = "load4_q4_0";
+    /// `load_w4(row, col)` from q4_1; needs `p.w_words`, `HALF`.
+    LOAD4_Q4_1 = "load4_q4_1";
+    /// `load_w4(row, col)` from q5_0; needs `p.w_words`, `HALF`.
+    LOAD4_Q5_0 = "load4_q5_0";
+    /// `load_w4(row, col)` from q5_1; needs `p.w_words`, `HALF`.
+    LOAD4_Q5_1 = "load4_q5_1";
+    /// `load_w4(row, col)` from q4_k; needs `p.w_words`, `HALF`.
+    LOAD4_Q4_K = "load4_q4_k";
+    /// `load_w4(row, col)` from q5_k; needs `p.w_words`, `HALF`.
+    LOAD4_Q5_K = "load4_q5_k";
+    /// `load_w4(row, col)` from q6_k; needs `p.w_words`, `HALF`.
+    LOAD4_Q6_K = "load4_q6_k";
 }

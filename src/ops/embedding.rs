@@ -14,7 +14,7 @@ pub(super) static SPEC: OpSpec =
 const NAME: &str = "embedding";
 
 macro_rules! variant {
-    ($name:literal, $load:ident) => {
+    ($name:literal, $load:ident, $load4:ident) => {
         Variant {
             name: $name,
             consts: &[("WG", launch::WG as u32)],

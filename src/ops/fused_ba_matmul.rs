@@ -8,6 +8,7 @@ mod cpu;
 mod gpu;
 
 use super::launch::each_format;
+use super::product::{TILE_BYTES, Tiling, VECTOR_BYTES};
 use super::slots::{Dropout, Slots};
 use super::{Meta, Op, OpSpec, run};
 use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
@@ -23,52 +24,40 @@ pub(super) static SPEC: OpSpec = OpSpec {
 
 const NAME: &str = "fused_ba_matmul";
 
-/// NT, EXPAND, BIAS, ADD, DROP, UNITS.
-const fn variant(
-    name: &'static str,
-    consts: &'static [(&'static str, u32); 6],
-    all: Parts,
-    tile: bool,
-) -> Variant {
-    let workgroup_bytes = if tile { 2 * 4 * 1056 } else { 0 };
-    Variant { name, consts, parts: all, backends: PORTABLE, workgroup_bytes }
-}
-type Parts = &'static [&'static str];
-
-macro_rules! consts {
-    ($nt:literal $expand:literal $bias:literal $add:literal $drop:literal $units:literal) => {
-        &[
-            ("NT", $nt),
-            ("EXPAND", $expand),
-            ("BIAS", $bias),
-            ("ADD", $add),
-            ("DROP", $drop),
-            ("UNITS", $units),
-        ]
-    };
-}
-macro_rules! loads {
-    ($load:ident) => {
-        &[parts::HALF, parts::$load, parts::RANDOM, parts::DROPOUT, parts::SLOTS]
+macro_rules! variant {
+    ($name:expr, $tb:literal $expand:literal $bias:literal $add:literal $drop:literal $units:literal, $bytes:expr, [$($part:ident),+]) => {
+        Variant {
+            name: $name,
+            consts: &[
+                ("R", 8), ("C", 1), ("X", 16), ("Y", 4), ("TA", 0), ("TB", $tb), ("EDGE", 0), ("EXPAND", $expand),
+                ("BIAS", $bias), ("ADD", $add), ("DROP", $drop), ("UNITS", $units),
+            ],
+            parts: &[
+                parts::PRODUCT, parts::GRID, parts::HALF, $(parts::$part),+,
+                parts::RANDOM, parts::DROPOUT, parts::SLOTS,
+            ],
+            backends: PORTABLE,
+            workgroup_bytes: $bytes,
+        }
     };
 }
 macro_rules! variants {
-    ($tile:literal) => {{
+    ($bytes:expr) => {{
         macro_rules! frozen {
-                        ($name:literal, $load:ident) => {
-                            variant(concat!($name, " frozen"), consts!(1 0 1 0 0 0), loads!($load), $tile)
-                        };
-                    }
+                ($name:literal, $load:ident, $load4:ident) => {
+                    variant!(concat!($name, " frozen"), 1 0 1 0 0 0, $bytes, [READ4, $load4])
+                };
+            }
         macro_rules! forward {
-                        ($name:literal, $load:ident) => {
-                            variant(concat!($name, " forward"), consts!(1 1 0 0 0 1), loads!($load), $tile)
-                        };
-                    }
+                ($name:literal, $load:ident, $load4:ident) => {
+                    variant!(concat!($name, " forward"), 1 1 0 0 0 1, $bytes, [READ4, $load4])
+                };
+            }
         macro_rules! backward {
-                        ($name:literal, $load:ident) => {
-                            variant(concat!($name, " backward"), consts!(0 1 0 1 1 1), loads!($load), $tile)
-                        };
-                    }
+                ($name:literal, $load:ident, $load4:ident) => {
+                    variant!(concat!($name, " backward"), 0 1 0 1 1 1, $bytes, [READ4_ANY, $load, LOAD4_ANY])
+                };
+            }
         &each_format!(frozen, forward, backward)
     }};
 }
@@ -76,8 +65,9 @@ static SHADER: Shader = Shader {
     name: NAME,
     source: include_str!("../../shaders/fused_ba_matmul.wgsl"),
     entries: &[
-        Entry { name: "direct", variants: variants!(false) },
-        Entry { name: "tile", variants: variants!(true) },
+        Entry { name: "direct", variants: variants!(0) },
+        Entry { name: "tile", variants: variants!(TILE_BYTES) },
+        Entry { name: "vector", variants: variants!(VECTOR_BYTES) },
     ],
 };
 
@@ -98,8 +88,8 @@ pub(crate) struct FusedBa<'a> {
     pub expand: Option<Expand<'a>>,
     /// The output already holds values (see `run_in_place`).
     pub add: bool,
-    /// GPU entry to use instead of the chosen one.
-    pub variant: Option<&'static str>,
+    /// What to use on a GPU instead of the chosen one.
+    pub variant: Option<Tiling>,
 }
 
 impl<'a> FusedBa<'a> {
@@ -237,7 +227,7 @@ impl Tensor {
         self.linear_as(w, bias, None)
     }
 
-    fn linear_as(&self, w: &Weight, bias: Option<&Tensor>, variant: Option<&'static str>) -> Result<Tensor> {
+    fn linear_as(&self, w: &Weight, bias: Option<&Tensor>, variant: Option<Tiling>) -> Result<Tensor> {
         let y = run(&FusedBa { variant, ..FusedBa::forward(w, bias, None) }, &[self])?.swap_remove(0);
         let w = w.clone();
         Ok(Node::record("linear", &[self], y, move |dy| {

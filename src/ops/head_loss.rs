@@ -38,12 +38,12 @@ macro_rules! loads {
     };
 }
 macro_rules! logits {
-    ($name:literal, $load:ident) => {
+    ($name:literal, $load:ident, $load4:ident) => {
         variant(concat!("logits_", $name), &[("WG", 256), ("STEP", 0)], loads!($load))
     };
 }
 macro_rules! gradient {
-    ($name:literal, $load:ident) => {
+    ($name:literal, $load:ident, $load4:ident) => {
         variant(concat!("gradient_", $name), &[("WG", 256), ("STEP", 1)], loads!($load))
     };
 }

@@ -1,6 +1,5 @@
 //! Launching kernels: the variants that most ops share, and one call per dispatch.
 
-use crate::Format;
 use crate::device::{PORTABLE, Variant, parts};
 
 #[cfg(feature = "gpu")]
@@ -93,54 +92,42 @@ pub(crate) fn per_row(
     kernel.run(gpu, &binds(x, y), &params, n, 10 * n * d)
 }
 
-/// An array of what the macros make of the name and the loader of every format, in the order of `Format::ALL`.
+/// An array of what the macros make of the name and the loaders of every format, in the order of `Format::ALL`.
 macro_rules! each_format {
     ($($make:ident),+) => {
         [$(
-            $make!("f32", LOAD_F32),
-            $make!("f16", LOAD_F16),
-            $make!("bf16", LOAD_BF16),
-            $make!("q8_0", LOAD_Q8_0),
-            $make!("q4_0", LOAD_Q4_0),
-            $make!("q4_1", LOAD_Q4_1),
-            $make!("q5_0", LOAD_Q5_0),
-            $make!("q5_1", LOAD_Q5_1),
-            $make!("q4_k", LOAD_Q4_K),
-            $make!("q5_k", LOAD_Q5_K),
-            $make!("q6_k", LOAD_Q6_K),
+            $make!("f32", LOAD_F32, LOAD4_F32),
+            $make!("f16", LOAD_F16, LOAD4_F16),
+            $make!("bf16", LOAD_BF16, LOAD4_BF16),
+            $make!("q8_0", LOAD_Q8_0, LOAD4_Q8_0),
+            $make!("q4_0", LOAD_Q4_0, LOAD4_Q4_0),
+            $make!("q4_1", LOAD_Q4_1, LOAD4_Q4_1),
+            $make!("q5_0", LOAD_Q5_0, LOAD4_Q5_0),
+            $make!("q5_1", LOAD_Q5_1, LOAD4_Q5_1),
+            $make!("q4_k", LOAD_Q4_K, LOAD4_Q4_K),
+            $make!("q5_k", LOAD_Q5_K, LOAD4_Q5_K),
+            $make!("q6_k", LOAD_Q6_K, LOAD4_Q6_K),
         )+]
     };
 }
 pub(crate) use each_format;
 
-macro_rules! fragment {
-    ($name:literal, $load:ident) => {
-        parts::$load
-    };
-}
-static LOADERS: [&str; 11] = each_format!(fragment);
-
-/// The fragment that reads a weight of this format; it needs `parts::HALF`.
-pub(crate) fn loader(format: Format) -> &'static str {
-    LOADERS[format as usize]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Format;
 
     macro_rules! name {
-        ($name:literal, $load:ident) => {
-            $name
+        ($name:literal, $load:ident, $load4:ident) => {
+            ($name, [parts::$load, parts::$load4])
         };
     }
 
     #[test]
     fn loaders_are_listed_in_the_order_of_formats() {
-        assert_eq!(each_format!(name), Format::ALL.map(Format::name));
-        for (i, format) in Format::ALL.into_iter().enumerate() {
-            assert_eq!(format as usize, i);
-            assert!(loader(format).contains(&format!("stored as {} ", format.name())));
+        for (i, (format, (name, fragments))) in Format::ALL.into_iter().zip(each_format!(name)).enumerate() {
+            assert_eq!((format as usize, format.name()), (i, name));
+            assert!(fragments.iter().all(|f| f.contains(&format!("stored as {name}"))), "{name}");
         }
     }
 }

@@ -1,8 +1,7 @@
 //! Dense products of two tensors, one or a batch of them.
 
 use super::gemm::{Mat, gemm, gemm_f64};
-#[cfg(feature = "gpu")]
-use super::launch;
+use super::product::{TILE_BYTES, TILINGS, Tiling, VECTOR_BYTES};
 use super::{Case, Meta, Op, OpSpec, Operand, run};
 use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
 use crate::tape::Node;
@@ -12,41 +11,38 @@ use rayon::prelude::*;
 pub(super) static SPEC: OpSpec =
     OpSpec { name: "matmul", formula: "c = a b, a b^T, a^T b", shaders: &[&SHADER], cases };
 
-const fn variant(name: &'static str, consts: &'static [(&'static str, u32)], bytes: u32) -> Variant {
-    Variant { name, consts, parts: &[parts::GRID], backends: PORTABLE, workgroup_bytes: bytes }
+/// `TA`, `TB`, `EDGE` and the fragments that read the operands.
+macro_rules! variants {
+    ($bytes:expr) => {
+        &[
+            variants!("nn", 0 0 0, $bytes, READ4, [LOAD4_F32]),
+            variants!("nt", 0 1 0, $bytes, READ4, [LOAD4_F32]),
+            variants!("tn", 1 0 1, $bytes, READ4, [LOAD4_F32]),
+            variants!("nn any", 0 0 1, $bytes, READ4_ANY, [LOAD_F32, LOAD4_ANY]),
+            variants!("nt any", 0 1 1, $bytes, READ4_ANY, [LOAD_F32, LOAD4_ANY]),
+        ]
+    };
+    ($name:literal, $ta:literal $tb:literal $edge:literal, $bytes:expr, $read:ident, [$($load:ident),+]) => {
+        Variant {
+            name: $name,
+            consts: &[
+                ("R", 8), ("C", 1), ("X", 16), ("Y", 4), ("TA", $ta), ("TB", $tb), ("EDGE", $edge),
+            ],
+            parts: &[parts::PRODUCT, parts::GRID, parts::$read, parts::HALF, $(parts::$load),+],
+            backends: PORTABLE,
+            workgroup_bytes: $bytes,
+        }
+    };
 }
-/// In the order of [`Form`].
-const fn forms(bytes: u32) -> [Variant; 3] {
-    [
-        variant("nn", &[("TA", 0), ("TB", 0)], bytes),
-        variant("nt", &[("TA", 0), ("TB", 1)], bytes),
-        variant("tn", &[("TA", 1), ("TB", 0)], bytes),
-    ]
-}
-static DIRECT: [Variant; 3] = forms(0);
-static TILE: [Variant; 3] = forms(2 * 16 * 65 * 4);
 static SHADER: Shader = Shader {
     name: "matmul",
     source: include_str!("../../shaders/matmul.wgsl"),
-    entries: &[Entry { name: "direct", variants: &DIRECT }, Entry { name: "tile", variants: &TILE }],
+    entries: &[
+        Entry { name: "direct", variants: variants!(0) },
+        Entry { name: "tile", variants: variants!(TILE_BYTES) },
+        Entry { name: "vector", variants: variants!(VECTOR_BYTES) },
+    ],
 };
-
-/// Which kernel: both give the same result, tests force each.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Kernel {
-    Direct,
-    Tile,
-}
-
-/// Software adapters pay for loads and barriers alike, and small results leave most of a tile empty.
-#[cfg(feature = "gpu")]
-fn kernel(class: crate::device::AdapterClass, m: usize, n: usize) -> Kernel {
-    match class {
-        crate::device::AdapterClass::Software => Kernel::Direct,
-        _ if m.min(n) <= 16 => Kernel::Direct,
-        _ => Kernel::Tile,
-    }
-}
 
 /// Which operand is stored transposed.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -62,7 +58,7 @@ struct Product {
     form: Form,
     /// Only tests set it.
     #[cfg_attr(not(feature = "gpu"), allow(dead_code))]
-    force: Option<Kernel>,
+    force: Option<Tiling>,
 }
 
 /// Sizes of a product: `batch` times `[m, k] [k, n]`, and the shape of the result.
@@ -196,16 +192,28 @@ impl Op for Product {
 
     #[cfg(feature = "gpu")]
     fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
+        use super::{launch, product};
         let Plan { batch, m, n, k, .. } = self.checked(x);
-        let (entry, variants, tile) = match self.force.unwrap_or(kernel(gpu.class(), m, n)) {
-            Kernel::Direct => ("direct", &DIRECT, 32),
-            Kernel::Tile => ("tile", &TILE, 64),
+        let (ta, tb) = (self.form == Form::TN, self.form == Form::NT);
+        let launch = product::Product {
+            shader: &SHADER,
+            tiling: self.force.unwrap_or_else(|| product::choose(gpu.class(), m, n, k)),
+            format: crate::Format::F32,
+            batch,
+            m,
+            n,
+            k,
+            ta,
+            tb,
+            a_row: if ta { m } else { k },
+            a_first: 0,
+            w_row: if tb { k } else { n },
+            bind: &launch::binds(x, y),
+            consts: &[],
+            parts: &[],
+            params: &[],
         };
-        let params = [m, n, k, batch].map(|n| n as u32);
-        let groups = batch * m.div_ceil(tile) * n.div_ceil(tile);
-        let variant = &variants[self.form as usize];
-        let kernel = launch::Kernel { shader: &SHADER, entry, variant };
-        kernel.run(gpu, &launch::binds(x, y), &params, groups, 2 * batch * m * n * k)
+        launch.run(gpu)
     }
 }
 
@@ -246,7 +254,7 @@ impl Tensor {
     }
 }
 
-fn case(form: Form, force: Option<Kernel>, lead: &[usize], (m, n, k): (usize, usize, usize)) -> Case {
+fn case(form: Form, force: Option<Tiling>, lead: &[usize], (m, n, k): (usize, usize, usize)) -> Case {
     let shape = |r: usize, c: usize| [lead, &[r, c]].concat();
     let (a, b) = match form {
         Form::NN => (shape(m, k), shape(k, n)),
@@ -254,7 +262,7 @@ fn case(form: Form, force: Option<Kernel>, lead: &[usize], (m, n, k): (usize, us
         Form::TN => (shape(k, m), shape(k, n)),
     };
     let batch: usize = lead.iter().product();
-    let how = force.map_or(String::new(), |f| format!(" {f:?}"));
+    let how = force.map_or(String::new(), |f| format!(" {}", f.name));
     Case::new(
         format!("{form:?}{how} {a:?} {b:?}"),
         vec![Operand::normal("a", &a), Operand::normal("b", &b)],
@@ -282,9 +290,9 @@ fn cases() -> Vec<Case> {
     for form in [Form::NN, Form::NT, Form::TN] {
         all.extend(sizes.iter().map(|&(lead, mnk)| case(form, None, lead, mnk)));
         // The kernels that the test machine's adapter does not choose by itself.
-        for kernel in [Kernel::Direct, Kernel::Tile] {
-            for (lead, mnk) in [(&[][..], (67, 130, 33)), (&[3], (6, 5, 9))] {
-                all.push(case(form, Some(kernel), lead, mnk));
+        for tiling in TILINGS {
+            for (lead, mnk) in [(&[][..], (67, 130, 33)), (&[], (68, 132, 36)), (&[3], (6, 5, 9))] {
+                all.push(case(form, Some(tiling), lead, mnk));
             }
         }
     }

@@ -8,6 +8,7 @@ mod gemm;
 mod lane;
 mod launch;
 mod math;
+mod product;
 mod selection;
 pub(crate) mod slots;
 mod spec;

@@ -1,8 +1,8 @@
 //! The GPU lane: one launch per shard of the weight.
 
 use super::{Expand, FusedBa, SHADER};
-use crate::device::{AdapterClass, Bind, Dispatch, Gpu, Grid, parts};
-use crate::ops::launch::loader;
+use crate::device::{Bind, Gpu, parts};
+use crate::ops::product::{Product, choose};
 use crate::ops::slots::Dropout;
 use crate::{Result, Shard, Tensor};
 
@@ -17,13 +17,10 @@ impl FusedBa<'_> {
         expand: Option<Expand<'_>>,
     ) -> Result<()> {
         let (m, k, n) = (x[0].shape().rows(), self.inputs(), self.outputs());
-        let row_words = self.w.format().row_words(self.w.cols());
         let (shard_n, shard_k) = if self.nt { (shard.rows, k) } else { (n, shard.rows) };
         let (x_first, y_first) = if self.nt { (0, shard.first) } else { (shard.first, 0) };
-        let mut params = Params {
-            sizes: [m, shard_n, shard_k, k, x_first, n, y_first, row_words].map(|v| v as u32),
-            ..bytemuck::Zeroable::zeroed()
-        };
+        let mut params: Params = bytemuck::Zeroable::zeroed();
+        params.y = [n, y_first].map(|v| v as u32);
         let (xb, stand_in) = (x[0].buffer(), x[0].buffer());
         let mut bind = vec![
             Bind::Read(xb),
@@ -47,36 +44,40 @@ impl FusedBa<'_> {
         } else {
             bind.extend([0; 4].map(|_| Bind::Unused(stand_in)));
         }
-        let entry = self.variant.unwrap_or(match gpu.class() {
-            AdapterClass::Software => "direct",
-            _ => "tile",
-        });
-        let side = if entry == "direct" { 32 } else { 64 };
-        gpu.dispatch(Dispatch {
+        let product = Product {
             shader: &SHADER,
-            entry,
+            tiling: self.variant.unwrap_or_else(|| choose(gpu.class(), m, shard_n, shard_k)),
+            format: self.w.format(),
+            batch: 1,
+            m,
+            n: shard_n,
+            k: shard_k,
+            ta: false,
+            tb: self.nt,
+            a_row: k,
+            a_first: x_first,
+            w_row: self.w.cols(),
+            bind: &bind,
             consts: &[
-                ("NT", u32::from(self.nt)),
                 ("EXPAND", u32::from(expand.is_some())),
                 ("BIAS", u32::from(self.bias.is_some())),
                 ("ADD", u32::from(add)),
                 ("DROP", drop),
                 ("UNITS", units),
             ],
-            parts: &[parts::HALF, loader(self.w.format()), parts::RANDOM, parts::DROPOUT, parts::SLOTS],
-            bind: &bind,
+            parts: &[parts::RANDOM, parts::DROPOUT, parts::SLOTS],
             params: bytemuck::bytes_of(&params),
-            grid: Grid::Xyz(shard_n.div_ceil(side), m.div_ceil(side), 1),
-            flops: 2 * (m * shard_n * shard_k) as u64,
-        })
+        };
+        product.run(gpu)
     }
 }
 
+/// What follows the parameters of the product.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct Params {
-    /// m, n, k, x_stride, x_first, y_stride, y_first, w_words
-    sizes: [u32; 8],
+    /// y_stride, y_first
+    y: [u32; 2],
     scale: f32,
     /// u_stride, u_first, slots
     u: [u32; 3],

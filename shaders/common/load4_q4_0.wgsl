@@ -1,0 +1,8 @@
+// Fragment: load_w4(row, col), four values of a weight stored as q4_0 in words `w`; layout as in load_q4_0. Needs half.
+fn load_w4(row: u32, col: u32) -> vec4<f32> {
+  let at = row * p.w_words;
+  let block = col / 32u;
+  let d = half(w[at + 2u * p.w_words / 9u * 4u + block / 2u] >> (16u * (block % 2u)));
+  let q = vec4<u32>(w[at + block * 4u + col / 4u % 4u] >> (4u * (col / 16u % 2u))) >> vec4<u32>(0u, 8u, 16u, 24u);
+  return (vec4<f32>(q & vec4<u32>(15u)) - 8.0) * d;
+}

@@ -1,0 +1,168 @@
+// Fragment: the dense product c[m,n] = sum_k a[m,k] w[k,n] in blocks of 4 x 4, by one of three entries:
+//   direct (blocks in registers alone), tile (through workgroup memory), vector (for few rows: k in slices)
+// An invocation holds R rows (1, or a multiple of 4) and C blocks of columns; a workgroup is X x Y invocations.
+// TA: a is stored [K, M]; TB: w is stored [N, K]; EDGE: k is not a multiple of 4.
+// Needs grid.wgsl, a4 and load_w4, in Params m, n, k, groups, a_stride, a_first, w_words, and
+// finish(batch, row, col, values), which stores the first min(R, 4) rows of a block and drops what lies beyond m and n.
+const BLOCK: u32 = min(R, 4u);
+const ROWS: u32 = R * Y;
+const COLS: u32 = 4u * C * X;
+struct Place { batch: u32, row: u32, col: u32 }
+
+// The tile of c that a workgroup computes.
+fn place(group: u32, rows: u32, cols: u32) -> Place {
+  let across = (p.n + cols - 1u) / cols;
+  let tiles = (p.m + rows - 1u) / rows * across;
+  return Place(group / tiles, group % tiles / across * rows, group % across * cols);
+}
+
+fn a_line(base: u32, k: u32, left: u32) -> vec4<f32> {
+  return select(vec4<f32>(0.0), a4(base + min(k, p.k - 1u) * p.a_stride, left), EDGE == 0u || k < p.k);
+}
+
+// Rows row .. row + 4 of a, at k .. k + 4: zero beyond k, the last row again beyond m.
+fn a_block(batch: u32, row: u32, k: u32) -> mat4x4<f32> {
+  let base = batch * p.m * p.k + p.a_first;
+  if (TA == 1u) {
+    let i = min(row, p.m - 1u) & ~3u;
+    let left = p.m - i;
+    let at = base + i;
+    var x = transpose(mat4x4<f32>(a_line(at, k, left), a_line(at, k + 1u, left), a_line(at, k + 2u, left), a_line(at, k + 3u, left)));
+    // A single row may stand anywhere in its vector.
+    if (R == 1u) { x[0] = x[row % 4u]; }
+    return x;
+  }
+  let i = base + k + min(vec4<u32>(row, row + 1u, row + 2u, row + 3u), vec4<u32>(p.m - 1u)) * p.a_stride;
+  let left = p.k - k;
+  return mat4x4<f32>(a4(i.x, left), a4(i.y, left), a4(i.z, left), a4(i.w, left));
+}
+
+fn w_line(first: u32, k: u32, col: u32) -> vec4<f32> {
+  return select(vec4<f32>(0.0), load_w4(first + min(k, p.k - 1u), col), EDGE == 0u || k < p.k);
+}
+
+// Columns col .. col + 4 of w, at k .. k + 4 (one vector for each k).
+fn w_block(batch: u32, k: u32, col: u32) -> mat4x4<f32> {
+  if (TB == 1u) {
+    let i = batch * p.n + min(vec4<u32>(col, col + 1u, col + 2u, col + 3u), vec4<u32>(p.n - 1u));
+    return transpose(mat4x4<f32>(load_w4(i.x, k), load_w4(i.y, k), load_w4(i.z, k), load_w4(i.w, k)));
+  }
+  let j = min(col, (p.n - 1u) & ~3u);
+  let first = batch * p.k;
+  return mat4x4<f32>(w_line(first, k, j), w_line(first, k + 1u, j), w_line(first, k + 2u, j), w_line(first, k + 3u, j));
+}
+
+fn add_line(x: vec4<f32>, w: mat4x4<f32>, acc: vec4<f32>) -> vec4<f32> {
+  return fma(vec4<f32>(x.w), w[3], fma(vec4<f32>(x.z), w[2], fma(vec4<f32>(x.y), w[1], fma(vec4<f32>(x.x), w[0], acc))));
+}
+
+fn add_blocks(batch: u32, row: u32, col: u32, k: u32, acc: ptr<function, array<vec4<f32>, R * C>>) {
+  for (var c = 0u; c < C; c++) {
+    let w = w_block(batch, k, col + 4u * c);
+    for (var r = 0u; r < R; r += 4u) {
+      let x = a_block(batch, row + r, k);
+      let at = r * C + c;
+      (*acc)[at] = add_line(x[0], w, (*acc)[at]);
+      if (R > 1u) {
+        (*acc)[at + C] = add_line(x[1], w, (*acc)[at + C]);
+        (*acc)[at + 2u * C] = add_line(x[2], w, (*acc)[at + 2u * C]);
+        (*acc)[at + 3u * C] = add_line(x[3], w, (*acc)[at + 3u * C]);
+      }
+    }
+  }
+}
+
+// Four rows of what an invocation holds; of R = 1 the first is the row.
+fn block_of(acc: ptr<function, array<vec4<f32>, R * C>>, r: u32, c: u32) -> mat4x4<f32> {
+  let at = r * C + c;
+  if (R == 1u) { return mat4x4<f32>((*acc)[at], vec4<f32>(0.0), vec4<f32>(0.0), vec4<f32>(0.0)); }
+  return mat4x4<f32>((*acc)[at], (*acc)[at + C], (*acc)[at + 2u * C], (*acc)[at + 3u * C]);
+}
+
+@compute @workgroup_size(X, Y)
+fn direct(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) g: vec3<u32>, @builtin(local_invocation_id) l: vec3<u32>) {
+  let at = place(linear_group(wid, g), ROWS, COLS);
+  let row = at.row + l.y * R;
+  let col = at.col + l.x * 4u * C;
+  if (at.batch >= p.groups || row >= p.m || col >= p.n) { return; }
+  var acc = array<vec4<f32>, R * C>();
+  for (var k = 0u; k < p.k; k += 4u) { add_blocks(at.batch, row, col, k, &acc); }
+  for (var r = 0u; r < R; r += 4u) {
+    for (var c = 0u; c < C; c++) { finish(at.batch, row + r, col + 4u * c, block_of(&acc, r, c)); }
+  }
+}
+
+// X slices of k for Y blocks of columns; the sums of the slices are added in order.
+var<workgroup> slices: array<vec4<f32>, X * Y * R>;
+
+@compute @workgroup_size(X, Y)
+fn vector(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) g: vec3<u32>, @builtin(local_invocation_id) l: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+  let at = place(linear_group(wid, g), R, 4u * Y);
+  if (at.batch >= p.groups) { return; }
+  var acc = array<vec4<f32>, R * C>();
+  for (var k = 4u * l.x; k < p.k; k += 4u * X) { add_blocks(at.batch, at.row, at.col + 4u * l.y, k, &acc); }
+  for (var r = 0u; r < R; r++) { slices[lane * R + r] = acc[r]; }
+  workgroupBarrier();
+  let block = lane / Y * 4u;
+  let column = lane % Y;
+  if (block >= R || at.col + 4u * column >= p.n) { return; }
+  var sum = mat4x4<f32>();
+  for (var s = 0u; s < X; s++) {
+    for (var r = 0u; r < BLOCK; r++) { sum[r] += slices[(column * X + s) * R + block + r]; }
+  }
+  finish(at.batch, at.row + block, at.col + 4u * column, sum);
+}
+
+const DEPTH: u32 = 16u;
+// A vector more than there are blocks: the lines start in different banks.
+const A_LINE: u32 = (ROWS + 3u) / 4u + 1u;
+const W_LINE: u32 = COLS / 4u + 1u;
+var<workgroup> a_tile: array<vec4<f32>, DEPTH * A_LINE>;
+var<workgroup> w_tile: array<vec4<f32>, DEPTH * W_LINE>;
+
+// The invocation at (x, y) holds blocks y + Y r of the rows and x + X c of the columns of the tile.
+@compute @workgroup_size(X, Y)
+fn tile(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) g: vec3<u32>, @builtin(local_invocation_id) l: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+  let at = place(linear_group(wid, g), ROWS, COLS);
+  if (at.batch >= p.groups) { return; }
+  const A_BLOCKS = (ROWS + 3u) / 4u;
+  const W_BLOCKS = COLS / 4u;
+  var acc = array<vec4<f32>, R * C>();
+  for (var k = 0u; k < p.k; k += DEPTH) {
+    workgroupBarrier();
+    // Neighbouring lanes read along the contiguous axis.
+    for (var i = lane; i < A_BLOCKS * DEPTH / 4u; i += X * Y) {
+      let r = select(i / (DEPTH / 4u), i % A_BLOCKS, TA == 1u);
+      let q = select(i % (DEPTH / 4u), i / A_BLOCKS, TA == 1u) * 4u;
+      var v = mat4x4<f32>();
+      if (k + q < p.k) { v = transpose(a_block(at.batch, at.row + 4u * r, k + q)); }
+      for (var s = 0u; s < 4u; s++) { a_tile[(q + s) * A_LINE + r] = v[s]; }
+    }
+    for (var i = lane; i < W_BLOCKS * DEPTH / 4u; i += X * Y) {
+      let c = select(i % W_BLOCKS, i / (DEPTH / 4u), TB == 1u);
+      let q = select(i / W_BLOCKS, i % (DEPTH / 4u), TB == 1u) * 4u;
+      var v = mat4x4<f32>();
+      if (k + q < p.k) { v = w_block(at.batch, k + q, at.col + 4u * c); }
+      for (var s = 0u; s < 4u; s++) { w_tile[(q + s) * W_LINE + c] = v[s]; }
+    }
+    workgroupBarrier();
+    for (var q = 0u; q < DEPTH; q++) {
+      for (var r = 0u; r < R; r += 4u) {
+        let x = a_tile[q * A_LINE + l.y + r / 4u * Y];
+        for (var c = 0u; c < C; c++) {
+          let w = w_tile[q * W_LINE + l.x + c * X];
+          let i = r * C + c;
+          acc[i] = fma(vec4<f32>(x.x), w, acc[i]);
+          acc[i + C] = fma(vec4<f32>(x.y), w, acc[i + C]);
+          acc[i + 2u * C] = fma(vec4<f32>(x.z), w, acc[i + 2u * C]);
+          acc[i + 3u * C] = fma(vec4<f32>(x.w), w, acc[i + 3u * C]);
+        }
+      }
+    }
+  }
+  for (var r = 0u; r < R; r += 4u) {
+    for (var c = 0u; c < C; c++) {
+      finish(at.batch, at.row + 4u * (l.y + r / 4u * Y), at.col + 4u * (l.x + c * X), block_of(&acc, r, c));
+    }
+  }
+}

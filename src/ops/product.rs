@@ -1,0 +1,201 @@
+//! Dense products on the GPU: the kernels of `shaders/common/product.wgsl`, and which of them to use.
+//!
+//! `matmul` and `fused_ba_matmul` share them; their shaders say what is done with a finished block. A storage format
+//! is a fragment that reads four values, so that every tiling works with every format.
+
+use super::launch::each_format;
+use crate::Format;
+use crate::device::parts;
+
+#[cfg(feature = "gpu")]
+use crate::Result;
+#[cfg(feature = "gpu")]
+use crate::device::{AdapterClass, Bind, Dispatch, Gpu, Grid, Shader};
+
+/// A kernel with its sizes. All give the same result within rounding; tests force each by name.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Tiling {
+    pub name: &'static str,
+    pub entry: &'static str,
+    /// Rows and blocks of four columns that an invocation holds.
+    r: u32,
+    c: u32,
+    /// Invocations of a workgroup.
+    x: u32,
+    y: u32,
+}
+
+const fn tiling(name: &'static str, entry: &'static str, [r, c, x, y]: [u32; 4]) -> Tiling {
+    Tiling { name, entry, r, c, x, y }
+}
+
+const DIRECT: Tiling = tiling("direct", "direct", [8, 1, 8, 8]);
+const DIRECT_N16: Tiling = tiling("direct n16", "direct", [8, 1, 4, 16]);
+const DIRECT_M4: Tiling = tiling("direct m4", "direct", [4, 1, 32, 1]);
+const DIRECT_M1: Tiling = tiling("direct m1", "direct", [1, 1, 32, 1]);
+const TILE: Tiling = tiling("tile", "tile", [8, 2, 8, 8]);
+const TILE_N64: Tiling = tiling("tile n64", "tile", [4, 2, 8, 8]);
+const TILE_N16: Tiling = tiling("tile n16", "tile", [4, 1, 4, 16]);
+const VECTOR_M8: Tiling = tiling("vector m8", "vector", [8, 1, 16, 4]);
+const VECTOR_M4: Tiling = tiling("vector m4", "vector", [4, 1, 16, 4]);
+const VECTOR_M1: Tiling = tiling("vector m1", "vector", [1, 1, 16, 4]);
+
+/// All of them.
+pub(super) static TILINGS: [Tiling; 10] =
+    [DIRECT, DIRECT_N16, DIRECT_M4, DIRECT_M1, TILE, TILE_N64, TILE_N16, VECTOR_M8, VECTOR_M4, VECTOR_M1];
+
+/// Bytes of workgroup memory that the entries take in their largest tiling.
+pub(super) const TILE_BYTES: u32 = 2 * 16 * 17 * 16;
+pub(super) const VECTOR_BYTES: u32 = 64 * 8 * 16;
+
+/// The tiling for `[m, k] [k, n]`. Software adapters pay for barriers and for every load, so that registers alone are
+/// best there; elsewhere few rows are a stream of the second operand, and narrow results get narrow tiles.
+#[cfg(feature = "gpu")]
+pub(super) fn choose(class: AdapterClass, m: usize, n: usize, k: usize) -> Tiling {
+    let software = class == AdapterClass::Software;
+    match (software, m, n) {
+        (true, 0..=1, _) => DIRECT_M1,
+        (true, 2..=4, _) => DIRECT_M4,
+        (true, _, 0..=16) => DIRECT_N16,
+        (true, ..) => DIRECT,
+        (_, 0..=1, _) => VECTOR_M1,
+        (_, 2..=4, _) => VECTOR_M4,
+        (_, 5..=8, _) => VECTOR_M8,
+        // A step of k is 16: shorter sums would fill little of it.
+        (_, _, 0..=16) if k < 16 => DIRECT_N16,
+        _ if k < 16 => DIRECT,
+        (_, _, 0..=16) => TILE_N16,
+        (_, _, 17..=64) => TILE_N64,
+        _ => TILE,
+    }
+}
+
+impl Tiling {
+    /// Values of the constants that every tiling has.
+    #[cfg(feature = "gpu")]
+    fn consts(&self) -> [(&'static str, u32); 4] {
+        [("R", self.r), ("C", self.c), ("X", self.x), ("Y", self.y)]
+    }
+
+    /// Rows and columns of the result that a workgroup computes.
+    #[cfg(feature = "gpu")]
+    fn sides(&self) -> (usize, usize) {
+        let (rows, cols) = match self.entry {
+            "vector" => (self.r, 4 * self.y),
+            _ => (self.r * self.y, 4 * self.c * self.x),
+        };
+        (rows as usize, cols as usize)
+    }
+}
+
+/// One launch: what the shader of an op adds to the product is in `consts`, `parts`, and `params`.
+#[cfg(feature = "gpu")]
+pub(super) struct Product<'a> {
+    pub shader: &'static Shader,
+    pub tiling: Tiling,
+    pub format: Format,
+    pub batch: usize,
+    pub m: usize,
+    pub n: usize,
+    pub k: usize,
+    /// The first operand is stored `[K, M]`, the second `[N, K]`.
+    pub ta: bool,
+    pub tb: bool,
+    /// Values in a stored row of the first operand, and where it starts.
+    pub a_row: usize,
+    pub a_first: usize,
+    /// Values in a stored row of the second operand.
+    pub w_row: usize,
+    pub bind: &'a [Bind<'a>],
+    pub consts: &'a [(&'static str, u32)],
+    pub parts: &'a [&'static str],
+    /// What follows the parameters of the product.
+    pub params: &'a [u8],
+}
+
+#[cfg(feature = "gpu")]
+impl Product<'_> {
+    /// Records the launch.
+    pub fn run(self, gpu: &Gpu) -> Result<()> {
+        let (rows, cols) = self.tiling.sides();
+        let a_aligned = self.a_row.is_multiple_of(4)
+            && self.a_first.is_multiple_of(4)
+            && (self.ta || self.k.is_multiple_of(4));
+        let edge = u32::from(!self.k.is_multiple_of(4));
+        let flags = [("TA", u32::from(self.ta)), ("TB", u32::from(self.tb)), ("EDGE", edge)];
+        let w_words = self.format.row_words(self.w_row);
+        let sizes = [self.m, self.n, self.k, self.batch, self.a_row, self.a_first, w_words].map(|v| v as u32);
+        let read = if a_aligned { parts::READ4 } else { parts::READ4_ANY };
+        gpu.dispatch(Dispatch {
+            shader: self.shader,
+            entry: self.tiling.entry,
+            consts: &[&self.tiling.consts()[..], &flags, self.consts].concat(),
+            parts: &[&[parts::PRODUCT, parts::GRID, read], loader(self.format, self.w_row), self.parts]
+                .concat(),
+            bind: self.bind,
+            params: &[bytemuck::cast_slice(&sizes), self.params].concat(),
+            grid: Grid::Linear(self.batch * self.m.div_ceil(rows) * self.n.div_ceil(cols)),
+            flops: 2 * (self.batch * self.m * self.n * self.k) as u64,
+        })
+    }
+}
+
+macro_rules! fragments {
+    ($name:literal, $load:ident, $load4:ident) => {
+        &[parts::HALF, parts::$load4]
+    };
+}
+macro_rules! single {
+    ($name:literal, $load:ident, $load4:ident) => {
+        &[parts::HALF, parts::$load, parts::LOAD4_ANY]
+    };
+}
+type Parts = &'static [&'static str];
+static LOADERS: [Parts; 11] = each_format!(fragments);
+static SINGLE: [Parts; 11] = each_format!(single);
+
+/// The fragments that read four values of a row of this length.
+pub(super) fn loader(format: Format, row: usize) -> Parts {
+    let all = if row.is_multiple_of(4) { &LOADERS } else { &SINGLE };
+    all[format as usize]
+}
+
+#[cfg(all(test, feature = "gpu"))]
+mod tests {
+    use super::*;
+    use AdapterClass::{Discrete, Integrated, Software};
+
+    #[test]
+    fn shape_classes_have_their_variants() {
+        let table = [
+            (Software, [1, 4096, 4096], "direct m1"),
+            (Software, [3, 4096, 4096], "direct m4"),
+            (Software, [512, 8, 576], "direct n16"),
+            (Software, [512, 512, 512], "direct"),
+            (Discrete, [1, 4096, 4096], "vector m1"),
+            (Discrete, [4, 4096, 4096], "vector m4"),
+            (Discrete, [8, 4096, 4096], "vector m8"),
+            (Discrete, [9, 16, 4096], "tile n16"),
+            (Discrete, [512, 64, 4096], "tile n64"),
+            (Integrated, [512, 65, 4096], "tile"),
+            (Integrated, [512, 2048, 8], "direct"),
+            (Integrated, [512, 16, 8], "direct n16"),
+        ];
+        for (class, [m, n, k], name) in table {
+            assert_eq!(choose(class, m, n, k).name, name, "{class:?} {m} x {n} x {k}");
+        }
+    }
+
+    #[test]
+    fn workgroups_fit_the_floor() {
+        for t in TILINGS {
+            let (rows, cols) = t.sides();
+            let bytes = match t.entry {
+                "tile" => 16 * (rows / 4 + 1 + cols / 4 + 1) * 16,
+                "vector" => (t.x * t.y * t.r) as usize * 16,
+                _ => 0,
+            };
+            assert!(t.x * t.y <= 256 && bytes <= TILE_BYTES as usize, "{t:?}: {bytes} bytes");
+        }
+    }
+}
