@@ -153,15 +153,29 @@ fn total<const FMA: bool>(mut acc: Lanes, x: &[f32], row: &[f32]) -> f32 {
     acc[0]
 }
 
-/// Inner product of two rows of one length.
+/// Inner product of two rows of one length, in a fixed order.
 #[inline(always)]
 pub(crate) fn dot<const FMA: bool>(x: &[f32], row: &[f32]) -> f32 {
-    let ((xs, x_tail), (rs, r_tail)) = (x.as_chunks::<LANES>(), row.as_chunks::<LANES>());
-    let mut acc = [0f32; LANES];
+    // Four chains of additions, as each waits for its last one.
+    const CHAINS: usize = 4;
+    let ((xs, x), (rs, r)) = (x.as_chunks::<{ CHAINS * LANES }>(), row.as_chunks::<{ CHAINS * LANES }>());
+    let mut acc = [[0f32; LANES]; CHAINS];
     for (x, r) in xs.iter().zip(rs) {
-        acc = more::<FMA>(acc, x, r);
+        for (c, acc) in acc.iter_mut().enumerate() {
+            for (l, acc) in acc.iter_mut().enumerate() {
+                *acc = mul_add::<FMA>(x[c * LANES + l], r[c * LANES + l], *acc);
+            }
+        }
     }
-    total::<FMA>(acc, x_tail, r_tail)
+    let ((xs, x), (rs, r)) = (x.as_chunks::<LANES>(), r.as_chunks::<LANES>());
+    for (x, r) in xs.iter().zip(rs) {
+        acc[0] = more::<FMA>(acc[0], x, r);
+    }
+    let mut all = acc[0];
+    for l in 0..LANES {
+        all[l] = (acc[0][l] + acc[1][l]) + (acc[2][l] + acc[3][l]);
+    }
+    total::<FMA>(all, x, r)
 }
 
 #[inline(always)]

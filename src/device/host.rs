@@ -42,6 +42,15 @@ impl Cpu {
         len.div_ceil(step) * step
     }
 
+    /// Like [`install`](Cpu::install), and on one of rayon's own threads where no thread count was given.
+    pub(crate) fn inside<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
+        match (&self.threads, rayon::current_thread_index()) {
+            (Some(pool), _) => pool.install(f),
+            (None, Some(_)) => f(),
+            (None, None) => rayon::scope(|_| f()),
+        }
+    }
+
     fn take(self: &Arc<Self>, len: usize) -> Result<Words> {
         let guard = self.guard.load(Relaxed);
         let cap = Self::class(len) + if guard { GUARD } else { 0 };

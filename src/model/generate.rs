@@ -117,8 +117,8 @@ impl<'a> Generation<'a> {
     pub fn push(&mut self, tokens: &[u32], pass: &Pass) -> Result<()> {
         self.check(tokens)?;
         let n = tokens.len() / self.rows;
-        no_grad(|| {
-            let device = self.model.device();
+        let device = self.model.device();
+        let run = || {
             let ids = Tensor::from_u32(device, &[self.rows, n], tokens)?;
             let step = Step { cache: Some(&mut self.cache), ..Step::default() };
             let hidden = self.model.forward(&ids, pass, step)?;
@@ -129,8 +129,9 @@ impl<'a> Generation<'a> {
                 last = last.gather_rows(&Tensor::from_u32(device, &[self.rows], &at)?)?;
             }
             self.logits = self.model.logits(&last)?.to_f32()?;
-            Ok(())
-        })?;
+            Ok::<(), Error>(())
+        };
+        device.inside(|| no_grad(run))?;
         match self.logits.iter().all(|v| v.is_finite()) {
             true => Ok(()),
             false => {

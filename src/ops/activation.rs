@@ -4,6 +4,7 @@
 use super::launch::{Kernel, binds};
 use super::{Case, Meta, Op, OpSpec, Operand, launch, math, run};
 use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
+use crate::simd::wide;
 use crate::tape::{Node, recording};
 use crate::{DType, Error, Result, Tensor};
 use rayon::prelude::*;
@@ -133,9 +134,9 @@ fn gelu_erf(x: f32) -> (f32, f32) {
 fn each(x: &[&[f32]], y: &mut [f32], f: impl Fn(f32, f32) -> f32 + Sync) {
     let tasks = y.par_chunks_mut(CHUNK).zip(x[0].par_chunks(CHUNK));
     match x.get(1) {
-        None => tasks.for_each(|(y, x)| y.iter_mut().zip(x).for_each(|(y, &x)| *y = f(x, 0.0))),
+        None => tasks.for_each(|(y, x)| wide(|| y.iter_mut().zip(x).for_each(|(y, &x)| *y = f(x, 0.0)))),
         Some(b) => tasks.zip(b.par_chunks(CHUNK)).for_each(|((y, x), b)| {
-            y.iter_mut().zip(x.iter().zip(b)).for_each(|(y, (&x, &b))| *y = f(x, b));
+            wide(|| y.iter_mut().zip(x.iter().zip(b)).for_each(|(y, (&x, &b))| *y = f(x, b)));
         }),
     }
 }
@@ -145,12 +146,14 @@ fn swiglu_backward(x: [&[f32]; 3], y: &mut [Host]) {
     let tasks = dgate.f32_mut().par_chunks_mut(CHUNK).zip(dup.f32_mut().par_chunks_mut(CHUNK));
     tasks.enumerate().for_each(|(c, (dgate, dup))| {
         let [gate, up, dy] = x.map(|v| &v[c * CHUNK..][..dgate.len()]);
-        let outputs = dgate.iter_mut().zip(dup);
-        for ((dgate, dup), ((gate, up), dy)) in outputs.zip(gate.iter().zip(up).zip(dy)) {
-            let (value, slope) = silu(*gate);
-            *dgate = slope * up * dy;
-            *dup = value * dy;
-        }
+        wide(|| {
+            let outputs = dgate.iter_mut().zip(dup);
+            for ((dgate, dup), ((gate, up), dy)) in outputs.zip(gate.iter().zip(up).zip(dy)) {
+                let (value, slope) = silu(*gate);
+                *dgate = slope * up * dy;
+                *dup = value * dy;
+            }
+        });
     });
 }
 

@@ -3,6 +3,7 @@
 use super::launch::ELEMENTS;
 use super::{Case, Meta, Op, OpSpec, Operand, rows_in_parallel, run, run_in_place};
 use crate::device::{Entry, Host, Shader};
+use crate::simd::wide;
 use crate::tape::Node;
 use crate::{DType, Device, Error, Result, Shape, Tensor};
 use rayon::prelude::*;
@@ -103,7 +104,7 @@ fn combine(y: &mut [f32], a: &Tensor, b: &Tensor, spread: Spread, f: impl Fn(f32
         Spread::Same => {
             let parts = y.par_chunks_mut(CHUNK).zip(a.par_chunks(CHUNK)).zip(b.par_chunks(CHUNK));
             parts.for_each(|((y, a), b)| {
-                y.iter_mut().zip(a).zip(b).for_each(|((y, &a), &b)| *y = f(a, b));
+                wide(|| y.iter_mut().zip(a).zip(b).for_each(|((y, &a), &b)| *y = f(a, b)));
             });
         }
         Spread::Row => rows_in_parallel(y, d, |i, y| {
@@ -118,7 +119,7 @@ fn combine(y: &mut [f32], a: &Tensor, b: &Tensor, spread: Spread, f: impl Fn(f32
 /// Calls `f` on every element of `y` and of `a`.
 fn update(y: &mut [f32], a: &[f32], f: impl Fn(&mut f32, f32) + Sync) {
     let parts = y.par_chunks_mut(CHUNK).zip(a.par_chunks(CHUNK));
-    parts.for_each(|(y, a)| y.iter_mut().zip(a).for_each(|(y, &a)| f(y, a)));
+    parts.for_each(|(y, a)| wide(|| y.iter_mut().zip(a).for_each(|(y, &a)| f(y, a))));
 }
 
 impl Op for Kind {

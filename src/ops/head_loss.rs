@@ -13,6 +13,7 @@ use super::math::{exp, max, sum};
 use super::{Case, Meta, Op, OpSpec, Operand, run};
 use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
 use crate::rng::Stream;
+use crate::simd::wide;
 use crate::tape::Node;
 use crate::weight::{Format, Weight, sample};
 use crate::{DType, Error, Result, Tensor};
@@ -115,12 +116,14 @@ impl HeadLoss {
                     if let Some(z) = (target as usize).checked_sub(offset).and_then(|t| z.get(t)) {
                         row.logit = *z;
                     }
-                    let best = max(z).max(row.top);
-                    let shrink = exp(row.top - best);
-                    z.iter_mut().for_each(|z| *z = exp(*z - best));
-                    acc.iter_mut().for_each(|a| *a *= shrink);
-                    row.total = row.total * shrink + sum(z);
-                    row.top = best;
+                    wide(|| {
+                        let best = max(z).max(row.top);
+                        let shrink = exp(row.top - best);
+                        z.iter_mut().for_each(|z| *z = exp(*z - best));
+                        acc.iter_mut().for_each(|a| *a *= shrink);
+                        row.total = row.total * shrink + sum(z);
+                        row.top = best;
+                    });
                 });
                 if self.gradient {
                     gemm(acc, Mat::new(&z, n, len), Mat::new(&part, len, d), 1.0, true);

@@ -51,11 +51,13 @@ pub(crate) fn sum_of(n: usize, f: impl Fn(usize) -> f32) -> f32 {
 }
 
 /// Sum.
+#[inline(always)]
 pub(crate) fn sum(v: &[f32]) -> f32 {
     sum_of(v.len(), |i| v[i])
 }
 
 /// Inner product over the shorter length.
+#[inline(always)]
 pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     let n = a.len().min(b.len());
     let (a, b) = (&a[..n], &b[..n]);
@@ -63,6 +65,7 @@ pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
 }
 
 /// Largest value, minus infinity for none. A NaN is passed over.
+#[inline(always)]
 pub(crate) fn max(v: &[f32]) -> f32 {
     let larger = |a: f32, v: f32| if v > a { v } else { a };
     let (body, tail) = v.split_at(v.len() / LANES * LANES);

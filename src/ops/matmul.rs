@@ -184,9 +184,10 @@ impl Op for Product {
             gemm(c, a, b, 1.0, false);
         };
         let c = y[0].f32_mut();
-        match c.len() == m * n {
-            true => one(0, c),
-            false => c.par_chunks_mut((m * n).max(1)).enumerate().for_each(|(g, c)| one(g, c)),
+        match c.len() {
+            len if len == m * n => one(0, c),
+            len if len * k < 1 << 18 => c.chunks_mut((m * n).max(1)).enumerate().for_each(|(g, c)| one(g, c)),
+            _ => c.par_chunks_mut((m * n).max(1)).enumerate().for_each(|(g, c)| one(g, c)),
         }
     }
 

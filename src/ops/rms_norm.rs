@@ -1,7 +1,8 @@
 //! Root-mean-square normalisation (Zhang & Sennrich 2019, arXiv:1910.07467).
 
-use super::{Case, Meta, Op, OpSpec, Operand, launch, math, rows_in_parallel, run};
+use super::{Case, Meta, Op, OpSpec, Operand, launch, math, rows_in_parallel, rows_per_task, run};
 use crate::device::{Entry, Host, Shader};
+use crate::simd::wide;
 use crate::tape::Node;
 use crate::{DType, Error, Result, Tensor};
 use rayon::prelude::*;
@@ -57,14 +58,14 @@ impl Op for Forward {
     fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
         let (d, x, w) = (x[0].shape().last().max(1), x[0].f32(), x[1].f32());
         let [y, inv] = y else { unreachable!() };
-        inv.f32_mut().par_iter_mut().zip(x.par_chunks(d)).with_min_len(16).for_each(|(inv, x)| {
-            *inv = 1.0 / (math::dot(x, x) / d as f32 + self.eps).sqrt();
-        });
-        let inv = inv.f32();
-        rows_in_parallel(y.f32_mut(), d, |i, y| {
-            for (y, (x, w)) in y.iter_mut().zip(x[i * d..].iter().zip(w)) {
-                *y = x * inv[i] * w;
-            }
+        let rows = y.f32_mut().par_chunks_mut(d).zip(inv.f32_mut()).zip(x.par_chunks(d));
+        rows.with_min_len(rows_per_task(d)).for_each(|((y, inv), x)| {
+            wide(|| {
+                *inv = 1.0 / (math::dot(x, x) / d as f32 + self.eps).sqrt();
+                for (y, (x, w)) in y.iter_mut().zip(x.iter().zip(w)) {
+                    *y = x * *inv * w;
+                }
+            });
         });
     }
 

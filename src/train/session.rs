@@ -116,6 +116,11 @@ impl Session {
 
     /// Like [`step`](Session::step), with what routers are to do in each micro-batch.
     pub fn step_with(&mut self, batches: &[Batch], choices: &[Choices]) -> Result<StepReport> {
+        let device = self.model.device().clone();
+        device.inside(|| self.step_here(batches, choices))
+    }
+
+    fn step_here(&mut self, batches: &[Batch], choices: &[Choices]) -> Result<StepReport> {
         let trained: usize = batches.iter().map(|b| b.trained).sum();
         if trained == 0 {
             return Err(Error::config("batch", "no token is trained: there is nothing to learn from"));

@@ -1,9 +1,10 @@
 //! From packed words to f32, on the CPU.
 //!
-//! Plain loops over blocks of fixed size, which the compiler vectorises; on x86-64 they are compiled a second time
-//! for AVX2. Both give the same bits: nothing is contracted. The order of operations is ggml's.
+//! Plain loops over blocks of fixed size, which the compiler vectorises, compiled for the processor they run on. Values
+//! have the same bits everywhere: nothing is contracted. The order of operations is ggml's.
 
 use super::format::Format;
+use crate::simd::{self, vectorised};
 
 #[cfg(target_endian = "big")]
 compile_error!("packed words are read as little-endian bytes");
@@ -54,21 +55,44 @@ fn halves(words: &[u32], out: &mut [f32], value: impl Fn(u32) -> f32) {
     }
 }
 
-/// Blocks of 32 with four bits each, low ones first: `value(block, quant, position in the block)`.
+/// Blocks whose scales are read together, so that this too is vector code.
+const TOGETHER: usize = 16;
+
+/// Keeps the compiler from taking the same element of many blocks at once, which are far apart.
 #[inline(always)]
-fn nibbles<S: Copy>(
+fn one_by_one() {
+    // SAFETY: no instruction.
+    unsafe { std::arch::asm!("", options(nomem, nostack, preserves_flags)) }
+}
+
+/// Blocks of 32 with four bits each, low ones first: `value(scale, quant, block, position in the block)`, where the
+/// scales of a block are halves of a word.
+#[inline(always)]
+fn nibbles(
     quants: &[u32],
     out: &mut [f32],
-    scale: impl Fn(usize) -> S,
-    value: impl Fn(S, u32, usize) -> f32,
+    scale: impl Fn(usize) -> u32,
+    value: impl Fn((f32, f32), u32, usize, usize) -> f32,
 ) {
     let (out, _) = out.as_chunks_mut::<32>();
     let (quants, _) = bytes(quants).as_chunks::<16>();
-    for (b, (o, q)) in out.iter_mut().zip(quants).enumerate() {
-        let s = scale(b);
-        for i in 0..16 {
-            o[i] = value(s, q[i] as u32 & 15, i);
-            o[i + 16] = value(s, q[i] as u32 >> 4, i + 16);
+    for (group, (out, quants)) in out.chunks_mut(TOGETHER).zip(quants.chunks(TOGETHER)).enumerate() {
+        let first = group * TOGETHER;
+        let mut words = [0; TOGETHER];
+        words.iter_mut().take(out.len()).enumerate().for_each(|(i, w)| *w = scale(first + i));
+        let (mut low, mut high) = ([0f32; TOGETHER], [0f32; TOGETHER]);
+        for i in 0..TOGETHER {
+            (low[i], high[i]) = both(words[i]);
+        }
+        for (i, (o, q)) in out.iter_mut().zip(quants).enumerate() {
+            let s = (low[i], high[i]);
+            one_by_one();
+            for j in 0..16 {
+                o[j] = value(s, q[j] as u32 & 15, first + i, j);
+            }
+            for j in 0..16 {
+                o[j + 16] = value(s, q[j] as u32 >> 4, first + i, j + 16);
+            }
         }
     }
 }
@@ -164,22 +188,20 @@ fn decode_here(format: Format, words: &[u32], out: &mut [f32]) {
             }
         }
         Format::Q4_0 => {
-            nibbles(quants, out, |b| single(scales, b), |d, q, _| (q as i32 - 8) as f32 * d);
+            nibbles(quants, out, |b| scales[b / 2] >> (16 * (b % 2)), |(d, _), q, _, _| (q as i32 - 8) as f32 * d);
         }
-        Format::Q4_1 => {
-            nibbles(quants, out, |b| both(scales[b]), |(d, m), q, _| q as i32 as f32 * d + m);
-        }
+        Format::Q4_1 => nibbles(quants, out, |b| scales[b], |(d, m), q, _, _| q as i32 as f32 * d + m),
         Format::Q5_0 => nibbles(
             quants,
             out,
-            |b| (single(scales, b), high[b]),
-            |(d, h), q, i| ((q | fifth(h, i)) as i32 - 16) as f32 * d,
+            |b| scales[b / 2] >> (16 * (b % 2)),
+            |(d, _), q, b, i| ((q | fifth(high[b], i)) as i32 - 16) as f32 * d,
         ),
         Format::Q5_1 => nibbles(
             quants,
             out,
-            |b| (both(scales[b]), high[b]),
-            |((d, m), h), q, i| (q | fifth(h, i)) as i32 as f32 * d + m,
+            |b| scales[b],
+            |(d, m), q, b, i| (q | fifth(high[b], i)) as i32 as f32 * d + m,
         ),
         Format::Q4_K => q4_k(words, out),
         Format::Q5_K => q5_k(words, out),
@@ -187,73 +209,37 @@ fn decode_here(format: Format, words: &[u32], out: &mut [f32]) {
     }
 }
 
-/// Inner product in a fixed order: 32 running sums, then their tree.
-#[inline(always)]
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut acc = [[0f32; 8]; 4];
-    let ((a, a_tail), (b, b_tail)) = (a.as_chunks::<32>(), b.as_chunks::<32>());
-    for (a, b) in a.iter().zip(b) {
-        for q in 0..4 {
-            for i in 0..8 {
-                acc[q][i] += a[8 * q + i] * b[8 * q + i];
-            }
-        }
-    }
-    let mut sums = [0f32; 8];
-    for i in 0..8 {
-        sums[i] = (acc[0][i] + acc[1][i]) + (acc[2][i] + acc[3][i]);
-    }
-    let tail = a_tail.iter().zip(b_tail).fold(0f32, |t, (a, b)| t + a * b);
-    let [s0, s1, s2, s3, s4, s5, s6, s7] = sums;
-    ((s0 + s4) + (s1 + s5)) + ((s2 + s6) + (s3 + s7)) + tail
-}
-
-#[inline(always)]
-fn dots_here(format: Format, words: &[u32], x: &[f32], row: &mut [f32], y: &mut [f32]) {
-    decode_here(format, words, row);
-    for (y, x) in y.iter_mut().zip(x.chunks_exact(row.len())) {
-        *y = dot(row, x);
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-mod wide {
-    use super::*;
-
-    /// # Safety
-    /// The processor has AVX2.
-    #[target_feature(enable = "avx2")]
-    pub unsafe fn decode(format: Format, words: &[u32], out: &mut [f32]) {
+vectorised! {
+    fn decode_row(format: Format, words: &[u32], out: &mut [f32]) {
         decode_here(format, words, out);
     }
+}
 
-    /// # Safety
-    /// The processor has AVX2.
-    #[target_feature(enable = "avx2")]
-    pub unsafe fn dots(format: Format, words: &[u32], x: &[f32], row: &mut [f32], y: &mut [f32]) {
-        dots_here(format, words, x, row, y);
+vectorised! {
+    fn dots(format: Format, words: &[u32], x: &[f32], row: &mut [f32], y: &mut [f32]) {
+        let n = row.len();
+        let row = match format {
+            Format::F32 => &bytemuck::cast_slice(words)[..n],
+            _ => {
+                decode_here(format, words, row);
+                &*row
+            }
+        };
+        for (y, x) in y.iter_mut().zip(x.chunks_exact(n)) {
+            *y = simd::dot::<FMA>(row, x);
+        }
     }
 }
 
 impl Format {
     /// A packed row as values.
     pub(super) fn decode(self, words: &[u32], out: &mut [f32]) {
-        #[cfg(target_arch = "x86_64")]
-        if std::arch::is_x86_feature_detected!("avx2") {
-            // SAFETY: just detected.
-            return unsafe { wide::decode(self, words, out) };
-        }
-        decode_here(self, words, out);
+        decode_row(self, words, out);
     }
 
     /// Inner products of a packed row with rows of `x`, one for each `y`. `row` is where it is decoded; not empty.
     pub(super) fn dots(self, words: &[u32], x: &[f32], row: &mut [f32], y: &mut [f32]) {
-        #[cfg(target_arch = "x86_64")]
-        if std::arch::is_x86_feature_detected!("avx2") {
-            // SAFETY: just detected.
-            return unsafe { wide::dots(self, words, x, row, y) };
-        }
-        dots_here(self, words, x, row, y);
+        dots(self, words, x, row, y);
     }
 }
 

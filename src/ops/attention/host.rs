@@ -3,6 +3,7 @@
 use super::Dims;
 use crate::ops::gemm::{Mat, gemm_here};
 use crate::ops::math::{dot, exp, max, sum};
+use crate::simd::wide;
 use rayon::prelude::*;
 
 /// Queries and keys of one score block: with D = 64 everything stays in the first two cache levels.
@@ -46,6 +47,7 @@ impl<'a> Head<'a> {
         Mat::strided(&data[((self.batch * t + j0) * kv + self.head / (h / kv)) * d..], n, d, kv * d)
     }
     /// Scores `[n, w]` of queries from `i0` and keys from `j0`; minus infinity where a key is not visible.
+    #[inline(always)]
     fn scores(&self, out: &mut [f32], i0: usize, n: usize, j0: usize, w: usize) {
         let (q, k) = (self.queries(self.x.q, i0, n), self.keys(self.x.k, j0, w));
         gemm_here(out, q, k.t(), self.dims.scale, false);
@@ -61,6 +63,7 @@ impl<'a> Head<'a> {
         }
     }
 
+    #[inline(always)]
     fn forward(&self, i0: usize, o: &mut [&mut [f32]], lse: &mut [f32]) {
         let (n, d) = (o.len(), self.dims.d);
         let end = self.dims.offset() + i0 + n;
@@ -93,6 +96,7 @@ impl<'a> Head<'a> {
     }
 
     /// `dq` by rows, `dk` and `dv` `[T, D]` of this head alone.
+    #[inline(always)]
     fn backward(&self, y: Outputs<'_>, dq: &mut [&mut [f32]], dk: &mut [f32], dv: &mut [f32]) {
         let Dims { s, t, d, .. } = *self.dims;
         let offset = self.dims.offset();
@@ -161,7 +165,7 @@ pub(super) fn forward(dims: &Dims, x: Inputs<'_>, o: &mut [f32], lse: &mut [f32]
     by_head(o, dims, QUERIES).into_par_iter().zip(lse).enumerate().for_each(|(task, (mut o, lse))| {
         let head = task / blocks;
         let head = Head { dims, x, batch: head / h, head: head % h };
-        head.forward(task % blocks * QUERIES, &mut o, lse);
+        wide(|| head.forward(task % blocks * QUERIES, &mut o, lse));
     });
 }
 
@@ -190,7 +194,7 @@ pub(super) fn backward(
         let parts = own_k.par_chunks_mut(t * d).zip(own_v.par_chunks_mut(t * d));
         rows.into_par_iter().zip(parts).enumerate().for_each(|(task, (mut dq, (dk, dv)))| {
             let head = Head { dims, x, batch: first + task / h, head: task % h };
-            head.backward(y, &mut dq, dk, dv);
+            wide(|| head.backward(y, &mut dq, dk, dv));
         });
         for (to, from) in [(&mut *dk, &*own_k), (&mut *dv, &*own_v)] {
             let to = &mut to[first * t * kv * d..][..n * t * kv * d];
