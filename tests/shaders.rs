@@ -1,7 +1,7 @@
 //! Every entry and variant of every shader, checked without an adapter: naga validates it and translates it to
 //! each back end it declares; limits that neither naga nor wgpu checks are checked here.
 
-use mixlora::device::{Entry, MAX_PARAM_BYTES, Shader, Variant};
+use mixlora::device::{COOP_8, COOP_16, Entry, MAX_PARAM_BYTES, Shader, Variant};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use naga::{AddressSpace, Module, ShaderStage};
 use std::collections::BTreeSet;
@@ -12,7 +12,8 @@ const MAX_STORAGE_BINDINGS: usize = 8;
 const MAX_INVOCATIONS: u32 = 256;
 
 fn shaders() -> Vec<&'static Shader> {
-    let mut all: Vec<&'static Shader> = mixlora::ops::ALL.iter().flat_map(|op| op.shaders).chain(mixlora::bench::SHADERS).copied().collect();
+    let mut all: Vec<&'static Shader> =
+        mixlora::ops::ALL.iter().flat_map(|op| op.shaders).chain(mixlora::bench::SHADERS).copied().collect();
     all.sort_by_key(|s| s.name);
     all.dedup_by_key(|s| s.name);
     all
@@ -39,13 +40,15 @@ fn for_each(check: impl Fn(&Shader, &Entry, &Variant, bool) -> Result<(), String
     assert!(failed.is_empty(), "{} of {checked} failed:\n{}", failed.len(), failed.join("\n"));
 }
 
-/// Parsed and validated with what the floor offers, and nothing else.
+/// Parsed and validated with what the floor offers, and nothing else; with cooperative matrices where declared.
 fn validated(shader: &Shader, variant: &Variant, immediates: bool) -> Result<(Module, ModuleInfo), String> {
     let text = variant.text(shader, immediates);
     let module = naga::front::wgsl::parse_str(&text).map_err(|e| e.emit_to_string(&text))?;
     // unpack2x16float is part of the floor: every Vulkan, Metal and DX12 adapter has it.
     let mut allowed = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
     allowed.set(Capabilities::IMMEDIATES, immediates);
+    let coop = Capabilities::COOPERATIVE_MATRIX | Capabilities::SHADER_FLOAT16 | Capabilities::SUBGROUP;
+    allowed.set(coop, [COOP_8, COOP_16].contains(&variant.backends));
     let info = Validator::new(ValidationFlags::all(), allowed)
         .validate(&module)
         .map_err(|e| e.emit_to_string(&text))?;

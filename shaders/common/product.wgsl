@@ -1,12 +1,12 @@
 // Fragment: the dense product c[m,n] = sum_k a[m,k] w[k,n] in blocks of 4 x 4, by one of three entries:
 //   direct (blocks in registers alone), tile (through workgroup memory), vector (for few rows: k in slices)
-// An invocation holds R rows (1, or a multiple of 4) and C blocks of columns; a workgroup is X x Y invocations.
+// An invocation holds R rows (1, or a multiple of 4) and V vectors of four columns; a workgroup is X x Y invocations.
 // TA: a is stored [K, M]; TB: w is stored [N, K]; EDGE: k is not a multiple of 4.
 // Needs grid.wgsl, a4 and load_w4, in Params m, n, k, groups, a_stride, a_first, w_words, and
 // finish(batch, row, col, values), which stores the first min(R, 4) rows of a block and drops what lies beyond m and n.
 const BLOCK: u32 = min(R, 4u);
 const ROWS: u32 = R * Y;
-const COLS: u32 = 4u * C * X;
+const COLS: u32 = 4u * V * X;
 struct Place { batch: u32, row: u32, col: u32 }
 
 // The tile of c that a workgroup computes.
@@ -56,39 +56,39 @@ fn add_line(x: vec4<f32>, w: mat4x4<f32>, acc: vec4<f32>) -> vec4<f32> {
   return fma(vec4<f32>(x.w), w[3], fma(vec4<f32>(x.z), w[2], fma(vec4<f32>(x.y), w[1], fma(vec4<f32>(x.x), w[0], acc))));
 }
 
-fn add_blocks(batch: u32, row: u32, col: u32, k: u32, acc: ptr<function, array<vec4<f32>, R * C>>) {
-  for (var c = 0u; c < C; c++) {
+fn add_blocks(batch: u32, row: u32, col: u32, k: u32, acc: ptr<function, array<vec4<f32>, R * V>>) {
+  for (var c = 0u; c < V; c++) {
     let w = w_block(batch, k, col + 4u * c);
     for (var r = 0u; r < R; r += 4u) {
       let x = a_block(batch, row + r, k);
-      let at = r * C + c;
+      let at = r * V + c;
       (*acc)[at] = add_line(x[0], w, (*acc)[at]);
       if (R > 1u) {
-        (*acc)[at + C] = add_line(x[1], w, (*acc)[at + C]);
-        (*acc)[at + 2u * C] = add_line(x[2], w, (*acc)[at + 2u * C]);
-        (*acc)[at + 3u * C] = add_line(x[3], w, (*acc)[at + 3u * C]);
+        (*acc)[at + V] = add_line(x[1], w, (*acc)[at + V]);
+        (*acc)[at + 2u * V] = add_line(x[2], w, (*acc)[at + 2u * V]);
+        (*acc)[at + 3u * V] = add_line(x[3], w, (*acc)[at + 3u * V]);
       }
     }
   }
 }
 
 // Four rows of what an invocation holds; of R = 1 the first is the row.
-fn block_of(acc: ptr<function, array<vec4<f32>, R * C>>, r: u32, c: u32) -> mat4x4<f32> {
-  let at = r * C + c;
+fn block_of(acc: ptr<function, array<vec4<f32>, R * V>>, r: u32, c: u32) -> mat4x4<f32> {
+  let at = r * V + c;
   if (R == 1u) { return mat4x4<f32>((*acc)[at], vec4<f32>(0.0), vec4<f32>(0.0), vec4<f32>(0.0)); }
-  return mat4x4<f32>((*acc)[at], (*acc)[at + C], (*acc)[at + 2u * C], (*acc)[at + 3u * C]);
+  return mat4x4<f32>((*acc)[at], (*acc)[at + V], (*acc)[at + 2u * V], (*acc)[at + 3u * V]);
 }
 
 @compute @workgroup_size(X, Y)
 fn direct(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) g: vec3<u32>, @builtin(local_invocation_id) l: vec3<u32>) {
   let at = place(linear_group(wid, g), ROWS, COLS);
   let row = at.row + l.y * R;
-  let col = at.col + l.x * 4u * C;
+  let col = at.col + l.x * 4u * V;
   if (at.batch >= p.groups || row >= p.m || col >= p.n) { return; }
-  var acc = array<vec4<f32>, R * C>();
+  var acc = array<vec4<f32>, R * V>();
   for (var k = 0u; k < p.k; k += 4u) { add_blocks(at.batch, row, col, k, &acc); }
   for (var r = 0u; r < R; r += 4u) {
-    for (var c = 0u; c < C; c++) { finish(at.batch, row + r, col + 4u * c, block_of(&acc, r, c)); }
+    for (var c = 0u; c < V; c++) { finish(at.batch, row + r, col + 4u * c, block_of(&acc, r, c)); }
   }
 }
 
@@ -99,7 +99,7 @@ var<workgroup> slices: array<vec4<f32>, X * Y * R>;
 fn vector(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) g: vec3<u32>, @builtin(local_invocation_id) l: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
   let at = place(linear_group(wid, g), R, 4u * Y);
   if (at.batch >= p.groups) { return; }
-  var acc = array<vec4<f32>, R * C>();
+  var acc = array<vec4<f32>, R * V>();
   for (var k = 4u * l.x; k < p.k; k += 4u * X) { add_blocks(at.batch, at.row, at.col + 4u * l.y, k, &acc); }
   for (var r = 0u; r < R; r++) { slices[lane * R + r] = acc[r]; }
   workgroupBarrier();
@@ -127,7 +127,7 @@ fn tile(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) g: vec3<
   if (at.batch >= p.groups) { return; }
   const A_BLOCKS = (ROWS + 3u) / 4u;
   const W_BLOCKS = COLS / 4u;
-  var acc = array<vec4<f32>, R * C>();
+  var acc = array<vec4<f32>, R * V>();
   for (var k = 0u; k < p.k; k += DEPTH) {
     workgroupBarrier();
     // Neighbouring lanes read along the contiguous axis.
@@ -149,19 +149,19 @@ fn tile(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) g: vec3<
     for (var q = 0u; q < DEPTH; q++) {
       for (var r = 0u; r < R; r += 4u) {
         let x = a_tile[q * A_LINE + l.y + r / 4u * Y];
-        for (var c = 0u; c < C; c++) {
+        for (var c = 0u; c < V; c++) {
           let w = w_tile[q * W_LINE + l.x + c * X];
-          let i = r * C + c;
+          let i = r * V + c;
           acc[i] = fma(vec4<f32>(x.x), w, acc[i]);
-          acc[i + C] = fma(vec4<f32>(x.y), w, acc[i + C]);
-          acc[i + 2u * C] = fma(vec4<f32>(x.z), w, acc[i + 2u * C]);
-          acc[i + 3u * C] = fma(vec4<f32>(x.w), w, acc[i + 3u * C]);
+          acc[i + V] = fma(vec4<f32>(x.y), w, acc[i + V]);
+          acc[i + 2u * V] = fma(vec4<f32>(x.z), w, acc[i + 2u * V]);
+          acc[i + 3u * V] = fma(vec4<f32>(x.w), w, acc[i + 3u * V]);
         }
       }
     }
   }
   for (var r = 0u; r < R; r += 4u) {
-    for (var c = 0u; c < C; c++) {
+    for (var c = 0u; c < V; c++) {
       finish(at.batch, at.row + 4u * (l.y + r / 4u * Y), at.col + 4u * (l.x + c * X), block_of(&acc, r, c));
     }
   }

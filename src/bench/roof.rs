@@ -42,8 +42,8 @@ pub struct Roof {
     /// Fused multiply-adds of f32, each two FLOP.
     pub fma_gflops: f64,
     /// Samples of both, in seconds, and their work, for the report.
-    samples: [Vec<f64>; 2],
-    work: [f64; 2],
+    pub(super) samples: [Vec<f64>; 2],
+    pub(super) work: [f64; 2],
 }
 
 impl Roof {

@@ -2,6 +2,7 @@
 
 use super::adapter::adapters;
 use super::buffer::Pool;
+use super::coop::{self, Coop, CoopSize, GpuOptions};
 use super::kernel::Pipelines;
 use super::memory::Memory;
 use super::record::Recorder;
@@ -53,6 +54,7 @@ pub struct Gpu {
     pub(super) recorder: Mutex<Recorder>,
     pub(super) trouble: Arc<Trouble>,
     pub(super) guard: AtomicBool,
+    coop: Coop,
 }
 
 /// A limit of an adapter beside what this crate needs.
@@ -63,6 +65,9 @@ pub struct FloorLimit {
     pub have: u64,
     pub need: u64,
 }
+
+/// Why a device has no cooperative matrices unless its options say otherwise.
+const NOT_ASKED: &str = "cooperative matrices were not asked for";
 
 /// The floor that every kernel of this crate is designed for.
 pub(super) fn floor(l: &wgpu::Limits) -> [FloorLimit; 6] {
@@ -87,7 +92,7 @@ pub(super) fn check_floor(adapter: &str, l: &wgpu::Limits) -> Result<()> {
 }
 
 impl Gpu {
-    pub(super) fn best(software: bool) -> Result<Arc<Self>> {
+    pub(super) fn best(software: bool, options: &GpuOptions) -> Result<Arc<Self>> {
         let all = adapters();
         let mut why = if all.is_empty() {
             "no Vulkan, Metal or DX12 adapter found (on Debian: install mesa-vulkan-drivers)".to_string()
@@ -98,7 +103,7 @@ impl Gpu {
             if AdapterClass::of(&a.get_info()) == AdapterClass::Software && !software {
                 continue;
             }
-            match Gpu::open(&a, a.limits()) {
+            match Gpu::open(&a, a.limits(), options) {
                 Ok(g) => return Ok(g),
                 Err(e) => why = e.to_string(),
             }
@@ -106,11 +111,11 @@ impl Gpu {
         Err(Error::NoAdapter(why))
     }
 
-    pub(super) fn named(name: &str) -> Result<Arc<Self>> {
+    pub(super) fn named(name: &str, options: &GpuOptions) -> Result<Arc<Self>> {
         let all = adapters();
         let wanted = name.to_lowercase();
         match all.iter().find(|a| a.get_info().name.to_lowercase().contains(&wanted)) {
-            Some(a) => Gpu::open(a, a.limits()),
+            Some(a) => Gpu::open(a, a.limits(), options),
             None => {
                 let names: Vec<_> = all.iter().map(|a| format!("'{}'", a.get_info().name)).collect();
                 Err(Error::NoAdapter(format!(
@@ -122,19 +127,31 @@ impl Gpu {
     }
 
     /// Opens an adapter with the given limits (its own, or the floor).
-    pub(super) fn open(adapter: &wgpu::Adapter, limits: wgpu::Limits) -> Result<Arc<Self>> {
+    pub(super) fn open(
+        adapter: &wgpu::Adapter,
+        limits: wgpu::Limits,
+        options: &GpuOptions,
+    ) -> Result<Arc<Self>> {
         let info = adapter.get_info();
         check_floor(&info.name, &limits)?;
         let wanted = wgpu::Features::IMMEDIATES | wgpu::Features::TIMESTAMP_QUERY;
+        let size = if options.coop { coop::offered(adapter) } else { Err(NOT_ASKED) };
         let request = |limits: wgpu::Limits| {
             let immediates = limits.max_immediate_size >= MAX_PARAM_BYTES as u32;
             let mut features = adapter.features() & wanted;
             features
                 .set(wgpu::Features::IMMEDIATES, immediates && features.contains(wgpu::Features::IMMEDIATES));
+            let mut experimental = wgpu::ExperimentalFeatures::disabled();
+            if size.is_ok() {
+                features |= coop::FEATURES;
+                // What is experimental about them is checked: by the shader tests, and by a self-test before use.
+                experimental = unsafe { wgpu::ExperimentalFeatures::enabled() };
+            }
             pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
                 label: Some("mixlora"),
                 required_features: features,
                 required_limits: limits,
+                experimental_features: experimental,
                 ..Default::default()
             }))
         };
@@ -155,7 +172,7 @@ impl Gpu {
                 lost.get_or_insert(format!("{reason:?} {text}").trim().to_string());
             }
         });
-        Ok(Gpu::with(info, device, queue, trouble))
+        Ok(Gpu::with(info, device, queue, trouble, Coop::new(size)))
     }
 
     pub(super) fn shared(
@@ -165,7 +182,7 @@ impl Gpu {
     ) -> Result<Arc<Self>> {
         let info = adapter.get_info();
         check_floor(&info.name, &device.limits())?;
-        Ok(Gpu::with(info, device, queue, Arc::default()))
+        Ok(Gpu::with(info, device, queue, Arc::default(), Coop::new(Err(NOT_ASKED))))
     }
 
     fn with(
@@ -173,6 +190,7 @@ impl Gpu {
         device: wgpu::Device,
         queue: wgpu::Queue,
         trouble: Arc<Trouble>,
+        coop: Coop,
     ) -> Arc<Self> {
         let (limits, features) = (device.limits(), device.features());
         Arc::new(Gpu {
@@ -185,6 +203,7 @@ impl Gpu {
             recorder: Mutex::default(),
             trouble,
             guard: false.into(),
+            coop,
             device,
             queue,
         })
@@ -209,6 +228,14 @@ impl Gpu {
     /// Byte counters and budget.
     pub fn memory(&self) -> &Memory {
         &self.memory
+    }
+    /// The cooperative matrices to use, if any; `test` is run once, before the first use.
+    pub(crate) fn coop(&self, test: impl FnOnce(CoopSize) -> Result<()>) -> Option<CoopSize> {
+        self.coop.tested(test)
+    }
+    /// Why cooperative matrices are not used, if that is known.
+    pub fn coop_note(&self) -> Option<String> {
+        self.coop.note()
     }
     /// The device itself, for sharing with other wgpu code.
     pub fn raw(&self) -> (&wgpu::Device, &wgpu::Queue) {

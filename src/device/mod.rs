@@ -11,6 +11,8 @@ mod adapter;
 #[cfg(feature = "gpu")]
 mod buffer;
 #[cfg(feature = "gpu")]
+mod coop;
+#[cfg(feature = "gpu")]
 mod gpu;
 #[cfg(feature = "gpu")]
 mod kernel;
@@ -25,6 +27,10 @@ pub use adapter::AdapterSummary;
 #[cfg(feature = "gpu")]
 pub(crate) use buffer::GpuBuffer;
 #[cfg(feature = "gpu")]
+pub(crate) use coop::CoopSize;
+#[cfg(feature = "gpu")]
+pub use coop::GpuOptions;
+#[cfg(feature = "gpu")]
 pub use gpu::{AdapterClass, FloorLimit, Gpu};
 #[cfg(feature = "gpu")]
 pub use kernel::compose;
@@ -35,7 +41,7 @@ pub use record::{KernelTime, Pending, Stats};
 
 pub mod parts;
 mod shader;
-pub use shader::{Backends, Entry, MAX_PARAM_BYTES, PORTABLE, Shader, Variant};
+pub use shader::{Backends, COOP_8, COOP_16, Entry, MAX_PARAM_BYTES, PORTABLE, Shader, Variant};
 
 use crate::{Error, Result};
 use std::sync::Arc;
@@ -86,7 +92,7 @@ impl Device {
         #[cfg(feature = "gpu")]
         {
             let required = std::env::var("MIXLORA_REQUIRE_GPU").is_ok_and(|v| v == "1");
-            match Gpu::best(required) {
+            match Gpu::best(required, &GpuOptions::from_env()) {
                 Ok(gpu) => return Ok(Device::Gpu(gpu)),
                 Err(e) if required => return Err(e),
                 Err(_) => {}
@@ -98,13 +104,19 @@ impl Device {
     /// Best GPU of the machine; a software adapter when there is no other.
     #[cfg(feature = "gpu")]
     pub fn gpu() -> Result<Self> {
-        Ok(Device::Gpu(Gpu::best(true)?))
+        Device::gpu_with(&GpuOptions::from_env())
+    }
+
+    /// The same with given options, whatever the environment says.
+    #[cfg(feature = "gpu")]
+    pub fn gpu_with(options: &GpuOptions) -> Result<Self> {
+        Ok(Device::Gpu(Gpu::best(true, options)?))
     }
 
     /// The first adapter whose name contains `name` (case ignored), software adapters included.
     #[cfg(feature = "gpu")]
     pub fn gpu_named(name: &str) -> Result<Self> {
-        Ok(Device::Gpu(Gpu::named(name)?))
+        Ok(Device::Gpu(Gpu::named(name, &GpuOptions::from_env())?))
     }
 
     /// A device of the host application, shared. Nothing of it is changed: no handlers, no limits.

@@ -53,6 +53,12 @@ parts! {
     READ4_ANY = "read4_any";
     /// The entries `direct`, `tile` and `vector` of a dense product; see the file for what it needs.
     PRODUCT = "product";
+    /// The entry `coop` beside those of `PRODUCT`; needs `COOP_8` or `COOP_16`.
+    PRODUCT_COOP = "product_coop";
+    /// Cooperative matrices of 8 x 8.
+    COOP_8 = "coop_8";
+    /// Cooperative matrices of 16 x 16.
+    COOP_16 = "coop_16";
     /// `load_w4(row, col)` by `load_w`; needs `p.n`, `p.k`, `TB`.
     LOAD4_ANY = "load4_any";
     /// `load_w4(row, col)` from f32; needs `p.w_words`; declares binding 1.

@@ -48,6 +48,12 @@ pub struct Backends {
 /// Vulkan, Metal and DX12.
 pub const PORTABLE: Backends = Backends { spirv: true, msl: true, hlsl: true };
 
+/// Where cooperative matrices of 8 x 8 exist.
+pub const COOP_8: Backends = Backends { hlsl: false, ..PORTABLE };
+
+/// Where those of 16 x 16 exist.
+pub const COOP_16: Backends = Backends { spirv: true, msl: false, hlsl: false };
+
 impl Shader {
     /// The entry of that name.
     pub fn entry(&self, name: &str) -> Option<&'static Entry> {
@@ -80,10 +86,13 @@ impl Variant {
 }
 
 pub(crate) fn source(shader: &Shader, consts: &[(&str, u32)], parts: &[&str], immediates: bool) -> String {
-    let mut text = prelude(consts, immediates);
-    for part in parts {
-        text += part;
-        text.push('\n');
+    let lines = parts.iter().copied().chain([shader.source]).flat_map(str::lines);
+    // Extensions are enabled before anything is declared.
+    let (mut text, mut rest) = (String::new(), prelude(consts, immediates));
+    for line in lines {
+        let place = if line.starts_with("enable ") { &mut text } else { &mut rest };
+        *place += line;
+        place.push('\n');
     }
-    text + shader.source
+    text + &rest
 }

@@ -5,13 +5,15 @@
 mod cases;
 mod cpu;
 #[cfg(feature = "gpu")]
+mod coop;
+#[cfg(feature = "gpu")]
 mod gpu;
 
 use super::launch::each_format;
-use super::product::{TILE_BYTES, Tiling, VECTOR_BYTES};
+use super::product::{COOP_BYTES, TILE_BYTES, Tiling, VECTOR_BYTES};
 use super::slots::{Dropout, Slots};
 use super::{Meta, Op, OpSpec, run};
-use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
+use crate::device::{COOP_8, COOP_16, Entry, Host, PORTABLE, Shader, Variant, parts};
 use crate::tape::Node;
 use crate::{DType, Error, Result, Tensor, Weight};
 
@@ -25,18 +27,22 @@ pub(super) static SPEC: OpSpec = OpSpec {
 const NAME: &str = "fused_ba_matmul";
 
 macro_rules! variant {
-    ($name:expr, $tb:literal $expand:literal $bias:literal $add:literal $drop:literal $units:literal, $bytes:expr, [$($part:ident),+]) => {
+    (
+        $name:expr, [$r:literal $v:literal $lanes:literal],
+        $tb:literal $expand:literal $bias:literal $add:literal $drop:literal $units:literal,
+        $backends:expr, $bytes:expr, [$($part:ident),+]
+    ) => {
         Variant {
             name: $name,
             consts: &[
-                ("R", 8), ("C", 1), ("X", 16), ("Y", 4), ("TA", 0), ("TB", $tb), ("EDGE", 0), ("EXPAND", $expand),
-                ("BIAS", $bias), ("ADD", $add), ("DROP", $drop), ("UNITS", $units),
+                ("R", $r), ("V", $v), ("X", 8), ("Y", 8), ("LANES", $lanes), ("TA", 0), ("TB", $tb), ("EDGE", 0),
+                ("EXPAND", $expand), ("BIAS", $bias), ("ADD", $add), ("DROP", $drop), ("UNITS", $units),
             ],
             parts: &[
                 parts::PRODUCT, parts::GRID, parts::HALF, $(parts::$part),+,
                 parts::RANDOM, parts::DROPOUT, parts::SLOTS,
             ],
-            backends: PORTABLE,
+            backends: $backends,
             workgroup_bytes: $bytes,
         }
     };
@@ -44,22 +50,41 @@ macro_rules! variant {
 macro_rules! variants {
     ($bytes:expr) => {{
         macro_rules! frozen {
-                ($name:literal, $load:ident, $load4:ident) => {
-                    variant!(concat!($name, " frozen"), 1 0 1 0 0 0, $bytes, [READ4, $load4])
-                };
-            }
+            ($name:literal, $load:ident, $load4:ident) => {
+                variant!(concat!($name, " frozen"), [8 1 64], 1 0 1 0 0 0, PORTABLE, $bytes, [READ4, $load4])
+            };
+        }
         macro_rules! forward {
-                ($name:literal, $load:ident, $load4:ident) => {
-                    variant!(concat!($name, " forward"), 1 1 0 0 0 1, $bytes, [READ4, $load4])
-                };
-            }
+            ($name:literal, $load:ident, $load4:ident) => {
+                variant!(concat!($name, " forward"), [8 1 64], 1 1 0 0 0 1, PORTABLE, $bytes, [READ4, $load4])
+            };
+        }
         macro_rules! backward {
-                ($name:literal, $load:ident, $load4:ident) => {
-                    variant!(concat!($name, " backward"), 0 1 0 1 1 1, $bytes, [READ4_ANY, $load, LOAD4_ANY])
-                };
-            }
+            ($name:literal, $load:ident, $load4:ident) => {
+                variant!(
+                    concat!($name, " backward"), [8 1 64], 0 1 0 1 1 1, PORTABLE, $bytes,
+                    [READ4_ANY, $load, LOAD4_ANY]
+                )
+            };
+        }
         &each_format!(frozen, forward, backward)
     }};
+}
+macro_rules! coop_16 {
+    ($name:literal, $load:ident, $load4:ident) => {
+        variant!(
+            concat!($name, " coop 16"), [8 2 256], 1 1 0 0 0 1, COOP_16, COOP_BYTES,
+            [READ4, $load4, COOP_16, PRODUCT_COOP]
+        )
+    };
+}
+macro_rules! coop_8 {
+    ($name:literal, $load:ident, $load4:ident) => {
+        variant!(
+            concat!($name, " coop 8"), [4 1 32], 1 0 1 0 0 0, COOP_8, COOP_BYTES,
+            [READ4_ANY, $load, LOAD4_ANY, COOP_8, PRODUCT_COOP]
+        )
+    };
 }
 static SHADER: Shader = Shader {
     name: NAME,
@@ -68,6 +93,7 @@ static SHADER: Shader = Shader {
         Entry { name: "direct", variants: variants!(0) },
         Entry { name: "tile", variants: variants!(TILE_BYTES) },
         Entry { name: "vector", variants: variants!(VECTOR_BYTES) },
+        Entry { name: "coop", variants: &each_format!(coop_16, coop_8) },
     ],
 };
 

@@ -26,7 +26,8 @@ macro_rules! variants {
         Variant {
             name: $name,
             consts: &[
-                ("R", 8), ("C", 1), ("X", 16), ("Y", 4), ("TA", $ta), ("TB", $tb), ("EDGE", $edge),
+                ("R", 8), ("V", 1), ("X", 16), ("Y", 4), ("LANES", 64), ("TA", $ta), ("TB", $tb),
+                ("EDGE", $edge),
             ],
             parts: &[parts::PRODUCT, parts::GRID, parts::$read, parts::HALF, $(parts::$load),+],
             backends: PORTABLE,

@@ -1,7 +1,8 @@
 //! Dense products on the GPU: the kernels of `shaders/common/product.wgsl`, and which of them to use.
 //!
 //! `matmul` and `fused_ba_matmul` share them; their shaders say what is done with a finished block. A storage format
-//! is a fragment that reads four values, so that every tiling works with every format.
+//! is a fragment that reads four values, so that every tiling works with every format. Cooperative matrices are one
+//! more tiling, which only the frozen product uses: see `fused_ba_matmul/coop.rs`.
 
 use super::launch::each_format;
 use crate::Format;
@@ -10,23 +11,26 @@ use crate::device::parts;
 #[cfg(feature = "gpu")]
 use crate::Result;
 #[cfg(feature = "gpu")]
-use crate::device::{AdapterClass, Bind, Dispatch, Gpu, Grid, Shader};
+use crate::device::{AdapterClass, Bind, CoopSize, Dispatch, Gpu, Grid, Shader};
 
 /// A kernel with its sizes. All give the same result within rounding; tests force each by name.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Tiling {
     pub name: &'static str,
     pub entry: &'static str,
-    /// Rows and blocks of four columns that an invocation holds.
+    /// Rows and vectors of four columns that an invocation holds.
     r: u32,
-    c: u32,
+    v: u32,
     /// Invocations of a workgroup.
     x: u32,
     y: u32,
+    /// With cooperative matrices: how many there really are, and the fragments of the entry.
+    lanes: u32,
+    parts: Parts,
 }
 
-const fn tiling(name: &'static str, entry: &'static str, [r, c, x, y]: [u32; 4]) -> Tiling {
-    Tiling { name, entry, r, c, x, y }
+const fn tiling(name: &'static str, entry: &'static str, [r, v, x, y]: [u32; 4]) -> Tiling {
+    Tiling { name, entry, r, v, x, y, lanes: x * y, parts: &[] }
 }
 
 const DIRECT: Tiling = tiling("direct", "direct", [8, 1, 8, 8]);
@@ -47,6 +51,7 @@ pub(super) static TILINGS: [Tiling; 10] =
 /// Bytes of workgroup memory that the entries take in their largest tiling.
 pub(super) const TILE_BYTES: u32 = 2 * 16 * 17 * 16;
 pub(super) const VECTOR_BYTES: u32 = 64 * 8 * 16;
+pub(super) const COOP_BYTES: u32 = 2 * (64 * 24 + 16 * 72) + 4 * 8 * 16 * 16;
 
 /// The tiling for `[m, k] [k, n]`. Software adapters pay for barriers and for every load, so that registers alone are
 /// best there; elsewhere few rows are a stream of the second operand, and narrow results get narrow tiles.
@@ -70,11 +75,21 @@ pub(super) fn choose(class: AdapterClass, m: usize, n: usize, k: usize) -> Tilin
     }
 }
 
+/// The tiling of cooperative matrices of that size.
+#[cfg(feature = "gpu")]
+pub(super) fn cooperative(CoopSize { side, lanes }: CoopSize) -> Tiling {
+    let (name, sizes, fragments): (_, _, Parts) = match side {
+        16 => ("coop 16", [8, 2, 8, 8], &[parts::COOP_16, parts::PRODUCT_COOP]),
+        _ => ("coop 8", [4, 1, 8, 8], &[parts::COOP_8, parts::PRODUCT_COOP]),
+    };
+    Tiling { lanes, parts: fragments, ..tiling(name, "coop", sizes) }
+}
+
 impl Tiling {
     /// Values of the constants that every tiling has.
     #[cfg(feature = "gpu")]
-    fn consts(&self) -> [(&'static str, u32); 4] {
-        [("R", self.r), ("C", self.c), ("X", self.x), ("Y", self.y)]
+    fn consts(&self) -> [(&'static str, u32); 5] {
+        [("R", self.r), ("V", self.v), ("X", self.x), ("Y", self.y), ("LANES", self.lanes)]
     }
 
     /// Rows and columns of the result that a workgroup computes.
@@ -82,7 +97,7 @@ impl Tiling {
     fn sides(&self) -> (usize, usize) {
         let (rows, cols) = match self.entry {
             "vector" => (self.r, 4 * self.y),
-            _ => (self.r * self.y, 4 * self.c * self.x),
+            _ => (self.r * self.y, 4 * self.v * self.x),
         };
         (rows as usize, cols as usize)
     }
@@ -130,8 +145,13 @@ impl Product<'_> {
             shader: self.shader,
             entry: self.tiling.entry,
             consts: &[&self.tiling.consts()[..], &flags, self.consts].concat(),
-            parts: &[&[parts::PRODUCT, parts::GRID, read], loader(self.format, self.w_row), self.parts]
-                .concat(),
+            parts: &[
+                &[parts::PRODUCT, parts::GRID, read],
+                loader(self.format, self.w_row),
+                self.parts,
+                self.tiling.parts,
+            ]
+            .concat(),
             bind: self.bind,
             params: &[bytemuck::cast_slice(&sizes), self.params].concat(),
             grid: Grid::Linear(self.batch * self.m.div_ceil(rows) * self.n.div_ceil(cols)),

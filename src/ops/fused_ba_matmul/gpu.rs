@@ -5,11 +5,12 @@ use crate::device::{Bind, Gpu, parts};
 use crate::ops::product::{Product, choose};
 use crate::ops::slots::Dropout;
 use crate::{Result, Shard, Tensor};
+use std::sync::Arc;
 
 impl FusedBa<'_> {
     pub(super) fn shard(
         &self,
-        gpu: &Gpu,
+        gpu: &Arc<Gpu>,
         x: &[&Tensor],
         y: &Tensor,
         shard: &Shard,
@@ -44,9 +45,10 @@ impl FusedBa<'_> {
         } else {
             bind.extend([0; 4].map(|_| Bind::Unused(stand_in)));
         }
+        let tiling = self.variant.or_else(|| self.coop(gpu, m, shard_n, shard_k));
         let product = Product {
             shader: &SHADER,
-            tiling: self.variant.unwrap_or_else(|| choose(gpu.class(), m, shard_n, shard_k)),
+            tiling: tiling.unwrap_or_else(|| choose(gpu.class(), m, shard_n, shard_k)),
             format: self.w.format(),
             batch: 1,
             m,
