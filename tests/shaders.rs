@@ -12,7 +12,8 @@ const MAX_STORAGE_BINDINGS: usize = 8;
 const MAX_INVOCATIONS: u32 = 256;
 
 fn shaders() -> Vec<&'static Shader> {
-    let mut all: Vec<&'static Shader> = mixlora::ops::ALL.iter().flat_map(|op| op.shaders).chain(mixlora::bench::SHADERS).copied().collect();
+    let mut all: Vec<&'static Shader> =
+        mixlora::ops::ALL.iter().flat_map(|op| op.shaders).chain(mixlora::bench::SHADERS).copied().collect();
     all.sort_by_key(|s| s.name);
     all.dedup_by_key(|s| s.name);
     all
