@@ -148,21 +148,23 @@ static FIXED: &[(&str, Fixed)] = &[
     ("repeat_rows", |less| {
         let [r, d] = plane(less);
         let n = r * d;
-        Timed::plain(format!("{r}x{d} 2 times"), vec![normal("x", r, d)], (0, 12 * n), |x| x[0].repeat_rows(2))
-            .backward(n, 12 * n)
+        Timed::plain(format!("{r}x{d} 2 times"), vec![normal("x", r, d)], (0, 12 * n), |x| {
+            x[0].repeat_rows(2)
+        })
+        .backward(n, 12 * n)
     }),
     ("append_rows", |less| {
         let (t, d) = if less { (33, 192) } else { (2048, 192) };
-        let x = vec![
-            Operand::normal("old", &[4, t, d]).frozen(),
-            Operand::normal("new", &[4, 1, d]).frozen(),
-        ];
+        let x =
+            vec![Operand::normal("old", &[4, t, d]).frozen(), Operand::normal("new", &[4, 1, d]).frozen()];
         Timed::plain(format!("4x{t}x{d} + 1"), x, (0, 32 * (t + 1) * d), |x| x[0].append_rows(&x[1]))
     }),
     ("routing_load", |less| {
         let (g, k, e) = (if less { 65 } else { 4096 }, 8, 64);
         let idx = Operand::indices(&[1, 1, g, k], picks(g, k, e));
-        Timed::plain(format!("{g}x{k} of {e}"), vec![idx], (g * k, 4 * g * k), |x| routing_load(&x[0], 64, None))
+        Timed::plain(format!("{g}x{k} of {e}"), vec![idx], (g * k, 4 * g * k), |x| {
+            routing_load(&x[0], 64, None)
+        })
     }),
     ("activation", |less| {
         let [r, d] = plane(less);
@@ -189,10 +191,7 @@ static FIXED: &[(&str, Fixed)] = &[
     ("rope", |less| {
         let (s, h, d) = (if less { 33 } else { 1024 }, 32, 64);
         let n = s * h * d;
-        let x = vec![
-            Operand::normal("x", &[1, s, h, d]),
-            Operand::indices(&[1, s], (0..s as u32).collect()),
-        ];
+        let x = vec![Operand::normal("x", &[1, s, h, d]), Operand::indices(&[1, s], (0..s as u32).collect())];
         let make = move |device: &Device| -> Result<Computation> {
             let rope = Rope::new(device, d, s, 10_000.0)?;
             Ok(Box::new(move |x| Ok(vec![x[0].rope(&rope, &x[1])?])))
@@ -211,8 +210,10 @@ static FIXED: &[(&str, Fixed)] = &[
     ("dropout", |less| {
         let [r, d] = plane(less);
         let n = r * d;
-        Timed::plain(format!("{r}x{d}"), vec![normal("x", r, d)], (n, 8 * n), |x| x[0].dropout(0.1, Stream::new(5)))
-            .backward(n, 8 * n)
+        Timed::plain(format!("{r}x{d}"), vec![normal("x", r, d)], (n, 8 * n), |x| {
+            x[0].dropout(0.1, Stream::new(5))
+        })
+        .backward(n, 8 * n)
     }),
     ("top_k", |less| {
         let [r, d] = plane(less);

@@ -21,9 +21,7 @@ impl Change<'_> {
     /// Worse by more than 10 %, with either median outside the other one's band from p20 to p80.
     pub fn is_regression(&self) -> bool {
         let outside = |v: f64, of: &Row| v < of.p20_us || v > of.p80_us;
-        self.ratio() > WORSE
-            && outside(self.new.median_us, self.old)
-            && outside(self.old.median_us, self.new)
+        self.ratio() > WORSE && outside(self.new.median_us, self.old) && outside(self.old.median_us, self.new)
     }
 }
 
@@ -54,14 +52,16 @@ mod tests {
         assert!(regression([118.0, 120.0, 121.0], [99.0, 100.0, 101.0]));
         assert!(!regression([108.0, 109.0, 110.0], [99.0, 100.0, 101.0]), "9 % are allowed");
         assert!(!regression([118.0, 120.0, 121.0], [90.0, 100.0, 130.0]), "within the old band");
-        assert!(!regression([95.0, 120.0, 121.0], [99.0, 100.0, 101.0]), "the old one is within the new band");
+        assert!(
+            !regression([95.0, 120.0, 121.0], [99.0, 100.0, 101.0]),
+            "the old one is within the new band"
+        );
         assert!(!regression([49.0, 50.0, 51.0], [99.0, 100.0, 101.0]), "faster");
     }
 
     #[test]
     fn only_the_same_work_is_compared() {
-        let (new, old) =
-            ([row("a", [1.0; 3]), row("b", [1.0; 3])], [row("b", [2.0; 3]), row("c", [1.0; 3])]);
+        let (new, old) = ([row("a", [1.0; 3]), row("b", [1.0; 3])], [row("b", [2.0; 3]), row("c", [1.0; 3])]);
         let found = changes(&new, &old);
         assert_eq!((found.len(), found[0].new.work.op.as_str(), found[0].ratio()), (1, "b", 0.5));
     }

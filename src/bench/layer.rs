@@ -68,7 +68,13 @@ impl Body {
     }
 
     /// The same weights with a method on them.
-    fn adapted(&self, device: &Device, method: &MethodSpec, config: &MethodConfig, shape: Shape<2>) -> Result<Self> {
+    fn adapted(
+        &self,
+        device: &Device,
+        method: &MethodSpec,
+        config: &MethodConfig,
+        shape: Shape<2>,
+    ) -> Result<Self> {
         let (Shape([d, n]), stream) = (shape, Stream::new(2));
         match self {
             Body::Linear(group) => {
@@ -78,12 +84,8 @@ impl Body {
                 Ok(Body::Linear(LinearGroup::adapted_by(group.linears.clone(), adapter)))
             }
             Body::Block(mlp) => {
-                let site = MlpSite {
-                    name: SITE.into(),
-                    path: String::new(),
-                    hidden_size: d,
-                    intermediate_size: n,
-                };
+                let site =
+                    MlpSite { name: SITE.into(), path: String::new(), hidden_size: d, intermediate_size: n };
                 let adapter = method.build_mlp(config, &site, device, stream)?;
                 adapter.iter().try_for_each(|a| randomise(&a.params()))?;
                 Ok(Body::Block(Box::new(Mlp { adapter, ..(**mlp).clone() })))
@@ -268,7 +270,10 @@ fn configs(method: &MethodSpec, options: &LayerOptions) -> Vec<(String, MethodCo
     let defaults = (method.defaults)();
     if CONDITIONAL.contains(&method.name) {
         let with = |&e: &usize| {
-            (format!("E {e} r {}", options.r), MethodConfig { num_factors: e, r: options.r, ..defaults.clone() })
+            (
+                format!("E {e} r {}", options.r),
+                MethodConfig { num_factors: e, r: options.r, ..defaults.clone() },
+            )
         };
         return options.factors.iter().map(with).collect();
     }

@@ -17,7 +17,11 @@ pub struct ModelOptions {
 }
 
 /// Puts a method on all projections of a model, with values in place of the zeros it starts from.
-pub(super) fn attach(model: &mut Llama, method: &'static MethodSpec, config: &MethodConfig) -> Result<Adapter> {
+pub(super) fn attach(
+    model: &mut Llama,
+    method: &'static MethodSpec,
+    config: &MethodConfig,
+) -> Result<Adapter> {
     let adapter = Adapter::attach(model, method, config, &TARGETS.map(String::from), Stream::new(2))?;
     randomise(&adapter.params())?;
     Ok(adapter)

@@ -83,7 +83,8 @@ struct Prepared {
 
 impl Prepared {
     fn new(timed: &Timed, device: &Device) -> Result<Self> {
-        let input = |o: &crate::ops::Operand| Ok(if o.has_grad() { o.on(device)?.leaf() } else { o.on(device)? });
+        let input =
+            |o: &crate::ops::Operand| Ok(if o.has_grad() { o.on(device)?.leaf() } else { o.on(device)? });
         let inputs = timed.inputs.iter().map(input).collect::<Result<Vec<Tensor>>>()?;
         let computation = (timed.make)(device)?;
         let seeds = computation(&inputs)?

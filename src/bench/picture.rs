@@ -23,8 +23,10 @@ pub fn roofline(title: &str, roof: &Roof, rows: &[Row]) -> String {
         .iter()
         .filter_map(|r| {
             let w = &r.work;
-            let label: Vec<&str> =
-                [w.op.as_str(), &w.variant, &w.shape, &w.dtype, &w.dir].into_iter().filter(|t| !t.is_empty()).collect();
+            let label: Vec<&str> = [w.op.as_str(), &w.variant, &w.shape, &w.dtype, &w.dir]
+                .into_iter()
+                .filter(|t| !t.is_empty())
+                .collect();
             Some((r.ai_flop_per_byte?, r.gflops?, label.join(" ")))
         })
         .collect();
@@ -50,7 +52,8 @@ pub fn roofline(title: &str, roof: &Roof, rows: &[Row]) -> String {
     }
     for power in y0 as i32..=y1 as i32 {
         let (at, right) = (y(10f64.powi(power)), WIDTH - RIGHT);
-        out += &format!("<line x1=\"{LEFT}\" x2=\"{right}\" y1=\"{at:.1}\" y2=\"{at:.1}\" stroke=\"#ddd\"/>\n");
+        out +=
+            &format!("<line x1=\"{LEFT}\" x2=\"{right}\" y1=\"{at:.1}\" y2=\"{at:.1}\" stroke=\"#ddd\"/>\n");
         out += &format!(
             "<text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>\n",
             LEFT - 6.0,

@@ -207,6 +207,9 @@ mod tests {
     #[test]
     fn numbers_are_short() {
         let show = |v: f64| short("x", Some(&Value::from(v)));
-        assert_eq!([show(1234.5), show(12.345), show(1.2345), show(0.012345)], ["1234", "12.3", "1.23", "0.0123"]);
+        assert_eq!(
+            [show(1234.5), show(12.345), show(1.2345), show(0.012345)],
+            ["1234", "12.3", "1.23", "0.0123"]
+        );
     }
 }

@@ -109,8 +109,7 @@ impl Roof {
     /// Both figures as rows of a report. Their times are medians; the roof itself is the best sample.
     pub fn rows(&self) -> Vec<Row> {
         let row = |i: usize, op: &str| {
-            let work =
-                Work { bench: "roof".into(), op: op.into(), dtype: "f32".into(), ..Work::default() };
+            let work = Work { bench: "roof".into(), op: op.into(), dtype: "f32".into(), ..Work::default() };
             Row::new(&self.place, work, self.timer, &self.samples[i])
         };
         let (mut copy, mut fused) = (row(0, "copy"), row(1, "fma"));
@@ -123,10 +122,7 @@ impl Roof {
 
 /// A file for each device, driver and version of the crate.
 fn file_name(place: &Place) -> String {
-    let name = format!(
-        "{} {} {} {}",
-        place.backend, place.adapter, place.driver, place.crate_version
-    );
+    let name = format!("{} {} {} {}", place.backend, place.adapter, place.driver, place.crate_version);
     let plain: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
     format!("{}-{:08x}.json", &plain[..plain.len().min(80)], crc32fast::hash(name.as_bytes()))
 }

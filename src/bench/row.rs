@@ -188,8 +188,7 @@ impl Row {
 
     /// Fills the columns of the ratio.
     pub fn ratio(mut self, ratio: Summary) -> Self {
-        (self.ratio, self.ratio_p20, self.ratio_p80) =
-            (Some(ratio.median), Some(ratio.p20), Some(ratio.p80));
+        (self.ratio, self.ratio_p20, self.ratio_p80) = (Some(ratio.median), Some(ratio.p20), Some(ratio.p80));
         self
     }
 

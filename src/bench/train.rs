@@ -27,7 +27,10 @@ impl TrainingOptions {
     fn batch(&self, model: &Llama) -> Result<Batch> {
         let (seq, most) = (self.seq, model.config().max_positions());
         if self.batch == 0 || seq < 2 || seq > most {
-            return Err(Error::config("seq", format!("is {seq} in batches of {}, must be in 2..={most}", self.batch)));
+            return Err(Error::config(
+                "seq",
+                format!("is {seq} in batches of {}, must be in 2..={most}", self.batch),
+            ));
         }
         if !(self.trained_share > 0.0 && self.trained_share <= 1.0) {
             let what = format!("is {}, must be above 0 and at most 1", self.trained_share);
@@ -104,7 +107,8 @@ pub fn training(mut model: Llama, options: &TrainingOptions) -> Result<Vec<Row>>
     let file = model.origin().file_name().map_or(String::new(), |f| f.to_string_lossy().into_owned());
     let adapter = attach(&mut model, options.method, &options.config)?;
     // One step warms up.
-    let config = TrainConfig { steps: options.steps + 1, recompute: options.recompute, ..TrainConfig::default() };
+    let config =
+        TrainConfig { steps: options.steps + 1, recompute: options.recompute, ..TrainConfig::default() };
     let session = RefCell::new(Session::new(model, adapter, config)?);
     let batches = [batch];
     let reports: RefCell<Vec<(StepReport, u64)>> = RefCell::default();
@@ -126,7 +130,10 @@ pub fn training(mut model: Llama, options: &TrainingOptions) -> Result<Vec<Row>>
         let work = Work {
             bench: "train".into(),
             op: op.into(),
-            variant: format!("{} {}x{} trained {}{recompute}", options.method.name, options.batch, options.seq, options.trained_share),
+            variant: format!(
+                "{} {}x{} trained {}{recompute}",
+                options.method.name, options.batch, options.seq, options.trained_share
+            ),
             shape: file.clone(),
             dtype: dtype.into(),
             dir: dir.into(),
@@ -140,7 +147,8 @@ pub fn training(mut model: Llama, options: &TrainingOptions) -> Result<Vec<Row>>
     whole.peak_rss_mib = peak_rss_mib();
     whole.loss = reports.last().map(|r| r.0.loss);
     let mut rows = vec![whole];
-    let part = |f: fn(&StepReport) -> f64| -> Vec<f64> { reports.iter().skip(1).map(|r| f(&r.0) * 1e-3).collect() };
+    let part =
+        |f: fn(&StepReport) -> f64| -> Vec<f64> { reports.iter().skip(1).map(|r| f(&r.0) * 1e-3).collect() };
     rows.push(row("forward", "fwd", &part(|r| r.times.forward)));
     rows.push(row("backward", "bwd", &part(|r| r.times.backward)));
     rows.push(row("optimizer", "", &part(|r| r.times.optimizer)));

@@ -18,7 +18,7 @@ pub fn folder(given: Option<&Path>) -> Result<PathBuf> {
         var("XDG_CACHE_HOME").or_else(|| home(".cache"))
     };
     let found = given.map(PathBuf::from).or_else(|| var("MIXLORA_CACHE"));
-    found
-        .or_else(|| own.map(|d| d.join("mixlora")))
-        .ok_or_else(|| Error::config("cache", "there is no cache folder: set HOME, or give --cache or MIXLORA_CACHE"))
+    found.or_else(|| own.map(|d| d.join("mixlora"))).ok_or_else(|| {
+        Error::config("cache", "there is no cache folder: set HOME, or give --cache or MIXLORA_CACHE")
+    })
 }

@@ -21,8 +21,8 @@ mod stored;
 #[cfg(feature = "tokenizer")]
 pub use answers::{Question, Questions, TaskScore, mean_exact_match};
 pub use checkpoint::State;
-pub(crate) use curve::escaped;
 pub use config::{DeviceOptions, RunConfig, TextOptions, TrainOptions, parse_bytes};
+pub(crate) use curve::escaped;
 pub use folder::RunFolder;
 pub use load::RouterLoad;
 pub use metrics::{MetricsLog, loss_curve, read_losses};

@@ -1,5 +1,6 @@
 //! The command line program: one file per subcommand. Results go to stdout, progress to stderr.
 
+mod bench;
 #[cfg(feature = "tokenizer")]
 mod chat;
 #[cfg(feature = "tokenizer")]
@@ -104,6 +105,9 @@ enum Command {
     Config(config::Config),
     /// List the methods: what they train, and what their routers learn from.
     Methods(methods::Args),
+    /// Measure speed: of the device, operations, layers, training, models.
+    #[command(subcommand)]
+    Bench(bench::Bench),
     /// Replay reference files: an adapted layer, forward and backward, against stored values.
     Verify(verify::Args),
 }
@@ -234,6 +238,7 @@ fn main() -> ExitCode {
         #[cfg(feature = "tokenizer")]
         Command::Config(command) => config::run(&command),
         Command::Methods(args) => methods::run(&args),
+        Command::Bench(bench) => bench::run(&bench),
         Command::Verify(args) => verify::run(&args),
     };
     match done {

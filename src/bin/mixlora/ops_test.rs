@@ -37,7 +37,8 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     if results.iter().all(|r| r.failures.is_empty()) { Ok(()) } else { Err(Failure::Check) }
 }
 
-fn choose(names: &[String]) -> Result<Vec<&'static OpSpec>, Failure> {
+/// The ops of these names, or all.
+pub fn choose(names: &[String]) -> Result<Vec<&'static OpSpec>, Failure> {
     if names.is_empty() {
         return Ok(ALL.to_vec());
     }

@@ -1,0 +1,75 @@
+//! `mixlora bench layer`
+
+use super::{DeviceArgs, ReportArgs, RoundsArgs, plot, positive, roof_of, usage};
+use crate::{Failure, out};
+use mixlora::bench::{LayerOptions, Shape, layer};
+use mixlora::mixture::{ALL, find};
+use std::path::PathBuf;
+
+#[derive(clap::Args)]
+#[command(after_help = "\
+In each round every layer runs once, forward and backward, in an order that moves on. A ratio is the median over rounds \
+of the quotient by the frozen layer. Pools have values in place of the zeros they start from, so that nothing is \
+skipped. Each layer is compared with the f64 reference first.
+
+Example: mixlora bench layer --methods lora,mixlora-cond --shapes 4096x4096 --factors 16,256 --device gpu")]
+pub struct Args {
+    #[command(flatten)]
+    device: DeviceArgs,
+    #[command(flatten)]
+    report: ReportArgs,
+    #[command(flatten)]
+    rounds: RoundsArgs,
+    /// Methods separated by commas, or all.
+    #[arg(long, value_delimiter = ',', default_value = "all")]
+    methods: Vec<String>,
+    /// Inputs x outputs of the linear; hidden x intermediate size for methods that take a block.
+    #[arg(long, short, value_delimiter = ',', default_value = "576x1536", value_name = "INxOUT")]
+    shapes: Vec<String>,
+    /// Sequences of a batch.
+    #[arg(long, default_value_t = 4)]
+    batch: usize,
+    /// Tokens of a sequence.
+    #[arg(long, default_value_t = 256)]
+    seq: usize,
+    /// Sizes of the pools of conditional methods; the other methods have their defaults.
+    #[arg(long, value_delimiter = ',', default_value = "16")]
+    factors: Vec<usize>,
+    /// Factors that conditional methods choose.
+    #[arg(long, default_value_t = 4)]
+    r: usize,
+    /// Draw the roofline of the frozen layers into this SVG file.
+    #[arg(long, value_name = "SVG")]
+    plot: Option<PathBuf>,
+}
+
+pub fn run(args: &Args) -> Result<(), Failure> {
+    let methods = match args.methods.iter().any(|m| m == "all") {
+        true => ALL.to_vec(),
+        false => {
+            let each = args.methods.iter().map(|m| find(m.trim()).map_err(|e| usage("--methods", &e)));
+            each.collect::<Result<_, _>>()?
+        }
+    };
+    let shapes = args.shapes.iter().map(|s| s.parse::<Shape<2>>().map_err(|e| usage("--shapes", &e)));
+    positive("--batch", &[args.batch])?;
+    positive("--seq", &[args.seq])?;
+    positive("--r", &[args.r])?;
+    positive("--factors", &args.factors)?;
+    let options = LayerOptions {
+        methods,
+        shapes: shapes.collect::<Result<_, _>>()?,
+        batch: args.batch,
+        seq: args.seq,
+        factors: args.factors.clone(),
+        r: args.r,
+        rounds: args.rounds.rounds()?,
+        wall: args.rounds.wall,
+    };
+    let report = args.report.open()?;
+    let device = args.device.open()?;
+    let roof = roof_of(&device)?;
+    let rows = layer(&device, &options, Some(&roof), |what| out::progress(what))?;
+    plot(args.plot.as_deref(), "frozen layers", &roof, &rows)?;
+    report.print(&rows)
+}

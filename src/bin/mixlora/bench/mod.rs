@@ -1,0 +1,251 @@
+//! `mixlora bench`: one file per kind, and what they share: device, report, comparison.
+
+mod layer;
+mod model;
+mod ops;
+mod train;
+
+use crate::{Failure, open_device, out};
+use clap::{Subcommand, ValueEnum};
+use mixlora::bench::{Roof, Rounds, Row, Style, changes, parse_rows, roofline, write};
+use mixlora::train::DeviceOptions;
+use mixlora::{Device, Error};
+use std::path::{Path, PathBuf};
+
+/// What can be measured.
+#[derive(Subcommand)]
+pub enum Bench {
+    /// Measure how fast the device copies memory and multiplies and adds.
+    Roof(RoofArgs),
+    /// Time operations, forward and backward.
+    Ops(ops::Args),
+    /// Time a layer of each method beside its frozen linear.
+    Layer(layer::Args),
+    /// Time training steps of a model beside its dense products.
+    Train(train::Args),
+    /// Time a model on a prompt and in generation.
+    Model(model::Args),
+}
+
+pub fn run(bench: &Bench) -> Result<(), Failure> {
+    match bench {
+        Bench::Roof(args) => roof(args),
+        Bench::Ops(args) => ops::run(args),
+        Bench::Layer(args) => layer::run(args),
+        Bench::Train(args) => train::run(args),
+        Bench::Model(args) => model::run(args),
+    }
+}
+
+#[derive(clap::Args)]
+#[command(after_help = "\
+The best of several samples counts. The result is kept in MIXLORA_CACHE, else in the user's cache folder, for each \
+device, driver and version of this program; `bench ops` and `bench layer` take it from there.
+
+Example: mixlora bench roof --device gpu")]
+pub struct RoofArgs {
+    #[command(flatten)]
+    device: DeviceArgs,
+    #[command(flatten)]
+    report: ReportArgs,
+    /// Measure again, also when a result is kept.
+    #[arg(long)]
+    fresh: bool,
+}
+
+fn roof(args: &RoofArgs) -> Result<(), Failure> {
+    let report = args.report.open()?;
+    let (roof, file) = Roof::of(&args.device.open()?, args.fresh)?;
+    report.print(&roof.rows())?;
+    match file {
+        Some(file) => out::note(&format!("kept in {}", file.display())),
+        None => out::note("note: it could not be kept: there is no cache folder that can be written"),
+    }
+    Ok(())
+}
+
+#[derive(clap::Args)]
+pub struct DeviceArgs {
+    /// cpu, gpu, auto, or part of an adapter's name.
+    #[arg(long, default_value = "cpu")]
+    device: String,
+    /// Threads of the CPU device; by default one per core.
+    #[arg(long)]
+    threads: Option<usize>,
+}
+
+impl DeviceArgs {
+    fn open(&self) -> Result<Device, Failure> {
+        let name = self.device.clone();
+        let device = open_device(&DeviceOptions { name, threads: self.threads, ..DeviceOptions::default() })?;
+        match device {
+            Device::Reference => {
+                let text = "--device reference is the specification, not a lane to time; use cpu or a GPU";
+                Err(Failure::Usage(text.into()))
+            }
+            device => Ok(device),
+        }
+    }
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Format {
+    Md,
+    Csv,
+    Json,
+    Jsonl,
+}
+
+impl Format {
+    fn style(self) -> Style {
+        match self {
+            Format::Md => Style::Markdown,
+            Format::Csv => Style::Csv,
+            Format::Json => Style::Json,
+            Format::Jsonl => Style::JsonLines,
+        }
+    }
+}
+
+#[derive(clap::Args)]
+pub struct ReportArgs {
+    /// How the report is written.
+    #[arg(long, short, default_value = "md")]
+    format: Format,
+    /// The same as --format json.
+    #[arg(long, conflicts_with = "format")]
+    json: bool,
+    /// Write the report into this file instead of to stdout.
+    #[arg(long, short)]
+    out: Option<PathBuf>,
+    /// Compare with this JSON report of the same command; exit code 1 when a median is more than 10 % worse and
+    /// outside both bands from p20 to p80.
+    #[arg(long, value_name = "REPORT")]
+    compare: Option<PathBuf>,
+}
+
+/// Where a report goes, with the old one that it is compared with.
+pub struct Report {
+    style: Style,
+    out: Option<PathBuf>,
+    old: Option<Vec<Row>>,
+}
+
+impl ReportArgs {
+    /// Reads the old report first: a file that is none should not cost a measurement.
+    fn open(&self) -> Result<Report, Failure> {
+        let old = match &self.compare {
+            Some(path) => {
+                let text = std::fs::read_to_string(path)
+                    .map_err(|e| Error::File { path: path.clone(), what: format!("cannot be read: {e}") })?;
+                Some(parse_rows(path, &text)?)
+            }
+            None => None,
+        };
+        let style = if self.json { Style::Json } else { self.format.style() };
+        Ok(Report { style, out: self.out.clone(), old })
+    }
+}
+
+impl Report {
+    /// Writes the rows and the comparison. A computation that was wrong, or a regression, is a failed check.
+    fn print(&self, rows: &[Row]) -> Result<(), Failure> {
+        let text = write(rows, self.style);
+        match &self.out {
+            Some(path) => mixlora::io::atomic::write(path, text.as_bytes())?,
+            None => out::text(&text)?,
+        }
+        let mut holds = rows.iter().all(|r| r.verified != Some(false));
+        if let Some(old) = &self.old {
+            let (text, fine) = comparison(rows, old);
+            holds &= fine;
+            // Machine-readable output stays alone on stdout.
+            match self.style == Style::Markdown || self.out.is_some() {
+                true => out::text(&format!("\n{text}"))?,
+                false => out::note(&text),
+            }
+        }
+        if holds { Ok(()) } else { Err(Failure::Check) }
+    }
+}
+
+fn comparison(new: &[Row], old: &[Row]) -> (String, bool) {
+    let changes = changes(new, old);
+    let rows: Vec<Vec<String>> = changes
+        .iter()
+        .map(|c| {
+            let w = &c.new.work;
+            let name = [w.op.as_str(), &w.variant, &w.shape, &w.dtype, &w.dir];
+            let name: Vec<&str> = name.into_iter().filter(|t| !t.is_empty()).collect();
+            let verdict = if c.is_regression() { "WORSE" } else { "ok" };
+            vec![
+                name.join(" "),
+                format!("{:.1}", c.old.median_us),
+                format!("{:.1}", c.new.median_us),
+                format!("{:.3}", c.ratio()),
+                verdict.into(),
+            ]
+        })
+        .collect();
+    let worse = changes.iter().filter(|c| c.is_regression()).count();
+    let mut text = out::table(&["what", "old us", "new us", "ratio", "verdict"], &rows);
+    text += &format!("{} of {} rows compared, {worse} worse\n", changes.len(), new.len());
+    (text, worse == 0)
+}
+
+/// How long is measured.
+#[derive(clap::Args)]
+pub struct RoundsArgs {
+    /// Samples of each row at least.
+    #[arg(long, short, default_value_t = 10)]
+    rounds: usize,
+    /// Seconds of samples of each row at least.
+    #[arg(long, value_name = "SECONDS", default_value_t = 0.1)]
+    min_time: f64,
+    /// Take the host's clock, also where the device has timestamps.
+    #[arg(long)]
+    wall: bool,
+}
+
+impl RoundsArgs {
+    fn rounds(&self) -> Result<Rounds, Failure> {
+        if self.rounds == 0 {
+            return Err(Failure::Usage("--rounds: is 0, must be at least 1".into()));
+        }
+        if !(0.0..=3600.0).contains(&self.min_time) {
+            return Err(Failure::Usage(format!("--min-time: is {}, must be in 0..=3600", self.min_time)));
+        }
+        Ok(Rounds { rounds: self.rounds, min_seconds: self.min_time, sample_seconds: 0.002 })
+    }
+}
+
+/// Draws the roofline, where asked for.
+fn plot(path: Option<&Path>, title: &str, roof: &Roof, rows: &[Row]) -> Result<(), Failure> {
+    let Some(path) = path else { return Ok(()) };
+    let title = format!("{title} on {}", roof.place.adapter);
+    mixlora::io::atomic::write(path, roofline(&title, roof, rows).as_bytes())?;
+    out::note(&format!("roofline in {}", path.display()));
+    Ok(())
+}
+
+/// The measured roof; the first time, it takes some seconds.
+fn roof_of(device: &Device) -> Result<Roof, Failure> {
+    out::progress("roof");
+    Ok(Roof::of(device, false)?.0)
+}
+
+/// A value of an option that must be at least 1.
+fn positive(option: &str, values: &[usize]) -> Result<(), Failure> {
+    match values.contains(&0) {
+        true => Err(Failure::Usage(format!("{option}: is 0, must be at least 1"))),
+        false => Ok(()),
+    }
+}
+
+/// What the library says about an option's value is wrong usage.
+fn usage(option: &str, e: &Error) -> Failure {
+    match e {
+        Error::Config { what, .. } => Failure::Usage(format!("{option}: {what}")),
+        e => Failure::Usage(format!("{option}: {e}")),
+    }
+}

@@ -1,0 +1,59 @@
+//! `mixlora bench model`
+
+use super::{DeviceArgs, ReportArgs, positive, usage};
+use crate::{Failure, out};
+use mixlora::adapter::Adapter;
+use mixlora::bench::{ModelOptions, model};
+use mixlora::mixture::find;
+use mixlora::model::{Llama, LoadOptions, ModelFiles};
+use std::path::PathBuf;
+
+#[derive(clap::Args)]
+#[command(after_help = "\
+Rows are named as in llama-bench: pp512 is a prompt of 512 tokens at once, tg128 are 128 tokens one by one behind a \
+single one. The tokens are made up and always the same.
+
+Example: mixlora bench model --model SmolLM2-135M-Instruct.Q4_1.gguf -p 128,512 -n 32 --dequantise")]
+pub struct Args {
+    #[command(flatten)]
+    device: DeviceArgs,
+    #[command(flatten)]
+    report: ReportArgs,
+    /// A .gguf file, or a Hugging Face directory.
+    #[arg(long, short)]
+    model: PathBuf,
+    /// Lengths of prompts.
+    #[arg(long, short, value_delimiter = ',', default_value = "512")]
+    prompt: Vec<usize>,
+    /// Numbers of tokens to generate.
+    #[arg(long, short = 'n', value_delimiter = ',', default_value = "128")]
+    generate: Vec<usize>,
+    /// An adapter directory, or the folder of a training run (its best checkpoint is taken).
+    #[arg(long)]
+    adapter: Option<PathBuf>,
+    /// A fresh adapter of this method with its defaults, instead of one from files.
+    #[arg(long, conflicts_with = "adapter")]
+    method: Option<String>,
+    /// Turn quantised weights into f32: more memory, but faster.
+    #[arg(long)]
+    dequantise: bool,
+    /// Samples of each row.
+    #[arg(long, short, default_value_t = 3)]
+    rounds: usize,
+}
+
+pub fn run(args: &Args) -> Result<(), Failure> {
+    let method = args.method.as_ref().map(|m| find(m).map_err(|e| usage("--method", &e))).transpose()?;
+    positive("--rounds", &[args.rounds])?;
+    positive("--prompt", &args.prompt)?;
+    positive("--generate", &args.generate)?;
+    let report = args.report.open()?;
+    let device = args.device.open()?;
+    let load = LoadOptions { dequantize: args.dequantise, ..LoadOptions::default() };
+    let mut base = Llama::load(&ModelFiles::open(&args.model)?, &device, load)?;
+    let adapter = args.adapter.as_deref().map(|dir| Adapter::load(dir, &mut base)).transpose()?;
+    let options =
+        ModelOptions { prompts: args.prompt.clone(), generated: args.generate.clone(), rounds: args.rounds };
+    out::progress("timing the model");
+    report.print(&model(&mut base, method.map(|m| (m, (m.defaults)())), adapter, &options)?)
+}

@@ -1,0 +1,74 @@
+//! `mixlora bench ops`
+
+use super::{DeviceArgs, ReportArgs, RoundsArgs, plot, roof_of, usage};
+use crate::{Failure, ops_test, out};
+use mixlora::Format;
+use mixlora::bench::{DEFAULT_SHAPES, OpsOptions, Shape, ops};
+use std::path::PathBuf;
+
+#[derive(clap::Args)]
+#[command(after_help = "\
+Every computation is compared with the f64 reference at a small size before it is timed; a wrong one is not timed, and \
+the exit code is 1. Columns: docs/BENCHMARKS.md.
+
+Example: mixlora bench ops -p matmul,fused_ba_matmul -s 512x4096x4096 -t f32,q8_0 --device gpu --plot roof.svg")]
+pub struct Args {
+    #[command(flatten)]
+    device: DeviceArgs,
+    #[command(flatten)]
+    report: ReportArgs,
+    #[command(flatten)]
+    rounds: RoundsArgs,
+    /// Only these ops, separated by commas: `mixlora ops list` has them all.
+    #[arg(long, short = 'p', value_delimiter = ',')]
+    op: Vec<String>,
+    /// M x N x K of the dense products: matmul, and fused_ba_matmul, which is the frozen linear.
+    #[arg(long, short, value_delimiter = ',', value_name = "MxNxK")]
+    shapes: Vec<String>,
+    /// Formats of the frozen linear's weight.
+    #[arg(long, short, value_delimiter = ',', default_value = "f32,q8_0,q4_k", value_name = "FORMAT")]
+    types: Vec<String>,
+    /// fwd, bwd, or both.
+    #[arg(long, value_delimiter = ',', default_value = "fwd,bwd")]
+    dir: Vec<String>,
+    /// Draw the roofline into this SVG file.
+    #[arg(long, value_name = "SVG")]
+    plot: Option<PathBuf>,
+}
+
+pub fn run(args: &Args) -> Result<(), Failure> {
+    let shapes: Vec<Shape<3>> = match args.shapes.is_empty() {
+        true => DEFAULT_SHAPES.to_vec(),
+        false => args
+            .shapes
+            .iter()
+            .map(|s| s.parse().map_err(|e| usage("--shapes", &e)))
+            .collect::<Result<_, _>>()?,
+    };
+    let formats = args.types.iter().map(|name| format(name)).collect::<Result<_, _>>()?;
+    if let Some(bad) = args.dir.iter().find(|d| !["fwd", "bwd"].contains(&d.as_str())) {
+        return Err(Failure::Usage(format!("--dir: there is no direction '{bad}'; there are fwd and bwd")));
+    }
+    let options = OpsOptions {
+        ops: ops_test::choose(&args.op)?,
+        shapes,
+        formats,
+        forward: args.dir.iter().any(|d| d == "fwd"),
+        backward: args.dir.iter().any(|d| d == "bwd"),
+        rounds: args.rounds.rounds()?,
+        wall: args.rounds.wall,
+    };
+    let report = args.report.open()?;
+    let device = args.device.open()?;
+    let roof = roof_of(&device)?;
+    let rows = ops(&device, &options, Some(&roof), |op| out::progress(op))?;
+    plot(args.plot.as_deref(), "operations", &roof, &rows)?;
+    report.print(&rows)
+}
+
+fn format(name: &str) -> Result<Format, Failure> {
+    Format::ALL.into_iter().find(|f| f.name() == name).ok_or_else(|| {
+        let known = Format::ALL.map(Format::name).join(", ");
+        Failure::Usage(format!("--types: there is no format '{name}'; the formats are {known}"))
+    })
+}

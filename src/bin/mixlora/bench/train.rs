@@ -1,0 +1,76 @@
+//! `mixlora bench train`
+
+use super::{DeviceArgs, ReportArgs, positive, usage};
+use crate::{Failure, out};
+use mixlora::bench::{TrainingOptions, training};
+use mixlora::mixture::{MethodConfig, find};
+use mixlora::model::{Llama, LoadOptions, ModelFiles};
+use std::path::PathBuf;
+
+#[derive(clap::Args)]
+#[command(after_help = "\
+The tokens are made up and always the same. 'dense products' are all frozen linears of the model, forward and backward, \
+and nothing else: no method can be faster. The step's ratio and its percent of the roof are against them, from the same \
+rounds. On a GPU, forward, backward and optimizer are the times to record the work; waiting for it is readback.
+
+Example: mixlora bench train --model SmolLM2-135M-Instruct.Q4_1.gguf --batch 2 --seq 128")]
+pub struct Args {
+    #[command(flatten)]
+    device: DeviceArgs,
+    #[command(flatten)]
+    report: ReportArgs,
+    /// A .gguf file, or a Hugging Face directory.
+    #[arg(long, short)]
+    model: PathBuf,
+    /// Method of the adapter: `mixlora methods` lists them.
+    #[arg(long, default_value = "mixlora-cond")]
+    method: String,
+    /// Factors of each pool (conditional methods).
+    #[arg(long, default_value_t = 8)]
+    factors: usize,
+    /// Rank, or factors that are chosen; by default 2 for conditional methods, and the method's own for others.
+    #[arg(long)]
+    r: Option<usize>,
+    /// Sequences of a batch.
+    #[arg(long, default_value_t = 2)]
+    batch: usize,
+    /// Tokens of a sequence.
+    #[arg(long, default_value_t = 128)]
+    seq: usize,
+    /// Steps that are timed.
+    #[arg(long, default_value_t = 5)]
+    steps: usize,
+    /// Share of the tokens that have a loss.
+    #[arg(long, default_value_t = 1.0)]
+    trained_share: f64,
+    /// Keep quantised weights as they are: less memory, but slower.
+    #[arg(long)]
+    keep_quantised: bool,
+    /// Compute layers again in the backward pass.
+    #[arg(long)]
+    recompute: bool,
+}
+
+pub fn run(args: &Args) -> Result<(), Failure> {
+    let method = find(&args.method).map_err(|e| usage("--method", &e))?;
+    positive("--steps", &[args.steps])?;
+    let defaults = (method.defaults)();
+    let conditional = method.name.starts_with("mixlora-cond") || method.name == "vt-nlp";
+    let r = args.r.unwrap_or(if conditional { 2 } else { defaults.r });
+    let config = MethodConfig { r, num_factors: args.factors, ..defaults };
+    let report = args.report.open()?;
+    let device = args.device.open()?;
+    let load = LoadOptions { dequantize: !args.keep_quantised, ..LoadOptions::default() };
+    let model = Llama::load(&ModelFiles::open(&args.model)?, &device, load)?;
+    let options = TrainingOptions {
+        method,
+        config,
+        batch: args.batch,
+        seq: args.seq,
+        steps: args.steps,
+        trained_share: args.trained_share,
+        recompute: args.recompute,
+    };
+    out::progress("training");
+    report.print(&training(model, &options)?)
+}
