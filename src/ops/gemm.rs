@@ -59,7 +59,8 @@ const LONG: usize = 1024;
 /// Rows and columns of the tiles of a product: a function of its shape alone.
 fn tile_of(m: usize, n: usize, k: usize) -> (usize, usize) {
     let waste = |cols: &usize| n.next_multiple_of(*cols) - n;
-    let mut cols = TILE_COLS.into_iter().min_by_key(waste).unwrap_or(TILE_COLS[0]).min(n.next_multiple_of(16));
+    let mut cols =
+        TILE_COLS.into_iter().min_by_key(waste).unwrap_or(TILE_COLS[0]).min(n.next_multiple_of(16));
     let mut rows = m.div_ceil(m.div_ceil(TILE_ROWS).max(1)).next_multiple_of(16);
     // An even number of tasks, and four when there is work for them.
     let tasks = |rows: usize, cols: usize| m.div_ceil(rows) * n.div_ceil(cols);

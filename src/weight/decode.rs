@@ -188,7 +188,12 @@ fn decode_here(format: Format, words: &[u32], out: &mut [f32]) {
             }
         }
         Format::Q4_0 => {
-            nibbles(quants, out, |b| scales[b / 2] >> (16 * (b % 2)), |(d, _), q, _, _| (q as i32 - 8) as f32 * d);
+            nibbles(
+                quants,
+                out,
+                |b| scales[b / 2] >> (16 * (b % 2)),
+                |(d, _), q, _, _| (q as i32 - 8) as f32 * d,
+            );
         }
         Format::Q4_1 => nibbles(quants, out, |b| scales[b], |(d, m), q, _, _| q as i32 as f32 * d + m),
         Format::Q5_0 => nibbles(
