@@ -5,7 +5,7 @@
 //! freed when the backward pass has used it. Only tensors that lead to a leaf are recorded.
 
 use crate::tensor::fresh_id;
-use crate::{Error, Result, Tensor};
+use crate::{Device, Error, Result, Tensor};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
@@ -56,6 +56,18 @@ impl Drop for Restore {
 pub fn no_grad<R>(f: impl FnOnce() -> R) -> R {
     let _restore = Restore(RECORDING.replace(false));
     f()
+}
+
+/// Runs `f` on the threads that compute for a device, recording or not as here: many small computations in a row are
+/// then not handed over one by one.
+pub(crate) fn inside<R: Send>(device: &Device, f: impl FnOnce() -> R + Send) -> R {
+    let Device::Cpu(cpu) = device else { return f() };
+    let recording = RECORDING.get();
+    cpu.inside(move || {
+        // A thread that waits inside of another computation may be the one that runs this.
+        let _restore = Restore(RECORDING.replace(recording));
+        f()
+    })
 }
 
 fn with_grad<R>(f: impl FnOnce() -> R) -> R {

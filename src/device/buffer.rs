@@ -30,9 +30,10 @@ pub(crate) struct GpuBuffer {
 }
 
 impl GpuBuffer {
-    /// What kernels see: in guard mode the sentinel too, so that a stray write is not clipped away.
+    /// What kernels see: in guard mode the sentinel too, so that a stray write is not clipped away. Never less than one
+    /// vector of four: that is the least that a kernel which loads vectors accepts.
     pub(super) fn binding(&self) -> wgpu::BindingResource<'_> {
-        let bytes = if self.guard { self.raw.size() } else { self.bytes.max(4) };
+        let bytes = if self.guard { self.raw.size() } else { self.bytes.max(16) };
         wgpu::BindingResource::Buffer(wgpu::BufferBinding {
             buffer: &self.raw,
             offset: 0,

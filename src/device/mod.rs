@@ -160,15 +160,6 @@ impl Device {
         }
     }
 
-    /// Runs `f` on the threads that compute for this device: many small computations in a row are then not handed
-    /// over one by one.
-    pub(crate) fn inside<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
-        match self {
-            Device::Cpu(c) => c.inside(f),
-            _ => f(),
-        }
-    }
-
     /// Byte counters and budget; none on the reference device.
     pub fn memory(&self) -> Option<&Memory> {
         match self {

@@ -2,6 +2,7 @@
 
 use super::{KvCache, Llama, Step};
 use crate::nn::Pass;
+use crate::tape::inside;
 use crate::{Error, Result, Stream, Tensor, no_grad};
 
 /// How the next token is drawn from the logits.
@@ -131,7 +132,7 @@ impl<'a> Generation<'a> {
             self.logits = self.model.logits(&last)?.to_f32()?;
             Ok::<(), Error>(())
         };
-        device.inside(|| no_grad(run))?;
+        inside(device, || no_grad(run))?;
         match self.logits.iter().all(|v| v.is_finite()) {
             true => Ok(()),
             false => {

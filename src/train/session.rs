@@ -5,6 +5,7 @@ use crate::adapter::Adapter;
 use crate::data::Batch;
 use crate::model::{Llama, Step};
 use crate::nn::{Choices, Pass};
+use crate::tape::inside;
 use crate::{Error, Gradients, Result, Stream, Tensor, backward, no_grad};
 use std::time::Instant;
 
@@ -117,7 +118,7 @@ impl Session {
     /// Like [`step`](Session::step), with what routers are to do in each micro-batch.
     pub fn step_with(&mut self, batches: &[Batch], choices: &[Choices]) -> Result<StepReport> {
         let device = self.model.device().clone();
-        device.inside(|| self.step_here(batches, choices))
+        inside(&device, || self.step_here(batches, choices))
     }
 
     fn step_here(&mut self, batches: &[Batch], choices: &[Choices]) -> Result<StepReport> {
