@@ -31,7 +31,7 @@ impl Place {
     fn trained(&self) -> String {
         let (model, data, out) = (self.path("model"), self.path("data"), self.path("run"));
         let train = ["train", "--model", &model, "--data", &data, "--out", &out, "--method", "lora"];
-        run(&[&train[..], &["--steps", "300", "--learning-rate", "1e-2"]].concat(), "", 0);
+        run(&[&train[..], &["--steps", "800", "--learning-rate", "3e-3"]].concat(), "", 0);
         out
     }
     fn generate(&self, more: &[&str], code: i32) -> (String, String) {
