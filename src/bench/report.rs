@@ -120,7 +120,8 @@ fn markdown(rows: &[Row], objects: &[Map<String, Value>]) -> String {
     let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
     let width = |c: usize| {
         let cells = table.iter().map(|row| row[c].chars().count());
-        cells.chain([columns[c].len()]).max().unwrap_or(0)
+        // Two at least: a rule of a column of numbers is `-:`.
+        cells.chain([columns[c].len(), 2]).max().unwrap_or(2)
     };
     let widths: Vec<usize> = (0..columns.len()).map(width).collect();
     let number: Vec<bool> =

@@ -69,7 +69,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let report = args.report.open()?;
     let device = args.device.open()?;
     let roof = roof_of(&device)?;
-    let rows = layer(&device, &options, Some(&roof), |what| out::progress(what))?;
+    let rows = layer(&device, &options, Some(&roof), out::progress)?;
     plot(args.plot.as_deref(), "frozen layers", &roof, &rows)?;
     report.print(&rows)
 }

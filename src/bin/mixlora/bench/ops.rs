@@ -61,7 +61,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let report = args.report.open()?;
     let device = args.device.open()?;
     let roof = roof_of(&device)?;
-    let rows = ops(&device, &options, Some(&roof), |op| out::progress(op))?;
+    let rows = ops(&device, &options, Some(&roof), out::progress)?;
     plot(args.plot.as_deref(), "operations", &roof, &rows)?;
     report.print(&rows)
 }

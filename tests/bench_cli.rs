@@ -1,0 +1,89 @@
+//! `mixlora bench`, as a user types it, at sizes that take no time.
+#![cfg(feature = "cli")]
+
+mod common;
+
+use common::cli::{mixlora, output};
+use common::tiny;
+use serde_json::Value;
+use std::path::Path;
+
+/// The program with a cache of its own.
+fn bench(cache: &Path, args: &[&str], code: i32) -> (String, String) {
+    let mut command = mixlora(&[&["bench"][..], args].concat());
+    output(command.env("XDG_CACHE_HOME", cache).env("MIXLORA_CACHE", cache), code)
+}
+
+fn rows(text: &str) -> Vec<Value> {
+    serde_json::from_str(text).unwrap()
+}
+
+const OPS: &[&str] = &["ops", "-p", "matmul", "-s", "32x32x32", "-r", "3", "--min-time", "0.01", "--json"];
+
+#[test]
+fn ops_are_verified_timed_and_compared() {
+    let dir = tempfile::tempdir().unwrap();
+    let (out, _) = bench(dir.path(), OPS, 0);
+    let mut old = rows(&out);
+    assert!(!old.is_empty());
+    for row in &old {
+        assert_eq!(row["verified"], true, "{row}");
+        assert!(row["median_us"].as_f64().unwrap() > 0.0 && row["gflops"].as_f64().unwrap() > 0.0, "{row}");
+    }
+    let report = |rows: &[Value]| {
+        let path = dir.path().join("old.json");
+        std::fs::write(&path, serde_json::to_string(rows).unwrap()).unwrap();
+        path.to_str().unwrap().to_string()
+    };
+    // What was a thousand times faster before has become slower; what was a thousand times slower has not.
+    for (factor, code) in [(1e-3, 1), (1e3, 0)] {
+        for row in &mut old {
+            for key in ["median_us", "p20_us", "p80_us"] {
+                row[key] = (row[key].as_f64().unwrap() * factor).into();
+            }
+        }
+        let path = report(&old);
+        bench(dir.path(), &[OPS, &["--compare", &path]].concat(), code);
+        old = rows(&out);
+    }
+    let (_, err) = bench(dir.path(), &["ops", "-p", "matmull"], 2);
+    assert!(err.contains("matmull") && err.contains("matmul"), "{err}");
+}
+
+#[test]
+fn a_layer_is_timed_beside_its_frozen_linear() {
+    let dir = tempfile::tempdir().unwrap();
+    let svg = dir.path().join("roof.svg");
+    let args =
+        ["layer", "--methods", "lora,mixlora-cond-gated", "--shapes", "32x48", "--batch", "2", "--seq", "8"];
+    let more = ["-r", "3", "--min-time", "0.01", "--factors", "8", "--json", "--plot", svg.to_str().unwrap()];
+    let (out, _) = bench(dir.path(), &[&args[..], &more].concat(), 0);
+    let rows = rows(&out);
+    let ratio = |op: &str, dir: &str| {
+        let row = rows.iter().find(|r| r["op"] == op && r["dir"] == dir);
+        row.unwrap_or_else(|| panic!("no row {op} {dir}"))["ratio"].as_f64()
+    };
+    for op in ["lora", "mixlora-cond-gated"] {
+        assert!(["fwd", "bwd", "sum"].iter().all(|d| ratio(op, d).is_some_and(|r| r > 0.0)));
+    }
+    assert!(ratio("frozen linear", "sum").is_none());
+    assert!(std::fs::read_to_string(svg).unwrap().contains("</svg>"));
+}
+
+#[cfg(feature = "tokenizer")]
+#[test]
+fn a_model_is_trained_and_generates() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = dir.path().join("model");
+    tiny::write_text_model(&model);
+    let model = model.to_str().unwrap();
+    let (out, _) = bench(dir.path(), &["train", "-m", model, "--seq", "16", "--steps", "2", "--json"], 0);
+    let all = rows(&out);
+    let step = all.iter().find(|r| r["op"] == "step").unwrap();
+    assert!(step["loss"].as_f64().unwrap().is_finite() && step["tok_s"].as_f64().unwrap() > 0.0);
+    assert!(all.iter().any(|r| r["op"] == "dense products"));
+    let (out, _) = bench(dir.path(), &["model", "-m", model, "-p", "8", "-n", "4", "-r", "2", "--json"], 0);
+    let names: Vec<_> = rows(&out).iter().map(|r| r["op"].as_str().unwrap().to_string()).collect();
+    assert_eq!(names, ["pp8", "tg4"]);
+    bench(dir.path(), &["train", "-m", model, "--trained-share", "2"], 3);
+}
