@@ -62,7 +62,10 @@ const TOGETHER: usize = 16;
 #[inline(always)]
 fn one_by_one() {
     // SAFETY: no instruction.
-    unsafe { std::arch::asm!("", options(nomem, nostack, preserves_flags)) }
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    unsafe {
+        std::arch::asm!("", options(nomem, nostack, preserves_flags))
+    }
 }
 
 /// Blocks of 32 with four bits each, low ones first: `value(scale, quant, block, position in the block)`, where the
