@@ -64,13 +64,17 @@ fn finish(batch: u32, row: u32, col: u32, values: mat4x4<f32>) {
   var update: mat4x4<f32>;
   if (EXPAND == 1u) { update = expand(row, col); }
   for (var i = 0u; i < min(BLOCK, p.m - row); i++) {
+    let at = (row + i) * p.y_stride + p.y_first + col;
+    var line = v[i];
+    if (EXPAND == 1u) {
+      let drop = vec4<f32>(drop_factor(at), drop_factor(at + 1u), drop_factor(at + 2u), drop_factor(at + 3u));
+      line = fma(p.scale * drop, update[i], line);
+    }
     for (var j = 0u; j < min(4u, p.n - col); j++) {
-      let at = (row + i) * p.y_stride + p.y_first + col + j;
-      var value = v[i][j];
-      if (EXPAND == 1u) { value = fma(p.scale * drop_factor(at), update[i][j], value); }
+      var value = line[j];
       if (BIAS == 1u) { value += bias[p.y_first + col + j]; }
-      if (ADD == 1u) { value += y[at]; }
-      y[at] = value;
+      if (ADD == 1u) { value += y[at + j]; }
+      y[at + j] = value;
     }
   }
 }

@@ -17,30 +17,32 @@ pub(super) static SPEC: OpSpec = OpSpec {
 };
 
 const NAME: &str = "factor_gather";
+/// Invocations of a workgroup: of `row`, and of `block`.
 const WG: u32 = 64;
+const WG_BLOCK: u32 = 32;
 const PARTS: &[&str] = &[parts::GRID, parts::SUM, parts::RANDOM, parts::DROPOUT, parts::SLOTS];
 
 macro_rules! variants {
-    ($($name:literal: $gate:literal $drop:literal $units:literal,)+) => {
+    ($wg:ident $bytes:expr) => {
+        variants!($wg $bytes; "token": 0 0 0, "unit": 0 0 1, "gated token": 1 0 0, "gated unit dropout": 1 1 1,)
+    };
+    ($wg:ident $bytes:expr; $($name:literal: $gate:literal $drop:literal $units:literal,)+) => {
         &[$(Variant {
             name: $name,
-            consts: &[("WG", WG), ("GATE", $gate), ("DROP", $drop), ("UNITS", $units)],
+            consts: &[("WG", $wg), ("GATE", $gate), ("DROP", $drop), ("UNITS", $units)],
             parts: PARTS,
             backends: PORTABLE,
-            workgroup_bytes: 4 * WG,
+            workgroup_bytes: $bytes,
         }),+]
     };
 }
-static VARIANTS: &[Variant] = variants![
-    "token": 0 0 0,
-    "unit": 0 0 1,
-    "gated token": 1 0 0,
-    "gated unit dropout": 1 1 1,
-];
 static SHADER: Shader = Shader {
     name: NAME,
     source: include_str!("../../shaders/factor_gather.wgsl"),
-    entries: &[Entry { name: "lane", variants: VARIANTS }, Entry { name: "row", variants: VARIANTS }],
+    entries: &[
+        Entry { name: "block", variants: variants!(WG_BLOCK 0) },
+        Entry { name: "row", variants: variants!(WG 4 * WG) },
+    ],
 };
 
 /// `(x [M, D], pool [P, D] [, gates [L, G, K]]) -> u [M, slots of all linears] [, gated]`.
@@ -52,8 +54,6 @@ pub(crate) struct FactorGather<'a> {
     pub dropout: Option<Dropout>,
     /// The outputs already exist (see `run_in_place`).
     pub in_place: bool,
-    /// GPU entry to use instead of the chosen one.
-    pub variant: Option<&'static str>,
 }
 
 /// Shrinks `x` by the pool: `u`, and `gate * u` (the same tensor where there are no gates).
@@ -65,7 +65,7 @@ pub(crate) fn shrink(
     scale: f32,
     dropout: Option<Dropout>,
 ) -> Result<(Tensor, Tensor)> {
-    let op = FactorGather { slots, scale, dropout, in_place: false, variant: None };
+    let op = FactorGather { slots, scale, dropout, in_place: false };
     let mut out = match gates {
         Some(g) => run(&op, &[x, pool, g])?,
         None => run(&op, &[x, pool])?,
@@ -84,7 +84,7 @@ pub(crate) fn shrink_into(
     slots: &Slots,
     scale: f32,
 ) -> Result<()> {
-    let op = FactorGather { slots, scale, dropout: None, in_place: true, variant: None };
+    let op = FactorGather { slots, scale, dropout: None, in_place: true };
     match gates {
         Some(g) => run_in_place(&op, out, &[x, pool, g]),
         None => run_in_place(&op, out, &[x, pool]),
@@ -215,13 +215,13 @@ impl Op for FactorGather<'_> {
             drop_p,
             keep,
         };
-        // A whole workgroup per product where there are too few of them to fill a GPU.
-        let entry =
-            self.variant.unwrap_or(match gpu.class() != AdapterClass::Software && rows * slots < 4096 {
-                true => "row",
-                false => "lane",
-            });
+        // A whole workgroup per product where there are too few of them to fill a GPU, and for rows of odd length.
         let items = rows * slots;
+        let few = gpu.class() != AdapterClass::Software && items < 65_536;
+        let (entry, wg, groups) = match few || !d.is_multiple_of(4) {
+            true => ("row", WG, items),
+            false => ("block", WG_BLOCK, (rows.div_ceil(4) * slots.div_ceil(4)).div_ceil(WG_BLOCK as usize)),
+        };
         let input = x[0].buffer();
         let units = self.slots.units.row_unit().map(|t| t.buffer());
         // An absent second output still needs a binding that may be written: a scratch word.
@@ -231,7 +231,7 @@ impl Op for FactorGather<'_> {
             shader: &SHADER,
             entry,
             consts: &[
-                ("WG", WG),
+                ("WG", wg),
                 ("GATE", u32::from(gates.is_some())),
                 ("DROP", u32::from(self.dropout.is_some())),
                 ("UNITS", u32::from(units.is_some())),
@@ -247,7 +247,7 @@ impl Op for FactorGather<'_> {
                 Bind::Write(second),
             ],
             params: bytemuck::bytes_of(&params),
-            grid: Grid::Linear(if entry == "row" { items } else { items.div_ceil(WG as usize) }),
+            grid: Grid::Linear(groups),
             flops: 2 * (items * d) as u64,
         })
     }

@@ -16,14 +16,16 @@ pub(super) static SPEC: OpSpec = OpSpec {
 };
 
 const NAME: &str = "factor_scatter";
+/// Invocations of a workgroup: of `lists` and `sum`, and of `block`.
 const WG: u32 = 64;
-const PARTS: &[&str] = &[parts::GRID, parts::RANDOM, parts::DROPOUT];
+const WG_BLOCK: u32 = 16;
+const PARTS: &[&str] = &[parts::GRID, parts::RANDOM, parts::DROPOUT, parts::SLOTS];
 
 macro_rules! variants {
-    ($($name:literal: $drop:literal $units:literal,)+) => {
+    ($wg:ident; $($name:literal: $drop:literal $units:literal,)+) => {
         &[$(Variant {
             name: $name,
-            consts: &[("WG", WG), ("DROP", $drop), ("UNITS", $units)],
+            consts: &[("WG", $wg), ("DROP", $drop), ("UNITS", $units)],
             parts: PARTS,
             backends: PORTABLE,
             workgroup_bytes: 0,
@@ -34,8 +36,12 @@ static SHADER: Shader = Shader {
     name: NAME,
     source: include_str!("../../shaders/factor_scatter.wgsl"),
     entries: &[
-        Entry { name: "lists", variants: variants!["lists": 0 0,] },
-        Entry { name: "sum", variants: variants!["token": 0 0, "unit": 0 1, "unit dropout": 1 1,] },
+        Entry { name: "lists", variants: variants![WG; "lists": 0 0,] },
+        Entry { name: "sum", variants: variants![WG; "token": 0 0, "unit": 0 1, "unit dropout": 1 1,] },
+        Entry {
+            name: "block",
+            variants: variants![WG_BLOCK; "token": 0 0, "unit": 0 1, "unit dropout": 1 1,],
+        },
     ],
 };
 
@@ -104,13 +110,14 @@ impl Op for Sort {
         use crate::device::{Bind, Dispatch, Grid};
         let (d, groups) = (x[0].dims(), x[0].dims()[0] * x[0].dims()[1]);
         let mut params: Params = bytemuck::Zeroable::zeroed();
-        params.choices = [self.factors, d[3], d[2], groups].map(|v| v as u32);
+        params.choices = [self.factors, d[2], groups].map(|v| v as u32);
+        params.slots[2] = d[3] as u32;
         gpu.dispatch(Dispatch {
             shader: &SHADER,
             entry: "lists",
             consts: &[("WG", WG), ("DROP", 0), ("UNITS", 0)],
             parts: PARTS,
-            bind: &[Bind::Read(x[0].buffer()), Bind::Write(y[0].buffer()), Bind::Write(y[1].buffer())],
+            bind: &[Bind::Write(y[0].buffer()), Bind::Write(y[1].buffer()), Bind::Read(x[0].buffer())],
             params: bytemuck::bytes_of(&params),
             grid: Grid::Linear((groups * self.factors).div_ceil(WG as usize)),
             flops: 2 * (x[0].len() * self.factors) as u64,
@@ -239,35 +246,46 @@ impl Op for FactorScatter<'_> {
 
     #[cfg(feature = "gpu")]
     fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
-        use crate::device::{Bind, Dispatch, Grid};
-        let (_, sides, g, k) = self.slots.dims();
+        use crate::device::{AdapterClass, Bind, Dispatch, Grid};
+        let (_, sides, g, _) = self.slots.dims();
         let (d, out_rows) = (x[1].shape().last(), self.out_rows());
         let (key, drop_p, keep) = Dropout::params(&self.dropout);
+        let sizes = [d, out_rows, self.slots.all_columns(), self.slots.first, sides, self.slots.side];
+        let [base, step, k, block, _] = self.slots.params();
         let params = Params {
-            choices: [self.lists.factors, k, g, 0].map(|v| v as u32),
-            sizes: [
-                d,
-                out_rows,
-                self.slots.all_columns(),
-                self.slots.first,
-                sides,
-                self.slots.side,
-                self.slots.block,
-            ]
-            .map(|v| v as u32),
+            choices: [self.lists.factors, g, 0].map(|v| v as u32),
+            sizes: sizes.map(|v| v as u32),
             scale: self.scale,
+            slots: [base, step, k, block, self.lists.factors as u32 * block],
             key,
             drop_p,
             keep,
         };
         let units = self.slots.units.start().map(|t| t.buffer());
         let coef = x[0].buffer();
-        let fold = out_rows.min(65_535);
+        // A few processors want few loads; a GPU wants many invocations.
+        let whole = d.is_multiple_of(4) && self.slots.per_linear().is_multiple_of(4);
+        let fold = out_rows.clamp(1, 65_535);
+        let (entry, wg, choices, grid) = match gpu.class() == AdapterClass::Software && whole {
+            true => (
+                "block",
+                WG_BLOCK,
+                [Bind::Read(self.slots.idx.buffer()), Bind::Unused(coef)],
+                Grid::Linear((d / 4 * self.slots.count).div_ceil(WG_BLOCK as usize)),
+            ),
+            false => (
+                "sum",
+                WG,
+                [Bind::Read(self.lists.starts.buffer()), Bind::Read(self.lists.pairs.buffer())],
+                Grid::Xyz(d.div_ceil(WG as usize), fold, out_rows.div_ceil(fold)),
+            ),
+        };
+        let [first, second] = choices;
         gpu.dispatch(Dispatch {
             shader: &SHADER,
-            entry: "sum",
+            entry,
             consts: &[
-                ("WG", WG),
+                ("WG", wg),
                 ("DROP", u32::from(self.dropout.is_some())),
                 ("UNITS", u32::from(units.is_some())),
             ],
@@ -275,17 +293,13 @@ impl Op for FactorScatter<'_> {
             bind: &[
                 Bind::Read(coef),
                 Bind::Read(x[1].buffer()),
-                Bind::Read(self.lists.starts.buffer()),
-                Bind::Read(self.lists.pairs.buffer()),
+                first,
+                second,
                 Bind::or_unused(units, coef),
                 Bind::Write(y[0].buffer()),
             ],
             params: bytemuck::bytes_of(&params),
-            grid: Grid::Xyz(
-                d.div_ceil(WG as usize),
-                fold,
-                if fold == 0 { 0 } else { out_rows.div_ceil(fold) },
-            ),
+            grid,
             flops: 2 * (x[1].len() * self.slots.width()) as u64,
         })
     }
@@ -295,11 +309,12 @@ impl Op for FactorScatter<'_> {
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct Params {
-    /// factors, k, units, groups
-    choices: [u32; 4],
-    /// d, out_rows, stride, first, sides, side, block
-    sizes: [u32; 7],
+    /// factors, units, groups
+    choices: [u32; 3],
+    /// d, out_rows, stride, first, sides, side
+    sizes: [u32; 6],
     scale: f32,
+    slots: [u32; 5],
     key: [u32; 2],
     drop_p: f32,
     keep: f32,

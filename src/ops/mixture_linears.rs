@@ -299,6 +299,16 @@ pub(super) fn gated_cases() -> Vec<Case> {
         Setup { label: "gated units", starts: &[0, 70, 75], gated: true, ..PLAIN }.case(),
         Setup { label: "gated blocks", gated: true, block: 2, k: 2, sides: 1, outs: &[6, 5], ..PLAIN }.case(),
         Setup {
+            label: "gated dropout of vectors",
+            starts: &[0, 3, 7],
+            gated: true,
+            dropout: 0.5,
+            k: 4,
+            outs: &[8, 4],
+            ..PLAIN
+        }
+        .case(),
+        Setup {
             label: "gated dropout",
             starts: &[0, 3, 7],
             gated: true,
