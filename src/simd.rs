@@ -87,7 +87,8 @@ pub(crate) fn mul_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FMA { a.mul_add(b, c) } else { a * b + c }
 }
 
-const LANES: usize = 16;
+/// Running sums of a reduction.
+pub(crate) const LANES: usize = 16;
 
 /// `y += sum_j c[j] rows[j]`, element by element, rows in order. Every row is as long as `y`.
 #[inline(always)]
@@ -126,7 +127,7 @@ pub(crate) fn dots<const FMA: bool>(out: &mut [f32], x: &[f32], rows: &[&[f32]])
     }
 }
 
-type Lanes = [f32; LANES];
+pub(crate) type Lanes = [f32; LANES];
 
 #[inline(always)]
 fn more<const FMA: bool>(acc: Lanes, x: &Lanes, row: &Lanes) -> Lanes {
@@ -143,6 +144,12 @@ fn total<const FMA: bool>(mut acc: Lanes, x: &[f32], row: &[f32]) -> f32 {
     for (l, (x, r)) in x.iter().zip(row).enumerate() {
         acc[l] = mul_add::<FMA>(*x, *r, acc[l]);
     }
+    tree(acc)
+}
+
+/// The sum of the lanes: halves upon halves.
+#[inline(always)]
+pub(crate) fn tree(mut acc: Lanes) -> f32 {
     let mut half = LANES / 2;
     while half > 0 {
         for l in 0..half {

@@ -374,7 +374,7 @@ fn factors(less: bool, part: Part) -> Timed {
         }),
         Part::Scatter => Timed::new(shape, vec![x.frozen(), coefficients("u")], (one, read), move |device| {
             let s = selection(device, None)?;
-            Ok(Box::new(move |x| Ok(vec![scatter(&x[1], &x[0], &s.slots_a(), s.lists()?, 1.0, None)?])))
+            Ok(Box::new(move |x| Ok(vec![scatter(&x[1], &x[0], &s.slots_a(), &s, 1.0, None)?])))
         }),
         Part::Gates => {
             let inputs = vec![coefficients("u"), coefficients("v")];

@@ -7,7 +7,7 @@ use crate::nn::{Choices, LinearGroup, Mlp, Param, Pass};
 use crate::{Device, Error, Format, Linear, Result, Stream, Tensor, Weight, backward};
 
 /// Methods whose pools have `num_factors` factors of which `r` are chosen: the only ones that `factors` and `r` are for.
-const CONDITIONAL: [&str; 3] = ["mixlora-cond", "mixlora-cond-gated", "vt-nlp"];
+pub const CONDITIONAL: [&str; 3] = ["mixlora-cond", "mixlora-cond-gated", "vt-nlp"];
 /// Bound on the error of a layer and of its input's gradient relative to the largest value, beside the f64 reference.
 const BOUND: f64 = 1e-4;
 /// Instances and rows of each in the comparison with the reference.

@@ -19,7 +19,7 @@ mod watch;
 
 pub use cases::DEFAULT_SHAPES;
 pub use compare::{Change, WORSE, changes};
-pub use layer::{LayerOptions, layer};
+pub use layer::{CONDITIONAL, LayerOptions, layer};
 pub use model::{ModelOptions, model};
 pub use ops::{OpsOptions, ops};
 pub use picture::roofline;

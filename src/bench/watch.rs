@@ -83,7 +83,7 @@ impl Watch {
                 let launches = gpu.take_profile()?;
                 done?;
                 if launches.len() >= MAX_LAUNCHES {
-                    let what = format!("more than {MAX_LAUNCHES} launches in a sample; use --timer wall");
+                    let what = format!("more than {MAX_LAUNCHES} launches in a sample; use --wall");
                     return Err(crate::Error::config("timer", what));
                 }
                 launches.iter().map(|l| l.nanoseconds).sum::<f64>() * 1e-9

@@ -107,7 +107,7 @@ pub(crate) fn shrink_by(x: &Tensor, pool: &Tensor, selection: &Selection) -> Res
             out[0] = Some(dx);
         }
         if need_pool {
-            out[1] = Some(scatter(&du, &xd, &s.slots_a(), s.lists()?, 1.0, None)?);
+            out[1] = Some(scatter(&du, &xd, &s.slots_a(), &s, 1.0, None)?);
         }
         Ok(out)
     }))
@@ -134,7 +134,7 @@ pub(crate) fn expand_by(
             false => None,
         };
         let dpool = match need[2] {
-            true => Some(scatter(&ud, &dy, &s.slots_a(), s.lists()?, scale, None)?),
+            true => Some(scatter(&ud, &dy, &s.slots_a(), &s, scale, None)?),
             false => None,
         };
         Ok(vec![need[0].then_some(dy), du, dpool])

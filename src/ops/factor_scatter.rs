@@ -1,9 +1,14 @@
-//! Gradients of factor pools: choices are sorted by factor once, then each factor sums its segment of rows in
-//! order. No atomics: two runs give the same bits.
+//! Gradients of factor pools: each factor sums the rows that chose it, in order. The CPU and software adapters give a
+//! task a block of columns of all factors; a GPU sorts the choices by factor once and gives each factor its segment.
+//! No atomics: two runs give the same bits.
 
 use super::slots::{Dropout, Slots};
 use super::tile::{Tile, columns_in_parallel};
-use super::{Meta, Op, OpSpec, run};
+use super::{Meta, Op, OpSpec, Selection, run};
+#[cfg(feature = "gpu")]
+use crate::Shape;
+#[cfg(feature = "gpu")]
+use crate::device::{AdapterClass, Bind, Dispatch, Gpu, Grid};
 use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
 use crate::simd::{add_rows, vectorised};
 use crate::{DType, Error, Result, Tensor};
@@ -45,90 +50,49 @@ static SHADER: Shader = Shader {
     ],
 };
 
-/// Choices sorted by factor, for every linear and side of a selection.
+/// Choices sorted by factor, for every linear and side of a selection, on a GPU.
+#[cfg(feature = "gpu")]
 #[derive(Debug, Clone)]
-pub(crate) struct Lists {
-    /// Factors that there are to choose from.
-    pub factors: usize,
+pub(super) struct Lists {
     /// `[L, P, E+1]`
     starts: Tensor,
     /// `[L, P, G*K]`: unit * K + choice, ascending within a factor.
     pairs: Tensor,
 }
 
+#[cfg(feature = "gpu")]
 impl Lists {
     /// Sorts the choices `idx [L, P, G, K]`, each below `factors`.
-    pub fn new(idx: &Tensor, factors: usize) -> Result<Self> {
-        let mut out = run(&Sort { factors }, &[idx])?;
-        let pairs = out.swap_remove(1);
-        Ok(Lists { factors, starts: out.swap_remove(0), pairs })
-    }
-}
-
-/// `idx -> (starts, pairs)`
-struct Sort {
-    factors: usize,
-}
-
-impl Op for Sort {
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
-    fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
-        x[0].expect(NAME, DType::U32)?;
-        match *x[0].dims() {
-            [l, p, g, k] => Ok(vec![Meta::u32(&[l, p, self.factors + 1])?, Meta::u32(&[l, p, g * k])?]),
-            _ => Err(Error::shape(NAME, format!("choices {} are not [L, P, G, K]", x[0].shape()))),
-        }
-    }
-
-    fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
-        let n = x[0].dims()[2] * x[0].dims()[3];
-        let [starts, pairs] = y else { unreachable!() };
-        let groups = starts.u32_mut().chunks_mut(self.factors + 1).enumerate();
-        for (group, starts) in groups {
-            let idx = &x[0].u32()[group * n..(group + 1) * n];
-            let pairs = &mut pairs.u32_mut()[group * n..(group + 1) * n];
-            starts.fill(0);
-            idx.iter().for_each(|&e| starts[e as usize + 1] += 1);
-            (0..self.factors).for_each(|e| starts[e + 1] += starts[e]);
-            let mut next = starts.to_vec();
-            for (i, &e) in idx.iter().enumerate() {
-                pairs[next[e as usize] as usize] = i as u32;
-                next[e as usize] += 1;
-            }
-        }
-    }
-
-    fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
-        self.reference(x, y);
-    }
-
-    #[cfg(feature = "gpu")]
-    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
-        use crate::device::{Bind, Dispatch, Grid};
-        let (d, groups) = (x[0].dims(), x[0].dims()[0] * x[0].dims()[1]);
+    pub fn new(gpu: &Gpu, idx: &Tensor, factors: usize) -> Result<Self> {
+        let dims = idx.dims();
+        let [l, p, g, k] = [dims[0], dims[1], dims[2], dims[3]];
+        let make = |n| Tensor::undefined(idx.device(), Shape::new(&[l, p, n])?, DType::U32);
+        let lists = Lists { starts: make(factors + 1)?, pairs: make(g * k)? };
         let mut params: Params = bytemuck::Zeroable::zeroed();
-        params.choices = [self.factors, d[2], groups].map(|v| v as u32);
-        params.slots[2] = d[3] as u32;
+        params.choices = [factors, g, l * p].map(|v| v as u32);
+        params.slots[2] = k as u32;
         gpu.dispatch(Dispatch {
             shader: &SHADER,
             entry: "lists",
             consts: &[("WG", WG), ("DROP", 0), ("UNITS", 0)],
             parts: PARTS,
-            bind: &[Bind::Write(y[0].buffer()), Bind::Write(y[1].buffer()), Bind::Read(x[0].buffer())],
+            bind: &[
+                Bind::Write(lists.starts.buffer()),
+                Bind::Write(lists.pairs.buffer()),
+                Bind::Read(idx.buffer()),
+            ],
             params: bytemuck::bytes_of(&params),
-            grid: Grid::Linear((groups * self.factors).div_ceil(WG as usize)),
-            flops: 2 * (x[0].len() * self.factors) as u64,
-        })
+            grid: Grid::Linear((l * p * factors).div_ceil(WG as usize)),
+            flops: 2 * (idx.len() * factors) as u64,
+        })?;
+        Ok(lists)
     }
 }
 
 /// `(coef [M, slots of all linears], rows [M, D]) -> d_pool [count * factors * block, D]`
 pub(crate) struct FactorScatter<'a> {
     pub slots: &'a Slots,
-    pub lists: &'a Lists,
+    pub selection: &'a Selection,
     pub scale: f32,
     pub dropout: Option<Dropout>,
 }
@@ -138,32 +102,16 @@ pub(crate) fn scatter(
     coef: &Tensor,
     rows: &Tensor,
     slots: &Slots,
-    lists: &Lists,
+    selection: &Selection,
     scale: f32,
     dropout: Option<Dropout>,
 ) -> Result<Tensor> {
-    Ok(run(&FactorScatter { slots, lists, scale, dropout }, &[coef, rows])?.swap_remove(0))
+    Ok(run(&FactorScatter { slots, selection, scale, dropout }, &[coef, rows])?.swap_remove(0))
 }
 
 impl FactorScatter<'_> {
-    /// Calls `f(row, coefficient)` for every row that pool row `o` serves, in order.
-    fn segment(&self, o: usize, mut f: impl FnMut(usize, usize)) {
-        let (_, sides, g, k) = self.slots.dims();
-        let (e, block) = (self.lists.factors, self.slots.block);
-        let linear = self.slots.first + o / (e * block);
-        let (factor, q) = (o % (e * block) / block, o % block);
-        let group = linear * sides + self.slots.side;
-        let starts = &self.lists.starts.u32()[group * (e + 1) + factor..];
-        for i in starts[0]..starts[1] {
-            let pair = self.lists.pairs.u32()[group * g * k + i as usize] as usize;
-            let column = linear * k * block + pair % k * block + q;
-            for m in self.slots.units.range(pair / k) {
-                f(m, m * self.slots.all_columns() + column);
-            }
-        }
-    }
     fn out_rows(&self) -> usize {
-        self.slots.count * self.lists.factors * self.slots.block
+        self.slots.count * self.selection.pool_rows()
     }
 }
 
@@ -227,15 +175,19 @@ impl Op for FactorScatter<'_> {
     }
 
     fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
-        let d = x[1].shape().last();
-        for (o, y) in y[0].f64_mut().chunks_mut(d.max(1)).enumerate() {
-            y.fill(0.0);
-            self.segment(o, |m, c| {
-                for (i, y) in y.iter_mut().enumerate() {
+        let (d, view) = (x[1].shape().last(), self.slots.view());
+        let (stride, first) = (self.slots.all_columns(), self.slots.first_column());
+        let (coef, rows, y) = (x[0].f64(), x[1].f64(), y[0].f64_mut());
+        y.fill(0.0);
+        for m in 0..x[1].shape().rows() {
+            for j in 0..self.slots.width() {
+                let c = self.scale as f64 * coef[m * stride + first + j];
+                let at = view.pick(m, j) * d;
+                for i in 0..d {
                     let keep = self.dropout.map_or(1.0, |p| p.factor(m * d + i) as f64);
-                    *y += self.scale as f64 * x[0].f64()[c] * keep * x[1].f64()[m * d + i];
+                    y[at + i] += c * keep * rows[m * d + i];
                 }
-            });
+            }
         }
     }
 
@@ -246,17 +198,16 @@ impl Op for FactorScatter<'_> {
 
     #[cfg(feature = "gpu")]
     fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
-        use crate::device::{AdapterClass, Bind, Dispatch, Grid};
         let (_, sides, g, _) = self.slots.dims();
         let (d, out_rows) = (x[1].shape().last(), self.out_rows());
         let (key, drop_p, keep) = Dropout::params(&self.dropout);
         let sizes = [d, out_rows, self.slots.all_columns(), self.slots.first, sides, self.slots.side];
         let [base, step, k, block, _] = self.slots.params();
         let params = Params {
-            choices: [self.lists.factors, g, 0].map(|v| v as u32),
+            choices: [self.selection.factors(), g, 0].map(|v| v as u32),
             sizes: sizes.map(|v| v as u32),
             scale: self.scale,
-            slots: [base, step, k, block, self.lists.factors as u32 * block],
+            slots: [base, step, k, block, self.selection.pool_rows() as u32],
             key,
             drop_p,
             keep,
@@ -273,12 +224,15 @@ impl Op for FactorScatter<'_> {
                 [Bind::Read(self.slots.idx.buffer()), Bind::Unused(coef)],
                 Grid::Linear((d / 4 * self.slots.count).div_ceil(WG_BLOCK as usize)),
             ),
-            false => (
-                "sum",
-                WG,
-                [Bind::Read(self.lists.starts.buffer()), Bind::Read(self.lists.pairs.buffer())],
-                Grid::Xyz(d.div_ceil(WG as usize), fold, out_rows.div_ceil(fold)),
-            ),
+            false => {
+                let lists = self.selection.lists(gpu)?;
+                (
+                    "sum",
+                    WG,
+                    [Bind::Read(lists.starts.buffer()), Bind::Read(lists.pairs.buffer())],
+                    Grid::Xyz(d.div_ceil(WG as usize), fold, out_rows.div_ceil(fold)),
+                )
+            }
         };
         let [first, second] = choices;
         gpu.dispatch(Dispatch {

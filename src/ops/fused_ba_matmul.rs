@@ -3,9 +3,9 @@
 //! The backward pass uses the same op with `W` instead of its transpose: `dx = dy W + sum_k v_k a_k`.
 
 mod cases;
-mod cpu;
 #[cfg(feature = "gpu")]
 mod coop;
+mod cpu;
 #[cfg(feature = "gpu")]
 mod gpu;
 

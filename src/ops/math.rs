@@ -1,5 +1,7 @@
 //! Scalar functions and sums of the CPU lanes, in a form that the compiler vectorises.
 
+use crate::simd::{LANES, tree};
+
 /// `e^x` for `x <= 88`, relative error below 2e-7; 0 below -87.3. Cephes `expf` without branches.
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
@@ -25,8 +27,6 @@ pub(crate) fn sigmoid(x: f32) -> f32 {
     (if x >= 0.0 { 1.0 } else { e }) / (1.0 + e)
 }
 
-const LANES: usize = 16;
-
 /// Sum of `f(i)` for `i < n` in a fixed order: sixteen running sums, then their tree.
 #[inline(always)]
 pub(crate) fn sum_of(n: usize, f: impl Fn(usize) -> f32) -> f32 {
@@ -40,14 +40,7 @@ pub(crate) fn sum_of(n: usize, f: impl Fn(usize) -> f32) -> f32 {
     for i in whole..n {
         acc[i - whole] += f(i);
     }
-    let mut half = LANES / 2;
-    while half > 0 {
-        for k in 0..half {
-            acc[k] += acc[k + half];
-        }
-        half /= 2;
-    }
-    acc[0]
+    tree(acc)
 }
 
 /// Sum.

@@ -125,7 +125,7 @@ impl Backward {
                 out[0] = Some(self.dx(&dy, &gated_v)?);
             }
             if self.need[1] {
-                out[1] = Some(scatter(&gated_v, &self.x, &slots_a, s.lists()?, 1.0, self.dropout)?);
+                out[1] = Some(scatter(&gated_v, &self.x, &slots_a, s, 1.0, self.dropout)?);
             }
             if need_gates {
                 out[n + 2] = Some(run(&GateGrad(s), &[&self.u, &v])?.swap_remove(0));
@@ -133,7 +133,7 @@ impl Backward {
         }
         for (l, dy) in dy.iter().enumerate() {
             if let (Some(dy), true) = (dy, self.need[l + 2]) {
-                out[l + 2] = Some(scatter(&self.gated, dy, &s.slots_b(l), s.lists()?, self.scale, None)?);
+                out[l + 2] = Some(scatter(&self.gated, dy, &s.slots_b(l), s, self.scale, None)?);
             }
         }
         Ok(out)

@@ -1,8 +1,10 @@
 //! What routers return: which factors each routing unit chose, and how strongly.
 
+#[cfg(feature = "gpu")]
 use super::factor_scatter::Lists;
 use super::slots::{Slots, Units};
 use crate::{Error, Result, Tensor};
+#[cfg(feature = "gpu")]
 use std::sync::{Arc, OnceLock};
 
 /// What a router returns for the L linears that read one input: which factors, and how strongly.
@@ -13,6 +15,7 @@ pub struct Selection {
     units: Units,
     factors: usize,
     block: usize,
+    #[cfg(feature = "gpu")]
     lists: Arc<OnceLock<Lists>>,
 }
 
@@ -45,7 +48,15 @@ impl Selection {
         if let Some(e) = idx.first_above(factors) {
             return Err(Error::shape(OP, format!("choice {e}, but there are {factors} factors")));
         }
-        Ok(Selection { idx, gates, units: units.clone(), factors, block, lists: Arc::default() })
+        Ok(Selection {
+            idx,
+            gates,
+            units: units.clone(),
+            factors,
+            block,
+            #[cfg(feature = "gpu")]
+            lists: Arc::default(),
+        })
     }
 
     /// Choices `[L, P, G, K]`.
@@ -85,11 +96,12 @@ impl Selection {
         Slots { idx, units, first, count, side, block: self.block, pool_rows }
     }
     /// The choices sorted by factor: made once, used by every gradient that needs them.
-    pub(crate) fn lists(&self) -> Result<&Lists> {
+    #[cfg(feature = "gpu")]
+    pub(super) fn lists(&self, gpu: &crate::device::Gpu) -> Result<&Lists> {
         if let Some(l) = self.lists.get() {
             return Ok(l);
         }
-        let made = Lists::new(&self.idx, self.factors)?;
+        let made = Lists::new(gpu, &self.idx, self.factors)?;
         Ok(self.lists.get_or_init(|| made))
     }
 }

@@ -101,6 +101,7 @@ fn adapters() -> Vec<Value> {
     let used = [
         ("immediates", mixlora::wgpu::Features::IMMEDIATES),
         ("timestamps", mixlora::wgpu::Features::TIMESTAMP_QUERY),
+        ("cooperative matrices", mixlora::wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX),
     ];
     Device::list()
         .into_iter()

@@ -1,6 +1,6 @@
 //! `mixlora export`
 
-use crate::model_args::CheckArgs;
+use crate::device_args::CheckArgs;
 use crate::{Failure, out};
 use mixlora::{Device, Error};
 use std::path::PathBuf;

@@ -13,6 +13,7 @@ mod data_show;
 mod data_stats;
 #[cfg(feature = "tokenizer")]
 mod data_text;
+mod device_args;
 mod doctor;
 #[cfg(feature = "tokenizer")]
 mod eval;

@@ -1,6 +1,6 @@
 //! `mixlora merge`
 
-use crate::model_args::CheckArgs;
+use crate::device_args::CheckArgs;
 use crate::{Failure, out};
 use mixlora::adapter::Adapter;
 use mixlora::io::atomic;

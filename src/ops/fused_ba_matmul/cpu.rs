@@ -2,12 +2,12 @@
 //! f32 copy of the whole. What is added to the product is added to each tile while it is in the cache.
 
 use super::{Expand, FusedBa};
+use crate::Format;
 use crate::ops::gemm::{Mat, gemm, gemm_made, gemm_then, turn};
 use crate::ops::rows_per_task;
 use crate::ops::slots::Dropout;
 use crate::ops::tile::Tile;
 use crate::simd::{add_rows, vectorised};
-use crate::Format;
 use rayon::prelude::*;
 use std::ops::Range;
 

@@ -1,6 +1,6 @@
 //! `mixlora bench layer`
 
-use super::{DeviceArgs, ReportArgs, RoundsArgs, plot, positive, roof_of, usage};
+use super::{DeviceArgs, ReportArgs, RoundsArgs, beside_roof, positive, usage};
 use crate::{Failure, out};
 use mixlora::bench::{LayerOptions, Shape, layer};
 use mixlora::mixture::{ALL, find};
@@ -66,10 +66,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         rounds: args.rounds.rounds()?,
         wall: args.rounds.wall,
     };
-    let report = args.report.open()?;
-    let device = args.device.open()?;
-    let roof = roof_of(&device)?;
-    let rows = layer(&device, &options, Some(&roof), out::progress)?;
-    plot(args.plot.as_deref(), "frozen layers", &roof, &rows)?;
-    report.print(&rows)
+    beside_roof((&args.device, &args.report), (args.plot.as_deref(), "frozen layers"), |device, roof| {
+        layer(device, &options, Some(roof), out::progress)
+    })
 }

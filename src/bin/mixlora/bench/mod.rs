@@ -5,10 +5,10 @@ mod model;
 mod ops;
 mod train;
 
-use crate::{Failure, open_device, out};
+use crate::device_args::DeviceArgs;
+use crate::{Failure, out};
 use clap::{Subcommand, ValueEnum};
 use mixlora::bench::{Roof, Rounds, Row, Style, changes, parse_rows, roofline, write};
-use mixlora::train::DeviceOptions;
 use mixlora::{Device, Error};
 use std::path::{Path, PathBuf};
 
@@ -55,7 +55,7 @@ pub struct RoofArgs {
 
 fn roof(args: &RoofArgs) -> Result<(), Failure> {
     let report = args.report.open()?;
-    let (roof, file) = Roof::of(&args.device.open()?, args.fresh)?;
+    let (roof, file) = Roof::of(&open(&args.device)?, args.fresh)?;
     report.print(&roof.rows())?;
     match file {
         Some(file) => out::note(&format!("kept in {}", file.display())),
@@ -64,27 +64,14 @@ fn roof(args: &RoofArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-#[derive(clap::Args)]
-pub struct DeviceArgs {
-    /// cpu, gpu, auto, or part of an adapter's name.
-    #[arg(long, default_value = "cpu")]
-    device: String,
-    /// Threads of the CPU device; by default one per core.
-    #[arg(long)]
-    threads: Option<usize>,
-}
-
-impl DeviceArgs {
-    fn open(&self) -> Result<Device, Failure> {
-        let name = self.device.clone();
-        let device = open_device(&DeviceOptions { name, threads: self.threads, ..DeviceOptions::default() })?;
-        match device {
-            Device::Reference => {
-                let text = "--device reference is the specification, not a lane to time; use cpu or a GPU";
-                Err(Failure::Usage(text.into()))
-            }
-            device => Ok(device),
+/// The device to time.
+fn open(args: &DeviceArgs) -> Result<Device, Failure> {
+    match args.open()? {
+        Device::Reference => {
+            let text = "--device reference is the specification, not a lane to time; use cpu or a GPU";
+            Err(Failure::Usage(text.into()))
         }
+        device => Ok(device),
     }
 }
 
@@ -219,19 +206,23 @@ impl RoundsArgs {
     }
 }
 
-/// Draws the roofline, where asked for.
-fn plot(path: Option<&Path>, title: &str, roof: &Roof, rows: &[Row]) -> Result<(), Failure> {
-    let Some(path) = path else { return Ok(()) };
-    let title = format!("{title} on {}", roof.place.adapter);
-    mixlora::io::atomic::write(path, roofline(&title, roof, rows).as_bytes())?;
-    out::note(&format!("roofline in {}", path.display()));
-    Ok(())
-}
-
-/// The measured roof; the first time, it takes some seconds.
-fn roof_of(device: &Device) -> Result<Roof, Failure> {
+/// Measures beside the roof (the first time, that takes some seconds), draws the roofline where asked for, and reports.
+fn beside_roof(
+    (device, report): (&DeviceArgs, &ReportArgs),
+    (plot, title): (Option<&Path>, &str),
+    measured: impl FnOnce(&Device, &Roof) -> mixlora::Result<Vec<Row>>,
+) -> Result<(), Failure> {
+    let report = report.open()?;
+    let device = open(device)?;
     out::progress("roof");
-    Ok(Roof::of(device, false)?.0)
+    let roof = Roof::of(&device, false)?.0;
+    let rows = measured(&device, &roof)?;
+    if let Some(path) = plot {
+        let title = format!("{title} on {}", roof.place.adapter);
+        mixlora::io::atomic::write(path, roofline(&title, &roof, &rows).as_bytes())?;
+        out::note(&format!("roofline in {}", path.display()));
+    }
+    report.print(&rows)
 }
 
 /// A value of an option that must be at least 1.

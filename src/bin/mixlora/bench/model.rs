@@ -1,11 +1,10 @@
 //! `mixlora bench model`
 
-use super::{DeviceArgs, ReportArgs, positive, usage};
+use super::{DeviceArgs, ReportArgs, open, positive, usage};
+use crate::device_args::CheckArgs;
 use crate::{Failure, out};
-use mixlora::adapter::Adapter;
 use mixlora::bench::{ModelOptions, model};
 use mixlora::mixture::find;
-use mixlora::model::{Llama, LoadOptions, ModelFiles};
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
@@ -37,6 +36,8 @@ pub struct Args {
     /// Turn quantised weights into f32: more memory, but faster.
     #[arg(long)]
     dequantise: bool,
+    #[command(flatten)]
+    checks: CheckArgs,
     /// Samples of each row.
     #[arg(long, short, default_value_t = 3)]
     rounds: usize,
@@ -48,10 +49,8 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     positive("--prompt", &args.prompt)?;
     positive("--generate", &args.generate)?;
     let report = args.report.open()?;
-    let device = args.device.open()?;
-    let load = LoadOptions { dequantize: args.dequantise, ..LoadOptions::default() };
-    let mut base = Llama::load(&ModelFiles::open(&args.model)?, &device, load)?;
-    let adapter = args.adapter.as_deref().map(|dir| Adapter::load(dir, &mut base)).transpose()?;
+    let mut base = args.checks.model(&args.model, &open(&args.device)?, args.dequantise)?;
+    let adapter = args.adapter.as_deref().map(|dir| args.checks.adapter(dir, &mut base)).transpose()?;
     let options =
         ModelOptions { prompts: args.prompt.clone(), generated: args.generate.clone(), rounds: args.rounds };
     out::progress("timing the model");

@@ -1,6 +1,6 @@
 //! `mixlora bench ops`
 
-use super::{DeviceArgs, ReportArgs, RoundsArgs, plot, roof_of, usage};
+use super::{DeviceArgs, ReportArgs, RoundsArgs, beside_roof, usage};
 use crate::{Failure, ops_test, out};
 use mixlora::Format;
 use mixlora::bench::{DEFAULT_SHAPES, OpsOptions, Shape, ops};
@@ -58,12 +58,9 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         rounds: args.rounds.rounds()?,
         wall: args.rounds.wall,
     };
-    let report = args.report.open()?;
-    let device = args.device.open()?;
-    let roof = roof_of(&device)?;
-    let rows = ops(&device, &options, Some(&roof), out::progress)?;
-    plot(args.plot.as_deref(), "operations", &roof, &rows)?;
-    report.print(&rows)
+    beside_roof((&args.device, &args.report), (args.plot.as_deref(), "operations"), |device, roof| {
+        ops(device, &options, Some(roof), out::progress)
+    })
 }
 
 fn format(name: &str) -> Result<Format, Failure> {

@@ -1,8 +1,8 @@
 //! `mixlora bench train`
 
-use super::{DeviceArgs, ReportArgs, positive, usage};
+use super::{DeviceArgs, ReportArgs, open, positive, usage};
 use crate::{Failure, out};
-use mixlora::bench::{TrainingOptions, training};
+use mixlora::bench::{CONDITIONAL, TrainingOptions, training};
 use mixlora::mixture::{MethodConfig, find};
 use mixlora::model::{Llama, LoadOptions, ModelFiles};
 use std::path::PathBuf;
@@ -43,7 +43,7 @@ pub struct Args {
     /// Share of the tokens that have a loss.
     #[arg(long, default_value_t = 1.0)]
     trained_share: f64,
-    /// Keep quantised weights as they are: less memory, but slower.
+    /// Keep quantised weights as they are: less memory.
     #[arg(long)]
     keep_quantised: bool,
     /// Compute layers again in the backward pass.
@@ -55,11 +55,10 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let method = find(&args.method).map_err(|e| usage("--method", &e))?;
     positive("--steps", &[args.steps])?;
     let defaults = (method.defaults)();
-    let conditional = method.name.starts_with("mixlora-cond") || method.name == "vt-nlp";
-    let r = args.r.unwrap_or(if conditional { 2 } else { defaults.r });
+    let r = args.r.unwrap_or(if CONDITIONAL.contains(&method.name) { 2 } else { defaults.r });
     let config = MethodConfig { r, num_factors: args.factors, ..defaults };
     let report = args.report.open()?;
-    let device = args.device.open()?;
+    let device = open(&args.device)?;
     let load = LoadOptions { dequantize: !args.keep_quantised, ..LoadOptions::default() };
     let model = Llama::load(&ModelFiles::open(&args.model)?, &device, load)?;
     let options = TrainingOptions {

@@ -6,7 +6,7 @@ mod report;
 mod set;
 mod sha256;
 
-use crate::model_args::DeviceArgs;
+use crate::device_args::DeviceArgs;
 use crate::{Failure, out, signals};
 use base::{Base, file_error};
 use lesson::Lesson;
