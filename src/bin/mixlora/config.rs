@@ -134,7 +134,7 @@ const ABOUT: &[(&str, &str)] = &[
     ("device.name", "cpu, gpu, auto, or part of an adapter's name"),
     ("device.threads", "threads of the CPU device; by default one per core"),
     ("device.memory_budget", "bytes that the device may hold, such as \"6GiB\""),
-    ("device.keep_quantised", "keep quantised weights as they are in memory: less memory, slower on the CPU"),
+    ("device.keep_quantised", "keep quantised weights as they are in memory: less memory"),
 ];
 
 #[cfg(test)]

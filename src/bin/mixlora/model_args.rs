@@ -23,7 +23,7 @@ pub struct ModelArgs {
     /// How generated tokens are routed: freeze_prefill or per_step; the adapter's own where it is not given.
     #[arg(long, value_name = "ROUTE")]
     decode_route: Option<DecodeRoute>,
-    /// Turn quantised weights into f32: more memory, but faster.
+    /// Turn quantised weights into f32: several times the memory.
     #[arg(long)]
     dequantise: bool,
     #[command(flatten)]

@@ -33,7 +33,7 @@ pub struct Args {
     /// A fresh adapter of this method with its defaults, instead of one from files.
     #[arg(long, conflicts_with = "adapter")]
     method: Option<String>,
-    /// Turn quantised weights into f32: more memory, but faster.
+    /// Turn quantised weights into f32: several times the memory.
     #[arg(long)]
     dequantise: bool,
     #[command(flatten)]
