@@ -1,10 +1,10 @@
 //! `mixlora bench train`
 
 use super::{DeviceArgs, ReportArgs, open, positive, usage};
+use crate::device_args::CheckArgs;
 use crate::{Failure, out};
 use mixlora::bench::{CONDITIONAL, TrainingOptions, training};
 use mixlora::mixture::{MethodConfig, find};
-use mixlora::model::{Llama, LoadOptions, ModelFiles};
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
@@ -49,6 +49,8 @@ pub struct Args {
     /// Compute layers again in the backward pass.
     #[arg(long)]
     recompute: bool,
+    #[command(flatten)]
+    checks: CheckArgs,
 }
 
 pub fn run(args: &Args) -> Result<(), Failure> {
@@ -58,9 +60,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let r = args.r.unwrap_or(if CONDITIONAL.contains(&method.name) { 2 } else { defaults.r });
     let config = MethodConfig { r, num_factors: args.factors, ..defaults };
     let report = args.report.open()?;
-    let device = open(&args.device)?;
-    let load = LoadOptions { dequantize: !args.keep_quantised, ..LoadOptions::default() };
-    let model = Llama::load(&ModelFiles::open(&args.model)?, &device, load)?;
+    let model = args.checks.model(&args.model, &open(&args.device)?, !args.keep_quantised)?;
     let options = TrainingOptions {
         method,
         config,
