@@ -4,11 +4,12 @@
 //           q[e] = sum_k softmax_e(f_k C[I_k, e, k]) (CFS 1) | mean_k C[I_k, e] (CFS 2)
 //   gates[k] = product over the sides of scale * softmax over the chosen scores (SCORE 1: scale K q / sum q)
 // Entries   : forward, backward, table
-// Shapes    : z, dz [G, L, SIDES, E]  bias [L, E]  table, dtable [L, E, E, S]  idx [L, SIDES, G, K]
-//             gates, dgates [L, G, K]  score_b [L, G, E]  drow [L, G, S, E]   (S = K for CFS 1, 1 for CFS 2)
+// Shapes    : z, dz [G, L, SIDES, E]  bias [L, E]  idx [L, SIDES, G, K]  gates, dgates [L, G, K]  score_b [L, G, E]
+//             table, dtable [L, E, E, S], or (CHOSEN) table [L, G, K, E] of A's choices   (S = K for CFS 1, 1 for CFS 2)
+//             drow [L, G, S, E], or (CHOSEN) [L, G, K, E]
 // Grid      : forward, backward: one item per (linear, unit): a workgroup (STRIDE = WG) or an invocation
 //             (STRIDE = 1); table: one invocation = one element; folded to 2-D
-// Prelude   : WG = 64; STRIDE = 1 | WG; K; SIDES = 1 | 2; SCORE, CFS = 0 | 1 | 2; GATED, SCALED, FORCED = 0 | 1;
+// Prelude   : WG = 64; STRIDE = 1 | WG; K; SIDES = 1 | 2; SCORE, CFS = 0 | 1 | 2; GATED, SCALED, FORCED, CHOSEN = 0 | 1;
 //             fragments grid, sum | sum_lane, best | best_lane
 // Precision : f32; sums over E by WG partial sums, then a tree
 // Limits    : 12*WG B shared; 7 bindings
@@ -78,8 +79,10 @@ fn softmax_of(at: u32, lid: u32) -> vec2<f32> {
 }
 
 fn slots() -> u32 { return select(1u, K, CFS == 1u); }
+fn gradient_rows() -> u32 { return select(slots(), K, CHOSEN == 1u); }
 
 fn condition(item: Item, factor: u32, e: u32, k: u32) -> f32 {
+  if (CHOSEN == 1u) { return table_in[((item.l * p.units + item.unit) * K + k) * p.e + e]; }
   let s = select(0u, k, CFS == 1u);
   return table_in[((item.l * p.e + factor) * p.e + e) * slots() + s];
 }
@@ -291,7 +294,7 @@ fn backward_b(
     let d = d_at(e, chosen, d_score);
     if (item.live) { dz[row + e] = exp(z[row + e] - ifs.x) / ifs.y * (d - mean1); }
   }
-  for (var k = 0u; k < slots(); k++) {
+  for (var k = 0u; k < gradient_rows(); k++) {
     var mean = 0.0;
     if (CFS == 1u) {
       for (var e = item.lid; e < p.e; e += STRIDE) {
@@ -308,7 +311,7 @@ fn backward_b(
         along = fma(d, condition(item, (*c).a[k], e, k), along);
         d *= (*c).f[k];
       }
-      if (item.live) { drow[((item.l * p.units + item.unit) * slots() + k) * p.e + e] = d; }
+      if (item.live) { drow[((item.l * p.units + item.unit) * gradient_rows() + k) * p.e + e] = d; }
     }
     if (SCALED == 1u && CFS == 1u) { (*d_alpha)[k] = fma(p.scale, workgroup_sum(along, item.lid), (*d_alpha)[k]); }
   }

@@ -6,8 +6,9 @@
 use super::spec::{LinearSite, part};
 use super::{CfsForm, GateScale, MethodConfig, Selection};
 use crate::nn::{LinearAdapter, Param, Pass};
+use crate::ops::condition_rows::condition_rows;
 use crate::ops::mixture_linears::mixture_linears;
-use crate::ops::topk_routing::{Condition, Routing, route};
+use crate::ops::topk_routing::{Condition, Routing, Table, first_choices, route};
 use crate::{Device, Linear, Result, Stream, Tensor, no_grad};
 use std::sync::Arc;
 
@@ -84,48 +85,58 @@ pub(super) fn build(
 }
 
 impl Conditional {
-    /// Logits `[G, L, 2, E]` and the condition table: one pooling and one stacked product for all linears.
-    fn logits(&self, x: &Tensor, pass: &Pass) -> Result<(Tensor, Option<Tensor>)> {
+    /// Logits `[G, L, 2, E]`: one pooling and one stacked product for all linears.
+    fn logits(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
         let (l, e) = (self.site.linears.len(), self.config.num_factors);
         let h = x.pool_rows(&pass.units)?;
-        let z = h.matmul_nt(&self.routers.tensor())?.reshape(&[pass.units.count(), l, 2, e])?;
-        Ok((z, self.table()?))
+        h.matmul_nt(&self.routers.tensor())?.reshape(&[pass.units.count(), l, 2, e])
     }
 
-    /// `C[l, e', e, k]`: what choosing A factor e' in slot k says for B factor e. It depends on parameters alone.
-    fn table(&self) -> Result<Option<Tensor>> {
+    /// What stands for the A factors `[L * E, d]` in the condition, and its router `[L * E * S, d]`.
+    fn condition(&self) -> Result<Option<(Tensor, Tensor)>> {
         let (Some(form), Some(w)) = (self.config.cfs_form, &self.router_cfs) else { return Ok(None) };
-        let (l, e, d) = (self.site.linears.len(), self.config.num_factors, self.site.d_in);
-        let w = w.tensor();
-        let slots = w.dims()[0] / (l * e);
-        let batch = |t: Tensor, rows: usize| t.reshape(&[l, rows, t.len() / (l * rows)]);
-        let a = match (form, &self.choice_embed) {
-            (CfsForm::Choice, Some(embed)) => embed.tensor(),
-            _ => self.factors_a.tensor(),
-        };
-        let (a, w) = match form {
-            CfsForm::SumProduct => (a.sum_last()?.reshape(&[l * e, 1])?, w.sum_last()?),
+        let (a, w) = (self.factors_a.tensor(), w.tensor());
+        Ok(Some(match (form, &self.choice_embed) {
+            (CfsForm::Choice, Some(embed)) => (embed.tensor(), w),
+            (CfsForm::SumProduct, _) => {
+                (a.sum_last()?.reshape(&[a.dims()[0], 1])?, w.sum_last()?.reshape(&[w.dims()[0], 1])?)
+            }
             _ => (a, w),
-        };
-        let (a, w) = (batch(a, e)?, batch(w, e * slots)?);
-        debug_assert!(form == CfsForm::SumProduct || a.dims()[2] == d);
-        Ok(Some(a.matmul_nt(&w)?.reshape(&[l, e, e, slots])?))
+        }))
     }
-}
 
-impl Conditional {
+    /// Chooses on both sides, B with the condition on A's choice.
+    fn route(&self, x: &Tensor, pass: &Pass) -> Result<Selection> {
+        let (l, e) = (self.site.linears.len(), self.config.num_factors);
+        let z = self.logits(x, pass)?;
+        let forced = pass.choices.forced(&self.site.name)?;
+        let with = |table| route(&z, None, table, forced.as_ref(), &self.routing, &pass.units, 1);
+        let Some((a, w)) = self.condition()? else { return with(None) };
+        if pass.units.count() * self.config.r < e {
+            // Fewer choices than factors: what the others would say is not asked.
+            let idx = match &forced {
+                Some(idx) => idx.clone(),
+                None => first_choices(&z, &self.routing)?,
+            };
+            return with(Some(Table::Choices(&condition_rows(&a, &w, &idx)?)));
+        }
+        // C[l, e', e, k]: what choosing A factor e' in slot k says for B factor e.
+        let batch = |t: &Tensor| t.reshape(&[l, t.dims()[0] / l, t.shape().last()]);
+        let slots = w.dims()[0] / (l * e);
+        let table = batch(&a)?.matmul_nt(&batch(&w)?)?.reshape(&[l, e, e, slots])?;
+        with(Some(Table::Factors(&table)))
+    }
+
     /// Routes, or takes what the pass says.
     fn select(&self, x: &Tensor, pass: &Pass) -> Result<Selection> {
         if let Some(kept) = pass.choices.frozen(&self.site.name) {
             return Selection::new(kept.idx, kept.gates, &pass.units, self.config.num_factors, 1);
         }
         // Without gates nothing can flow back through a choice.
-        let (z, table) = match self.config.gated {
-            true => self.logits(x, pass)?,
-            false => no_grad(|| self.logits(x, pass))?,
+        let s = match self.config.gated {
+            true => self.route(x, pass)?,
+            false => no_grad(|| self.route(x, pass))?,
         };
-        let forced = pass.choices.forced(&self.site.name)?;
-        let s = route(&z, None, table.as_ref(), forced.as_ref(), &self.routing, &pass.units, 1)?;
         pass.choices.keep(&self.site.name, &s);
         Ok(s)
     }

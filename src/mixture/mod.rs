@@ -12,7 +12,7 @@ mod spec;
 mod token;
 
 pub use crate::ops::mixture_linears::mixture_linears;
-pub use crate::ops::topk_routing::{Condition, Routing, Score, route};
+pub use crate::ops::topk_routing::{Condition, Routing, Score, Table, first_choices, route};
 pub use crate::ops::{Dropout, Selection, Units};
 pub use config::{CfsForm, DecodeRoute, GateScale, MethodConfig};
 pub use pooling::{Pool, Span};

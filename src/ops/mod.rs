@@ -42,6 +42,8 @@ ops! {
     rms_norm,
     /// The pooled routing input of every unit.
     pool_rows,
+    /// What the chosen factors of A say for every factor of B.
+    condition_rows,
     /// Top-k routing: ordered choices and gates.
     topk_routing,
     /// The frozen product with the low-rank update in its epilogue.

@@ -8,8 +8,10 @@ mod cases;
 #[cfg(feature = "gpu")]
 mod gpu;
 mod math;
+mod rules;
 
 use self::math::{Choice, Unit, Values};
+pub use self::rules::{Condition, Routing, Score, Table};
 use super::{Meta, Op, OpSpec, run};
 use super::{Selection, Units};
 use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
@@ -30,12 +32,12 @@ const PARTS_WIDE: &[&str] = &[parts::GRID, parts::SUM, parts::BEST];
 const PARTS_LANE: &[&str] = &[parts::GRID, parts::SUM_LANE, parts::BEST_LANE];
 
 macro_rules! variants {
-    ($($name:literal: $parts:ident $stride:literal $k:literal $sides:literal $score:literal $cfs:literal $gated:literal $scaled:literal $forced:literal,)+) => {
+    ($($name:literal: $parts:ident $stride:literal $k:literal $sides:literal $score:literal $cfs:literal $gated:literal $scaled:literal $forced:literal $chosen:literal,)+) => {
         &[$(Variant {
             name: $name,
             consts: &[
                 ("WG", WG), ("STRIDE", $stride), ("K", $k), ("SIDES", $sides), ("SCORE", $score), ("CFS", $cfs),
-                ("GATED", $gated), ("SCALED", $scaled), ("FORCED", $forced),
+                ("GATED", $gated), ("SCALED", $scaled), ("FORCED", $forced), ("CHOSEN", $chosen),
             ],
             parts: $parts,
             backends: PORTABLE,
@@ -44,19 +46,22 @@ macro_rules! variants {
     };
 }
 static FORWARD: &[Variant] = variants![
-    "wide ifs": PARTS_WIDE 64 4 2 0 0 0 0 0,
-    "wide cfs gated": PARTS_WIDE 64 4 2 0 1 1 1 0,
-    "wide choice forced": PARTS_WIDE 64 2 2 0 2 1 0 1,
-    "lane softmax": PARTS_LANE 1 2 1 0 0 1 0 0,
-    "lane sigmoid": PARTS_LANE 1 8 1 1 0 1 0 0,
-    "lane magnitude": PARTS_LANE 1 8 1 2 0 0 0 0,
+    "wide ifs": PARTS_WIDE 64 4 2 0 0 0 0 0 0,
+    "wide cfs gated": PARTS_WIDE 64 4 2 0 1 1 1 0 0,
+    "wide cfs rows": PARTS_WIDE 64 4 2 0 1 1 0 0 1,
+    "wide choice forced": PARTS_WIDE 64 2 2 0 2 1 0 1 0,
+    "lane softmax": PARTS_LANE 1 2 1 0 0 1 0 0 0,
+    "lane sigmoid": PARTS_LANE 1 8 1 1 0 1 0 0 0,
+    "lane magnitude": PARTS_LANE 1 8 1 2 0 0 0 0 0,
 ];
 static BACKWARD: &[Variant] = variants![
-    "wide ifs": PARTS_WIDE 64 4 2 0 0 1 0 0,
-    "wide cfs": PARTS_WIDE 64 4 2 0 1 1 1 0,
-    "wide choice": PARTS_WIDE 64 2 2 0 2 1 0 0,
-    "lane softmax": PARTS_LANE 1 2 1 0 0 1 0 0,
-    "lane sigmoid": PARTS_LANE 1 8 1 1 0 1 0 0,
+    "wide ifs": PARTS_WIDE 64 4 2 0 0 1 0 0 0,
+    "wide cfs": PARTS_WIDE 64 4 2 0 1 1 1 0 0,
+    "wide cfs rows": PARTS_WIDE 64 4 2 0 1 1 0 0 1,
+    "wide choice": PARTS_WIDE 64 2 2 0 2 1 0 0 0,
+    "wide choice rows": PARTS_WIDE 64 2 2 0 2 1 0 0 1,
+    "lane softmax": PARTS_LANE 1 2 1 0 0 1 0 0 0,
+    "lane sigmoid": PARTS_LANE 1 8 1 1 0 1 0 0 0,
 ];
 static SHADER: Shader = Shader {
     name: NAME,
@@ -68,62 +73,11 @@ static SHADER: Shader = Shader {
     ],
 };
 
-/// What is ranked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Score {
-    /// The logits; gates are a softmax over the chosen.
-    Logits,
-    /// `sigmoid(z) + bias`; gates are `k q / sum of the chosen q` (SMoRA).
-    Sigmoid,
-    /// `|z + bias|`; no gates (FlyLoRA).
-    Magnitude,
-}
-
-/// B's choice conditioned on A's: `score = softmax(z_b) + weight * softmax(q)`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Condition {
-    /// Weight of the conditional term.
-    pub weight: f32,
-    /// False: `q = sum_k softmax(C[I_k, :, k])`, a table `[E, E, k]`; true: `q = mean_k C[I_k]`, a table `[E, E, 1]`.
-    pub choice: bool,
-    /// The condition sees A's factors times their gates.
-    pub gated_input: bool,
-}
-
-/// How logits become choices and gates.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Routing {
-    /// Choices per unit and side.
-    pub k: usize,
-    /// 1: B uses A's choice. 2: each side has its own router.
-    pub sides: usize,
-    pub score: Score,
-    /// Whether gates come out.
-    pub gated: bool,
-    /// Factor on the gates of each side.
-    pub gate_scale: f32,
-    pub condition: Option<Condition>,
-    /// Force the GPU layout: "wide" (a workgroup per unit) or "lane" (an invocation per unit).
-    pub(crate) variant: Option<&'static str>,
-}
-
-impl Routing {
-    /// Plain top-k of logits on one side, without gates.
-    pub fn new(k: usize) -> Self {
-        let (sides, score, gated, gate_scale) = (1, Score::Logits, false, 1.0);
-        Routing { k, sides, score, gated, gate_scale, condition: None, variant: None }
-    }
-    /// Slots of a condition table.
-    pub(super) fn table_slots(&self) -> usize {
-        if self.condition.is_some_and(|c| !c.choice) { self.k } else { 1 }
-    }
-}
-
 /// Inputs of the op besides the logits.
 #[derive(Clone, Copy, Default)]
 struct Extra<'a> {
     bias: Option<&'a Tensor>,
-    table: Option<&'a Tensor>,
+    table: Option<Table<'a>>,
     /// Choices to take instead of the best ones.
     forced: Option<&'a Tensor>,
 }
@@ -134,7 +88,7 @@ struct Forward<'a> {
     extra: Extra<'a>,
 }
 
-/// `(z, dgates) -> dz [, drow [L, G, S, E]]`
+/// `(z, dgates) -> dz [, drow [L, G, S, E]]`, with S = K for a table of choices
 struct Backward<'a> {
     routing: &'a Routing,
     extra: Extra<'a>,
@@ -142,7 +96,7 @@ struct Backward<'a> {
 }
 
 /// `drow [L, G, S, E] -> dtable [L, E, E, S]`
-struct Table<'a> {
+struct TableGrad<'a> {
     routing: &'a Routing,
     idx: &'a Tensor,
 }
@@ -166,12 +120,18 @@ fn for_units<R: Send>(
         let za = wide(z, at, e);
         let zb = if routing.sides == 2 { wide(z, at + e, e) } else { vec![] };
         let bias = extra.bias.map_or(vec![], |b| wide(b, l * e, e));
-        let n = e * e * routing.table_slots();
-        let table = extra.table.map(|t| match t.host() {
-            Host::F64(v) => Values::F64(&v[l * n..(l + 1) * n]),
-            h => Values::F32(&h.f32()[l * n..(l + 1) * n]),
+        let table = extra.table.map(|table| {
+            let (at, n) = match table {
+                Table::Factors(_) => (l, e * e * routing.table_slots()),
+                Table::Choices(_) => (l * units + unit, routing.k * e),
+            };
+            match table.tensor().host() {
+                Host::F64(v) => Values::F64(&v[at * n..(at + 1) * n]),
+                h => Values::F32(&h.f32()[at * n..(at + 1) * n]),
+            }
         });
-        f(l, unit, Unit { routing, za: &za, zb: &zb, bias: &bias, table })
+        let of_choices = Table::of_choices(&extra.table);
+        f(l, unit, Unit { routing, za: &za, zb: &zb, bias: &bias, table, of_choices })
     };
     (0..units * linears).into_par_iter().map(one).collect()
 }
@@ -208,9 +168,12 @@ impl Op for Forward<'_> {
             return bad(format!("logits {}: cannot choose {} on {} sides", z.shape(), r.k, r.sides));
         }
         let same = |t: Option<&Tensor>, dims: &[usize]| t.is_none_or(|t| t.dims() == dims);
-        let table = [l, e, e, r.table_slots()];
+        let table = match self.extra.table {
+            Some(Table::Choices(_)) => [l, g, r.k, e],
+            _ => [l, e, e, r.table_slots()],
+        };
         if !same(self.extra.bias, &[l, e])
-            || !same(self.extra.table, &table)
+            || !same(self.extra.table.map(|t| t.tensor()), &table)
             || !same(self.extra.forced, &[l, sides, g, r.k])
         {
             return bad(format!("bias, table or forced choices do not fit logits {} and {r:?}", z.shape()));
@@ -269,13 +232,20 @@ impl Op for Forward<'_> {
         let bind = [
             Bind::Read(z),
             Bind::or_unused(self.extra.bias.map(|t| t.buffer()), z),
-            Bind::or_unused(self.extra.table.map(|t| t.buffer()), z),
+            Bind::or_unused(self.extra.table.map(|t| t.tensor().buffer()), z),
             Bind::or_unused(self.extra.forced.map(|t| t.buffer()), z),
             Bind::Write(y[0].buffer()),
             Bind::Write(no_gates.as_ref().unwrap_or_else(|| y[1].buffer())),
             Bind::Write(&scratch),
         ];
-        gpu::launch(gpu, "forward", self.routing, self.extra.forced.is_some(), x[0], &bind, linears * units)
+        gpu::launch(gpu, "forward", self.routing, &self.extra, x[0], &bind, linears * units)
+    }
+}
+
+impl Backward<'_> {
+    /// Rows of the condition's gradient per unit.
+    fn rows(&self) -> usize {
+        if Table::of_choices(&self.extra.table) { self.routing.k } else { self.routing.table_slots() }
     }
 }
 
@@ -288,7 +258,7 @@ impl Op for Backward<'_> {
         let (g, l, e) = sizes(x[0]);
         let mut out = vec![Meta::like(x[0])];
         if self.routing.condition.is_some() {
-            out.push(Meta::f32(&[l, g, self.routing.table_slots(), e])?);
+            out.push(Meta::f32(&[l, g, self.rows(), e])?);
         }
         Ok(out)
     }
@@ -296,7 +266,7 @@ impl Op for Backward<'_> {
     fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
         let (units, linears, e) = sizes(x[0]);
         let Routing { k, sides, .. } = *self.routing;
-        let s = self.routing.table_slots();
+        let s = self.rows();
         let grads = for_units(self.routing, &self.extra, x[0], |l, unit, u| {
             let of = |side: usize| &self.idx.u32()[((l * sides + side) * units + unit) * k..][..k];
             let dg = wide(x[1], (l * units + unit) * k, k);
@@ -327,17 +297,17 @@ impl Op for Backward<'_> {
         let bind = [
             Bind::Read(z),
             Bind::or_unused(self.extra.bias.map(|t| t.buffer()), z),
-            Bind::or_unused(self.extra.table.map(|t| t.buffer()), z),
+            Bind::or_unused(self.extra.table.map(|t| t.tensor().buffer()), z),
             Bind::Read(self.idx.buffer()),
             Bind::Read(x[1].buffer()),
             Bind::Write(y[0].buffer()),
             Bind::Write(no_rows.as_ref().unwrap_or_else(|| y[1].buffer())),
         ];
-        gpu::launch(gpu, "backward", self.routing, false, x[0], &bind, linears * units)
+        gpu::launch(gpu, "backward", self.routing, &self.extra, x[0], &bind, linears * units)
     }
 }
 
-impl Op for Table<'_> {
+impl Op for TableGrad<'_> {
     fn name(&self) -> &'static str {
         NAME
     }
@@ -375,13 +345,22 @@ impl Op for Table<'_> {
         use crate::device::Bind;
         let bind = [Bind::Read(x[0].buffer()), Bind::Read(self.idx.buffer()), Bind::Write(y[0].buffer())];
         let z = x[0].reshape(&[x[0].dims()[1], x[0].dims()[0], x[0].dims()[2], x[0].dims()[3]])?;
-        gpu::launch(gpu, "table", self.routing, false, &z, &bind, y[0].len())
+        gpu::launch(gpu, "table", self.routing, &Extra::default(), &z, &bind, y[0].len())
     }
+}
+
+/// The choices `[L, SIDES, G, K]` of both sides without the condition: side 0 is what [`route`] takes for A.
+///
+/// # Errors
+/// As [`route`].
+pub fn first_choices(z: &Tensor, routing: &Routing) -> Result<Tensor> {
+    let plain = Routing { gated: false, condition: None, ..routing.clone() };
+    Ok(run(&Forward { routing: &plain, extra: Extra::default() }, &[&z.detach()])?.swap_remove(0))
 }
 
 /// Chooses factors for every routing unit; see [`Routing`] for the rules.
 ///
-/// `z [G, L, SIDES, E]` are logits, `bias [L, E]` a balancing bias (no gradient), `table [L, E, E, S]` the
+/// `z [G, L, SIDES, E]` are logits, `bias [L, E]` a balancing bias (no gradient), `table` the
 /// condition of B's choice on A's. `forced` choices `[L, SIDES, G, K]` are taken as they are, and gates are
 /// computed for them. `block` is the number of pool rows that one choice stands for.
 ///
@@ -392,7 +371,7 @@ impl Op for Table<'_> {
 pub fn route(
     z: &Tensor,
     bias: Option<&Tensor>,
-    table: Option<&Tensor>,
+    table: Option<Table<'_>>,
     forced: Option<&Tensor>,
     routing: &Routing,
     units: &Units,
@@ -411,27 +390,32 @@ pub fn route(
     }
     let mut inputs = vec![z];
     inputs.extend(bias);
-    inputs.extend(table);
+    inputs.extend(table.map(|t| t.tensor()));
     inputs.extend(forced);
     let mut out = run(&Forward { routing, extra }, &inputs)?;
     let mut gates = if routing.gated { out.pop() } else { None };
     let idx = out.swap_remove(0);
     let mut graph = vec![z];
-    graph.extend(table);
+    graph.extend(table.map(|t| t.tensor()));
     if let Some(g) = gates.take() {
         gates = Some(match recording(&graph) {
             false => g,
             true => {
                 let (routing, idx, zd) = (routing.clone(), idx.clone(), z.detach());
-                let (bias, table_value) = (bias.cloned(), table.map(Tensor::detach));
+                let (bias, of_choices) = (bias.cloned(), Table::of_choices(&table));
+                let values = table.map(|t| t.tensor().detach());
                 Node::record(NAME, &graph, g, move |dg| {
-                    let extra = Extra { bias: bias.as_ref(), table: table_value.as_ref(), forced: None };
+                    let table = values.as_ref().map(|t| match of_choices {
+                        true => Table::Choices(t),
+                        false => Table::Factors(t),
+                    });
+                    let extra = Extra { bias: bias.as_ref(), table, forced: None };
                     let mut d = run(&Backward { routing: &routing, extra, idx: &idx }, &[&zd, &dg])?;
                     let rows = if d.len() == 2 { d.pop() } else { None };
                     let mut grads = vec![d.pop()];
                     if let Some(rows) = rows {
-                        let op = Table { routing: &routing, idx: &idx };
-                        grads.push(run(&op, &[&rows])?.pop());
+                        let op = TableGrad { routing: &routing, idx: &idx };
+                        grads.push(if of_choices { Some(rows) } else { run(&op, &[&rows])?.pop() });
                     }
                     Ok(grads)
                 })

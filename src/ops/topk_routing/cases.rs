@@ -1,6 +1,6 @@
 //! Cases: every score, condition and layout, ties, and many units.
 
-use super::{Condition, Routing, Score, route};
+use super::{Condition, Routing, Score, Table, first_choices, route};
 use crate::ops::{Case, Operand, Units};
 
 pub(super) fn cases() -> Vec<Case> {
@@ -21,12 +21,17 @@ pub(super) fn cases() -> Vec<Case> {
     for (name, routing) in routings {
         for (g, l, e) in [(1, 1, 3), (5, 2, 4), (3, 1, 70), (0, 1, 3)] {
             for variant in ["wide", "lane"] {
-                all.push(case(name, Routing { variant: Some(variant), ..routing.clone() }, (g, l, e)));
+                let routing = Routing { variant: Some(variant), ..routing.clone() };
+                all.push(case(name, routing.clone(), (g, l, e), false));
+                if routing.condition.is_some() && g > 0 {
+                    all.push(case(name, routing, (g, l, e), true));
+                }
             }
         }
     }
     all.push(
-        case("70 000 tokens", Routing { gated: true, ..Routing::new(2) }, (70_000, 1, 4)).no_gradcheck(),
+        case("70 000 tokens", Routing { gated: true, ..Routing::new(2) }, (70_000, 1, 4), false)
+            .no_gradcheck(),
     );
     // Equal logits: the lowest indices, in order.
     let ties =
@@ -40,7 +45,8 @@ pub(super) fn cases() -> Vec<Case> {
     all
 }
 
-fn case(name: &str, routing: Routing, (g, l, e): (usize, usize, usize)) -> Case {
+/// With a condition for every factor, or (`rows`) for the choices of A alone.
+fn case(name: &str, routing: Routing, (g, l, e): (usize, usize, usize), rows: bool) -> Case {
     let r = &routing;
     let mut inputs = vec![Operand::normal("z", &[g, l, r.sides, e]).times(2.0)];
     if !r.gated {
@@ -50,16 +56,21 @@ fn case(name: &str, routing: Routing, (g, l, e): (usize, usize, usize)) -> Case 
         inputs.push(Operand::normal("bias", &[l, e]).times(0.02).frozen());
     }
     if r.condition.is_some() {
-        let table = Operand::normal("table", &[l, e, e, r.table_slots()]);
+        let dims = if rows { [l, g, r.k, e] } else { [l, e, e, r.table_slots()] };
+        let table = Operand::normal("table", &dims);
         inputs.push(if r.gated { table } else { table.frozen() });
     }
-    let label = format!("{name} {} {g}x{l}x{e}", r.variant.unwrap_or("chosen"));
+    let label =
+        format!("{name}{} {} {g}x{l}x{e}", if rows { " rows" } else { "" }, r.variant.unwrap_or("chosen"));
     let (biased, conditioned) = (r.score != Score::Logits, r.condition.is_some());
     Case::new(label, inputs, move |x| {
         let bias = biased.then(|| &x[1]);
-        let table = conditioned.then(|| &x[1]);
+        let table = conditioned.then(|| if rows { Table::Choices(&x[1]) } else { Table::Factors(&x[1]) });
         let s = route(&x[0], bias, table, None, &routing, &Units::tokens(g), 1)?;
         let mut out = vec![s.idx().clone()];
+        if rows {
+            out.push(first_choices(&x[0], &routing)?);
+        }
         out.extend(s.gates().cloned());
         Ok(out)
     })

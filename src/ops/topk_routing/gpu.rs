@@ -1,6 +1,6 @@
 //! Launching the routing kernels.
 
-use super::{PARTS_LANE, PARTS_WIDE, Routing, SHADER, WG, sizes};
+use super::{Extra, PARTS_LANE, PARTS_WIDE, Routing, SHADER, Table, WG, sizes};
 use crate::device::{AdapterClass, Bind, Dispatch, Gpu, Grid};
 use crate::{Result, Tensor};
 
@@ -9,7 +9,7 @@ pub(super) fn launch(
     gpu: &Gpu,
     entry: &'static str,
     r: &Routing,
-    forced: bool,
+    extra: &Extra<'_>,
     z: &Tensor,
     bind: &[Bind<'_>],
     items: usize,
@@ -40,7 +40,8 @@ pub(super) fn launch(
             ("CFS", cfs),
             ("GATED", u32::from(r.gated)),
             ("SCALED", u32::from(r.condition.is_some_and(|c| c.gated_input))),
-            ("FORCED", u32::from(forced)),
+            ("FORCED", u32::from(extra.forced.is_some())),
+            ("CHOSEN", u32::from(Table::of_choices(&extra.table))),
         ],
         parts: if wide { PARTS_WIDE } else { PARTS_LANE },
         bind,

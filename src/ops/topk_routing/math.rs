@@ -13,6 +13,8 @@ pub(super) struct Unit<'a> {
     pub bias: &'a [f64],
     /// Condition table `[E, E, S]` of this linear, if there is one. Only rows of chosen factors are read.
     pub table: Option<Values<'a>>,
+    /// The table holds the rows of this unit's choices instead: `[K, E]`.
+    pub of_choices: bool,
 }
 
 /// Values of either host lane, read one by one.
@@ -43,7 +45,7 @@ pub(super) struct Choice {
 pub(super) struct UnitGrad {
     pub za: Vec<f64>,
     pub zb: Vec<f64>,
-    /// Gradient of the table rows of the chosen factors, `[S, E]`.
+    /// Gradient of the table rows of the chosen factors, `[S, E]`; of a table of choices `[K, E]`.
     pub rows: Vec<f64>,
 }
 
@@ -65,8 +67,12 @@ fn top_k(scores: &[f64], k: usize) -> Vec<u32> {
         if v.is_nan() { f64::MIN } else { v }
     };
     let mut order: Vec<u32> = (0..scores.len() as u32).collect();
-    order.sort_by(|&i, &j| key(j).total_cmp(&key(i)).then(i.cmp(&j)));
-    order.truncate(k);
+    let best_first = |i: &u32, j: &u32| key(*j).total_cmp(&key(*i)).then(i.cmp(j));
+    if k < order.len() {
+        order.select_nth_unstable_by(k, best_first);
+        order.truncate(k);
+    }
+    order.sort_unstable_by(best_first);
     order
 }
 
@@ -120,7 +126,8 @@ impl Unit<'_> {
     /// Entry (k, e) of the table rows of A's choice.
     fn row(&self, a: &[u32], k: usize, e: usize) -> f64 {
         let (n, s) = (self.za.len(), self.routing.table_slots());
-        self.table.map_or(0.0, |t| t.at((a[k] as usize * n + e) * s + k.min(s - 1)))
+        let at = if self.of_choices { k * n + e } else { (a[k] as usize * n + e) * s + k.min(s - 1) };
+        self.table.map_or(0.0, |t| t.at(at))
     }
 
     fn conditional(&self, c: &Condition, a: &[u32], alpha: &[f64]) -> Conditional {
@@ -204,7 +211,7 @@ impl Unit<'_> {
         grad
     }
 
-    /// Gradient of the table rows `[S, E]`; where the condition sees gated factors, also of A's gates.
+    /// Gradient of the table rows; where the condition sees gated factors, also of A's gates.
     fn backward_condition(
         &self,
         c: &Conditional,
@@ -216,7 +223,8 @@ impl Unit<'_> {
         let weighted: Vec<f64> = d_score.iter().map(|d| d * o.weight as f64).collect();
         let dq = softmax_grad(&c.p, &weighted);
         if o.choice {
-            return dq.iter().map(|d| d / a.len() as f64).collect();
+            let row: Vec<f64> = dq.iter().map(|d| d / a.len() as f64).collect();
+            return row.repeat(if self.of_choices { a.len() } else { 1 });
         }
         let mut rows = Vec::new();
         for (k, p) in c.shares.iter().enumerate() {

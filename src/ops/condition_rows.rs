@@ -1,0 +1,325 @@
+//! What the chosen factors of A say for every factor of B: `C[l,g,k,e] = a[l,I[l,g,k]] . w[l,e,s]`.
+//!
+//! The rows of the condition's table that the instances of a batch need, where these are fewer than the factors of the
+//! pool; slot `s = min(k, S-1)`. Shen et al. 2024 (ACL, long.38), conditional factor selection.
+
+use super::tile::{Tile, columns_in_parallel};
+use super::{Case, Meta, Op, OpSpec, Operand, run};
+use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
+use crate::rng::Stream;
+use crate::simd::{add_rows, dots, vectorised};
+use crate::tape::Node;
+use crate::{DType, Error, Result, Tensor};
+use rayon::prelude::*;
+
+#[cfg(feature = "gpu")]
+use super::launch::{Kernel, binds};
+
+pub(super) static SPEC: OpSpec = OpSpec {
+    name: "condition_rows",
+    formula: "C[l,g,k,e] = a[l,I[l,g,k]] . w[l,e,min(k,S-1)]",
+    shaders: &[&SHADER],
+    cases,
+};
+
+const NAME: &str = "condition_rows";
+const WG: u32 = 64;
+/// The array of the sum is counted for all entries: they share one module.
+static VARIANTS: &[Variant] = &[Variant {
+    name: "wg64",
+    consts: &[("WG", WG)],
+    parts: &[parts::GRID, parts::SUM],
+    backends: PORTABLE,
+    workgroup_bytes: 4 * WG,
+}];
+static SHADER: Shader = Shader {
+    name: NAME,
+    source: include_str!("../../shaders/condition_rows.wgsl"),
+    entries: &[
+        Entry { name: "forward", variants: VARIANTS },
+        Entry { name: "grad_a", variants: VARIANTS },
+        Entry { name: "grad_w", variants: VARIANTS },
+    ],
+};
+
+/// Sizes that all passes share.
+#[derive(Debug, Clone, Copy)]
+struct Sizes {
+    linears: usize,
+    sides: usize,
+    units: usize,
+    k: usize,
+    e: usize,
+    slots: usize,
+    d: usize,
+}
+
+/// Where a choice of A stands: row of `a`, and slot.
+#[derive(Clone, Copy)]
+struct Chosen<'a> {
+    idx: &'a [u32],
+    sizes: Sizes,
+}
+
+impl Chosen<'_> {
+    /// Row of `a` of choice `j` (unit and k) of a linear.
+    fn row(&self, l: usize, j: usize) -> usize {
+        let s = &self.sizes;
+        l * s.e + self.idx[l * s.sides * s.units * s.k + j] as usize
+    }
+    /// Row of `w` of factor `e` and choice `j`.
+    fn col(&self, l: usize, e: usize, j: usize) -> usize {
+        let s = &self.sizes;
+        (l * s.e + e) * s.slots + (j % s.k).min(s.slots - 1)
+    }
+    /// Choices per linear.
+    fn count(&self) -> usize {
+        self.sizes.units * self.sizes.k
+    }
+}
+
+/// `(a, w, idx) -> c`
+struct Forward(Sizes);
+/// `(dc, w, idx) -> da`
+struct GradA(Sizes);
+/// `(dc, a, idx) -> dw`
+struct GradW(Sizes);
+
+vectorised! {
+    /// Products of some rows of `w` with the chosen factors: `[rows, count]`.
+    fn products(a: &[f32], w: &[f32], chosen: Chosen<'_>, first: usize, out: &mut [f32]) {
+        let (s, n) = (chosen.sizes, chosen.count());
+        let (mut factors, mut sums) = (Vec::with_capacity(n), vec![0f32; n]);
+        for (row, out) in (first..).zip(out.chunks_mut(n.max(1))) {
+            let (l, slot) = (row / (s.e * s.slots), row % s.slots);
+            let mine = |j: &usize| chosen.col(l, 0, *j) == chosen.col(l, 0, 0) + slot;
+            factors.clear();
+            factors.extend((0..n).filter(mine).map(|j| &a[chosen.row(l, j) * s.d..][..s.d]));
+            let sums = &mut sums[..factors.len()];
+            dots::<FMA>(sums, &w[row * s.d..][..s.d], &factors);
+            (0..n).filter(mine).zip(&*sums).for_each(|(j, sum)| out[j] = *sum);
+        }
+    }
+}
+
+vectorised! {
+    /// Columns of the gradient of `a`.
+    fn sums_of_w(dc: &[f32], w: &[f32], chosen: Chosen<'_>, tile: &mut Tile<'_>) {
+        let (s, cols) = (chosen.sizes, tile.cols.clone());
+        tile.rows.clone().for_each(|i| tile.row(i).fill(0.0));
+        for l in 0..s.linears {
+            for j in 0..chosen.count() {
+                let dc = &dc[(l * chosen.count() + j) * s.e..][..s.e];
+                let rows: Vec<&[f32]> = (0..s.e).map(|e| &w[chosen.col(l, e, j) * s.d..][cols.clone()]).collect();
+                add_rows::<FMA>(tile.row(chosen.row(l, j)), dc, &rows);
+            }
+        }
+    }
+}
+
+vectorised! {
+    /// Columns of the gradient of `w`.
+    fn sums_of_a(dc: &[f32], a: &[f32], chosen: Chosen<'_>, first: usize, out: &mut [f32]) {
+        let (s, n) = (chosen.sizes, chosen.count());
+        let (mut factors, mut of) = (Vec::with_capacity(n), Vec::with_capacity(n));
+        for (row, out) in (first..).zip(out.chunks_mut(s.d.max(1))) {
+            let (l, e) = (row / (s.e * s.slots), row / s.slots % s.e);
+            factors.clear();
+            of.clear();
+            for j in (0..n).filter(|&j| chosen.col(l, e, j) == row) {
+                factors.push(&a[chosen.row(l, j) * s.d..][..s.d]);
+                of.push(dc[(l * n + j) * s.e + e]);
+            }
+            out.fill(0.0);
+            add_rows::<FMA>(out, &of, &factors);
+        }
+    }
+}
+
+/// Rows of a task that reads or writes this many values of each.
+fn rows_of(d: usize) -> usize {
+    (65_536 / d.max(1)).max(1)
+}
+
+#[cfg(feature = "gpu")]
+fn launch(
+    gpu: &crate::device::Gpu,
+    entry: &'static str,
+    s: &Sizes,
+    x: &[&Tensor],
+    y: &[Tensor],
+    groups: usize,
+) -> Result<()> {
+    let params = [s.linears, s.sides, s.units, s.k, s.e, s.slots, s.d].map(|v| v as u32);
+    let kernel = Kernel { shader: &SHADER, entry, variant: &VARIANTS[0] };
+    kernel.run(gpu, &binds(x, y), &params, groups, 2 * s.linears * s.units * s.k * s.e * s.d)
+}
+
+impl Op for Forward {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn infer(&self, _: &[&Tensor]) -> Result<Vec<Meta>> {
+        let s = &self.0;
+        Ok(vec![Meta::f32(&[s.linears, s.units, s.k, s.e])?])
+    }
+
+    fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
+        let (s, chosen) = (&self.0, Chosen { idx: x[2].u32(), sizes: self.0 });
+        for (i, y) in y[0].f64_mut().iter_mut().enumerate() {
+            let (l, j, e) = (i / (chosen.count() * s.e), i / s.e % chosen.count(), i % s.e);
+            let a = &x[0].f64()[chosen.row(l, j) * s.d..][..s.d];
+            let w = &x[1].f64()[chosen.col(l, e, j) * s.d..][..s.d];
+            *y = a.iter().zip(w).map(|(a, w)| a * w).sum();
+        }
+    }
+
+    fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
+        let (s, chosen) = (&self.0, Chosen { idx: x[2].u32(), sizes: self.0 });
+        let (a, w, n) = (x[0].f32(), x[1].f32(), chosen.count());
+        if y[0].f32().is_empty() {
+            return;
+        }
+        // By rows of the weight, each read once; then in the order of choices.
+        let mut by_row = vec![0f32; s.linears * s.e * s.slots * n];
+        let rows = rows_of(s.d);
+        by_row
+            .par_chunks_mut(rows * n)
+            .enumerate()
+            .for_each(|(t, out)| products(a, w, chosen, t * rows, out));
+        for (i, y) in y[0].f32_mut().chunks_mut(s.e).enumerate() {
+            let (l, j) = (i / n, i % n);
+            y.iter_mut().enumerate().for_each(|(e, y)| *y = by_row[chosen.col(l, e, j) * n + j]);
+        }
+    }
+
+    #[cfg(feature = "gpu")]
+    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
+        launch(gpu, "forward", &self.0, x, y, y[0].len())
+    }
+}
+
+impl Op for GradA {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn infer(&self, _: &[&Tensor]) -> Result<Vec<Meta>> {
+        Ok(vec![Meta::f32(&[self.0.linears * self.0.e, self.0.d])?])
+    }
+
+    fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
+        let (s, chosen) = (&self.0, Chosen { idx: x[2].u32(), sizes: self.0 });
+        let (dc, w, da) = (x[0].f64(), x[1].f64(), y[0].f64_mut());
+        da.fill(0.0);
+        for (i, dc) in dc.iter().enumerate() {
+            let (l, j, e) = (i / (chosen.count() * s.e), i / s.e % chosen.count(), i % s.e);
+            let w = &w[chosen.col(l, e, j) * s.d..][..s.d];
+            da[chosen.row(l, j) * s.d..].iter_mut().zip(w).for_each(|(y, w)| *y += dc * w);
+        }
+    }
+
+    fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
+        let chosen = Chosen { idx: x[2].u32(), sizes: self.0 };
+        let (dc, w) = (x[0].f32(), x[1].f32());
+        columns_in_parallel(y[0].f32_mut(), self.0.d, |tile| sums_of_w(dc, w, chosen, tile));
+    }
+
+    #[cfg(feature = "gpu")]
+    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
+        launch(gpu, "grad_a", &self.0, x, y, y[0].len().div_ceil(WG as usize))
+    }
+}
+
+impl Op for GradW {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn infer(&self, _: &[&Tensor]) -> Result<Vec<Meta>> {
+        Ok(vec![Meta::f32(&[self.0.linears * self.0.e * self.0.slots, self.0.d])?])
+    }
+
+    fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
+        let (s, chosen) = (&self.0, Chosen { idx: x[2].u32(), sizes: self.0 });
+        let (dc, a, dw) = (x[0].f64(), x[1].f64(), y[0].f64_mut());
+        dw.fill(0.0);
+        for (i, dc) in dc.iter().enumerate() {
+            let (l, j, e) = (i / (chosen.count() * s.e), i / s.e % chosen.count(), i % s.e);
+            let a = &a[chosen.row(l, j) * s.d..][..s.d];
+            dw[chosen.col(l, e, j) * s.d..].iter_mut().zip(a).for_each(|(y, a)| *y += dc * a);
+        }
+    }
+
+    fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
+        let chosen = Chosen { idx: x[2].u32(), sizes: self.0 };
+        let (dc, a, rows) = (x[0].f32(), x[1].f32(), rows_of(self.0.d));
+        let parts = y[0].f32_mut().par_chunks_mut(rows * self.0.d.max(1));
+        parts.enumerate().for_each(|(t, out)| sums_of_a(dc, a, chosen, t * rows, out));
+    }
+
+    #[cfg(feature = "gpu")]
+    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
+        launch(gpu, "grad_w", &self.0, x, y, y[0].len().div_ceil(WG as usize))
+    }
+}
+
+/// Rows of a condition's table: `C[l,g,k,e] = a[l,I[l,g,k]] . w[l,e,min(k,S-1)]`, `[L, G, K, E]`.
+///
+/// `a [L * E, D]` are factors of A (or what stands for them), `w [L * E * S, D]` the conditional router with S slots,
+/// and `idx [L, P, G, K]` choices, of which side 0 is A's. Gradients go to `a` and `w`.
+///
+/// # Errors
+/// The shapes do not fit, or on a host device an index is E or more.
+pub fn condition_rows(a: &Tensor, w: &Tensor, idx: &Tensor) -> Result<Tensor> {
+    a.expect(NAME, DType::F32)?;
+    w.expect(NAME, DType::F32)?;
+    idx.expect(NAME, DType::U32)?;
+    let shapes = || Error::shape(NAME, format!("a {}, w {}, choices {}", a.shape(), w.shape(), idx.shape()));
+    let (&[rows, d], &[cols, wide], &[linears, sides, units, k]) = (a.dims(), w.dims(), idx.dims()) else {
+        return Err(shapes());
+    };
+    if wide != d || rows == 0 || cols % rows != 0 || cols == 0 || linears == 0 || rows % linears != 0 {
+        return Err(shapes());
+    }
+    let s = Sizes { linears, sides, units, k, e: rows / linears, slots: cols / rows, d };
+    if let Some(i) = idx.first_above(s.e) {
+        return Err(Error::shape(NAME, format!("choice {i}, but there are {} factors", s.e)));
+    }
+    let c = run(&Forward(s), &[a, w, idx])?.swap_remove(0);
+    let (ad, wd, idx) = (a.detach(), w.detach(), idx.detach());
+    let need = [a.requires_grad(), w.requires_grad()];
+    Ok(Node::record(NAME, &[a, w], c, move |dc| {
+        let grad = |needed: bool, op: &dyn Op, other: &Tensor| match needed {
+            true => Ok(run(op, &[&dc, other, &idx])?.pop()),
+            false => Ok(None),
+        };
+        Ok(vec![grad(need[0], &GradA(s), &wd)?, grad(need[1], &GradW(s), &ad)?])
+    }))
+}
+
+fn cases() -> Vec<Case> {
+    let case = |[linears, sides, units, k]: [usize; 4], e: usize, slots: usize, d: usize| {
+        let label = format!("{linears}x{sides}x{units}x{k} of {e}, slots {slots}, d {d}");
+        let bits = Stream::new(3).named(&label);
+        let idx = (0..(linears * sides * units * k) as u32).map(|i| bits.bits(i) % e as u32).collect();
+        let inputs = vec![
+            Operand::normal("a", &[linears * e, d]),
+            Operand::normal("w", &[linears * e * slots, d]),
+            Operand::indices(&[linears, sides, units, k], idx),
+        ];
+        Case::new(label, inputs, |x| Ok(vec![condition_rows(&x[0], &x[1], &x[2])?]))
+            .sums(d.max(units * k * e))
+            .cost(2 * linears * units * k * e * d, 4 * linears * e * (1 + slots) * d)
+    };
+    vec![
+        case([1, 2, 1, 1], 1, 1, 1),
+        case([1, 2, 2, 3], 5, 3, 7),
+        case([2, 2, 3, 2], 6, 2, 18),
+        case([2, 1, 2, 3], 4, 1, 9),
+        case([1, 2, 3, 2], 70, 2, 1),
+        case([1, 2, 0, 2], 3, 2, 4),
+        case([1, 2, 4, 4], 300, 4, 130).no_gradcheck(),
+    ]
+}
