@@ -127,6 +127,56 @@ pub(crate) fn dots<const FMA: bool>(out: &mut [f32], x: &[f32], rows: &[&[f32]])
     }
 }
 
+/// `put(i, j, left[i] . right[j])` for all pairs of rows of one length, each in a fixed order. `right` is read once.
+#[inline(always)]
+pub(crate) fn all_dots<const FMA: bool>(left: &[&[f32]], right: &[&[f32]], mut put: impl FnMut(usize, usize, f32)) {
+    let ((l4, l1), (r2, r1)) = (left.as_chunks::<4>(), right.as_chunks::<2>());
+    let last = 4 * l4.len();
+    for (j, r) in r2.iter().enumerate() {
+        for (i, l) in l4.iter().enumerate() {
+            let sums = eight_dots::<FMA>(*r, *l);
+            (0..8).for_each(|q| put(4 * i + q % 4, 2 * j + q / 4, sums[q / 4][q % 4]));
+        }
+        for (i, l) in l1.iter().enumerate() {
+            (0..2).for_each(|q| put(last + i, 2 * j + q, dot::<FMA>(l, r[q])));
+        }
+    }
+    for r in r1 {
+        let j = right.len() - 1;
+        for (i, l) in l4.iter().enumerate() {
+            let sums = four_dots::<FMA>(r, *l);
+            (0..4).for_each(|q| put(4 * i + q, j, sums[q]));
+        }
+        l1.iter().enumerate().for_each(|(i, l)| put(last + i, j, dot::<FMA>(l, r)));
+    }
+}
+
+/// Inner products of two rows with four others, summed as [`four_dots`] does: each value is loaded once for all of them.
+#[inline(always)]
+fn eight_dots<const FMA: bool>(x: [&[f32]; 2], rows: [&[f32]; 4]) -> [[f32; 4]; 2] {
+    let [(xs, x_tail), (ys, y_tail)] = x.map(|v| v.as_chunks::<LANES>());
+    let [a, b, c, d] = rows.map(|r| r.as_chunks::<LANES>());
+    // Eight names, not an array: an array would be kept in memory.
+    let (mut p, mut q, mut r, mut s) = ([0f32; LANES], [0f32; LANES], [0f32; LANES], [0f32; LANES]);
+    let (mut t, mut u, mut v, mut w) = ([0f32; LANES], [0f32; LANES], [0f32; LANES], [0f32; LANES]);
+    for (((((x, y), a), b), c), d) in xs.iter().zip(ys).zip(a.0).zip(b.0).zip(c.0).zip(d.0) {
+        (p, t) = (more::<FMA>(p, x, a), more::<FMA>(t, y, a));
+        (q, u) = (more::<FMA>(q, x, b), more::<FMA>(u, y, b));
+        (r, v) = (more::<FMA>(r, x, c), more::<FMA>(v, y, c));
+        (s, w) = (more::<FMA>(s, x, d), more::<FMA>(w, y, d));
+    }
+    let end = |sums: [Lanes; 4], x: &[f32]| {
+        let [p, q, r, s] = sums;
+        [
+            total::<FMA>(p, x, a.1),
+            total::<FMA>(q, x, b.1),
+            total::<FMA>(r, x, c.1),
+            total::<FMA>(s, x, d.1),
+        ]
+    };
+    [end([p, q, r, s], x_tail), end([t, u, v, w], y_tail)]
+}
+
 pub(crate) type Lanes = [f32; LANES];
 
 #[inline(always)]
@@ -231,6 +281,27 @@ mod tests {
             for j in 0..k {
                 let want: f64 = x.iter().zip(rows[j]).map(|(a, b)| *a as f64 * *b as f64).sum();
                 assert!((out[j] as f64 - want).abs() < 1e-4);
+            }
+        }
+    }
+
+    vectorised! {
+        fn pairs(left: &[&[f32]], right: &[&[f32]], out: &mut [f32]) {
+            all_dots::<FMA>(left, right, |i, j, sum| out[i * right.len() + j] += sum);
+        }
+    }
+
+    #[test]
+    fn every_pair_has_its_inner_product_once() {
+        for (m, n, k) in [(1, 1, 3), (4, 4, 16), (5, 9, 37), (3, 8, 0), (8, 2, 100)] {
+            let (left, right) = (Stream::new(3).normal_vec(m * k, 1.0), Stream::new(4).normal_vec(n * k, 1.0));
+            let l: Vec<&[f32]> = (0..m).map(|i| &left[i * k..][..k]).collect();
+            let r: Vec<&[f32]> = (0..n).map(|j| &right[j * k..][..k]).collect();
+            let mut out = vec![0f32; m * n];
+            pairs(&l, &r, &mut out);
+            for (q, got) in out.iter().enumerate() {
+                let want: f64 = l[q / n].iter().zip(r[q % n]).map(|(a, b)| *a as f64 * *b as f64).sum();
+                assert!((*got as f64 - want).abs() < 1e-4, "{m} {n} {k}: {q}");
             }
         }
     }

@@ -7,7 +7,7 @@ use super::tile::{Tile, columns_in_parallel};
 use super::{Case, Meta, Op, OpSpec, Operand, run};
 use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
 use crate::rng::Stream;
-use crate::simd::{add_rows, dots, vectorised};
+use crate::simd::{add_rows, all_dots, vectorised};
 use crate::tape::Node;
 use crate::{DType, Error, Result, Tensor};
 use rayon::prelude::*;
@@ -72,6 +72,12 @@ impl Chosen<'_> {
         let s = &self.sizes;
         (l * s.e + e) * s.slots + (j % s.k).min(s.slots - 1)
     }
+    /// The choices of every slot.
+    fn of_slots(&self) -> Vec<Vec<usize>> {
+        let first = self.col(0, 0, 0);
+        let of = |slot: usize| (0..self.count()).filter(|&j| self.col(0, 0, j) == first + slot).collect();
+        (0..self.sizes.slots).map(of).collect()
+    }
     /// Choices per linear.
     fn count(&self) -> usize {
         self.sizes.units * self.sizes.k
@@ -86,18 +92,21 @@ struct GradA(Sizes);
 struct GradW(Sizes);
 
 vectorised! {
-    /// Products of some rows of `w` with the chosen factors: `[rows, count]`.
+    /// Products of the rows of `w` of some factors, from `first` (counted over all linears) on, with the chosen
+    /// factors: `[factors, count]`.
     fn products(a: &[f32], w: &[f32], chosen: Chosen<'_>, first: usize, out: &mut [f32]) {
         let (s, n) = (chosen.sizes, chosen.count());
-        let (mut factors, mut sums) = (Vec::with_capacity(n), vec![0f32; n]);
-        for (row, out) in (first..).zip(out.chunks_mut(n.max(1))) {
-            let (l, slot) = (row / (s.e * s.slots), row % s.slots);
-            let mine = |j: &usize| chosen.col(l, 0, *j) == chosen.col(l, 0, 0) + slot;
-            factors.clear();
-            factors.extend((0..n).filter(mine).map(|j| &a[chosen.row(l, j) * s.d..][..s.d]));
-            let sums = &mut sums[..factors.len()];
-            dots::<FMA>(sums, &w[row * s.d..][..s.d], &factors);
-            (0..n).filter(mine).zip(&*sums).for_each(|(j, sum)| out[j] = *sum);
+        let count = out.len() / n.max(1);
+        for (slot, choices) in chosen.of_slots().iter().enumerate() {
+            let mut at = first;
+            while at < first + count {
+                // Up to the end of a linear.
+                let (l, end) = (at / s.e, (first + count).min((at / s.e + 1) * s.e));
+                let factors: Vec<&[f32]> = choices.iter().map(|&j| &a[chosen.row(l, j) * s.d..][..s.d]).collect();
+                let rows: Vec<&[f32]> = (at..end).map(|e| &w[(e * s.slots + slot) * s.d..][..s.d]).collect();
+                all_dots::<FMA>(&factors, &rows, |i, e, sum| out[(at - first + e) * n + choices[i]] = sum);
+                at = end;
+            }
         }
     }
 }
@@ -120,13 +129,13 @@ vectorised! {
 vectorised! {
     /// Columns of the gradient of `w`.
     fn sums_of_a(dc: &[f32], a: &[f32], chosen: Chosen<'_>, first: usize, out: &mut [f32]) {
-        let (s, n) = (chosen.sizes, chosen.count());
+        let (s, n, slots) = (chosen.sizes, chosen.count(), chosen.of_slots());
         let (mut factors, mut of) = (Vec::with_capacity(n), Vec::with_capacity(n));
         for (row, out) in (first..).zip(out.chunks_mut(s.d.max(1))) {
             let (l, e) = (row / (s.e * s.slots), row / s.slots % s.e);
             factors.clear();
             of.clear();
-            for j in (0..n).filter(|&j| chosen.col(l, e, j) == row) {
+            for &j in &slots[row % s.slots] {
                 factors.push(&a[chosen.row(l, j) * s.d..][..s.d]);
                 of.push(dc[(l * n + j) * s.e + e]);
             }
@@ -138,7 +147,7 @@ vectorised! {
 
 /// Rows of a task that reads or writes this many values of each.
 fn rows_of(d: usize) -> usize {
-    (65_536 / d.max(1)).max(1)
+    (131_072 / d.max(1)).max(1)
 }
 
 #[cfg(feature = "gpu")]
@@ -181,16 +190,14 @@ impl Op for Forward {
         if y[0].f32().is_empty() {
             return;
         }
-        // By rows of the weight, each read once; then in the order of choices.
-        let mut by_row = vec![0f32; s.linears * s.e * s.slots * n];
-        let rows = rows_of(s.d);
-        by_row
-            .par_chunks_mut(rows * n)
-            .enumerate()
-            .for_each(|(t, out)| products(a, w, chosen, t * rows, out));
+        // By factors of B, whose rows are read once; then in the order of choices.
+        let mut by_factor = vec![0f32; s.linears * s.e * n];
+        let rows = rows_of(s.d * s.slots);
+        let parts = by_factor.par_chunks_mut(rows * n);
+        parts.enumerate().for_each(|(t, out)| products(a, w, chosen, t * rows, out));
         for (i, y) in y[0].f32_mut().chunks_mut(s.e).enumerate() {
             let (l, j) = (i / n, i % n);
-            y.iter_mut().enumerate().for_each(|(e, y)| *y = by_row[chosen.col(l, e, j) * n + j]);
+            y.iter_mut().enumerate().for_each(|(e, y)| *y = by_factor[(l * s.e + e) * n + j]);
         }
     }
 

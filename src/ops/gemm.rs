@@ -4,7 +4,7 @@
 //! do not depend on the number of threads.
 
 use super::tile::{Dst, Tile};
-use crate::simd::vectorised;
+use crate::simd::{all_dots, vectorised};
 use gemm::Parallelism;
 use rayon::prelude::*;
 use std::cell::Cell;
@@ -121,6 +121,23 @@ vectorised! {
         }
     }
 }
+/// Rows of `a` up to which a transposed `b` is read once, row by row, and never packed.
+pub(crate) const FEW: usize = 8;
+
+vectorised! {
+    /// A tile of few rows of `a b`, where columns of `b` lie in one piece.
+    fn few_rows(a: Mat<'_>, b: Mat<'_>, tile: &mut Tile<'_>, scale: f32, add: bool) {
+        let k = a.cols;
+        let rows: Vec<&[f32]> = tile.rows.clone().map(|i| &a.data[i * a.row_stride..][..k]).collect();
+        let cols: Vec<&[f32]> = tile.cols.clone().map(|j| &b.data[j * b.col_stride..][..k]).collect();
+        let first = tile.rows.start;
+        all_dots::<FMA>(&rows, &cols, |i, j, sum| {
+            let y = &mut tile.row(first + i)[j];
+            *y = if add { *y + scale * sum } else { scale * sum };
+        });
+    }
+}
+
 /// Side of the squares in which matrices are turned around.
 const SIDE: usize = 16;
 
@@ -246,16 +263,20 @@ fn tiles(
         let (rows, cols) = (i..m.min(i + mb), j..n.min(j + nb));
         // In bounds: the tile ends at m and n, and the assert above ties the slices to m, n, k.
         let multiply = |b: Mat<'_>| unsafe { product(dst, a, b, (rows.clone(), cols.clone()), scale, add) };
+        // No other task has this tile.
+        let mut tile = unsafe { dst.tile(rows.clone(), cols.clone()) };
         match b {
             _ if k == 0 => {}
+            Columns::Of(b) if m <= FEW && b.row_stride == 1 && a.col_stride == 1 => {
+                few_rows(a, b, &mut tile, scale, add);
+            }
             Columns::Of(b) => multiply(b.columns(j, cols.len())),
             Columns::Made(make) => with_scratch(k * cols.len(), |panel| {
                 make(&cols, panel);
                 multiply(Mat::new(panel, k, cols.len()));
             }),
         }
-        // No other task has this tile.
-        then(&mut unsafe { dst.tile(rows, cols) });
+        then(&mut tile);
     };
     match m.div_ceil(mb) * across {
         1 => task(0),
@@ -288,7 +309,7 @@ mod tests {
 
     #[test]
     fn tiles_cover_every_shape() {
-        for (m, n, k) in [(1, 1, 1), (3, 700, 5), (600, 33, 40), (257, 513, 129), (40, 50, 1100), (2, 2, 0)] {
+        for (m, n, k) in [(1, 1, 1), (3, 700, 5), (600, 33, 40), (257, 513, 129), (40, 50, 1100), (2, 2, 0), (5, 300, 70)] {
             let a = Stream::new(1).normal_vec(m * k, 1.0);
             let b = Stream::new(2).normal_vec(k * n, 1.0);
             let wide = |v: &[f32]| v.iter().map(|&v| v as f64).collect::<Vec<_>>();

@@ -3,7 +3,7 @@
 
 use super::{Expand, FusedBa};
 use crate::Format;
-use crate::ops::gemm::{Mat, gemm, gemm_made, gemm_then, turn};
+use crate::ops::gemm::{FEW, Mat, gemm, gemm_made, gemm_then, turn};
 use crate::ops::rows_per_task;
 use crate::ops::slots::Dropout;
 use crate::ops::tile::Tile;
@@ -11,8 +11,6 @@ use crate::simd::{add_rows, vectorised};
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Rows of `x` up to which a decoded row of the weight is used at once, while it is in the nearest cache.
-const FEW: usize = 8;
 /// Values that the backward product decodes at a time: 2 MiB.
 const BLOCK: usize = 1 << 19;
 /// Rows of a weight that are decoded and turned around at a time.
