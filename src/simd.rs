@@ -129,7 +129,11 @@ pub(crate) fn dots<const FMA: bool>(out: &mut [f32], x: &[f32], rows: &[&[f32]])
 
 /// `put(i, j, left[i] . right[j])` for all pairs of rows of one length, each in a fixed order. `right` is read once.
 #[inline(always)]
-pub(crate) fn all_dots<const FMA: bool>(left: &[&[f32]], right: &[&[f32]], mut put: impl FnMut(usize, usize, f32)) {
+pub(crate) fn all_dots<const FMA: bool>(
+    left: &[&[f32]],
+    right: &[&[f32]],
+    mut put: impl FnMut(usize, usize, f32),
+) {
     let ((l4, l1), (r2, r1)) = (left.as_chunks::<4>(), right.as_chunks::<2>());
     let last = 4 * l4.len();
     for (j, r) in r2.iter().enumerate() {
@@ -167,12 +171,7 @@ fn eight_dots<const FMA: bool>(x: [&[f32]; 2], rows: [&[f32]; 4]) -> [[f32; 4]; 
     }
     let end = |sums: [Lanes; 4], x: &[f32]| {
         let [p, q, r, s] = sums;
-        [
-            total::<FMA>(p, x, a.1),
-            total::<FMA>(q, x, b.1),
-            total::<FMA>(r, x, c.1),
-            total::<FMA>(s, x, d.1),
-        ]
+        [total::<FMA>(p, x, a.1), total::<FMA>(q, x, b.1), total::<FMA>(r, x, c.1), total::<FMA>(s, x, d.1)]
     };
     [end([p, q, r, s], x_tail), end([t, u, v, w], y_tail)]
 }
@@ -294,7 +293,8 @@ mod tests {
     #[test]
     fn every_pair_has_its_inner_product_once() {
         for (m, n, k) in [(1, 1, 3), (4, 4, 16), (5, 9, 37), (3, 8, 0), (8, 2, 100)] {
-            let (left, right) = (Stream::new(3).normal_vec(m * k, 1.0), Stream::new(4).normal_vec(n * k, 1.0));
+            let (left, right) =
+                (Stream::new(3).normal_vec(m * k, 1.0), Stream::new(4).normal_vec(n * k, 1.0));
             let l: Vec<&[f32]> = (0..m).map(|i| &left[i * k..][..k]).collect();
             let r: Vec<&[f32]> = (0..n).map(|j| &right[j * k..][..k]).collect();
             let mut out = vec![0f32; m * n];

@@ -117,6 +117,24 @@ vectorised! {
 }
 
 impl FactorGather<'_> {
+    /// Rows of the outputs on this thread, of which row `first` is the first; `gated` is empty where there are no gates.
+    #[expect(clippy::too_many_arguments)]
+    pub fn rows(
+        &self,
+        input: &[f32],
+        pool: &[f32],
+        gates: Option<&[f32]>,
+        d: usize,
+        first: usize,
+        u: &mut [f32],
+        gated: &mut [f32],
+    ) {
+        products(self, input, pool, d, first, u);
+        if let Some(gates) = gates {
+            self.gate(gates, first, u, gated);
+        }
+    }
+
     /// `gated = u * gate` in the columns of the slots.
     fn gate(&self, gates: &[f32], first: usize, u: &[f32], gated: &mut [f32]) {
         let (stride, column) = (self.slots.all_columns(), self.slots.first_column());
@@ -185,14 +203,13 @@ impl Op for FactorGather<'_> {
         match (y, x.get(2)) {
             ([u, gated], Some(gates)) => {
                 let parts = u.f32_mut().par_chunks_mut(rows * stride);
-                let parts = parts.zip(gated.f32_mut().par_chunks_mut(rows * stride));
-                parts.enumerate().for_each(|(t, (u, gated))| {
-                    products(self, input, pool, d, t * rows, u);
-                    self.gate(gates.f32(), t * rows, u, gated);
+                let parts = parts.zip(gated.f32_mut().par_chunks_mut(rows * stride)).enumerate();
+                parts.for_each(|(t, (u, gated))| {
+                    self.rows(input, pool, Some(gates.f32()), d, t * rows, u, gated);
                 });
             }
             ([u, ..], _) => u.f32_mut().par_chunks_mut(rows * stride).enumerate().for_each(|(t, u)| {
-                products(self, input, pool, d, t * rows, u);
+                self.rows(input, pool, None, d, t * rows, u, &mut []);
             }),
             ([], _) => {}
         }

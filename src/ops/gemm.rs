@@ -68,7 +68,7 @@ fn tile_of(m: usize, n: usize, k: usize) -> (usize, usize) {
     if tasks(rows, cols) % 2 == 1 && rows * cols * k > 1 << 20 && rows > 32 {
         rows = half(rows);
     }
-    while tasks(rows, cols) < 4 && rows * cols * k > 1 << 18 && rows.max(cols) > 32 {
+    while tasks(rows, cols) < 4 && rows * cols * k > 1 << 20 && rows.max(cols) > 32 {
         if cols >= rows { cols = half(cols) } else { rows = half(rows) }
     }
     (rows, cols)
@@ -309,7 +309,9 @@ mod tests {
 
     #[test]
     fn tiles_cover_every_shape() {
-        for (m, n, k) in [(1, 1, 1), (3, 700, 5), (600, 33, 40), (257, 513, 129), (40, 50, 1100), (2, 2, 0), (5, 300, 70)] {
+        for (m, n, k) in
+            [(1, 1, 1), (3, 700, 5), (600, 33, 40), (257, 513, 129), (40, 50, 1100), (2, 2, 0), (5, 300, 70)]
+        {
             let a = Stream::new(1).normal_vec(m * k, 1.0);
             let b = Stream::new(2).normal_vec(k * n, 1.0);
             let wide = |v: &[f32]| v.iter().map(|&v| v as f64).collect::<Vec<_>>();

@@ -6,16 +6,17 @@
 //! ```
 //! Never a dense delta `B A`, never gathered weights per row: what is kept is `u`, of size rows x slots.
 
+mod backward;
+
 use super::Selection;
-use super::factor_gather::{shrink, shrink_into};
-use super::factor_scatter::scatter;
+use super::factor_gather::shrink;
 use super::fused_ba_matmul::{Expand, FusedBa};
-use super::gate_grad::GateGrad;
 use super::slots::Dropout;
-use super::{Case, OpSpec, Operand, Units, run, run_in_place};
+use super::{Case, OpSpec, Operand, Units, run};
 use crate::rng::Stream;
 use crate::tape::{Node, recording};
-use crate::{DType, Device, Error, Format, Linear, Result, Shape, Tensor, Weight};
+use crate::{Device, Error, Format, Linear, Result, Tensor, Weight};
+use backward::Backward;
 
 pub(super) static SPEC: OpSpec = OpSpec {
     name: "mixture_linears",
@@ -96,97 +97,6 @@ fn check(x: &Tensor, linears: &[Linear], a: &Tensor, b: &[Tensor], selection: &S
         }
     }
     Ok(())
-}
-
-struct Backward {
-    x: Tensor,
-    a: Tensor,
-    b: Vec<Tensor>,
-    weights: Vec<Weight>,
-    selection: Selection,
-    /// Products with the A factors, and the same times their gates.
-    u: Tensor,
-    gated: Tensor,
-    scale: f32,
-    dropout: Option<Dropout>,
-    /// x, a, b.., gates
-    need: Vec<bool>,
-}
-
-impl Backward {
-    fn run(self, dy: Vec<Option<Tensor>>) -> Result<Vec<Option<Tensor>>> {
-        let (n, s) = (self.weights.len(), &self.selection);
-        let slots_a = s.slots_a();
-        let need_gates = self.need.get(n + 2).copied().unwrap_or(false);
-        let mut out: Vec<Option<Tensor>> = vec![None; self.need.len()];
-        if self.need[0] || self.need[1] || need_gates {
-            let (v, gated_v) = self.shrink_dy(&dy)?;
-            if self.need[0] {
-                out[0] = Some(self.dx(&dy, &gated_v)?);
-            }
-            if self.need[1] {
-                out[1] = Some(scatter(&gated_v, &self.x, &slots_a, s, 1.0, self.dropout)?);
-            }
-            if need_gates {
-                out[n + 2] = Some(run(&GateGrad(s), &[&self.u, &v])?.swap_remove(0));
-            }
-        }
-        for (l, dy) in dy.iter().enumerate() {
-            if let (Some(dy), true) = (dy, self.need[l + 2]) {
-                out[l + 2] = Some(scatter(&self.gated, dy, &s.slots_b(l), s, self.scale, None)?);
-            }
-        }
-        Ok(out)
-    }
-
-    /// `v = s dy . b_J` for all linears in one array, and the same times the gates.
-    fn shrink_dy(&self, dy: &[Option<Tensor>]) -> Result<(Tensor, Tensor)> {
-        let (s, gates) = (&self.selection, self.selection.gates());
-        let gates = gates.map(Tensor::detach);
-        if let [Some(dy)] = dy {
-            return shrink(dy, &self.b[0], gates.as_ref(), &s.slots_b(0), self.scale, None);
-        }
-        let device = self.x.device();
-        let dims = [s.units().rows(), s.slots_a().all_columns()];
-        let empty = || match dy.iter().all(Option::is_some) {
-            true => Tensor::undefined(device, Shape::new(&dims)?, DType::F32),
-            false => Tensor::zeros(device, &dims),
-        };
-        let mut v = empty()?;
-        let mut gated = if gates.is_some() { Some(empty()?) } else { None };
-        for (l, dy) in dy.iter().enumerate() {
-            let Some(dy) = dy else { continue };
-            let mut outputs = vec![&mut v];
-            outputs.extend(gated.as_mut());
-            shrink_into(&mut outputs, dy, &self.b[l], gates.as_ref(), &s.slots_b(l), self.scale)?;
-        }
-        let gated = gated.unwrap_or_else(|| v.clone());
-        Ok((v, gated))
-    }
-
-    /// `dx = sum_l dy_l W_l + sum_k g v a_I`: the update joins the last product's epilogue.
-    fn dx(&self, dy: &[Option<Tensor>], gated_v: &Tensor) -> Result<Tensor> {
-        let slots = self.selection.slots_a();
-        let last = dy.iter().rposition(Option::is_some).unwrap_or(0);
-        let mut dx: Option<Tensor> = None;
-        for (l, dy) in dy.iter().enumerate() {
-            let Some(dy) = dy else { continue };
-            let expand = (l == last).then_some(Expand { slots: &slots, scale: 1.0, dropout: self.dropout });
-            let inputs = [dy, gated_v, &self.a];
-            let inputs = &inputs[..if expand.is_some() { 3 } else { 1 }];
-            match &mut dx {
-                None => {
-                    let op = FusedBa::backward(&self.weights[l], expand, false);
-                    dx = Some(run(&op, inputs)?.swap_remove(0));
-                }
-                Some(dx) => {
-                    let op = FusedBa::backward(&self.weights[l], expand, true);
-                    run_in_place(&op, &mut [dx], inputs)?;
-                }
-            }
-        }
-        dx.ok_or_else(|| Error::Tape(format!("{NAME}: no output has a gradient")))
-    }
 }
 
 /// Shapes of a case: rows, d, outputs of the linears, factors, choices, block.
