@@ -20,15 +20,18 @@ impl<'a> Bind<'a> {
     pub fn or_unused(operand: Option<&'a GpuBuffer>, stand_in: &'a GpuBuffer) -> Self {
         operand.map_or(Bind::Unused(stand_in), Bind::Read)
     }
-    pub(super) fn buffer(&self) -> &'a GpuBuffer {
-        let (Bind::Read(b) | Bind::Write(b) | Bind::Unused(b)) = self;
-        b
+    /// The range that is bound: of a stand-in no more than the least.
+    pub(super) fn resource(&self) -> wgpu::BindingResource<'a> {
+        match self {
+            Bind::Read(b) | Bind::Write(b) => b.binding(),
+            Bind::Unused(b) => b.least(),
+        }
     }
     /// Bytes that the kernel is expected to touch.
     pub(super) fn bytes(&self) -> u64 {
         match self {
             Bind::Unused(_) => 0,
-            b => b.buffer().bytes,
+            Bind::Read(b) | Bind::Write(b) => b.bytes,
         }
     }
 }

@@ -17,6 +17,8 @@ mod gpu;
 #[cfg(feature = "gpu")]
 mod kernel;
 #[cfg(feature = "gpu")]
+mod pending;
+#[cfg(feature = "gpu")]
 mod record;
 
 pub use host::{Cpu, Host};
@@ -37,7 +39,9 @@ pub use kernel::compose;
 #[cfg(feature = "gpu")]
 pub(crate) use kernel::{Bind, Dispatch, Grid};
 #[cfg(feature = "gpu")]
-pub use record::{KernelTime, Pending, Stats};
+pub use pending::Pending;
+#[cfg(feature = "gpu")]
+pub use record::{KernelTime, Stats};
 
 pub mod parts;
 mod shader;
