@@ -64,10 +64,26 @@ pub(super) struct Pipeline {
     pub layout: Arc<wgpu::BindGroupLayout>,
 }
 
+/// A kernel that was launched: an entry of a shader with values of its constants.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Launched {
+    pub shader: &'static str,
+    pub entry: &'static str,
+    pub consts: Vec<(&'static str, u32)>,
+}
+
+/// What tells pipelines apart: fragments by their addresses, and which operands are written.
+#[derive(PartialEq, Eq, Hash)]
+struct Key {
+    launched: Launched,
+    parts: Vec<usize>,
+    writes: Vec<bool>,
+}
+
 /// Compiled kernels and the bind group layouts they share.
 #[derive(Default)]
 pub(super) struct Pipelines {
-    by_key: HashMap<(&'static str, &'static str, String), Arc<Pipeline>>,
+    by_key: HashMap<Key, Arc<Pipeline>>,
     layouts: HashMap<Vec<bool>, Arc<wgpu::BindGroupLayout>>,
     params: Option<Arc<wgpu::BindGroupLayout>>,
 }
@@ -125,24 +141,17 @@ impl Gpu {
             d.entry,
             d.consts
         );
-        let kinds: Vec<bool> = d.bind.iter().map(|b| matches!(b, Bind::Write(_))).collect();
-        let mut key = String::new();
-        for (name, value) in d.consts {
-            key += &format!("{name}={value} ");
-        }
-        for part in d.parts {
-            key += &format!("{:p} ", part.as_ptr());
-        }
-        for k in &kinds {
-            key.push(if *k { 'w' } else { 'r' });
-        }
-        let key = (d.shader.name, d.entry, key);
+        let key = Key {
+            launched: Launched { shader: d.shader.name, entry: d.entry, consts: d.consts.to_vec() },
+            parts: d.parts.iter().map(|p| p.as_ptr() as usize).collect(),
+            writes: d.bind.iter().map(|b| matches!(b, Bind::Write(_))).collect(),
+        };
         if let Some(p) = self.pipelines.lock().unwrap().by_key.get(&key) {
             return Ok(p.clone());
         }
         let params = if self.immediates() { None } else { Some(self.params_layout()?) };
         let text = source(d.shader, d.consts, d.parts, self.immediates());
-        let layout = self.layout(&kinds)?;
+        let layout = self.layout(&key.writes)?;
         let raw = self
             .scoped(|| {
                 // Every index of our kernels is bounded by construction; guard mode tests it.
@@ -180,6 +189,11 @@ impl Gpu {
         let made = Arc::new(Pipeline { raw, layout });
         self.pipelines.lock().unwrap().by_key.insert(key, made.clone());
         Ok(made)
+    }
+
+    /// The kernels that were launched so far, in no order.
+    pub fn launched(&self) -> Vec<Launched> {
+        self.pipelines.lock().unwrap().by_key.keys().map(|k| k.launched.clone()).collect()
     }
 
     fn layout(&self, kinds: &[bool]) -> Result<Arc<wgpu::BindGroupLayout>> {

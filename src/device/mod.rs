@@ -35,9 +35,9 @@ pub use coop::GpuOptions;
 #[cfg(feature = "gpu")]
 pub use gpu::{AdapterClass, FloorLimit, Gpu};
 #[cfg(feature = "gpu")]
-pub use kernel::compose;
-#[cfg(feature = "gpu")]
 pub(crate) use kernel::{Bind, Dispatch, Grid};
+#[cfg(feature = "gpu")]
+pub use kernel::{Launched, compose};
 #[cfg(feature = "gpu")]
 pub use pending::Pending;
 #[cfg(feature = "gpu")]
