@@ -3,6 +3,7 @@
 use super::adapter::adapters;
 use super::buffer::Pool;
 use super::coop::{self, Coop, CoopSize, GpuOptions};
+use super::kept::Kept;
 use super::kernel::Pipelines;
 use super::memory::Memory;
 use super::record::Recorder;
@@ -54,6 +55,7 @@ pub struct Gpu {
     pub(super) recorder: Mutex<Recorder>,
     pub(super) trouble: Arc<Trouble>,
     pub(super) guard: AtomicBool,
+    pub(super) kept: Option<Kept>,
     coop: Coop,
 }
 
@@ -134,7 +136,8 @@ impl Gpu {
     ) -> Result<Arc<Self>> {
         let info = adapter.get_info();
         check_floor(&info.name, &limits)?;
-        let wanted = wgpu::Features::IMMEDIATES | wgpu::Features::TIMESTAMP_QUERY;
+        let mut wanted = wgpu::Features::IMMEDIATES | wgpu::Features::TIMESTAMP_QUERY;
+        wanted.set(wgpu::Features::PIPELINE_CACHE, options.cache.is_some());
         let size = if options.coop { coop::offered(adapter) } else { Err(NOT_ASKED) };
         let request = |limits: wgpu::Limits| {
             let immediates = limits.max_immediate_size >= MAX_PARAM_BYTES as u32;
@@ -172,7 +175,13 @@ impl Gpu {
                 lost.get_or_insert(format!("{reason:?} {text}").trim().to_string());
             }
         });
-        Ok(Gpu::with(info, device, queue, trouble, Coop::new(size)))
+        let kept = options.cache.as_deref().map(|folder| Kept::open(folder, &info, &device));
+        let mut gpu = Gpu { kept, ..Gpu::with(info, device, queue, trouble, Coop::new(size)) };
+        let compiler = gpu.compiler()?;
+        if let Some(kept) = &mut gpu.kept {
+            kept.compile_ahead(&compiler);
+        }
+        Ok(Arc::new(gpu))
     }
 
     pub(super) fn shared(
@@ -182,7 +191,7 @@ impl Gpu {
     ) -> Result<Arc<Self>> {
         let info = adapter.get_info();
         check_floor(&info.name, &device.limits())?;
-        Ok(Gpu::with(info, device, queue, Arc::default(), Coop::new(Err(NOT_ASKED))))
+        Ok(Arc::new(Gpu::with(info, device, queue, Arc::default(), Coop::new(Err(NOT_ASKED)))))
     }
 
     fn with(
@@ -191,9 +200,9 @@ impl Gpu {
         queue: wgpu::Queue,
         trouble: Arc<Trouble>,
         coop: Coop,
-    ) -> Arc<Self> {
+    ) -> Self {
         let (limits, features) = (device.limits(), device.features());
-        Arc::new(Gpu {
+        Gpu {
             info,
             limits,
             features,
@@ -203,10 +212,11 @@ impl Gpu {
             recorder: Mutex::default(),
             trouble,
             guard: false.into(),
+            kept: None,
             coop,
             device,
             queue,
-        })
+        }
     }
 
     /// The adapter.

@@ -2,6 +2,7 @@
 
 use super::buffer::GpuBuffer;
 use super::gpu::Gpu;
+use super::kept::{Compiler, Kept, Recipe};
 use super::shader::{Shader, source};
 use crate::{Error, Result};
 use std::collections::HashMap;
@@ -61,7 +62,7 @@ pub(crate) struct Dispatch<'a> {
 
 pub(super) struct Pipeline {
     pub raw: wgpu::ComputePipeline,
-    pub layout: Arc<wgpu::BindGroupLayout>,
+    pub layout: wgpu::BindGroupLayout,
 }
 
 /// A kernel that was launched: an entry of a shader with values of its constants.
@@ -80,25 +81,11 @@ struct Key {
     writes: Vec<bool>,
 }
 
-/// Compiled kernels and the bind group layouts they share.
+/// Compiled kernels, and the layout of their parameters where these travel in a buffer.
 #[derive(Default)]
 pub(super) struct Pipelines {
     by_key: HashMap<Key, Arc<Pipeline>>,
-    layouts: HashMap<Vec<bool>, Arc<wgpu::BindGroupLayout>>,
     params: Option<Arc<wgpu::BindGroupLayout>>,
-}
-
-fn storage_entry(binding: usize, writable: bool) -> wgpu::BindGroupLayoutEntry {
-    wgpu::BindGroupLayoutEntry {
-        binding: binding as u32,
-        visibility: wgpu::ShaderStages::COMPUTE,
-        ty: wgpu::BindingType::Buffer {
-            ty: wgpu::BufferBindingType::Storage { read_only: !writable },
-            has_dynamic_offset: false,
-            min_binding_size: None,
-        },
-        count: None,
-    }
 }
 
 /// The text of a kernel as it is compiled: prelude, fragments, file.
@@ -149,63 +136,40 @@ impl Gpu {
         if let Some(p) = self.pipelines.lock().unwrap().by_key.get(&key) {
             return Ok(p.clone());
         }
-        let params = if self.immediates() { None } else { Some(self.params_layout()?) };
-        let text = source(d.shader, d.consts, d.parts, self.immediates());
-        let layout = self.layout(&key.writes)?;
-        let raw = self
-            .scoped(|| {
-                // Every index of our kernels is bounded by construction; guard mode tests it.
-                let module = unsafe {
-                    self.device.create_shader_module_trusted(
-                        wgpu::ShaderModuleDescriptor {
-                            label: Some(d.shader.name),
-                            source: wgpu::ShaderSource::Wgsl(text.into()),
-                        },
-                        wgpu::ShaderRuntimeChecks::unchecked(),
-                    )
-                };
-                let groups = [Some(&*layout), params.as_deref()];
-                let pipeline_layout = self.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
-                    label: Some(d.shader.name),
-                    bind_group_layouts: &groups[..if params.is_some() { 2 } else { 1 }],
-                    immediate_size: if params.is_some() { 0 } else { d.params.len() as u32 },
-                });
-                self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-                    label: Some(d.shader.name),
-                    layout: Some(&pipeline_layout),
-                    module: &module,
-                    entry_point: Some(d.entry),
-                    compilation_options: wgpu::PipelineCompilationOptions {
-                        zero_initialize_workgroup_memory: false,
-                        ..Default::default()
-                    },
-                    cache: None,
-                })
-            })
-            .map_err(|e| match e {
-                Error::Gpu(what) => Error::Shader { shader: format!("{}::{}", d.shader.name, d.entry), what },
-                e => e,
-            })?;
-        let made = Arc::new(Pipeline { raw, layout });
+        let recipe = Recipe {
+            shader: d.shader.name.into(),
+            entry: d.entry.into(),
+            text: source(d.shader, d.consts, d.parts, self.immediates()),
+            writes: key.writes.clone(),
+            params: d.params.len() as u32,
+        };
+        let ahead = self.kept.as_ref().and_then(|k| k.take(&recipe));
+        let made = match ahead {
+            Some(made) => made,
+            None => {
+                let compiler = self.compiler()?;
+                self.scoped(|| compiler.compile(&recipe)).map_err(|e| match e {
+                    Error::Gpu(what) => {
+                        Error::Shader { shader: format!("{}::{}", d.shader.name, d.entry), what }
+                    }
+                    e => e,
+                })?
+            }
+        };
+        let made = Arc::new(made);
         self.pipelines.lock().unwrap().by_key.insert(key, made.clone());
         Ok(made)
+    }
+
+    pub(super) fn compiler(&self) -> Result<Compiler> {
+        let params = if self.immediates() { None } else { Some(self.params_layout()?) };
+        let cache = self.kept.as_ref().and_then(Kept::cache);
+        Ok(Compiler { device: self.device.clone(), cache, params })
     }
 
     /// The kernels that were launched so far, in no order.
     pub fn launched(&self) -> Vec<Launched> {
         self.pipelines.lock().unwrap().by_key.keys().map(|k| k.launched.clone()).collect()
-    }
-
-    fn layout(&self, kinds: &[bool]) -> Result<Arc<wgpu::BindGroupLayout>> {
-        let mut cache = self.pipelines.lock().unwrap();
-        if let Some(l) = cache.layouts.get(kinds) {
-            return Ok(l.clone());
-        }
-        let entries: Vec<_> = kinds.iter().enumerate().map(|(i, &w)| storage_entry(i, w)).collect();
-        let desc = wgpu::BindGroupLayoutDescriptor { label: None, entries: &entries };
-        let made = Arc::new(self.scoped(|| self.device.create_bind_group_layout(&desc))?);
-        cache.layouts.insert(kinds.to_vec(), made.clone());
-        Ok(made)
     }
 }
 
