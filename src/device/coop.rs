@@ -11,7 +11,7 @@ pub struct GpuOptions {
     /// Let the frozen products of forward passes use cooperative matrices (tensor cores) where the adapter has them.
     /// They round both operands to f16; see docs/NUMERICS.md.
     pub coop: bool,
-    /// Where an adapter's compiled kernels are kept between runs; nowhere if there is no folder.
+    /// Where an adapter's compiled kernels are kept between runs, and which were measured best; nowhere without a folder.
     pub cache: Option<PathBuf>,
 }
 

@@ -8,7 +8,9 @@ use super::kernel::Pipelines;
 use super::memory::Memory;
 use super::record::Recorder;
 use super::shader::MAX_PARAM_BYTES;
+use super::tuned::{self, Tuned};
 use crate::{Error, Result};
+use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
@@ -56,6 +58,9 @@ pub struct Gpu {
     pub(super) trouble: Arc<Trouble>,
     pub(super) guard: AtomicBool,
     pub(super) kept: Option<Kept>,
+    /// The folder of the options, and what was measured in it.
+    pub(super) cache: Option<PathBuf>,
+    pub(super) tuned: Tuned,
     coop: Coop,
 }
 
@@ -175,8 +180,11 @@ impl Gpu {
                 lost.get_or_insert(format!("{reason:?} {text}").trim().to_string());
             }
         });
-        let kept = options.cache.as_deref().map(|folder| Kept::open(folder, &info, &device));
-        let mut gpu = Gpu { kept, ..Gpu::with(info, device, queue, trouble, Coop::new(size)) };
+        let cache = options.cache.clone();
+        let kept = cache.as_deref().map(|folder| Kept::open(folder, &info, &device));
+        let tuned = cache.as_deref().map(|folder| tuned::read(&tuned::path(folder, &info), &info));
+        let tuned = tuned.unwrap_or_default();
+        let mut gpu = Gpu { kept, cache, tuned, ..Gpu::with(info, device, queue, trouble, Coop::new(size)) };
         let compiler = gpu.compiler()?;
         if let Some(kept) = &mut gpu.kept {
             kept.compile_ahead(&compiler);
@@ -213,6 +221,8 @@ impl Gpu {
             trouble,
             guard: false.into(),
             kept: None,
+            cache: None,
+            tuned: Tuned::new(),
             coop,
             device,
             queue,

@@ -239,7 +239,7 @@ impl Drop for Kept {
 }
 
 /// A name for each adapter, driver and version of the crate.
-fn file_name(info: &wgpu::AdapterInfo) -> String {
+pub(super) fn file_name(info: &wgpu::AdapterInfo) -> String {
     let adapter = wgpu::util::pipeline_cache_key(info)
         .unwrap_or_else(|| format!("{}_{}_{}", info.backend, info.vendor, info.device));
     let exact = [&info.name, &info.driver, &info.driver_info, env!("CARGO_PKG_VERSION")].join("\n");
@@ -270,11 +270,12 @@ fn unpack(bytes: &[u8]) -> Option<(Vec<Recipe>, Vec<u8>)> {
 }
 
 /// Old or new, never half.
-fn write(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+pub(super) fn write(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder)?;
     }
-    let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
+    // No two writers of any process share a name.
+    let temporary = path.with_extension(format!("{}-{:p}.tmp", std::process::id(), bytes));
     let done = std::fs::write(&temporary, bytes).and_then(|()| std::fs::rename(&temporary, path));
     if done.is_err() {
         let _ = std::fs::remove_file(&temporary);

@@ -45,6 +45,11 @@ pub use pending::Pending;
 #[cfg(feature = "gpu")]
 pub use record::{KernelTime, Stats};
 
+#[cfg(feature = "gpu")]
+mod tuned;
+#[cfg(feature = "gpu")]
+pub(crate) use tuned::Tuned;
+
 pub mod parts;
 mod shader;
 pub use shader::{Backends, COOP_8, COOP_16, Entry, MAX_PARAM_BYTES, PORTABLE, Shader, Variant};
