@@ -45,3 +45,30 @@ impl Gpu {
         Ok(path)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Device;
+    use crate::device::GpuOptions;
+
+    #[test]
+    fn a_table_is_read_back_on_hardware_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = GpuOptions { cache: Some(dir.path().into()), ..GpuOptions::default() };
+        let Ok(Device::Gpu(gpu)) = Device::gpu_with(&options) else {
+            return eprintln!("SKIPPED: no adapter");
+        };
+        let table = Tuned::from([("wide".to_string(), "tile n64".to_string())]);
+        let path = gpu.keep_tuned(&table).unwrap();
+        let as_a = |device_type| wgpu::AdapterInfo { device_type, ..gpu.info().clone() };
+        assert_eq!(read(&path, &as_a(wgpu::DeviceType::DiscreteGpu)), table);
+        assert_eq!(read(&path, &as_a(wgpu::DeviceType::Cpu)), Tuned::new());
+        for bad in [&b"{\"wide\": 3}"[..], b"{", &[b' '; 100_000]] {
+            std::fs::write(&path, bad).unwrap();
+            assert_eq!(read(&path, &as_a(wgpu::DeviceType::DiscreteGpu)), Tuned::new());
+        }
+        let Ok(Device::Gpu(other)) = Device::gpu_with(&GpuOptions::default()) else { unreachable!() };
+        assert!(other.keep_tuned(&table).is_err(), "no folder");
+    }
+}
