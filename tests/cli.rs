@@ -35,6 +35,9 @@ fn every_command_has_help_with_an_example() {
         ]);
         commands.extend(["data stats", "eval", "generate", "chat", "merge", "export"]);
     }
+    if cfg!(feature = "gpu") {
+        commands.push("tune");
+    }
     for command in commands {
         let command: Vec<&str> = command.split_whitespace().collect();
         let (out, err) = output(mixlora(&[&command[..], &["--help"]].concat()), 0);

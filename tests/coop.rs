@@ -14,7 +14,7 @@ const F16_BOUND: f64 = 2e-3;
 /// A device that was asked for cooperative matrices and has them.
 fn coop() -> Option<Device> {
     common::gpu()?;
-    let device = Device::gpu_with(&GpuOptions { coop: true }).unwrap();
+    let device = Device::gpu_with(&GpuOptions { coop: true, ..GpuOptions::default() }).unwrap();
     let Device::Gpu(gpu) = &device else { unreachable!() };
     // The first product that could use them tests them.
     linear(&device, [9, 16, 17], Format::F32).unwrap();

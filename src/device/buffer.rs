@@ -29,16 +29,21 @@ pub(crate) struct GpuBuffer {
     guard: bool,
 }
 
+/// One vector of four: the least that a kernel which loads vectors accepts.
+const LEAST_BINDING: u64 = 16;
+
 impl GpuBuffer {
-    /// What kernels see: in guard mode the sentinel too, so that a stray write is not clipped away. Never less than one
-    /// vector of four: that is the least that a kernel which loads vectors accepts.
+    /// What kernels see: in guard mode the sentinel too, so that a stray write is not clipped away.
     pub(super) fn binding(&self) -> wgpu::BindingResource<'_> {
-        let bytes = if self.guard { self.raw.size() } else { self.bytes.max(16) };
-        wgpu::BindingResource::Buffer(wgpu::BufferBinding {
-            buffer: &self.raw,
-            offset: 0,
-            size: wgpu::BufferSize::new(bytes),
-        })
+        self.range(if self.guard { self.raw.size() } else { self.bytes.max(LEAST_BINDING) })
+    }
+    /// The smallest binding, for a kernel that does not look at it.
+    pub(super) fn least(&self) -> wgpu::BindingResource<'_> {
+        self.range(LEAST_BINDING)
+    }
+    fn range(&self, bytes: u64) -> wgpu::BindingResource<'_> {
+        let size = wgpu::BufferSize::new(bytes);
+        wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer: &self.raw, offset: 0, size })
     }
 }
 

@@ -1,6 +1,7 @@
 //! Cooperative matrices: what an adapter offers, and whether this device computes right with them.
 
 use crate::{Error, Result};
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use wgpu::Features;
 
@@ -10,12 +11,19 @@ pub struct GpuOptions {
     /// Let the frozen products of forward passes use cooperative matrices (tensor cores) where the adapter has them.
     /// They round both operands to f16; see docs/NUMERICS.md.
     pub coop: bool,
+    /// Where an adapter's compiled kernels are kept between runs, and which were measured best; nowhere without a folder.
+    pub cache: Option<PathBuf>,
 }
 
 impl GpuOptions {
+    /// Those of the environment, and a folder.
+    pub(super) fn with_cache(cache: Option<&Path>) -> Self {
+        GpuOptions { cache: cache.map(PathBuf::from), ..GpuOptions::from_env() }
+    }
+
     /// From the environment: `MIXLORA_COOP=1`.
     pub fn from_env() -> Self {
-        GpuOptions { coop: std::env::var("MIXLORA_COOP").is_ok_and(|v| v == "1") }
+        GpuOptions { coop: std::env::var("MIXLORA_COOP").is_ok_and(|v| v == "1"), cache: None }
     }
 }
 

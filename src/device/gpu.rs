@@ -3,11 +3,14 @@
 use super::adapter::adapters;
 use super::buffer::Pool;
 use super::coop::{self, Coop, CoopSize, GpuOptions};
+use super::kept::Kept;
 use super::kernel::Pipelines;
 use super::memory::Memory;
 use super::record::Recorder;
 use super::shader::MAX_PARAM_BYTES;
+use super::tuned::{self, Tuned};
 use crate::{Error, Result};
+use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
@@ -54,6 +57,10 @@ pub struct Gpu {
     pub(super) recorder: Mutex<Recorder>,
     pub(super) trouble: Arc<Trouble>,
     pub(super) guard: AtomicBool,
+    pub(super) kept: Option<Kept>,
+    /// The folder of the options, and what was measured in it.
+    pub(super) cache: Option<PathBuf>,
+    pub(super) tuned: Tuned,
     coop: Coop,
 }
 
@@ -134,7 +141,8 @@ impl Gpu {
     ) -> Result<Arc<Self>> {
         let info = adapter.get_info();
         check_floor(&info.name, &limits)?;
-        let wanted = wgpu::Features::IMMEDIATES | wgpu::Features::TIMESTAMP_QUERY;
+        let mut wanted = wgpu::Features::IMMEDIATES | wgpu::Features::TIMESTAMP_QUERY;
+        wanted.set(wgpu::Features::PIPELINE_CACHE, options.cache.is_some());
         let size = if options.coop { coop::offered(adapter) } else { Err(NOT_ASKED) };
         let request = |limits: wgpu::Limits| {
             let immediates = limits.max_immediate_size >= MAX_PARAM_BYTES as u32;
@@ -172,7 +180,16 @@ impl Gpu {
                 lost.get_or_insert(format!("{reason:?} {text}").trim().to_string());
             }
         });
-        Ok(Gpu::with(info, device, queue, trouble, Coop::new(size)))
+        let cache = options.cache.clone();
+        let kept = cache.as_deref().map(|folder| Kept::open(folder, &info, &device));
+        let tuned = cache.as_deref().map(|folder| tuned::read(&tuned::path(folder, &info), &info));
+        let tuned = tuned.unwrap_or_default();
+        let mut gpu = Gpu { kept, cache, tuned, ..Gpu::with(info, device, queue, trouble, Coop::new(size)) };
+        let compiler = gpu.compiler()?;
+        if let Some(kept) = &mut gpu.kept {
+            kept.compile_ahead(&compiler);
+        }
+        Ok(Arc::new(gpu))
     }
 
     pub(super) fn shared(
@@ -182,7 +199,7 @@ impl Gpu {
     ) -> Result<Arc<Self>> {
         let info = adapter.get_info();
         check_floor(&info.name, &device.limits())?;
-        Ok(Gpu::with(info, device, queue, Arc::default(), Coop::new(Err(NOT_ASKED))))
+        Ok(Arc::new(Gpu::with(info, device, queue, Arc::default(), Coop::new(Err(NOT_ASKED)))))
     }
 
     fn with(
@@ -191,9 +208,9 @@ impl Gpu {
         queue: wgpu::Queue,
         trouble: Arc<Trouble>,
         coop: Coop,
-    ) -> Arc<Self> {
+    ) -> Self {
         let (limits, features) = (device.limits(), device.features());
-        Arc::new(Gpu {
+        Gpu {
             info,
             limits,
             features,
@@ -203,10 +220,13 @@ impl Gpu {
             recorder: Mutex::default(),
             trouble,
             guard: false.into(),
+            kept: None,
+            cache: None,
+            tuned: Tuned::new(),
             coop,
             device,
             queue,
-        })
+        }
     }
 
     /// The adapter.

@@ -2,6 +2,7 @@
 
 use super::buffer::GpuBuffer;
 use super::gpu::Gpu;
+use super::kept::{Compiler, Kept, Recipe};
 use super::shader::{Shader, source};
 use crate::{Error, Result};
 use std::collections::HashMap;
@@ -20,15 +21,18 @@ impl<'a> Bind<'a> {
     pub fn or_unused(operand: Option<&'a GpuBuffer>, stand_in: &'a GpuBuffer) -> Self {
         operand.map_or(Bind::Unused(stand_in), Bind::Read)
     }
-    pub(super) fn buffer(&self) -> &'a GpuBuffer {
-        let (Bind::Read(b) | Bind::Write(b) | Bind::Unused(b)) = self;
-        b
+    /// The range that is bound: of a stand-in no more than the least.
+    pub(super) fn resource(&self) -> wgpu::BindingResource<'a> {
+        match self {
+            Bind::Read(b) | Bind::Write(b) => b.binding(),
+            Bind::Unused(b) => b.least(),
+        }
     }
     /// Bytes that the kernel is expected to touch.
     pub(super) fn bytes(&self) -> u64 {
         match self {
             Bind::Unused(_) => 0,
-            b => b.buffer().bytes,
+            Bind::Read(b) | Bind::Write(b) => b.bytes,
         }
     }
 }
@@ -58,28 +62,30 @@ pub(crate) struct Dispatch<'a> {
 
 pub(super) struct Pipeline {
     pub raw: wgpu::ComputePipeline,
-    pub layout: Arc<wgpu::BindGroupLayout>,
+    pub layout: wgpu::BindGroupLayout,
 }
 
-/// Compiled kernels and the bind group layouts they share.
+/// A kernel that was launched: an entry of a shader with values of its constants.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Launched {
+    pub shader: &'static str,
+    pub entry: &'static str,
+    pub consts: Vec<(&'static str, u32)>,
+}
+
+/// What tells pipelines apart: fragments by their addresses, and which operands are written.
+#[derive(PartialEq, Eq, Hash)]
+struct Key {
+    launched: Launched,
+    parts: Vec<usize>,
+    writes: Vec<bool>,
+}
+
+/// Compiled kernels, and the layout of their parameters where these travel in a buffer.
 #[derive(Default)]
 pub(super) struct Pipelines {
-    by_key: HashMap<(&'static str, &'static str, String), Arc<Pipeline>>,
-    layouts: HashMap<Vec<bool>, Arc<wgpu::BindGroupLayout>>,
+    by_key: HashMap<Key, Arc<Pipeline>>,
     params: Option<Arc<wgpu::BindGroupLayout>>,
-}
-
-fn storage_entry(binding: usize, writable: bool) -> wgpu::BindGroupLayoutEntry {
-    wgpu::BindGroupLayoutEntry {
-        binding: binding as u32,
-        visibility: wgpu::ShaderStages::COMPUTE,
-        ty: wgpu::BindingType::Buffer {
-            ty: wgpu::BufferBindingType::Storage { read_only: !writable },
-            has_dynamic_offset: false,
-            min_binding_size: None,
-        },
-        count: None,
-    }
 }
 
 /// The text of a kernel as it is compiled: prelude, fragments, file.
@@ -122,73 +128,48 @@ impl Gpu {
             d.entry,
             d.consts
         );
-        let kinds: Vec<bool> = d.bind.iter().map(|b| matches!(b, Bind::Write(_))).collect();
-        let mut key = String::new();
-        for (name, value) in d.consts {
-            key += &format!("{name}={value} ");
-        }
-        for part in d.parts {
-            key += &format!("{:p} ", part.as_ptr());
-        }
-        for k in &kinds {
-            key.push(if *k { 'w' } else { 'r' });
-        }
-        let key = (d.shader.name, d.entry, key);
+        let key = Key {
+            launched: Launched { shader: d.shader.name, entry: d.entry, consts: d.consts.to_vec() },
+            parts: d.parts.iter().map(|p| p.as_ptr() as usize).collect(),
+            writes: d.bind.iter().map(|b| matches!(b, Bind::Write(_))).collect(),
+        };
         if let Some(p) = self.pipelines.lock().unwrap().by_key.get(&key) {
             return Ok(p.clone());
         }
-        let params = if self.immediates() { None } else { Some(self.params_layout()?) };
-        let text = source(d.shader, d.consts, d.parts, self.immediates());
-        let layout = self.layout(&kinds)?;
-        let raw = self
-            .scoped(|| {
-                // Every index of our kernels is bounded by construction; guard mode tests it.
-                let module = unsafe {
-                    self.device.create_shader_module_trusted(
-                        wgpu::ShaderModuleDescriptor {
-                            label: Some(d.shader.name),
-                            source: wgpu::ShaderSource::Wgsl(text.into()),
-                        },
-                        wgpu::ShaderRuntimeChecks::unchecked(),
-                    )
-                };
-                let groups = [Some(&*layout), params.as_deref()];
-                let pipeline_layout = self.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
-                    label: Some(d.shader.name),
-                    bind_group_layouts: &groups[..if params.is_some() { 2 } else { 1 }],
-                    immediate_size: if params.is_some() { 0 } else { d.params.len() as u32 },
-                });
-                self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-                    label: Some(d.shader.name),
-                    layout: Some(&pipeline_layout),
-                    module: &module,
-                    entry_point: Some(d.entry),
-                    compilation_options: wgpu::PipelineCompilationOptions {
-                        zero_initialize_workgroup_memory: false,
-                        ..Default::default()
-                    },
-                    cache: None,
-                })
-            })
-            .map_err(|e| match e {
-                Error::Gpu(what) => Error::Shader { shader: format!("{}::{}", d.shader.name, d.entry), what },
-                e => e,
-            })?;
-        let made = Arc::new(Pipeline { raw, layout });
+        let recipe = Recipe {
+            shader: d.shader.name.into(),
+            entry: d.entry.into(),
+            text: source(d.shader, d.consts, d.parts, self.immediates()),
+            writes: key.writes.clone(),
+            params: d.params.len() as u32,
+        };
+        let ahead = self.kept.as_ref().and_then(|k| k.take(&recipe));
+        let made = match ahead {
+            Some(made) => made,
+            None => {
+                let compiler = self.compiler()?;
+                self.scoped(|| compiler.compile(&recipe)).map_err(|e| match e {
+                    Error::Gpu(what) => {
+                        Error::Shader { shader: format!("{}::{}", d.shader.name, d.entry), what }
+                    }
+                    e => e,
+                })?
+            }
+        };
+        let made = Arc::new(made);
         self.pipelines.lock().unwrap().by_key.insert(key, made.clone());
         Ok(made)
     }
 
-    fn layout(&self, kinds: &[bool]) -> Result<Arc<wgpu::BindGroupLayout>> {
-        let mut cache = self.pipelines.lock().unwrap();
-        if let Some(l) = cache.layouts.get(kinds) {
-            return Ok(l.clone());
-        }
-        let entries: Vec<_> = kinds.iter().enumerate().map(|(i, &w)| storage_entry(i, w)).collect();
-        let desc = wgpu::BindGroupLayoutDescriptor { label: None, entries: &entries };
-        let made = Arc::new(self.scoped(|| self.device.create_bind_group_layout(&desc))?);
-        cache.layouts.insert(kinds.to_vec(), made.clone());
-        Ok(made)
+    pub(super) fn compiler(&self) -> Result<Compiler> {
+        let params = if self.immediates() { None } else { Some(self.params_layout()?) };
+        let cache = self.kept.as_ref().and_then(Kept::cache);
+        Ok(Compiler { device: self.device.clone(), cache, params })
+    }
+
+    /// The kernels that were launched so far, in no order.
+    pub fn launched(&self) -> Vec<Launched> {
+        self.pipelines.lock().unwrap().by_key.keys().map(|k| k.launched.clone()).collect()
     }
 }
 

@@ -15,7 +15,11 @@ mod coop;
 #[cfg(feature = "gpu")]
 mod gpu;
 #[cfg(feature = "gpu")]
+mod kept;
+#[cfg(feature = "gpu")]
 mod kernel;
+#[cfg(feature = "gpu")]
+mod pending;
 #[cfg(feature = "gpu")]
 mod record;
 
@@ -33,17 +37,25 @@ pub use coop::GpuOptions;
 #[cfg(feature = "gpu")]
 pub use gpu::{AdapterClass, FloorLimit, Gpu};
 #[cfg(feature = "gpu")]
-pub use kernel::compose;
-#[cfg(feature = "gpu")]
 pub(crate) use kernel::{Bind, Dispatch, Grid};
 #[cfg(feature = "gpu")]
-pub use record::{KernelTime, Pending, Stats};
+pub use kernel::{Launched, compose};
+#[cfg(feature = "gpu")]
+pub use pending::Pending;
+#[cfg(feature = "gpu")]
+pub use record::{KernelTime, Stats};
+
+#[cfg(feature = "gpu")]
+mod tuned;
+#[cfg(feature = "gpu")]
+pub(crate) use tuned::Tuned;
 
 pub mod parts;
 mod shader;
 pub use shader::{Backends, COOP_8, COOP_16, Entry, MAX_PARAM_BYTES, PORTABLE, Shader, Variant};
 
 use crate::{Error, Result};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -89,10 +101,15 @@ impl Device {
     ///
     /// A software adapter is taken only when it is the only one and `MIXLORA_REQUIRE_GPU=1` is set.
     pub fn auto() -> Result<Self> {
+        Device::parse("auto")
+    }
+
+    #[cfg_attr(not(feature = "gpu"), allow(unused_variables))]
+    fn best(cache: Option<&Path>) -> Result<Self> {
         #[cfg(feature = "gpu")]
         {
             let required = std::env::var("MIXLORA_REQUIRE_GPU").is_ok_and(|v| v == "1");
-            match Gpu::best(required, &GpuOptions::from_env()) {
+            match Gpu::best(required, &GpuOptions::with_cache(cache)) {
                 Ok(gpu) => return Ok(Device::Gpu(gpu)),
                 Err(e) if required => return Err(e),
                 Err(_) => {}
@@ -136,15 +153,20 @@ impl Device {
 
     /// `cpu`, `gpu`, `reference`, `auto`, or part of an adapter's name.
     pub fn parse(text: &str) -> Result<Self> {
+        Device::parse_with_cache(text, None)
+    }
+
+    /// The same; a GPU keeps its compiled kernels in that folder between runs, and starts with those of earlier ones.
+    pub fn parse_with_cache(text: &str, cache: Option<&Path>) -> Result<Self> {
         match text {
             "cpu" => Ok(Device::cpu()),
             "reference" => Ok(Device::reference()),
-            "auto" => Device::auto(),
+            "auto" => Device::best(cache),
             "" => Err(Error::config("device", "is empty; use cpu, gpu, auto or part of an adapter's name")),
             #[cfg(feature = "gpu")]
-            "gpu" => Device::gpu(),
+            "gpu" => Device::gpu_with(&GpuOptions::with_cache(cache)),
             #[cfg(feature = "gpu")]
-            name => Device::gpu_named(name),
+            name => Ok(Device::Gpu(Gpu::named(name, &GpuOptions::with_cache(cache))?)),
             #[cfg(not(feature = "gpu"))]
             name => Err(Error::NoAdapter(format!("'{name}': this build has no GPU support (feature gpu)"))),
         }

@@ -4,17 +4,17 @@
 use super::buffer::GpuBuffer;
 use super::gpu::Gpu;
 use super::kernel::{Bind, Dispatch, Grid};
+use super::pending::{Pending, Slot};
 use super::shader::MAX_PARAM_BYTES;
 use crate::{Error, Result};
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll, Waker};
 
 /// Dispatches in one submit: a parameter buffer of 1 MiB. Steps of real models fit; only their work splits them.
 const MAX_DISPATCHES: usize = 4096;
 /// Work in one submit, so that no submit comes near a 2 s watchdog: about 0.1 s on a weak GPU.
 const MAX_FLOPS: u64 = 100_000_000_000;
+/// Bytes bound in one submit, for launches that compute little: as long, at 80 GB/s.
+const MAX_BYTES: u64 = 8 << 30;
 const PARAM_SLOT: usize = 256;
 const MAX_PROFILED: u32 = 2048;
 
@@ -24,7 +24,7 @@ pub struct Stats {
     pub dispatches: u64,
     pub submits: u64,
     pub readbacks: u64,
-    /// Bytes of the ranges bound by all dispatches.
+    /// Bytes of the operands of all dispatches. A stand-in for an absent operand is none.
     pub bytes_bound: u64,
 }
 
@@ -41,6 +41,20 @@ struct Profile {
     labels: Vec<(&'static str, &'static str)>,
 }
 
+/// What waits for a submit.
+#[derive(Debug, Default, Clone, Copy)]
+struct Waiting {
+    dispatches: usize,
+    flops: u64,
+    bytes: u64,
+}
+
+impl Waiting {
+    fn enough(self) -> bool {
+        self.dispatches >= MAX_DISPATCHES || self.flops >= MAX_FLOPS || self.bytes >= MAX_BYTES
+    }
+}
+
 #[derive(Default)]
 pub(super) struct Recorder {
     // Declared in this order so that an open pass is dropped before its encoder.
@@ -48,8 +62,7 @@ pub(super) struct Recorder {
     encoder: Option<wgpu::CommandEncoder>,
     params: Vec<u8>,
     uniform: Option<(wgpu::Buffer, wgpu::BindGroup)>,
-    dispatches: usize,
-    flops: u64,
+    waiting: Waiting,
     uploaded: u64,
     profile: Option<Profile>,
     stats: Stats,
@@ -86,7 +99,7 @@ impl Gpu {
             .bind
             .iter()
             .enumerate()
-            .map(|(i, b)| wgpu::BindGroupEntry { binding: i as u32, resource: b.buffer().binding() })
+            .map(|(i, b)| wgpu::BindGroupEntry { binding: i as u32, resource: b.resource() })
             .collect();
         let bind_group = self.scoped(|| {
             self.device.create_bind_group(&wgpu::BindGroupDescriptor {
@@ -113,17 +126,16 @@ impl Gpu {
             pass.set_bind_group(1, group, &[offset as u32]);
         }
         pass.dispatch_workgroups(x as u32, y as u32, z as u32);
-        r.dispatches += 1;
-        r.flops += d.flops;
+        let bytes = d.bind.iter().map(Bind::bytes).sum::<u64>();
+        r.waiting.dispatches += 1;
+        r.waiting.flops += d.flops;
+        r.waiting.bytes += bytes;
         r.stats.dispatches += 1;
-        r.stats.bytes_bound += d.bind.iter().map(Bind::bytes).sum::<u64>();
+        r.stats.bytes_bound += bytes;
         if r.profile.is_some() {
             r.pass = None;
         }
-        if r.dispatches >= MAX_DISPATCHES || r.flops >= MAX_FLOPS {
-            self.flush_locked(r)?;
-        }
-        Ok(())
+        self.submit_enough(r)
     }
 
     fn begin_pass(&self, r: &mut Recorder, d: &Dispatch<'_>) -> Result<()> {
@@ -180,12 +192,17 @@ impl Gpu {
         self.flush_locked(&mut self.recorder.lock().unwrap())
     }
 
+    /// Submits when enough waits, so that neither a driver's patience nor its memory for commands runs out.
+    fn submit_enough(&self, r: &mut Recorder) -> Result<()> {
+        if r.waiting.enough() { self.flush_locked(r) } else { Ok(()) }
+    }
+
     fn flush_locked(&self, r: &mut Recorder) -> Result<()> {
         r.pass = None;
         r.uploaded = 0;
         let Some(encoder) = r.encoder.take() else { return self.check() };
         let params = std::mem::take(&mut r.params);
-        (r.dispatches, r.flops) = (0, 0);
+        r.waiting = Waiting::default();
         r.stats.submits += 1;
         self.scoped(|| {
             if let (Some((buffer, _)), false) = (&r.uniform, params.is_empty()) {
@@ -201,7 +218,7 @@ impl Gpu {
         self.wait()
     }
 
-    fn wait(&self) -> Result<()> {
+    pub(super) fn wait(&self) -> Result<()> {
         let polled = self.device.poll(wgpu::PollType::wait_indefinitely());
         self.check()?;
         polled.map(|_| ()).map_err(|e| Error::Gpu(e.to_string()))
@@ -247,6 +264,8 @@ impl Gpu {
         if src.bytes > 0 {
             let mut r = self.recorder.lock().unwrap();
             self.encoder(&mut r).copy_buffer_to_buffer(&src.raw, 0, &dst.raw, 0, src.bytes);
+            r.waiting.bytes += 2 * src.bytes;
+            self.submit_enough(&mut r)?;
         }
         self.check()
     }
@@ -361,68 +380,19 @@ impl Gpu {
     }
 }
 
-#[derive(Default)]
-struct Slot {
-    done: Option<std::result::Result<(), String>>,
-    waker: Option<Waker>,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// A readback under way: wait for it, or await it.
-///
-/// Awaiting polls the device by itself, so it works on any executor.
-pub struct Pending {
-    gpu: Arc<Gpu>,
-    staging: Option<wgpu::Buffer>,
-    slot: Arc<Mutex<Slot>>,
-}
-
-impl Pending {
-    /// Blocks until the data is here.
-    pub fn wait(self) -> Result<Vec<u32>> {
-        while self.slot.lock().unwrap().done.is_none() {
-            self.gpu.wait()?;
-            // Another thread's poll may have taken the callback and not run it yet.
-            std::thread::yield_now();
-        }
-        self.take()
-    }
-
-    fn take(&self) -> Result<Vec<u32>> {
-        let done = self.slot.lock().unwrap().done.clone();
-        match done {
-            Some(Ok(())) => {}
-            Some(Err(e)) => return Err(self.gpu.diagnose(Error::Gpu(e))),
-            None => return Err(Error::Gpu("readback did not finish".into())),
-        }
-        let Some(staging) = &self.staging else { return Ok(Vec::new()) };
-        let view = staging.get_mapped_range(..).map_err(|e| Error::Gpu(e.to_string()))?;
-        let words = bytemuck::pod_collect_to_vec(&view);
-        drop(view);
-        staging.unmap();
-        Ok(words)
-    }
-}
-
-impl Future for Pending {
-    type Output = Result<Vec<u32>>;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        if let Err(e) = self.gpu.device.poll(wgpu::PollType::Poll) {
-            return Poll::Ready(Err(self.gpu.diagnose(Error::Gpu(e.to_string()))));
-        }
-        let mut slot = self.slot.lock().unwrap();
-        if slot.done.is_some() {
-            drop(slot);
-            return Poll::Ready(self.take());
-        }
-        slot.waker = Some(cx.waker().clone());
-        drop(slot);
-        if let Err(e) = self.gpu.check() {
-            return Poll::Ready(Err(e));
-        }
-        // No thread of ours drives the device: ask to be polled again.
-        std::thread::yield_now();
-        cx.waker().wake_by_ref();
-        Poll::Pending
+    #[test]
+    fn any_of_three_is_enough() {
+        let none = Waiting::default();
+        assert!(!none.enough());
+        assert!(
+            !Waiting { dispatches: MAX_DISPATCHES - 1, flops: MAX_FLOPS - 1, bytes: MAX_BYTES - 1 }.enough()
+        );
+        assert!(Waiting { dispatches: MAX_DISPATCHES, ..none }.enough());
+        assert!(Waiting { flops: MAX_FLOPS, ..none }.enough());
+        assert!(Waiting { bytes: MAX_BYTES, ..none }.enough());
     }
 }

@@ -35,7 +35,7 @@ static SHADER: Shader = Shader {
     source: include_str!("../../shaders/attention.wgsl"),
     entries: &[
         Entry { name: "forward", variants: &VARIANTS },
-        Entry { name: "stats", variants: &VARIANTS },
+        Entry { name: "stats", variants: VARIANTS.split_at(1).0 },
         Entry { name: "backward_q", variants: &VARIANTS },
         Entry { name: "backward_kv", variants: &VARIANTS },
     ],

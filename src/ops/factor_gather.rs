@@ -3,7 +3,7 @@
 //! The backward pass uses it too: `v[m,k] = s b_{J[m,k]} . dy[m]`.
 
 use super::slots::{Dropout, Slots};
-use super::{Meta, Op, OpSpec, run, run_in_place};
+use super::{Case, Meta, Op, OpSpec, Operand, Selection, Units, run, run_in_place};
 use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
 use crate::simd::{dots, vectorised};
 use crate::{DType, Error, Result, Tensor};
@@ -13,7 +13,7 @@ pub(super) static SPEC: OpSpec = OpSpec {
     name: "factor_gather",
     formula: "u[m,k] = s a_{I[m,k]} . x[m], and gate u",
     shaders: &[&SHADER],
-    cases: super::mixture_linears::shrink_cases,
+    cases,
 };
 
 const NAME: &str = "factor_gather";
@@ -54,6 +54,9 @@ pub(crate) struct FactorGather<'a> {
     pub dropout: Option<Dropout>,
     /// The outputs already exist (see `run_in_place`).
     pub in_place: bool,
+    /// What to use on a GPU instead of the chosen entry; only tests set it.
+    #[cfg_attr(not(feature = "gpu"), allow(dead_code))]
+    pub force: Option<&'static str>,
 }
 
 /// Shrinks `x` by the pool: `u`, and `gate * u` (the same tensor where there are no gates).
@@ -65,7 +68,7 @@ pub(crate) fn shrink(
     scale: f32,
     dropout: Option<Dropout>,
 ) -> Result<(Tensor, Tensor)> {
-    let op = FactorGather { slots, scale, dropout, in_place: false };
+    let op = FactorGather { slots, scale, dropout, in_place: false, force: None };
     let mut out = match gates {
         Some(g) => run(&op, &[x, pool, g])?,
         None => run(&op, &[x, pool])?,
@@ -84,7 +87,7 @@ pub(crate) fn shrink_into(
     slots: &Slots,
     scale: f32,
 ) -> Result<()> {
-    let op = FactorGather { slots, scale, dropout: None, in_place: true };
+    let op = FactorGather { slots, scale, dropout: None, in_place: true, force: None };
     match gates {
         Some(g) => run_in_place(&op, out, &[x, pool, g]),
         None => run_in_place(&op, out, &[x, pool]),
@@ -235,9 +238,10 @@ impl Op for FactorGather<'_> {
         // A whole workgroup per product where there are too few of them to fill a GPU, and for rows of odd length.
         let items = rows * slots;
         let few = gpu.class() != AdapterClass::Software && items < 65_536;
-        let (entry, wg, groups) = match few || !d.is_multiple_of(4) {
-            true => ("row", WG, items),
-            false => ("block", WG_BLOCK, (rows.div_ceil(4) * slots.div_ceil(4)).div_ceil(WG_BLOCK as usize)),
+        let entry = self.force.unwrap_or(if few || !d.is_multiple_of(4) { "row" } else { "block" });
+        let (wg, groups) = match entry {
+            "row" => (WG, items),
+            _ => (WG_BLOCK, (rows.div_ceil(4) * slots.div_ceil(4)).div_ceil(WG_BLOCK as usize)),
         };
         let input = x[0].buffer();
         let units = self.slots.units.row_unit().map(|t| t.buffer());
@@ -283,4 +287,34 @@ struct Params {
     key: [u32; 2],
     drop_p: f32,
     keep: f32,
+}
+
+/// Choices of two linears for a test that forces kernels: 33 tokens, or units of different lengths.
+pub(super) fn forced_selection(like: &Tensor, tokens: bool) -> Result<Selection> {
+    let device = like.device();
+    let units = if tokens { Units::tokens(33) } else { Units::ranges(device, &[0, 10, 10, 33], &[0.1; 33])? };
+    let idx: Vec<u32> = (0..2 * units.count() * 4).map(|i| (i / 4 * 5 + i % 4) as u32 % 6).collect();
+    let idx = Tensor::from_u32(device, &[2, 1, units.count(), 4], &idx)?;
+    let gates = if tokens { None } else { Some(Operand::normal("gates", &[2, 3, 4]).on(device)?) };
+    Selection::new(idx, gates, &units, 6, 1)
+}
+
+/// Dropout for the same tests.
+pub(super) fn forced_dropout(tokens: bool) -> Option<Dropout> {
+    (!tokens).then_some(Dropout { stream: crate::Stream::new(8), p: 0.3 })
+}
+
+fn cases() -> Vec<Case> {
+    let mut all = super::mixture_linears::shrink_cases();
+    for (entry, tokens) in [("row", true), ("block", true), ("row", false), ("block", false)] {
+        let inputs = vec![Operand::normal("x", &[33, 68]).frozen(), Operand::normal("a", &[12, 68]).frozen()];
+        all.push(Case::new(format!("{entry}, tokens {tokens}"), inputs, move |x| {
+            let selection = forced_selection(&x[0], tokens)?;
+            let (slots, dropout) = (selection.slots_a(), forced_dropout(tokens));
+            let op = FactorGather { slots: &slots, scale: 0.5, dropout, in_place: false, force: Some(entry) };
+            let inputs: Vec<&Tensor> = x.iter().chain(selection.gates()).collect();
+            run(&op, &inputs)
+        }));
+    }
+    all
 }

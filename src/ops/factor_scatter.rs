@@ -3,9 +3,10 @@
 //! choices by factor once and gives each factor its segment.
 //! No atomics: two runs give the same bits.
 
+use super::factor_gather::{forced_dropout, forced_selection};
 use super::gemm::with_scratch;
 use super::slots::{Dropout, Slots};
-use super::{Meta, Op, OpSpec, Selection, Units, rows_in_parallel, run};
+use super::{Case, Meta, Op, OpSpec, Operand, Selection, Units, rows_in_parallel, run};
 #[cfg(feature = "gpu")]
 use crate::Shape;
 #[cfg(feature = "gpu")]
@@ -20,7 +21,7 @@ pub(super) static SPEC: OpSpec = OpSpec {
     name: "factor_scatter",
     formula: "d_pool[f] = s sum over choices of f of coef x",
     shaders: &[&SHADER],
-    cases: super::mixture_linears::scatter_cases,
+    cases,
 };
 
 const NAME: &str = "factor_scatter";
@@ -98,6 +99,9 @@ pub(crate) struct FactorScatter<'a> {
     pub selection: &'a Selection,
     pub scale: f32,
     pub dropout: Option<Dropout>,
+    /// What to use on a GPU instead of the chosen entry; only tests set it.
+    #[cfg_attr(not(feature = "gpu"), allow(dead_code))]
+    pub force: Option<&'static str>,
 }
 
 /// Sums `scale * coef[m,j] * rows[m]` into the pool rows that the slots chose.
@@ -109,7 +113,7 @@ pub(crate) fn scatter(
     scale: f32,
     dropout: Option<Dropout>,
 ) -> Result<Tensor> {
-    Ok(run(&FactorScatter { slots, selection, scale, dropout }, &[coef, rows])?.swap_remove(0))
+    Ok(run(&FactorScatter { slots, selection, scale, dropout, force: None }, &[coef, rows])?.swap_remove(0))
 }
 
 impl FactorScatter<'_> {
@@ -315,17 +319,17 @@ impl Op for FactorScatter<'_> {
         // A few processors want few loads; a GPU wants many invocations.
         let whole = d.is_multiple_of(4) && self.slots.per_linear().is_multiple_of(4);
         let fold = out_rows.clamp(1, 65_535);
-        let (entry, wg, choices, grid) = match gpu.class() == AdapterClass::Software && whole {
-            true => (
-                "block",
+        let block = gpu.class() == AdapterClass::Software && whole;
+        let entry = self.force.unwrap_or(if block { "block" } else { "sum" });
+        let (wg, choices, grid) = match entry {
+            "block" => (
                 WG_BLOCK,
                 [Bind::Read(self.slots.idx.buffer()), Bind::Unused(coef)],
                 Grid::Linear((d / 4 * self.slots.count).div_ceil(WG_BLOCK as usize)),
             ),
-            false => {
+            _ => {
                 let lists = self.selection.lists(gpu)?;
                 (
-                    "sum",
                     WG,
                     [Bind::Read(lists.starts.buffer()), Bind::Read(lists.pairs.buffer())],
                     Grid::Xyz(d.div_ceil(WG as usize), fold, out_rows.div_ceil(fold)),
@@ -370,4 +374,26 @@ struct Params {
     key: [u32; 2],
     drop_p: f32,
     keep: f32,
+}
+
+fn cases() -> Vec<Case> {
+    let mut all = super::mixture_linears::scatter_cases();
+    for (entry, tokens) in [("sum", true), ("block", true), ("sum", false), ("block", false)] {
+        let inputs =
+            vec![Operand::normal("coef", &[33, 8]).frozen(), Operand::normal("rows", &[33, 68]).frozen()];
+        let run = move |x: &[Tensor]| {
+            let selection = forced_selection(&x[0], tokens)?;
+            let (slots, dropout) = (selection.slots_a(), forced_dropout(tokens));
+            let op = FactorScatter {
+                slots: &slots,
+                selection: &selection,
+                scale: 0.5,
+                dropout,
+                force: Some(entry),
+            };
+            run(&op, &[&x[0], &x[1]])
+        };
+        all.push(Case::new(format!("{entry}, tokens {tokens}"), inputs, run).sums(33));
+    }
+    all
 }

@@ -199,7 +199,7 @@ impl Op for Product {
         let (ta, tb) = (self.form == Form::TN, self.form == Form::NT);
         let launch = product::Product {
             shader: &SHADER,
-            tiling: self.force.unwrap_or_else(|| product::choose(gpu.class(), m, n, k)),
+            tiling: self.force.unwrap_or_else(|| product::choose(gpu.class(), gpu.tuned(), m, n, k)),
             format: crate::Format::F32,
             batch,
             m,
@@ -254,6 +254,12 @@ impl Tensor {
     pub fn matmul_tn(&self, other: &Tensor) -> Result<Tensor> {
         Product { form: Form::TN, force: None }.record(self, other)
     }
+}
+
+/// `a b^T` by one kernel, without a derivative.
+#[cfg(feature = "gpu")]
+pub(super) fn forced(a: &Tensor, b: &Tensor, tiling: Tiling) -> Result<Tensor> {
+    Ok(run(&Product { form: Form::NT, force: Some(tiling) }, &[a, b])?.swap_remove(0))
 }
 
 fn case(form: Form, force: Option<Tiling>, lead: &[usize], (m, n, k): (usize, usize, usize)) -> Case {

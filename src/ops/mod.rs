@@ -13,6 +13,8 @@ mod selection;
 pub(crate) mod slots;
 mod spec;
 mod tile;
+#[cfg(feature = "gpu")]
+pub mod tune;
 
 pub(crate) use lane::{Meta, Op, rows_in_parallel, rows_per_task, run, run_in_place};
 pub use selection::Selection;

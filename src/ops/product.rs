@@ -11,7 +11,7 @@ use crate::device::parts;
 #[cfg(feature = "gpu")]
 use crate::Result;
 #[cfg(feature = "gpu")]
-use crate::device::{AdapterClass, Bind, CoopSize, Dispatch, Gpu, Grid, Shader};
+use crate::device::{AdapterClass, Bind, CoopSize, Dispatch, Gpu, Grid, Shader, Tuned};
 
 /// A kernel with its sizes. All give the same result within rounding; tests force each by name.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -53,25 +53,63 @@ pub(super) const TILE_BYTES: u32 = 2 * 16 * 17 * 16;
 pub(super) const VECTOR_BYTES: u32 = 64 * 8 * 16;
 pub(super) const COOP_BYTES: u32 = 2 * (64 * 24 + 16 * 72) + 4 * 8 * 16 * 16;
 
-/// The tiling for `[m, k] [k, n]`. Software adapters pay for barriers and for every load, so that registers alone are
-/// best there; elsewhere few rows are a stream of the second operand, and narrow results get narrow tiles.
+/// Shapes that share a kernel on hardware, one that stands for them, and the built-in choice.
 #[cfg(feature = "gpu")]
-pub(super) fn choose(class: AdapterClass, m: usize, n: usize, k: usize) -> Tiling {
-    let software = class == AdapterClass::Software;
-    match (software, m, n) {
-        (true, 0..=1, _) => DIRECT_M1,
-        (true, 2..=4, _) => DIRECT_M4,
-        (true, _, 0..=16) => DIRECT_N16,
-        (true, ..) => DIRECT,
-        (_, 0..=1, _) => VECTOR_M1,
-        (_, 2..=4, _) => VECTOR_M4,
-        (_, 5..=8, _) => VECTOR_M8,
-        // A step of k is 16: shorter sums would fill little of it.
-        (_, _, 0..=16) if k < 16 => DIRECT_N16,
-        _ if k < 16 => DIRECT,
-        (_, _, 0..=16) => TILE_N16,
-        (_, _, 17..=64) => TILE_N64,
-        _ => TILE,
+pub(super) struct ShapeClass {
+    pub name: &'static str,
+    pub shape: [usize; 3],
+    tiling: Tiling,
+}
+
+#[cfg(feature = "gpu")]
+const fn class(name: &'static str, shape: [usize; 3], tiling: Tiling) -> ShapeClass {
+    ShapeClass { name, shape, tiling }
+}
+
+/// Few rows are a stream of the second operand, and narrow results get narrow tiles. A step of k is 16: shorter sums
+/// would fill little of it.
+#[cfg(feature = "gpu")]
+pub(super) static CLASSES: [ShapeClass; 8] = [
+    class("one row", [1, 2048, 2048], VECTOR_M1),
+    class("four rows", [4, 2048, 2048], VECTOR_M4),
+    class("eight rows", [8, 2048, 2048], VECTOR_M8),
+    class("short sums, 16 columns", [512, 16, 8], DIRECT_N16),
+    class("short sums", [512, 2048, 8], DIRECT),
+    class("16 columns", [512, 16, 2048], TILE_N16),
+    class("64 columns", [512, 64, 2048], TILE_N64),
+    class("wide", [512, 2048, 2048], TILE),
+];
+
+/// The class of `[m, k] [k, n]`.
+#[cfg(feature = "gpu")]
+pub(super) fn class_of(m: usize, n: usize, k: usize) -> &'static ShapeClass {
+    let at = match (m, n) {
+        (0..=1, _) => 0,
+        (2..=4, _) => 1,
+        (5..=8, _) => 2,
+        (_, 0..=16) if k < 16 => 3,
+        _ if k < 16 => 4,
+        (_, 0..=16) => 5,
+        (_, 17..=64) => 6,
+        _ => 7,
+    };
+    &CLASSES[at]
+}
+
+/// The tiling for `[m, k] [k, n]`: what was measured best on this adapter, else the built-in one. Software adapters pay
+/// for barriers and for every load, so that registers alone are best there; they are not tuned.
+#[cfg(feature = "gpu")]
+pub(super) fn choose(class: AdapterClass, tuned: &Tuned, m: usize, n: usize, k: usize) -> Tiling {
+    match (class, m, n) {
+        (AdapterClass::Software, 0..=1, _) => DIRECT_M1,
+        (AdapterClass::Software, 2..=4, _) => DIRECT_M4,
+        (AdapterClass::Software, _, 0..=16) => DIRECT_N16,
+        (AdapterClass::Software, ..) => DIRECT,
+        _ => {
+            let shapes = class_of(m, n, k);
+            let measured = tuned.get(shapes.name).and_then(|name| TILINGS.iter().find(|t| t.name == name));
+            measured.copied().unwrap_or(shapes.tiling)
+        }
     }
 }
 
@@ -202,8 +240,25 @@ mod tests {
             (Integrated, [512, 16, 8], "direct n16"),
         ];
         for (class, [m, n, k], name) in table {
-            assert_eq!(choose(class, m, n, k).name, name, "{class:?} {m} x {n} x {k}");
+            assert_eq!(choose(class, &Tuned::new(), m, n, k).name, name, "{class:?} {m} x {n} x {k}");
         }
+    }
+
+    #[test]
+    fn a_measured_kernel_is_used_on_hardware_alone() {
+        for c in &CLASSES {
+            let [m, n, k] = c.shape;
+            assert_eq!(class_of(m, n, k).name, c.name);
+            let table = |kernel: &str| Tuned::from([(c.name.to_string(), kernel.to_string())]);
+            assert_eq!(choose(Discrete, &table("tile n16"), m, n, k).name, "tile n16");
+            assert_eq!(choose(Discrete, &table("no such kernel"), m, n, k), c.tiling);
+            assert_eq!(
+                choose(Software, &table("tile n16"), m, n, k),
+                choose(Software, &Tuned::new(), m, n, k)
+            );
+        }
+        let other = Tuned::from([("wide".to_string(), "direct".to_string())]);
+        assert_eq!(choose(Discrete, &other, 1, 2048, 2048).name, "vector m1");
     }
 
     #[test]

@@ -264,14 +264,16 @@ impl DeviceOptions {
         self.memory_budget.as_deref().map(parse_bytes).transpose()
     }
 
-    /// Opens the device, with its threads and budget.
+    /// Opens the device, with its threads and budget. A GPU keeps its compiled kernels in the user's cache.
     ///
     /// # Errors
     /// There is no such device; `name` says so where it is no name of one.
     pub fn open(&self) -> Result<crate::Device> {
         let device = match (self.name.as_str(), self.threads) {
             ("cpu", Some(n)) => crate::Device::cpu_with_threads(n)?,
-            (name, _) => crate::Device::parse(name)?,
+            (name, _) => {
+                crate::Device::parse_with_cache(name, crate::io::cache::folder(None).ok().as_deref())?
+            }
         };
         if let (Some(bytes), Some(memory)) = (self.budget()?, device.memory()) {
             memory.set_budget(bytes);

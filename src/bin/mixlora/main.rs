@@ -43,6 +43,8 @@ mod signals;
 mod train;
 #[cfg(feature = "tokenizer")]
 mod train_args;
+#[cfg(feature = "gpu")]
+mod tune;
 mod verify;
 
 use clap::{Parser, Subcommand};
@@ -109,6 +111,9 @@ enum Command {
     /// Measure speed: of the device, operations, layers, training, models.
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// Measure which kernels are best on this machine's GPU, and use them from now on.
+    #[cfg(feature = "gpu")]
+    Tune(tune::Args),
     /// Replay reference files: an adapted layer, forward and backward, against stored values.
     Verify(verify::Args),
 }
@@ -240,6 +245,8 @@ fn main() -> ExitCode {
         Command::Config(command) => config::run(&command),
         Command::Methods(args) => methods::run(&args),
         Command::Bench(bench) => bench::run(&bench),
+        #[cfg(feature = "gpu")]
+        Command::Tune(args) => tune::run(&args),
         Command::Verify(args) => verify::run(&args),
     };
     match done {

@@ -1,9 +1,11 @@
-//! The cases of the frozen product; the fused update is checked by `mixture` through `mixture_linears`.
+//! The cases of the frozen product, and of the fused update with each kernel. The update with the chosen one is
+//! checked through `mixture_linears`.
 
+use super::{Expand, FusedBa};
 use crate::ops::product::{TILINGS, Tiling};
-use crate::ops::{Case, Operand};
+use crate::ops::{Case, Operand, Selection, Units, run};
 use crate::weight::sample;
-use crate::{Format, Tensor, Weight};
+use crate::{Format, Stream, Tensor, Weight};
 
 /// `[m, k] -> n` with the weight in two shards.
 fn case(format: Format, variant: Option<Tiling>, (m, k, n): (usize, usize, usize)) -> Option<Case> {
@@ -24,6 +26,32 @@ fn case(format: Format, variant: Option<Tiling>, (m, k, n): (usize, usize, usize
     Some(case.cost(2 * m * k * n, 4 * (m * k + m * n) + weight))
 }
 
+/// `y = x W^T + bias + s sum u b` and `dx = dy W + s sum v a` with one kernel. Tiles have edges on all sides; rows are whole vectors,
+/// which compiles fast: `matmul` has every kernel with odd rows.
+fn fused(tiling: Tiling) -> Case {
+    let (m, k, n, slots, factors) = (21, 68, 44, 3, 5);
+    let shapes = [("x", [m, k]), ("dy", [m, n]), ("u", [m, slots]), ("a", [factors, k]), ("b", [factors, n])];
+    let inputs = shapes.iter().map(|(name, dims)| Operand::normal(name, dims).frozen()).collect();
+    let w = Stream::new(1).named("w").normal_vec(n * k, 1.0);
+    let run = move |x: &[Tensor]| {
+        let device = x[0].device();
+        let w = Weight::new(device, n, k, &w, Format::F32)?;
+        let bias = Tensor::full(device, &[n], 0.5)?;
+        let units = Units::ranges(device, &[0, 4, m], &vec![1.0; m])?;
+        let idx = Tensor::from_u32(device, &[1, 1, 2, slots], &[0, 4, 2, 3, 1, 0])?;
+        let selection = Selection::new(idx, None, &units, factors, 1)?;
+        let slots = selection.slots_b(0);
+        let expand = Some(Expand { slots: &slots, scale: 0.5, dropout: None });
+        let with = |op: FusedBa<'_>, x: [&Tensor; 3]| run(&FusedBa { variant: Some(tiling), ..op }, &x);
+        let mut y = with(FusedBa::forward(&w, Some(&bias), expand), [&x[0], &x[2], &x[4]])?;
+        y.extend(with(FusedBa::backward(&w, expand, false), [&x[1], &x[2], &x[3]])?);
+        Ok(y)
+    };
+    Case::new(format!("{m}x{k}x{n} with update, {}", tiling.name), inputs, run)
+        .sums(k)
+        .cost(4 * m * k * n, 4 * (2 * n * k + 2 * m * (k + n) + m * slots + factors * (k + n)))
+}
+
 pub(super) fn cases() -> Vec<Case> {
     let shapes =
         [(0, 4, 3), (1, 1, 1), (3, 5, 7), (33, 66, 40), (20, 132, 36), (70, 130, 67), (70_000, 2, 3)];
@@ -36,10 +64,11 @@ pub(super) fn cases() -> Vec<Case> {
         };
         all.extend(shapes.iter().filter_map(|&s| case(format, None, s)));
         // The kernels that the test machine's adapter does not choose by itself, on the shape with most
-        // edges; matmul has every tiling.
+        // edges: one with and one without workgroup memory for each format.
         let shape = shapes.iter().rfind(|s| s.0 <= 1000).copied();
         let forced = TILINGS.iter().filter(|t| ["tile", "vector m8"].contains(&t.name));
         all.extend(forced.filter_map(|&t| case(format, Some(t), shape?)));
     }
+    all.extend(TILINGS.into_iter().map(fused));
     all
 }

@@ -48,7 +48,7 @@ impl FusedBa<'_> {
         let tiling = self.variant.or_else(|| self.coop(gpu, m, shard_n, shard_k));
         let product = Product {
             shader: &SHADER,
-            tiling: tiling.unwrap_or_else(|| choose(gpu.class(), m, shard_n, shard_k)),
+            tiling: tiling.unwrap_or_else(|| choose(gpu.class(), gpu.tuned(), m, shard_n, shard_k)),
             format: self.w.format(),
             batch: 1,
             m,

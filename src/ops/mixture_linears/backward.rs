@@ -123,10 +123,16 @@ struct ExpandGrad<'a> {
 
 impl ExpandGrad<'_> {
     fn gather(&self) -> FactorGather<'_> {
-        FactorGather { slots: self.slots, scale: self.scale, dropout: None, in_place: true }
+        FactorGather { slots: self.slots, scale: self.scale, dropout: None, in_place: true, force: None }
     }
     fn scatter(&self) -> FactorScatter<'_> {
-        FactorScatter { slots: self.slots, selection: self.selection, scale: self.scale, dropout: None }
+        FactorScatter {
+            slots: self.slots,
+            selection: self.selection,
+            scale: self.scale,
+            dropout: None,
+            force: None,
+        }
     }
     /// Outputs of the shrink.
     fn shrunk(&self) -> usize {

@@ -1,0 +1,75 @@
+//! `mixlora tune`
+
+use crate::{Failure, open_device, out};
+use mixlora::Device;
+use mixlora::bench::Shape;
+use mixlora::device::AdapterClass;
+use mixlora::ops::tune::{Timing, keep, shapes, tune, winners};
+use mixlora::train::DeviceOptions;
+
+#[derive(clap::Args)]
+#[command(after_help = "\
+Every kernel is compared with the CPU's result before it is timed; a wrong one is never chosen. What is measured best is \
+kept for this adapter, driver and version, and used from the next command on. Software adapters always use the built-in \
+table.
+
+Example: mixlora tune --device gpu --dry-run --shapes 512x2048x2048")]
+pub struct Args {
+    /// gpu, or part of an adapter's name.
+    #[arg(long, default_value = "gpu")]
+    device: String,
+    /// M x N x K of the products to time; by default one for each class of shapes.
+    #[arg(long, short, value_delimiter = ',', value_name = "MxNxK")]
+    shapes: Vec<String>,
+    /// Time and print, but keep nothing.
+    #[arg(long)]
+    dry_run: bool,
+}
+
+pub fn run(args: &Args) -> Result<(), Failure> {
+    let wanted = args.shapes.iter().map(|s| s.parse().map(|Shape(s)| s));
+    let wanted: Vec<[usize; 3]> =
+        wanted.collect::<mixlora::Result<_>>().map_err(|e| Failure::Usage(format!("--shapes: {e}")))?;
+    let device = open_device(&DeviceOptions { name: args.device.clone(), ..DeviceOptions::default() })?;
+    let Device::Gpu(gpu) = &device else {
+        return Err(Failure::Usage("--device: only GPUs have kernels to choose from".into()));
+    };
+    let software = gpu.class() == AdapterClass::Software;
+    if software && !args.dry_run {
+        let name = device.name();
+        let text =
+            format!("{name} is a software adapter: it always uses the built-in table, nothing to tune");
+        return Ok(out::text(&text)?);
+    }
+    let all = tune(&device, &if wanted.is_empty() { shapes() } else { wanted }, out::progress)?;
+    out::text(&report(&all))?;
+    match args.dry_run {
+        true => out::note("dry run: nothing is kept"),
+        false => out::note(&format!("kept in {}", keep(&device, &all)?.display())),
+    }
+    Ok(())
+}
+
+fn report(all: &[Timing]) -> String {
+    let best = winners(all);
+    let rows: Vec<Vec<String>> = all
+        .iter()
+        .map(|t| {
+            let verdict = match (t.microseconds, best.contains(&(t.class, t.kernel)), t.built_in) {
+                (None, ..) => "wrong",
+                (_, true, _) => "best",
+                (_, _, true) => "built in",
+                _ => "",
+            };
+            vec![
+                t.class.into(),
+                Shape(t.shape).to_string(),
+                t.kernel.into(),
+                t.microseconds.map_or("-".into(), |us| format!("{us:.1}")),
+                out::error(t.error),
+                verdict.into(),
+            ]
+        })
+        .collect();
+    out::table(&["class", "shape", "kernel", "us", "error", "verdict"], &rows)
+}

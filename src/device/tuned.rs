@@ -1,0 +1,74 @@
+//! Kernels that were measured best: shape class to kernel, in one file per adapter, driver and version.
+
+use super::gpu::{AdapterClass, Gpu};
+use super::kept::{file_name, write};
+use crate::{Error, Result};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// Names of shape classes, and of the kernels to use for them.
+pub(crate) type Tuned = BTreeMap<String, String>;
+
+/// Larger files are none.
+const MAX_BYTES: u64 = 64 << 10;
+
+/// Where the table of an adapter is kept.
+pub(super) fn path(folder: &Path, info: &wgpu::AdapterInfo) -> PathBuf {
+    folder.join("tuned").join(file_name(info)).with_extension("json")
+}
+
+/// The table of a hardware adapter. A file that is damaged counts as none; software adapters have none.
+pub(super) fn read(path: &Path, info: &wgpu::AdapterInfo) -> Tuned {
+    let file = std::fs::metadata(path).ok().filter(|m| m.len() <= MAX_BYTES);
+    let text = file.filter(|_| AdapterClass::of(info) != AdapterClass::Software);
+    let text = text.and_then(|_| std::fs::read(path).ok());
+    text.and_then(|t| serde_json::from_slice(&t).ok()).unwrap_or_default()
+}
+
+impl Gpu {
+    /// The measured choice of kernels; empty where nothing was measured.
+    pub(crate) fn tuned(&self) -> &Tuned {
+        &self.tuned
+    }
+
+    /// Keeps a table for devices that are opened later.
+    ///
+    /// # Errors
+    /// The device was opened without a folder, or the folder cannot be written.
+    pub(crate) fn keep_tuned(&self, table: &Tuned) -> Result<PathBuf> {
+        let folder = self.cache.as_deref();
+        let folder =
+            folder.ok_or_else(|| Error::config("cache", "the device was opened without a folder"))?;
+        let path = path(folder, &self.info);
+        let text = serde_json::to_string_pretty(table).unwrap_or_default();
+        write(&path, text.as_bytes()).map_err(|e| Error::file(&path, format!("cannot be written: {e}")))?;
+        Ok(path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Device;
+    use crate::device::GpuOptions;
+
+    #[test]
+    fn a_table_is_read_back_on_hardware_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = GpuOptions { cache: Some(dir.path().into()), ..GpuOptions::default() };
+        let Ok(Device::Gpu(gpu)) = Device::gpu_with(&options) else {
+            return eprintln!("SKIPPED: no adapter");
+        };
+        let table = Tuned::from([("wide".to_string(), "tile n64".to_string())]);
+        let path = gpu.keep_tuned(&table).unwrap();
+        let as_a = |device_type| wgpu::AdapterInfo { device_type, ..gpu.info().clone() };
+        assert_eq!(read(&path, &as_a(wgpu::DeviceType::DiscreteGpu)), table);
+        assert_eq!(read(&path, &as_a(wgpu::DeviceType::Cpu)), Tuned::new());
+        for bad in [&b"{\"wide\": 3}"[..], b"{", &[b' '; 100_000]] {
+            std::fs::write(&path, bad).unwrap();
+            assert_eq!(read(&path, &as_a(wgpu::DeviceType::DiscreteGpu)), Tuned::new());
+        }
+        let Ok(Device::Gpu(other)) = Device::gpu_with(&GpuOptions::default()) else { unreachable!() };
+        assert!(other.keep_tuned(&table).is_err(), "no folder");
+    }
+}
