@@ -169,7 +169,6 @@ def train(args):
     row("speed over torch", *(f"{c.ratio('torch', n, 'step'):.2f}" for n in c.names))
     row("peak RSS, MiB", *(f"{c.peak(n):.0f}" for n in c.names))
     row("first loss", *(f"{c.samples[n][0]:.4f}" for n in c.names))
-    row(f"loss after {args.rounds} steps", *(f"{c.rounds[n][-1]['loss']:.3f}" for n in c.names))
 
 
 def decode(args):
