@@ -130,12 +130,14 @@ const ROWS: usize = 128;
 /// Rows of which one task makes sums of its own: all of one unit, or of any units that are one row each.
 fn tasks(units: &Units) -> Vec<Range<usize>> {
     let rows = units.rows();
-    let (ranges, most) = match units.is_tokens() {
-        true => (vec![0..rows], ROWS.max(rows.div_ceil(4))),
-        false => ((0..units.count()).map(|g| units.range(g)).collect(), ROWS),
+    // All tokens are one range, of which any part will do.
+    let (count, most) = match units.is_tokens() {
+        true => (1, ROWS.max(rows.div_ceil(4))),
+        false => (units.count(), ROWS),
     };
     let mut all = Vec::new();
-    for range in ranges {
+    for unit in 0..count {
+        let range = if units.is_tokens() { 0..rows } else { units.range(unit) };
         let step = range.len().div_ceil(range.len().div_ceil(most).max(1)).max(1);
         all.extend(range.clone().step_by(step).map(|m| m..range.end.min(m + step)));
     }

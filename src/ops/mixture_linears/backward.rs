@@ -106,7 +106,7 @@ impl Backward {
                 }
             }
         }
-        dx.ok_or_else(|| Error::Tape(format!("mixture_linears: no output has a gradient")))
+        dx.ok_or_else(|| Error::Tape("mixture_linears: no output has a gradient".into()))
     }
 }
 
