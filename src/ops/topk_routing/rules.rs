@@ -29,8 +29,8 @@ pub struct Condition {
 pub enum Table<'a> {
     /// `[L, E, E, S]`: what every factor of A says for every factor of B in each slot. It depends on parameters alone.
     Factors(&'a Tensor),
-    /// `[L, G, K, E]`: the same for the choices of A alone; see [`first_choices`] and
-    /// [`condition_rows`](super::condition_rows::condition_rows).
+    /// `[L, G, K, E]`: the same for the choices of A alone; see [`first_choices`](super::first_choices) and
+    /// [`condition_rows`](crate::ops::condition_rows::condition_rows).
     Choices(&'a Tensor),
 }
 
