@@ -5,6 +5,7 @@
 use super::{Costs, Shape};
 use crate::mixture::{Dropout, Units};
 use crate::ops::adamw::{AdamWStep, adamw};
+use crate::ops::condition_rows::condition_rows;
 use crate::ops::factor_expand::{expand_by, shrink_by};
 use crate::ops::factor_gather::shrink;
 use crate::ops::factor_scatter::scatter;
@@ -139,6 +140,15 @@ static FIXED: &[(&str, Fixed)] = &[
         norm.sums(d).backward(8 * n, 12 * n)
     }),
     ("pool_rows", pool_rows),
+    ("condition_rows", |less| {
+        let (e, d, k) = if less { (9, 33, 2) } else { (1024, 1024, 4) };
+        let idx = Operand::indices(&[1, 2, 4, k], picks(8, k, e));
+        let x = vec![normal("a", e, d), normal("w", e * k, d), idx];
+        let cost = (8 * k * e * d, 4 * e * k * d);
+        Timed::plain(format!("4x{k} of {e}, d {d}"), x, cost, |x| condition_rows(&x[0], &x[1], &x[2]))
+            .sums(d.max(4 * k * e))
+            .backward(2 * cost.0, 2 * cost.1)
+    }),
     ("topk_routing", topk_routing),
     ("factor_gather", |less| factors(less, Part::Gather)),
     ("factor_scatter", |less| factors(less, Part::Scatter)),
