@@ -80,6 +80,7 @@ const EXCEPTIONS: &[(&str, f64, f64, &str)] = &[
         2.2,
         "what each row's softmax summed to is kept; both backward kernels read all operands",
     ),
+    ("condition_rows", USUAL, 1.5, "both gradients read dc, which is much where rows have one value"),
     ("elementwise", 2.0, 2.7, "a square binds its operand twice; a full tensor is written, then read"),
     ("embedding", SOME_ROWS, USUAL, "whole shards are bound, of which only the looked up rows are read"),
     ("factor_expand", 1.4, 2.0, "rows of one or two values: choices weigh as much as rows"),

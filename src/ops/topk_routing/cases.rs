@@ -42,6 +42,15 @@ pub(super) fn cases() -> Vec<Case> {
             Ok(vec![route(&x[0], None, None, None, &routing, &Units::tokens(2), 1)?.idx().clone()])
         }));
     }
+    // What comes before a table of choices: both sides without the condition.
+    for (g, l, e) in [(5, 2, 4), (3, 1, 70)] {
+        let routing = Routing { condition: condition(false, true), ..sided(2) };
+        let z = Operand::normal("z", &[g, l, 2, e]).times(2.0).frozen();
+        let first = Case::new(format!("first choices {g}x{l}x{e}"), vec![z], move |x| {
+            Ok(vec![first_choices(&x[0], &routing)?])
+        });
+        all.push(first.cost(g * l * e * 4, 8 * g * l * e));
+    }
     all
 }
 
@@ -68,9 +77,6 @@ fn case(name: &str, routing: Routing, (g, l, e): (usize, usize, usize), rows: bo
         let table = conditioned.then(|| if rows { Table::Choices(&x[1]) } else { Table::Factors(&x[1]) });
         let s = route(&x[0], bias, table, None, &routing, &Units::tokens(g), 1)?;
         let mut out = vec![s.idx().clone()];
-        if rows {
-            out.push(first_choices(&x[0], &routing)?);
-        }
         out.extend(s.gates().cloned());
         Ok(out)
     })
