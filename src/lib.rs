@@ -12,6 +12,7 @@ mod tensor;
 mod weight;
 
 pub mod adapter;
+pub mod atomic;
 pub mod bench;
 pub mod check;
 pub mod data;

@@ -4,6 +4,7 @@
 //! closure that turns the output's gradient into theirs. What the closure captures is what is saved, and it is
 //! freed when the backward pass has used it. Only tensors that lead to a leaf are recorded.
 
+use crate::device::lock;
 use crate::tensor::fresh_id;
 use crate::{Device, Error, Result, Tensor};
 use std::cell::{Cell, RefCell};
@@ -249,7 +250,7 @@ pub fn backward(roots: &[(&Tensor, Tensor)]) -> Result<Gradients> {
             }
         }
         while let Some((_, (node, dy))) = open.pop_last() {
-            let Some((edges, back)) = node.state.lock().unwrap().take() else {
+            let Some((edges, back)) = lock(&node.state).take() else {
                 return Err(Error::Tape(format!(
                     "the tape of '{}' was already consumed by an earlier backward pass",
                     node.name

@@ -48,6 +48,9 @@ fn ops_are_verified_timed_and_compared() {
     }
     let (_, err) = bench(dir.path(), &["ops", "-p", "matmull"], 2);
     assert!(err.contains("matmull") && err.contains("matmul"), "{err}");
+    // As llama-bench names a format: no file of that name.
+    let (_, err) = bench(dir.path(), &["roof", "-o", "json"], 2);
+    assert!(err.contains("--format json"), "{err}");
 }
 
 #[test]

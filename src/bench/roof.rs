@@ -5,8 +5,9 @@ mod cpu;
 mod gpu;
 
 use super::{Place, Row, Timer, Work, quantile};
+use crate::atomic;
 use crate::device::{Entry, PORTABLE, Shader, Variant, parts};
-use crate::io::{atomic, cache};
+use crate::io::cache;
 use crate::{Device, Error, Result};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;

@@ -1,6 +1,7 @@
 //! GPU buffers: the reuse pool, the byte budget, and guard mode.
 
 use super::gpu::Gpu;
+use super::lock;
 use crate::{Error, Result};
 use std::collections::HashMap;
 use std::sync::atomic::Ordering::Relaxed;
@@ -80,8 +81,7 @@ impl Gpu {
             return Err(Error::shape("tensor", what));
         }
         let size = if size > limit { bytes } else { size };
-        let found =
-            if guard { None } else { self.pool.free.lock().unwrap().get_mut(&size).and_then(Vec::pop) };
+        let found = if guard { None } else { lock(&self.pool.free).get_mut(&size).and_then(Vec::pop) };
         let raw = match found {
             Some(b) => b,
             None => self.create(size, bytes, guard)?,
@@ -113,7 +113,7 @@ impl Gpu {
         match made {
             Ok(raw) => {
                 if guard {
-                    self.pool.guarded.lock().unwrap().push((raw.clone(), bytes));
+                    lock(&self.pool.guarded).push((raw.clone(), bytes));
                 }
                 Ok(raw)
             }
@@ -129,7 +129,7 @@ impl Gpu {
 
     /// Frees the buffers kept for reuse.
     pub fn trim(&self) {
-        for (size, list) in self.pool.free.lock().unwrap().drain() {
+        for (size, list) in lock(&self.pool.free).drain() {
             self.memory.release(size * list.len() as u64);
         }
     }
@@ -140,7 +140,7 @@ impl Gpu {
     }
 
     pub(super) fn check_guards(self: &Arc<Self>) -> Result<bool> {
-        let list = std::mem::take(&mut *self.pool.guarded.lock().unwrap());
+        let list = std::mem::take(&mut *lock(&self.pool.guarded));
         let mut good = true;
         for (raw, bytes) in list {
             let words = self.read_words(&raw, raw.size())?.wait()?;

@@ -5,6 +5,7 @@ use super::buffer::Pool;
 use super::coop::{self, Coop, CoopSize, GpuOptions};
 use super::kept::Kept;
 use super::kernel::Pipelines;
+use super::lock;
 use super::memory::Memory;
 use super::record::Recorder;
 use super::shader::MAX_PARAM_BYTES;
@@ -269,10 +270,10 @@ impl Gpu {
 
     /// The error that a callback left behind, if any.
     pub(super) fn check(&self) -> Result<()> {
-        if let Some(text) = self.trouble.lost.lock().unwrap().as_ref() {
+        if let Some(text) = lock(&self.trouble.lost).as_ref() {
             return Err(Error::DeviceLost(text.clone()));
         }
-        match self.trouble.first.lock().unwrap().take() {
+        match lock(&self.trouble.first).take() {
             Some(e) => Err(e),
             None => Ok(()),
         }
@@ -320,7 +321,7 @@ impl Gpu {
             return e;
         }
         let text = "calls on it fail".to_string();
-        Error::DeviceLost(self.trouble.lost.lock().unwrap().get_or_insert(text).clone())
+        Error::DeviceLost(lock(&self.trouble.lost).get_or_insert(text).clone())
     }
 }
 

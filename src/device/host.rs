@@ -1,5 +1,6 @@
 //! Buffers in host memory: the CPU device and its reuse pool, and the plain vectors of the reference device.
 
+use super::lock;
 use super::memory::Memory;
 use crate::Result;
 use std::collections::HashMap;
@@ -55,7 +56,7 @@ impl Cpu {
         let guard = self.guard.load(Relaxed);
         let cap = Self::class(len) + if guard { GUARD } else { 0 };
         let bytes = 4 * cap as u64;
-        let found = self.free.lock().unwrap().get_mut(&cap).and_then(Vec::pop);
+        let found = lock(&self.free).get_mut(&cap).and_then(Vec::pop);
         let mut words = match found {
             Some(w) => w,
             None => {
@@ -82,7 +83,7 @@ impl Cpu {
 
     /// Frees the buffers kept for reuse.
     pub fn trim(&self) {
-        for (cap, list) in self.free.lock().unwrap().drain() {
+        for (cap, list) in lock(&self.free).drain() {
             self.memory.release(4 * (cap * list.len()) as u64);
         }
     }

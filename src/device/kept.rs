@@ -5,10 +5,12 @@
 //! time, never a result. See docs/decisions/0005-kernels-are-compiled-ahead.md.
 
 use super::kernel::Pipeline;
+use super::lock;
+use crate::{Error, Result, atomic};
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 const MAGIC: &[u8; 8] = b"kernels1";
@@ -121,7 +123,7 @@ struct Busy<'a> {
 
 impl Drop for Busy<'_> {
     fn drop(&mut self) {
-        let mut state = self.ahead.lock();
+        let mut state = lock(&self.ahead.state);
         state.busy.remove(&self.recipe);
         if let Some(made) = self.made.take() {
             state.done.insert(self.recipe.clone(), made);
@@ -131,12 +133,8 @@ impl Drop for Busy<'_> {
 }
 
 impl Ahead {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn next(&self) -> Option<Busy<'_>> {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         let recipe = state.waiting.pop_front()?;
         state.busy.insert(recipe.clone());
         Some(Busy { ahead: self, recipe, made: None })
@@ -144,7 +142,7 @@ impl Ahead {
 
     /// The pipeline if it was compiled ahead, or is being compiled; else nobody will.
     fn take(&self, recipe: &Recipe) -> Option<Pipeline> {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         state.waiting.retain(|r| r != recipe);
         while state.busy.contains(recipe) {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -194,7 +192,7 @@ impl Kept {
 
     /// Starts to compile what earlier runs launched.
     pub fn compile_ahead(&mut self, compiler: &Compiler) {
-        self.ahead.lock().waiting = self.known.iter().cloned().collect();
+        lock(&self.ahead.state).waiting = self.known.iter().cloned().collect();
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
         let count = (cores / 2).clamp(1, MAX_THREADS).min(self.known.len());
         self.threads = (0..count)
@@ -211,7 +209,7 @@ impl Kept {
 
     /// Notes that a launch needs this kernel, and gives it if it was compiled ahead.
     pub fn take(&self, recipe: &Recipe) -> Option<Pipeline> {
-        self.used.lock().unwrap_or_else(PoisonError::into_inner).push(recipe.clone());
+        lock(&self.used).push(recipe.clone());
         self.ahead.take(recipe)
     }
 }
@@ -219,7 +217,7 @@ impl Kept {
 impl Drop for Kept {
     /// Leaves what the next run needs, where this one launched something new. A file that cannot be written is none.
     fn drop(&mut self) {
-        self.ahead.lock().waiting.clear();
+        lock(&self.ahead.state).waiting.clear();
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
@@ -269,18 +267,13 @@ fn unpack(bytes: &[u8]) -> Option<(Vec<Recipe>, Vec<u8>)> {
     (recipes.len() <= MAX_KERNELS).then(|| (recipes, data.to_vec()))
 }
 
-/// Old or new, never half.
-pub(super) fn write(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+/// Writes a file, and the folder where there is none.
+pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder)?;
+        let made = std::fs::create_dir_all(folder);
+        made.map_err(|e| Error::file(folder, format!("cannot be created: {e}")))?;
     }
-    // No two writers of any process share a name.
-    let temporary = path.with_extension(format!("{}-{:p}.tmp", std::process::id(), bytes));
-    let done = std::fs::write(&temporary, bytes).and_then(|()| std::fs::rename(&temporary, path));
-    if done.is_err() {
-        let _ = std::fs::remove_file(&temporary);
-    }
-    done
+    atomic::write(path, bytes)
 }
 
 #[cfg(test)]
@@ -313,7 +306,7 @@ mod tests {
     #[test]
     fn who_waits_for_a_kernel_wakes_up_whatever_happens() {
         let ahead = Ahead::default();
-        ahead.lock().waiting.extend([recipe(1), recipe(2)]);
+        lock(&ahead.state).waiting.extend([recipe(1), recipe(2)]);
         let busy = ahead.next().unwrap();
         assert_eq!(busy.recipe, recipe(1));
         std::thread::scope(|s| {

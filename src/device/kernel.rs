@@ -3,6 +3,7 @@
 use super::buffer::GpuBuffer;
 use super::gpu::Gpu;
 use super::kept::{Compiler, Kept, Recipe};
+use super::lock;
 use super::shader::{Shader, source};
 use crate::{Error, Result};
 use std::collections::HashMap;
@@ -96,7 +97,7 @@ pub fn compose(shader: &Shader, consts: &[(&str, u32)], parts: &[&str], immediat
 impl Gpu {
     /// Layout of group 1 where parameters travel in a uniform buffer.
     pub(super) fn params_layout(&self) -> Result<Arc<wgpu::BindGroupLayout>> {
-        let mut cache = self.pipelines.lock().unwrap();
+        let mut cache = lock(&self.pipelines);
         if let Some(layout) = &cache.params {
             return Ok(layout.clone());
         }
@@ -133,7 +134,7 @@ impl Gpu {
             parts: d.parts.iter().map(|p| p.as_ptr() as usize).collect(),
             writes: d.bind.iter().map(|b| matches!(b, Bind::Write(_))).collect(),
         };
-        if let Some(p) = self.pipelines.lock().unwrap().by_key.get(&key) {
+        if let Some(p) = lock(&self.pipelines).by_key.get(&key) {
             return Ok(p.clone());
         }
         let recipe = Recipe {
@@ -157,7 +158,7 @@ impl Gpu {
             }
         };
         let made = Arc::new(made);
-        self.pipelines.lock().unwrap().by_key.insert(key, made.clone());
+        lock(&self.pipelines).by_key.insert(key, made.clone());
         Ok(made)
     }
 
@@ -169,7 +170,7 @@ impl Gpu {
 
     /// The kernels that were launched so far, in no order.
     pub fn launched(&self) -> Vec<Launched> {
-        self.pipelines.lock().unwrap().by_key.keys().map(|k| k.launched.clone()).collect()
+        lock(&self.pipelines).by_key.keys().map(|k| k.launched.clone()).collect()
     }
 }
 

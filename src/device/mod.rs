@@ -56,8 +56,14 @@ pub use shader::{Backends, COOP_8, COOP_16, Entry, MAX_PARAM_BYTES, PORTABLE, Sh
 
 use crate::{Error, Result};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// What a mutex guards, also after a thread that held it has panicked: what is guarded here stays whole at every step,
+/// and one thread's panic must not become everyone's.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// A place where tensors live and ops run. Cloning is cheap and gives the same device.
 #[derive(Clone)]

@@ -1,6 +1,7 @@
 //! A readback under way.
 
 use super::gpu::Gpu;
+use super::lock;
 use crate::{Error, Result};
 use std::future::Future;
 use std::pin::Pin;
@@ -26,7 +27,7 @@ pub struct Pending {
 impl Pending {
     /// Blocks until the data is here.
     pub fn wait(self) -> Result<Vec<u32>> {
-        while self.slot.lock().unwrap().done.is_none() {
+        while lock(&self.slot).done.is_none() {
             self.gpu.wait()?;
             // Another thread's poll may have taken the callback and not run it yet.
             std::thread::yield_now();
@@ -35,7 +36,7 @@ impl Pending {
     }
 
     fn take(&self) -> Result<Vec<u32>> {
-        let done = self.slot.lock().unwrap().done.clone();
+        let done = lock(&self.slot).done.clone();
         match done {
             Some(Ok(())) => {}
             Some(Err(e)) => return Err(self.gpu.diagnose(Error::Gpu(e))),
@@ -57,7 +58,7 @@ impl Future for Pending {
         if let Err(e) = self.gpu.device.poll(wgpu::PollType::Poll) {
             return Poll::Ready(Err(self.gpu.diagnose(Error::Gpu(e.to_string()))));
         }
-        let mut slot = self.slot.lock().unwrap();
+        let mut slot = lock(&self.slot);
         if slot.done.is_some() {
             drop(slot);
             return Poll::Ready(self.take());

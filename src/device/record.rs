@@ -4,6 +4,7 @@
 use super::buffer::GpuBuffer;
 use super::gpu::Gpu;
 use super::kernel::{Bind, Dispatch, Grid};
+use super::lock;
 use super::pending::{Pending, Slot};
 use super::shader::MAX_PARAM_BYTES;
 use crate::{Error, Result};
@@ -108,7 +109,7 @@ impl Gpu {
                 entries: &entries,
             })
         })?;
-        let mut guard = self.recorder.lock().unwrap();
+        let mut guard = lock(&self.recorder);
         let r = &mut *guard;
         self.begin_pass(r, &d)?;
         let offset = r.params.len();
@@ -189,7 +190,7 @@ impl Gpu {
 
     /// Submits what is recorded.
     pub fn flush(&self) -> Result<()> {
-        self.flush_locked(&mut self.recorder.lock().unwrap())
+        self.flush_locked(&mut lock(&self.recorder))
     }
 
     /// Submits when enough waits, so that neither a driver's patience nor its memory for commands runs out.
@@ -230,7 +231,7 @@ impl Gpu {
             return self.check();
         }
         self.check()?;
-        let mut r = self.recorder.lock().unwrap();
+        let mut r = lock(&self.recorder);
         if r.encoder.is_none() {
             // Nothing recorded could still use an earlier life of this buffer.
             self.scoped(|| self.queue.write_buffer(&dst.raw, 0, data))?;
@@ -262,7 +263,7 @@ impl Gpu {
     /// Copies one buffer over another of the same size.
     pub(crate) fn copy(&self, src: &GpuBuffer, dst: &GpuBuffer) -> Result<()> {
         if src.bytes > 0 {
-            let mut r = self.recorder.lock().unwrap();
+            let mut r = lock(&self.recorder);
             self.encoder(&mut r).copy_buffer_to_buffer(&src.raw, 0, &dst.raw, 0, src.bytes);
             r.waiting.bytes += 2 * src.bytes;
             self.submit_enough(&mut r)?;
@@ -273,7 +274,7 @@ impl Gpu {
     /// Fills a buffer with zeros.
     pub(crate) fn clear(&self, dst: &GpuBuffer) -> Result<()> {
         if dst.bytes > 0 {
-            let mut r = self.recorder.lock().unwrap();
+            let mut r = lock(&self.recorder);
             self.encoder(&mut r).clear_buffer(&dst.raw, 0, Some(dst.bytes));
         }
         self.check()
@@ -289,10 +290,10 @@ impl Gpu {
         let slot = Arc::new(Mutex::new(Slot::default()));
         let pending = |staging| Pending { gpu: self.clone(), staging, slot: slot.clone() };
         if bytes == 0 {
-            slot.lock().unwrap().done = Some(Ok(()));
+            lock(&slot).done = Some(Ok(()));
             return Ok(pending(None));
         }
-        let mut r = self.recorder.lock().unwrap();
+        let mut r = lock(&self.recorder);
         r.stats.readbacks += 1;
         let staging = self.scoped(|| {
             let staging = self.device.create_buffer(&wgpu::BufferDescriptor {
@@ -309,7 +310,7 @@ impl Gpu {
         let s = slot.clone();
         self.scoped(|| {
             staging.map_async(wgpu::MapMode::Read, .., move |result| {
-                let mut s = s.lock().unwrap();
+                let mut s = lock(&s);
                 s.done = Some(result.map_err(|e| e.to_string()));
                 if let Some(w) = s.waker.take() {
                     w.wake();
@@ -321,11 +322,11 @@ impl Gpu {
 
     /// Counters so far.
     pub fn stats(&self) -> Stats {
-        self.recorder.lock().unwrap().stats
+        lock(&self.recorder).stats
     }
     /// Starts the counters again.
     pub fn reset_stats(&self) {
-        self.recorder.lock().unwrap().stats = Stats::default();
+        lock(&self.recorder).stats = Stats::default();
     }
 
     /// Starts to time every kernel launch (the first 2048). False where the device has no timestamps.
@@ -341,13 +342,13 @@ impl Gpu {
                 count: 2 * MAX_PROFILED,
             })
         })?;
-        self.recorder.lock().unwrap().profile = Some(Profile { set, labels: Vec::new() });
+        lock(&self.recorder).profile = Some(Profile { set, labels: Vec::new() });
         Ok(true)
     }
 
     /// Ends the profile and returns the launches in order.
     pub fn take_profile(self: &Arc<Self>) -> Result<Vec<KernelTime>> {
-        let mut r = self.recorder.lock().unwrap();
+        let mut r = lock(&self.recorder);
         let Some(p) = r.profile.take() else { return Ok(Vec::new()) };
         let n = p.labels.len();
         if n == 0 {

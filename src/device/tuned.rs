@@ -41,7 +41,7 @@ impl Gpu {
             folder.ok_or_else(|| Error::config("cache", "the device was opened without a folder"))?;
         let path = path(folder, &self.info);
         let text = serde_json::to_string_pretty(table).unwrap_or_default();
-        write(&path, text.as_bytes()).map_err(|e| Error::file(&path, format!("cannot be written: {e}")))?;
+        write(&path, text.as_bytes())?;
         Ok(path)
     }
 }

@@ -1,7 +1,7 @@
 //! Folders of files that are complete or not there at all: written under another name, listed with sizes and
 //! checksums in a manifest, synced, then renamed.
 
-use super::atomic::sync_parent;
+use crate::atomic::sync_parent;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;

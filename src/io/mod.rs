@@ -1,6 +1,5 @@
 //! Files in and out.
 
-pub mod atomic;
 pub mod cache;
 pub mod folder;
 pub mod gguf;

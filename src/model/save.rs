@@ -1,7 +1,7 @@
 //! A decoder as a Hugging Face directory: config.json and safetensors, in several files where it is large.
 
 use super::{Llama, LlamaConfig, RopeScaling};
-use crate::io::atomic;
+use crate::atomic;
 use crate::{Error, Format, Result, Weight};
 use half::{bf16, f16};
 use safetensors::tensor::{Dtype, TensorView};

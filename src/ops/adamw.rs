@@ -120,7 +120,7 @@ impl Op for Step {
         let o = &self.0;
         let (c1, c2) = o.corrections();
         let scale = o.grad_scale * x.get(1).map_or(1.0, |f| f.f64()[0]);
-        let [w, m, v] = y else { unreachable!() };
+        let [w, m, v] = y else { unreachable!("run in place on three tensors") };
         let (w, m, v) = (w.f64_mut(), m.f64_mut(), v.f64_mut());
         for (i, grad) in x[0].f64().iter().enumerate() {
             let g = scale * grad;
@@ -134,7 +134,7 @@ impl Op for Step {
     fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
         let [beta1, rest1, beta2, rest2, keep, rate, inv_root_c2, eps, scale] = self.0.constants();
         let scale = scale * x.get(1).map_or(1.0, |f| f.f32()[0]);
-        let [w, m, v] = y else { unreachable!() };
+        let [w, m, v] = y else { unreachable!("run in place on three tensors") };
         let state = m.f32_mut().par_chunks_mut(CHUNK).zip(v.f32_mut().par_chunks_mut(CHUNK));
         let all = w.f32_mut().par_chunks_mut(CHUNK).zip(state).zip(x[0].f32().par_chunks(CHUNK));
         all.for_each(|((w, (m, v)), grad)| {

@@ -121,16 +121,13 @@ vectorised! {
 
 impl FactorGather<'_> {
     /// Rows of the outputs on this thread, of which row `first` is the first; `gated` is empty where there are no gates.
-    #[expect(clippy::too_many_arguments)]
     pub fn rows(
         &self,
-        input: &[f32],
-        pool: &[f32],
+        [input, pool]: [&[f32]; 2],
         gates: Option<&[f32]>,
         d: usize,
         first: usize,
-        u: &mut [f32],
-        gated: &mut [f32],
+        [u, gated]: [&mut [f32]; 2],
     ) {
         products(self, input, pool, d, first, u);
         if let Some(gates) = gates {
@@ -208,11 +205,11 @@ impl Op for FactorGather<'_> {
                 let parts = u.f32_mut().par_chunks_mut(rows * stride);
                 let parts = parts.zip(gated.f32_mut().par_chunks_mut(rows * stride)).enumerate();
                 parts.for_each(|(t, (u, gated))| {
-                    self.rows(input, pool, Some(gates.f32()), d, t * rows, u, gated);
+                    self.rows([input, pool], Some(gates.f32()), d, t * rows, [u, gated]);
                 });
             }
             ([u, ..], _) => u.f32_mut().par_chunks_mut(rows * stride).enumerate().for_each(|(t, u)| {
-                self.rows(input, pool, None, d, t * rows, u, &mut []);
+                self.rows([input, pool], None, d, t * rows, [u, &mut []]);
             }),
             ([], _) => {}
         }

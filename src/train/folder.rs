@@ -10,7 +10,8 @@
 //! ```
 
 use crate::adapter::{BEST, LAST, STEP_PREFIX, pointed};
-use crate::io::{atomic, folder};
+use crate::atomic;
+use crate::io::folder;
 use crate::{Error, Result};
 use std::fs::{self, File, TryLockError};
 use std::io::{Read, Write};

@@ -3,7 +3,7 @@
 use crate::device_args::CheckArgs;
 use crate::{Failure, out};
 use mixlora::adapter::Adapter;
-use mixlora::io::atomic;
+use mixlora::atomic;
 use mixlora::model::Llama;
 use mixlora::text::ModelText;
 use mixlora::{Device, Error, Format};

@@ -19,6 +19,6 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Result<(), Failure> {
     let svg = loss_curve(&args.metrics, &args.title)?;
-    mixlora::io::atomic::write(&args.out, svg.as_bytes())?;
+    mixlora::atomic::write(&args.out, svg.as_bytes())?;
     Ok(out::text(&format!("loss curve in {}", args.out.display()))?)
 }

@@ -1,7 +1,7 @@
 //! Writing GGUF files of f32 tensors, version 3.
 
 use super::{DEFAULT_ALIGNMENT, Value};
-use crate::io::atomic;
+use crate::atomic;
 use crate::{Error, Result};
 use std::path::Path;
 

@@ -176,7 +176,7 @@ impl Op for ExpandGrad<'_> {
             _ => return,
         };
         let before = |rows: Range<usize>, v: &mut [f32], gated: &mut [f32]| {
-            gather.rows(dy, b, gates, d, rows.start, v, gated);
+            gather.rows([dy, b], gates, d, rows.start, [v, gated]);
         };
         self.scatter().sums([gu, dy], d, [v, gated], &before, sums[0].f32_mut());
     }

@@ -129,6 +129,12 @@ impl ReportArgs {
             }
             None => None,
         };
+        if let Some(name) = self.out.as_deref().and_then(|path| path.to_str())
+            && Format::from_str(name, true).is_ok()
+        {
+            let text = format!("--out {name} would be a file of that name; the format is --format {name}");
+            return Err(Failure::Usage(text));
+        }
         let style = if self.json { Style::Json } else { self.format.style() };
         Ok(Report { style, out: self.out.clone(), old })
     }
@@ -139,7 +145,7 @@ impl Report {
     fn print(&self, rows: &[Row]) -> Result<(), Failure> {
         let text = write(rows, self.style);
         match &self.out {
-            Some(path) => mixlora::io::atomic::write(path, text.as_bytes())?,
+            Some(path) => mixlora::atomic::write(path, text.as_bytes())?,
             None => out::text(&text)?,
         }
         let mut holds = rows.iter().all(|r| r.verified != Some(false));
@@ -219,7 +225,7 @@ fn beside_roof(
     let rows = measured(&device, &roof)?;
     if let Some(path) = plot {
         let title = format!("{title} on {}", roof.place.adapter);
-        mixlora::io::atomic::write(path, roofline(&title, &roof, &rows).as_bytes())?;
+        mixlora::atomic::write(path, roofline(&title, &roof, &rows).as_bytes())?;
         out::note(&format!("roofline in {}", path.display()));
     }
     report.print(&rows)

@@ -4,6 +4,7 @@ use crate::{Error, Result};
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 /// Replaces a file by these bytes. A crash at any moment leaves the old file or the new one.
 ///
@@ -12,7 +13,10 @@ use std::path::Path;
 pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     let fail = |what: &str, e: std::io::Error| Error::file(path, format!("{what}: {e}"));
     let name = path.file_name().ok_or_else(|| Error::file(path, "is not a file name"))?;
-    let temporary = path.with_file_name(format!(".{}.{}.tmp", name.to_string_lossy(), std::process::id()));
+    // No two writers share a name, of any process.
+    static WRITTEN: AtomicU32 = AtomicU32::new(0);
+    let (process, count) = (std::process::id(), WRITTEN.fetch_add(1, Relaxed));
+    let temporary = path.with_file_name(format!(".{}.{process}-{count}.tmp", name.to_string_lossy()));
     let done = File::create(&temporary)
         .map_err(|e| fail("cannot be created", e))
         .and_then(|mut f| {
