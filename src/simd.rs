@@ -128,6 +128,7 @@ pub(crate) fn dots<const FMA: bool>(out: &mut [f32], x: &[f32], rows: &[&[f32]])
 }
 
 /// `put(i, j, left[i] . right[j])` for all pairs of rows of one length, each in a fixed order. `right` is read once.
+// No closure computes: one that is not inlined would be compiled without the processor's instructions.
 #[inline(always)]
 pub(crate) fn all_dots<const FMA: bool>(
     left: &[&[f32]],
@@ -139,19 +140,27 @@ pub(crate) fn all_dots<const FMA: bool>(
     for (j, r) in r2.iter().enumerate() {
         for (i, l) in l4.iter().enumerate() {
             let sums = eight_dots::<FMA>(*r, *l);
-            (0..8).for_each(|q| put(4 * i + q % 4, 2 * j + q / 4, sums[q / 4][q % 4]));
+            for q in 0..8 {
+                put(4 * i + q % 4, 2 * j + q / 4, sums[q / 4][q % 4]);
+            }
         }
         for (i, l) in l1.iter().enumerate() {
-            (0..2).for_each(|q| put(last + i, 2 * j + q, dot::<FMA>(l, r[q])));
+            for (q, r) in r.iter().enumerate() {
+                put(last + i, 2 * j + q, dot::<FMA>(l, r));
+            }
         }
     }
     for r in r1 {
         let j = right.len() - 1;
         for (i, l) in l4.iter().enumerate() {
             let sums = four_dots::<FMA>(r, *l);
-            (0..4).for_each(|q| put(4 * i + q, j, sums[q]));
+            for (q, sum) in sums.into_iter().enumerate() {
+                put(4 * i + q, j, sum);
+            }
         }
-        l1.iter().enumerate().for_each(|(i, l)| put(last + i, j, dot::<FMA>(l, r)));
+        for (i, l) in l1.iter().enumerate() {
+            put(last + i, j, dot::<FMA>(l, r));
+        }
     }
 }
 
@@ -169,11 +178,19 @@ fn eight_dots<const FMA: bool>(x: [&[f32]; 2], rows: [&[f32]; 4]) -> [[f32; 4]; 
         (r, v) = (more::<FMA>(r, x, c), more::<FMA>(v, y, c));
         (s, w) = (more::<FMA>(s, x, d), more::<FMA>(w, y, d));
     }
-    let end = |sums: [Lanes; 4], x: &[f32]| {
-        let [p, q, r, s] = sums;
-        [total::<FMA>(p, x, a.1), total::<FMA>(q, x, b.1), total::<FMA>(r, x, c.1), total::<FMA>(s, x, d.1)]
-    };
-    [end([p, q, r, s], x_tail), end([t, u, v, w], y_tail)]
+    let of_x = [
+        total::<FMA>(p, x_tail, a.1),
+        total::<FMA>(q, x_tail, b.1),
+        total::<FMA>(r, x_tail, c.1),
+        total::<FMA>(s, x_tail, d.1),
+    ];
+    let of_y = [
+        total::<FMA>(t, y_tail, a.1),
+        total::<FMA>(u, y_tail, b.1),
+        total::<FMA>(v, y_tail, c.1),
+        total::<FMA>(w, y_tail, d.1),
+    ];
+    [of_x, of_y]
 }
 
 pub(crate) type Lanes = [f32; LANES];

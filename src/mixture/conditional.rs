@@ -12,6 +12,9 @@ use crate::ops::topk_routing::{Condition, Routing, Table, first_choices, route};
 use crate::{Device, Linear, Result, Stream, Tensor, no_grad};
 use std::sync::Arc;
 
+/// A pool of so many times a batch's choices is asked for their rows alone: to choose A's first is a pass of its own.
+const FEW: usize = 4;
+
 pub(super) struct Conditional {
     site: LinearSite,
     config: MethodConfig,
@@ -112,8 +115,8 @@ impl Conditional {
         let forced = pass.choices.forced(&self.site.name)?;
         let with = |table| route(&z, None, table, forced.as_ref(), &self.routing, &pass.units, 1);
         let Some((a, w)) = self.condition()? else { return with(None) };
-        if pass.units.count() * self.config.r < e {
-            // Fewer choices than factors: what the others would say is not asked.
+        if FEW * pass.units.count() * self.config.r <= e {
+            // Few choices: what the other factors would say is not asked.
             let idx = match &forced {
                 Some(idx) => idx.clone(),
                 None => first_choices(&z, &self.routing)?,
