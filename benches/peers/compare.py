@@ -194,6 +194,8 @@ def gpu(args):
     c.run(args.rounds)
     head(f"{args.side}^3", *c.names)
     row("GFLOP/s", *(f"{flops / c.of(n, 'matmul') * 1e-9:.1f}" for n in c.names))
+    if "burn-wgpu" not in c.names:
+        return print("\nFor burn, build the Rust side with --features burn.")
     row("speed over burn-wgpu", *(f"{c.ratio('burn-wgpu', n, 'matmul'):.2f}" for n in c.names))
 
 

@@ -2,34 +2,35 @@
 
 use crate::values::{sample, values};
 use crate::{Candidate, Result, seconds, timed};
-use burn::tensor::{Device, Tensor, TensorData};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 use mixlora::{Format, Weight, backward};
 use std::rc::Rc;
 use std::time::Instant;
 
-struct Data {
-    sizes: [usize; 3],
-    x: Vec<f32>,
-    dy: Vec<f32>,
-    w: Vec<f32>,
+pub struct Data {
+    /// Rows, inputs, outputs.
+    pub sizes: [usize; 3],
+    pub x: Vec<f32>,
+    pub dy: Vec<f32>,
+    pub w: Vec<f32>,
 }
 
 /// Both products of all candidates; `sizes` are rows, inputs and outputs.
-#[allow(deprecated)] // burn's ndarray backend, which many still use.
 pub fn candidates(sizes: [usize; 3], threads: usize, repeats: usize) -> Result<Vec<Candidate>> {
     let [m, k, n] = sizes;
     let (x, dy, w) = (values(1, m * k, 1.0), values(2, m * n, 1.0), values(3, n * k, 0.1));
     let data = Rc::new(Data { sizes, x, dy, w });
-    Ok(vec![
+    #[allow(unused_mut)] // Without burn.
+    let mut all = vec![
         mixlora(&data, threads, repeats)?,
         gemm_crate(&data, threads, repeats)?,
         faer_crate(&data, threads, repeats)?,
         candle(&data, repeats)?,
-        burn("burn-flex", Device::flex(), &data, repeats)?,
-        burn("burn-ndarray", Device::ndarray(), &data, repeats)?,
-    ])
+    ];
+    #[cfg(feature = "burn")]
+    all.extend(crate::with_burn::linear(&data, repeats)?);
+    Ok(all)
 }
 
 fn mixlora(data: &Data, threads: usize, repeats: usize) -> Result<Candidate> {
@@ -143,32 +144,5 @@ fn candle(data: &Data, repeats: usize) -> Result<Candidate> {
         let forward = seconds(repeats, || Ok(timed(|| Ok(x.matmul(&w.t()?)?))?.0))?;
         let back = seconds(repeats, || Ok(timed(|| Ok(dy.matmul(&w)?))?.0))?;
         Ok(vec![("forward", forward), ("backward", back)])
-    }))
-}
-
-fn burn(name: &'static str, device: Device, data: &Data, repeats: usize) -> Result<Candidate> {
-    let [m, k, n] = data.sizes;
-    let tensor = |values: &[f32], dims: [usize; 2]| {
-        Tensor::<2>::from_data(TensorData::new(values.to_vec(), dims), &device)
-    };
-    let (x, dy, w) = (tensor(&data.x, [m, k]), tensor(&data.dy, [m, n]), tensor(&data.w, [n, k]));
-    let all = |t: Tensor<2>| -> Result<Vec<f32>> {
-        Ok(sample(&t.into_data().try_to_vec::<f32>().map_err(|e| format!("{e:?}"))?))
-    };
-    let forward = move |x: &Tensor<2>, w: &Tensor<2>| x.clone().matmul(w.clone().transpose());
-    let back = move |dy: &Tensor<2>, w: &Tensor<2>| dy.clone().matmul(w.clone());
-    let all = [all(forward(&x, &w))?, all(back(&dy, &w))?].concat();
-    Ok(Candidate::new(name, all, move || {
-        let time = |f: &dyn Fn() -> Tensor<2>| {
-            seconds(repeats, || {
-                Ok(timed(|| {
-                    let y = f();
-                    device.sync().map_err(|e| format!("{e:?}"))?;
-                    Ok(y)
-                })?
-                .0)
-            })
-        };
-        Ok(vec![("forward", time(&|| forward(&x, &w))?), ("backward", time(&|| back(&dy, &w))?)])
     }))
 }

@@ -9,11 +9,16 @@ mod layer;
 mod linear;
 mod train;
 mod values;
+#[cfg(feature = "burn")]
+mod with_burn;
 
 use serde_json::{Map, Value, json};
 use std::error::Error;
 use std::io::{BufRead, Write};
 use std::time::Instant;
+
+#[global_allocator]
+static ALLOCATOR: mixlora::Allocator = mixlora::Allocator;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
