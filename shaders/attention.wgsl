@@ -1,6 +1,6 @@
 // attention.wgsl - o = softmax(scale q k^T) v, causal, grouped heads; query i sits at position T - S + i
 // Entries   : forward, stats (lse and rowsum(dy * o) side by side), backward_q, backward_kv
-// Shapes    : q, o, dy, dq [B, S, H, D]  k, v, dk, dv [B, T, KV, D]  valid [B, T]  lse [B, H, S]  stats [B, H, S, 2]
+// Shapes    : q, o, dy, dq [B, S, H, D]  k, v, dk, dv [B, room, KV, D], T rows count  valid [B, T]  lse [B, H, S]  stats [B, H, S, 2]
 // Grid      : forward, backward_q: B * H * ceil(S/32) workgroups, one = 32 queries of one head; backward_kv:
 //             B * KV * ceil(T/32), one = 32 keys of one head, all query heads of its group in order;
 //             stats: one invocation = one row; all folded to 2-D
@@ -10,7 +10,7 @@
 // Limits    : 13.7 KiB shared, 128 invocations, 8 bindings; no subgroups
 // Cost      : forward 2*B*H*S*T*D flop (causal half of 4), backward 2.5 to 3.5 times that (compute bound)
 // Source    : Dao 2023, arXiv:2307.08691                     CPU: src/ops/attention/
-struct Params { b: u32, s: u32, t: u32, h: u32, kv: u32, d: u32, masked: u32, scale: f32 }
+struct Params { b: u32, s: u32, t: u32, room: u32, h: u32, kv: u32, d: u32, masked: u32, scale: f32 }
 @group(0) @binding(0) var<storage, read> q: array<f32>;
 @group(0) @binding(1) var<storage, read> k: array<f32>;
 @group(0) @binding(2) var<storage, read> v: array<f32>;
@@ -47,7 +47,7 @@ var<workgroup> partial: array<f32, 128>;
 var<workgroup> row_scale: array<f32, 32>;
 
 fn query_row(batch: u32, i: u32, h: u32) -> u32 { return ((batch * p.s + i) * p.h + h) * p.d; }
-fn key_row(batch: u32, j: u32, kvh: u32) -> u32 { return ((batch * p.t + j) * p.kv + kvh) * p.d; }
+fn key_row(batch: u32, j: u32, kvh: u32) -> u32 { return ((batch * p.room + j) * p.kv + kvh) * p.d; }
 
 fn visible(batch: u32, i: u32, j: u32) -> bool {
   if (i >= p.s || j > p.t - p.s + i) { return false; }

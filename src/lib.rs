@@ -2,6 +2,7 @@
 // Without GPUs, the parts of ops that describe kernels have no user.
 #![cfg_attr(not(feature = "gpu"), allow(dead_code, unused_imports))]
 
+mod allocator;
 mod dtype;
 mod error;
 mod rng;
@@ -26,6 +27,7 @@ pub mod ops;
 pub mod text;
 pub mod train;
 
+pub use allocator::Allocator;
 pub use device::Device;
 pub use dtype::DType;
 pub use error::{Error, Problem, Result};

@@ -13,11 +13,11 @@ macro_rules! vectorised {
             fn body<const FMA: bool>($($arg: $ty),*) $body
             #[cfg(target_arch = "x86_64")]
             {
-                #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
+                #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma,f16c")]
                 fn widest($($arg: $ty),*) {
                     body::<true>($($arg),*)
                 }
-                #[target_feature(enable = "avx2,fma")]
+                #[target_feature(enable = "avx2,fma,f16c")]
                 fn wide($($arg: $ty),*) {
                     body::<true>($($arg),*)
                 }
@@ -48,7 +48,7 @@ pub(crate) enum Level {
 #[inline]
 pub(crate) fn level() -> Level {
     use std::arch::is_x86_feature_detected as has;
-    if !(has!("avx2") && has!("fma")) {
+    if !(has!("avx2") && has!("fma") && has!("f16c")) {
         return Level::Target;
     }
     match has!("avx512f") && has!("avx512vl") && has!("avx512bw") && has!("avx512dq") {
@@ -63,11 +63,11 @@ pub(crate) fn level() -> Level {
 pub(crate) fn wide<R>(f: impl FnOnce() -> R) -> R {
     #[cfg(target_arch = "x86_64")]
     {
-        #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
+        #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma,f16c")]
         fn avx512<R>(f: impl FnOnce() -> R) -> R {
             f()
         }
-        #[target_feature(enable = "avx2,fma")]
+        #[target_feature(enable = "avx2,fma,f16c")]
         fn avx2<R>(f: impl FnOnce() -> R) -> R {
             f()
         }

@@ -2,7 +2,8 @@
 //!
 //! A differentiable function computes its output and records one [`Node`]: the tensors it came from and a
 //! closure that turns the output's gradient into theirs. What the closure captures is what is saved, and it is
-//! freed when the backward pass has used it. Only tensors that lead to a leaf are recorded.
+//! freed when the backward pass has used it. Only tensors that lead to a leaf are recorded. A function that costs
+//! little next to the memory of its output says how to compute it again: see [`Saved`].
 
 use crate::device::lock;
 use crate::tensor::fresh_id;
@@ -28,6 +29,29 @@ pub(crate) struct Node {
     name: &'static str,
     outputs: usize,
     state: Mutex<Option<State>>,
+    /// Computes the only output again, of what the closure keeps anyway.
+    again: Option<Again>,
+}
+
+type Again = Box<dyn Fn() -> Result<Tensor> + Send + Sync>;
+
+/// A tensor that a backward pass needs: kept, or computed again where its node can.
+pub(crate) enum Saved {
+    Kept(Tensor),
+    Again(Arc<Node>),
+}
+
+impl Saved {
+    /// The tensor, without history.
+    pub fn get(&self) -> Result<Tensor> {
+        match self {
+            Saved::Kept(t) => Ok(t.clone()),
+            Saved::Again(node) => match &node.again {
+                Some(again) => no_grad(again),
+                None => Err(Error::Tape(format!("'{}' cannot be computed again", node.name))),
+            },
+        }
+    }
 }
 
 /// Where a node's gradients go, and the closure that makes them. Gone once it has run.
@@ -101,10 +125,28 @@ impl Node {
         outputs: Vec<Tensor>,
         back: impl FnOnce(Vec<Option<Tensor>>) -> Result<Vec<Option<Tensor>>> + Send + 'static,
     ) -> Vec<Tensor> {
-        Node::record_raw(name, inputs, outputs, Box::new(move |_, dy| back(dy)))
+        Node::record_raw(name, inputs, outputs, Box::new(move |_, dy| back(dy)), None)
     }
 
-    fn record_raw(name: &'static str, inputs: &[&Tensor], outputs: Vec<Tensor>, back: BackFn) -> Vec<Tensor> {
+    /// [`record`](Node::record), where `again` computes the output again: the same bits.
+    pub(crate) fn record_again(
+        name: &'static str,
+        inputs: &[&Tensor],
+        output: Tensor,
+        again: impl Fn() -> Result<Tensor> + Send + Sync + 'static,
+        back: impl FnOnce(Tensor) -> Result<Vec<Option<Tensor>>> + Send + 'static,
+    ) -> Tensor {
+        let back: BackFn = Box::new(move |_, mut dy| back(dy.pop().flatten().expect("one gradient")));
+        Node::record_raw(name, inputs, vec![output], back, Some(Box::new(again))).pop().expect("one output")
+    }
+
+    fn record_raw(
+        name: &'static str,
+        inputs: &[&Tensor],
+        outputs: Vec<Tensor>,
+        back: BackFn,
+        again: Option<Again>,
+    ) -> Vec<Tensor> {
         if !recording(inputs) {
             return outputs;
         }
@@ -114,6 +156,7 @@ impl Node {
             name,
             outputs: outputs.len(),
             state: Mutex::new(Some((edges, back))),
+            again,
         });
         outputs
             .into_iter()
@@ -202,6 +245,14 @@ fn accumulate(mut old: Tensor, new: Tensor) -> Result<Tensor> {
 }
 
 impl Tensor {
+    /// This, for a backward pass: the values are kept only if they cannot be computed again.
+    pub(crate) fn saved(&self) -> Saved {
+        match &self.edge {
+            Some(Edge::Node(node, _)) if node.again.is_some() => Saved::Again(node.clone()),
+            _ => Saved::Kept(self.detach()),
+        }
+    }
+
     /// Gradients of this scalar with respect to every leaf it depends on. The tape is consumed.
     ///
     /// ```
@@ -329,5 +380,5 @@ pub fn checkpoint_many(
     let anchor = out[0].leaf();
     let mut all: Vec<&Tensor> = inputs.to_vec();
     all.push(&anchor);
-    Ok(Node::record_raw("checkpoint", &all, out, back))
+    Ok(Node::record_raw("checkpoint", &all, out, back, None))
 }

@@ -105,6 +105,36 @@ impl Tensor {
         Ok(Tensor::new(shape, DType::U32, device, storage))
     }
 
+    /// A tensor whose 32-bit words `fill` writes, where they will stay if the device computes in host memory. Not for the
+    /// reference device, which has no words.
+    pub(crate) fn from_words(
+        device: &Device,
+        dims: &[usize],
+        dtype: DType,
+        fill: impl FnOnce(&mut [u32]),
+    ) -> Result<Self> {
+        let shape = Shape::new(dims)?;
+        if let Device::Cpu(c) = device {
+            let host = match dtype {
+                DType::F32 => Host::f32s(c, shape.len()).map(|mut host| {
+                    fill(bytemuck::cast_slice_mut(host.f32_mut()));
+                    host
+                }),
+                DType::U32 => Host::u32s(c, shape.len()).map(|mut host| {
+                    fill(host.u32_mut());
+                    host
+                }),
+            };
+            return Ok(Tensor::new(shape, dtype, device, Storage::Host(host?)));
+        }
+        let mut words = vec![0; shape.len()];
+        fill(&mut words);
+        match dtype {
+            DType::F32 => Self::from_f32(device, dims, bytemuck::cast_slice(&words)),
+            DType::U32 => Self::from_u32(device, dims, &words),
+        }
+    }
+
     /// A tensor whose content nobody has written yet.
     pub(crate) fn undefined(device: &Device, shape: Shape, dtype: DType) -> Result<Self> {
         let n = shape.len();

@@ -1,5 +1,6 @@
 //! Buffers in host memory: the CPU device and its reuse pool, and the plain vectors of the reference device.
 
+use super::arena::{Arena, Piece};
 use super::lock;
 use super::memory::Memory;
 use crate::Result;
@@ -18,7 +19,8 @@ const POISON_BITS: u32 = 0x7fc0_dead; // a NaN
 pub struct Cpu {
     pub(crate) memory: Memory,
     pub(crate) threads: Option<rayon::ThreadPool>,
-    free: Mutex<HashMap<usize, Vec<Vec<u32>>>>,
+    arena: Mutex<Arena>,
+    free: Mutex<HashMap<usize, Vec<Piece>>>,
     pub(crate) guard: AtomicBool,
     broken: AtomicBool,
 }
@@ -64,13 +66,11 @@ impl Cpu {
                     self.trim();
                     self.memory.reserve(bytes)?;
                 }
-                let mut w = Vec::new();
-                if w.try_reserve_exact(cap).is_err() {
+                let piece = lock(&self.arena).piece(cap);
+                piece.map_err(|_| {
                     self.memory.release(bytes);
-                    return Err(self.memory.out_of_memory(bytes));
-                }
-                w.resize(cap, 0);
-                w
+                    self.memory.out_of_memory(bytes)
+                })?
             }
         };
         self.memory.acquire(bytes);
@@ -97,7 +97,7 @@ impl Cpu {
 /// A pooled buffer of 32-bit words, seen as `f32` or `u32`.
 #[derive(Debug)]
 pub struct Words {
-    words: Vec<u32>,
+    words: Piece,
     len: usize,
     guard: bool,
     home: Arc<Cpu>,

@@ -3,6 +3,7 @@
 //! Three lanes: the **reference** (plain f64 loops, the specification), the **CPU** (rayon, f32) and the
 //! **GPU** (WGSL through wgpu, f32). No globals: a [`Device`] is a cheap handle that is passed around.
 
+mod arena;
 mod host;
 mod memory;
 

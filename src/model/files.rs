@@ -2,7 +2,7 @@
 
 use super::{LlamaConfig, gguf_config, hf_config};
 use crate::io::{Checkpoint, GgufFile, RawTensor};
-use crate::{Device, Error, Result, Weight};
+use crate::{Device, Error, Format, Result, Weight};
 use std::path::Path;
 
 /// An open model: its configuration, and its tensors with the names and the row order of Hugging Face.
@@ -226,15 +226,16 @@ impl ModelFiles {
         other.then_some(move |row| interleaved_row(head_dim, row))
     }
 
-    /// A matrix in its storage format, with its rows in Hugging Face's order.
+    /// A matrix with its rows in Hugging Face's order, in the format of the file or in f32.
     ///
     /// # Errors
     /// Those of [`raw`](ModelFiles::raw), or the device refuses it.
-    pub fn weight(&self, name: &str, device: &Device) -> Result<Weight> {
+    pub fn weight(&self, name: &str, device: &Device, dequantise: bool) -> Result<Weight> {
         let t = self.raw(name)?;
+        let formats = [t.format, if dequantise { Format::F32 } else { t.format }];
         match self.row_order(name) {
-            Some(order) => Weight::from_raw_rows(device, t.rows, t.cols, t.bytes, t.format, order),
-            None => Weight::from_raw(device, t.rows, t.cols, t.bytes, t.format),
+            Some(order) => Weight::from_raw_as(device, [t.rows, t.cols], t.bytes, formats, order),
+            None => Weight::from_raw_as(device, [t.rows, t.cols], t.bytes, formats, |row| row),
         }
     }
 

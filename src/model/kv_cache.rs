@@ -5,7 +5,8 @@ use crate::{Result, Tensor};
 /// The cache of one running sequence (or of a batch of equal lengths).
 #[derive(Debug, Clone, Default)]
 pub struct KvCache {
-    layers: Vec<Option<(Tensor, Tensor)>>,
+    /// Keys and values `[B, room, KV, D]` of the layers so far.
+    layers: Vec<(Tensor, Tensor)>,
     len: usize,
 }
 
@@ -19,21 +20,33 @@ impl KvCache {
         self.len == 0
     }
 
-    /// Puts a layer's new keys and values behind the old ones and returns all of them.
-    pub(super) fn append(&mut self, layer: usize, k: Tensor, v: Tensor) -> Result<(Tensor, Tensor)> {
+    /// Puts a layer's new keys and values behind the old ones and returns all of them, with the room behind them.
+    pub(super) fn append(&mut self, layer: usize, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
+        let end = self.len + k.dims()[1];
         if self.layers.len() <= layer {
-            self.layers.resize(layer + 1, None);
+            self.layers.push((with_room(k, end)?, with_room(v, end)?));
         }
-        let all = match self.layers[layer].take() {
-            Some((old_k, old_v)) => (old_k.append_rows(&k)?, old_v.append_rows(&v)?),
-            None => (k, v),
-        };
-        self.layers[layer] = Some(all.clone());
-        Ok(all)
+        let (all_k, all_v) = &mut self.layers[layer];
+        for (all, new) in [(all_k, k), (all_v, v)] {
+            if all.dims()[1] < end {
+                let old = std::mem::replace(all, with_room(new, end)?);
+                all.write_rows(0, &old)?;
+            }
+            all.write_rows(self.len, new)?;
+        }
+        Ok(self.layers[layer].clone())
     }
 
     /// Counts the positions of a finished step.
     pub(super) fn advance(&mut self, n: usize) {
         self.len += n;
     }
+}
+
+/// Zeros for `positions` of rows like those of `like`, and for half as many again: so that all copies of a growing
+/// cache cost no more than a few times its final size.
+fn with_room(like: &Tensor, positions: usize) -> Result<Tensor> {
+    let mut dims = like.dims().to_vec();
+    dims[1] = (positions + positions / 2).next_multiple_of(64);
+    Tensor::zeros(like.device(), &dims)
 }

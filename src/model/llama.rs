@@ -214,12 +214,16 @@ impl Block {
             None => Err(Error::Shape { op: "llama", what: "an adapter returned too few outputs".into() }),
         };
         let q = heads(c.num_attention_heads)?.rope(&self.rope, &self.positions)?;
-        let mut k = heads(c.num_key_value_heads)?.rope(&self.rope, &self.positions)?;
-        let mut v = heads(c.num_key_value_heads)?;
-        if let Some(cache) = cache {
-            (k, v) = cache.append(self.index, k, v)?;
-        }
-        let a = q.attention(&k, &v, self.valid.as_ref(), (c.head_dim as f32).powf(-0.5))?;
+        let k = heads(c.num_key_value_heads)?.rope(&self.rope, &self.positions)?;
+        let v = heads(c.num_key_value_heads)?;
+        let (valid, scale) = (self.valid.as_ref(), (c.head_dim as f32).powf(-0.5));
+        let a = match cache {
+            None => q.attention(&k, &v, valid, scale)?,
+            Some(cache) => {
+                let (k, v) = cache.append(self.index, &k, &v)?;
+                q.cached_attention(&k, &v, cache.len() + s, valid, scale)?
+            }
+        };
         let a = a.reshape(&[b, s, c.num_attention_heads * c.head_dim])?;
         let x = x.add(&layer.o.forward(&a, pass)?.swap_remove(0))?;
         let h = x.rms_norm(&layer.post_norm, c.rms_norm_eps)?;

@@ -4,7 +4,7 @@ use super::llama::Layer;
 use super::{Llama, ModelFiles};
 use crate::nn::{LinearGroup, Mlp};
 use crate::ops::rope::Rope;
-use crate::{Device, Error, Format, Linear, Result, Tensor, Weight};
+use crate::{Device, Error, Linear, Result, Tensor};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -43,13 +43,7 @@ impl Llama {
         let notes = check(files, options)?;
         let config = files.config().clone();
         let c = &config;
-        let weight = |name: &str| -> Result<Weight> {
-            let w = files.weight(name, device)?;
-            match options.dequantize && w.format() != Format::F32 {
-                true => w.with_format(Format::F32),
-                false => Ok(w),
-            }
-        };
+        let weight = |name: &str| files.weight(name, device, options.dequantize);
         let vector = |name: &str| -> Result<Tensor> {
             let v = files.values(name)?;
             Tensor::from_f32(device, &[v.len()], &v)

@@ -269,11 +269,14 @@ impl Tensor {
     /// The shapes differ.
     pub fn swiglu(&self, up: &Tensor) -> Result<Tensor> {
         let y = run(&Activation::Swiglu, &[self, up])?.swap_remove(0);
-        let kept = recording(&[self, up]).then(|| (self.detach(), up.detach()));
+        let (gate, up_value) = (self.detach(), up.detach());
+        let again = {
+            let (gate, up) = (gate.clone(), up_value.clone());
+            move || Ok(run(&Activation::Swiglu, &[&gate, &up])?.swap_remove(0))
+        };
         let (need_gate, need_up) = (self.requires_grad(), up.requires_grad());
-        Ok(Node::record("swiglu", &[self, up], y, move |dy| {
-            let (gate, up) = kept.expect("kept while recording");
-            let mut d = run(&Activation::SwigluBackward, &[&gate, &up, &dy])?;
+        Ok(Node::record_again("swiglu", &[self, up], y, again, move |dy| {
+            let mut d = run(&Activation::SwigluBackward, &[&gate, &up_value, &dy])?;
             let (dup, dgate) = (d.swap_remove(1), d.swap_remove(0));
             Ok(vec![need_gate.then_some(dgate), need_up.then_some(dup)])
         }))

@@ -43,12 +43,13 @@ static SHADER: Shader = Shader {
 /// Longest row of a head: what the accumulators of an invocation hold.
 const MAX_HEAD: usize = 256;
 
-/// Shapes of one call: q `[B, S, H, D]`, k and v `[B, T, KV, D]`.
+/// Shapes of one call: q `[B, S, H, D]`, k and v `[B, room, KV, D]`, of which T rows count.
 #[derive(Debug, Clone, Copy)]
 struct Dims {
     b: usize,
     s: usize,
     t: usize,
+    room: usize,
     h: usize,
     kv: usize,
     d: usize,
@@ -61,12 +62,14 @@ impl Dims {
         self.t - self.s
     }
 
-    fn of(q: &Tensor, k: &Tensor, v: &Tensor, valid: Option<&&Tensor>, scale: f32) -> Result<Dims> {
+    /// `keys` of the rows of k and v count, or all.
+    fn of(x: &[&Tensor], valid: Option<&&Tensor>, keys: Option<usize>, scale: f32) -> Result<Dims> {
+        let (q, k, v) = (x[0], x[1], x[2]);
         let refuse = |why: &str| {
             let shapes = format!("q {}, k {}, v {}", q.shape(), k.shape(), v.shape());
             Err(Error::shape("attention", format!("{shapes}: {why}")))
         };
-        let ([b, s, h, d], [kb, t, kv, kd]) = (q.dims(), k.dims()) else {
+        let ([b, s, h, d], [kb, room, kv, kd]) = (q.dims(), k.dims()) else {
             return refuse("q must be [B, S, H, D], k and v [B, T, KV, D]");
         };
         if k.shape() != v.shape() || b != kb || d != kd {
@@ -75,16 +78,20 @@ impl Dims {
         if *kv == 0 || !h.is_multiple_of(*kv) || *h == 0 {
             return refuse("the number of query heads must be a multiple of the number of key heads");
         }
-        if t < s {
+        let t = keys.unwrap_or(*room);
+        if t > *room {
+            return refuse(&format!("there are no {t} keys"));
+        }
+        if t < *s {
             return refuse("there are fewer keys than queries");
         }
         if *d == 0 || *d > MAX_HEAD {
             return refuse(&format!("the head size must be 1 to {MAX_HEAD}"));
         }
-        if let Some(m) = valid.filter(|m| m.dims() != [*b, *t]) {
+        if let Some(m) = valid.filter(|m| m.dims() != [*b, t]) {
             return refuse(&format!("the key mask {} must be [B, T]", m.shape()));
         }
-        Ok(Dims { b: *b, s: *s, t: *t, h: *h, kv: *kv, d: *d, scale })
+        Ok(Dims { b: *b, s: *s, t, room: *room, h: *h, kv: *kv, d: *d, scale })
     }
 
     /// Calls `f` with every visible pair of query and key: batch, query head, query, key.
@@ -106,7 +113,7 @@ impl Dims {
     }
     /// First element of a key's row, for a query head.
     fn key(&self, b: usize, j: usize, h: usize) -> usize {
-        ((b * self.t + j) * self.kv + h / (self.h / self.kv)) * self.d
+        ((b * self.room + j) * self.kv + h / (self.h / self.kv)) * self.d
     }
     /// Scale times the inner product of a query and a key.
     fn score(&self, q: &[f64], k: &[f64], b: usize, h: usize, i: usize, j: usize) -> f64 {
@@ -118,6 +125,8 @@ impl Dims {
 /// `(q, k, v[, valid]) -> (o, lse)`
 struct Forward {
     scale: f32,
+    /// Keys that count; by default all.
+    keys: Option<usize>,
 }
 
 /// `(q, k, v, o, lse, dy[, valid]) -> (dq, dk, dv)`
@@ -133,12 +142,12 @@ impl Op for Forward {
     fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
         x[..3].iter().try_for_each(|t| t.expect(self.name(), DType::F32))?;
         x[3..].iter().try_for_each(|t| t.expect(self.name(), DType::U32))?;
-        let dims = Dims::of(x[0], x[1], x[2], x.get(3), self.scale)?;
+        let dims = Dims::of(x, x.get(3), self.keys, self.scale)?;
         Ok(vec![Meta::like(x[0]), Meta::f32(&[dims.b, dims.h, dims.s])?])
     }
 
     fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
-        let z = Dims::of(x[0], x[1], x[2], x.get(3), self.scale).expect("checked by infer");
+        let z = Dims::of(x, x.get(3), self.keys, self.scale).expect("checked by infer");
         let (q, k, v, valid) = (x[0].f64(), x[1].f64(), x[2].f64(), x.get(3).map(|m| m.u32()));
         let [o, lse] = y else { unreachable!() };
         let (o, lse) = (o.f64_mut(), lse.f64_mut());
@@ -162,14 +171,14 @@ impl Op for Forward {
     }
 
     fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
-        let dims = Dims::of(x[0], x[1], x[2], x.get(3), self.scale).expect("checked by infer");
+        let dims = Dims::of(x, x.get(3), self.keys, self.scale).expect("checked by infer");
         let [o, lse] = y else { unreachable!() };
         host::forward(&dims, host_inputs(x, x.get(3)), o.f32_mut(), lse.f32_mut());
     }
 
     #[cfg(feature = "gpu")]
     fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
-        let dims = Dims::of(x[0], x[1], x[2], x.get(3), self.scale)?;
+        let dims = Dims::of(x, x.get(3), self.keys, self.scale)?;
         gpu::forward(gpu, &dims, &device_inputs(x, x.get(3)), y[0].buffer(), y[1].buffer())
     }
 }
@@ -194,7 +203,7 @@ impl Op for Backward {
     }
 
     fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
-        let z = Dims::of(x[0], x[1], x[2], x.get(6), self.scale).expect("checked by infer");
+        let z = Dims::of(x, x.get(6), None, self.scale).expect("checked by infer");
         let (q, k, v, valid) = (x[0].f64(), x[1].f64(), x[2].f64(), x.get(6).map(|m| m.u32()));
         let (o, lse, dy) = (x[3].f64(), x[4].f64(), x[5].f64());
         let [dq, dk, dv] = y else { unreachable!() };
@@ -215,7 +224,7 @@ impl Op for Backward {
     }
 
     fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
-        let dims = Dims::of(x[0], x[1], x[2], x.get(6), self.scale).expect("checked by infer");
+        let dims = Dims::of(x, x.get(6), None, self.scale).expect("checked by infer");
         let kept = host::Outputs { o: x[3].f32(), lse: x[4].f32(), dy: x[5].f32() };
         let [dq, dk, dv] = y else { unreachable!() };
         host::backward(&dims, host_inputs(x, x.get(6)), kept, dq.f32_mut(), dk.f32_mut(), dv.f32_mut());
@@ -223,7 +232,7 @@ impl Op for Backward {
 
     #[cfg(feature = "gpu")]
     fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
-        let dims = Dims::of(x[0], x[1], x[2], x.get(6), self.scale)?;
+        let dims = Dims::of(x, x.get(6), None, self.scale)?;
         let kept = [x[3].buffer(), x[4].buffer(), x[5].buffer()];
         let grads = [y[0].buffer(), y[1].buffer(), y[2].buffer()];
         gpu::backward(gpu, &dims, &device_inputs(x, x.get(6)), kept, grads)
@@ -252,7 +261,7 @@ impl Tensor {
     pub fn attention(&self, k: &Tensor, v: &Tensor, valid: Option<&Tensor>, scale: f32) -> Result<Tensor> {
         let mut x = vec![self, k, v];
         x.extend(valid);
-        let mut out = run(&Forward { scale }, &x)?;
+        let mut out = run(&Forward { scale, keys: None }, &x)?;
         let (lse, o) = (out.swap_remove(1), out.swap_remove(0));
         if !crate::tape::recording(&[self, k, v]) {
             return Ok(o);
@@ -268,6 +277,24 @@ impl Tensor {
             let grads = run(&Backward { scale }, &x)?;
             Ok(grads.into_iter().zip(need).map(|(g, need)| need.then_some(g)).collect())
         }))
+    }
+
+    /// [`attention`](Tensor::attention) over the first `keys` rows of a cache: k and v `[B, room, KV, D]` hold more, which
+    /// are not read; `valid` is `[B, keys]`. Not recorded.
+    ///
+    /// # Errors
+    /// As for attention, or the cache has fewer rows.
+    pub fn cached_attention(
+        &self,
+        k: &Tensor,
+        v: &Tensor,
+        keys: usize,
+        valid: Option<&Tensor>,
+        scale: f32,
+    ) -> Result<Tensor> {
+        let mut x = vec![self, k, v];
+        x.extend(valid);
+        Ok(run(&Forward { scale, keys: Some(keys) }, &x)?.swap_remove(0))
     }
 }
 
@@ -289,6 +316,27 @@ fn case([b, s, t, h, kv, d]: [usize; 6], padding: Option<fn(usize, usize) -> u32
     .cost(4 * pairs * d, 4 * (2 * b * s * h * d + 2 * b * t * kv * d))
     // With one visible key the weight is 1 whatever the score: gradients of q and k are zero on paper.
     .floor(if t == 1 { 1.0 } else { 1e-30 })
+}
+
+/// Over the first rows of a cache; the others hold NaN.
+fn cached([b, s, t, room, h, kv, d]: [usize; 7]) -> Case {
+    let keys = [b, t, kv, d];
+    let inputs = [("q", [b, s, h, d]), ("k", keys), ("v", keys)];
+    let inputs = inputs.iter().map(|(name, dims)| Operand::normal(name, dims).frozen()).collect();
+    let mask: Vec<u32> = (0..b * t).map(|i| u32::from(i % 7 != 3)).collect();
+    Case::new(format!("B{b} S{s} T{t} of {room} H{h}/{kv} D{d}"), inputs, move |x| {
+        let device = x[0].device();
+        let mut cache = [1, 2].map(|_| Tensor::full(device, &[b, room, kv, d], f32::NAN));
+        for (cache, x) in cache.iter_mut().zip(&x[1..]) {
+            if let Ok(cache) = cache {
+                cache.write_rows(0, x)?;
+            }
+        }
+        let ([k, v], valid) = (cache, Tensor::from_u32(device, &[b, t], &mask)?);
+        Ok(vec![x[0].cached_attention(&k?, &v?, t, Some(&valid), 0.3)?])
+    })
+    .sums(t * d)
+    .cost(4 * b * h * s * t * d, 8 * b * t * kv * d)
 }
 
 fn cases() -> Vec<Case> {
@@ -314,6 +362,7 @@ fn cases() -> Vec<Case> {
     let mut many = case([33_000, 1, 2, 2, 1, 1], None);
     many.inputs = many.inputs.into_iter().map(Operand::frozen).collect();
     all.push(many);
+    all.extend([cached([2, 1, 5, 9, 4, 2, 8]), cached([2, 3, 40, 64, 2, 1, 16])]);
     all
 }
 

@@ -114,7 +114,7 @@ fn cases() -> Vec<Case> {
         let shard = 4 * (format.row_words(d) * rows.div_ceil(3).max(1)).max(1) as u64;
         let label = format!("{} [{rows}, {d}] by {dims:?}", format.name());
         let run = move |x: &[Tensor]| {
-            let w = Weight::raw_sharded(x[0].device(), [rows, d], &bytes, format, None, shard)?;
+            let w = Weight::raw_sharded(x[0].device(), [rows, d], &bytes, [format; 2], None, shard)?;
             Ok(vec![w.embedding(&x[0])?])
         };
         let packed = 4 * n * format.row_words(d);

@@ -276,7 +276,7 @@ fn case([r, d, v]: [usize; 3], skip: usize, format: Format, shard: u64, force: O
         let device = x[0].device();
         let weight = match format.block_len() {
             1 => Weight::sharded(device, v, d, &values, format, shard)?,
-            _ => Weight::raw_sharded(device, [v, d], &blocks, format, None, shard)?,
+            _ => Weight::raw_sharded(device, [v, d], &blocks, [format; 2], None, shard)?,
         };
         Ok(vec![HeadLoss { weight, gradient: false, force }.record(&x[0], &x[1])?])
     })

@@ -61,7 +61,7 @@ pub fn mixture_linears(
         return Ok(y);
     }
     let saved = Backward {
-        x: x.detach(),
+        x: x.saved(),
         a: a.detach(),
         b: b.iter().map(Tensor::detach).collect(),
         weights: linears.iter().map(|l| l.weight.clone()).collect(),

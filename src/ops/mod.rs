@@ -62,8 +62,8 @@ ops! {
     factor_expand,
     /// Rows repeated for their experts, and summed back.
     repeat_rows,
-    /// New positions behind old ones, for key/value caches.
-    append_rows,
+    /// New positions in the room of key/value caches.
+    write_rows,
     /// How often factors were chosen, and balancing biases.
     routing_load,
     /// `silu`, `gelu`, `gelu_erf`, `sigmoid`, and `silu(gate) * up`.

@@ -126,7 +126,11 @@ impl Tensor {
         let (inv, y) = (out.swap_remove(1), out.swap_remove(0));
         let (x, w_value) = (self.detach(), w.detach());
         let (need_x, need_w) = (self.requires_grad(), w.requires_grad());
-        Ok(Node::record("rms_norm", &[self, w], y, move |dy| {
+        let again = {
+            let (x, w) = (x.clone(), w_value.clone());
+            move || Ok(run(&Forward { eps }, &[&x, &w])?.swap_remove(0))
+        };
+        Ok(Node::record_again("rms_norm", &[self, w], y, again, move |dy| {
             let dx = match need_x {
                 true => Some(run(&BackwardX, &[&x, &w_value, &inv, &dy])?.swap_remove(0)),
                 false => None,

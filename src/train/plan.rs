@@ -168,9 +168,10 @@ fn adapter_values(c: &LlamaConfig, config: &RunConfig) -> Result<(u64, u64)> {
 
 /// Floats that are kept for the backward pass, and the most that pass through at a time.
 ///
-/// A layer keeps per row: its input, both norms' outputs and the sum between (4 D); rotated q, k, and v with the
-/// attention's output (2 Q + 2 KV) and its row statistics; gate, up and their product (3 F); and the products with
-/// the chosen A factors. With recomputation only the input is kept, and one layer at a time is whole.
+/// A layer keeps per row: its input and the sum between (2 D); rotated q, k, and v with the attention's output
+/// (2 Q + 2 KV) and its row statistics; gate and up (2 F); and the products with the chosen A factors. Routers that
+/// score every token also keep what they read: both norms' outputs and the product of gate and up (2 D + F). With
+/// recomputation only the input is kept, and one layer at a time is whole.
 fn activations(c: &LlamaConfig, config: &RunConfig, seq: usize) -> (u64, u64) {
     let n = |v: usize| v as u64;
     let rows = n(config.train.micro_batch) * n(seq);
@@ -180,11 +181,13 @@ fn activations(c: &LlamaConfig, config: &RunConfig, seq: usize) -> (u64, u64) {
     // mixlora-ffn keeps gate, up and their product for every chosen expert.
     let block = find(&config.method).is_ok_and(|m| m.hook == Hook::Mlp);
     let copies = if block { n(config.options.top_k) } else { 1 };
+    let by_token = matches!(config.method.as_str(), "smora" | "rank-wise" | "flylora" | "mixlora-ffn");
     let shrunk = match config.method.as_str() {
         "smora" | "rank-wise" | "flylora" => 7 * (n(config.options.r) + 3 * n(config.options.top_k)),
         _ => 7 * n(config.options.r) * copies,
     };
-    let layer = 4 * d + 2 * q + 2 * kv + heads + 3 * f * copies + shrunk;
+    let read = if by_token { 2 * d + f * copies } else { 0 };
+    let layer = 2 * d + 2 * q + 2 * kv + heads + 2 * f * copies + read + shrunk;
     let kept = match config.train.recompute {
         true => rows * (layers * d + layer),
         false => rows * layers * layer,

@@ -4,14 +4,14 @@
 //! have the same bits everywhere: nothing is contracted. The order of operations is ggml's.
 
 use super::format::Format;
-use crate::simd::{self, vectorised};
+use crate::simd::vectorised;
 
 #[cfg(target_endian = "big")]
 compile_error!("packed words are read as little-endian bytes");
 
 /// The value of an IEEE half; exact, subnormal ones included.
 #[inline(always)]
-fn half(h: u32) -> f32 {
+pub(super) fn half(h: u32) -> f32 {
     let (sign, magnitude) = ((h & 0x8000) << 16, h & 0x7fff);
     // Exponents are moved up by 224 and back by 112: infinities and NaN survive.
     let normal = f32::from_bits((magnitude << 13) + (224 << 23)) * f32::from_bits((127 - 112) << 23);
@@ -172,7 +172,7 @@ fn q6_k(words: &[u32], scales: &[u32], out: &mut [f32]) {
 }
 
 #[inline(always)]
-fn decode_here(format: Format, words: &[u32], out: &mut [f32]) {
+pub(super) fn decode_here(format: Format, words: &[u32], out: &mut [f32]) {
     let (mut quants, mut high, mut scales) = (words, &[][..], &[][..]);
     if let Some(l) = format.layout() {
         let blocks = out.len() / l.block;
@@ -217,83 +217,9 @@ fn decode_here(format: Format, words: &[u32], out: &mut [f32]) {
     }
 }
 
-/// Sum over blocks of 32 of `d (q . x) + m sum x`: the values of a block are never made. `scale` is the scale and the
-/// minimum of a block, `low` and `high` the quants of its halves.
-#[inline(always)]
-fn block_dot<const FMA: bool, const N: usize>(
-    quants: &[u32],
-    x: &[f32],
-    scale: impl Fn(usize) -> (f32, f32),
-    low: impl Fn(&[u8; N], usize) -> f32,
-    high: impl Fn(&[u8; N], usize) -> f32,
-) -> f32 {
-    let mul_add = simd::mul_add::<FMA>;
-    let (quants, _) = bytes(quants).as_chunks::<N>();
-    let (x, _) = x.as_chunks::<32>();
-    let (mut sums, mut least) = ([0f32; simd::LANES], [0f32; simd::LANES]);
-    for (group, (x, quants)) in x.chunks(TOGETHER).zip(quants.chunks(TOGETHER)).enumerate() {
-        let (mut d, mut m) = ([0f32; TOGETHER], [0f32; TOGETHER]);
-        for i in 0..TOGETHER {
-            (d[i], m[i]) = scale(group * TOGETHER + i);
-        }
-        for (i, (x, q)) in x.iter().zip(quants).enumerate() {
-            one_by_one();
-            let (near, far) = x.split_at(16);
-            for l in 0..16 {
-                let part = mul_add(high(q, l), far[l], low(q, l) * near[l]);
-                sums[l] = mul_add(d[i], part, sums[l]);
-                least[l] = mul_add(m[i], near[l] + far[l], least[l]);
-            }
-        }
-    }
-    (0..16).for_each(|l| sums[l] += least[l]);
-    simd::tree(sums)
-}
-
-/// Inner product of a packed row with `x`, where it is cheaper than to decode the row first.
-#[inline(always)]
-fn dot_here<const FMA: bool>(format: Format, words: &[u32], x: &[f32]) -> Option<f32> {
-    let l = format.layout()?;
-    let (quants, scales) = words.split_at(x.len() / l.block * (l.quants.1 + l.high.1) / 4);
-    // Past the last block there is none: the words of its group are.
-    let word = |at: usize| scales.get(at).copied().unwrap_or(0);
-    let one = |b: usize| half(word(b / 2) >> (16 * (b % 2)) & 0xffff);
-    let low = |q: &[u8; 16], i: usize| (q[i] & 15) as f32;
-    let high = |q: &[u8; 16], i: usize| (q[i] >> 4) as f32;
-    let signed = |q: &[u8; 32], i: usize| (q[i] as i8) as f32;
-    Some(match format {
-        Format::Q8_0 => block_dot::<FMA, 32>(quants, x, |b| (one(b), 0.0), signed, |q, i| signed(q, i + 16)),
-        Format::Q4_0 => block_dot::<FMA, 16>(quants, x, |b| (one(b), -8.0 * one(b)), low, high),
-        Format::Q4_1 => block_dot::<FMA, 16>(quants, x, |b| both(word(b)), low, high),
-        _ => return None,
-    })
-}
-
 vectorised! {
     fn decode_row(format: Format, words: &[u32], out: &mut [f32]) {
         decode_here(format, words, out);
-    }
-}
-
-vectorised! {
-    fn dots(format: Format, words: &[u32], x: &[f32], row: &mut [f32], y: &mut [f32]) {
-        let n = row.len();
-        if let [y] = y
-            && let Some(sum) = dot_here::<FMA>(format, words, &x[..n])
-        {
-            *y = sum;
-            return;
-        }
-        let row = match format {
-            Format::F32 => &bytemuck::cast_slice(words)[..n],
-            _ => {
-                decode_here(format, words, row);
-                &*row
-            }
-        };
-        for (y, x) in y.iter_mut().zip(x.chunks_exact(n)) {
-            *y = simd::dot::<FMA>(row, x);
-        }
     }
 }
 
@@ -301,11 +227,6 @@ impl Format {
     /// A packed row as values.
     pub(super) fn decode(self, words: &[u32], out: &mut [f32]) {
         decode_row(self, words, out);
-    }
-
-    /// Inner products of a packed row with rows of `x`, one for each `y`. `row` is where it is decoded; not empty.
-    pub(super) fn dots(self, words: &[u32], x: &[f32], row: &mut [f32], y: &mut [f32]) {
-        dots(self, words, x, row, y);
     }
 }
 
@@ -321,25 +242,6 @@ mod tests {
                 got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan(),
                 "{bits:04x} {got} {want}"
             );
-        }
-    }
-
-    #[test]
-    fn a_packed_row_has_the_inner_product_of_its_values() {
-        for format in Format::ALL {
-            for blocks in [1, 3, 16, 21] {
-                let cols = blocks * format.block_len();
-                let raw = crate::weight::sample(format, 1, cols, 5);
-                let (mut words, mut row) = (vec![0; format.row_words(cols)], vec![0f32; cols]);
-                format.pack(&raw, &mut words);
-                format.decode(&words, &mut row);
-                let x = crate::rng::Stream::new(6).normal_vec(cols, 1.0);
-                let products = row.iter().zip(&x).map(|(a, b)| *a as f64 * *b as f64);
-                let (want, size) = products.fold((0.0, 1e-9), |(sum, size), v| (sum + v, size + v.abs()));
-                let mut y = [f32::NAN];
-                format.dots(&words, &x, &mut row, &mut y);
-                assert!((y[0] as f64 - want).abs() < 1e-5 * size, "{format:?} {blocks}: {} {want}", y[0]);
-            }
         }
     }
 

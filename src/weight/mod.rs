@@ -4,9 +4,11 @@
 //! shards that fit one GPU binding, so that an output head larger than a binding works.
 
 mod decode;
+mod dots;
 mod format;
 mod sample;
 
+use dots::Input;
 pub use format::Format;
 pub(crate) use sample::sample;
 
@@ -103,7 +105,7 @@ impl Weight {
     /// `cols` is not a multiple of the block length, the number of bytes is not that of `[rows, cols]`, or one row
     /// does not fit a binding of the device.
     pub fn from_raw(device: &Device, rows: usize, cols: usize, bytes: &[u8], format: Format) -> Result<Self> {
-        Self::raw_sharded(device, [rows, cols], bytes, format, None, shard_limit(device))
+        Self::raw_sharded(device, [rows, cols], bytes, [format; 2], None, shard_limit(device))
     }
 
     /// Like [`from_raw`](Weight::from_raw), with row `row_order(i)` of the bytes as row `i`.
@@ -118,15 +120,26 @@ impl Weight {
         format: Format,
         row_order: impl Fn(usize) -> usize,
     ) -> Result<Self> {
+        Self::from_raw_as(device, [rows, cols], bytes, [format; 2], row_order)
+    }
+
+    /// Like [`from_raw_rows`](Weight::from_raw_rows), from the first format and stored in the second: the same, or f32.
+    pub(crate) fn from_raw_as(
+        device: &Device,
+        [rows, cols]: [usize; 2],
+        bytes: &[u8],
+        formats: [Format; 2],
+        row_order: impl Fn(usize) -> usize,
+    ) -> Result<Self> {
         // The number of rows is bounded by the bytes before a list of them is made.
-        if Self::raw_row_bytes([rows, cols], bytes, format)? == 0 {
-            return Self::from_raw(device, rows, cols, bytes, format);
+        if Self::raw_row_bytes([rows, cols], bytes, formats[0])? == 0 {
+            return Self::raw_sharded(device, [rows, cols], bytes, formats, None, shard_limit(device));
         }
         let order: Vec<usize> = (0..rows).map(row_order).collect();
         if let Some(i) = order.iter().position(|&r| r >= rows) {
             return refuse(format!("row {i} is taken from row {} of {rows}", order[i]));
         }
-        Self::raw_sharded(device, [rows, cols], bytes, format, Some(&order), shard_limit(device))
+        Self::raw_sharded(device, [rows, cols], bytes, formats, Some(&order), shard_limit(device))
     }
 
     /// Bytes of a row.
@@ -148,14 +161,21 @@ impl Weight {
         device: &Device,
         [rows, cols]: [usize; 2],
         bytes: &[u8],
-        format: Format,
+        [format, stored]: [Format; 2],
         order: Option<&[usize]>,
         shard_bytes: u64,
     ) -> Result<Self> {
         let row_bytes = Self::raw_row_bytes([rows, cols], bytes, format)?;
-        Self::build(device, rows, cols, format, shard_bytes, |row, words| {
+        Self::build(device, rows, cols, stored, shard_bytes, |row, words| {
             let row = order.map_or(row, |o| o[row]);
-            format.pack(&bytes[row * row_bytes..][..row_bytes], words);
+            let raw = &bytes[row * row_bytes..][..row_bytes];
+            if stored == format {
+                return format.pack(raw, words);
+            }
+            with_words(format.row_words(cols), |packed| {
+                format.pack(raw, packed);
+                format.decode(packed, bytemuck::cast_slice_mut(words));
+            });
         })
     }
 
@@ -183,26 +203,24 @@ impl Weight {
         let mut first = 0;
         while first < rows || shards.is_empty() {
             let n = per_shard.min(rows - first);
-            let mut words = vec![0u32; n * row_words];
-            words
-                .par_chunks_mut(row_words.max(1))
-                .with_min_len(rows_per_task(cols))
-                .enumerate()
-                .for_each(|(i, words)| row(first + i, words));
-            shards.push(Shard { first, rows: n, data: Self::store(device, [n, cols], &words, format)? });
+            let fill = |words: &mut [u32]| {
+                let rows = words.par_chunks_mut(row_words.max(1)).with_min_len(rows_per_task(cols));
+                rows.enumerate().for_each(|(i, words)| row(first + i, words));
+            };
+            let data = match (device, format) {
+                // The reference computes on what the other lanes decode.
+                (Device::Reference, _) => {
+                    let mut words = vec![0; n * row_words];
+                    fill(&mut words);
+                    Tensor::from_f32(device, &[n, cols], &decode_rows(format, [n, cols], &words))
+                }
+                (_, Format::F32) => Tensor::from_words(device, &[n, cols], DType::F32, fill),
+                _ => Tensor::from_words(device, &[n, row_words], DType::U32, fill),
+            };
+            shards.push(Shard { first, rows: n, data: data? });
             first += n;
         }
         Ok(Weight(Arc::new(Inner { rows, cols, format, device: device.clone(), shards })))
-    }
-
-    fn store(device: &Device, [rows, cols]: [usize; 2], words: &[u32], format: Format) -> Result<Tensor> {
-        let dims = [rows, cols];
-        match device {
-            _ if format == Format::F32 => Tensor::from_f32(device, &dims, bytemuck::cast_slice(words)),
-            // The reference computes on what the other lanes decode.
-            Device::Reference => Tensor::from_f32(device, &dims, &decode_rows(format, dims, words)),
-            _ => Tensor::from_u32(device, &[rows, format.row_words(cols)], words),
-        }
     }
 
     /// All values, `[rows, cols]`; on a GPU this submits and waits.
@@ -228,10 +246,11 @@ impl Weight {
     /// # Errors
     /// The format is one of blocks and another than now, or the device failed.
     pub fn with_format(&self, format: Format) -> Result<Self> {
+        let Inner { rows, cols, ref device, .. } = *self.0;
         if format == self.0.format {
             return Ok(self.clone());
         }
-        Self::new(&self.0.device, self.0.rows, self.0.cols, &self.to_f32()?, format)
+        Self::new(device, rows, cols, &self.to_f32()?, format)
     }
 
     /// Number of rows: outputs of a linear layer.
@@ -285,16 +304,19 @@ impl Weight {
         }
     }
 
-    /// Inner products of one row of a shard with rows of `x` `[y.len(), cols]`, on the CPU. `row` has `cols` elements.
-    pub(crate) fn dots(&self, shard: &Shard, index: usize, x: &[f32], row: &mut [f32], y: &mut [f32]) {
+    /// `m` rows of `x` `[m, cols]`, for [`dots`](Weight::dots).
+    pub(crate) fn input<'a>(&self, x: &'a [f32], m: usize) -> Input<'a> {
+        self.0.format.input(x, m)
+    }
+
+    /// Inner products of rows of a shard with those of `x`, into `y` `[rows, m]`, on the CPU.
+    pub(crate) fn dots(&self, shard: &Shard, rows: Range<usize>, x: &Input<'_>, y: &mut [f32]) {
+        let cols = self.0.cols;
         let words = match shard.data.dtype() {
-            DType::F32 => bytemuck::cast_slice(&shard.data.f32()[index * self.0.cols..][..self.0.cols]),
-            DType::U32 => self.words(shard, index..index + 1),
+            DType::F32 => bytemuck::cast_slice(&shard.data.f32()[rows.start * cols..rows.end * cols]),
+            DType::U32 => self.words(shard, rows),
         };
-        match row.is_empty() {
-            true => y.fill(0.0),
-            false => self.0.format.dots(words, x, row, y),
-        }
+        self.0.format.dots(cols, words, x, y);
     }
 
     /// The shard that has a row.
@@ -322,6 +344,17 @@ pub(crate) fn values(rows: usize, cols: usize, bytes: &[u8], format: Format) -> 
         },
     );
     Ok(out)
+}
+
+/// Words that are not kept.
+fn with_words(len: usize, f: impl FnOnce(&mut [u32])) {
+    thread_local! {
+        static WORDS: std::cell::Cell<Vec<u32>> = const { std::cell::Cell::new(Vec::new()) };
+    }
+    let mut words = WORDS.take();
+    words.resize(len, 0);
+    f(&mut words);
+    WORDS.set(words);
 }
 
 /// Rows of one parallel task.

@@ -50,6 +50,9 @@ mod verify;
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
+#[global_allocator]
+static ALLOCATOR: mixlora::Allocator = mixlora::Allocator;
+
 /// Fine-tune frozen models with mixtures of low-rank factors.
 #[derive(Parser)]
 #[command(name = "mixlora", version, subcommand_required = true, arg_required_else_help = true)]

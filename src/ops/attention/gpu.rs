@@ -29,8 +29,9 @@ fn launch(
         (_, 65..=128) => &VARIANTS[1],
         _ => &VARIANTS[2],
     };
-    let [b, s, t, h, kv, d] = [dims.b, dims.s, dims.t, dims.h, dims.kv, dims.d].map(|n| n as u32);
-    let params = [b, s, t, h, kv, d, u32::from(masked), dims.scale.to_bits()];
+    let [b, s, t, room] = [dims.b, dims.s, dims.t, dims.room].map(|n| n as u32);
+    let [h, kv, d] = [dims.h, dims.kv, dims.d].map(|n| n as u32);
+    let params = [b, s, t, room, h, kv, d, u32::from(masked), dims.scale.to_bits()];
     Kernel { shader: &SHADER, entry, variant }.run(gpu, bind, &params, groups, flops)
 }
 

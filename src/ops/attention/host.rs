@@ -3,7 +3,7 @@
 use super::Dims;
 use crate::ops::gemm::{Mat, gemm_here};
 use crate::ops::math::{dot, exp, max, sum};
-use crate::simd::wide;
+use crate::simd::{add_rows, dots, vectorised, wide};
 use rayon::prelude::*;
 
 /// Queries and keys of one score block: with D = 64 everything stays in the first two cache levels.
@@ -11,6 +11,18 @@ const QUERIES: usize = 64;
 const KEYS: usize = 128;
 /// Heads whose private gradients of k and v are held at once: memory against parallel tasks.
 const HEADS_AT_ONCE: usize = 16;
+
+// One query, as in generation: a dense product would be mostly preparation.
+vectorised! {
+    fn dots_of_rows(x: &[f32], rows: Vec<&[f32]>, out: &mut [f32]) {
+        dots::<FMA>(out, x, &rows);
+    }
+}
+vectorised! {
+    fn add_scaled_rows(scales: &[f32], rows: Vec<&[f32]>, out: &mut [f32]) {
+        add_rows::<FMA>(out, scales, &rows);
+    }
+}
 
 /// Inputs of both directions.
 #[derive(Clone, Copy)]
@@ -41,16 +53,30 @@ impl<'a> Head<'a> {
         let Dims { s, h, d, .. } = *self.dims;
         &data[((self.batch * s + i) * h + self.head) * d..][..d]
     }
-    /// Rows `j0 .. j0 + n` of this head's keys in a tensor `[B, T, KV, D]`.
+    /// Rows `j0 .. j0 + n` of this head's keys in a tensor `[B, room, KV, D]`.
     fn keys(&self, data: &'a [f32], j0: usize, n: usize) -> Mat<'a> {
-        let Dims { t, h, kv, d, .. } = *self.dims;
-        Mat::strided(&data[((self.batch * t + j0) * kv + self.head / (h / kv)) * d..], n, d, kv * d)
+        let Dims { room, h, kv, d, .. } = *self.dims;
+        Mat::strided(&data[((self.batch * room + j0) * kv + self.head / (h / kv)) * d..], n, d, kv * d)
+    }
+    /// The same, row by row.
+    fn key_rows(&self, data: &'a [f32], j0: usize, n: usize) -> Vec<&'a [f32]> {
+        let Dims { room, h, kv, d, .. } = *self.dims;
+        let row = |j: usize| &data[((self.batch * room + j) * kv + self.head / (h / kv)) * d..][..d];
+        (j0..j0 + n).map(row).collect()
     }
     /// Scores `[n, w]` of queries from `i0` and keys from `j0`; minus infinity where a key is not visible.
     #[inline(always)]
     fn scores(&self, out: &mut [f32], i0: usize, n: usize, j0: usize, w: usize) {
-        let (q, k) = (self.queries(self.x.q, i0, n), self.keys(self.x.k, j0, w));
-        gemm_here(out, q, k.t(), self.dims.scale, false);
+        match n {
+            1 => {
+                dots_of_rows(self.query(self.x.q, i0), self.key_rows(self.x.k, j0, w), &mut out[..w]);
+                out[..w].iter_mut().for_each(|s| *s *= self.dims.scale);
+            }
+            _ => {
+                let (q, k) = (self.queries(self.x.q, i0, n), self.keys(self.x.k, j0, w));
+                gemm_here(out, q, k.t(), self.dims.scale, false);
+            }
+        }
         let valid = self.x.valid.map(|m| &m[self.batch * self.dims.t + j0..][..w]);
         for (r, row) in out[..n * w].chunks_mut(w).enumerate() {
             let seen = (self.dims.offset() + i0 + r + 1).saturating_sub(j0).min(w);
@@ -85,7 +111,10 @@ impl<'a> Head<'a> {
                 acc[r * d..][..d].iter_mut().for_each(|v| *v *= shrink);
                 top[r] = best;
             }
-            gemm_here(&mut acc, Mat::new(&scores, n, w), self.keys(self.x.v, j0, w), 1.0, true);
+            match n {
+                1 => add_scaled_rows(&scores[..w], self.key_rows(self.x.v, j0, w), &mut acc),
+                _ => gemm_here(&mut acc, Mat::new(&scores, n, w), self.keys(self.x.v, j0, w), 1.0, true),
+            }
         }
         for (r, (o, acc)) in o.iter_mut().zip(acc.chunks(d)).enumerate() {
             let empty = total[r] == 0.0;

@@ -15,7 +15,7 @@ fn case(format: Format, variant: Option<Tiling>, (m, k, n): (usize, usize, usize
     let label = format!("{m}x{k}x{n} {} {}", format.name(), variant.map_or("chosen", |t| t.name));
     let run = move |x: &[Tensor]| {
         let d = x[0].device();
-        let w = Weight::raw_sharded(d, [n, k], &bytes, format, None, shard_bytes)?;
+        let w = Weight::raw_sharded(d, [n, k], &bytes, [format; 2], None, shard_bytes)?;
         let b = Tensor::from_f32(d, &[n], &b)?;
         Ok(vec![x[0].linear_as(&w, Some(&b), variant)?])
     };

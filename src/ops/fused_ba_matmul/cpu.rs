@@ -96,14 +96,14 @@ impl FusedBa<'_> {
         if m == 0 || n == 0 {
             return;
         }
-        let task = (32_768 / cols.max(1)).max(1);
+        let (task, input) = ((65_536 / cols.max(1)).max(1), self.w.input(x, m));
         let products = |t: usize, out: &mut [f32], m: usize| {
-            let mut row = vec![0f32; cols];
-            for (i, out) in out.chunks_mut(m).enumerate() {
-                let at = t * task + i;
-                if let Some(shard) = self.w.shard_of(at) {
-                    self.w.dots(shard, at - shard.first, x, &mut row, out);
-                }
+            let (mut at, end) = (t * task, t * task + out.len() / m);
+            while let Some(shard) = self.w.shard_of(at).filter(|_| at < end) {
+                let rows = at - shard.first..(end - shard.first).min(shard.rows);
+                let n = rows.len();
+                self.w.dots(shard, rows, &input, &mut out[(at - t * task) * m..][..n * m]);
+                at += n;
             }
         };
         if m == 1 && !self.add {

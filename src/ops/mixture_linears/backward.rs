@@ -7,12 +7,13 @@ use crate::ops::fused_ba_matmul::{Expand, FusedBa};
 use crate::ops::gate_grad::GateGrad;
 use crate::ops::slots::{Dropout, Slots};
 use crate::ops::{Meta, Op, Selection, run, run_in_place};
+use crate::tape::Saved;
 use crate::{DType, Error, Result, Shape, Tensor, Weight};
 use std::ops::Range;
 
 /// What the backward pass needs of the forward pass.
 pub(super) struct Backward {
-    pub x: Tensor,
+    pub x: Saved,
     pub a: Tensor,
     pub b: Vec<Tensor>,
     pub weights: Vec<Weight>,
@@ -38,7 +39,7 @@ impl Backward {
                 out[0] = Some(self.dx(&dy, &gated_v)?);
             }
             if self.need[1] {
-                out[1] = Some(scatter(&gated_v, &self.x, &slots_a, s, 1.0, self.dropout)?);
+                out[1] = Some(scatter(&gated_v, &self.x.get()?, &slots_a, s, 1.0, self.dropout)?);
             }
             if need_gates {
                 out[n + 2] = Some(run(&GateGrad(s), &[&self.u, &v])?.swap_remove(0));
@@ -55,7 +56,7 @@ impl Backward {
 
     /// `v = s dy . b_J` for all linears in one array, and the same times the gates; and `db` where it is needed.
     fn shrink_dy(&self, dy: &[Option<Tensor>], db: &mut [Option<Tensor>]) -> Result<(Tensor, Tensor)> {
-        let (s, device) = (&self.selection, self.x.device());
+        let (s, device) = (&self.selection, self.a.device());
         let gates = s.gates().map(Tensor::detach);
         let dims = [s.units().rows(), s.slots_a().all_columns()];
         let empty = || match dy.iter().all(Option::is_some) {

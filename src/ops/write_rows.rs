@@ -1,0 +1,121 @@
+//! New positions in the room that an array has for them, sequence by sequence: what a key/value cache does.
+
+use super::launch::ELEMENTS;
+use super::{Case, Meta, Op, OpSpec, Operand, run_in_place};
+use crate::device::{Entry, Host, Shader};
+use crate::{DType, Error, Result, Tensor};
+
+pub(super) static SPEC: OpSpec = OpSpec {
+    name: "write_rows",
+    formula: "y[b, at .. at + S] = c[b], along the second axis",
+    shaders: &[&SHADER],
+    cases,
+};
+
+const NAME: &str = "write_rows";
+static SHADER: Shader = Shader {
+    name: NAME,
+    source: include_str!("../../shaders/write_rows.wgsl"),
+    entries: &[Entry { name: "forward", variants: ELEMENTS }],
+};
+
+/// In place: `y [B, T, ..]`, of `c [B, S, ..]`.
+struct Write {
+    at: usize,
+    /// Rows of a sequence in `y`.
+    room: usize,
+}
+
+impl Write {
+    /// Copies every sequence of `c` into its place in `y`.
+    fn copy<T: Copy>(&self, c: &Tensor, from: &[T], y: &mut [T]) {
+        let (s, r) = (c.dims()[1], c.dims()[2..].iter().product::<usize>());
+        if s * r == 0 {
+            return;
+        }
+        for (from, y) in from.chunks(s * r).zip(y.chunks_mut(self.room * r)) {
+            y[self.at * r..][..s * r].copy_from_slice(from);
+        }
+    }
+}
+
+impl Op for Write {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
+        x.iter().try_for_each(|t| t.expect(NAME, DType::F32))?;
+        let (y, c) = (x[0].dims(), x[1].dims());
+        if y.len() < 2 || y.len() != c.len() || y[0] != c[0] || y[2..] != c[2..] {
+            return Err(Error::shape(NAME, format!("{} into {}", x[1].shape(), x[0].shape())));
+        }
+        if self.at.checked_add(c[1]).is_none_or(|end| end > y[1]) {
+            let what = format!("{} rows from row {} into {}", c[1], self.at, x[0].shape());
+            return Err(Error::shape(NAME, what));
+        }
+        Ok(vec![Meta::like(x[0])])
+    }
+
+    fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
+        self.copy(x[0], x[0].f64(), y[0].f64_mut());
+    }
+
+    fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
+        self.copy(x[0], x[0].f32(), y[0].f32_mut());
+    }
+
+    #[cfg(feature = "gpu")]
+    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
+        use super::launch::{Kernel, WG, binds};
+        let (n, dims) = (x[0].len(), x[0].dims());
+        let row = dims[2..].iter().product::<usize>();
+        let kernel = Kernel { shader: &SHADER, entry: "forward", variant: &ELEMENTS[0] };
+        let params = [n, self.at, dims[1], self.room, row].map(|v| v as u32);
+        kernel.run(gpu, &binds(x, y), &params, n.div_ceil(WG), n)
+    }
+}
+
+impl Tensor {
+    /// Puts the rows of `next` `[B, S, ..]` at rows `at .. at + S` of this `[B, T, ..]`, in place unless someone else
+    /// holds the memory: then this becomes a changed copy. Not recorded: it serves key/value caches.
+    ///
+    /// ```
+    /// use mixlora::{Device, Tensor};
+    /// let cpu = Device::cpu();
+    /// let mut cache = Tensor::zeros(&cpu, &[1, 3, 1])?;
+    /// cache.write_rows(1, &Tensor::from_f32(&cpu, &[1, 2, 1], &[5.0, 6.0])?)?;
+    /// assert_eq!(cache.to_f32()?, [0.0, 5.0, 6.0]);
+    /// # Ok::<(), mixlora::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// The rows do not fit, or other axes differ.
+    pub fn write_rows(&mut self, at: usize, next: &Tensor) -> Result<()> {
+        let room = self.dims().get(1).copied().unwrap_or(0);
+        run_in_place(&Write { at, room }, &mut [self], &[next])
+    }
+}
+
+fn cases() -> Vec<Case> {
+    let shapes = [
+        (1, 1, 0, 1, 3),
+        (2, 4, 3, 1, 5),
+        (2, 5, 1, 4, 130),
+        (1, 66_000, 40_000, 26_000, 2),
+        (0, 1, 0, 1, 1),
+    ];
+    shapes
+        .into_iter()
+        .map(|(b, t, at, s, r)| {
+            let inputs =
+                vec![Operand::normal("y", &[b, t, r]).frozen(), Operand::normal("c", &[b, s, r]).frozen()];
+            Case::new(format!("{b}x{t}x{r}, {s} at {at}"), inputs, move |x| {
+                let mut y = x[0].clone();
+                y.write_rows(at, &x[1])?;
+                Ok(vec![y])
+            })
+            .cost(0, 8 * b * s * r)
+        })
+        .collect()
+}
