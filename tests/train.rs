@@ -208,7 +208,7 @@ fn examples_without_a_prompt_are_refused_by_line() {
 
 #[test]
 fn the_plan_is_near_the_measured_peak() {
-    let place = Place::new();
+    let (place, mut far) = (Place::new(), Vec::new());
     for (method, changes) in [
         ("lora", vec![]),
         ("mixlora-cond", vec![("num_factors", json!(16)), ("micro_batch", json!(8))]),
@@ -229,8 +229,11 @@ fn the_plan_is_near_the_measured_peak() {
         let plan = mixlora::train::Plan::new(&files, &config, 200).unwrap();
         let (planned, measured) = (plan.total() as f64, cpu.memory().unwrap().peak() as f64);
         let ratio = planned / measured;
-        assert!((0.9..1.1).contains(&ratio), "{method}: planned / measured = {ratio:.3}, {plan:?}");
+        if !(0.9..1.1).contains(&ratio) {
+            far.push(format!("{method}: planned / measured = {ratio:.3}, {measured}, {plan:?}"));
+        }
     }
+    assert!(far.is_empty(), "{far:#?}");
 }
 
 // e.4 row 42: out of memory in the middle of a run.

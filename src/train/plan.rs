@@ -193,7 +193,9 @@ fn activations(c: &LlamaConfig, config: &RunConfig, seq: usize) -> (u64, u64) {
         false => rows * layers * layer,
     };
     // Behind the layers: the states that the loss reads, and their gradient. On the way back a layer's gradients come
-    // while what it kept goes: measured, what is left on top is about one MLP width (all of a block's experts).
-    let flowing = rows * (d + f * if block { 3 * copies } else { 1 });
+    // while what it kept goes: measured, what is left on top is about one MLP width (all of a block's experts), and
+    // another one where the product of gate and up is computed again.
+    let widths = if block { 3 * copies } else { 1 + u64::from(!by_token) };
+    let flowing = rows * (d + f * widths);
     (kept + rows * d, flowing)
 }
