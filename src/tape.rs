@@ -136,6 +136,9 @@ impl Node {
         again: impl Fn() -> Result<Tensor> + Send + Sync + 'static,
         back: impl FnOnce(Tensor) -> Result<Vec<Option<Tensor>>> + Send + 'static,
     ) -> Tensor {
+        if !recording(inputs) {
+            return output;
+        }
         let back: BackFn = Box::new(move |_, mut dy| back(dy.pop().flatten().expect("one gradient")));
         Node::record_raw(name, inputs, vec![output], back, Some(Box::new(again))).pop().expect("one output")
     }

@@ -29,8 +29,9 @@ impl KvCache {
         let (all_k, all_v) = &mut self.layers[layer];
         for (all, new) in [(all_k, k), (all_v, v)] {
             if all.dims()[1] < end {
-                let old = std::mem::replace(all, with_room(new, end)?);
-                all.write_rows(0, &old)?;
+                let mut larger = with_room(new, end)?;
+                larger.write_rows(0, all)?;
+                *all = larger;
             }
             all.write_rows(self.len, new)?;
         }

@@ -174,7 +174,7 @@ mod avx2 {
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     fn nibbles(q: &[u8; 16], x: &[__m256; 4]) -> __m256 {
-        let [q0, q1] = q.as_chunks::<8>().0 else { unreachable!() };
+        let [q0, q1] = q.as_chunks::<8>().0 else { unreachable!("sixteen bytes") };
         let (q0, q1, four) = (unsigned(q0), unsigned(q1), _mm256_set1_epi32(15));
         let low = |q: __m256i| _mm256_cvtepi32_ps(_mm256_and_si256(q, four));
         let high = |q: __m256i| _mm256_cvtepi32_ps(_mm256_srli_epi32::<4>(q));
@@ -185,7 +185,7 @@ mod avx2 {
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     fn bytes(q: &[u8; 32], x: &[__m256; 4]) -> __m256 {
-        let [q0, q1, q2, q3] = q.as_chunks::<8>().0 else { unreachable!() };
+        let [q0, q1, q2, q3] = q.as_chunks::<8>().0 else { unreachable!("32 bytes") };
         let part = _mm256_fmadd_ps(signed(q1), x[1], _mm256_mul_ps(signed(q0), x[0]));
         let more = _mm256_fmadd_ps(signed(q3), x[3], _mm256_mul_ps(signed(q2), x[2]));
         _mm256_add_ps(part, more)
@@ -240,10 +240,10 @@ mod avx2 {
             quants[r] = &row.quants.as_chunks::<N>().0[..x.len()];
             d[r] = &scales[r * n..].as_chunks::<S>().0[..x.len()];
         }
-        // The rows behind these follow at a distance of their length.
+        // Bytes to what is read four rows later: asked for now, as the processor does not foresee it in time.
         let ahead = 4 * 4 * (rows[0].quants.len() / 4 + rows[0].scales.len());
         for (b, x) in x.iter().enumerate() {
-            let [x0, x1, x2, x3] = x.as_chunks::<8>().0 else { unreachable!() };
+            let [x0, x1, x2, x3] = x.as_chunks::<8>().0 else { unreachable!("32 values") };
             let x = [floats(x0), floats(x1), floats(x2), floats(x3)];
             for r in 0..R {
                 let q = &quants[r][b];

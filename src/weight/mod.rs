@@ -172,10 +172,9 @@ impl Weight {
             if stored == format {
                 return format.pack(raw, words);
             }
-            with_words(format.row_words(cols), |packed| {
-                format.pack(raw, packed);
-                format.decode(packed, bytemuck::cast_slice_mut(words));
-            });
+            let mut packed = vec![0; format.row_words(cols)];
+            format.pack(raw, &mut packed);
+            format.decode(&packed, bytemuck::cast_slice_mut(words));
         })
     }
 
@@ -344,17 +343,6 @@ pub(crate) fn values(rows: usize, cols: usize, bytes: &[u8], format: Format) -> 
         },
     );
     Ok(out)
-}
-
-/// Words that are not kept.
-fn with_words(len: usize, f: impl FnOnce(&mut [u32])) {
-    thread_local! {
-        static WORDS: std::cell::Cell<Vec<u32>> = const { std::cell::Cell::new(Vec::new()) };
-    }
-    let mut words = WORDS.take();
-    words.resize(len, 0);
-    f(&mut words);
-    WORDS.set(words);
 }
 
 /// Rows of one parallel task.
