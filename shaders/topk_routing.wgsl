@@ -6,10 +6,10 @@
 // Entries   : forward, backward, table
 // Shapes    : z, dz [G, L, SIDES, E]  bias [L, E]  idx [L, SIDES, G, K]  gates, dgates [L, G, K]  score_b [L, G, E]
 //             table, dtable [L, E, E, S], or (CHOSEN) table [L, G, K, E] of A's choices   (S = K for CFS 1, 1 for CFS 2)
-//             drow [L, G, S, E], or (CHOSEN) [L, G, K, E]
+//             drow [L, G, S, E], or (CHOSEN) [L, G, K, E];  dz (SPARSE, one side) of the chosen logits alone, [G, L, K]
 // Grid      : forward, backward: one item per (linear, unit): a workgroup (STRIDE = WG) or an invocation
 //             (STRIDE = 1); table: one invocation = one element; folded to 2-D
-// Prelude   : WG = 64; STRIDE = 1 | WG; K; SIDES = 1 | 2; SCORE, CFS = 0 | 1 | 2; GATED, SCALED, FORCED, CHOSEN = 0 | 1;
+// Prelude   : WG = 64; STRIDE = 1 | WG; K; SIDES = 1 | 2; SCORE, CFS = 0 | 1 | 2; GATED, SCALED, FORCED, CHOSEN, SPARSE = 0 | 1;
 //             fragments grid, sum | sum_lane, best | best_lane
 // Precision : f32; sums over E by WG partial sums, then a tree
 // Limits    : 12*WG B shared; 7 bindings
@@ -259,13 +259,21 @@ fn backward(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) g: vec
   }
   scores_from_gates(&alpha, &d_alpha, total);
   let row_a = row_of(item, 0u);
+  if (SCORE == 1u) {
+    for (var k = 0u; k < K; k++) {
+      let s = sigmoid(z[row_a + cond.a[k]]);
+      d_alpha[k] *= s * (1.0 - s);
+    }
+  }
+  if (SPARSE == 1u) {
+    if (item.live && lid == 0u) {
+      for (var k = 0u; k < K; k++) { dz[(item.unit * p.linears + item.l) * K + k] = d_alpha[k]; }
+    }
+    return;
+  }
   for (var e = lid; e < p.e; e += STRIDE) {
     var d = 0.0;
     for (var k = 0u; k < K; k++) { if (cond.a[k] == e) { d += d_alpha[k]; } }
-    if (SCORE == 1u) {
-      let s = sigmoid(z[row_a + e]);
-      d *= s * (1.0 - s);
-    }
     if (item.live) { dz[row_a + e] = d; }
   }
 }

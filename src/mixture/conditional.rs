@@ -9,8 +9,9 @@ use crate::nn::{LinearAdapter, Param, Pass};
 use crate::ops::condition_rows::condition_rows;
 use crate::ops::mixture_linears::mixture_linears;
 use crate::ops::topk_routing::{Condition, Routing, Table, first_choices, route};
+use crate::tape::recording;
 use crate::{Device, Linear, Result, Stream, Tensor, no_grad};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 /// A pool of so many times a batch's choices is asked for their rows alone: to choose A's first is a pass of its own.
 const FEW: usize = 4;
@@ -29,6 +30,8 @@ pub(super) struct Conditional {
     router_cfs: Option<Param>,
     /// `[L * E, d_in]`, choice form only.
     choice_embed: Option<Param>,
+    /// The condition's table where no gradient flows through it, and how often its parameters had changed.
+    table: Mutex<Option<(Vec<u64>, Tensor)>>,
 }
 
 pub(super) fn check(c: &MethodConfig) -> Result<()> {
@@ -84,6 +87,7 @@ pub(super) fn build(
         routers: make(routers, bound, c.gated)?,
         router_cfs,
         choice_embed,
+        table: Mutex::default(),
     }))
 }
 
@@ -110,24 +114,41 @@ impl Conditional {
 
     /// Chooses on both sides, B with the condition on A's choice.
     fn route(&self, x: &Tensor, pass: &Pass) -> Result<Selection> {
-        let (l, e) = (self.site.linears.len(), self.config.num_factors);
         let z = self.logits(x, pass)?;
         let forced = pass.choices.forced(&self.site.name)?;
         let with = |table| route(&z, None, table, forced.as_ref(), &self.routing, &pass.units, 1);
-        let Some((a, w)) = self.condition()? else { return with(None) };
-        if FEW * pass.units.count() * self.config.r <= e {
-            // Few choices: what the other factors would say is not asked.
-            let idx = match &forced {
-                Some(idx) => idx.clone(),
-                None => first_choices(&z, &self.routing)?,
-            };
-            return with(Some(Table::Choices(&condition_rows(&a, &w, &idx)?)));
+        if FEW * pass.units.count() * self.config.r > self.config.num_factors {
+            return with(self.table()?.as_ref().map(Table::Factors));
         }
-        // C[l, e', e, k]: what choosing A factor e' in slot k says for B factor e.
+        let Some((a, w)) = self.condition()? else { return with(None) };
+        // Few choices: what the other factors would say is not asked.
+        let idx = match &forced {
+            Some(idx) => idx.clone(),
+            None => first_choices(&z, &self.routing)?,
+        };
+        with(Some(Table::Choices(&condition_rows(&a, &w, &idx)?)))
+    }
+
+    /// `C[l, e', e, k]`: what choosing A factor e' in slot k says for B factor e. It depends on parameters alone: where no
+    /// gradient flows through it, it is made once for all passes between two steps.
+    fn table(&self) -> Result<Option<Tensor>> {
+        let of = [Some(&self.factors_a), self.router_cfs.as_ref(), self.choice_embed.as_ref()];
+        let changes: Vec<u64> = of.into_iter().flatten().map(Param::changes).collect();
+        let mut kept = self.table.lock().unwrap_or_else(|e| e.into_inner());
+        if !recording(&[&self.factors_a.tensor()])
+            && let Some((_, table)) = kept.as_ref().filter(|(of, _)| *of == changes)
+        {
+            return Ok(Some(table.clone()));
+        }
+        let Some((a, w)) = self.condition()? else { return Ok(None) };
+        let (l, e) = (self.site.linears.len(), self.config.num_factors);
         let batch = |t: &Tensor| t.reshape(&[l, t.dims()[0] / l, t.shape().last()]);
         let slots = w.dims()[0] / (l * e);
         let table = batch(&a)?.matmul_nt(&batch(&w)?)?.reshape(&[l, e, e, slots])?;
-        with(Some(Table::Factors(&table)))
+        if !table.requires_grad() {
+            *kept = Some((changes, table.clone()));
+        }
+        Ok(Some(table))
     }
 
     /// Routes, or takes what the pass says.

@@ -1,14 +1,14 @@
 //! Every rank of one LoRA is an expert, and each token gets `top_k` of them: the layer behind `smora`, `rank-wise`
 //! and `flylora`, which differ in how they score and gate.
 
+use super::MethodConfig;
 use super::balance::BiasBalance;
 use super::lora::zero_pools;
 use super::spec::LinearSite;
-use super::{MethodConfig, Units};
 use crate::nn::{LinearAdapter, Param, Pass};
 use crate::ops::mixture_linears::mixture_linears;
-use crate::ops::topk_routing::{Routing, Score, route};
-use crate::{Device, Linear, Result, Stream, Tensor, no_grad};
+use crate::ops::topk_routing::{Routing, Score, route_rows};
+use crate::{Device, Linear, Result, Stream, Tensor};
 
 pub(super) struct RankExperts {
     site: LinearSite,
@@ -73,19 +73,13 @@ impl RankExperts {
 impl LinearAdapter for RankExperts {
     fn forward(&self, x: &Tensor, linears: &[Linear], pass: &Pass) -> Result<Vec<Tensor>> {
         let (tokens, l) = (x.shape().rows(), self.site.linears.len());
-        let units = Units::tokens(tokens);
         let rows = x.reshape(&[tokens, x.shape().last()])?;
         let a = self.a.tensor();
-        let z = match &self.router {
-            Some(router) => rows.matmul_nt(&router.tensor())?,
-            // Scores that are the activations: nothing flows back through the choice.
-            None => no_grad(|| rows.matmul_nt(&a))?,
-        };
-        let ranks = z.shape().last() / l;
-        let z = z.reshape(&[tokens, l, 1, ranks])?;
         let bias = self.balance.as_ref().map(|b| b.bias.value());
         let forced = pass.choices.forced(&self.site.name)?;
-        let s = route(&z, bias.as_ref(), None, forced.as_ref(), &self.routing, &units, 1)?;
+        // Without a router the products with A are the scores.
+        let router = self.router.as_ref().map_or_else(|| a.clone(), Param::tensor);
+        let s = route_rows(&rows, &router, l, bias.as_ref(), forced.as_ref(), &self.routing)?;
         pass.choices.keep(&self.site.name, &s);
         if let Some(balance) = &self.balance {
             balance.count(s.idx(), pass)?;

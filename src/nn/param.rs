@@ -2,6 +2,7 @@
 
 use crate::tensor::fresh_id;
 use crate::{Device, Error, Gradients, Result, Tensor};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 
 /// A named tensor of a module, trained or frozen. Cloning gives the same parameter.
@@ -16,6 +17,7 @@ struct Inner {
     parts: Vec<(String, usize)>,
     trainable: bool,
     value: RwLock<Tensor>,
+    changes: AtomicU64,
 }
 
 impl Param {
@@ -28,7 +30,8 @@ impl Param {
         if rows != value.dims().first().copied().unwrap_or(1) {
             return Err(Error::shape("param", format!("parts of {rows} rows for {}", value.shape())));
         }
-        Ok(Param(Arc::new(Inner { id: fresh_id(), parts, trainable, value: RwLock::new(value.detach()) })))
+        let value = RwLock::new(value.detach());
+        Ok(Param(Arc::new(Inner { id: fresh_id(), parts, trainable, value, changes: AtomicU64::new(0) })))
     }
 
     /// A parameter `[rows, cols]` whose parts are drawn by name: a part's values do not depend on its neighbours.
@@ -73,12 +76,21 @@ impl Param {
                 format!("{}: {} instead of {}", self.name(), value.shape(), self.value().shape()),
             ));
         }
-        *self.0.value.write().unwrap_or_else(|e| e.into_inner()) = value.detach();
-        Ok(())
+        self.update(|old| {
+            *old = value.detach();
+            Ok(())
+        })
     }
     /// Changes the value in place: when no one else holds it, its memory is reused.
     pub fn update(&self, f: impl FnOnce(&mut Tensor) -> Result<()>) -> Result<()> {
-        f(&mut self.0.value.write().unwrap_or_else(|e| e.into_inner()))
+        let mut value = self.0.value.write().unwrap_or_else(|e| e.into_inner());
+        self.0.changes.fetch_add(1, Ordering::Relaxed);
+        f(&mut value)
+    }
+    /// How often the value was changed: what is computed from it alone holds until then.
+    pub fn changes(&self) -> u64 {
+        let _value = self.0.value.read().unwrap_or_else(|e| e.into_inner());
+        self.0.changes.load(Ordering::Relaxed)
     }
     /// Its gradient of a backward pass; none when it is frozen or the loss does not depend on it.
     pub fn gradient<'a>(&self, gradients: &'a Gradients) -> Option<&'a Tensor> {

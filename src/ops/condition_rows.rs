@@ -104,7 +104,7 @@ vectorised! {
                 let (l, end) = (at / s.e, (first + count).min((at / s.e + 1) * s.e));
                 let factors: Vec<&[f32]> = choices.iter().map(|&j| &a[chosen.row(l, j) * s.d..][..s.d]).collect();
                 let rows: Vec<&[f32]> = (at..end).map(|e| &w[(e * s.slots + slot) * s.d..][..s.d]).collect();
-                all_dots::<FMA>(&factors, &rows, |i, e, sum| out[(at - first + e) * n + choices[i]] = sum);
+                all_dots::<Simd>(&factors, &rows, |i, e, sum| out[(at - first + e) * n + choices[i]] = sum);
                 at = end;
             }
         }
@@ -120,7 +120,7 @@ vectorised! {
             for j in 0..chosen.count() {
                 let dc = &dc[(l * chosen.count() + j) * s.e..][..s.e];
                 let rows: Vec<&[f32]> = (0..s.e).map(|e| &w[chosen.col(l, e, j) * s.d..][cols.clone()]).collect();
-                add_rows::<FMA>(tile.row(chosen.row(l, j)), dc, &rows);
+                add_rows::<Simd>(tile.row(chosen.row(l, j)), dc, &rows);
             }
         }
     }
@@ -140,7 +140,7 @@ vectorised! {
                 of.push(dc[(l * n + j) * s.e + e]);
             }
             out.fill(0.0);
-            add_rows::<FMA>(out, &of, &factors);
+            add_rows::<Simd>(out, &of, &factors);
         }
     }
 }

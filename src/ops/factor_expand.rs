@@ -89,7 +89,14 @@ impl Op for Add<'_> {
     }
 }
 
-fn expand_into(y: &mut Tensor, u: &Tensor, pool: &Tensor, s: &Selection, scale: f32) -> Result<()> {
+/// `y += scale * sum_k u[m,k] pool[I[m,k]]` in place.
+pub(super) fn expand_into(
+    y: &mut Tensor,
+    u: &Tensor,
+    pool: &Tensor,
+    s: &Selection,
+    scale: f32,
+) -> Result<()> {
     let slots = s.slots_a();
     run_in_place(&Add(Expand { slots: &slots, scale, dropout: None }), &mut [y], &[u, pool])
 }

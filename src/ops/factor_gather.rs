@@ -103,7 +103,7 @@ vectorised! {
         let (view, width) = (op.slots.view(), op.slots.width());
         let (stride, column) = (op.slots.all_columns(), op.slots.first_column());
         let mut dropped = vec![0f32; if op.dropout.is_some() { d } else { 0 }];
-        let mut factors = Vec::with_capacity(width);
+        let (mut picks, mut factors) = (Vec::with_capacity(width), Vec::with_capacity(width));
         for (m, u) in (first..).zip(u.chunks_mut(stride)) {
             let mut row = &input[m * d..(m + 1) * d];
             if let Some(p) = op.dropout {
@@ -111,9 +111,10 @@ vectorised! {
                 row = &dropped;
             }
             factors.clear();
-            factors.extend((0..width).map(|j| &pool[view.pick(m, j) * d..][..d]));
+            view.picks(m, &mut picks);
+            factors.extend(picks.iter().map(|&at| &pool[at * d..][..d]));
             let u = &mut u[column..column + width];
-            dots::<FMA>(u, row, &factors);
+            dots::<Simd>(u, row, &factors);
             u.iter_mut().for_each(|u| *u *= op.scale);
         }
     }

@@ -1,21 +1,19 @@
-//! Gradients of factor pools: each factor sums the rows that chose it, in order. The CPU sums by ranges of rows, which
-//! may have a first use there (`Before`); software adapters give a task a block of columns of all factors; a GPU sorts the
-//! choices by factor once and gives each factor its segment.
+//! Gradients of factor pools: each factor sums the rows that chose it, in order. The CPU sums units by ranges of rows
+//! and tokens by columns; software adapters give a task a block of columns of all factors; a GPU sorts the choices by
+//! factor once and gives each factor its segment.
 //! No atomics: two runs give the same bits.
 
+mod cpu;
+
 use super::factor_gather::{forced_dropout, forced_selection};
-use super::gemm::with_scratch;
 use super::slots::{Dropout, Slots};
-use super::{Case, Meta, Op, OpSpec, Operand, Selection, Units, rows_in_parallel, run};
+use super::{Case, Meta, Op, OpSpec, Operand, Selection, run};
 #[cfg(feature = "gpu")]
 use crate::Shape;
 #[cfg(feature = "gpu")]
 use crate::device::{AdapterClass, Bind, Dispatch, Gpu, Grid};
 use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
-use crate::simd::{add_rows, vectorised};
 use crate::{DType, Error, Result, Tensor};
-use rayon::prelude::*;
-use std::ops::Range;
 
 pub(super) static SPEC: OpSpec = OpSpec {
     name: "factor_scatter",
@@ -122,142 +120,6 @@ impl FactorScatter<'_> {
     }
 }
 
-/// Rows that are added to a factor at once.
-const GROUP: usize = 8;
-/// Rows of a task where its unit has that many. Rows that are their own units: this, or a quarter of them.
-const ROWS: usize = 128;
-
-/// Rows of which one task makes sums of its own: all of one unit, or of any units that are one row each.
-fn tasks(units: &Units) -> Vec<Range<usize>> {
-    let rows = units.rows();
-    // All tokens are one range, of which any part will do.
-    let (count, most) = match units.is_tokens() {
-        true => (1, ROWS.max(rows.div_ceil(4))),
-        false => (units.count(), ROWS),
-    };
-    let mut all = Vec::new();
-    for unit in 0..count {
-        let range = if units.is_tokens() { 0..rows } else { units.range(unit) };
-        let step = range.len().div_ceil(range.len().div_ceil(most).max(1)).max(1);
-        all.extend(range.clone().step_by(step).map(|m| m..range.end.min(m + step)));
-    }
-    all
-}
-
-/// Called with the rows of a group and the part of the arrays beside them: see [`FactorScatter::sums`].
-pub(crate) type Before<'a> = &'a (dyn Fn(Range<usize>, &mut [f32], &mut [f32]) + Sync);
-
-/// Takes the first `n` values, or all.
-fn take<'a>(rest: &mut &'a mut [f32], n: usize) -> &'a mut [f32] {
-    let n = n.min(rest.len());
-    let (part, after) = std::mem::take(rest).split_at_mut(n);
-    *rest = after;
-    part
-}
-
-/// One task: its rows, and their part of the arrays beside them.
-struct Task<'a> {
-    rows: Range<usize>,
-    beside: [&'a mut [f32]; 2],
-}
-
-vectorised! {
-    /// Adds the rows of a task to `sums`, which has a row for each slot of its unit, or for each of the pool.
-    fn add(op: &FactorScatter<'_>, coef: &[f32], rows: &[f32], d: usize, sums: &mut [f32], task: Task<'_>, before: Before<'_>) {
-        let (view, width, tokens) = (op.slots.view(), op.slots.width(), op.slots.units.is_tokens());
-        let (stride, first) = (op.slots.all_columns(), op.slots.first_column());
-        let mut dropped = vec![0f32; if op.dropout.is_some() { GROUP * d } else { 0 }];
-        let Task { rows: all, beside: [one, two] } = task;
-        sums.fill(0.0);
-        for m0 in all.clone().step_by(GROUP) {
-            let count = GROUP.min(all.end - m0);
-            let part = |len: usize| match len {
-                0 => 0..0,
-                _ => (m0 - all.start) * stride..(m0 - all.start + count) * stride,
-            };
-            let (of_one, of_two) = (part(one.len()), part(two.len()));
-            before(m0..m0 + count, &mut one[of_one], &mut two[of_two]);
-            let mut group: [&[f32]; GROUP] = [&[]; GROUP];
-            for (i, row) in group.iter_mut().enumerate().take(count) {
-                *row = &rows[(m0 + i) * d..][..d];
-            }
-            if let Some(p) = op.dropout {
-                for (i, out) in dropped.chunks_mut(d).enumerate().take(count) {
-                    let kept = out.iter_mut().zip(group[i]).enumerate();
-                    kept.for_each(|(c, (o, v))| *o = p.factor((m0 + i) * d + c) * v);
-                }
-                group.iter_mut().zip(dropped.chunks(d)).take(count).for_each(|(row, kept)| *row = kept);
-            }
-            let c = |i: usize, j: usize| op.scale * coef[(m0 + i) * stride + first + j];
-            if tokens {
-                for i in 0..count {
-                    for j in 0..width {
-                        let sum = &mut sums[view.pick(m0 + i, j) * d..][..d];
-                        add_rows::<FMA>(sum, &[c(i, j)], &group[i..i + 1]);
-                    }
-                }
-                continue;
-            }
-            for j in 0..width {
-                let mut of = [0f32; GROUP];
-                of.iter_mut().enumerate().take(count).for_each(|(i, of)| *of = c(i, j));
-                add_rows::<FMA>(&mut sums[j * d..][..d], &of[..count], &group[..count]);
-            }
-        }
-    }
-}
-
-impl FactorScatter<'_> {
-    /// The sums by tasks, each over rows in their order, then those of all tasks. `before` is called with each group of
-    /// rows first, and may write their part of `beside` (rows of all columns of the slots, or empty): what it reads of
-    /// the rows is then in the cache.
-    pub fn sums(
-        &self,
-        [coef, rows]: [&[f32]; 2],
-        d: usize,
-        beside: [&mut [f32]; 2],
-        before: Before<'_>,
-        y: &mut [f32],
-    ) {
-        let (tokens, width, stride) =
-            (self.slots.units.is_tokens(), self.slots.width(), self.slots.all_columns());
-        let of_task = d * if tokens { self.out_rows() } else { width };
-        let ranges = tasks(&self.slots.units);
-        with_scratch(of_task * ranges.len(), |partial| {
-            let mut parts = partial.chunks_mut(of_task.max(1));
-            let [mut one, mut two] = beside;
-            let mut work = Vec::with_capacity(ranges.len());
-            for rows in &ranges {
-                let n = rows.len() * stride;
-                let beside = [take(&mut one, n), take(&mut two, n)];
-                work.push((Task { rows: rows.clone(), beside }, parts.next().unwrap_or_default()));
-            }
-            let run = |(task, sums): (Task<'_>, &mut [f32])| add(self, coef, rows, d, sums, task, before);
-            match work.len() {
-                0 | 1 => work.into_iter().for_each(run),
-                _ => work.into_par_iter().with_max_len(1).for_each(run),
-            }
-            // Where the sums of a factor are: for units, with the slots that chose it.
-            let mut found: Vec<Vec<usize>> = vec![vec![]; self.out_rows()];
-            if !tokens {
-                let view = self.slots.view();
-                for (t, rows) in ranges.iter().enumerate() {
-                    (0..width).for_each(|j| found[view.pick(rows.start, j)].push(t * width + j));
-                }
-            }
-            rows_in_parallel(y, d, |row, y| {
-                y.fill(0.0);
-                let mut add =
-                    |at: usize| y.iter_mut().zip(&partial[at * d..][..d]).for_each(|(y, v)| *y += v);
-                match tokens {
-                    true => (0..ranges.len()).for_each(|t| add(t * self.out_rows() + row)),
-                    false => found[row].iter().for_each(|&at| add(at)),
-                }
-            });
-        });
-    }
-}
-
 impl Op for FactorScatter<'_> {
     fn name(&self) -> &'static str {
         NAME
@@ -297,7 +159,10 @@ impl Op for FactorScatter<'_> {
 
     fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
         let (d, coef, rows) = (x[1].shape().last(), x[0].f32(), x[1].f32());
-        self.sums([coef, rows], d, [&mut [], &mut []], &|_, _, _| (), y[0].f32_mut());
+        match self.slots.units.is_tokens() {
+            true => self.sums_of_tokens([coef, rows], d, y[0].f32_mut()),
+            false => self.sums_of_units([coef, rows], d, [&mut [], &mut []], &|_, _, _| (), y[0].f32_mut()),
+        }
     }
 
     #[cfg(feature = "gpu")]

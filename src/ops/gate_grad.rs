@@ -20,6 +20,8 @@ pub(super) static SPEC: OpSpec = OpSpec {
 
 const NAME: &str = "gate_grad";
 const WG: u32 = 64;
+/// Units of a task at least, where they are many.
+const UNITS: usize = 64;
 static VARIANTS: &[Variant] = &[Variant {
     name: "wg64",
     consts: &[("WG", WG)],
@@ -78,18 +80,24 @@ impl Op for GateGrad<'_> {
     }
 
     fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
-        let (stride, block) = (x[0].shape().last(), self.block());
+        let (stride, block, units) = (x[0].shape().last(), self.block(), self.0.units());
         let (u, v) = (x[0].f32(), x[1].f32());
-        y[0].f32_mut().par_iter_mut().with_min_len(64).enumerate().for_each(|(i, y)| {
-            let (unit, column) = self.place(i);
-            let mut sum = 0f64;
-            for m in self.0.units().range(unit) {
+        let (_, _, g, k) = self.0.slots_a().dims();
+        // The gates of a unit, for one linear.
+        let gates = |i: usize, y: &mut [f32]| {
+            let (column, width) = (i / g * k * block, k * block);
+            let mut sums = vec![0f64; k];
+            for m in units.range(i % g) {
                 let at = m * stride + column;
-                let products = u[at..at + block].iter().zip(&v[at..at + block]);
-                sum += products.map(|(a, b)| (a * b) as f64).sum::<f64>();
+                let blocks = u[at..at + width].chunks(block).zip(v[at..at + width].chunks(block));
+                for (sum, (u, v)) in sums.iter_mut().zip(blocks) {
+                    *sum += u.iter().zip(v).map(|(u, v)| (u * v) as f64).sum::<f64>();
+                }
             }
-            *y = sum as f32;
-        });
+            y.iter_mut().zip(sums).for_each(|(y, sum)| *y = sum as f32);
+        };
+        let parts = y[0].f32_mut().par_chunks_mut(k.max(1)).with_min_len(UNITS);
+        parts.enumerate().for_each(|(i, y)| gates(i, y));
     }
 
     #[cfg(feature = "gpu")]

@@ -131,7 +131,7 @@ vectorised! {
         let rows: Vec<&[f32]> = tile.rows.clone().map(|i| &a.data[i * a.row_stride..][..k]).collect();
         let cols: Vec<&[f32]> = tile.cols.clone().map(|j| &b.data[j * b.col_stride..][..k]).collect();
         let first = tile.rows.start;
-        all_dots::<FMA>(&rows, &cols, |i, j, sum| {
+        all_dots::<Simd>(&rows, &cols, |i, j, sum| {
             let y = &mut tile.row(first + i)[j];
             *y = if add { *y + scale * sum } else { scale * sum };
         });

@@ -52,7 +52,7 @@ vectorised! {
                 weights.push(weight[m]);
                 rows.push(&x[m * d..][cols.clone()]);
             }
-            add_rows::<FMA>(y, &weights, &rows);
+            add_rows::<Simd>(y, &weights, &rows);
             weights.clear();
             rows.clear();
         }

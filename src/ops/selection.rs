@@ -67,6 +67,10 @@ impl Selection {
     pub fn gates(&self) -> Option<&Tensor> {
         self.gates.as_ref()
     }
+    /// The same choices with other gates `[L, G, K]`.
+    pub(super) fn with_gates(self, gates: Tensor) -> Self {
+        Selection { gates: Some(gates), ..self }
+    }
     /// The routing units.
     pub fn units(&self) -> &Units {
         &self.units

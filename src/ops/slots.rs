@@ -173,6 +173,7 @@ impl Slots {
             idx: self.idx.u32(),
             row_unit: self.units.row_unit().map(|t| t.u32()),
             params: self.params().map(|v| v as usize),
+            count: self.count,
         }
     }
     /// Where the gate of slot `j` of a row stands in `gates [L, G, K]`.
@@ -207,6 +208,7 @@ pub(crate) struct SlotView<'a> {
     idx: &'a [u32],
     row_unit: Option<&'a [u32]>,
     params: [usize; 5],
+    count: usize,
 }
 
 impl SlotView<'_> {
@@ -217,5 +219,17 @@ impl SlotView<'_> {
         let (l, s) = (j / (k * block), j % (k * block));
         let e = self.idx[base + l * step + unit * k + s / block] as usize;
         (l * pool_rows) + e * block + s % block
+    }
+    /// The pool rows of all slots of a row, in order: [`pick`](Self::pick) without its divisions.
+    pub fn picks(&self, row: usize, into: &mut Vec<usize>) {
+        let [base, step, k, block, pool_rows] = self.params;
+        let unit = self.row_unit.map_or(row, |u| u[row] as usize);
+        into.clear();
+        for l in 0..self.count {
+            for &e in &self.idx[base + l * step + unit * k..][..k] {
+                let first = l * pool_rows + e as usize * block;
+                into.extend(first..first + block);
+            }
+        }
     }
 }

@@ -53,10 +53,19 @@ impl<'a> Tile<'a> {
 
 /// Calls `f` on blocks of columns of `y`, which has rows of `width` values: for sums over many rows.
 pub(crate) fn columns_in_parallel(y: &mut [f32], width: usize, f: impl Fn(&mut Tile<'_>) + Sync) {
+    blocks_in_parallel(y, width, (width / 8).clamp(64, 256).next_multiple_of(16), f);
+}
+
+/// [`columns_in_parallel`] with blocks of so many columns.
+pub(crate) fn blocks_in_parallel(
+    y: &mut [f32],
+    width: usize,
+    block: usize,
+    f: impl Fn(&mut Tile<'_>) + Sync,
+) {
     if y.is_empty() || width == 0 {
         return;
     }
-    let block = (width / 8).clamp(64, 256).next_multiple_of(16);
     let (dst, rows) = (Dst { at: y.as_mut_ptr(), stride: width }, y.len() / width);
     // Inside of y, and each block is its own.
     let task = |b: usize| f(&mut unsafe { { dst }.tile(0..rows, b * block..width.min((b + 1) * block)) });

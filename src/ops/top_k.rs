@@ -37,6 +37,19 @@ fn key(x: f32) -> u32 {
     }
 }
 
+/// Positions of the largest values, as many as fit `index`, in the order of the op. `order` is scratch.
+pub(super) fn largest(values: &[f32], order: &mut Vec<u64>, index: &mut [u32]) {
+    // Ascending order of these is descending order of values, then ascending order of positions.
+    order.clear();
+    order.extend(values.iter().enumerate().map(|(i, &v)| (!key(v) as u64) << 32 | i as u64));
+    if index.len() < order.len() {
+        order.select_nth_unstable(index.len());
+        order.truncate(index.len());
+    }
+    order.sort_unstable();
+    index.iter_mut().zip(order).for_each(|(index, w)| *index = *w as u32);
+}
+
 impl Op for TopK {
     fn name(&self) -> &'static str {
         "top_k"
@@ -71,15 +84,7 @@ impl Op for TopK {
     fn cpu(&self, x: &[&Tensor], index: &mut [Host]) {
         let (d, x, k) = (x[0].shape().last(), x[0].f32(), self.k);
         rows_in_parallel(index[0].u32_mut(), k, |row, index| {
-            // Ascending order of these is descending order of values, then ascending order of positions.
-            let word = |(i, &v): (usize, &f32)| (!key(v) as u64) << 32 | i as u64;
-            let mut order: Vec<u64> = x[row * d..][..d].iter().enumerate().map(word).collect();
-            if k < d {
-                order.select_nth_unstable(k);
-                order.truncate(k);
-            }
-            order.sort_unstable();
-            index.iter_mut().zip(order).for_each(|(index, w)| *index = w as u32);
+            largest(&x[row * d..][..d], &mut Vec::with_capacity(d), index);
         });
     }
 

@@ -4,13 +4,19 @@
 //! index. The mathematics for one unit is in `topk_routing/math.rs`; derivation: Shen et al. 2024 (ACL, long.38),
 //! checked against central differences.
 
+mod backward;
 mod cases;
 #[cfg(feature = "gpu")]
 mod gpu;
 mod math;
+mod one_side;
+mod rows;
 mod rules;
 
+use self::backward::{Backward, TableGrad};
 use self::math::{Choice, Unit, Values};
+use self::one_side::OneSide;
+pub use self::rows::route_rows;
 pub use self::rules::{Condition, Routing, Score, Table};
 use super::{Meta, Op, OpSpec, run};
 use super::{Selection, Units};
@@ -32,12 +38,12 @@ const PARTS_WIDE: &[&str] = &[parts::GRID, parts::SUM, parts::BEST];
 const PARTS_LANE: &[&str] = &[parts::GRID, parts::SUM_LANE, parts::BEST_LANE];
 
 macro_rules! variants {
-    ($($name:literal: $parts:ident $stride:literal $k:literal $sides:literal $score:literal $cfs:literal $gated:literal $scaled:literal $forced:literal $chosen:literal,)+) => {
+    ($($name:literal: $parts:ident $stride:literal $k:literal $sides:literal $score:literal $cfs:literal $gated:literal $scaled:literal $forced:literal $chosen:literal $sparse:literal,)+) => {
         &[$(Variant {
             name: $name,
             consts: &[
                 ("WG", WG), ("STRIDE", $stride), ("K", $k), ("SIDES", $sides), ("SCORE", $score), ("CFS", $cfs),
-                ("GATED", $gated), ("SCALED", $scaled), ("FORCED", $forced), ("CHOSEN", $chosen),
+                ("GATED", $gated), ("SCALED", $scaled), ("FORCED", $forced), ("CHOSEN", $chosen), ("SPARSE", $sparse),
             ],
             parts: $parts,
             backends: PORTABLE,
@@ -46,22 +52,23 @@ macro_rules! variants {
     };
 }
 static FORWARD: &[Variant] = variants![
-    "wide ifs": PARTS_WIDE 64 4 2 0 0 0 0 0 0,
-    "wide cfs gated": PARTS_WIDE 64 4 2 0 1 1 1 0 0,
-    "wide cfs rows": PARTS_WIDE 64 4 2 0 1 1 0 0 1,
-    "wide choice forced": PARTS_WIDE 64 2 2 0 2 1 0 1 0,
-    "lane softmax": PARTS_LANE 1 2 1 0 0 1 0 0 0,
-    "lane sigmoid": PARTS_LANE 1 8 1 1 0 1 0 0 0,
-    "lane magnitude": PARTS_LANE 1 8 1 2 0 0 0 0 0,
+    "wide ifs": PARTS_WIDE 64 4 2 0 0 0 0 0 0 0,
+    "wide cfs gated": PARTS_WIDE 64 4 2 0 1 1 1 0 0 0,
+    "wide cfs rows": PARTS_WIDE 64 4 2 0 1 1 0 0 1 0,
+    "wide choice forced": PARTS_WIDE 64 2 2 0 2 1 0 1 0 0,
+    "lane softmax": PARTS_LANE 1 2 1 0 0 1 0 0 0 0,
+    "lane sigmoid": PARTS_LANE 1 8 1 1 0 1 0 0 0 0,
+    "lane magnitude": PARTS_LANE 1 8 1 2 0 0 0 0 0 0,
 ];
 static BACKWARD: &[Variant] = variants![
-    "wide ifs": PARTS_WIDE 64 4 2 0 0 1 0 0 0,
-    "wide cfs": PARTS_WIDE 64 4 2 0 1 1 1 0 0,
-    "wide cfs rows": PARTS_WIDE 64 4 2 0 1 1 0 0 1,
-    "wide choice": PARTS_WIDE 64 2 2 0 2 1 0 0 0,
-    "wide choice rows": PARTS_WIDE 64 2 2 0 2 1 0 0 1,
-    "lane softmax": PARTS_LANE 1 2 1 0 0 1 0 0 0,
-    "lane sigmoid": PARTS_LANE 1 8 1 1 0 1 0 0 0,
+    "wide ifs": PARTS_WIDE 64 4 2 0 0 1 0 0 0 0,
+    "wide cfs": PARTS_WIDE 64 4 2 0 1 1 1 0 0 0,
+    "wide cfs rows": PARTS_WIDE 64 4 2 0 1 1 0 0 1 0,
+    "wide choice": PARTS_WIDE 64 2 2 0 2 1 0 0 0 0,
+    "wide choice rows": PARTS_WIDE 64 2 2 0 2 1 0 0 1 0,
+    "lane softmax": PARTS_LANE 1 2 1 0 0 1 0 0 0 0,
+    "lane sigmoid": PARTS_LANE 1 8 1 1 0 1 0 0 0 0,
+    "lane sigmoid sparse": PARTS_LANE 1 8 1 1 0 1 0 0 0 1,
 ];
 static SHADER: Shader = Shader {
     name: NAME,
@@ -86,19 +93,6 @@ struct Extra<'a> {
 struct Forward<'a> {
     routing: &'a Routing,
     extra: Extra<'a>,
-}
-
-/// `(z, dgates) -> dz [, drow [L, G, S, E]]`, with S = K for a table of choices
-struct Backward<'a> {
-    routing: &'a Routing,
-    extra: Extra<'a>,
-    idx: &'a Tensor,
-}
-
-/// `drow [L, G, S, E] -> dtable [L, E, E, S]`
-struct TableGrad<'a> {
-    routing: &'a Routing,
-    idx: &'a Tensor,
 }
 
 /// `(units, linears, factors)` of logits.
@@ -134,6 +128,11 @@ fn for_units<R: Send>(
         f(l, unit, Unit { routing, za: &za, zb: &zb, bias: &bias, table, of_choices })
     };
     (0..units * linears).into_par_iter().map(one).collect()
+}
+
+/// The lane of one side, for logits in host memory.
+fn one_side<'a>(routing: &'a Routing, extra: &Extra<'a>, z: &'a Tensor) -> OneSide<'a> {
+    OneSide { routing, z: z.f32(), bias: extra.bias.map(|b| b.f32()), sizes: sizes(z) }
 }
 
 /// Values `at .. at + n` of a host tensor, in f64.
@@ -218,8 +217,20 @@ impl Op for Forward<'_> {
     }
 
     fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
-        // Routing is a sliver of the work: the specification itself, units in parallel.
-        self.reference(x, y);
+        if self.routing.sides == 2 {
+            // Two sides have few units: the specification itself, units in parallel.
+            return self.reference(x, y);
+        }
+        let side = one_side(self.routing, &self.extra, x[0]);
+        let (idx, gates) = y.split_at_mut(1);
+        let idx = idx[0].u32_mut();
+        match self.extra.forced {
+            Some(forced) => idx.copy_from_slice(forced.u32()),
+            None => side.choose(idx),
+        }
+        if let [gates] = gates {
+            side.gates(idx, gates.f32_mut());
+        }
     }
 
     #[cfg(feature = "gpu")]
@@ -238,114 +249,9 @@ impl Op for Forward<'_> {
             Bind::Write(no_gates.as_ref().unwrap_or_else(|| y[1].buffer())),
             Bind::Write(&scratch),
         ];
-        gpu::launch(gpu, "forward", self.routing, &self.extra, x[0], &bind, linears * units)
-    }
-}
-
-impl Backward<'_> {
-    /// Rows of the condition's gradient per unit.
-    fn rows(&self) -> usize {
-        if Table::of_choices(&self.extra.table) { self.routing.k } else { self.routing.table_slots() }
-    }
-}
-
-impl Op for Backward<'_> {
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
-    fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
-        let (g, l, e) = sizes(x[0]);
-        let mut out = vec![Meta::like(x[0])];
-        if self.routing.condition.is_some() {
-            out.push(Meta::f32(&[l, g, self.rows(), e])?);
-        }
-        Ok(out)
-    }
-
-    fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
-        let (units, linears, e) = sizes(x[0]);
-        let Routing { k, sides, .. } = *self.routing;
-        let s = self.rows();
-        let grads = for_units(self.routing, &self.extra, x[0], |l, unit, u| {
-            let of = |side: usize| &self.idx.u32()[((l * sides + side) * units + unit) * k..][..k];
-            let dg = wide(x[1], (l * units + unit) * k, k);
-            (l, unit, u.backward(of(0), of(sides - 1), &dg))
-        });
-        for (l, unit, grad) in grads {
-            let at = (unit * linears + l) * sides * e;
-            put(&mut y[0], at, &grad.za);
-            if sides == 2 {
-                put(&mut y[0], at + e, &grad.zb);
-            }
-            if self.routing.condition.is_some() {
-                put(&mut y[1], (l * units + unit) * s * e, &grad.rows);
-            }
-        }
-    }
-
-    fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
-        self.reference(x, y);
-    }
-
-    #[cfg(feature = "gpu")]
-    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
-        use crate::device::Bind;
-        let (units, linears, _) = sizes(x[0]);
-        let z = x[0].buffer();
-        let no_rows = if y.len() == 1 { Some(gpu.alloc(1)?) } else { None };
-        let bind = [
-            Bind::Read(z),
-            Bind::or_unused(self.extra.bias.map(|t| t.buffer()), z),
-            Bind::or_unused(self.extra.table.map(|t| t.tensor().buffer()), z),
-            Bind::Read(self.idx.buffer()),
-            Bind::Read(x[1].buffer()),
-            Bind::Write(y[0].buffer()),
-            Bind::Write(no_rows.as_ref().unwrap_or_else(|| y[1].buffer())),
-        ];
-        gpu::launch(gpu, "backward", self.routing, &self.extra, x[0], &bind, linears * units)
-    }
-}
-
-impl Op for TableGrad<'_> {
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
-    fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
-        let (l, e) = (x[0].dims()[0], x[0].dims()[3]);
-        Ok(vec![Meta::f32(&[l, e, e, self.routing.table_slots()])?])
-    }
-
-    fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
-        let [l, units, s, e] = *x[0].dims() else { unreachable!() };
-        let Routing { k, sides, .. } = *self.routing;
-        let mut sum = vec![0.0; l * e * e * s];
-        for (i, &factor) in self.idx.u32().iter().enumerate() {
-            let (linear, side, unit, choice) =
-                (i / (sides * units * k), i / (units * k) % sides, i / k % units, i % k);
-            if side > 0 {
-                continue;
-            }
-            let slot = choice.min(s - 1);
-            let row = wide(x[0], ((linear * units + unit) * s + slot) * e, e);
-            for (j, d) in row.iter().enumerate() {
-                sum[((linear * e + factor as usize) * e + j) * s + slot] += d;
-            }
-        }
-        put(&mut y[0], 0, &sum);
-    }
-
-    fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
-        self.reference(x, y);
-    }
-
-    #[cfg(feature = "gpu")]
-    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
-        use crate::device::Bind;
-        let bind = [Bind::Read(x[0].buffer()), Bind::Read(self.idx.buffer()), Bind::Write(y[0].buffer())];
-        let z = x[0].reshape(&[x[0].dims()[1], x[0].dims()[0], x[0].dims()[2], x[0].dims()[3]])?;
-        gpu::launch(gpu, "table", self.routing, &Extra::default(), &z, &bind, y[0].len())
+        let launch =
+            gpu::Launch { entry: "forward", routing: self.routing, extra: &self.extra, sparse: false };
+        launch.run(gpu, x[0], &bind, linears * units)
     }
 }
 
@@ -410,7 +316,8 @@ pub fn route(
                         false => Table::Factors(t),
                     });
                     let extra = Extra { bias: bias.as_ref(), table, forced: None };
-                    let mut d = run(&Backward { routing: &routing, extra, idx: &idx }, &[&zd, &dg])?;
+                    let mut d =
+                        run(&Backward { routing: &routing, extra, idx: &idx, sparse: false }, &[&zd, &dg])?;
                     let rows = if d.len() == 2 { d.pop() } else { None };
                     let mut grads = vec![d.pop()];
                     if let Some(rows) = rows {

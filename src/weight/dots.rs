@@ -271,7 +271,7 @@ vectorised! {
             }
         };
         for (y, x) in y.iter_mut().zip(x.chunks_exact(n)) {
-            *y = simd::dot::<FMA>(row, x);
+            *y = simd::dot::<Simd>(row, x);
         }
     }
 }

@@ -15,12 +15,12 @@ const HEADS_AT_ONCE: usize = 16;
 // One query, as in generation: a dense product would be mostly preparation.
 vectorised! {
     fn dots_of_rows(x: &[f32], rows: Vec<&[f32]>, out: &mut [f32]) {
-        dots::<FMA>(out, x, &rows);
+        dots::<Simd>(out, x, &rows);
     }
 }
 vectorised! {
     fn add_scaled_rows(scales: &[f32], rows: Vec<&[f32]>, out: &mut [f32]) {
-        add_rows::<FMA>(out, scales, &rows);
+        add_rows::<Simd>(out, scales, &rows);
     }
 }
 

@@ -153,16 +153,18 @@ vectorised! {
         let (stride, first) = (e.slots.all_columns(), e.slots.first_column());
         let cols = tile.cols.clone();
         let mut update = vec![0f32; if e.dropout.is_some() { cols.len() } else { 0 }];
-        let (mut scaled, mut factors) = (vec![0f32; width], Vec::with_capacity(width));
+        let mut scaled = vec![0f32; width];
+        let (mut picks, mut factors) = (Vec::with_capacity(width), Vec::with_capacity(width));
         for m in tile.rows.clone() {
             scaled.iter_mut().zip(&u[m * stride + first..]).for_each(|(s, u)| *s = e.scale * u);
             factors.clear();
-            factors.extend((0..width).map(|j| &pool[view.pick(m, j) * n..][cols.clone()]));
+            view.picks(m, &mut picks);
+            factors.extend(picks.iter().map(|&at| &pool[at * n..][cols.clone()]));
             match e.dropout {
-                None => add_rows::<FMA>(tile.row(m), &scaled, &factors),
+                None => add_rows::<Simd>(tile.row(m), &scaled, &factors),
                 Some(dropout) => {
                     update.fill(0.0);
-                    add_rows::<FMA>(&mut update, &scaled, &factors);
+                    add_rows::<Simd>(&mut update, &scaled, &factors);
                     add_kept(dropout, m * n + cols.start, tile.row(m), &update);
                 }
             }

@@ -167,6 +167,12 @@ impl Op for ExpandGrad<'_> {
     }
 
     fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
+        if self.slots.units.is_tokens() {
+            let (shrink, sums) = self.split(x);
+            let (shrunk, pool) = y.split_at_mut(self.shrunk());
+            self.gather().cpu(&shrink, shrunk);
+            return self.scatter().cpu(&sums, pool);
+        }
         let (d, gather) = (x[0].shape().last(), self.gather());
         let (dy, b, gu) = (x[0].f32(), x[1].f32(), x[2].f32());
         let gates = x.get(3).map(|g| g.f32());
@@ -179,7 +185,7 @@ impl Op for ExpandGrad<'_> {
         let before = |rows: Range<usize>, v: &mut [f32], gated: &mut [f32]| {
             gather.rows([dy, b], gates, d, rows.start, [v, gated]);
         };
-        self.scatter().sums([gu, dy], d, [v, gated], &before, sums[0].f32_mut());
+        self.scatter().sums_of_units([gu, dy], d, [v, gated], &before, sums[0].f32_mut());
     }
 
     #[cfg(feature = "gpu")]

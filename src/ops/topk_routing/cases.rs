@@ -1,6 +1,6 @@
 //! Cases: every score, condition and layout, ties, and many units.
 
-use super::{Condition, Routing, Score, Table, first_choices, route};
+use super::{Condition, Routing, Score, Table, first_choices, route, route_rows};
 use crate::ops::{Case, Operand, Units};
 
 pub(super) fn cases() -> Vec<Case> {
@@ -42,6 +42,18 @@ pub(super) fn cases() -> Vec<Case> {
             Ok(vec![route(&x[0], None, None, None, &routing, &Units::tokens(2), 1)?.idx().clone()])
         }));
     }
+    for (score, rows, l, e) in [
+        (Score::Logits, 7, 1, 5),
+        (Score::Sigmoid, 7, 2, 9),
+        (Score::Sigmoid, 0, 1, 4),
+        (Score::Logits, 70, 1, 40),
+    ] {
+        for variant in ["wide", "lane"] {
+            let routing =
+                Routing { score, gated: true, gate_scale: 1.5, variant: Some(variant), ..Routing::new(3) };
+            all.push(of_rows(routing, (rows, l, e)));
+        }
+    }
     // What comes before a table of choices: both sides without the condition.
     for (g, l, e) in [(5, 2, 4), (3, 1, 70)] {
         let routing = Routing { condition: condition(false, true), ..sided(2) };
@@ -82,4 +94,22 @@ fn case(name: &str, routing: Routing, (g, l, e): (usize, usize, usize), rows: bo
     })
     .sums(e)
     .cost(g * l * e * 8, 4 * g * l * e)
+}
+
+/// Rows of 12 values and their router.
+fn of_rows(routing: Routing, (rows, l, e): (usize, usize, usize)) -> Case {
+    let mut inputs = vec![Operand::normal("x", &[rows, 12]), Operand::normal("router", &[l * e, 12])];
+    let biased = routing.score != Score::Logits;
+    if biased {
+        inputs.push(Operand::normal("bias", &[l, e]).times(0.02).frozen());
+    }
+    let label = format!("rows {:?} {} {rows}x{l}x{e}", routing.score, routing.variant.unwrap_or("chosen"));
+    Case::new(label, inputs, move |x| {
+        let s = route_rows(&x[0], &x[1], l, biased.then(|| &x[2]), None, &routing)?;
+        let mut out = vec![s.idx().clone()];
+        out.extend(s.gates().cloned());
+        Ok(out)
+    })
+    .sums(12 + rows)
+    .cost(rows * l * e * 24, 4 * (rows * (12 + 2 * l * e) + 12 * l * e))
 }

@@ -4,53 +4,57 @@ use super::{Extra, PARTS_LANE, PARTS_WIDE, Routing, SHADER, Table, WG, sizes};
 use crate::device::{AdapterClass, Bind, Dispatch, Gpu, Grid};
 use crate::{Result, Tensor};
 
-/// `z` gives the sizes: `[units, linears, .., factors]`.
-pub(super) fn launch(
-    gpu: &Gpu,
-    entry: &'static str,
-    r: &Routing,
-    extra: &Extra<'_>,
-    z: &Tensor,
-    bind: &[Bind<'_>],
-    items: usize,
-) -> Result<()> {
-    #[repr(C)]
-    #[derive(Clone, Copy, bytemuck::NoUninit)]
-    struct Params {
-        sizes: [u32; 3],
-        scale: f32,
-        lambda: f32,
+/// A launch of one of the kernels.
+pub(super) struct Launch<'a> {
+    pub entry: &'static str,
+    pub routing: &'a Routing,
+    pub extra: &'a Extra<'a>,
+    pub sparse: bool,
+}
+
+impl Launch<'_> {
+    /// `z` gives the sizes: `[units, linears, .., factors]`.
+    pub fn run(&self, gpu: &Gpu, z: &Tensor, bind: &[Bind<'_>], items: usize) -> Result<()> {
+        let Launch { entry, routing: r, extra, sparse } = *self;
+        #[repr(C)]
+        #[derive(Clone, Copy, bytemuck::NoUninit)]
+        struct Params {
+            sizes: [u32; 3],
+            scale: f32,
+            lambda: f32,
+        }
+        let (units, linears, e) = sizes(z);
+        // A workgroup per unit where there are few of them and many factors.
+        let wide = match r.variant {
+            Some(v) => v == "wide",
+            None => gpu.class() != AdapterClass::Software && items < 1024 && e >= 32,
+        };
+        let cfs = r.condition.map_or(0, |c| if c.choice { 2 } else { 1 });
+        gpu.dispatch(Dispatch {
+            shader: &SHADER,
+            entry,
+            consts: &[
+                ("WG", WG),
+                ("STRIDE", if wide { WG } else { 1 }),
+                ("K", r.k as u32),
+                ("SIDES", r.sides as u32),
+                ("SCORE", r.score as u32),
+                ("CFS", cfs),
+                ("GATED", u32::from(r.gated)),
+                ("SCALED", u32::from(r.condition.is_some_and(|c| c.gated_input))),
+                ("FORCED", u32::from(extra.forced.is_some())),
+                ("CHOSEN", u32::from(Table::of_choices(&extra.table))),
+                ("SPARSE", u32::from(sparse)),
+            ],
+            parts: if wide { PARTS_WIDE } else { PARTS_LANE },
+            bind,
+            params: bytemuck::bytes_of(&Params {
+                sizes: [units, linears, e].map(|v| v as u32),
+                scale: r.gate_scale,
+                lambda: r.condition.map_or(0.0, |c| c.weight),
+            }),
+            grid: Grid::Linear(if wide && entry != "table" { items } else { items.div_ceil(WG as usize) }),
+            flops: (items * e * (3 * r.k + 2)) as u64,
+        })
     }
-    let (units, linears, e) = sizes(z);
-    // A workgroup per unit where there are few of them and many factors.
-    let wide = match r.variant {
-        Some(v) => v == "wide",
-        None => gpu.class() != AdapterClass::Software && items < 1024 && e >= 32,
-    };
-    let cfs = r.condition.map_or(0, |c| if c.choice { 2 } else { 1 });
-    gpu.dispatch(Dispatch {
-        shader: &SHADER,
-        entry,
-        consts: &[
-            ("WG", WG),
-            ("STRIDE", if wide { WG } else { 1 }),
-            ("K", r.k as u32),
-            ("SIDES", r.sides as u32),
-            ("SCORE", r.score as u32),
-            ("CFS", cfs),
-            ("GATED", u32::from(r.gated)),
-            ("SCALED", u32::from(r.condition.is_some_and(|c| c.gated_input))),
-            ("FORCED", u32::from(extra.forced.is_some())),
-            ("CHOSEN", u32::from(Table::of_choices(&extra.table))),
-        ],
-        parts: if wide { PARTS_WIDE } else { PARTS_LANE },
-        bind,
-        params: bytemuck::bytes_of(&Params {
-            sizes: [units, linears, e].map(|v| v as u32),
-            scale: r.gate_scale,
-            lambda: r.condition.map_or(0.0, |c| c.weight),
-        }),
-        grid: Grid::Linear(if wide && entry != "table" { items } else { items.div_ceil(WG as usize) }),
-        flops: (items * e * (3 * r.k + 2)) as u64,
-    })
 }

@@ -43,7 +43,8 @@ pub(super) struct Choice {
 
 /// Gradients of one unit.
 pub(super) struct UnitGrad {
-    pub za: Vec<f64>,
+    /// Of the logits of A's choices; the others have none.
+    pub chosen: Vec<f64>,
     pub zb: Vec<f64>,
     /// Gradient of the table rows of the chosen factors, `[S, E]`; of a table of choices `[K, E]`.
     pub rows: Vec<f64>,
@@ -81,7 +82,7 @@ fn at(values: &[f64], idx: &[u32]) -> Vec<f64> {
 }
 
 /// Adds `d[k]` at `idx[k]`.
-fn spread(d: &[f64], idx: &[u32], n: usize) -> Vec<f64> {
+pub(super) fn spread(d: &[f64], idx: &[u32], n: usize) -> Vec<f64> {
     let mut out = vec![0.0; n];
     idx.iter().zip(d).for_each(|(&i, d)| out[i as usize] += d);
     out
@@ -178,7 +179,7 @@ impl Unit<'_> {
         let scale = r.gate_scale as f64;
         let score_a = self.score_a();
         let alpha = self.gates(&at(&score_a, a));
-        let mut grad = UnitGrad { za: vec![], zb: vec![], rows: vec![] };
+        let mut grad = UnitGrad { chosen: vec![], zb: vec![], rows: vec![] };
         let mut d_alpha: Vec<f64> = dgates.iter().map(|d| d * scale).collect();
         if r.sides == 2 {
             let conditional = r.condition.as_ref().map(|c| self.conditional(c, a, &alpha));
@@ -194,7 +195,7 @@ impl Unit<'_> {
                 _ => grad.zb = d_score,
             }
         }
-        let d_chosen = match r.score {
+        grad.chosen = match r.score {
             Score::Sigmoid => {
                 let (k, sum) = (a.len() as f64, at(&score_a, a).iter().sum::<f64>());
                 let mean: f64 = alpha.iter().zip(&d_alpha).map(|(g, d)| g / k * d).sum();
@@ -202,10 +203,9 @@ impl Unit<'_> {
             }
             _ => softmax_grad(&alpha, &d_alpha),
         };
-        grad.za = spread(&d_chosen, a, n);
         if r.score == Score::Sigmoid {
-            for (d, z) in grad.za.iter_mut().zip(self.za) {
-                *d *= sigmoid(*z) * (1.0 - sigmoid(*z));
+            for (d, z) in grad.chosen.iter_mut().zip(at(self.za, a)) {
+                *d *= sigmoid(z) * (1.0 - sigmoid(z));
             }
         }
         grad

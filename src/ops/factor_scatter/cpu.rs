@@ -1,0 +1,193 @@
+//! The sums on the CPU: of units by ranges of their rows, of tokens by columns.
+
+use super::FactorScatter;
+use crate::ops::gemm::with_scratch;
+use crate::ops::rows_in_parallel;
+use crate::ops::slots::{Dropout, Units};
+use crate::ops::tile::{Tile, blocks_in_parallel};
+use crate::simd::{LANES, add_rows, prefetch, vectorised};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Rows that are added to a factor at once.
+const GROUP: usize = 8;
+/// Rows of a task where its unit has that many.
+const ROWS: usize = 128;
+/// Columns whose sums over all rows stay in the cache, for pools of a few hundred factors.
+const COLS: usize = 64;
+/// Rows ahead of which such a piece of a row is asked for: processors do not foresee steps of whole rows.
+const AHEAD: usize = 8;
+
+/// Rows of which one task makes sums of its own: all of one unit.
+fn tasks(units: &Units) -> Vec<Range<usize>> {
+    let mut all = Vec::new();
+    for unit in 0..units.count() {
+        let range = units.range(unit);
+        let step = range.len().div_ceil(range.len().div_ceil(ROWS).max(1)).max(1);
+        all.extend(range.clone().step_by(step).map(|m| m..range.end.min(m + step)));
+    }
+    all
+}
+
+/// Called with the rows of a group and the part of the arrays beside them: see [`FactorScatter::sums_of_units`].
+pub(crate) type Before<'a> = &'a (dyn Fn(Range<usize>, &mut [f32], &mut [f32]) + Sync);
+
+/// Takes the first `n` values, or all.
+fn take<'a>(rest: &mut &'a mut [f32], n: usize) -> &'a mut [f32] {
+    let n = n.min(rest.len());
+    let (part, after) = std::mem::take(rest).split_at_mut(n);
+    *rest = after;
+    part
+}
+
+/// One task: its rows, and their part of the arrays beside them.
+struct Task<'a> {
+    rows: Range<usize>,
+    beside: [&'a mut [f32]; 2],
+}
+
+vectorised! {
+    /// Adds the rows of a task to `sums`, which has a row for each slot of its unit.
+    fn add_of_unit(op: &FactorScatter<'_>, coef: &[f32], rows: &[f32], d: usize, sums: &mut [f32], task: Task<'_>, before: Before<'_>) {
+        let (stride, first) = (op.slots.all_columns(), op.slots.first_column());
+        let mut dropped = vec![0f32; if op.dropout.is_some() { GROUP * d } else { 0 }];
+        let Task { rows: all, beside: [one, two] } = task;
+        sums.fill(0.0);
+        for m0 in all.clone().step_by(GROUP) {
+            let count = GROUP.min(all.end - m0);
+            let part = |len: usize| match len {
+                0 => 0..0,
+                _ => (m0 - all.start) * stride..(m0 - all.start + count) * stride,
+            };
+            let (of_one, of_two) = (part(one.len()), part(two.len()));
+            before(m0..m0 + count, &mut one[of_one], &mut two[of_two]);
+            let mut group: [&[f32]; GROUP] = [&[]; GROUP];
+            for (i, row) in group.iter_mut().enumerate().take(count) {
+                *row = &rows[(m0 + i) * d..][..d];
+            }
+            if let Some(p) = op.dropout {
+                for (i, out) in dropped.chunks_mut(d).enumerate().take(count) {
+                    drop_some(p, (m0 + i) * d, group[i], out);
+                }
+                group.iter_mut().zip(dropped.chunks(d)).take(count).for_each(|(row, kept)| *row = kept);
+            }
+            for j in 0..op.slots.width() {
+                let mut of = [0f32; GROUP];
+                for (i, of) in of.iter_mut().enumerate().take(count) {
+                    *of = op.scale * coef[(m0 + i) * stride + first + j];
+                }
+                add_rows::<Simd>(&mut sums[j * d..][..d], &of[..count], &group[..count]);
+            }
+        }
+    }
+}
+
+/// `out = kept x`, where the first element has index `first` in its matrix.
+fn drop_some(dropout: Dropout, first: usize, x: &[f32], out: &mut [f32]) {
+    out.iter_mut().zip(x).enumerate().for_each(|(c, (out, x))| *out = dropout.factor(first + c) * x);
+}
+
+/// A choice of a row: the factor, and what the row is multiplied by.
+#[derive(Clone, Copy)]
+struct Term {
+    factor: u32,
+    coef: f32,
+}
+
+vectorised! {
+    /// At most [`COLS`] columns of the sums of all rows, each of which has `width` terms. `sums` is scratch: `COLS` values for
+    /// each row of the tile. In the tile itself they would lie far apart, and push each other out of the cache.
+    fn add_of_tokens(terms: &[Term], width: usize, rows: &[f32], d: usize, dropout: Option<Dropout>, sums: &mut [f32], tile: &mut Tile<'_>) {
+        let (first, n) = (tile.cols.start, tile.cols.len());
+        let (mut kept, mut row) = ([0f32; COLS], [Simd::zeros(); COLS / LANES]);
+        sums.fill(0.0);
+        for (m, terms) in terms.chunks(width.max(1)).enumerate() {
+            let mut x = &rows[m * d + first..][..n];
+            if dropout.is_some() || n < COLS {
+                match dropout {
+                    Some(p) => drop_some(p, m * d + first, x, &mut kept[..n]),
+                    None => kept[..n].copy_from_slice(x),
+                }
+                x = &kept;
+            }
+            prefetch(rows, (m + AHEAD) * d + first..(m + AHEAD) * d + first + n);
+            let (chunks, _) = x.as_chunks::<LANES>();
+            for q in 0..COLS / LANES {
+                row[q] = Simd::load(&chunks[q]);
+            }
+            for t in terms {
+                let (coef, (sums, _)) = (Simd::all(t.coef), sums[t.factor as usize * COLS..][..COLS].as_chunks_mut::<LANES>());
+                for q in 0..COLS / LANES {
+                    Simd::store(Simd::mul_add(coef, row[q], Simd::load(&sums[q])), &mut sums[q]);
+                }
+            }
+        }
+        for (factor, sums) in tile.rows.clone().zip(sums.chunks(COLS)) {
+            tile.row(factor).copy_from_slice(&sums[..n]);
+        }
+    }
+}
+
+impl FactorScatter<'_> {
+    /// The sums of rows that are their own units: by columns, each over all rows in their order.
+    pub(super) fn sums_of_tokens(&self, [coef, rows]: [&[f32]; 2], d: usize, y: &mut [f32]) {
+        let (view, width) = (self.slots.view(), self.slots.width());
+        let (stride, first) = (self.slots.all_columns(), self.slots.first_column());
+        let (mut picks, mut terms) = (Vec::with_capacity(width), Vec::with_capacity(coef.len()));
+        for (m, coef) in coef.chunks(stride.max(1)).enumerate() {
+            view.picks(m, &mut picks);
+            let chosen = picks.iter().zip(&coef[first..first + width]);
+            terms.extend(chosen.map(|(&at, c)| Term { factor: at as u32, coef: self.scale * c }));
+        }
+        blocks_in_parallel(y, d, COLS, |tile| {
+            with_scratch(tile.rows.len() * COLS, |sums| {
+                add_of_tokens(&terms, width, rows, d, self.dropout, sums, tile);
+            });
+        });
+    }
+
+    /// The sums of units by tasks, each over rows in their order, then those of all tasks. `before` is called with each
+    /// group of rows first, and may write their part of `beside` (rows of all columns of the slots, or empty): what it
+    /// reads of the rows is then in the cache.
+    pub fn sums_of_units(
+        &self,
+        [coef, rows]: [&[f32]; 2],
+        d: usize,
+        beside: [&mut [f32]; 2],
+        before: Before<'_>,
+        y: &mut [f32],
+    ) {
+        let (width, stride) = (self.slots.width(), self.slots.all_columns());
+        let (of_task, ranges) = (d * width, tasks(&self.slots.units));
+        with_scratch(of_task * ranges.len(), |partial| {
+            let mut parts = partial.chunks_mut(of_task.max(1));
+            let [mut one, mut two] = beside;
+            let mut work = Vec::with_capacity(ranges.len());
+            for rows in &ranges {
+                let n = rows.len() * stride;
+                let beside = [take(&mut one, n), take(&mut two, n)];
+                work.push((Task { rows: rows.clone(), beside }, parts.next().unwrap_or_default()));
+            }
+            let run = |(task, sums): (Task<'_>, &mut [f32])| {
+                add_of_unit(self, coef, rows, d, sums, task, before);
+            };
+            match work.len() {
+                0 | 1 => work.into_iter().for_each(run),
+                _ => work.into_par_iter().with_max_len(1).for_each(run),
+            }
+            // Where the sums of a factor are: with the slots that chose it.
+            let (view, mut picks) = (self.slots.view(), Vec::with_capacity(width));
+            let mut found: Vec<Vec<usize>> = vec![vec![]; self.out_rows()];
+            for (t, rows) in ranges.iter().enumerate() {
+                view.picks(rows.start, &mut picks);
+                picks.iter().enumerate().for_each(|(j, &at)| found[at].push(t * width + j));
+            }
+            rows_in_parallel(y, d, |row, y| {
+                y.fill(0.0);
+                for &at in &found[row] {
+                    y.iter_mut().zip(&partial[at * d..][..d]).for_each(|(y, v)| *y += v);
+                }
+            });
+        });
+    }
+}

@@ -1,0 +1,183 @@
+//! Sets of instructions: which ones the processor has, and sixteen values in their registers.
+
+/// Declares a function whose body is compiled for AVX-512, for AVX2 with FMA, and for the target's own instructions.
+/// In the body, the type `Simd` is the [`Set`] it is compiled for.
+macro_rules! vectorised {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $body:block) => {
+        $(#[$meta])*
+        $vis fn $name($($arg: $ty),*) {
+            #[inline(always)]
+            fn body<Simd: $crate::simd::Set>($($arg: $ty),*) $body
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma,f16c")]
+                fn widest($($arg: $ty),*) {
+                    body::<$crate::simd::Avx512>($($arg),*)
+                }
+                #[target_feature(enable = "avx2,fma,f16c")]
+                fn wide($($arg: $ty),*) {
+                    body::<$crate::simd::Avx2>($($arg),*)
+                }
+                match $crate::simd::level() {
+                    // SAFETY: the level says that the processor has these instructions.
+                    $crate::simd::Level::Avx512 => return unsafe { widest($($arg),*) },
+                    $crate::simd::Level::Avx2 => return unsafe { wide($($arg),*) },
+                    $crate::simd::Level::Target => {}
+                }
+            }
+            body::<$crate::simd::Target>($($arg),*)
+        }
+    };
+}
+pub(crate) use vectorised;
+
+/// Sets of instructions, from the narrowest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+pub(crate) enum Level {
+    Target,
+    Avx2,
+    Avx512,
+}
+
+/// What this processor has.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+pub(crate) fn level() -> Level {
+    use std::arch::is_x86_feature_detected as has;
+    if !(has!("avx2") && has!("fma") && has!("f16c")) {
+        return Level::Target;
+    }
+    match has!("avx512f") && has!("avx512vl") && has!("avx512bw") && has!("avx512dq") {
+        true => Level::Avx512,
+        false => Level::Avx2,
+    }
+}
+
+/// Values of a [`Set::Lanes`]: the running sums of a reduction.
+pub(crate) const LANES: usize = 16;
+
+/// A set of instructions as a type. Only [`vectorised!`] names one, in functions that are compiled for it: its methods
+/// must not be called elsewhere. Loops over arrays would do, but the compiler does not always see vectors in them.
+pub(crate) trait Set {
+    /// Fused multiply-adds are instructions.
+    const FMA: bool;
+    /// There are registers for eight [`Lanes`](Set::Lanes) and what is added to them.
+    const MANY: bool;
+    type Lanes: Copy;
+    fn load(values: &[f32; LANES]) -> Self::Lanes;
+    fn store(lanes: Self::Lanes, values: &mut [f32; LANES]);
+    /// The same value in all lanes.
+    fn all(value: f32) -> Self::Lanes;
+    /// `a b + c`, in one rounding where that is an instruction.
+    fn mul_add(a: Self::Lanes, b: Self::Lanes, c: Self::Lanes) -> Self::Lanes;
+    fn add(a: Self::Lanes, b: Self::Lanes) -> Self::Lanes;
+    #[inline(always)]
+    fn zeros() -> Self::Lanes {
+        Self::all(0.0)
+    }
+}
+
+/// The instructions that every processor of the target has.
+pub(crate) struct Target;
+
+impl Set for Target {
+    const FMA: bool = cfg!(target_arch = "aarch64");
+    const MANY: bool = false;
+    type Lanes = [f32; LANES];
+    #[inline(always)]
+    fn load(values: &[f32; LANES]) -> Self::Lanes {
+        *values
+    }
+    #[inline(always)]
+    fn store(lanes: Self::Lanes, values: &mut [f32; LANES]) {
+        *values = lanes;
+    }
+    #[inline(always)]
+    fn all(value: f32) -> Self::Lanes {
+        [value; LANES]
+    }
+    #[inline(always)]
+    fn mul_add(a: Self::Lanes, b: Self::Lanes, mut c: Self::Lanes) -> Self::Lanes {
+        for l in 0..LANES {
+            c[l] = if Self::FMA { a[l].mul_add(b[l], c[l]) } else { a[l] * b[l] + c[l] };
+        }
+        c
+    }
+    #[inline(always)]
+    fn add(mut a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+        for l in 0..LANES {
+            a[l] += b[l];
+        }
+        a
+    }
+}
+
+/// Those of newer processors.
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod x86 {
+    use super::{LANES, Set};
+    use std::arch::x86_64::*;
+
+    pub(crate) struct Avx2;
+
+    // SAFETY of all: see the trait. Arrays of sixteen values are as long as what is loaded and stored.
+    impl Set for Avx2 {
+        const FMA: bool = true;
+        const MANY: bool = false;
+        type Lanes = [__m256; 2];
+        #[inline(always)]
+        fn load(values: &[f32; LANES]) -> Self::Lanes {
+            let at = values.as_ptr();
+            unsafe { [_mm256_loadu_ps(at), _mm256_loadu_ps(at.add(8))] }
+        }
+        #[inline(always)]
+        fn store([low, high]: Self::Lanes, values: &mut [f32; LANES]) {
+            let at = values.as_mut_ptr();
+            unsafe {
+                _mm256_storeu_ps(at, low);
+                _mm256_storeu_ps(at.add(8), high);
+            }
+        }
+        #[inline(always)]
+        fn all(value: f32) -> Self::Lanes {
+            unsafe { [_mm256_set1_ps(value); 2] }
+        }
+        #[inline(always)]
+        fn mul_add(a: Self::Lanes, b: Self::Lanes, c: Self::Lanes) -> Self::Lanes {
+            unsafe { [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])] }
+        }
+        #[inline(always)]
+        fn add(a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+            unsafe { [_mm256_add_ps(a[0], b[0]), _mm256_add_ps(a[1], b[1])] }
+        }
+    }
+
+    pub(crate) struct Avx512;
+
+    impl Set for Avx512 {
+        const FMA: bool = true;
+        const MANY: bool = true;
+        type Lanes = __m512;
+        #[inline(always)]
+        fn load(values: &[f32; LANES]) -> Self::Lanes {
+            unsafe { _mm512_loadu_ps(values.as_ptr()) }
+        }
+        #[inline(always)]
+        fn store(lanes: Self::Lanes, values: &mut [f32; LANES]) {
+            unsafe { _mm512_storeu_ps(values.as_mut_ptr(), lanes) }
+        }
+        #[inline(always)]
+        fn all(value: f32) -> Self::Lanes {
+            unsafe { _mm512_set1_ps(value) }
+        }
+        #[inline(always)]
+        fn mul_add(a: Self::Lanes, b: Self::Lanes, c: Self::Lanes) -> Self::Lanes {
+            unsafe { _mm512_fmadd_ps(a, b, c) }
+        }
+        #[inline(always)]
+        fn add(a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+            unsafe { _mm512_add_ps(a, b) }
+        }
+    }
+}
