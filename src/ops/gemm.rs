@@ -188,8 +188,29 @@ pub(crate) fn gemm_here(c: &mut [f32], a: Mat<'_>, b: Mat<'_>, scale: f32, add: 
         }
         return;
     }
+    if few(a, b) {
+        return few_rows(a, b, &mut Tile::of_rows(c, 0..m, n), scale, add);
+    }
+    let dst = Dst { at: c.as_mut_ptr(), stride: n };
     // In bounds by the asserts, here and where the matrices were made.
-    unsafe { product(Dst { at: c.as_mut_ptr(), stride: n }, a, b, (0..m, 0..n), scale, add) }
+    let multiply = |b: Mat<'_>| unsafe { product(dst, a, b, (0..m, 0..n), scale, add) };
+    match far(a, b) {
+        true => with_scratch(k * n, |panel| {
+            turn(b.data, k, n, panel, n, 0);
+            multiply(Mat::new(panel, k, n));
+        }),
+        false => multiply(b),
+    }
+}
+
+/// Few rows, and columns of `b` that lie in one piece: each is read once.
+fn few(a: Mat<'_>, b: Mat<'_>) -> bool {
+    a.rows <= FEW && b.row_stride == 1 && a.col_stride == 1
+}
+
+/// A transposed `b` whose rows are far apart.
+fn far(a: Mat<'_>, b: Mat<'_>) -> bool {
+    b.row_stride == 1 && b.col_stride == b.rows && b.rows >= LONG && a.rows >= SIDE
 }
 
 /// `c = [c +] scale * a b` with `c` row-major `[a.rows, b.cols]`; `add` keeps what is in `c`.
@@ -207,11 +228,10 @@ pub(crate) fn gemm_then(
     then: &(dyn Fn(&mut Tile<'_>) + Sync),
 ) {
     // Transposed, with rows that are far apart: each task turns its columns around.
-    let turned = b.row_stride == 1 && b.col_stride == b.rows && b.rows >= LONG && a.rows >= SIDE;
     let columns = |cols: &Range<usize>, panel: &mut [f32]| {
         turn(&b.data[cols.start * b.rows..], b.rows, cols.len(), panel, cols.len(), 0);
     };
-    match turned {
+    match far(a, b) {
         true => tiles(c, a, b.cols, Columns::Made(&columns), scale, add, then),
         false => tiles(c, a, b.cols, Columns::Of(b), scale, add, then),
     }
@@ -267,9 +287,7 @@ fn tiles(
         let mut tile = unsafe { dst.tile(rows.clone(), cols.clone()) };
         match b {
             _ if k == 0 => {}
-            Columns::Of(b) if m <= FEW && b.row_stride == 1 && a.col_stride == 1 => {
-                few_rows(a, b, &mut tile, scale, add);
-            }
+            Columns::Of(b) if few(a, b) => few_rows(a, b, &mut tile, scale, add),
             Columns::Of(b) => multiply(b.columns(j, cols.len())),
             Columns::Made(make) => with_scratch(k * cols.len(), |panel| {
                 make(&cols, panel);

@@ -4,20 +4,17 @@
 //! values, so the online softmax of FlashAttention (Milakov & Gimelshein 2018, arXiv:1805.02867; Dao 2022,
 //! arXiv:2205.14135) gives loss and derivative in one walk over the vocabulary.
 
+mod cpu;
 #[cfg(feature = "gpu")]
 mod gpu;
 
-use super::gemm::{Mat, gemm};
 use super::launch::each_format;
-use super::math::{exp, max, sum};
 use super::{Case, Meta, Op, OpSpec, Operand, run};
 use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
 use crate::rng::Stream;
-use crate::simd::wide;
 use crate::tape::Node;
 use crate::weight::{Format, Weight, sample};
 use crate::{DType, Error, Result, Tensor};
-use rayon::prelude::*;
 
 pub(super) static SPEC: OpSpec = OpSpec {
     name: "head_loss",
@@ -66,9 +63,6 @@ static SHADER: Shader = Shader {
 
 /// A position without loss.
 const NONE: u32 = u32::MAX;
-/// Rows of the vocabulary that the CPU takes at once: 4 MiB of logits per 1024 positions.
-const CHUNK: usize = 1024;
-
 /// Which kernel computes the products; tests force each.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Kernel {
@@ -84,54 +78,6 @@ struct HeadLoss {
     /// Only tests set it.
     #[cfg_attr(not(feature = "gpu"), allow(dead_code))]
     force: Option<Kernel>,
-}
-
-/// Running softmax of one row.
-#[derive(Clone, Copy)]
-struct Row {
-    top: f32,
-    total: f32,
-    logit: f32,
-}
-
-impl HeadLoss {
-    /// Loss of the listed rows, and `sum_v p_v W_v` in `acc` `[n, D]` when it is not empty.
-    fn walk(&self, hidden: &[f32], targets: &[u32], acc: &mut [f32]) -> Vec<Row> {
-        let (n, d, w) = (targets.len(), self.weight.cols(), &self.weight);
-        let mut rows = vec![Row { top: f32::NEG_INFINITY, total: 0.0, logit: f32::NAN }; n];
-        let mut z = vec![0f32; n * CHUNK.min(w.rows())];
-        acc.fill(0.0);
-        for shard in w.shards() {
-            for first in (0..shard.rows).step_by(CHUNK) {
-                let len = CHUNK.min(shard.rows - first);
-                let part = w.decode(shard, first..first + len);
-                gemm(&mut z, Mat::new(hidden, n, d), Mat::new(&part, len, d).t(), 1.0, false);
-                let offset = shard.first + first;
-                let acc_rows = match self.gradient {
-                    true => acc.chunks_mut(d.max(1)).collect(),
-                    false => Vec::from_iter((0..n).map(|_| &mut [][..])),
-                };
-                let work = rows.par_iter_mut().zip(z.par_chunks_mut(len)).zip(acc_rows).zip(targets);
-                work.with_min_len(4).for_each(|(((row, z), acc), &target)| {
-                    if let Some(z) = (target as usize).checked_sub(offset).and_then(|t| z.get(t)) {
-                        row.logit = *z;
-                    }
-                    wide(|| {
-                        let best = max(z).max(row.top);
-                        let shrink = exp(row.top - best);
-                        z.iter_mut().for_each(|z| *z = exp(*z - best));
-                        acc.iter_mut().for_each(|a| *a *= shrink);
-                        row.total = row.total * shrink + sum(z);
-                        row.top = best;
-                    });
-                });
-                if self.gradient {
-                    gemm(acc, Mat::new(&z, n, len), Mat::new(&part, len, d), 1.0, true);
-                }
-            }
-        }
-        rows
-    }
 }
 
 impl Op for HeadLoss {
@@ -186,33 +132,9 @@ impl Op for HeadLoss {
     }
 
     fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
-        let (d, h, targets) = (self.weight.cols(), x[0].f32(), x[1].u32());
-        let list: Vec<usize> = (0..targets.len()).filter(|&r| targets[r] != NONE).collect();
-        let hidden: Vec<f32> = list.iter().flat_map(|&r| &h[r * d..][..d]).copied().collect();
-        let wanted: Vec<u32> = list.iter().map(|&r| targets[r]).collect();
-        let mut acc = vec![0f32; if self.gradient { hidden.len() } else { 0 }];
-        let rows = self.walk(&hidden, &wanted, &mut acc);
-        let losses = rows.iter().map(|r| (r.top + r.total.ln()) as f64 - r.logit as f64);
-        y[0].f32_mut()[0] = losses.sum::<f64>() as f32;
-        let Some(dh) = y.get_mut(1) else { return };
-        let dh = dh.f32_mut();
-        dh.fill(0.0);
-        if d == 0 {
-            return;
-        }
-        let mut at = vec![None; targets.len()];
-        list.iter().enumerate().for_each(|(i, &r)| at[r] = Some(i));
-        dh.par_chunks_mut(d).zip(at).with_min_len(4).for_each(|(dh, i)| {
-            let Some(i) = i else { return };
-            let inverse = 1.0 / rows[i].total;
-            dh.iter_mut().zip(&acc[i * d..]).for_each(|(g, a)| *g = a * inverse);
-            let target = wanted[i] as usize;
-            if let Some(s) = self.weight.shard_of(target) {
-                let mut row = vec![0f32; d];
-                self.weight.decode_row(s, target - s.first, &mut row);
-                dh.iter_mut().zip(row.iter()).for_each(|(g, w)| *g -= w);
-            }
-        });
+        let (loss, dh) = y.split_at_mut(1);
+        let dh = dh.first_mut().map(|dh| dh.f32_mut());
+        loss[0].f32_mut()[0] = cpu::loss(&self.weight, x[0].f32(), x[1].u32(), dh);
     }
 
     #[cfg(feature = "gpu")]
