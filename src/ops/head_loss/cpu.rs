@@ -94,18 +94,22 @@ fn block(w: &Weight, h: &[f32], targets: &[u32], dh: &mut [f32]) -> f64 {
         let shrink: Vec<f32> = walked.iter().map(|rows| exp(rows[i].top - top)).collect();
         let total: f32 = walked.iter().zip(&shrink).map(|(rows, shrink)| rows[i].total * shrink).sum();
         let logit = walked.iter().map(|rows| rows[i].logit).find(|z| !z.is_nan()).unwrap_or(f32::NAN);
+        let loss = (top + total.ln()) as f64 - logit as f64;
+        if dh.is_empty() {
+            return loss;
+        }
         dh.fill(0.0);
         for (sums, shrink) in all.iter().zip(shrink) {
             let share = shrink / total;
             dh.iter_mut().zip(&sums[i * d..]).for_each(|(g, s)| *g += share * s);
         }
         let target = targets[i] as usize;
-        if let (Some(s), false) = (w.shard_of(target), dh.is_empty()) {
+        if let Some(s) = w.shard_of(target) {
             let mut row = vec![0f32; d];
             w.decode_row(s, target - s.first, &mut row);
             dh.iter_mut().zip(&row).for_each(|(g, w)| *g -= w);
         }
-        (top + total.ln()) as f64 - logit as f64
+        loss
     };
     let losses: Vec<f64> = match dh.is_empty() {
         true => (0..n).map(|i| merge(i, &mut [])).collect(),
