@@ -2,7 +2,7 @@
 //!
 //! A method's file holds its layer and its [`MethodSpec`]. The list below is the only place that names them all;
 //! see docs/ADD_A_METHOD.md. A method can also live in another crate: a `MethodSpec` of its own is attached like one of
-//! the list, and [`route`] and [`mixture_linears`] are the parts that it is made of. See examples/custom_method.rs.
+//! the list, and [`route`], [`route_rows`] and [`mixture_linears`] are the parts that it is made of. See examples/custom_method.rs.
 
 mod balance;
 mod conditional;
@@ -12,7 +12,7 @@ mod spec;
 mod token;
 
 pub use crate::ops::mixture_linears::mixture_linears;
-pub use crate::ops::topk_routing::{Condition, Routing, Score, Table, first_choices, route};
+pub use crate::ops::topk_routing::{Condition, Routing, Score, Table, first_choices, route, route_rows};
 pub use crate::ops::{Dropout, Selection, Units};
 pub use config::{CfsForm, DecodeRoute, GateScale, MethodConfig};
 pub use pooling::{Pool, Span};

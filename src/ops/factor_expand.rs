@@ -89,14 +89,7 @@ impl Op for Add<'_> {
     }
 }
 
-/// `y += scale * sum_k u[m,k] pool[I[m,k]]` in place.
-pub(super) fn expand_into(
-    y: &mut Tensor,
-    u: &Tensor,
-    pool: &Tensor,
-    s: &Selection,
-    scale: f32,
-) -> Result<()> {
+fn expand_into(y: &mut Tensor, u: &Tensor, pool: &Tensor, s: &Selection, scale: f32) -> Result<()> {
     let slots = s.slots_a();
     run_in_place(&Add(Expand { slots: &slots, scale, dropout: None }), &mut [y], &[u, pool])
 }
@@ -106,18 +99,27 @@ pub(crate) fn shrink_by(x: &Tensor, pool: &Tensor, selection: &Selection) -> Res
     let u = shrink(x, pool, None, &selection.slots_a(), 1.0, None)?.0;
     let (xd, pd, s) = (x.detach(), pool.detach(), selection.clone());
     let (need_x, need_pool) = (x.requires_grad(), pool.requires_grad());
-    Ok(Node::record("shrink", &[x, pool], u, move |du| {
-        let mut out = vec![None, None];
-        if need_x {
-            let mut dx = Tensor::zeros(xd.device(), xd.dims())?;
-            expand_into(&mut dx, &du, &pd, &s, 1.0)?;
-            out[0] = Some(dx);
-        }
-        if need_pool {
-            out[1] = Some(scatter(&du, &xd, &s.slots_a(), &s, 1.0, None)?);
-        }
-        Ok(out)
-    }))
+    Ok(Node::record("shrink", &[x, pool], u, move |du| shrink_grads(&du, &xd, &pd, &s, [need_x, need_pool])))
+}
+
+/// Gradients of `x` and of `pool`, where they are needed, from that of `u[m,k] = pool[I[m,k]] . x[m]`.
+pub(super) fn shrink_grads(
+    du: &Tensor,
+    x: &Tensor,
+    pool: &Tensor,
+    s: &Selection,
+    need: [bool; 2],
+) -> Result<Vec<Option<Tensor>>> {
+    let mut out = vec![None, None];
+    if need[0] {
+        let mut dx = Tensor::zeros(x.device(), x.dims())?;
+        expand_into(&mut dx, du, pool, s, 1.0)?;
+        out[0] = Some(dx);
+    }
+    if need[1] {
+        out[1] = Some(scatter(du, x, &s.slots_a(), s, 1.0, None)?);
+    }
+    Ok(out)
 }
 
 /// `base + scale * sum_k u[m,k] pool[I[m,k]]` on the tape: gradients for `base`, `u` and `pool`.

@@ -2,8 +2,7 @@
 
 use super::backward::Backward;
 use super::{Extra, NAME, Routing, route};
-use crate::ops::factor_expand::expand_into;
-use crate::ops::factor_scatter::scatter;
+use crate::ops::factor_expand::shrink_grads;
 use crate::ops::{Selection, Units, run};
 use crate::tape::{Node, recording};
 use crate::{Error, Result, Tensor, no_grad};
@@ -12,6 +11,19 @@ use crate::{Error, Result, Tensor, no_grad};
 ///
 /// Gates depend on the chosen logits alone, and so does their gradient: it is never spread over all factors, but goes
 /// through the chosen rows of the router, as that of a mixture goes through the chosen rows of its pool.
+///
+/// ```
+/// use mixlora::{Device, Tensor, mixture::{Routing, route_rows}};
+/// let cpu = Device::cpu();
+/// let x = Tensor::from_f32(&cpu, &[1, 2], &[1.0, 2.0])?;
+/// // Three factors, with logits 1, 2 and 3.
+/// let router = Tensor::from_f32(&cpu, &[3, 2], &[1.0, 0.0, 0.0, 1.0, 1.0, 1.0])?;
+/// let routing = Routing { gated: true, ..Routing::new(2) };
+/// let chosen = route_rows(&x, &router, 1, None, None, &routing)?;
+/// assert_eq!(chosen.idx().to_u32()?, [2, 1]);
+/// assert!((chosen.gates().unwrap().to_f32()?[0] - 0.7311).abs() < 1e-4);
+/// # Ok::<(), mixlora::Error>(())
+/// ```
 ///
 /// # Errors
 /// As [`route`]; there are two sides.
@@ -32,18 +44,13 @@ pub fn route_rows(
     let z = z.reshape(&[units.count(), linears, 1, z.shape().last() / linears])?;
     let s = no_grad(|| route(&z, bias, None, forced, routing, &units, 1))?;
     let Some(gates) = s.gates().filter(|_| recording(&[x, router])).cloned() else { return Ok(s) };
-    let (need_x, need_router) = (x.requires_grad(), router.requires_grad());
+    let need = [x, router].map(Tensor::requires_grad);
     let (of, routing, bias) = (s.clone(), routing.clone(), bias.map(Tensor::detach));
     let gates = Node::record(NAME, &[x, router], gates, move |dg| {
         let extra = Extra { bias: bias.as_ref(), ..Extra::default() };
         let op = Backward { routing: &routing, extra, idx: of.idx(), sparse: true };
         let dz = run(&op, &[&z, &dg])?.swap_remove(0);
-        let dx = need_x.then(|| {
-            let mut dx = Tensor::zeros(xd.device(), xd.dims())?;
-            expand_into(&mut dx, &dz, &router_d, &of, 1.0).map(|()| dx)
-        });
-        let drouter = need_router.then(|| scatter(&dz, &xd, &of.slots_a(), &of, 1.0, None));
-        Ok(vec![dx.transpose()?, drouter.transpose()?])
+        shrink_grads(&dz, &xd, &router_d, &of, need)
     });
     Ok(s.with_gates(gates))
 }
