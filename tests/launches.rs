@@ -33,7 +33,7 @@ fn linear(device: &Device, d: usize, out: usize) -> Linear {
 /// parameters: what is more than with the same choices frozen.
 fn routing(device: &Device, method: &str, units: Units) -> [u64; 2] {
     let gpu = inner(device);
-    let (rows, d) = (units.rows(), 64);
+    let (rows, d) = (units.rows(), 256);
     let x = Tensor::full(device, &[rows, d], 0.5).unwrap().leaf();
     let linears: Vec<Linear> = [64, 32, 32].map(|out| linear(device, d, out)).into();
     let names = ["q", "k", "v"].iter().zip(&linears).map(|(n, l)| (n.to_string(), l.weight.rows())).collect();

@@ -15,6 +15,8 @@ use std::sync::{Arc, Mutex};
 
 /// A pool of so many times a batch's choices is asked for their rows alone: to choose A's first is a pass of its own.
 const FEW: usize = 4;
+/// A condition's table is kept between passes if the pool of A is so many times as large.
+const KEPT: usize = 8;
 
 pub(super) struct Conditional {
     site: LinearSite,
@@ -130,7 +132,7 @@ impl Conditional {
     }
 
     /// `C[l, e', e, k]`: what choosing A factor e' in slot k says for B factor e. It depends on parameters alone: where no
-    /// gradient flows through it, it is made once for all passes between two steps.
+    /// gradient flows through it, and it is small beside them, it is made once for all passes between two steps.
     fn table(&self) -> Result<Option<Tensor>> {
         let of = [Some(&self.factors_a), self.router_cfs.as_ref(), self.choice_embed.as_ref()];
         let changes: Vec<u64> = of.into_iter().flatten().map(Param::changes).collect();
@@ -145,7 +147,7 @@ impl Conditional {
         let batch = |t: &Tensor| t.reshape(&[l, t.dims()[0] / l, t.shape().last()]);
         let slots = w.dims()[0] / (l * e);
         let table = batch(&a)?.matmul_nt(&batch(&w)?)?.reshape(&[l, e, e, slots])?;
-        if !table.requires_grad() {
+        if !table.requires_grad() && KEPT * table.len() <= self.factors_a.value().len() {
             *kept = Some((changes, table.clone()));
         }
         Ok(Some(table))
