@@ -18,7 +18,8 @@ use crate::{Error, Result, Tensor, no_grad};
 /// let x = Tensor::from_f32(&cpu, &[1, 2], &[1.0, 2.0])?;
 /// // Three factors, with logits 1, 2 and 3.
 /// let router = Tensor::from_f32(&cpu, &[3, 2], &[1.0, 0.0, 0.0, 1.0, 1.0, 1.0])?;
-/// let routing = Routing { gated: true, ..Routing::new(2) };
+/// let mut routing = Routing::new(2);
+/// routing.gated = true;
 /// let chosen = route_rows(&x, &router, 1, None, None, &routing)?;
 /// assert_eq!(chosen.idx().to_u32()?, [2, 1]);
 /// assert!((chosen.gates().unwrap().to_f32()?[0] - 0.7311).abs() < 1e-4);
