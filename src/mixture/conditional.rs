@@ -11,12 +11,15 @@ use crate::ops::mixture_linears::mixture_linears;
 use crate::ops::topk_routing::{Condition, Routing, Table, first_choices, route};
 use crate::tape::recording;
 use crate::{Device, Linear, Result, Stream, Tensor, no_grad};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 /// A pool of so many times a batch's choices is asked for their rows alone: to choose A's first is a pass of its own.
 const FEW: usize = 4;
 /// A condition's table is kept between passes if the pool of A is so many times as large.
 const KEPT: usize = 8;
+
+/// The condition's table where no gradient flows through it, and how often its parameters had changed.
+type KeptTable = Option<(Vec<u64>, Tensor)>;
 
 pub(super) struct Conditional {
     site: LinearSite,
@@ -32,8 +35,7 @@ pub(super) struct Conditional {
     router_cfs: Option<Param>,
     /// `[L * E, d_in]`, choice form only.
     choice_embed: Option<Param>,
-    /// The condition's table where no gradient flows through it, and how often its parameters had changed.
-    table: Mutex<Option<(Vec<u64>, Tensor)>>,
+    table: Mutex<KeptTable>,
 }
 
 pub(super) fn check(c: &MethodConfig) -> Result<()> {
@@ -136,21 +138,26 @@ impl Conditional {
     fn table(&self) -> Result<Option<Tensor>> {
         let of = [Some(&self.factors_a), self.router_cfs.as_ref(), self.choice_embed.as_ref()];
         let changes: Vec<u64> = of.into_iter().flatten().map(Param::changes).collect();
-        let mut kept = self.table.lock().unwrap_or_else(|e| e.into_inner());
         if !recording(&[&self.factors_a.tensor()])
-            && let Some((_, table)) = kept.as_ref().filter(|(of, _)| *of == changes)
+            && let Some((of, table)) = &*self.kept()
+            && *of == changes
         {
             return Ok(Some(table.clone()));
         }
+        // The lock is not held meanwhile: the thread may come by another pass while it waits for the product.
         let Some((a, w)) = self.condition()? else { return Ok(None) };
         let (l, e) = (self.site.linears.len(), self.config.num_factors);
         let batch = |t: &Tensor| t.reshape(&[l, t.dims()[0] / l, t.shape().last()]);
         let slots = w.dims()[0] / (l * e);
         let table = batch(&a)?.matmul_nt(&batch(&w)?)?.reshape(&[l, e, e, slots])?;
         if !table.requires_grad() && KEPT * table.len() <= self.factors_a.value().len() {
-            *kept = Some((changes, table.clone()));
+            *self.kept() = Some((changes, table.clone()));
         }
         Ok(Some(table))
+    }
+
+    fn kept(&self) -> MutexGuard<'_, KeptTable> {
+        self.table.lock().unwrap_or_else(|e| e.into_inner())
     }
 
     /// Routes, or takes what the pass says.

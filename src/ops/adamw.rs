@@ -199,7 +199,9 @@ fn cases() -> Vec<Case> {
         [(&[0, 3][..], true), (&[1], false), (&[3, 5], true), (&[3, 67], false), (&[70_001, 3], true)]
     {
         let n: usize = dims.iter().product();
-        let Operand::Values { mut data, .. } = Operand::normal("v", dims) else { unreachable!() };
+        let Operand::Values { mut data, .. } = Operand::normal("v", dims) else {
+            unreachable!("normal operands are values")
+        };
         data.iter_mut().for_each(|v| *v *= *v);
         let input = |name| Operand::normal(name, dims).frozen();
         let mut inputs = vec![input("w"), input("m"), Operand::values(dims, data).frozen(), input("grad")];

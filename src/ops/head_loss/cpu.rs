@@ -2,7 +2,7 @@
 //! where they were made, and tasks do not wait for each other.
 
 use super::NONE;
-use crate::ops::gemm::{Mat, gemm_here, with_scratch};
+use crate::ops::gemm::{Mat, gemm_here};
 use crate::ops::math::{exp, max, sum};
 use crate::simd::vectorised;
 use crate::weight::Weight;
@@ -54,19 +54,18 @@ vectorised! {
 /// when it is not empty.
 fn walk(w: &Weight, part: Range<usize>, h: &[f32], targets: &[u32], sums: &mut [f32]) -> Vec<Row> {
     let (n, d) = (targets.len(), w.cols());
-    let mut rows = vec![EMPTY; n];
+    let (mut rows, mut z) = (vec![EMPTY; n], vec![0f32; n * CHUNK.min(part.len())]);
     let mut at = part.start;
     while let Some(shard) = w.shard_of(at).filter(|_| at < part.end) {
         let len = CHUNK.min(part.end - at).min(shard.first + shard.rows - at);
         let values = w.decode(shard, at - shard.first..at - shard.first + len);
         let of = Mat::new(&values, len, d);
-        with_scratch(n * len, |z| {
-            gemm_here(z, Mat::new(h, n, d), of.t(), 1.0, false);
-            softmax(z, len, at, targets, &mut rows, sums, d);
-            if !sums.is_empty() {
-                gemm_here(sums, Mat::new(z, n, len), of, 1.0, true);
-            }
-        });
+        let z = &mut z[..n * len];
+        gemm_here(z, Mat::new(h, n, d), of.t(), 1.0, false);
+        softmax(z, len, at, targets, &mut rows, sums, d);
+        if !sums.is_empty() {
+            gemm_here(sums, Mat::new(z, n, len), of, 1.0, true);
+        }
         at += len;
     }
     rows

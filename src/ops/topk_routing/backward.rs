@@ -116,7 +116,7 @@ impl Op for TableGrad<'_> {
     }
 
     fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
-        let [l, units, s, e] = *x[0].dims() else { unreachable!() };
+        let [l, units, s, e] = *x[0].dims() else { unreachable!("rows come from the backward pass") };
         let Routing { k, sides, .. } = *self.routing;
         let mut sum = vec![0.0; l * e * e * s];
         for (i, &factor) in self.idx.u32().iter().enumerate() {
