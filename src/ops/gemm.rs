@@ -3,6 +3,9 @@
 //! Each task computes one tile of the result on one thread, and the tiles depend on the shape alone, so the bits
 //! do not depend on the number of threads.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+
 use super::tile::{Dst, Tile};
 use crate::simd::{all_dots, vectorised};
 use gemm::Parallelism;
@@ -153,6 +156,10 @@ unsafe fn product(
     scale: f32,
     add: bool,
 ) {
+    #[cfg(target_arch = "x86_64")]
+    if crate::simd::level() == crate::simd::Level::Avx2 {
+        return unsafe { avx2::product(c, a, b, (rows, cols), scale, add) };
+    }
     unsafe {
         gemm::gemm(
             rows.len(),
@@ -208,9 +215,17 @@ fn few(a: Mat<'_>, b: Mat<'_>) -> bool {
     a.rows <= FEW && b.row_stride == 1 && a.col_stride == 1
 }
 
+/// Products are our own here.
+fn own() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return crate::simd::level() == crate::simd::Level::Avx2;
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
 /// A transposed `b` whose rows are far apart.
 fn far(a: Mat<'_>, b: Mat<'_>) -> bool {
-    b.row_stride == 1 && b.col_stride == b.rows && b.rows >= LONG && a.rows >= SIDE
+    !own() && b.row_stride == 1 && b.col_stride == b.rows && b.rows >= LONG && a.rows >= SIDE
 }
 
 /// `c = [c +] scale * a b` with `c` row-major `[a.rows, b.cols]`; `add` keeps what is in `c`.
