@@ -162,25 +162,21 @@ fn eight_dots<S: Set>(x: [&[f32]; 2], rows: [&[f32]; 4]) -> [[f32; 4]; 2] {
 /// The sum of the lanes and of what is left.
 #[inline(always)]
 fn total<S: Set>(lanes: S::Lanes, x: &[f32], row: &[f32]) -> f32 {
+    if x.is_empty() {
+        return S::sum(lanes);
+    }
     let mut sums = [0f32; LANES];
     S::store(lanes, &mut sums);
     for (l, (x, r)) in x.iter().zip(row).enumerate() {
         sums[l] = mul_add::<S>(*x, *r, sums[l]);
     }
-    tree(sums)
+    S::sum(S::load(&sums))
 }
 
-/// The sum of the lanes: halves upon halves.
+/// The sum of running sums: halves upon halves.
 #[inline(always)]
-pub(crate) fn tree(mut acc: [f32; LANES]) -> f32 {
-    let mut half = LANES / 2;
-    while half > 0 {
-        for l in 0..half {
-            acc[l] += acc[l + half];
-        }
-        half /= 2;
-    }
-    acc[0]
+pub(crate) fn tree(sums: [f32; LANES]) -> f32 {
+    Target::sum(sums)
 }
 
 /// Inner product of two rows of one length, in a fixed order.

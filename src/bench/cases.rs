@@ -119,7 +119,8 @@ pub(super) fn of(op: &str, shapes: &[Shape<3>], formats: &[Format]) -> Vec<Build
 type Fixed = fn(bool) -> Timed;
 
 static FIXED: &[(&str, Fixed)] = &[
-    ("attention", attention),
+    ("attention", |less| attention(if less { 67 } else { 512 })),
+    ("attention", |less| attention(if less { 450 } else { 2048 })),
     ("elementwise", |less| {
         let [r, d] = plane(less);
         let n = r * d;
@@ -287,11 +288,10 @@ fn linear(Shape([m, n, k]): Shape<3>, format: Format) -> Timed {
     Timed { dtype: format.name(), ..timed.sums(n.max(k)).backward(costs.0, costs.1) }
 }
 
-fn attention(less: bool) -> Timed {
-    let (s, h, kv, d) = (if less { 67 } else { 512 }, 9, 3, 64);
+fn attention(s: usize) -> Timed {
+    let (h, kv, d) = (9, 3, 64);
     let key = |name| Operand::normal(name, &[1, s, kv, d]);
-    let pairs = h * s * (s + 1) / 2;
-    let bytes = 8 * s * d * (h + kv);
+    let (pairs, bytes) = (h * s * (s + 1) / 2, 8 * s * d * (h + kv));
     let x = vec![Operand::normal("q", &[1, s, h, d]), key("k"), key("v")];
     // Two products forward; backward five, with the scores computed again.
     Timed::plain(format!("1x{s}x{h}/{kv}x{d}"), x, (4 * pairs * d, bytes), |x| {

@@ -4,7 +4,7 @@
 use super::launch::{Kernel, binds};
 use super::{Case, Meta, Op, OpSpec, Operand, launch, math, run};
 use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
-use crate::simd::wide;
+use crate::simd::{Target, wide};
 use crate::tape::{Node, recording};
 use crate::{DType, Error, Result, Tensor};
 use rayon::prelude::*;
@@ -121,7 +121,7 @@ fn gelu(x: f32) -> (f32, f32) {
 #[inline(always)]
 fn gelu_erf(x: f32) -> (f32, f32) {
     let a = x.abs().min(13.0);
-    let e = math::exp(-0.5 * a * a);
+    let e = math::exp::<Target>(-0.5 * a * a);
     // Abramowitz & Stegun 7.1.26 at a / sqrt(2).
     let t = 1.0 / (0.231_641_89 * a + 1.0);
     let q = (((1.061_405_4 * t - 1.453_152) * t + 1.421_413_8) * t - 0.284_496_73) * t + 0.254_829_6;

@@ -358,6 +358,8 @@ fn cases() -> Vec<Case> {
         case([1, 130, 163, 2, 1, 72], None),
         case([1, 40, 40, 2, 1, 256], Some(holes)),
         case([1, 33, 300, 1, 1, 130], None),
+        case([2, 200, 231, 2, 1, 8], Some(holes)),
+        case([1, 400, 400, 1, 1, 4], None),
     ];
     // More workgroups than a grid has in one dimension. Forward only: lavapipe takes 10 s for the rest.
     let mut many = case([33_000, 1, 2, 2, 1, 1], None);

@@ -1,29 +1,52 @@
 //! Scalar functions and sums of the CPU lanes, in a form that the compiler vectorises.
 
-use crate::simd::{LANES, tree};
+use crate::simd::{LANES, Set, Target, mul_add, tree};
 
 /// `e^x` for `x <= 88`, relative error below 2e-7; 0 below -87.3. Cephes `expf` without branches.
 #[inline(always)]
-pub(crate) fn exp(x: f32) -> f32 {
+pub(crate) fn exp<S: Set>(x: f32) -> f32 {
     // Adding this rounds to the nearest integer, which then stands in the low bits.
     const ROUND: f32 = 12_582_912.0;
     let c = x.clamp(-87.3, 88.0);
-    let t = c * std::f32::consts::LOG2_E + ROUND;
+    let t = mul_add::<S>(c, std::f32::consts::LOG2_E, ROUND);
     let n = t - ROUND;
-    let r = c - n * 0.693_359_4 + n * 2.121_944_4e-4;
+    let r = mul_add::<S>(n, 2.121_944_4e-4, mul_add::<S>(n, -0.693_359_4, c));
     let mut q = 1.987_569_1e-4;
     for k in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
-        q = q * r + k;
+        q = mul_add::<S>(q, r, k);
     }
     let two_n = f32::from_bits((t.to_bits() << 23).wrapping_add(127 << 23));
-    let y = (q * r * r + r + 1.0) * two_n;
+    let y = (mul_add::<S>(q * r, r, r) + 1.0) * two_n;
     if x < -87.3 { 0.0 } else { y }
+}
+
+/// Turns all values into `e^(v - top)`. Returns their sum, in the order of [`sum_of`].
+#[inline(always)]
+pub(crate) fn exp_all<S: Set>(values: &mut [f32], top: f32) -> f32 {
+    let mut acc = S::zeros();
+    let (body, tail) = values.as_chunks_mut::<LANES>();
+    for chunk in body {
+        for v in chunk.iter_mut() {
+            *v = exp::<S>(*v - top);
+        }
+        acc = S::add(acc, S::load(chunk));
+    }
+    if tail.is_empty() {
+        return S::sum(acc);
+    }
+    let mut sums = [0f32; LANES];
+    S::store(acc, &mut sums);
+    for (v, sum) in tail.iter_mut().zip(&mut sums) {
+        *v = exp::<S>(*v - top);
+        *sum += *v;
+    }
+    tree(sums)
 }
 
 /// `1 / (1 + e^-x)`, without overflow.
 #[inline(always)]
 pub(crate) fn sigmoid(x: f32) -> f32 {
-    let e = exp(-x.abs());
+    let e = exp::<Target>(-x.abs());
     (if x >= 0.0 { 1.0 } else { e }) / (1.0 + e)
 }
 
@@ -43,12 +66,6 @@ pub(crate) fn sum_of(n: usize, f: impl Fn(usize) -> f32) -> f32 {
     tree(acc)
 }
 
-/// Sum.
-#[inline(always)]
-pub(crate) fn sum(v: &[f32]) -> f32 {
-    sum_of(v.len(), |i| v[i])
-}
-
 /// Inner product over the shorter length.
 #[inline(always)]
 pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
@@ -59,14 +76,15 @@ pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
 
 /// Largest value, minus infinity for none. A NaN is passed over.
 #[inline(always)]
-pub(crate) fn max(v: &[f32]) -> f32 {
-    let larger = |a: f32, v: f32| if v > a { v } else { a };
-    let (body, tail) = v.split_at(v.len() / LANES * LANES);
-    let mut acc = [f32::NEG_INFINITY; LANES];
-    for chunk in body.chunks_exact(LANES) {
-        acc.iter_mut().zip(chunk).for_each(|(a, &v)| *a = larger(*a, v));
+pub(crate) fn max<S: Set>(v: &[f32]) -> f32 {
+    let (body, tail) = v.as_chunks::<LANES>();
+    let mut acc = S::all(f32::NEG_INFINITY);
+    for chunk in body {
+        acc = S::max(S::load(chunk), acc);
     }
-    acc.into_iter().chain(tail.iter().copied()).fold(f32::NEG_INFINITY, larger)
+    let mut last = [f32::NEG_INFINITY; LANES];
+    last[..tail.len()].copy_from_slice(tail);
+    S::largest(S::max(S::load(&last), acc))
 }
 
 #[cfg(test)]
@@ -78,10 +96,11 @@ mod tests {
         for i in -8700..=8800 {
             let x = i as f32 / 100.0;
             let want = (x as f64).exp();
-            assert!((exp(x) as f64 - want).abs() <= 2e-7 * want, "{x}: {} {want}", exp(x));
+            let got = exp::<Target>(x);
+            assert!((got as f64 - want).abs() <= 2e-7 * want, "{x}: {got} {want}");
         }
-        assert_eq!((exp(-88.0), exp(f32::NEG_INFINITY), exp(0.0)), (0.0, 0.0, 1.0));
-        assert!(exp(f32::NAN).is_nan() && sigmoid(f32::NAN).is_nan());
+        assert_eq!([-88.0, f32::NEG_INFINITY, 0.0].map(exp::<Target>), [0.0, 0.0, 1.0]);
+        assert!(exp::<Target>(f32::NAN).is_nan() && sigmoid(f32::NAN).is_nan());
         assert_eq!((sigmoid(-1e30), sigmoid(1e30)), (0.0, 1.0));
     }
 
@@ -90,7 +109,7 @@ mod tests {
         for n in [0, 1, 15, 16, 17, 100] {
             assert_eq!(sum_of(n, |i| i as f32), (n * n.saturating_sub(1) / 2) as f32);
             let v: Vec<f32> = (0..n).map(|i| (i * 7 % 40) as f32 - 20.0).collect();
-            assert_eq!(max(&v), v.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+            assert_eq!(max::<Target>(&v), v.iter().copied().fold(f32::NEG_INFINITY, f32::max));
             assert_eq!(dot(&v, &v), v.iter().map(|v| v * v).sum::<f32>());
         }
     }

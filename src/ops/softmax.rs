@@ -2,6 +2,7 @@
 
 use super::{Case, Meta, Op, OpSpec, Operand, launch, math, rows_in_parallel, run};
 use crate::device::{Entry, Host, Shader};
+use crate::simd::Target;
 use crate::tape::Node;
 use crate::{DType, Error, Result, Tensor};
 
@@ -49,7 +50,7 @@ impl Op for Forward {
         rows_in_parallel(y[0].f32_mut(), d, |i, y| {
             let x = &x[i * d..][..d];
             let top = x.iter().fold(f32::MIN, |m, &v| m.max(v));
-            y.iter_mut().zip(x).for_each(|(y, v)| *y = math::exp(v - top));
+            y.iter_mut().zip(x).for_each(|(y, v)| *y = math::exp::<Target>(v - top));
             let scale = 1.0 / math::sum_of(d, |k| y[k]);
             y.iter_mut().for_each(|y| *y *= scale);
         });

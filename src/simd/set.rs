@@ -72,6 +72,12 @@ pub(crate) trait Set {
     /// `a b + c`, in one rounding where that is an instruction.
     fn mul_add(a: Self::Lanes, b: Self::Lanes, c: Self::Lanes) -> Self::Lanes;
     fn add(a: Self::Lanes, b: Self::Lanes) -> Self::Lanes;
+    /// The larger of each, and `b` where `a` is a NaN.
+    fn max(a: Self::Lanes, b: Self::Lanes) -> Self::Lanes;
+    /// The sum of the lanes: halves upon halves.
+    fn sum(lanes: Self::Lanes) -> f32;
+    /// The largest of the lanes, of which none is a NaN.
+    fn largest(lanes: Self::Lanes) -> f32;
     #[inline(always)]
     fn zeros() -> Self::Lanes {
         Self::all(0.0)
@@ -111,6 +117,34 @@ impl Set for Target {
         }
         a
     }
+    #[inline(always)]
+    fn max(a: Self::Lanes, mut b: Self::Lanes) -> Self::Lanes {
+        for l in 0..LANES {
+            b[l] = if a[l] > b[l] { a[l] } else { b[l] };
+        }
+        b
+    }
+    #[inline(always)]
+    fn sum(lanes: Self::Lanes) -> f32 {
+        halves(lanes, |a, b| a + b)
+    }
+    #[inline(always)]
+    fn largest(lanes: Self::Lanes) -> f32 {
+        halves(lanes, f32::max)
+    }
+}
+
+/// One value of all: halves upon halves.
+#[inline(always)]
+fn halves(mut lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut half = LANES / 2;
+    while half > 0 {
+        for l in 0..half {
+            lanes[l] = f(lanes[l], lanes[l + half]);
+        }
+        half /= 2;
+    }
+    lanes[0]
 }
 
 /// Those of newer processors.
@@ -151,6 +185,40 @@ pub(crate) mod x86 {
         fn add(a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
             unsafe { [_mm256_add_ps(a[0], b[0]), _mm256_add_ps(a[1], b[1])] }
         }
+        #[inline(always)]
+        fn max(a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+            unsafe { [_mm256_max_ps(a[0], b[0]), _mm256_max_ps(a[1], b[1])] }
+        }
+        #[inline(always)]
+        fn sum([low, high]: Self::Lanes) -> f32 {
+            unsafe { sum_of_eight(_mm256_add_ps(low, high)) }
+        }
+        #[inline(always)]
+        fn largest([low, high]: Self::Lanes) -> f32 {
+            unsafe { largest_of_eight(_mm256_max_ps(low, high)) }
+        }
+    }
+
+    /// # Safety
+    /// The processor has AVX2.
+    #[inline(always)]
+    unsafe fn sum_of_eight(v: __m256) -> f32 {
+        unsafe {
+            let v = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+            let v = _mm_add_ps(v, _mm_movehl_ps(v, v));
+            _mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)))
+        }
+    }
+
+    /// # Safety
+    /// The processor has AVX2.
+    #[inline(always)]
+    unsafe fn largest_of_eight(v: __m256) -> f32 {
+        unsafe {
+            let v = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+            let v = _mm_max_ps(v, _mm_movehl_ps(v, v));
+            _mm_cvtss_f32(_mm_max_ss(v, _mm_movehdup_ps(v)))
+        }
     }
 
     pub(crate) struct Avx512;
@@ -178,6 +246,24 @@ pub(crate) mod x86 {
         #[inline(always)]
         fn add(a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
             unsafe { _mm512_add_ps(a, b) }
+        }
+        #[inline(always)]
+        fn max(a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+            unsafe { _mm512_max_ps(a, b) }
+        }
+        #[inline(always)]
+        fn sum(lanes: Self::Lanes) -> f32 {
+            unsafe {
+                let (low, high) = (_mm512_castps512_ps256(lanes), _mm512_extractf32x8_ps::<1>(lanes));
+                sum_of_eight(_mm256_add_ps(low, high))
+            }
+        }
+        #[inline(always)]
+        fn largest(lanes: Self::Lanes) -> f32 {
+            unsafe {
+                let (low, high) = (_mm512_castps512_ps256(lanes), _mm512_extractf32x8_ps::<1>(lanes));
+                largest_of_eight(_mm256_max_ps(low, high))
+            }
         }
     }
 }

@@ -1,16 +1,19 @@
 //! The CPU lane: blocks of queries against blocks of keys, dense products on both sides of the softmax.
 
 use super::Dims;
-use crate::ops::gemm::{Mat, gemm_here};
-use crate::ops::math::{dot, exp, max, sum};
-use crate::simd::{add_rows, dots, vectorised, wide};
+use crate::ops::gemm::{Mat, gemm_here, with_scratch};
+use crate::ops::math::{exp, exp_all, max};
+use crate::simd::{add_rows, dot, dots, vectorised};
 use rayon::prelude::*;
 
-/// Queries and keys of one score block: with D = 64 everything stays in the first two cache levels.
-const QUERIES: usize = 64;
+/// Queries and keys of one score block: with D = 64 everything stays in the second cache, and what is made of the keys
+/// serves many queries.
+const QUERIES: usize = 192;
 const KEYS: usize = 128;
-/// Heads whose private gradients of k and v are held at once: memory against parallel tasks.
-const HEADS_AT_ONCE: usize = 16;
+/// Keys of a block that not all queries see.
+const NEAR: usize = 64;
+/// Tasks whose private gradients of k and v are held at once: memory against parallel tasks.
+const TASKS_AT_ONCE: usize = 16;
 
 // One query, as in generation: a dense product would be mostly preparation.
 vectorised! {
@@ -21,6 +24,53 @@ vectorised! {
 vectorised! {
     fn add_scaled_rows(scales: &[f32], rows: Vec<&[f32]>, out: &mut [f32]) {
         add_rows::<Simd>(out, scales, &rows);
+    }
+}
+
+vectorised! {
+    /// Turns scores `[n, w]` into exponentials below the largest score so far, and keeps their sums and `acc` in step.
+    fn softmax(scores: &mut [f32], w: usize, top: &mut [f32], total: &mut [f32], acc: &mut [f32]) {
+        let d = acc.len() / top.len();
+        for (r, row) in scores.chunks_mut(w).enumerate() {
+            let best = max::<Simd>(row).max(top[r]);
+            if best == f32::NEG_INFINITY {
+                // Nothing visible yet; a NaN counts as visible and spreads.
+                for v in row {
+                    *v = if v.is_nan() { *v } else { 0.0 };
+                }
+                continue;
+            }
+            let sum = exp_all::<Simd>(row, best);
+            // Only a new largest score changes what was summed.
+            if best != top[r] {
+                let shrink = exp::<Simd>(top[r] - best);
+                total[r] *= shrink;
+                for v in &mut acc[r * d..][..d] {
+                    *v *= shrink;
+                }
+                top[r] = best;
+            }
+            total[r] += sum;
+        }
+    }
+}
+vectorised! {
+    /// Inner products of rows.
+    fn row_dots(left: &[&[f32]], right: &[&[f32]], out: &mut [f32]) {
+        for (r, out) in out.iter_mut().enumerate() {
+            *out = dot::<Simd>(left[r], right[r]);
+        }
+    }
+}
+vectorised! {
+    /// Turns scores `[n, w]` into probabilities, and their gradients into those of the products of q and k.
+    fn probabilities(scores: &mut [f32], gradients: &mut [f32], w: usize, lse: &[f32], delta: &[f32], scale: f32) {
+        for (r, (row, gradients)) in scores.chunks_mut(w).zip(gradients.chunks_mut(w)).enumerate() {
+            for (p, g) in row.iter_mut().zip(gradients) {
+                *p = exp::<Simd>(*p - lse[r]);
+                *g = *p * (*g - delta[r]) * scale;
+            }
+        }
     }
 }
 
@@ -64,8 +114,17 @@ impl<'a> Head<'a> {
         let row = |j: usize| &data[((self.batch * room + j) * kv + self.head / (h / kv)) * d..][..d];
         (j0..j0 + n).map(row).collect()
     }
+    /// Blocks of keys that the `n` queries from `i0` on see: first key, number of keys, first query that sees one of them.
+    fn blocks(&self, i0: usize, n: usize, most: usize) -> impl Iterator<Item = (usize, usize, usize)> {
+        let (first, mut at) = (self.dims.offset() + i0, 0);
+        std::iter::from_fn(move || {
+            let j0 = at;
+            let w = if j0 + most <= first + 1 { most } else { NEAR };
+            at = (first + n).min(j0 + w);
+            (j0 < at).then(|| (j0, at - j0, j0.saturating_sub(first)))
+        })
+    }
     /// Scores `[n, w]` of queries from `i0` and keys from `j0`; minus infinity where a key is not visible.
-    #[inline(always)]
     fn scores(&self, out: &mut [f32], i0: usize, n: usize, j0: usize, w: usize) {
         match n {
             1 => {
@@ -89,31 +148,17 @@ impl<'a> Head<'a> {
         }
     }
 
-    #[inline(always)]
     fn forward(&self, i0: usize, o: &mut [&mut [f32]], lse: &mut [f32]) {
         let (n, d) = (o.len(), self.dims.d);
-        let end = self.dims.offset() + i0 + n;
         let (mut top, mut total) = (vec![f32::NEG_INFINITY; n], vec![0f32; n]);
-        let (mut acc, mut scores) = (vec![0f32; n * d], vec![0f32; n * KEYS.min(end)]);
-        for j0 in (0..end).step_by(KEYS) {
-            let w = KEYS.min(end - j0);
-            self.scores(&mut scores, i0, n, j0, w);
-            for (r, row) in scores[..n * w].chunks_mut(w).enumerate() {
-                let best = max(row).max(top[r]);
-                if best == f32::NEG_INFINITY {
-                    // Nothing visible yet; a NaN counts as visible and spreads.
-                    row.iter_mut().filter(|v| !v.is_nan()).for_each(|v| *v = 0.0);
-                    continue;
-                }
-                row.iter_mut().for_each(|v| *v = exp(*v - best));
-                let shrink = exp(top[r] - best);
-                total[r] = total[r] * shrink + sum(row);
-                acc[r * d..][..d].iter_mut().for_each(|v| *v *= shrink);
-                top[r] = best;
-            }
+        let (mut acc, mut scores) = (vec![0f32; n * d], vec![0f32; n * (2 * KEYS).min(self.dims.t)]);
+        for (j0, w, r0) in self.blocks(i0, n, 2 * KEYS) {
+            let (m, acc) = (n - r0, &mut acc[r0 * d..]);
+            self.scores(&mut scores, i0 + r0, m, j0, w);
+            softmax(&mut scores[..m * w], w, &mut top[r0..], &mut total[r0..], acc);
             match n {
-                1 => add_scaled_rows(&scores[..w], self.key_rows(self.x.v, j0, w), &mut acc),
-                _ => gemm_here(&mut acc, Mat::new(&scores, n, w), self.keys(self.x.v, j0, w), 1.0, true),
+                1 => add_scaled_rows(&scores[..w], self.key_rows(self.x.v, j0, w), acc),
+                _ => gemm_here(acc, Mat::new(&scores, m, w), self.keys(self.x.v, j0, w), 1.0, true),
             }
         }
         for (r, (o, acc)) in o.iter_mut().zip(acc.chunks(d)).enumerate() {
@@ -124,39 +169,32 @@ impl<'a> Head<'a> {
         }
     }
 
-    /// `dq` by rows, `dk` and `dv` `[T, D]` of this head alone.
-    #[inline(always)]
-    fn backward(&self, y: Outputs<'_>, dq: &mut [&mut [f32]], dk: &mut [f32], dv: &mut [f32]) {
-        let Dims { s, t, d, .. } = *self.dims;
-        let offset = self.dims.offset();
+    /// What the queries from `first` on give: `dq` by rows, and their part of `dk` and `dv` `[T, D]` of this head alone.
+    fn backward(&self, y: Outputs<'_>, first: usize, dq: &mut [&mut [f32]], dk: &mut [f32], dv: &mut [f32]) {
+        let Dims { s, t, d, scale, .. } = *self.dims;
         dk.fill(0.0);
         dv.fill(0.0);
-        let lse = &y.lse[(self.batch * self.dims.h + self.head) * s..][..s];
-        let mut scores = vec![0f32; QUERIES.min(s) * KEYS.min(t)];
-        let (mut dp, mut acc) = (scores.clone(), vec![0f32; QUERIES.min(s) * d]);
-        for i0 in (0..s).step_by(QUERIES) {
-            let n = QUERIES.min(s - i0);
-            let (q, dy) = (self.queries(self.x.q, i0, n), self.queries(y.dy, i0, n));
-            let delta: Vec<f32> =
-                (i0..i0 + n).map(|i| dot(self.query(y.o, i), self.query(y.dy, i))).collect();
+        let mut scores = vec![0f32; QUERIES.min(dq.len()) * KEYS.min(t)];
+        let (mut dp, mut acc) = (scores.clone(), vec![0f32; QUERIES.min(dq.len()) * d]);
+        for (i0, dq) in (first..).step_by(QUERIES).zip(dq.chunks_mut(QUERIES)) {
+            let n = dq.len();
+            let lse = &y.lse[(self.batch * self.dims.h + self.head) * s + i0..][..n];
+            let [o, dy] = [y.o, y.dy].map(|y| (i0..i0 + n).map(|i| self.query(y, i)).collect::<Vec<_>>());
+            let mut delta = vec![0f32; n];
+            row_dots(&o, &dy, &mut delta);
             acc.fill(0.0);
-            let end = offset + i0 + n;
-            for j0 in (0..end).step_by(KEYS) {
-                let w = KEYS.min(end - j0);
-                self.scores(&mut scores, i0, n, j0, w);
+            for (j0, w, r0) in self.blocks(i0, n, KEYS) {
+                let m = n - r0;
+                let (q, dy) = (self.queries(self.x.q, i0 + r0, m), self.queries(y.dy, i0 + r0, m));
+                self.scores(&mut scores, i0 + r0, m, j0, w);
                 gemm_here(&mut dp, dy, self.keys(self.x.v, j0, w).t(), 1.0, false);
-                for (r, row) in scores[..n * w].chunks_mut(w).enumerate() {
-                    for (p, dp) in row.iter_mut().zip(&mut dp[r * w..]) {
-                        *p = exp(*p - lse[i0 + r]);
-                        *dp = *p * (*dp - delta[r]) * self.dims.scale;
-                    }
-                }
-                let (p, ds) = (Mat::new(&scores, n, w), Mat::new(&dp, n, w));
-                gemm_here(&mut acc, ds, self.keys(self.x.k, j0, w), 1.0, true);
+                probabilities(&mut scores[..m * w], &mut dp[..m * w], w, &lse[r0..], &delta[r0..], scale);
+                let (p, ds) = (Mat::new(&scores, m, w), Mat::new(&dp, m, w));
+                gemm_here(&mut acc[r0 * d..], ds, self.keys(self.x.k, j0, w), 1.0, true);
                 gemm_here(&mut dk[j0 * d..], ds.t(), q, 1.0, true);
                 gemm_here(&mut dv[j0 * d..], p.t(), dy, 1.0, true);
             }
-            for (to, from) in dq[i0..].iter_mut().zip(acc.chunks(d)).take(n) {
+            for (to, from) in dq.iter_mut().zip(acc.chunks(d)) {
                 to.copy_from_slice(from);
             }
         }
@@ -194,7 +232,7 @@ pub(super) fn forward(dims: &Dims, x: Inputs<'_>, o: &mut [f32], lse: &mut [f32]
     by_head(o, dims, QUERIES).into_par_iter().zip(lse).enumerate().for_each(|(task, (mut o, lse))| {
         let head = task / blocks;
         let head = Head { dims, x, batch: head / h, head: head % h };
-        wide(|| head.forward(task % blocks * QUERIES, &mut o, lse));
+        head.forward(task % blocks * QUERIES, &mut o, lse);
     });
 }
 
@@ -212,31 +250,40 @@ pub(super) fn backward(
         dv.fill(0.0);
         return;
     }
-    // Every head sums into memory of its own; the heads of a group are then added in order.
-    let batches = HEADS_AT_ONCE.div_ceil(h).min(b.max(1));
-    let mut own = vec![0f32; 2 * batches * h * t * d];
-    let (own_k, own_v) = own.split_at_mut(batches * h * t * d);
-    let mut heads = by_head(dq, dims, s).into_iter();
-    for first in (0..b).step_by(batches) {
-        let n = batches.min(b - first);
-        let rows: Vec<_> = heads.by_ref().take(n * h).collect();
-        let parts = own_k.par_chunks_mut(t * d).zip(own_v.par_chunks_mut(t * d));
-        rows.into_par_iter().zip(parts).enumerate().for_each(|(task, (mut dq, (dk, dv)))| {
-            let head = Head { dims, x, batch: first + task / h, head: task % h };
-            wide(|| head.backward(y, &mut dq, dk, dv));
-        });
-        for (to, from) in [(&mut *dk, &*own_k), (&mut *dv, &*own_v)] {
-            let to = &mut to[first * t * kv * d..][..n * t * kv * d];
-            to.par_chunks_mut(kv * d).with_min_len(16).enumerate().for_each(|(row, to)| {
-                let (batch, j) = (row / t, row % t);
-                for (c, to) in to.chunks_mut(d).enumerate() {
-                    let part = |i: usize| &from[((batch * h + c * (h / kv) + i) * t + j) * d..][..d];
-                    to.copy_from_slice(part(0));
-                    for i in 1..h / kv {
-                        to.iter_mut().zip(part(i)).for_each(|(a, v)| *a += v);
+    // Of a long sequence each head has two tasks: earlier queries, and later ones, which see more.
+    let split = if s > 2 * QUERIES { (s * 7 / 10).next_multiple_of(QUERIES) } else { s };
+    let parts = s.div_ceil(split);
+    // Every task sums into memory of its own; those of a group of heads are then added in order.
+    let batches = TASKS_AT_ONCE.div_ceil(h * parts).min(b.max(1));
+    let len = batches * h * parts * t * d;
+    with_scratch(2 * len, |own| {
+        let (own_k, own_v) = own.split_at_mut(len);
+        let mut rows = by_head(dq, dims, split).into_iter();
+        for first in (0..b).step_by(batches) {
+            let n = batches.min(b - first);
+            let rows: Vec<_> = rows.by_ref().take(n * h * parts).collect();
+            let private = own_k.par_chunks_mut(t * d).zip(own_v.par_chunks_mut(t * d));
+            rows.into_par_iter().zip(private).with_max_len(1).enumerate().for_each(
+                |(task, (mut dq, (dk, dv)))| {
+                    let (head, part) = (task / parts, task % parts);
+                    let head = Head { dims, x, batch: first + head / h, head: head % h };
+                    head.backward(y, part * split, &mut dq, dk, dv);
+                },
+            );
+            for (to, from) in [(&mut *dk, &*own_k), (&mut *dv, &*own_v)] {
+                let to = &mut to[first * t * kv * d..][..n * t * kv * d];
+                to.par_chunks_mut(kv * d).with_min_len(16).enumerate().for_each(|(row, to)| {
+                    let (batch, j) = (row / t, row % t);
+                    let group = h / kv * parts;
+                    for (c, to) in to.chunks_mut(d).enumerate() {
+                        let part = |i: usize| &from[((batch * h * parts + c * group + i) * t + j) * d..][..d];
+                        to.copy_from_slice(part(0));
+                        for i in 1..group {
+                            to.iter_mut().zip(part(i)).for_each(|(a, v)| *a += v);
+                        }
                     }
-                }
-            });
+                });
+            }
         }
-    }
+    });
 }

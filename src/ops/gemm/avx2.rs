@@ -13,12 +13,10 @@ use std::ops::Range;
 /// Rows and columns of the result that one call of the kernel makes.
 const ROWS: usize = 6;
 const COLS: usize = LANES;
-/// Summed values of one block: with 192 columns, a block of `b` has 192 KiB.
-const BLOCK: usize = 256;
+/// Summed values of one block: with 256 columns, a block of `b` has 320 KiB.
+const BLOCK: usize = 320;
 /// Steps of the sum that are written out: the loop is then a small part of what is to be decoded.
 const UNROLLED: usize = 4;
-/// Bytes between rows from which on they would compete for the same lines of the first cache.
-const PAGE: usize = 4096;
 
 thread_local! {
     static PANELS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
@@ -161,13 +159,7 @@ impl Left {
     /// Rows `rows` of `a`, at most six.
     fn of(a: Mat<'_>, rows: Range<usize>, sum: Range<usize>, own: &mut [f32]) -> Self {
         let (from, len) = (&a.data[rows.start * a.row_stride + sum.start * a.col_stride..], sum.len());
-        let far = |stride: usize| stride * size_of::<f32>() % PAGE == 0;
-        let lies_well = match (a.row_stride, a.col_stride) {
-            (row, 1) => !far(row),
-            (1, next) => !far(next),
-            _ => false,
-        };
-        if rows.len() == ROWS && lies_well {
+        if rows.len() == ROWS && (a.row_stride == 1 || a.col_stride == 1) {
             return Left { at: from.as_ptr(), len, row: a.row_stride, next: a.col_stride };
         }
         // Rows that are not there stay what they were: what comes of them is left out.

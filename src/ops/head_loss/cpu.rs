@@ -3,8 +3,8 @@
 
 use super::NONE;
 use crate::ops::gemm::{Mat, gemm_here};
-use crate::ops::math::{exp, max, sum};
-use crate::simd::vectorised;
+use crate::ops::math::{exp, exp_all, max};
+use crate::simd::{Target, vectorised};
 use crate::weight::Weight;
 use rayon::prelude::*;
 use std::ops::Range;
@@ -33,18 +33,16 @@ vectorised! {
             if let Some(z) = (targets[i] as usize).checked_sub(first).and_then(|t| z.get(t)) {
                 row.logit = *z;
             }
-            let best = max(z).max(row.top);
-            for z in z.iter_mut() {
-                *z = exp(*z - best);
-            }
-            let shrink = exp(row.top - best);
+            let best = max::<Simd>(z).max(row.top);
+            let sum = exp_all::<Simd>(z, best);
+            let shrink = exp::<Simd>(row.top - best);
             // Only a new largest logit changes it.
             if shrink != 1.0 && !sums.is_empty() {
                 for s in &mut sums[i * d..(i + 1) * d] {
                     *s *= shrink;
                 }
             }
-            row.total = row.total * shrink + sum(z);
+            row.total = row.total * shrink + sum;
             row.top = best;
         }
     }
@@ -90,7 +88,7 @@ fn block(w: &Weight, h: &[f32], targets: &[u32], dh: &mut [f32]) -> f64 {
     // The parts together: one row of h.
     let merge = |i: usize, dh: &mut [f32]| {
         let top = walked.iter().fold(f32::NEG_INFINITY, |top, rows| top.max(rows[i].top));
-        let shrink: Vec<f32> = walked.iter().map(|rows| exp(rows[i].top - top)).collect();
+        let shrink: Vec<f32> = walked.iter().map(|rows| exp::<Target>(rows[i].top - top)).collect();
         let total: f32 = walked.iter().zip(&shrink).map(|(rows, shrink)| rows[i].total * shrink).sum();
         let logit = walked.iter().map(|rows| rows[i].logit).find(|z| !z.is_nan()).unwrap_or(f32::NAN);
         let loss = (top + total.ln()) as f64 - logit as f64;

@@ -4,7 +4,7 @@
 use super::{Routing, Score};
 use crate::ops::math::{exp, sigmoid};
 use crate::ops::top_k::largest;
-use crate::simd::vectorised;
+use crate::simd::{Target, vectorised};
 use rayon::prelude::*;
 
 /// Units of a task.
@@ -47,7 +47,7 @@ fn gates_of(score: Score, chosen: &mut [f32]) -> f32 {
         return sum;
     }
     let top = chosen.iter().fold(f32::MIN, |top, v| top.max(*v));
-    chosen.iter_mut().for_each(|v| *v = exp(*v - top));
+    chosen.iter_mut().for_each(|v| *v = exp::<Target>(*v - top));
     let sum: f32 = chosen.iter().sum();
     chosen.iter_mut().for_each(|v| *v /= sum);
     sum
