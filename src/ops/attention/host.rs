@@ -137,6 +137,8 @@ impl<'a> Head<'a> {
             }
         }
         let valid = self.x.valid.map(|m| &m[self.batch * self.dims.t + j0..][..w]);
+        // Most blocks have no hidden key.
+        let valid = valid.filter(|valid| valid.contains(&0));
         for (r, row) in out[..n * w].chunks_mut(w).enumerate() {
             let seen = (self.dims.offset() + i0 + r + 1).saturating_sub(j0).min(w);
             row[seen..].fill(f32::NEG_INFINITY);
