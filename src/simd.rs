@@ -60,7 +60,11 @@ pub(crate) fn mul_add<S: Set>(a: f32, b: f32, c: f32) -> f32 {
 /// `y += sum_j c[j] rows[j]`, element by element, rows in order. Every row is as long as `y`.
 #[inline(always)]
 pub(crate) fn add_rows<S: Set>(y: &mut [f32], c: &[f32], rows: &[&[f32]]) {
-    let ((c4, c1), (r4, r1)) = (c.as_chunks::<4>(), rows.as_chunks::<4>());
+    let ((c8, c), (r8, r)) = (c.as_chunks::<8>(), rows.as_chunks::<8>());
+    for (c, r) in c8.iter().zip(r8) {
+        add_some::<S, 8>(y, *c, *r);
+    }
+    let ((c4, c1), (r4, r1)) = (c.as_chunks::<4>(), r.as_chunks::<4>());
     for (c, r) in c4.iter().zip(r4) {
         add_some::<S, 4>(y, *c, *r);
     }
@@ -71,14 +75,21 @@ pub(crate) fn add_rows<S: Set>(y: &mut [f32], c: &[f32], rows: &[&[f32]]) {
 
 #[inline(always)]
 fn add_some<S: Set, const N: usize>(y: &mut [f32], c: [f32; N], rows: [&[f32]; N]) {
-    let n = y.len();
-    let rows = rows.map(|r| &r[..n]);
-    for (i, y) in y.iter_mut().enumerate() {
-        let mut sum = *y;
+    let (ys, y_tail) = y.as_chunks_mut::<LANES>();
+    let all = c.map(S::all);
+    let parts = rows.map(|r| &r.as_chunks::<LANES>().0[..ys.len()]);
+    let whole = ys.len() * LANES;
+    for (i, y) in ys.iter_mut().enumerate() {
+        let mut sum = S::load(y);
         for j in 0..N {
-            sum = mul_add::<S>(c[j], rows[j][i], sum);
+            sum = S::mul_add(all[j], S::load(&parts[j][i]), sum);
         }
-        *y = sum;
+        S::store(sum, y);
+    }
+    for (i, y) in y_tail.iter_mut().enumerate() {
+        for j in 0..N {
+            *y = mul_add::<S>(c[j], rows[j][whole + i], *y);
+        }
     }
 }
 

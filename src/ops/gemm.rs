@@ -144,10 +144,10 @@ vectorised! {
 /// Side of the squares in which matrices are turned around.
 const SIDE: usize = 16;
 
-/// One tile of the result, at `rows` and `cols`, on this thread.
+/// One tile of the result, at `rows` and `cols`, on this thread; `done` is called with rows of it that are complete.
 ///
 /// # Safety
-/// The tile lies in `c`; `a` and `b` have the rows and columns of the tile.
+/// The tile lies in `c`, which nothing else uses; `b` has the columns of the tile, and there is something to sum.
 unsafe fn product(
     c: Dst,
     a: Mat<'_>,
@@ -155,10 +155,11 @@ unsafe fn product(
     (rows, cols): (Range<usize>, Range<usize>),
     scale: f32,
     add: bool,
+    done: &mut dyn FnMut(Range<usize>),
 ) {
     #[cfg(target_arch = "x86_64")]
-    if crate::simd::level() == crate::simd::Level::Avx2 {
-        return unsafe { avx2::product(c, a, b, (rows, cols), scale, add) };
+    if own() {
+        return unsafe { avx2::product(c, a, b, (rows, cols), scale, add, done) };
     }
     unsafe {
         gemm::gemm(
@@ -183,6 +184,7 @@ unsafe fn product(
             Parallelism::None,
         );
     }
+    done(rows);
 }
 
 /// [`gemm`] as one tile on this thread: for blocks inside of tasks.
@@ -200,7 +202,7 @@ pub(crate) fn gemm_here(c: &mut [f32], a: Mat<'_>, b: Mat<'_>, scale: f32, add: 
     }
     let dst = Dst { at: c.as_mut_ptr(), stride: n };
     // In bounds by the asserts, here and where the matrices were made.
-    let multiply = |b: Mat<'_>| unsafe { product(dst, a, b, (0..m, 0..n), scale, add) };
+    let multiply = |b: Mat<'_>| unsafe { product(dst, a, b, (0..m, 0..n), scale, add, &mut |_| ()) };
     match far(a, b) {
         true => with_scratch(k * n, |panel| {
             turn(b.data, k, n, panel, n, 0);
@@ -233,7 +235,7 @@ pub(crate) fn gemm(c: &mut [f32], a: Mat<'_>, b: Mat<'_>, scale: f32, add: bool)
     gemm_then(c, a, b, scale, add, &|_| ());
 }
 
-/// [`gemm`], and `then` on every tile when it is done.
+/// [`gemm`], and `then` on every part of it once, when that is done and still in the cache.
 pub(crate) fn gemm_then(
     c: &mut [f32],
     a: Mat<'_>,
@@ -296,20 +298,24 @@ fn tiles(
     let task = |t: usize| {
         let (i, j) = (t / across * mb, t % across * nb);
         let (rows, cols) = (i..m.min(i + mb), j..n.min(j + nb));
-        // In bounds: the tile ends at m and n, and the assert above ties the slices to m, n, k.
-        let multiply = |b: Mat<'_>| unsafe { product(dst, a, b, (rows.clone(), cols.clone()), scale, add) };
         // No other task has this tile.
-        let mut tile = unsafe { dst.tile(rows.clone(), cols.clone()) };
+        let mut done = |rows: Range<usize>| then(&mut unsafe { dst.tile(rows, cols.clone()) });
+        let mut multiply = |b: Mat<'_>| {
+            // In bounds: the tile ends at m and n, and the assert above ties the slices to m, n, k.
+            unsafe { product(dst, a, b, (rows.clone(), cols.clone()), scale, add, &mut done) };
+        };
         match b {
-            _ if k == 0 => {}
-            Columns::Of(b) if few(a, b) => few_rows(a, b, &mut tile, scale, add),
+            _ if k == 0 => done(rows),
+            Columns::Of(b) if few(a, b) => {
+                few_rows(a, b, &mut unsafe { dst.tile(rows.clone(), cols.clone()) }, scale, add);
+                done(rows);
+            }
             Columns::Of(b) => multiply(b.columns(j, cols.len())),
             Columns::Made(make) => with_scratch(k * cols.len(), |panel| {
                 make(&cols, panel);
                 multiply(Mat::new(panel, k, cols.len()));
             }),
         }
-        then(&mut tile);
     };
     match m.div_ceil(mb) * across {
         1 => task(0),

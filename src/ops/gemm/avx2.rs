@@ -15,6 +15,8 @@ const ROWS: usize = 6;
 const COLS: usize = LANES;
 /// Summed values of one block: with 256 columns, a block of `b` has 320 KiB.
 const BLOCK: usize = 320;
+/// Rows that are handed over together when they are done: a multiple of [`ROWS`], few enough to be in the cache still.
+const DONE: usize = 48;
 /// Steps of the sum that are written out: the loop is then a small part of what is to be decoded.
 const UNROLLED: usize = 4;
 
@@ -22,10 +24,11 @@ thread_local! {
     static PANELS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
 }
 
-/// The tile at `rows` and `cols` of `c = [c +] scale * a b`, where `b` has the columns of the tile alone.
+/// The tile at `rows` and `cols` of `c = [c +] scale * a b`, where `b` has the columns of the tile alone; `done` is called
+/// with rows of it that are complete.
 ///
 /// # Safety
-/// The processor has AVX2 and FMA, and the tile lies in `c`, which nothing else uses.
+/// The processor has AVX2 and FMA, and the tile lies in `c`, which nothing else uses. There is something to sum.
 #[target_feature(enable = "avx2,fma")]
 pub(super) unsafe fn product(
     c: Dst,
@@ -34,6 +37,7 @@ pub(super) unsafe fn product(
     (rows, cols): (Range<usize>, Range<usize>),
     scale: f32,
     add: bool,
+    done: &mut dyn FnMut(Range<usize>),
 ) {
     let (k, n) = (a.cols, cols.len());
     // Blocks of one length, but for the last.
@@ -50,6 +54,7 @@ pub(super) unsafe fn product(
             lay_out(b, sum.clone(), p * COLS..n.min((p + 1) * COLS), panel);
         }
         let add = add || first > 0;
+        let mut complete = rows.start;
         for row in rows.clone().step_by(ROWS) {
             let height = ROWS.min(rows.end - row);
             let left = Left::of(a, row..row + height, sum.clone(), own);
@@ -69,6 +74,11 @@ pub(super) unsafe fn product(
                         y.iter_mut().zip(part).for_each(|(y, v)| *y = if add { *y + v } else { *v });
                     }
                 }
+            }
+            let end = row + height;
+            if sum.end == k && (end - complete == DONE || end == rows.end) {
+                done(complete..end);
+                complete = end;
             }
         }
     }
