@@ -284,6 +284,13 @@ impl Tensor {
 /// # Errors
 /// A seed differs from its root in shape, type or device, or the tape was used before.
 pub fn backward(roots: &[(&Tensor, Tensor)]) -> Result<Gradients> {
+    match roots {
+        [] => Ok(Gradients::default()),
+        [(root, _), ..] => inside(root.device(), || walk(roots)),
+    }
+}
+
+fn walk(roots: &[(&Tensor, Tensor)]) -> Result<Gradients> {
     let mut grads = Gradients::default();
     // Highest id first: a node comes after everything that uses it.
     let mut open: BTreeMap<u64, (Arc<Node>, Vec<Option<Tensor>>)> = BTreeMap::new();

@@ -4,6 +4,7 @@ use super::{Candidate, Costs, Place, Roof, Rounds, Row, Shape, Summary, Timer, W
 use crate::check::Deviation;
 use crate::mixture::{Hook, LinearSite, MethodConfig, MethodSpec, MlpSite, Pool, Span};
 use crate::nn::{Choices, LinearGroup, Mlp, Param, Pass};
+use crate::tape::inside;
 use crate::{Device, Error, Format, Linear, Result, Stream, Tensor, Weight, backward};
 
 /// Methods whose pools have `num_factors` factors of which `r` are chosen: the only ones that `factors` and `r` are for.
@@ -316,7 +317,9 @@ fn timed(
     for Entry { rig, body, .. } in &kept {
         candidates.push(Box::new(move |w: &mut Watch| {
             let (x, n, pass) = (rig.x.leaf(), w.batch(), rig.pass()?);
-            w.time(|| (0..n).try_for_each(|_| rig.forward(body, &x, &pass).map(drop)))
+            // As a training step runs: on the threads that compute.
+            let forward = || (0..n).try_for_each(|_| rig.forward(body, &x, &pass).map(drop));
+            w.time(|| inside(device, forward))
         }));
         candidates.push(Box::new(move |w: &mut Watch| {
             let (x, pass) = (rig.x.leaf(), rig.pass()?);
