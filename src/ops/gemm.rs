@@ -1,4 +1,5 @@
-//! Dense products on the CPU: the `gemm` crate's kernels, with the work split by shape.
+//! Dense products on the CPU, with the work split by shape: our own kernel on processors with AVX2, that of the `gemm`
+//! crate on all others (docs/decisions/0007-dense-products-on-avx2.md).
 //!
 //! Each task computes one tile of the result on one thread, and the tiles depend on the shape alone, so the bits
 //! do not depend on the number of threads.

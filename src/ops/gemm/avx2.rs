@@ -96,7 +96,7 @@ fn lay_out(b: Mat<'_>, sum: Range<usize>, cols: Range<usize>, panel: &mut [f32])
     match (b.row_stride, b.col_stride) {
         (stride, 1) => {
             for (q, to) in panel.as_chunks_mut::<COLS>().0.iter_mut().enumerate() {
-                match from[q * stride..][..w].as_array::<COLS>() {
+                match from[q * stride..][..w].first_chunk::<COLS>() {
                     Some(row) => Avx2::store(Avx2::load(row), to),
                     None => to[..w].copy_from_slice(&from[q * stride..][..w]),
                 }
@@ -194,6 +194,7 @@ impl Left {
     /// # Safety
     /// The rows and the panel have values for the whole sum, and `c` six rows of sixteen.
     #[target_feature(enable = "avx2,fma")]
+    #[allow(clippy::needless_range_loop)] // Rows of `sums` are registers, and `r` is a distance as well.
     unsafe fn multiply(&self, panel: &[f32], c: *mut f32, stride: usize, scale: f32, add: bool) {
         debug_assert!(panel.len() >= self.len * COLS);
         for r in 0..ROWS {
