@@ -142,7 +142,7 @@ fn each(x: &[&[f32]], y: &mut [f32], f: impl Fn(f32, f32) -> f32 + Sync) {
 }
 
 fn swiglu_backward(x: [&[f32]; 3], y: &mut [Host]) {
-    let [dgate, dup] = y else { unreachable!() };
+    let [dgate, dup] = y else { unreachable!("outputs are as inferred") };
     let tasks = dgate.f32_mut().par_chunks_mut(CHUNK).zip(dup.f32_mut().par_chunks_mut(CHUNK));
     tasks.enumerate().for_each(|(c, (dgate, dup))| {
         let [gate, up, dy] = x.map(|v| &v[c * CHUNK..][..dgate.len()]);

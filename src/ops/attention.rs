@@ -149,7 +149,7 @@ impl Op for Forward {
     fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
         let z = Dims::of(x, x.get(3), self.keys, self.scale).expect("checked by infer");
         let (q, k, v, valid) = (x[0].f64(), x[1].f64(), x[2].f64(), x.get(3).map(|m| m.u32()));
-        let [o, lse] = y else { unreachable!() };
+        let [o, lse] = y else { unreachable!("outputs are as inferred") };
         let (o, lse) = (o.f64_mut(), lse.f64_mut());
         let mut top = vec![f64::NEG_INFINITY; lse.len()];
         let mut total = vec![0.0; lse.len()];
@@ -172,7 +172,7 @@ impl Op for Forward {
 
     fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
         let dims = Dims::of(x, x.get(3), self.keys, self.scale).expect("checked by infer");
-        let [o, lse] = y else { unreachable!() };
+        let [o, lse] = y else { unreachable!("outputs are as inferred") };
         host::forward(&dims, host_inputs(x, x.get(3)), o.f32_mut(), lse.f32_mut());
     }
 
@@ -206,7 +206,7 @@ impl Op for Backward {
         let z = Dims::of(x, x.get(6), None, self.scale).expect("checked by infer");
         let (q, k, v, valid) = (x[0].f64(), x[1].f64(), x[2].f64(), x.get(6).map(|m| m.u32()));
         let (o, lse, dy) = (x[3].f64(), x[4].f64(), x[5].f64());
-        let [dq, dk, dv] = y else { unreachable!() };
+        let [dq, dk, dv] = y else { unreachable!("outputs are as inferred") };
         let (dq, dk, dv) = (dq.f64_mut(), dk.f64_mut(), dv.f64_mut());
         [&mut *dq, &mut *dk, &mut *dv].into_iter().for_each(|g| g.fill(0.0));
         z.pairs(valid, |b, h, i, j| {
@@ -226,7 +226,7 @@ impl Op for Backward {
     fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
         let dims = Dims::of(x, x.get(6), None, self.scale).expect("checked by infer");
         let kept = host::Outputs { o: x[3].f32(), lse: x[4].f32(), dy: x[5].f32() };
-        let [dq, dk, dv] = y else { unreachable!() };
+        let [dq, dk, dv] = y else { unreachable!("outputs are as inferred") };
         host::backward(&dims, host_inputs(x, x.get(6)), kept, dq.f32_mut(), dk.f32_mut(), dv.f32_mut());
     }
 

@@ -51,7 +51,7 @@ impl Op for Forward {
 
     fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
         let (d, x, w, b) = (x[0].shape().last(), x[0].f64(), x[1].f64(), x[2].f64());
-        let [y, stats] = y else { unreachable!() };
+        let [y, stats] = y else { unreachable!("outputs are as inferred") };
         let rows = y.f64_mut().chunks_mut(d.max(1)).zip(x.chunks(d.max(1)));
         for ((y, x), stats) in rows.zip(stats.f64_mut().chunks_mut(2)) {
             let mean = x.iter().sum::<f64>() / d as f64;
@@ -66,7 +66,7 @@ impl Op for Forward {
 
     fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
         let (d, x, w, b) = (x[0].shape().last(), x[0].f32(), x[1].f32(), x[2].f32());
-        let [y, stats] = y else { unreachable!() };
+        let [y, stats] = y else { unreachable!("outputs are as inferred") };
         stats.f32_mut().par_chunks_mut(2).zip(x.par_chunks(d.max(1))).with_min_len(16).for_each(
             |(stats, x)| {
                 let mean = math::sum_of(d, |k| x[k]) / d as f32;

@@ -90,6 +90,7 @@ pub(crate) fn max<S: Set>(v: &[f32]) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::simd::vectorised;
 
     #[test]
     fn exp_is_close_everywhere() {
@@ -102,6 +103,29 @@ mod tests {
         assert_eq!([-88.0, f32::NEG_INFINITY, 0.0].map(exp::<Target>), [0.0, 0.0, 1.0]);
         assert!(exp::<Target>(f32::NAN).is_nan() && sigmoid(f32::NAN).is_nan());
         assert_eq!((sigmoid(-1e30), sigmoid(1e30)), (0.0, 1.0));
+    }
+
+    vectorised! {
+        fn exp_of(values: &mut [f32], sum: &mut f32, largest: &mut f32) {
+            *largest = max::<Simd>(values);
+            *sum = exp_all::<Simd>(values, *largest);
+        }
+    }
+
+    #[test]
+    fn exponentials_of_this_processor_are_close() {
+        for n in [0, 1, 15, 16, 17, 32, 100] {
+            let v: Vec<f32> = (0..n).map(|i| (i * 37 % 101) as f32 * 0.9 - 50.0).collect();
+            let (mut got, mut sum, mut largest) = (v.clone(), 0.0, 0.0);
+            exp_of(&mut got, &mut sum, &mut largest);
+            assert_eq!(largest, v.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+            let want: Vec<f64> = v.iter().map(|v| ((v - largest) as f64).exp()).collect();
+            for (got, want) in got.iter().zip(&want) {
+                assert!((*got as f64 - want).abs() <= 2e-7 * want + 1e-38, "{n}: {got} {want}");
+            }
+            let all: f64 = want.iter().sum();
+            assert!((sum as f64 - all).abs() <= 1e-6 * all, "{n}: {sum} {all}");
+        }
     }
 
     #[test]

@@ -44,7 +44,7 @@ impl Op for Forward {
 
     fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
         let (d, x, w) = (x[0].shape().last(), x[0].f64(), x[1].f64());
-        let [y, inv] = y else { unreachable!() };
+        let [y, inv] = y else { unreachable!("outputs are as inferred") };
         let rows = y.f64_mut().chunks_mut(d.max(1)).zip(x.chunks(d.max(1)));
         for ((y, x), inv) in rows.zip(inv.f64_mut()) {
             let mean = x.iter().map(|v| v * v).sum::<f64>() / d as f64;
@@ -57,7 +57,7 @@ impl Op for Forward {
 
     fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
         let (d, x, w) = (x[0].shape().last().max(1), x[0].f32(), x[1].f32());
-        let [y, inv] = y else { unreachable!() };
+        let [y, inv] = y else { unreachable!("outputs are as inferred") };
         let rows = y.f32_mut().par_chunks_mut(d).zip(inv.f32_mut()).zip(x.par_chunks(d));
         rows.with_min_len(rows_per_task(d)).for_each(|((y, inv), x)| {
             wide(|| {
