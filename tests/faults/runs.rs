@@ -1,0 +1,1 @@
+//! Runs, paths and arguments.
