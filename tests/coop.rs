@@ -14,7 +14,7 @@ const F16_BOUND: f64 = 2e-3;
 /// A device that was asked for cooperative matrices and has them.
 fn coop() -> Option<Device> {
     common::gpu()?;
-    let device = Device::gpu_with(&GpuOptions { coop: true, ..GpuOptions::default() }).unwrap();
+    let device = Device::gpu_with(&GpuOptions { coop: true, ..GpuOptions::from_env() }).unwrap();
     let Device::Gpu(gpu) = &device else { unreachable!() };
     // The first product that could use them tests them.
     linear(&device, [9, 16, 17], Format::F32).unwrap();
@@ -111,7 +111,7 @@ fn forward_products_use_them_and_repeat() {
 #[test]
 fn nobody_gets_them_unasked() {
     common::gpu();
-    if let Ok(Device::Gpu(gpu)) = Device::gpu_with(&GpuOptions::default()) {
+    if let Ok(Device::Gpu(gpu)) = Device::gpu_with(&GpuOptions { coop: false, ..GpuOptions::from_env() }) {
         assert!(gpu.coop_note().is_some_and(|why| why.contains("not asked")));
         assert!(!gpu.features().contains(mixlora::wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX));
     }

@@ -270,7 +270,7 @@ fn a_profile_names_the_kernels() {
 }
 
 #[test]
-fn a_profile_of_more_launches_than_it_holds_keeps_the_first() {
+fn a_profile_holds_every_launch() {
     let Some(device) = common::gpu() else { return };
     let gpu = inner(&device);
     if !gpu.start_profile().unwrap() {
@@ -280,7 +280,7 @@ fn a_profile_of_more_launches_than_it_holds_keeps_the_first() {
     for _ in 0..2100 {
         x = x.scale(-1.0).unwrap();
     }
-    assert_eq!(gpu.take_profile().unwrap().len(), 2048);
+    assert_eq!(gpu.take_profile().unwrap().len(), 2100);
     assert_eq!(x.to_f32().unwrap(), [1.0; 4]);
 }
 

@@ -9,7 +9,7 @@ mod common;
 
 /// One run: a device with this folder, a product, and an activation if told so.
 fn run(folder: &Path, more: bool) -> Vec<f32> {
-    let options = GpuOptions { cache: Some(folder.to_path_buf()), ..GpuOptions::default() };
+    let options = GpuOptions { cache: Some(folder.to_path_buf()), ..GpuOptions::from_env() };
     let device = Device::gpu_with(&options).unwrap();
     let a = Tensor::full(&device, &[8, 8], 0.5).unwrap();
     let y = a.matmul(&a).unwrap();

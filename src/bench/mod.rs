@@ -6,6 +6,7 @@
 
 mod cases;
 mod compare;
+mod kernels;
 mod layer;
 mod model;
 mod ops;

@@ -1,5 +1,6 @@
 //! Speed of a model on a prompt and in generation.
 
+use super::kernels::kernels;
 use super::layer::randomise;
 use super::{Candidate, Place, Rounds, Row, Timer, Watch, Work, measure};
 use crate::adapter::{Adapter, Conversation, TARGETS};
@@ -14,6 +15,8 @@ pub struct ModelOptions {
     /// Numbers of generated tokens.
     pub generated: Vec<usize>,
     pub rounds: usize,
+    /// Add a row for each kernel of the last prompt, and of one token behind it, on GPUs with timestamps.
+    pub kernels: bool,
 }
 
 /// Puts a method on all projections of a model, with values in place of the zeros it starts from.
@@ -62,7 +65,9 @@ pub fn model(
     let model = &*model;
     let device = model.device();
     let most = model.config().max_positions();
-    let longest = options.prompts.iter().copied().chain(options.generated.iter().map(|n| n + 1)).max();
+    let behind = usize::from(options.kernels);
+    let prompts = options.prompts.iter().map(|n| n + behind);
+    let longest = prompts.chain(options.generated.iter().map(|n| n + 1)).max();
     if let Some(n) = longest.filter(|&n| n > most) {
         return Err(Error::Context { used: 0, more: n, most });
     }
@@ -90,17 +95,27 @@ pub fn model(
     let names = options.prompts.iter().map(|n| (format!("pp{n}"), *n));
     let names = names.chain(options.generated.iter().map(|n| (format!("tg{n}"), *n)));
     let place = Place::of(device);
+    let work = Work {
+        bench: "model".into(),
+        variant: adapter.as_ref().map_or(String::new(), |a| a.method().name.into()),
+        shape: model.origin().file_name().map_or(String::new(), |f| f.to_string_lossy().into_owned()),
+        dtype: dtype.into(),
+        ..Work::default()
+    };
     let rows = names.zip(&samples).map(|((op, n), samples)| {
-        let work = Work {
-            bench: "model".into(),
-            op,
-            variant: adapter.as_ref().map_or(String::new(), |a| a.method().name.into()),
-            shape: model.origin().file_name().map_or(String::new(), |f| f.to_string_lossy().into_owned()),
-            dtype: dtype.into(),
-            ..Work::default()
-        };
-        let row = Row::new(&place, work, timer, samples);
+        let row = Row::new(&place, Work { op, ..work.clone() }, timer, samples);
         Row { tok_s: Some(n as f64 / (row.median_us * 1e-6)), ..row }
     });
-    Ok(rows.collect())
+    let mut rows: Vec<Row> = rows.collect();
+    if options.kernels
+        && let Some(&n) = options.prompts.last()
+    {
+        let mut c = conversation();
+        let push = |variant: String, c: &mut Conversation<'_>, ids: &[u32]| {
+            kernels(device, &Work { variant, ..work.clone() }, || c.push(ids))
+        };
+        rows.extend(push(format!("{} pp{n}", work.variant), &mut c, &ids[..n])?);
+        rows.extend(push(format!("{} tg1", work.variant), &mut c, &ids[..1])?);
+    }
+    Ok(rows)
 }

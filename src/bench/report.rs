@@ -57,6 +57,7 @@ fn columns() -> Vec<&'static str> {
         "p80_us",
         "min_us",
         "std_us",
+        "total_us",
         "gflops",
         "gbps",
         "ai_flop_per_byte",

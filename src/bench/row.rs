@@ -105,6 +105,9 @@ pub struct Row {
     pub p80_us: f64,
     pub min_us: f64,
     pub std_us: f64,
+    /// Sum of the samples, where each is another launch of a kernel.
+    #[serde(default)]
+    pub total_us: Option<f64>,
     pub gflops: Option<f64>,
     pub gbps: Option<f64>,
     /// FLOP per byte moved.
@@ -148,6 +151,7 @@ impl Row {
             p80_us: s.p80,
             min_us: s.min,
             std_us: s.std,
+            total_us: None,
             gflops: None,
             gbps: None,
             ai_flop_per_byte: None,

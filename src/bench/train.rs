@@ -1,5 +1,6 @@
 //! Training steps of a whole model, beside the dense products that no method can do without.
 
+use super::kernels::kernels;
 use super::model::{attach, format_of, tokens};
 use super::{Candidate, Place, Rounds, Row, Summary, Timer, Watch, Work, measure};
 use crate::data::{Batch, Example};
@@ -21,6 +22,8 @@ pub struct TrainingOptions {
     pub trained_share: f64,
     /// Compute layers again in the backward pass.
     pub recompute: bool,
+    /// Add a row for each kernel of one more step, on GPUs with timestamps.
+    pub kernels: bool,
 }
 
 impl TrainingOptions {
@@ -106,9 +109,9 @@ pub fn training(mut model: Llama, options: &TrainingOptions) -> Result<Vec<Row>>
     let floor = Floor::new(&mut model, &batch)?;
     let file = model.origin().file_name().map_or(String::new(), |f| f.to_string_lossy().into_owned());
     let adapter = attach(&mut model, options.method, &options.config)?;
-    // One step warms up.
+    // One step warms up, one may be profiled.
     let config =
-        TrainConfig { steps: options.steps + 1, recompute: options.recompute, ..TrainConfig::default() };
+        TrainConfig { steps: options.steps + 2, recompute: options.recompute, ..TrainConfig::default() };
     let session = RefCell::new(Session::new(model, adapter, config)?);
     let batches = [batch];
     let reports: RefCell<Vec<(StepReport, u64)>> = RefCell::default();
@@ -124,7 +127,8 @@ pub fn training(mut model: Llama, options: &TrainingOptions) -> Result<Vec<Row>>
     let dense: Candidate<'_> = Box::new(|w: &mut Watch| w.time(|| floor.run()));
     let timer = Timer::of(&device, true)?;
     let samples = measure(&device, timer, Rounds::single(options.steps), &mut [step, dense])?;
-    let (place, reports) = (Place::of(&device), reports.into_inner());
+    let place = Place::of(&device);
+    let reports = reports.take();
     let recompute = if options.recompute { " recompute" } else { "" };
     let row = |op: &str, dir: &str, samples: &[f64]| {
         let work = Work {
@@ -157,5 +161,9 @@ pub fn training(mut model: Llama, options: &TrainingOptions) -> Result<Vec<Row>>
     floor_row.gflops = Some(floor.flops() / (floor_row.median_us * 1e-6) * 1e-9);
     floor_row.tok_s = Some(batches[0].tokens as f64 / (floor_row.median_us * 1e-6));
     rows.push(floor_row);
+    if options.kernels {
+        let work = rows[0].work.clone();
+        rows.extend(kernels(&device, &work, || session.borrow_mut().step(&batches).map(drop))?);
+    }
     Ok(rows)
 }

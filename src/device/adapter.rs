@@ -11,6 +11,9 @@ pub struct AdapterSummary {
     pub driver: String,
     pub limits: wgpu::Limits,
     pub features: wgpu::Features,
+    /// Bytes of memory of its own, or that it shares with the system where it has none; none where the driver does not
+    /// tell.
+    pub memory: Option<u64>,
     /// What is below the floor of this crate, if anything.
     pub below_floor: Option<String>,
 }
@@ -27,6 +30,28 @@ pub(super) fn instance() -> wgpu::Instance {
     desc.backends = wgpu::Backends::PRIMARY;
     desc.flags = wgpu::InstanceFlags::empty();
     wgpu::Instance::new(desc)
+}
+
+/// The largest heap of an adapter that is local to it. Only Vulkan tells.
+pub(super) fn memory(adapter: &wgpu::Adapter) -> Option<u64> {
+    #[cfg(any(target_os = "linux", target_os = "windows", target_os = "android"))]
+    {
+        // SAFETY: the handles are used for one query while the adapter lives, and nothing of it is destroyed.
+        let heaps = unsafe {
+            let vulkan = adapter.as_hal::<wgpu::hal::api::Vulkan>()?;
+            let instance = vulkan.shared_instance().raw_instance();
+            instance.get_physical_device_memory_properties(vulkan.raw_physical_device())
+        };
+        let count = heaps.memory_heap_count as usize;
+        // Flag 1 of a heap: device local.
+        let local = heaps.memory_heaps[..count].iter().filter(|heap| heap.flags.as_raw() & 1 != 0);
+        local.map(|heap| heap.size).max()
+    }
+    #[cfg(not(any(target_os = "linux", target_os = "windows", target_os = "android")))]
+    {
+        let _ = adapter;
+        None
+    }
 }
 
 /// Adapters of the machine, best first.
@@ -47,6 +72,7 @@ pub(super) fn list() -> Vec<AdapterSummary> {
                 driver: format!("{} {}", info.driver, info.driver_info).trim().to_string(),
                 limits: a.limits(),
                 features: a.features(),
+                memory: memory(a),
                 below_floor: super::gpu::check_floor(&info.name, &a.limits()).err().map(|e| e.to_string()),
                 name: info.name,
             }

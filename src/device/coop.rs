@@ -11,6 +11,8 @@ pub struct GpuOptions {
     /// Let the frozen products of forward passes use cooperative matrices (tensor cores) where the adapter has them.
     /// They round both operands to f16; see docs/NUMERICS.md.
     pub coop: bool,
+    /// Take a software adapter where there is no other.
+    pub software: bool,
     /// Where an adapter's compiled kernels are kept between runs, and which were measured best; nowhere without a folder.
     pub cache: Option<PathBuf>,
 }
@@ -21,9 +23,10 @@ impl GpuOptions {
         GpuOptions { cache: cache.map(PathBuf::from), ..GpuOptions::from_env() }
     }
 
-    /// From the environment: `MIXLORA_COOP=1`.
+    /// From the environment: `MIXLORA_COOP=1`; `MIXLORA_REQUIRE_GPU=1` takes a software adapter too.
     pub fn from_env() -> Self {
-        GpuOptions { coop: std::env::var("MIXLORA_COOP").is_ok_and(|v| v == "1"), cache: None }
+        let set = |name: &str| std::env::var(name).is_ok_and(|v| v == "1");
+        GpuOptions { coop: set("MIXLORA_COOP"), software: set("MIXLORA_REQUIRE_GPU"), cache: None }
     }
 }
 

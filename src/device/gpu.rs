@@ -100,15 +100,14 @@ pub(super) fn check_floor(adapter: &str, l: &wgpu::Limits) -> Result<()> {
 }
 
 impl Gpu {
-    pub(super) fn best(software: bool, options: &GpuOptions) -> Result<Arc<Self>> {
+    pub(super) fn best(options: &GpuOptions) -> Result<Arc<Self>> {
         let all = adapters();
-        let mut why = if all.is_empty() {
-            "no Vulkan, Metal or DX12 adapter found (on Debian: install mesa-vulkan-drivers)".to_string()
-        } else {
-            "only software adapters found; ask for one by name or with --device gpu".to_string()
+        let mut why = match all.first().map(|a| a.get_info().name) {
+            None => "no Vulkan, Metal or DX12 adapter found (on Debian: install mesa-vulkan-drivers)".to_string(),
+            Some(name) => format!("only software adapters found, which are used when asked for by name ('{name}')"),
         };
         for a in all {
-            if AdapterClass::of(&a.get_info()) == AdapterClass::Software && !software {
+            if AdapterClass::of(&a.get_info()) == AdapterClass::Software && !options.software {
                 continue;
             }
             match Gpu::open(&a, a.limits(), options) {

@@ -104,9 +104,8 @@ impl Device {
         Ok(Device::Cpu(Arc::new(Cpu::with_threads(pool))))
     }
 
-    /// Best device of the machine: discrete GPU, then integrated GPU, then the CPU.
-    ///
-    /// A software adapter is taken only when it is the only one and `MIXLORA_REQUIRE_GPU=1` is set.
+    /// Best device of the machine: discrete GPU, then integrated GPU, then the CPU. With `MIXLORA_REQUIRE_GPU=1` it is
+    /// a GPU or an error.
     pub fn auto() -> Result<Self> {
         Device::parse("auto")
     }
@@ -116,7 +115,7 @@ impl Device {
         #[cfg(feature = "gpu")]
         {
             let required = std::env::var("MIXLORA_REQUIRE_GPU").is_ok_and(|v| v == "1");
-            match Gpu::best(required, &GpuOptions::with_cache(cache)) {
+            match Gpu::best(&GpuOptions::with_cache(cache)) {
                 Ok(gpu) => return Ok(Device::Gpu(gpu)),
                 Err(e) if required => return Err(e),
                 Err(_) => {}
@@ -125,7 +124,11 @@ impl Device {
         Ok(Device::cpu())
     }
 
-    /// Best GPU of the machine; a software adapter when there is no other.
+    /// Best GPU of the machine. A software adapter is taken only when it is the only one and `MIXLORA_REQUIRE_GPU=1` is
+    /// set: it is slower than the CPU. [`gpu_named`](Device::gpu_named) and [`GpuOptions::software`] take it too.
+    ///
+    /// # Errors
+    /// There is none, it is below the floor of this crate, or it could not be opened.
     #[cfg(feature = "gpu")]
     pub fn gpu() -> Result<Self> {
         Device::gpu_with(&GpuOptions::from_env())
@@ -134,7 +137,7 @@ impl Device {
     /// The same with given options, whatever the environment says.
     #[cfg(feature = "gpu")]
     pub fn gpu_with(options: &GpuOptions) -> Result<Self> {
-        Ok(Device::Gpu(Gpu::best(true, options)?))
+        Ok(Device::Gpu(Gpu::best(options)?))
     }
 
     /// The first adapter whose name contains `name` (case ignored), software adapters included.

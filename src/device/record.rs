@@ -17,7 +17,8 @@ const MAX_FLOPS: u64 = 100_000_000_000;
 /// Bytes bound in one submit, for launches that compute little: as long, at 80 GB/s.
 const MAX_BYTES: u64 = 8 << 30;
 const PARAM_SLOT: usize = 256;
-const MAX_PROFILED: u32 = 2048;
+/// Launches that one set of timestamps holds.
+const PROFILED_PER_SET: usize = 2048;
 
 /// Counters since the device was opened or [`Gpu::reset_stats`] was called.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -37,8 +38,10 @@ pub struct KernelTime {
     pub nanoseconds: f64,
 }
 
+/// Timestamps of launches: two each, in sets that are full but for the last.
+#[derive(Default)]
 struct Profile {
-    set: wgpu::QuerySet,
+    sets: Vec<wgpu::QuerySet>,
     labels: Vec<(&'static str, &'static str)>,
 }
 
@@ -167,12 +170,15 @@ impl Gpu {
         }
         if r.pass.is_none() {
             let writes = match &mut r.profile {
-                Some(p) if p.labels.len() < MAX_PROFILED as usize => {
-                    let i = 2 * p.labels.len() as u32;
+                Some(p) => {
+                    let place = p.labels.len() % PROFILED_PER_SET;
+                    if place == 0 {
+                        p.sets.push(self.timestamps()?);
+                    }
                     p.labels.push((d.shader.name, d.entry));
-                    Some((p.set.clone(), i))
+                    p.sets.last().map(|set| (set.clone(), 2 * place as u32))
                 }
-                _ => None,
+                None => None,
             };
             let encoder = self.encoder(r);
             let pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
@@ -329,32 +335,47 @@ impl Gpu {
         lock(&self.recorder).stats = Stats::default();
     }
 
-    /// Starts to time every kernel launch (the first 2048). False where the device has no timestamps.
+    /// Starts to time every kernel launch. False where the device has no timestamps.
     pub fn start_profile(&self) -> Result<bool> {
         if !self.features.contains(wgpu::Features::TIMESTAMP_QUERY) {
             return Ok(false);
         }
         self.flush()?;
-        let set = self.scoped(|| {
+        lock(&self.recorder).profile = Some(Profile::default());
+        Ok(true)
+    }
+
+    fn timestamps(&self) -> Result<wgpu::QuerySet> {
+        self.scoped(|| {
             self.device.create_query_set(&wgpu::QuerySetDescriptor {
                 label: Some("profile"),
                 ty: wgpu::QueryType::Timestamp,
-                count: 2 * MAX_PROFILED,
+                count: 2 * PROFILED_PER_SET as u32,
             })
-        })?;
-        lock(&self.recorder).profile = Some(Profile { set, labels: Vec::new() });
-        Ok(true)
+        })
     }
 
     /// Ends the profile and returns the launches in order.
     pub fn take_profile(self: &Arc<Self>) -> Result<Vec<KernelTime>> {
-        let mut r = lock(&self.recorder);
-        let Some(p) = r.profile.take() else { return Ok(Vec::new()) };
-        let n = p.labels.len();
-        if n == 0 {
-            return Ok(Vec::new());
+        let Some(profile) = lock(&self.recorder).profile.take() else { return Ok(Vec::new()) };
+        let period = self.queue.get_timestamp_period() as f64;
+        let time = |low: u32, high: u32| (low as u64 | (high as u64) << 32) as f64;
+        let mut launches = Vec::with_capacity(profile.labels.len());
+        for (set, labels) in profile.sets.iter().zip(profile.labels.chunks(PROFILED_PER_SET)) {
+            let words = self.resolve(set, labels.len())?;
+            let ticks: &[[u32; 4]] = bytemuck::cast_slice(&words);
+            launches.extend(labels.iter().zip(ticks).map(|(&(shader, entry), t)| KernelTime {
+                shader,
+                entry,
+                nanoseconds: (time(t[2], t[3]) - time(t[0], t[1])).max(0.0) * period,
+            }));
         }
-        let bytes = 16 * n as u64;
+        Ok(launches)
+    }
+
+    /// Reads the timestamps of the first launches of a set.
+    fn resolve(self: &Arc<Self>, set: &wgpu::QuerySet, launches: usize) -> Result<Vec<u32>> {
+        let bytes = 16 * launches as u64;
         let buffer = self.scoped(|| {
             self.device.create_buffer(&wgpu::BufferDescriptor {
                 label: Some("profile"),
@@ -363,21 +384,10 @@ impl Gpu {
                 mapped_at_creation: false,
             })
         })?;
-        self.encoder(&mut r).resolve_query_set(&p.set, 0..2 * n as u32, &buffer, 0);
+        let mut r = lock(&self.recorder);
+        self.encoder(&mut r).resolve_query_set(set, 0..2 * launches as u32, &buffer, 0);
         drop(r);
-        let words = self.read_words(&buffer, bytes)?.wait()?;
-        let ticks: &[[u32; 4]] = bytemuck::cast_slice(&words);
-        let period = self.queue.get_timestamp_period() as f64;
-        let time = |lo: u32, hi: u32| (lo as u64 | (hi as u64) << 32) as f64;
-        Ok(p.labels
-            .iter()
-            .zip(ticks)
-            .map(|(&(shader, entry), t)| KernelTime {
-                shader,
-                entry,
-                nanoseconds: (time(t[2], t[3]) - time(t[0], t[1])).max(0.0) * period,
-            })
-            .collect())
+        self.read_words(&buffer, bytes)?.wait()
     }
 }
 

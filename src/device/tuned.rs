@@ -55,7 +55,7 @@ mod tests {
     #[test]
     fn a_table_is_read_back_on_hardware_alone() {
         let dir = tempfile::tempdir().unwrap();
-        let options = GpuOptions { cache: Some(dir.path().into()), ..GpuOptions::default() };
+        let options = GpuOptions { cache: Some(dir.path().into()), ..GpuOptions::from_env() };
         let Ok(Device::Gpu(gpu)) = Device::gpu_with(&options) else {
             return eprintln!("SKIPPED: no adapter");
         };
@@ -68,7 +68,7 @@ mod tests {
             std::fs::write(&path, bad).unwrap();
             assert_eq!(read(&path, &as_a(wgpu::DeviceType::DiscreteGpu)), Tuned::new());
         }
-        let Ok(Device::Gpu(other)) = Device::gpu_with(&GpuOptions::default()) else { unreachable!() };
+        let Ok(Device::Gpu(other)) = Device::gpu_with(&GpuOptions::from_env()) else { unreachable!() };
         assert!(other.keep_tuned(&table).is_err(), "no folder");
     }
 }

@@ -141,36 +141,7 @@ impl ModelFiles {
 
     /// Every tensor that the configuration asks for: name and shape, with the fields that give it.
     pub fn expected(&self) -> Vec<Expected> {
-        let c = &self.config;
-        let (d, f) = ((c.hidden_size, "hidden_size"), (c.intermediate_size, "intermediate_size"));
-        let q = (c.num_attention_heads * c.head_dim, "num_attention_heads x head_dim");
-        let kv = (c.num_key_value_heads * c.head_dim, "num_key_value_heads x head_dim");
-        let v = (c.vocab_size, "vocab_size");
-        let mut all = vec![Expected::matrix("model.embed_tokens.weight", v, d)];
-        for i in 0..c.num_hidden_layers {
-            let name = |part: &str| format!("model.layers.{i}.{part}");
-            all.push(Expected::vector(name("input_layernorm.weight"), d));
-            for (part, rows, cols) in [
-                ("self_attn.q_proj", q, d),
-                ("self_attn.k_proj", kv, d),
-                ("self_attn.v_proj", kv, d),
-                ("self_attn.o_proj", d, q),
-                ("mlp.gate_proj", f, d),
-                ("mlp.up_proj", f, d),
-                ("mlp.down_proj", d, f),
-            ] {
-                all.push(Expected::matrix(name(&format!("{part}.weight")), rows, cols));
-                if c.has_bias(part) {
-                    all.push(Expected::vector(name(&format!("{part}.bias")), rows));
-                }
-            }
-            all.push(Expected::vector(name("post_attention_layernorm.weight"), d));
-        }
-        all.push(Expected::vector("model.norm.weight", d));
-        if !c.tie_word_embeddings {
-            all.push(Expected::matrix("lm_head.weight", v, d));
-        }
-        all
+        expected(&self.config)
     }
 
     /// Checks that all tensors are there with the shapes of the configuration, and gives back those that are too
@@ -251,6 +222,39 @@ impl ModelFiles {
         let (rows, cols) = if t.axes == 1 { (t.cols, 1) } else { (t.rows, t.cols) };
         Ok((0..rows).flat_map(|r| values[order(r) * cols..][..cols].to_vec()).collect())
     }
+}
+
+/// Every tensor that a configuration asks for: name and shape, with the fields that give it.
+pub(super) fn expected(c: &LlamaConfig) -> Vec<Expected> {
+    let (d, f) = ((c.hidden_size, "hidden_size"), (c.intermediate_size, "intermediate_size"));
+    let q = (c.num_attention_heads * c.head_dim, "num_attention_heads x head_dim");
+    let kv = (c.num_key_value_heads * c.head_dim, "num_key_value_heads x head_dim");
+    let v = (c.vocab_size, "vocab_size");
+    let mut all = vec![Expected::matrix("model.embed_tokens.weight", v, d)];
+    for i in 0..c.num_hidden_layers {
+        let name = |part: &str| format!("model.layers.{i}.{part}");
+        all.push(Expected::vector(name("input_layernorm.weight"), d));
+        for (part, rows, cols) in [
+            ("self_attn.q_proj", q, d),
+            ("self_attn.k_proj", kv, d),
+            ("self_attn.v_proj", kv, d),
+            ("self_attn.o_proj", d, q),
+            ("mlp.gate_proj", f, d),
+            ("mlp.up_proj", f, d),
+            ("mlp.down_proj", d, f),
+        ] {
+            all.push(Expected::matrix(name(&format!("{part}.weight")), rows, cols));
+            if c.has_bias(part) {
+                all.push(Expected::vector(name(&format!("{part}.bias")), rows));
+            }
+        }
+        all.push(Expected::vector(name("post_attention_layernorm.weight"), d));
+    }
+    all.push(Expected::vector("model.norm.weight", d));
+    if !c.tie_word_embeddings {
+        all.push(Expected::matrix("lm_head.weight", v, d));
+    }
+    all
 }
 
 /// A tensor that a configuration asks for.

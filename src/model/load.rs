@@ -1,11 +1,11 @@
 //! Decoders from files: what is checked, and how the parts are put together.
 
 use super::llama::Layer;
-use super::{Llama, ModelFiles};
+use super::{Llama, LlamaConfig, ModelFiles};
 use crate::nn::{LinearGroup, Mlp};
 use crate::ops::rope::Rope;
-use crate::{Device, Error, Linear, Result, Tensor};
-use std::path::Path;
+use crate::{Device, Error, Linear, Result, Tensor, Weight};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Rows of each matrix whose values are looked at when a model is loaded.
@@ -41,49 +41,79 @@ impl Llama {
     /// refuses them.
     pub fn load(files: &ModelFiles, device: &Device, options: LoadOptions) -> Result<Self> {
         let notes = check(files, options)?;
-        let config = files.config().clone();
-        let c = &config;
-        let weight = |name: &str| files.weight(name, device, options.dequantize);
-        let vector = |name: &str| -> Result<Tensor> {
-            let v = files.values(name)?;
-            Tensor::from_f32(device, &[v.len()], &v)
-        };
-        let mut layers = Vec::with_capacity(c.num_hidden_layers);
-        for i in 0..c.num_hidden_layers {
-            let name = |part: &str| format!("model.layers.{i}.{part}");
-            let linear = |part: &str| -> Result<Linear> {
-                let bias = match c.has_bias(part) {
-                    true => Some(vector(&name(&format!("{part}.bias")))?),
-                    false => None,
-                };
-                Ok(Linear { weight: weight(&name(&format!("{part}.weight")))?, bias })
-            };
-            let group = |parts: &[&str]| -> Result<LinearGroup> {
-                Ok(LinearGroup::frozen(parts.iter().map(|p| linear(p)).collect::<Result<_>>()?))
-            };
-            layers.push(Arc::new(Layer {
-                input_norm: vector(&name("input_layernorm.weight"))?,
-                qkv: group(&["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"])?,
-                o: group(&["self_attn.o_proj"])?,
-                post_norm: vector(&name("post_attention_layernorm.weight"))?,
-                mlp: Mlp {
-                    gate_up: group(&["mlp.gate_proj", "mlp.up_proj"])?,
-                    down: group(&["mlp.down_proj"])?,
-                    adapter: None,
-                },
-            }));
-        }
-        let embed = weight("model.embed_tokens.weight")?;
-        let head = match c.tie_word_embeddings {
-            true => embed.clone(),
-            false => weight("lm_head.weight")?,
-        };
-        let norm = vector("model.norm.weight")?;
-        let rope = Rope::from_frequencies(device, &c.rope_frequencies(), c.max_positions())?;
-        let (origin, fingerprint) = (files.path().to_path_buf(), fingerprint(files)?);
-        let device = device.clone();
-        Ok(Llama { device, embed, layers, norm, head, rope, config, notes, origin, fingerprint })
+        let source = Stored { files, device, dequantize: options.dequantize };
+        let model = assemble(files.config().clone(), device, &source)?;
+        Ok(Llama { notes, origin: files.path().to_path_buf(), fingerprint: fingerprint(files)?, ..model })
     }
+}
+
+/// Where the tensors of a model come from, by Hugging Face's names.
+pub(super) trait Source {
+    fn weight(&self, name: &str) -> Result<Weight>;
+    fn vector(&self, name: &str) -> Result<Tensor>;
+}
+
+/// Tensors of files.
+struct Stored<'a> {
+    files: &'a ModelFiles,
+    device: &'a Device,
+    dequantize: bool,
+}
+
+impl Source for Stored<'_> {
+    fn weight(&self, name: &str) -> Result<Weight> {
+        self.files.weight(name, self.device, self.dequantize)
+    }
+    fn vector(&self, name: &str) -> Result<Tensor> {
+        let values = self.files.values(name)?;
+        Tensor::from_f32(self.device, &[values.len()], &values)
+    }
+}
+
+/// Puts a decoder together; it has no origin yet.
+pub(super) fn assemble(config: LlamaConfig, device: &Device, source: &impl Source) -> Result<Llama> {
+    let mut layers = Vec::with_capacity(config.num_hidden_layers);
+    for i in 0..config.num_hidden_layers {
+        let name = |part: &str| format!("model.layers.{i}.{part}");
+        let linear = |part: &str| -> Result<Linear> {
+            let bias = if config.has_bias(part) {
+                Some(source.vector(&name(&format!("{part}.bias")))?)
+            } else {
+                None
+            };
+            Ok(Linear { weight: source.weight(&name(&format!("{part}.weight")))?, bias })
+        };
+        let group = |parts: &[&str]| -> Result<LinearGroup> {
+            Ok(LinearGroup::frozen(parts.iter().map(|p| linear(p)).collect::<Result<_>>()?))
+        };
+        layers.push(Arc::new(Layer {
+            input_norm: source.vector(&name("input_layernorm.weight"))?,
+            qkv: group(&["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"])?,
+            o: group(&["self_attn.o_proj"])?,
+            post_norm: source.vector(&name("post_attention_layernorm.weight"))?,
+            mlp: Mlp {
+                gate_up: group(&["mlp.gate_proj", "mlp.up_proj"])?,
+                down: group(&["mlp.down_proj"])?,
+                adapter: None,
+            },
+        }));
+    }
+    let embed = source.weight("model.embed_tokens.weight")?;
+    let head = if config.tie_word_embeddings { embed.clone() } else { source.weight("lm_head.weight")? };
+    let norm = source.vector("model.norm.weight")?;
+    let rope = Rope::from_frequencies(device, &config.rope_frequencies(), config.max_positions())?;
+    Ok(Llama {
+        device: device.clone(),
+        embed,
+        layers,
+        norm,
+        head,
+        rope,
+        config,
+        notes: Vec::new(),
+        origin: PathBuf::new(),
+        fingerprint: 0,
+    })
 }
 
 /// Names, shapes and values; the notes for the user.

@@ -11,6 +11,7 @@ mod kv_cache;
 mod llama;
 mod load;
 mod save;
+mod shape;
 
 pub use config::{Llama3Scaling, LlamaConfig, RopeScaling};
 pub use files::{Expected, ModelFiles, gguf_name, gguf_row, model_config};
@@ -19,3 +20,4 @@ pub use kv_cache::KvCache;
 pub use llama::{Llama, MlpSite, Site, Step};
 pub use load::LoadOptions;
 pub use save::Change;
+pub use shape::ModelShape;

@@ -41,6 +41,9 @@ struct Inner {
     shards: Vec<Shard>,
 }
 
+/// Rows of a made-up weight before they repeat.
+const DISTINCT_ROWS: usize = 64;
+
 /// Largest shard where the device allows more.
 const MAX_SHARD_BYTES: u64 = 1 << 30;
 
@@ -175,6 +178,21 @@ impl Weight {
             let mut packed = vec![0; format.row_words(cols)];
             format.pack(raw, &mut packed);
             format.decode(&packed, bytemuck::cast_slice_mut(words));
+        })
+    }
+
+    /// A weight of made-up values around zero with a deviation of about one; its rows repeat.
+    pub(crate) fn made_up(
+        device: &Device,
+        [rows, cols]: [usize; 2],
+        format: Format,
+        name: &str,
+    ) -> Result<Self> {
+        let distinct = rows.clamp(1, DISTINCT_ROWS);
+        let bytes = sample(format, distinct, cols, crc32fast::hash(name.as_bytes()) as u64);
+        let row_bytes = bytes.len() / distinct;
+        Self::build(device, rows, cols, format, shard_limit(device), |row, words| {
+            format.pack(&bytes[row % distinct * row_bytes..][..row_bytes], words);
         })
     }
 

@@ -1,49 +1,38 @@
 //! `mixlora doctor`
 
-use crate::{Failure, ops_test, out};
+use crate::ops_test::{self, Devices, Jobs, Tested};
+use crate::{Failure, out};
 use mixlora::Device;
-use mixlora::ops::{ALL, OpSpec};
+use mixlora::ops::ALL;
 use serde_json::{Value, json};
 
-/// What the self-test runs when the crate has them: the kernels that everything else stands on.
+/// The kernels that everything else stands on.
 const HEART: [&str; 3] = ["topk_routing", "factor_gather", "fused_ba_matmul"];
-const OTHERWISE: [&str; 3] = ["elementwise", "reduce", "rms_norm"];
 
 #[derive(clap::Args)]
 #[command(after_help = "\
-The self-test runs a few ops on the CPU and on a GPU, forward and backward, and compares both with the f64 \
-reference. Exit code 1 when a number is wrong; a machine without a GPU is fine.
+The self-test runs a case of top-k routing, factor gather and the fused product, forward and backward, and compares it \
+with the f64 reference; --full runs every case of every op. Software drivers are slower than the CPU and take long to \
+compile kernels: they are tested when they are named. Exit code 1 when a number is wrong; a machine without a GPU is \
+fine.
 
-Example: mixlora doctor --json")]
+Example: mixlora doctor --full --device gpu")]
 pub struct Args {
-    /// The GPU to test: gpu (the best adapter) or part of an adapter's name.
-    #[arg(long, default_value = "gpu")]
+    /// What to test: auto (the CPU, and the best GPU), cpu, gpu, all (a software adapter too where there is no other),
+    /// or part of an adapter's name.
+    #[arg(long, default_value = "auto")]
     device: String,
+    /// Test every case of every operation, as `mixlora ops test` does.
+    #[arg(long)]
+    full: bool,
     /// Print JSON instead of text.
     #[arg(long)]
     json: bool,
 }
 
 pub fn run(args: &Args) -> Result<(), Failure> {
-    let gpu = match args.device.as_str() {
-        "gpu" => ops_test::gpu_if_any()?,
-        "cpu" => None,
-        name @ ("reference" | "auto" | "all") => {
-            return Err(Failure::Usage(format!(
-                "--device {name} is not a GPU; use gpu or an adapter's name"
-            )));
-        }
-        name => Some(crate::device(name)?),
-    };
     let auto = Device::auto()?;
-    out::progress("self-test");
-    let cpu = Device::cpu();
-    cpu.set_guard(true);
-    gpu.iter().for_each(|g| g.set_guard(true));
-    let tests: Vec<_> =
-        self_test_ops().into_iter().map(|op| ops_test::lanes(op, Some(&cpu), gpu.as_ref())).collect();
-    let holds = tests.iter().all(|t| t.failures.is_empty());
-    let report = json!({
+    let mut report = json!({
         "version": env!("CARGO_PKG_VERSION"),
         "os": std::env::consts::OS,
         "arch": std::env::consts::ARCH,
@@ -51,28 +40,50 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         "threads": rayon::current_num_threads(),
         "adapters": adapters(),
         "auto": { "device": auto.name(), "why": why(&auto) },
-        "self_test": {
-            "gpu": gpu.as_ref().map(Device::name),
+    });
+    // The devices are what a person wants to see first, and a test can take a while.
+    if !args.json {
+        out::text(&render(&report))?;
+    }
+    let devices = Devices { cpu: Some(Device::cpu()), gpu: gpu(&args.device)? }.guarded();
+    let tests = if args.full {
+        Jobs::of(ALL, |_| true).run(&devices, true)
+    } else {
+        let heart: Vec<_> = ALL.iter().filter(|op| HEART.contains(&op.name)).copied().collect();
+        Jobs::of(&heart, |case| case == 0).run(&devices, false)
+    };
+    let holds = tests.iter().all(|t| t.failures.is_empty());
+    if args.json {
+        report["self_test"] = json!({
+            "gpu": devices.gpu.as_ref().map(Device::name),
             "ops": tests.iter().map(|t| json!({
                 "op": t.op, "cases": t.cases, "cpu": t.cpu, "gpu": t.gpu, "failures": t.failures,
             })).collect::<Vec<_>>(),
             "holds": holds,
-        },
-    });
-    if args.json {
+        });
         out::json(&report)?;
     } else {
-        out::text(&render(&report, &tests))?;
+        out::text(&render_tests(&tests, devices.gpu.as_ref()))?;
     }
     if holds { Ok(()) } else { Err(Failure::Check) }
 }
 
-fn self_test_ops() -> Vec<&'static OpSpec> {
-    let pick = |names: &[&str]| -> Vec<&'static OpSpec> {
-        ALL.iter().filter(|op| names.contains(&op.name)).copied().collect()
-    };
-    let heart = pick(&HEART);
-    if heart.is_empty() { pick(&OTHERWISE) } else { heart }
+/// The GPU to test, if any.
+fn gpu(device: &str) -> Result<Option<Device>, Failure> {
+    match device {
+        "cpu" => Ok(None),
+        "reference" => {
+            let text = "--device reference is what the others are compared with; use auto, cpu, gpu, all or an adapter's name";
+            Err(Failure::Usage(text.into()))
+        }
+        "all" => ops_test::gpu_if_any(true),
+        "auto" => match Device::auto()? {
+            Device::Cpu(_) | Device::Reference => Ok(None),
+            #[cfg(feature = "gpu")]
+            gpu => Ok(Some(gpu)),
+        },
+        name => Ok(Some(crate::device(name)?)),
+    }
 }
 
 /// Instruction sets that the CPU path can gain from.
@@ -113,6 +124,7 @@ fn adapters() -> Vec<Value> {
                 "backend": a.backend.to_string(),
                 "class": format!("{:?}", a.class).to_lowercase(),
                 "driver": a.driver,
+                "memory_mib": a.memory.map(|bytes| bytes >> 20),
                 "shader_compiler": shader_compiler(a.backend),
                 "features": features,
                 "limits": limits,
@@ -177,7 +189,7 @@ fn string(v: &Value) -> &str {
     v.as_str().unwrap_or("none")
 }
 
-fn render(r: &Value, tests: &[ops_test::Tested]) -> String {
+fn render(r: &Value) -> String {
     let mut text =
         format!("mixlora {} on {} {}\n", string(&r["version"]), string(&r["os"]), string(&r["arch"]));
     text += &format!("CPU: {} threads, {}\n", r["threads"], words(&r["cpu_features"]));
@@ -186,8 +198,9 @@ fn render(r: &Value, tests: &[ops_test::Tested]) -> String {
         text += "no GPU adapter\n";
     }
     for (i, a) in adapters.iter().enumerate() {
+        let memory = a["memory_mib"].as_u64().map_or("unknown".into(), |mib| format!("{mib} MiB"));
         text += &format!(
-            "\nadapter {i}: {}\n  {}, {}, driver {}\n  shaders: {}\n  features used: {}\n",
+            "\nadapter {i}: {}\n  {}, {}, driver {}\n  memory: {memory}\n  shaders: {}\n  features used: {}\n",
             string(&a["name"]),
             string(&a["backend"]),
             string(&a["class"]),
@@ -210,9 +223,14 @@ fn render(r: &Value, tests: &[ops_test::Tested]) -> String {
         if let Some(reason) = a["below_floor"].as_str() {
             text += &format!("  {reason}\n");
         }
+        if a["class"] == "software" {
+            text += &format!("  a software driver: tested with --device '{}'\n", string(&a["name"]));
+        }
     }
-    text +=
-        &format!("\n--device auto takes {}: {}\n\n", string(&r["auto"]["device"]), string(&r["auto"]["why"]));
+    text + &format!("\n--device auto takes {}: {}\n", string(&r["auto"]["device"]), string(&r["auto"]["why"]))
+}
+
+fn render_tests(tests: &[Tested], gpu: Option<&Device>) -> String {
     let show = |e: Option<f64>| e.map_or("-".to_string(), out::error);
     let rows: Vec<Vec<String>> = tests
         .iter()
@@ -221,8 +239,8 @@ fn render(r: &Value, tests: &[ops_test::Tested]) -> String {
             vec![t.op.into(), t.cases.to_string(), show(t.cpu), show(t.gpu), verdict.into()]
         })
         .collect();
-    text +=
-        &format!("self-test, errors against the f64 reference, GPU: {}\n", string(&r["self_test"]["gpu"]));
+    let mut text =
+        format!("\nself-test, errors against the f64 reference, GPU: {}\n", gpu.map_or("none", Device::name));
     text += &out::table(&["op", "cases", "cpu", "gpu", "verdict"], &rows);
     for failure in tests.iter().flat_map(|t| &t.failures) {
         text += &format!("FAILED {failure}\n");

@@ -33,6 +33,7 @@ mod out;
 #[cfg(feature = "tokenizer")]
 mod plan;
 mod plot;
+mod progress;
 #[cfg(feature = "tokenizer")]
 mod quickstart;
 #[cfg(feature = "tokenizer")]

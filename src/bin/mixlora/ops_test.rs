@@ -1,10 +1,18 @@
 //! `mixlora ops test`
 
+use crate::progress::Progress;
 use crate::{Failure, ops_list, out};
 use mixlora::check::{GRADCHECK_BOUND, gradcheck, parity};
+#[cfg(feature = "gpu")]
+use mixlora::device::GpuOptions;
 use mixlora::ops::{ALL, Case, OpSpec};
 use mixlora::{Device, Error};
 use serde_json::{Value, json};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
+
+/// Cases that run at once at most.
+const MOST_WORKERS: usize = 8;
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -14,8 +22,9 @@ value of that result. 'gradcheck' compares the reference's derivatives with cent
 
 Example: mixlora ops test --op rms_norm,reduce --device gpu")]
 pub struct Args {
-    /// cpu, gpu (the best adapter), all (both), or part of an adapter's name.
-    #[arg(long, default_value = "all")]
+    /// auto (the CPU, and the best GPU), all (a software adapter too where there is no other), cpu, gpu, or part of an
+    /// adapter's name.
+    #[arg(long, default_value = "auto")]
     device: String,
     /// Only these ops, separated by commas.
     #[arg(long, value_delimiter = ',')]
@@ -28,7 +37,8 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<(), Failure> {
     let ops = choose(&args.op)?;
     let devices = devices(&args.device)?;
-    let results: Vec<Tested> = ops.iter().map(|op| test(op, &devices)).collect();
+    let jobs = Jobs::of(&ops, |_| true);
+    let results = jobs.run(&devices, true);
     if args.json {
         out::json(&report(&results, &devices))?;
     } else {
@@ -52,29 +62,38 @@ pub fn choose(names: &[String]) -> Result<Vec<&'static OpSpec>, Failure> {
 }
 
 /// The devices under test.
-struct Devices {
-    cpu: Option<Device>,
-    gpu: Option<Device>,
+#[derive(Default)]
+pub struct Devices {
+    pub cpu: Option<Device>,
+    pub gpu: Option<Device>,
+}
+
+impl Devices {
+    /// The same devices with buffers that are poisoned and guarded.
+    pub fn guarded(self) -> Self {
+        self.cpu.iter().chain(&self.gpu).for_each(|d| d.set_guard(true));
+        self
+    }
 }
 
 fn devices(name: &str) -> Result<Devices, Failure> {
     let devices = match name {
         "cpu" => Devices { cpu: Some(Device::cpu()), gpu: None },
-        "all" => Devices { cpu: Some(Device::cpu()), gpu: gpu_if_any()? },
-        "reference" | "auto" => {
-            let text =
-                format!("--device {name} is not a lane to test; use cpu, gpu, all or an adapter's name");
-            return Err(Failure::Usage(text));
+        "auto" => Devices { cpu: Some(Device::cpu()), gpu: gpu_if_any(false)? },
+        "all" => Devices { cpu: Some(Device::cpu()), gpu: gpu_if_any(true)? },
+        "reference" => {
+            let text = "--device reference is not a lane to test; use auto, cpu, gpu, all or an adapter's name";
+            return Err(Failure::Usage(text.into()));
         }
         name => Devices { cpu: None, gpu: Some(crate::device(name)?) },
     };
-    devices.cpu.iter().chain(&devices.gpu).for_each(|d| d.set_guard(true));
-    Ok(devices)
+    Ok(devices.guarded())
 }
 
-/// The best GPU. Without one the lane is skipped, unless MIXLORA_REQUIRE_GPU=1.
-pub fn gpu_if_any() -> Result<Option<Device>, Failure> {
-    match Device::parse("gpu") {
+/// The best GPU; with `software` also a software adapter where there is no other. Without one the lane is skipped,
+/// unless MIXLORA_REQUIRE_GPU=1.
+pub fn gpu_if_any(software: bool) -> Result<Option<Device>, Failure> {
+    match open_gpu(software) {
         Ok(gpu) => Ok(Some(gpu)),
         Err(e) if std::env::var("MIXLORA_REQUIRE_GPU").is_ok_and(|v| v == "1") => Err(e.into()),
         Err(e @ (Error::NoAdapter(_) | Error::BelowFloor { .. })) => {
@@ -83,6 +102,17 @@ pub fn gpu_if_any() -> Result<Option<Device>, Failure> {
         }
         Err(e) => Err(e.into()),
     }
+}
+
+#[cfg(feature = "gpu")]
+fn open_gpu(software: bool) -> mixlora::Result<Device> {
+    let options = GpuOptions::from_env();
+    Device::gpu_with(&GpuOptions { software: software || options.software, ..options })
+}
+
+#[cfg(not(feature = "gpu"))]
+fn open_gpu(_: bool) -> mixlora::Result<Device> {
+    Device::parse("gpu")
 }
 
 /// Worst figures over the cases of one op.
@@ -101,72 +131,117 @@ pub struct Tested {
     pub failures: Vec<String>,
 }
 
-fn test(op: &'static OpSpec, devices: &Devices) -> Tested {
-    out::progress(&format!("testing {}", op.name));
-    let mut t = lanes(op, devices.cpu.as_ref(), devices.gpu.as_ref());
-    for case in (op.cases)().iter().filter(|c| c.gradcheck) {
-        match gradcheck(case) {
-            Ok(e) => {
-                t.gradcheck = Some(t.gradcheck.unwrap_or(0.0).max(e));
-                if e > GRADCHECK_BOUND {
-                    t.failures.push(format!("{} {}: gradcheck {e:.1e}", op.name, case.label));
-                }
-            }
-            Err(e) => t.failures.push(format!("{} {}: gradcheck: {e}", op.name, case.label)),
-        }
+fn worst(a: Option<f64>, b: Option<f64>) -> Option<f64> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.max(b)),
+        (a, b) => a.or(b),
     }
-    t
 }
 
-/// Parity of every case of an op on the given devices.
-pub fn lanes(op: &'static OpSpec, cpu: Option<&Device>, gpu: Option<&Device>) -> Tested {
-    let cases = (op.cases)();
-    let mut t = Tested {
-        op: op.name,
-        cases: cases.len(),
-        shaders: op.shaders.iter().map(|s| s.name).collect(),
-        variants: ops_list::variants(op),
-        ..Tested::default()
-    };
-    for case in &cases {
-        if let Some(cpu) = cpu {
-            let e = compare(op, case, cpu, "cpu", &mut t);
-            t.cpu = Some(t.cpu.unwrap_or(0.0).max(e));
-        }
-        if let Some(gpu) = gpu {
-            let e = compare(op, case, gpu, "gpu", &mut t);
-            t.gpu = Some(t.gpu.unwrap_or(0.0).max(e));
+impl Tested {
+    fn new(op: &OpSpec) -> Self {
+        Tested {
+            op: op.name,
+            shaders: op.shaders.iter().map(|s| s.name).collect(),
+            variants: ops_list::variants(op),
+            ..Tested::default()
         }
     }
-    t
+
+    fn add(&mut self, case: Outcome) {
+        self.cases += 1;
+        self.cpu = worst(self.cpu, case.cpu);
+        self.gpu = worst(self.gpu, case.gpu);
+        self.backward = self.backward.max(case.backward);
+        self.gradcheck = worst(self.gradcheck, case.gradcheck);
+        self.failures.extend(case.failures);
+    }
 }
 
-/// The forward error of one case; whatever does not hold goes on the list.
-fn compare(op: &OpSpec, case: &Case, device: &Device, lane: &str, t: &mut Tested) -> f64 {
-    let place = format!("{} {} on {lane}", op.name, case.label);
-    match parity(case, device) {
-        Ok(p) => {
-            t.backward = t.backward.max(p.backward.max);
-            if !p.holds() {
-                let (f, b) = (p.forward, p.backward);
-                let mut text = format!(
-                    "{place}: forward {:.1e} (nmse {:.1e}), backward {:.1e} (nmse {:.1e}), bound {:.1e} (nmse {:.1e})",
-                    f.max, f.nmse, b.max, b.nmse, p.bound, p.nmse_bound
-                );
-                if !p.indices {
-                    text += ", indices differ";
+/// Figures of one case.
+#[derive(Default)]
+struct Outcome {
+    cpu: Option<f64>,
+    gpu: Option<f64>,
+    backward: f64,
+    gradcheck: Option<f64>,
+    failures: Vec<String>,
+}
+
+impl Outcome {
+    fn of(op: &str, case: &Case, devices: &Devices, derivatives: bool) -> Self {
+        let mut outcome = Outcome::default();
+        outcome.cpu = devices.cpu.as_ref().map(|cpu| outcome.compare(op, case, cpu, "cpu"));
+        outcome.gpu = devices.gpu.as_ref().map(|gpu| outcome.compare(op, case, gpu, "gpu"));
+        if derivatives && case.gradcheck {
+            match gradcheck(case) {
+                Ok(e) => {
+                    outcome.gradcheck = Some(e);
+                    if e > GRADCHECK_BOUND {
+                        outcome.failures.push(format!("{op} {}: gradcheck {e:.1e}", case.label));
+                    }
                 }
-                if !p.guards {
-                    text += ", wrote behind a buffer";
-                }
-                t.failures.push(text);
+                Err(e) => outcome.failures.push(format!("{op} {}: gradcheck: {e}", case.label)),
             }
-            p.forward.max
         }
-        Err(e) => {
-            t.failures.push(format!("{place}: {e}"));
-            f64::INFINITY
+        outcome
+    }
+
+    /// The forward error; whatever does not hold goes on the list.
+    fn compare(&mut self, op: &str, case: &Case, device: &Device, lane: &str) -> f64 {
+        let place = format!("{op} {} on {lane}", case.label);
+        match parity(case, device) {
+            Ok(p) => {
+                self.backward = self.backward.max(p.backward.max);
+                if !p.holds() {
+                    self.failures.push(format!("{place}: {p}"));
+                }
+                p.forward.max
+            }
+            Err(e) => {
+                self.failures.push(format!("{place}: {e}"));
+                f64::INFINITY
+            }
         }
+    }
+}
+
+/// Cases of ops to be run, in the order of the ops.
+pub struct Jobs {
+    ops: Vec<&'static OpSpec>,
+    /// Index of the op, and one of its cases.
+    cases: Vec<(usize, Case)>,
+}
+
+impl Jobs {
+    /// The cases of ops that are wanted, by their index among the op's cases.
+    pub fn of(ops: &[&'static OpSpec], wanted: impl Fn(usize) -> bool) -> Self {
+        let of_op = |(i, op): (usize, &&'static OpSpec)| {
+            let cases = (op.cases)().into_iter().enumerate();
+            cases.filter(|(n, _)| wanted(*n)).map(|(_, case)| (i, case)).collect::<Vec<_>>()
+        };
+        Jobs { ops: ops.to_vec(), cases: ops.iter().enumerate().flat_map(of_op).collect() }
+    }
+
+    /// Runs every case on the devices, several side by side, so that kernels are compiled on all cores; with
+    /// `derivatives`, the reference's gradients are compared with differences too.
+    pub fn run(self, devices: &Devices, derivatives: bool) -> Vec<Tested> {
+        let names: Vec<&str> = devices.cpu.iter().chain(&devices.gpu).map(Device::name).collect();
+        let what = format!("{} ops on {}", self.ops.len(), names.join(" and "));
+        let progress = Progress::new(&what, self.cases.len(), "cases");
+        let results: Mutex<Vec<Tested>> = Mutex::new(self.ops.iter().map(|op| Tested::new(op)).collect());
+        let next = AtomicUsize::new(0);
+        let work = || {
+            while let Some((i, case)) = self.cases.get(next.fetch_add(1, Relaxed)) {
+                let found = Outcome::of(self.ops[*i].name, case, devices, derivatives);
+                let mut results = results.lock().unwrap_or_else(PoisonError::into_inner);
+                results[*i].add(found);
+                progress.step();
+            }
+        };
+        let workers = std::thread::available_parallelism().map_or(1, |n| n.get().min(MOST_WORKERS));
+        std::thread::scope(|scope| (0..workers).for_each(|_| drop(scope.spawn(work))));
+        results.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

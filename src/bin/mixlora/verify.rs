@@ -1,5 +1,6 @@
 //! `mixlora verify`
 
+use crate::progress::Progress;
 use crate::{Failure, ops_test, out};
 use mixlora::Device;
 use mixlora::check::golden::{BOUND, Replay, find_files, needs_model, replay, replay_model};
@@ -21,8 +22,9 @@ pub struct Args {
     /// Reference files, or folders of them.
     #[arg(required = true)]
     paths: Vec<PathBuf>,
-    /// cpu, gpu (the best adapter), reference (f64), all (these three), or part of an adapter's name.
-    #[arg(long, default_value = "all")]
+    /// auto (the f64 reference, the CPU, and the best GPU), all (a software adapter too where there is no other),
+    /// reference, cpu, gpu, or part of an adapter's name.
+    #[arg(long, default_value = "auto")]
     device: String,
     /// The model that files of whole-model kinds were made with: a .gguf file or a Hugging Face directory.
     #[arg(long)]
@@ -56,28 +58,30 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         }
     }
     let devices = match args.device.as_str() {
-        "all" => {
+        name @ ("auto" | "all") => {
             let mut all = vec![Device::reference(), Device::cpu()];
-            all.extend(ops_test::gpu_if_any()?);
+            all.extend(ops_test::gpu_if_any(name == "all")?);
             all
         }
         name => vec![crate::device(name)?],
     };
     let mut results = Vec::new();
+    let names: Vec<&str> = devices.iter().map(Device::name).collect();
+    let progress = Progress::new(&format!("replaying on {}", names.join(", ")), files.len(), "files");
     for file in &files {
-        out::progress(&format!("replaying {}", file.display()));
         let lanes = devices.iter().map(|d| Ok((d.name().to_string(), one(file, d, args)?)));
         let lanes = lanes.collect::<Result<Vec<_>, mixlora::Error>>()?;
         if !args.json {
             out::text(&line(&lanes))?;
         }
         results.push(lanes);
+        progress.step();
     }
+    drop(progress);
     let failed = results.iter().filter(|lanes| !lanes.iter().all(|(_, r)| r.holds())).count();
     if args.json {
         out::json(&report(&results))?;
     } else {
-        let names: Vec<&str> = devices.iter().map(Device::name).collect();
         out::text(&format!(
             "{} files on {}: {failed} failed (bound {BOUND:.0e})",
             files.len(),

@@ -5,10 +5,11 @@ mod model;
 mod ops;
 mod train;
 
-use crate::device_args::DeviceArgs;
+use crate::device_args::{CheckArgs, DeviceArgs};
 use crate::{Failure, out};
 use clap::{Subcommand, ValueEnum};
 use mixlora::bench::{Roof, Rounds, Row, Style, changes, parse_rows, roofline, write};
+use mixlora::model::{Llama, ModelShape};
 use mixlora::{Device, Error};
 use std::path::{Path, PathBuf};
 
@@ -72,6 +73,32 @@ fn open(args: &DeviceArgs) -> Result<Device, Failure> {
             Err(Failure::Usage(text.into()))
         }
         device => Ok(device),
+    }
+}
+
+/// The model to time.
+#[derive(clap::Args)]
+pub struct BaseArgs {
+    /// A .gguf file, or a Hugging Face directory.
+    #[arg(long, short, required_unless_present = "shape")]
+    model: Option<PathBuf>,
+    /// Random weights of a published model's sizes instead of a file: smollm2-135m, llama-1b or llama-7b, in bf16, or
+    /// with a format behind it as in llama-7b-q4_k.
+    #[arg(long, value_name = "NAME[-FORMAT]", conflicts_with = "model")]
+    shape: Option<String>,
+    #[command(flatten)]
+    checks: CheckArgs,
+}
+
+impl BaseArgs {
+    fn open(&self, device: &Device, dequantize: bool) -> Result<Llama, Failure> {
+        if let Some(name) = &self.shape {
+            let shape = ModelShape::parse(name).map_err(|e| usage("--shape", &e))?;
+            out::progress(&format!("making a model of {} parameters", shape.config.parameters()));
+            return Ok(Llama::of_shape(&shape, device)?);
+        }
+        let path = self.model.as_deref().unwrap_or(Path::new(""));
+        self.checks.model(path, device, dequantize)
     }
 }
 

@@ -1,7 +1,6 @@
 //! `mixlora bench model`
 
-use super::{DeviceArgs, ReportArgs, open, positive, usage};
-use crate::device_args::CheckArgs;
+use super::{BaseArgs, DeviceArgs, ReportArgs, open, positive, usage};
 use crate::{Failure, out};
 use mixlora::bench::{ModelOptions, model};
 use mixlora::mixture::find;
@@ -12,15 +11,14 @@ use std::path::PathBuf;
 Rows are named as in llama-bench: pp512 is a prompt of 512 tokens at once, tg128 are 128 tokens one by one behind a \
 single one. The tokens are made up and always the same.
 
-Example: mixlora bench model --model SmolLM2-135M-Instruct.Q4_1.gguf -p 128,512 -n 32 --dequantise")]
+Example: mixlora bench model --shape llama-7b-q4 -p 128,512 -n 32 --device gpu")]
 pub struct Args {
     #[command(flatten)]
     device: DeviceArgs,
     #[command(flatten)]
     report: ReportArgs,
-    /// A .gguf file, or a Hugging Face directory.
-    #[arg(long, short)]
-    model: PathBuf,
+    #[command(flatten)]
+    base: BaseArgs,
     /// Lengths of prompts.
     #[arg(long, short, value_delimiter = ',', default_value = "512")]
     prompt: Vec<usize>,
@@ -33,14 +31,15 @@ pub struct Args {
     /// A fresh adapter of this method with its defaults, instead of one from files.
     #[arg(long, conflicts_with = "adapter")]
     method: Option<String>,
-    /// Turn quantised weights into f32: several times the memory.
-    #[arg(long)]
+    /// Turn quantised weights into f32: several times the memory. Weights of a shape always are as it says.
+    #[arg(long, conflicts_with = "shape")]
     dequantise: bool,
-    #[command(flatten)]
-    checks: CheckArgs,
     /// Samples of each row.
     #[arg(long, short, default_value_t = 3)]
     rounds: usize,
+    /// Also list the kernels of the last prompt, and of one token behind it, by the time that the GPU spends in them.
+    #[arg(long)]
+    kernels: bool,
 }
 
 pub fn run(args: &Args) -> Result<(), Failure> {
@@ -49,10 +48,14 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     positive("--prompt", &args.prompt)?;
     positive("--generate", &args.generate)?;
     let report = args.report.open()?;
-    let mut base = args.checks.model(&args.model, &open(&args.device)?, args.dequantise)?;
-    let adapter = args.adapter.as_deref().map(|dir| args.checks.adapter(dir, &mut base)).transpose()?;
-    let options =
-        ModelOptions { prompts: args.prompt.clone(), generated: args.generate.clone(), rounds: args.rounds };
+    let mut base = args.base.open(&open(&args.device)?, args.dequantise)?;
+    let adapter = args.adapter.as_deref().map(|dir| args.base.checks.adapter(dir, &mut base)).transpose()?;
+    let options = ModelOptions {
+        prompts: args.prompt.clone(),
+        generated: args.generate.clone(),
+        rounds: args.rounds,
+        kernels: args.kernels,
+    };
     out::progress("timing the model");
     report.print(&model(&mut base, method.map(|m| (m, (m.defaults)())), adapter, &options)?)
 }

@@ -1,11 +1,9 @@
 //! `mixlora bench train`
 
-use super::{DeviceArgs, ReportArgs, open, positive, usage};
-use crate::device_args::CheckArgs;
+use super::{BaseArgs, DeviceArgs, ReportArgs, open, positive, usage};
 use crate::{Failure, out};
 use mixlora::bench::{CONDITIONAL, TrainingOptions, training};
 use mixlora::mixture::{MethodConfig, find};
-use std::path::PathBuf;
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -13,15 +11,14 @@ The tokens are made up and always the same. 'dense products' are all frozen line
 and nothing else: no method can be faster. The step's ratio and its percent of the roof are against them, from the same \
 rounds. On a GPU, forward, backward and optimizer are the times to record the work; waiting for it is readback.
 
-Example: mixlora bench train --model SmolLM2-135M-Instruct.Q4_1.gguf --batch 2 --seq 128")]
+Example: mixlora bench train --shape llama-1b --batch 2 --seq 128 --device gpu")]
 pub struct Args {
     #[command(flatten)]
     device: DeviceArgs,
     #[command(flatten)]
     report: ReportArgs,
-    /// A .gguf file, or a Hugging Face directory.
-    #[arg(long, short)]
-    model: PathBuf,
+    #[command(flatten)]
+    base: BaseArgs,
     /// Method of the adapter: `mixlora methods` lists them.
     #[arg(long, default_value = "mixlora-cond")]
     method: String,
@@ -43,14 +40,15 @@ pub struct Args {
     /// Share of the tokens that have a loss.
     #[arg(long, default_value_t = 1.0)]
     trained_share: f64,
-    /// Keep quantised weights as they are: less memory.
+    /// Keep quantised weights as they are: less memory. Weights of a shape always are as it says.
     #[arg(long)]
     keep_quantised: bool,
     /// Compute layers again in the backward pass.
     #[arg(long)]
     recompute: bool,
-    #[command(flatten)]
-    checks: CheckArgs,
+    /// Also list the kernels of one step by the time that the GPU spends in them.
+    #[arg(long)]
+    kernels: bool,
 }
 
 pub fn run(args: &Args) -> Result<(), Failure> {
@@ -60,7 +58,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let r = args.r.unwrap_or(if CONDITIONAL.contains(&method.name) { 2 } else { defaults.r });
     let config = MethodConfig { r, num_factors: args.factors, ..defaults };
     let report = args.report.open()?;
-    let model = args.checks.model(&args.model, &open(&args.device)?, !args.keep_quantised)?;
+    let model = args.base.open(&open(&args.device)?, !args.keep_quantised)?;
     let options = TrainingOptions {
         method,
         config,
@@ -69,6 +67,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         steps: args.steps,
         trained_share: args.trained_share,
         recompute: args.recompute,
+        kernels: args.kernels,
     };
     out::progress("training");
     report.print(&training(model, &options)?)

@@ -1,0 +1,32 @@
+//! Where a GPU's time goes: the kernels of a computation by the device's own clock.
+
+use super::{Place, Row, Timer, Work};
+use crate::{Device, Result};
+use std::collections::BTreeMap;
+
+/// Runs `f` once with a timestamp around each launch: a row for each kernel, the most expensive first, whose samples
+/// are its launches. Nothing on a device without timestamps.
+pub(super) fn kernels(device: &Device, work: &Work, f: impl FnOnce() -> Result<()>) -> Result<Vec<Row>> {
+    let mut launches: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+    match device {
+        #[cfg(feature = "gpu")]
+        Device::Gpu(gpu) if gpu.start_profile()? => {
+            let done = f();
+            for launch in gpu.take_profile()? {
+                let name = format!("{}::{}", launch.shader, launch.entry);
+                launches.entry(name).or_default().push(launch.nanoseconds * 1e-9);
+            }
+            done?;
+        }
+        _ => drop(f),
+    }
+    let place = Place::of(device);
+    let row = |(op, seconds): (String, Vec<f64>)| {
+        let work = Work { op, dir: String::new(), ..work.clone() };
+        let total = seconds.iter().sum::<f64>() * 1e6;
+        Row { total_us: Some(total), ..Row::new(&place, work, Timer::GpuTimestamp, &seconds) }
+    };
+    let mut rows: Vec<Row> = launches.into_iter().map(row).collect();
+    rows.sort_by(|a, b| b.total_us.unwrap_or(0.0).total_cmp(&a.total_us.unwrap_or(0.0)));
+    Ok(rows)
+}
