@@ -3,11 +3,11 @@
 //             block (four columns of every factor, unit by unit, for whole vectors: few large invocations)
 // Shapes    : idx [L, P, G, K] -> starts [L, P, E+1], pairs [L, P, G*K];
 //             coef [M, stride]  rows [M, D]  start [G+1] -> out [F, D]
-// Grid      : lists: one invocation = one (linear, side, factor); sum: [ceil(D/WG), F, 1];
+// Grid      : lists: one invocation = one (linear, side, factor); sum: [ceil(D/32), F, 1];
 //             block: one invocation = 4 columns of one linear
-// Prelude   : WG = 64 (lists, sum), 16 (block); DROP, UNITS = 0 | 1;  fragments grid, random, dropout, slots
-// Precision : accumulates f32 in row order: the same bits on every run
-// Limits    : 6 bindings
+// Prelude   : WG = 64 (lists), 256 (sum), 16 (block); DROP, UNITS = 0 | 1;  fragments grid, random, dropout, slots
+// Precision : accumulates f32 in a fixed order of rows: the same bits on every run
+// Limits    : 6 bindings; sum: 1024 B shared, 256 invocations
 // Cost      : lists: L*P*E*G*K compares; sum: 2*M*slots*D flop, 4*(M*D*slots + F*D) bytes (memory bound)
 // CPU       : src/ops/factor_scatter.rs
 struct Params {
@@ -54,36 +54,50 @@ fn lists(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) g: vec3<u
   }
 }
 
+// A workgroup sums COLUMNS columns of a factor in SLICES slices of its rows, and the slices in order.
+const COLUMNS: u32 = 32u;
+const SLICES: u32 = WG / COLUMNS;
+var<workgroup> slices: array<f32, WG>;
+
 @compute @workgroup_size(WG)
 fn sum(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) g: vec3<u32>, @builtin(local_invocation_index) l: u32) {
-  let c = w.x * WG + l;
   let f = w.z * g.y + w.y;
-  if (c >= p.d || f >= p.out_rows) { return; }
+  if (f >= p.out_rows) { return; }
+  let column = w.x * COLUMNS + l % COLUMNS;
+  let c = min(column, p.d - 1u);
+  let slice = l / COLUMNS;
   let per_linear = p.factors * p.s_block;
   let linear = p.first + f / per_linear;
   let factor = (f % per_linear) / p.s_block;
   let q = f % p.s_block;
   let group = linear * p.sides + p.side;
-  let table = group * (p.factors + 1u);
-  let column = linear * p.s_k * p.s_block + q;
+  let table = group * (p.factors + 1u) + factor;
+  let base = linear * p.s_k * p.s_block + q;
+  // Units of many rows are sliced by their rows, and units of one row by the list of them.
+  let step = select(SLICES, 1u, UNITS == 1u);
   var acc = 0.0;
-  for (var i = starts[table + factor]; i < starts[table + factor + 1u]; i++) {
+  for (var i = starts[table] + select(slice, 0u, UNITS == 1u); i < starts[table + 1u]; i += step) {
     let pair = pairs[group * p.units * p.s_k + i];
     let unit = pair / p.s_k;
-    let at = column + (pair % p.s_k) * p.s_block;
+    let at = base + (pair % p.s_k) * p.s_block;
     var row = unit;
     var end = unit + 1u;
     if (UNITS == 1u) {
-      row = unit_start[unit];
+      row = unit_start[unit] + slice;
       end = unit_start[unit + 1u];
     }
-    for (; row < end; row++) {
+    for (; row < end; row += SLICES) {
       var v = rows[row * p.d + c];
       if (DROP == 1u) { v *= drop_factor(row * p.d + c); }
       acc = fma(coef[row * p.stride + at], v, acc);
     }
   }
-  out[f * p.d + c] = p.scale * acc;
+  slices[l] = acc;
+  workgroupBarrier();
+  if (slice > 0u || column >= p.d) { return; }
+  var total = 0.0;
+  for (var s = 0u; s < SLICES; s++) { total += slices[s * COLUMNS + l]; }
+  out[f * p.d + column] = p.scale * total;
 }
 
 // Nobody else has these columns: what a unit adds goes straight to the factors that it chose.

@@ -31,50 +31,71 @@ fn factor_at(unit: u32, j: u32, col: vec4<u32>) -> vec4<f32> {
   return vec4<f32>(pool[at.x], pool[at.y], pool[at.z], pool[at.w]);
 }
 
+// The low-rank update of a row at four columns; its values of u start at `at`.
+fn expand_row(unit: u32, at: u32, col: vec4<u32>) -> vec4<f32> {
+  var sum = vec4<f32>(0.0);
+  for (var j = 0u; j < p.slots; j++) { sum = fma(vec4<f32>(u[at + j]), factor_at(unit, j, col), sum); }
+  return sum;
+}
+
 // The low-rank update of a block of rows. Rows of one unit share their factors.
 fn expand(row: u32, col: u32) -> mat4x4<f32> {
   let rows = min(vec4<u32>(row, row + 1u, row + 2u, row + 3u), vec4<u32>(p.m - 1u));
   let at = rows * p.u_stride + p.u_first;
   let j4 = min(vec4<u32>(col, col + 1u, col + 2u, col + 3u), vec4<u32>(p.n - 1u));
-  var sum = mat4x4<f32>();
   let unit = unit_of(row);
-  if (BLOCK == 1u || unit == unit_of(rows.w)) {
-    for (var j = 0u; j < p.slots; j++) {
-      let f = factor_at(unit, j, j4);
-      sum[0] = fma(vec4<f32>(u[at.x + j]), f, sum[0]);
-      if (BLOCK > 1u) {
-        sum[1] = fma(vec4<f32>(u[at.y + j]), f, sum[1]);
-        sum[2] = fma(vec4<f32>(u[at.z + j]), f, sum[2]);
-        sum[3] = fma(vec4<f32>(u[at.w + j]), f, sum[3]);
-      }
-    }
-  } else {
-    for (var i = 0u; i < 4u; i++) {
-      let own = unit_of(rows[i]);
-      for (var j = 0u; j < p.slots; j++) { sum[i] = fma(vec4<f32>(u[at[i] + j]), factor_at(own, j, j4), sum[i]); }
-    }
+  if (BLOCK == 1u) { return mat4x4<f32>(expand_row(unit, at.x, j4), vec4<f32>(0.0), vec4<f32>(0.0), vec4<f32>(0.0)); }
+  if (unit != unit_of(rows.w)) {
+    return mat4x4<f32>(
+      expand_row(unit, at.x, j4),
+      expand_row(unit_of(rows.y), at.y, j4),
+      expand_row(unit_of(rows.z), at.z, j4),
+      expand_row(unit_of(rows.w), at.w, j4));
+  }
+  var sum = mat4x4<f32>();
+  for (var j = 0u; j < p.slots; j++) {
+    let f = factor_at(unit, j, j4);
+    sum[0] = fma(vec4<f32>(u[at.x + j]), f, sum[0]);
+    sum[1] = fma(vec4<f32>(u[at.y + j]), f, sum[1]);
+    sum[2] = fma(vec4<f32>(u[at.z + j]), f, sum[2]);
+    sum[3] = fma(vec4<f32>(u[at.w + j]), f, sum[3]);
   }
   return sum;
 }
 
-// Adds bias and the low-rank update to a block, and stores it.
+// Adds the low-rank update, the bias and what is there already to four values of a row, and stores those within n.
+fn finish_row(row: u32, col: u32, values: vec4<f32>, update: vec4<f32>) {
+  if (row >= p.m) { return; }
+  let at = row * p.y_stride + p.y_first + col;
+  let left = p.n - col;
+  let offset = min(vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(left - 1u));
+  var v = values;
+  if (EXPAND == 1u) {
+    let drop = vec4<f32>(drop_factor(at), drop_factor(at + 1u), drop_factor(at + 2u), drop_factor(at + 3u));
+    v = fma(p.scale * drop, update, v);
+  }
+  if (BIAS == 1u) {
+    let i = p.y_first + col + offset;
+    v += vec4<f32>(bias[i.x], bias[i.y], bias[i.z], bias[i.w]);
+  }
+  if (ADD == 1u) {
+    let i = at + offset;
+    v += vec4<f32>(y[i.x], y[i.y], y[i.z], y[i.w]);
+  }
+  y[at] = v.x;
+  if (left > 1u) { y[at + 1u] = v.y; }
+  if (left > 2u) { y[at + 2u] = v.z; }
+  if (left > 3u) { y[at + 3u] = v.w; }
+}
+
 fn finish(batch: u32, row: u32, col: u32, values: mat4x4<f32>) {
   if (row >= p.m || col >= p.n) { return; }
-  var v = values;
   var update: mat4x4<f32>;
   if (EXPAND == 1u) { update = expand(row, col); }
-  for (var i = 0u; i < min(BLOCK, p.m - row); i++) {
-    let at = (row + i) * p.y_stride + p.y_first + col;
-    var line = v[i];
-    if (EXPAND == 1u) {
-      let drop = vec4<f32>(drop_factor(at), drop_factor(at + 1u), drop_factor(at + 2u), drop_factor(at + 3u));
-      line = fma(p.scale * drop, update[i], line);
-    }
-    for (var j = 0u; j < min(4u, p.n - col); j++) {
-      var value = line[j];
-      if (BIAS == 1u) { value += bias[p.y_first + col + j]; }
-      if (ADD == 1u) { value += y[at + j]; }
-      y[at + j] = value;
-    }
+  finish_row(row, col, values[0], update[0]);
+  if (BLOCK > 1u) {
+    finish_row(row + 1u, col, values[1], update[1]);
+    finish_row(row + 2u, col, values[2], update[2]);
+    finish_row(row + 3u, col, values[3], update[3]);
   }
 }

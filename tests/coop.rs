@@ -1,15 +1,12 @@
 //! Frozen products with cooperative matrices, where the adapter has them (`scripts/coop-matrix` brings a software one).
 #![cfg(feature = "gpu")]
 
-use mixlora::check::parity;
+use mixlora::check::{F16_BOUND, parity};
 use mixlora::device::GpuOptions;
 use mixlora::ops::{ALL, Case, Operand};
 use mixlora::{Device, Format, Stream, Tensor, Weight};
 
 mod common;
-
-/// Operands rounded to f16: relative to the largest value.
-const F16_BOUND: f64 = 2e-3;
 
 /// A device that was asked for cooperative matrices and has them.
 fn coop() -> Option<Device> {

@@ -72,11 +72,23 @@ fn add_blocks(batch: u32, row: u32, col: u32, k: u32, acc: ptr<function, array<v
   }
 }
 
-// Four rows of what an invocation holds; of R = 1 the first is the row.
-fn block_of(acc: ptr<function, array<vec4<f32>, R * V>>, r: u32, c: u32) -> mat4x4<f32> {
-  let at = r * V + c;
-  if (R == 1u) { return mat4x4<f32>((*acc)[at], vec4<f32>(0.0), vec4<f32>(0.0), vec4<f32>(0.0)); }
-  return mat4x4<f32>((*acc)[at], (*acc)[at + V], (*acc)[at + 2u * V], (*acc)[at + 3u * V]);
+// Blocks of four rows (or one) and four columns that an invocation holds, numbered along the columns first.
+const BLOCKS: u32 = max(R / 4u, 1u) * V;
+const LAST: u32 = R * V - 1u;
+
+// The block whose first row and vector are at `at`.
+fn rows_at(acc: ptr<function, array<vec4<f32>, R * V>>, at: u32) -> mat4x4<f32> {
+  return mat4x4<f32>((*acc)[min(at, LAST)], (*acc)[min(at + V, LAST)], (*acc)[min(at + 2u * V, LAST)], (*acc)[min(at + 3u * V, LAST)]);
+}
+
+// Block b, chosen among all: an index of `acc` that is no constant would move every sum out of registers. Compilers
+// that do not unroll the loop around a long `finish` would make it one.
+fn block_of(acc: ptr<function, array<vec4<f32>, R * V>>, b: u32) -> mat4x4<f32> {
+  var v = rows_at(acc, 0u);
+  if (BLOCKS > 1u && b == 1u) { v = rows_at(acc, 1u / V * 4u * V + 1u % V); }
+  if (BLOCKS > 2u && b == 2u) { v = rows_at(acc, 2u / V * 4u * V + 2u % V); }
+  if (BLOCKS > 3u && b == 3u) { v = rows_at(acc, 3u / V * 4u * V + 3u % V); }
+  return v;
 }
 
 @compute @workgroup_size(X, Y)
@@ -87,9 +99,7 @@ fn direct(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) g: vec
   if (at.batch >= p.groups || row >= p.m || col >= p.n) { return; }
   var acc = array<vec4<f32>, R * V>();
   for (var k = 0u; k < p.k; k += 4u) { add_blocks(at.batch, row, col, k, &acc); }
-  for (var r = 0u; r < R; r += 4u) {
-    for (var c = 0u; c < V; c++) { finish(at.batch, row + r, col + 4u * c, block_of(&acc, r, c)); }
-  }
+  for (var b = 0u; b < BLOCKS; b++) { finish(at.batch, row + 4u * (b / V), col + 4u * (b % V), block_of(&acc, b)); }
 }
 
 // X slices of k for Y blocks of columns; the sums of the slices are added in order.
@@ -160,9 +170,7 @@ fn tile(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) g: vec3<
       }
     }
   }
-  for (var r = 0u; r < R; r += 4u) {
-    for (var c = 0u; c < V; c++) {
-      finish(at.batch, at.row + 4u * (l.y + r / 4u * Y), at.col + 4u * (l.x + c * X), block_of(&acc, r, c));
-    }
+  for (var b = 0u; b < BLOCKS; b++) {
+    finish(at.batch, at.row + 4u * (l.y + b / V * Y), at.col + 4u * (l.x + b % V * X), block_of(&acc, b));
   }
 }

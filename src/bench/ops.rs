@@ -37,7 +37,7 @@ pub fn ops(
     for op in &options.ops {
         progress(op.name);
         for build in cases::of(op.name, &options.shapes, &options.formats) {
-            let small = parity(&build(true).case(), device)?;
+            let small = parity(&build(true).case(), device)?.bounded_for(device);
             let timed = build(false);
             let nmse = small.forward.nmse.max(small.backward.nmse);
             let row = |dir: &str, samples: &[f64]| {

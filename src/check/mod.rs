@@ -6,7 +6,7 @@ mod gradcheck;
 mod parity;
 
 pub use gradcheck::{GRADCHECK_BOUND, GradError, gradcheck, gradcheck_params};
-pub use parity::{Parity, bits, parity};
+pub use parity::{F16_BOUND, Parity, bits, parity};
 
 /// Largest error relative to the largest reference value (or `floor`), and the normalised mean square error.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]

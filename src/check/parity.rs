@@ -6,6 +6,9 @@ use crate::rng::Stream;
 use crate::{DType, Device, Result, Tensor, backward};
 use std::fmt;
 
+/// Bound relative to the largest value where a device rounds the operands of products to f16.
+pub const F16_BOUND: f64 = 2e-3;
+
 /// Result of one case on one device.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Parity {
@@ -26,6 +29,13 @@ impl Parity {
     pub fn holds(&self) -> bool {
         let fine = |d: &Deviation| d.max <= self.bound && d.nmse <= self.nmse_bound;
         self.indices && self.guards && fine(&self.forward) && fine(&self.backward)
+    }
+    /// Bounds that suit a device: wider where it was asked for cooperative matrices.
+    pub fn bounded_for(self, device: &Device) -> Self {
+        if !device.rounds_operands() {
+            return self;
+        }
+        Parity { bound: self.bound.max(F16_BOUND), nmse_bound: self.nmse_bound.max(F16_BOUND * F16_BOUND), ..self }
     }
     /// The worst relative error.
     pub fn worst(&self) -> f64 {

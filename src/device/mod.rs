@@ -202,6 +202,15 @@ impl Device {
         }
     }
 
+    /// Whether products may round their operands to f16: a GPU that uses cooperative matrices.
+    pub fn rounds_operands(&self) -> bool {
+        match self {
+            #[cfg(feature = "gpu")]
+            Device::Gpu(g) => g.coop_note().is_none(),
+            _ => false,
+        }
+    }
+
     /// True for handles of one device.
     pub fn same(&self, other: &Device) -> bool {
         match (self, other) {

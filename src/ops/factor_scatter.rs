@@ -23,19 +23,23 @@ pub(super) static SPEC: OpSpec = OpSpec {
 };
 
 const NAME: &str = "factor_scatter";
-/// Invocations of a workgroup: of `lists` and `sum`, and of `block`.
+/// Invocations of a workgroup, by entry.
 const WG: u32 = 64;
+const WG_SUM: u32 = 256;
 const WG_BLOCK: u32 = 16;
+/// Columns that a workgroup of `sum` has.
+#[cfg(feature = "gpu")]
+const SUM_COLUMNS: usize = 32;
 const PARTS: &[&str] = &[parts::GRID, parts::RANDOM, parts::DROPOUT, parts::SLOTS];
 
 macro_rules! variants {
-    ($wg:ident; $($name:literal: $drop:literal $units:literal,)+) => {
+    ($wg:ident, $shared:literal; $($name:literal: $drop:literal $units:literal,)+) => {
         &[$(Variant {
             name: $name,
             consts: &[("WG", $wg), ("DROP", $drop), ("UNITS", $units)],
             parts: PARTS,
             backends: PORTABLE,
-            workgroup_bytes: 0,
+            workgroup_bytes: $shared,
         }),+]
     };
 }
@@ -43,11 +47,11 @@ static SHADER: Shader = Shader {
     name: NAME,
     source: include_str!("../../shaders/factor_scatter.wgsl"),
     entries: &[
-        Entry { name: "lists", variants: variants![WG; "lists": 0 0,] },
-        Entry { name: "sum", variants: variants![WG; "token": 0 0, "unit": 0 1, "unit dropout": 1 1,] },
+        Entry { name: "lists", variants: variants![WG, 0; "lists": 0 0,] },
+        Entry { name: "sum", variants: variants![WG_SUM, 1024; "token": 0 0, "unit": 0 1, "unit dropout": 1 1,] },
         Entry {
             name: "block",
-            variants: variants![WG_BLOCK; "token": 0 0, "unit": 0 1, "unit dropout": 1 1,],
+            variants: variants![WG_BLOCK, 0; "token": 0 0, "unit": 0 1, "unit dropout": 1 1,],
         },
     ],
 };
@@ -197,9 +201,9 @@ impl Op for FactorScatter<'_> {
             _ => {
                 let lists = self.selection.lists(gpu)?;
                 (
-                    WG,
+                    WG_SUM,
                     [Bind::Read(lists.starts.buffer()), Bind::Read(lists.pairs.buffer())],
-                    Grid::Xyz(d.div_ceil(WG as usize), fold, out_rows.div_ceil(fold)),
+                    Grid::Xyz(d.div_ceil(SUM_COLUMNS), fold, out_rows.div_ceil(fold)),
                 )
             }
         };

@@ -19,18 +19,25 @@ pub(super) static SPEC: OpSpec = OpSpec {
 };
 
 const NAME: &str = "pool_rows";
-const WG: u32 = 64;
-static VARIANTS: &[Variant] = &[Variant {
-    name: "wg64",
-    consts: &[("WG", WG)],
-    parts: &[parts::GRID],
-    backends: PORTABLE,
-    workgroup_bytes: 0,
-}];
+/// Invocations of a workgroup, by entry.
+const WG_FORWARD: u32 = 256;
+const WG_BACKWARD: u32 = 64;
+/// Columns that a workgroup of `forward` has.
+#[cfg(feature = "gpu")]
+const COLUMNS: usize = 32;
+
+const fn variant(wg: &'static [(&'static str, u32)], workgroup_bytes: u32) -> Variant {
+    Variant { name: "sized", consts: wg, parts: &[parts::GRID], backends: PORTABLE, workgroup_bytes }
+}
+static FORWARD: [Variant; 1] = [variant(&[("WG", WG_FORWARD)], 1024)];
+static BACKWARD: [Variant; 1] = [variant(&[("WG", WG_BACKWARD)], 0)];
 static SHADER: Shader = Shader {
     name: NAME,
     source: include_str!("../../shaders/pool_rows.wgsl"),
-    entries: &[Entry { name: "forward", variants: VARIANTS }, Entry { name: "backward", variants: VARIANTS }],
+    entries: &[
+        Entry { name: "forward", variants: &FORWARD },
+        Entry { name: "backward", variants: &BACKWARD },
+    ],
 };
 
 /// Forward: `x [M, D] -> h [G, D]`; backward: `dh [G, D] -> dx [M, D]`. Not for token units.
@@ -117,10 +124,14 @@ impl Op for Pool<'_> {
             return Ok(());
         };
         let (rows, d) = (self.units.rows(), x[0].shape().last());
-        let (entry, map) = if self.backward { ("backward", row_unit) } else { ("forward", start) };
         let params = [self.units.count(), rows, d].map(|v| v as u32);
-        let kernel = Kernel { shader: &SHADER, entry, variant: &VARIANTS[0] };
-        let groups = y[0].len().div_ceil(WG as usize);
+        let (kernel, map, groups) = if self.backward {
+            let kernel = Kernel { shader: &SHADER, entry: "backward", variant: &BACKWARD[0] };
+            (kernel, row_unit, y[0].len().div_ceil(WG_BACKWARD as usize))
+        } else {
+            let kernel = Kernel { shader: &SHADER, entry: "forward", variant: &FORWARD[0] };
+            (kernel, start, self.units.count() * d.div_ceil(COLUMNS))
+        };
         kernel.run(gpu, &binds(&[x[0], weight, map], y), &params, groups, 2 * rows * d)
     }
 }
