@@ -41,13 +41,13 @@ fn lists(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) g: vec3<u
   let n = p.units * p.s_k;
   let base = group * n;
   var before = 0u;
-  for (var i = 0u; i < n; i++) { before += u32(idx[base + i] < factor); }
+  for (var i = 0u; i < n; i++) { before += u32(min(idx[base + i], p.factors - 1u) < factor); }
   let table = group * (p.factors + 1u);
   starts_out[table + factor] = before;
   if (factor == 0u) { starts_out[table + p.factors] = n; }
   var at = before;
   for (var i = 0u; i < n; i++) {
-    if (idx[base + i] == factor) {
+    if (min(idx[base + i], p.factors - 1u) == factor) {
       pairs_out[base + at] = i;
       at++;
     }

@@ -35,7 +35,11 @@ impl Parity {
         if !device.rounds_operands() {
             return self;
         }
-        Parity { bound: self.bound.max(F16_BOUND), nmse_bound: self.nmse_bound.max(F16_BOUND * F16_BOUND), ..self }
+        Parity {
+            bound: self.bound.max(F16_BOUND),
+            nmse_bound: self.nmse_bound.max(F16_BOUND * F16_BOUND),
+            ..self
+        }
     }
     /// The worst relative error.
     pub fn worst(&self) -> f64 {

@@ -103,8 +103,12 @@ impl Gpu {
     pub(super) fn best(options: &GpuOptions) -> Result<Arc<Self>> {
         let all = adapters();
         let mut why = match all.first().map(|a| a.get_info().name) {
-            None => "no Vulkan, Metal or DX12 adapter found (on Debian: install mesa-vulkan-drivers)".to_string(),
-            Some(name) => format!("only software adapters found, which are used when asked for by name ('{name}')"),
+            None => {
+                "no Vulkan, Metal or DX12 adapter found (on Debian: install mesa-vulkan-drivers)".to_string()
+            }
+            Some(name) => {
+                format!("only software adapters found, which are used when asked for by name ('{name}')")
+            }
         };
         for a in all {
             if AdapterClass::of(&a.get_info()) == AdapterClass::Software && !options.software {

@@ -87,7 +87,10 @@ impl ModelShape {
         };
         let Some(format) = format else {
             let known = Format::ALL.map(Format::name).join(", ");
-            return bad(format!("'{name}' is {} with no format behind it; the formats are {known}", sizes.name));
+            return bad(format!(
+                "'{name}' is {} with no format behind it; the formats are {known}",
+                sizes.name
+            ));
         };
         let block = format.block_len();
         if let Some(size) = [sizes.hidden, sizes.intermediate].into_iter().find(|n| n % block != 0) {
@@ -174,7 +177,9 @@ mod tests {
         assert_eq!(ModelShape::parse("llama-7b-q4").unwrap().format, Format::Q4_K);
         assert_eq!(ModelShape::parse("llama-1b-q8_0").unwrap().config.parameters(), 1_235_814_400);
         assert_eq!(ModelShape::parse("llama-7b").unwrap().config.parameters(), 6_738_415_616);
-        for (name, text) in [("gpt", "smollm2-135m, llama-1b"), ("llama-1b-q3", "q4_k"), ("llama-1bf16", "q4_k")] {
+        for (name, text) in
+            [("gpt", "smollm2-135m, llama-1b"), ("llama-1b-q3", "q4_k"), ("llama-1bf16", "q4_k")]
+        {
             let e = ModelShape::parse(name).unwrap_err().to_string();
             assert!(e.contains(text), "{e}");
         }

@@ -24,7 +24,8 @@ impl Selection {
     /// Side 0 is A; the last side is B (P = 1: B uses A's choice).
     ///
     /// # Errors
-    /// The shapes do not fit each other or the units; on a host device also an index that is too large.
+    /// The shapes do not fit each other or the units; on a host device also a choice that is too large. On a GPU such a
+    /// choice counts as the last factor.
     pub fn new(
         idx: Tensor,
         gates: Option<Tensor>,
@@ -89,15 +90,15 @@ impl Selection {
     }
     /// The slots of all linears on side A, in a stacked pool.
     pub(crate) fn slots_a(&self) -> Slots {
-        self.slots(0, self.linears(), 0, self.pool_rows())
+        self.slots(0, self.linears(), 0)
     }
     /// The slots of one linear on side B, in its own pool.
     pub(crate) fn slots_b(&self, linear: usize) -> Slots {
-        self.slots(linear, 1, self.idx.dims()[1] - 1, 0)
+        self.slots(linear, 1, self.idx.dims()[1] - 1)
     }
-    fn slots(&self, first: usize, count: usize, side: usize, pool_rows: usize) -> Slots {
+    fn slots(&self, first: usize, count: usize, side: usize) -> Slots {
         let (idx, units) = (self.idx.clone(), self.units.clone());
-        Slots { idx, units, first, count, side, block: self.block, pool_rows }
+        Slots { idx, units, first, count, side, block: self.block, pool_rows: self.pool_rows() }
     }
     /// The choices sorted by factor: made once, used by every gradient that needs them.
     #[cfg(feature = "gpu")]

@@ -135,7 +135,7 @@ pub(crate) struct Slots {
     pub count: usize,
     pub side: usize,
     pub block: usize,
-    /// Pool rows per linear where the pools of all linears are stacked; 0 for the pool of one linear.
+    /// Pool rows per linear; the pools of several linears are stacked.
     pub pool_rows: usize,
 }
 
@@ -195,7 +195,7 @@ impl Slots {
                 format!("selection {} does not fit {:?}", self.idx.shape(), self.units),
             ));
         }
-        if self.pool_rows > 0 && pool.dims()[0] < (self.first + self.count) * self.pool_rows {
+        if pool.dims()[0] < self.count * self.pool_rows {
             return Err(Error::shape(op, format!("pool {} is too small for {self:?}", pool.shape())));
         }
         Ok(())

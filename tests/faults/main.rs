@@ -6,6 +6,8 @@
 mod common;
 
 mod data;
+#[cfg(feature = "gpu")]
+mod devices;
 mod models;
 mod runs;
 mod text;

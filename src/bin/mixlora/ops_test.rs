@@ -82,7 +82,8 @@ fn devices(name: &str) -> Result<Devices, Failure> {
         "auto" => Devices { cpu: Some(Device::cpu()), gpu: gpu_if_any(false)? },
         "all" => Devices { cpu: Some(Device::cpu()), gpu: gpu_if_any(true)? },
         "reference" => {
-            let text = "--device reference is not a lane to test; use auto, cpu, gpu, all or an adapter's name";
+            let text =
+                "--device reference is not a lane to test; use auto, cpu, gpu, all or an adapter's name";
             return Err(Failure::Usage(text.into()));
         }
         name => Devices { cpu: None, gpu: Some(crate::device(name)?) },
