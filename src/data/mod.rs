@@ -5,7 +5,13 @@ mod dataset;
 #[cfg(feature = "tokenizer")]
 mod encode;
 #[cfg(feature = "tokenizer")]
+mod files;
+#[cfg(feature = "tokenizer")]
 mod jsonl;
+#[cfg(feature = "tokenizer")]
+mod keys;
+#[cfg(feature = "tokenizer")]
+mod sample;
 mod sampler;
 
 pub use batch::{Batch, Example};
@@ -13,5 +19,9 @@ pub use dataset::{Counts, Dataset};
 #[cfg(feature = "tokenizer")]
 pub use encode::{EncodeOptions, Encoded, Encoder, LossOn};
 #[cfg(feature = "tokenizer")]
-pub use jsonl::{Body, DataFiles, MAX_LINE, MAX_PROBLEMS, Sample, read_samples};
+pub use files::DataFiles;
+#[cfg(feature = "tokenizer")]
+pub use jsonl::{MAX_LINE, MAX_PROBLEMS, read_samples};
+#[cfg(feature = "tokenizer")]
+pub use sample::{Body, Sample};
 pub use sampler::{Cursor, Sampler, SamplerConfig};

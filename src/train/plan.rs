@@ -5,7 +5,7 @@ use crate::adapter::TARGETS;
 use crate::mixture::{Hook, LinearSite, MlpSite, find};
 use crate::model::{LlamaConfig, ModelFiles};
 use crate::nn::Param;
-use crate::{Device, Format, Result, Stream};
+use crate::{Device, Error, Format, Result, Stream};
 
 /// Buffers are taken in steps of an eighth, which adds this much on average.
 const ROUNDING: f64 = 1.04;
@@ -17,6 +17,8 @@ pub struct Plan {
     pub rows: Vec<(&'static str, u64)>,
     /// The device's limit, where one is set.
     pub budget: Option<u64>,
+    /// What the machine has free, where that is known; it counts where no budget is set.
+    pub free: Option<u64>,
     /// Micro-batch and sequence length that it is for.
     pub shape: (usize, usize),
     /// Settings that need less, with the bytes that they lead to; the gentlest first.
@@ -24,18 +26,18 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// What a run takes in a micro-batch of sequences of `seq` tokens. Adapter parameters are counted by building
-    /// those of one layer.
+    /// What a run takes in a micro-batch of sequences of `seq` tokens, on a device that has `free` bytes. Adapter
+    /// parameters are counted by their shapes in one layer.
     ///
     /// # Errors
     /// An option does not fit the model.
-    pub fn new(files: &ModelFiles, config: &RunConfig, seq: usize) -> Result<Self> {
+    pub fn new(files: &ModelFiles, config: &RunConfig, seq: usize, free: Option<u64>) -> Result<Self> {
         let budget = config.device.budget()?;
         let rows = rows(files, config, seq)?;
-        let mut plan =
-            Plan { rows, budget, shape: (config.train.micro_batch, seq), alternatives: Vec::new() };
-        if !plan.fits() {
-            plan.alternatives = alternatives(files, config, seq)?;
+        let shape = (config.train.micro_batch, seq);
+        let mut plan = Plan { rows, budget, free, shape, alternatives: Vec::new() };
+        if let Some(limit) = plan.limit().filter(|_| !plan.fits()) {
+            plan.alternatives = alternatives(files, config, seq, limit)?;
         }
         Ok(plan)
     }
@@ -44,9 +46,13 @@ impl Plan {
     pub fn total(&self) -> u64 {
         self.rows.iter().map(|r| r.1).sum()
     }
-    /// Whether it stays within the budget.
+    /// The budget, or else what the machine has free.
+    pub fn limit(&self) -> Option<u64> {
+        self.budget.or(self.free)
+    }
+    /// Whether it stays within that limit.
     pub fn fits(&self) -> bool {
-        self.budget.is_none_or(|b| self.total() <= b)
+        self.limit().is_none_or(|most| self.total() <= most)
     }
     /// The part of a category.
     pub fn bytes(&self, category: &str) -> u64 {
@@ -54,8 +60,14 @@ impl Plan {
     }
 }
 
-/// What could be changed so that it fits, and the bytes then; those that fit come first, at most three.
-fn alternatives(files: &ModelFiles, config: &RunConfig, seq: usize) -> Result<Vec<(String, u64)>> {
+/// What could be changed so that it fits, and the bytes then; those that fit come first, then the smallest, at most
+/// three.
+fn alternatives(
+    files: &ModelFiles,
+    config: &RunConfig,
+    seq: usize,
+    limit: u64,
+) -> Result<Vec<(String, u64)>> {
     let (batch, mut tried) = (config.train.micro_batch, Vec::new());
     let mut attempt = |text: String, change: &dyn Fn(&mut RunConfig), seq: usize| -> Result<()> {
         let mut other = config.clone();
@@ -101,8 +113,8 @@ fn alternatives(files: &ModelFiles, config: &RunConfig, seq: usize) -> Result<Ve
         let kept = if packed { " --keep-quantised" } else { "" };
         attempt(format!("--max-length {half} --micro-batch 1 --recompute{kept}"), &most, half)?;
     }
-    let budget = config.device.budget()?.unwrap_or(u64::MAX);
-    tried.sort_by_key(|(_, bytes)| *bytes > budget);
+    // Those that fit stay in their order, the gentlest first.
+    tried.sort_by_key(|(_, bytes)| if *bytes > limit { *bytes } else { 0 });
     tried.truncate(3);
     Ok(tried)
 }
@@ -140,7 +152,15 @@ fn adapter_values(c: &LlamaConfig, config: &RunConfig) -> Result<(u64, u64)> {
     let outs = [q, kv, kv, d, f, f, d];
     let sites: [(&str, usize, &[usize]); 4] =
         [("qkv", d, &[0, 1, 2]), ("o", q, &[3]), ("gate_up", d, &[4, 5]), ("down", f, &[6])];
-    let (cpu, stream) = (Device::cpu(), Stream::new(0));
+    let device = Device::shapes_only();
+    let stream = Stream::new(0);
+    let too_large = |e: Error| match e {
+        Error::Shape { what, .. } => Error::config(
+            "options",
+            format!("the adapter is too large: {what}; lower num_factors, num_experts or r"),
+        ),
+        e => e,
+    };
     let mut params: Vec<Param> = Vec::new();
     for (name, d_in, linears) in sites {
         let wanted = |i: &&usize| {
@@ -151,12 +171,12 @@ fn adapter_values(c: &LlamaConfig, config: &RunConfig) -> Result<(u64, u64)> {
             linears.iter().filter(wanted).map(|&i| (TARGETS[i].to_string(), outs[i])).collect();
         if !linears.is_empty() {
             let site = LinearSite { name: name.into(), d_in, linears };
-            params.extend(method.build(&config.options, &site, &cpu, stream)?.params());
+            params.extend(method.build(&config.options, &site, &device, stream).map_err(too_large)?.params());
         }
     }
     if method.hook == Hook::Mlp {
         let site = MlpSite { name: "mlp".into(), path: String::new(), hidden_size: d, intermediate_size: f };
-        let built = method.build_mlp(&config.options, &site, &cpu, stream)?;
+        let built = method.build_mlp(&config.options, &site, &device, stream).map_err(too_large)?;
         params.extend(built.into_iter().flat_map(|b| b.params()));
     }
     let sum = |trainable: bool| {

@@ -40,7 +40,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     if args.json {
         let list = rows.iter().map(|(path, samples)| {
             json!({
-                "path": path,
+                "path": path.display().to_string(),
                 "samples": samples.len(),
                 "kinds": kinds(samples),
                 "tasks": tasks(samples),

@@ -47,7 +47,7 @@ mod train_args;
 mod tune;
 mod verify;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::process::ExitCode;
 
 #[global_allocator]
@@ -215,8 +215,19 @@ fn open_device(options: &mixlora::train::DeviceOptions) -> Result<mixlora::Devic
     })
 }
 
+/// Lets every option take a number below zero, so that what is wrong with it is said, and not taken for an option.
+fn take_negative_numbers(command: clap::Command) -> clap::Command {
+    let command = command.mut_args(|arg| {
+        let takes_values = arg.get_action().takes_values();
+        arg.allow_negative_numbers(takes_values)
+    });
+    command.mut_subcommands(take_negative_numbers)
+}
+
 fn main() -> ExitCode {
-    let done = match Cli::parse().command {
+    let matches = take_negative_numbers(Cli::command()).get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
+    let done = match cli.command {
         #[cfg(feature = "tokenizer")]
         Command::Quickstart(args) => quickstart::run(&args),
         Command::Doctor(args) => doctor::run(&args),
