@@ -11,9 +11,8 @@ const TRAIN: [&str; 2] = ["train.jsonl", "training.jsonl"];
 const VALID: [&str; 5] = ["valid.jsonl", "validation.jsonl", "val.jsonl", "dev.jsonl", "eval.jsonl"];
 const TEST: [&str; 2] = ["test.jsonl", "testing.jsonl"];
 /// Endings of files that may hold samples.
-const ENDINGS: [&str; 13] = [
-    "jsonl", "json", "ndjson", "csv", "tsv", "txt", "parquet", "arrow", "gz", "zst", "bz2", "xz", "zip",
-];
+const ENDINGS: [&str; 13] =
+    ["jsonl", "json", "ndjson", "csv", "tsv", "txt", "parquet", "arrow", "gz", "zst", "bz2", "xz", "zip"];
 
 /// The files of a data set, each if it is there.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -139,7 +138,7 @@ pub(super) fn not_lines(path: &Path, line: &[u8]) -> Option<String> {
         return Some(format!("is a JSON array, not JSONL; {cure} '.[]'`"));
     }
     if !start.starts_with(b"{") {
-        let shown: String = String::from_utf8_lossy(start).chars().take(40).collect();
+        let shown: String = String::from_utf8_lossy(start.trim_ascii_end()).chars().take(40).collect();
         return Some(format!("is not JSONL, which has one object a line: it begins with {shown:?}"));
     }
     let cut = serde_json::from_slice::<IgnoredAny>(line).is_err_and(|e| e.is_eof());

@@ -13,6 +13,8 @@ mod keys;
 #[cfg(feature = "tokenizer")]
 mod sample;
 mod sampler;
+#[cfg(feature = "tokenizer")]
+mod survey;
 
 pub use batch::{Batch, Example};
 pub use dataset::{Counts, Dataset};
@@ -25,3 +27,5 @@ pub use jsonl::{MAX_LINE, MAX_PROBLEMS, read_samples};
 #[cfg(feature = "tokenizer")]
 pub use sample::{Body, Sample};
 pub use sampler::{Cursor, Sampler, SamplerConfig};
+#[cfg(feature = "tokenizer")]
+pub use survey::{oddities, shared};

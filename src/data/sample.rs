@@ -64,22 +64,25 @@ pub(super) fn parse(number: usize, line: &[u8]) -> Result<Sample, Wrong> {
 /// The words of the parser, or a better reason where what was written is known from other programs.
 fn not_json(text: &str, e: &serde_json::Error) -> Wrong {
     let column = e.column().max(1);
-    if let Some((column, escape)) = lone_surrogate(text).filter(|_| e.is_syntax()) {
+    let said = e.to_string();
+    let about_escapes = said.contains("hex escape") || said.contains("unicode code point");
+    if let Some((column, escape)) = lone_surrogate(text).filter(|_| about_escapes) {
         let what = format!("{escape} is half of a character (a lone surrogate), which no text can hold");
         return (column, what);
     }
     // The parser stops at such a word, or behind its first letter or sign.
     let near = &text.as_bytes()[column.saturating_sub(2).min(text.len())..];
-    let starts = |word: &str| near.starts_with(word.as_bytes()) || near.get(1..).is_some_and(|n| n.starts_with(word.as_bytes()));
-    if let Some(word) = ["NaN", "Infinity", "-Infinity"].into_iter().find(|w| starts(w)) {
+    let starts = |word: &str| {
+        near.starts_with(word.as_bytes()) || near.get(1..).is_some_and(|n| n.starts_with(word.as_bytes()))
+    };
+    if let Some(word) = ["-Infinity", "Infinity", "NaN"].into_iter().find(|w| starts(w)) {
         return (column, format!("{word} is not a JSON value; where a number is missing, write null"));
     }
     if text.trim_start().starts_with("{'") || ["None", "True", "False"].into_iter().any(starts) {
         return (column, "is written as Python prints it, not as JSON; json.dumps writes JSON".into());
     }
-    let text = e.to_string();
     // The place is told apart from the text.
-    let what = text.rsplit_once(" at line ").map_or(text.as_str(), |(what, _)| what);
+    let what = said.rsplit_once(" at line ").map_or(said.as_str(), |(what, _)| what);
     (column, what.to_string())
 }
 
@@ -121,16 +124,11 @@ fn value<'de, A: MapAccess<'de>, T: Deserialize<'de>>(map: &mut A, key: &str) ->
 
 /// Reads over a key that is no field; one that would change what is trained is an error.
 fn other<'de, A: MapAccess<'de>>(map: &mut A, key: &str, unread: &mut Vec<String>) -> Result<(), A::Error> {
-    let there = if is_known(key) {
-        let value: Value = value(map, key)?;
-        if let Some(why) = refused(key, &value) {
-            return Err(A::Error::custom(format!("field '{key}' {why}")));
-        }
-        !value.is_null()
-    } else {
-        map.next_value::<Option<IgnoredAny>>()?.is_some()
-    };
-    if there {
+    if is_known(key) {
+        let refused = refused(key, &value(map, key)?);
+        return refused.map_or(Ok(()), |why| Err(A::Error::custom(format!("field '{key}' {why}"))));
+    }
+    if map.next_value::<Option<IgnoredAny>>()?.is_some() {
         unread.push(key.to_string());
     }
     Ok(())
@@ -251,7 +249,9 @@ impl<'de> Deserialize<'de> for Text {
             fn visit_seq<A: de::SeqAccess<'de>>(self, mut seq: A) -> Result<Text, A::Error> {
                 while let Some(part) = seq.next_element::<Value>()? {
                     if let Some(kind) = part["type"].as_str().filter(|k| *k != "text") {
-                        return Err(A::Error::custom(format!("has a part of type '{kind}': only text is read")));
+                        return Err(A::Error::custom(format!(
+                            "has a part of type '{kind}': only text is read"
+                        )));
                     }
                 }
                 Err(A::Error::custom("is a list of parts, a string is expected"))
@@ -317,8 +317,8 @@ impl<'de> Deserialize<'de> for RoleName {
             "developer" => "; write 'system'",
             _ => "",
         };
-        known.map(RoleName).ok_or_else(|| {
-            D::Error::custom(format!("'{name}' is not one of system, user, assistant{hint}"))
-        })
+        known
+            .map(RoleName)
+            .ok_or_else(|| D::Error::custom(format!("'{name}' is not one of system, user, assistant{hint}")))
     }
 }

@@ -37,7 +37,9 @@ pub fn write(dir: &Path, files: &[(String, Vec<u8>)]) -> Result<()> {
     let _ = fs::remove_dir_all(&old);
     let done = fill(&temporary, files).and_then(|()| {
         let moved = if dir.exists() { fs::rename(dir, &old) } else { Ok(()) };
-        moved.and_then(|()| fs::rename(&temporary, dir)).map_err(|e| Error::file(dir, format!("cannot be renamed into place: {e}")))
+        moved
+            .and_then(|()| fs::rename(&temporary, dir))
+            .map_err(|e| Error::file(dir, format!("cannot be renamed into place: {e}")))
     });
     match done {
         Ok(()) => {

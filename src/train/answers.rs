@@ -105,7 +105,8 @@ impl<'a> Questions<'a> {
             reasons.iter().filter(|(n, _)| *n > 0).map(|(n, text)| format!("{n} {text}")).collect();
         let all = self.list.len() + self.too_long + beyond;
         let asked = self.list.len();
-        let text = || format!("exact match asks {asked} of {all} samples with an answer: {}", reasons.join(", "));
+        let text =
+            || format!("exact match asks {asked} of {all} samples with an answer: {}", reasons.join(", "));
         (!reasons.is_empty()).then(text)
     }
 

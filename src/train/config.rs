@@ -5,7 +5,7 @@ use crate::adapter::{TARGETS, check_targets};
 use crate::mixture::{MethodConfig, find};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 /// Everything that a training run is told. A file of it (TOML or JSON) has these names.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -164,8 +164,10 @@ impl RunConfig {
 
 /// A path that means the same from every folder. One that no text can hold stays as it is.
 fn anchored(path: &Path) -> PathBuf {
-    let whole = std::path::absolute(path).ok().filter(|p| p.to_str().is_some());
-    whole.unwrap_or_else(|| path.into())
+    // Links stay as they are named, unless a folder between them and `..` may go away.
+    let climbs = path.components().any(|c| c == Component::ParentDir);
+    let whole = if climbs { path.canonicalize() } else { std::path::absolute(path) };
+    whole.ok().filter(|p| p.to_str().is_some()).unwrap_or_else(|| path.into())
 }
 
 /// Names a field by its section.

@@ -31,7 +31,8 @@ const BLANK: &str = "--------";
 
 /// Whether a text has the checksum that it was written with. Runs of older versions have none.
 fn is_as_written(text: &str) -> bool {
-    let found = text.split_once(CHECKSUM).and_then(|(before, rest)| Some((before, rest.split_at_checked(8)?)));
+    let found =
+        text.split_once(CHECKSUM).and_then(|(before, rest)| Some((before, rest.split_at_checked(8)?)));
     let Some((before, (checksum, rest))) = found else { return true };
     let blank = format!("{before}{CHECKSUM}{BLANK}{rest}");
     checksum == format!("{:08x}", crc32fast::hash(blank.as_bytes()))
@@ -41,7 +42,8 @@ fn is_as_written(text: &str) -> bool {
 fn tokens_checksum(parts: &Parts) -> String {
     let mut hash = crc32fast::Hasher::new();
     hash.update(&parts.pad.to_le_bytes());
-    for example in [Some(&parts.train), parts.valid.as_ref()].into_iter().flatten().flat_map(|d| &d.examples) {
+    for example in [Some(&parts.train), parts.valid.as_ref()].into_iter().flatten().flat_map(|d| &d.examples)
+    {
         hash.update(&(example.ids.len() as u64).to_le_bytes());
         hash.update(&(example.prompt as u64).to_le_bytes());
         hash.update(bytemuck::cast_slice(&example.ids));

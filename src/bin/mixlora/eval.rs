@@ -115,7 +115,9 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let answers = answers.transpose()?.unwrap_or_default();
     let silent = answers.iter().filter(|a| a.is_none()).count();
     if silent > 0 {
-        out::note(&format!("note: {silent} prompts are longer than the model's context and were not answered"));
+        out::note(&format!(
+            "note: {silent} prompts are longer than the model's context and were not answered"
+        ));
     }
     report(args, &path.display().to_string(), &losses, questions.as_ref(), &answers)
 }

@@ -48,6 +48,7 @@ mod tune;
 mod verify;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use std::any::TypeId;
 use std::process::ExitCode;
 
 #[global_allocator]
@@ -215,11 +216,13 @@ fn open_device(options: &mixlora::train::DeviceOptions) -> Result<mixlora::Devic
     })
 }
 
-/// Lets every option take a number below zero, so that what is wrong with it is said, and not taken for an option.
+/// Lets options of numbers take one that begins with a dash: what is wrong with it is said, and it is no other option.
 fn take_negative_numbers(command: clap::Command) -> clap::Command {
+    let numbers = [TypeId::of::<usize>(), TypeId::of::<u64>(), TypeId::of::<f32>(), TypeId::of::<f64>()];
     let command = command.mut_args(|arg| {
-        let takes_values = arg.get_action().takes_values();
-        arg.allow_negative_numbers(takes_values)
+        let kind = arg.get_value_parser().type_id();
+        let takes_a_number = arg.get_action().takes_values() && numbers.iter().any(|n| kind == *n);
+        if takes_a_number { arg.allow_hyphen_values(true) } else { arg }
     });
     command.mut_subcommands(take_negative_numbers)
 }

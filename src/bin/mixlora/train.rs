@@ -137,7 +137,7 @@ fn summary(run: &Run, shown: &Shown<'_>, end: End, took: &str, dir: &Path) -> St
     }
     text += &format!(", {} tokens, {took}", state.tokens);
     if let Some(memory) = run.session.model.device().memory() {
-        text += &format!(", {} MiB on the device at most", memory.peak() >> 20);
+        text += &format!(", {:.1} MiB on the device at most", memory.peak() as f64 / (1u64 << 20) as f64);
     }
     if state.skipped > 0 {
         text += &format!(", {} steps left out", state.skipped);
