@@ -59,9 +59,9 @@ fn every_bad_line_is_named() {
     let lines: &[(&[u8], &str)] = &[
         (
             br#"{"messages": [{"role": "bot", "content": "a"}]}"#,
-            "role 'bot' is not one of system, user, assistant",
+            "field 'role': 'bot' is not one of system, user, assistant",
         ),
-        (br#"{"messages": [{"role": "user", "content": null}]}"#, "field 'content': is null"),
+        (br#"{"messages": [{"role": "user", "content": null}]}"#, "field 'content' is missing"),
         (br#"{"messages": [{"role": "user"}]}"#, "field 'content' is missing"),
         (br#"{"messages": [{"content": "a"}]}"#, "field 'role' is missing"),
         (

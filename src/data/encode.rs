@@ -182,8 +182,8 @@ impl<'a> Encoder<'a> {
         let one = self.pieces(&format!("{prompt}{completion}"))?;
         let mut pieces = self.pieces(prompt)?;
         let n = pieces.len();
-        let begins = one.len() >= n && one.iter().zip(&pieces).all(|(a, b)| a.id == b.id);
-        if begins && one[n..].iter().all(|p| p.source.start >= prompt.len()) {
+        let begins = one.len() >= n && one.iter().zip(&pieces).all(|(whole, part)| whole.id == part.id);
+        if begins && one[n..].iter().all(|piece| piece.source.start >= prompt.len()) {
             return Ok((one, false));
         }
         for piece in self.continued(completion)? {
@@ -197,8 +197,9 @@ impl<'a> Encoder<'a> {
     fn continued(&self, text: &str) -> Said<Vec<Piece>> {
         for before in ["\n", "."] {
             let pieces = self.pieces(&format!("{before}{text}"))?;
-            let first = pieces.iter().position(|p| p.source.end > before.len()).unwrap_or(pieces.len());
-            if pieces[first..].iter().all(|p| p.source.start >= before.len()) {
+            let first =
+                pieces.iter().position(|piece| piece.source.end > before.len()).unwrap_or(pieces.len());
+            if pieces[first..].iter().all(|piece| piece.source.start >= before.len()) {
                 let shifted = |p: &Piece| Piece {
                     id: p.id,
                     source: p.source.start - before.len()..p.source.end - before.len(),
@@ -245,13 +246,15 @@ impl<'a> Encoder<'a> {
         let pieces = self.pieces(&text)?;
         let all = self.options.loss_on == LossOn::All;
         let mut trained = vec![all; pieces.len()];
-        let assistant = |m: &Message| m.role == Role::Assistant;
+        let assistant = |message: &Message| message.role == Role::Assistant;
         // Of all tokens, those of the turns that the sample leaves out are not trained; else those of the others are.
         let named = |i: &usize| assistant(&messages[*i]) && untrained.contains(i) == all;
         for i in (0..messages.len()).filter(named) {
             let range = match &turns {
                 // The marks come in the order of the turns.
-                Some(turns) => turns[messages[..i].iter().filter(|m| assistant(m)).count()].clone(),
+                Some(turns) => {
+                    turns[messages[..i].iter().filter(|message| assistant(message)).count()].clone()
+                }
                 None => self.turn(template, messages, i, &text, &pieces)?,
             };
             let turn = self.tokens_of_turn(i, range, &pieces)?;

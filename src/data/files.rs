@@ -34,10 +34,10 @@ impl DataFiles {
         if !path.is_dir() {
             return Err(Error::file(path, "there is no such file or folder"));
         }
-        let first = |names: &[&str]| names.iter().map(|n| path.join(n)).find(|p| p.is_file());
+        let first = |names: &[&str]| names.iter().map(|name| path.join(name)).find(|file| file.is_file());
         let mut found =
             DataFiles { train: first(&TRAIN), valid: first(&VALID), test: first(&TEST), unread: Vec::new() };
-        found.unread = near(path)?.into_iter().filter(|p| found.all().all(|read| read != p)).collect();
+        found.unread = near(path)?.into_iter().filter(|file| found.all().all(|read| read != file)).collect();
         if found.all().next().is_none() {
             let there = found.note().map_or_else(String::new, |note| format!("; {note}"));
             return Err(Error::file(path, format!("holds no train.jsonl, valid.jsonl or test.jsonl{there}")));
@@ -52,7 +52,7 @@ impl DataFiles {
 
     /// Names the files that are not read, if there are any.
     pub fn note(&self) -> Option<String> {
-        let names = self.unread.iter().filter_map(|p| p.file_name()).map(|n| n.to_string_lossy());
+        let names = self.unread.iter().filter_map(|file| file.file_name()).map(|name| name.to_string_lossy());
         let names: Vec<_> = names.collect();
         if names.is_empty() {
             return None;
@@ -70,13 +70,13 @@ fn near(folder: &Path) -> Result<Vec<PathBuf>> {
         let name = name.to_ascii_lowercase();
         let ending = name.rsplit_once('.').map_or("", |(_, ending)| ending);
         let word = name.split(|c: char| !c.is_ascii_alphabetic()).next().unwrap_or("");
-        let split = splits.iter().any(|s| s.split('.').next() == Some(word));
+        let split = splits.iter().any(|name| name.split('.').next() == Some(word));
         matches!(ending, "jsonl" | "ndjson") || (split && ENDINGS.contains(&ending))
     };
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(fail)? {
         let path = entry.map_err(fail)?.path();
-        let named = path.file_name().is_some_and(|n| looks(&n.to_string_lossy()));
+        let named = path.file_name().is_some_and(|name| looks(&name.to_string_lossy()));
         if named && path.is_file() {
             found.push(path);
         }
@@ -114,7 +114,8 @@ const KINDS: &[(&[u8], &str)] = &[
 
 /// What a file is instead of JSON lines, told from its first bytes, and what to do.
 pub(super) fn other_kind(head: &[u8]) -> Option<String> {
-    let starts = |magic: &[u8]| head.get(..magic.len()).is_some_and(|h| h.eq_ignore_ascii_case(magic));
+    let starts =
+        |magic: &[u8]| head.get(..magic.len()).is_some_and(|start| start.eq_ignore_ascii_case(magic));
     let kind = KINDS.iter().find(|(magic, _)| starts(magic))?.1;
     let cure = match kind.rsplit(' ').next().unwrap_or("") {
         "UTF-16" | "UTF-32" => {
@@ -141,7 +142,7 @@ pub(super) fn not_lines(path: &Path, line: &[u8]) -> Option<String> {
         let shown: String = String::from_utf8_lossy(start.trim_ascii_end()).chars().take(40).collect();
         return Some(format!("is not JSONL, which has one object a line: it begins with {shown:?}"));
     }
-    let cut = serde_json::from_slice::<IgnoredAny>(line).is_err_and(|e| e.is_eof());
+    let cut = serde_json::from_slice::<IgnoredAny>(line).is_err_and(|error| error.is_eof());
     if !cut || !line.ends_with(b"\n") {
         return None;
     }

@@ -79,7 +79,7 @@ pub(super) fn refused(key: &str, value: &Value) -> Option<String> {
 fn says_nothing(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,
-        Value::String(s) => s.is_empty(),
+        Value::String(text) => text.is_empty(),
         Value::Array(list) => list.iter().all(says_nothing),
         Value::Object(fields) => fields.values().all(says_nothing),
         Value::Bool(true) | Value::Number(_) => false,
@@ -88,12 +88,12 @@ fn says_nothing(value: &Value) -> bool {
 
 /// The mark of an image in a text.
 pub(super) fn marker(text: &str) -> Option<&'static str> {
-    MARKERS.into_iter().find(|m| text.contains(m))
+    MARKERS.into_iter().find(|mark| text.contains(mark))
 }
 
 /// What to do with a sample that has the keys of another layout.
 pub(super) fn way_out(keys: &[String]) -> &'static str {
-    let has = |key: &str| keys.iter().any(|k| k == key);
+    let has = |key: &str| keys.iter().any(|there| there == key);
     if has("conversations") || has("conversation") {
         "; conversations as ShareGPT writes them are 'messages' with 'role' and 'content' here"
     } else if has("instruction") || has("output") {
@@ -134,8 +134,8 @@ fn flag(value: &Value) -> Result<Option<bool>, String> {
     match value {
         Value::Null => Ok(None),
         Value::Bool(on) => Ok(Some(*on)),
-        v if v.as_f64() == Some(0.0) => Ok(Some(false)),
-        v if v.as_f64() == Some(1.0) => Ok(Some(true)),
+        number if number.as_f64() == Some(0.0) => Ok(Some(false)),
+        number if number.as_f64() == Some(1.0) => Ok(Some(true)),
         other => Err(format!("is {other}, only 0 and 1 are supported")),
     }
 }

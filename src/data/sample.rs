@@ -53,18 +53,18 @@ pub(super) type Wrong = (usize, String);
 
 /// The sample of a line.
 pub(super) fn parse(number: usize, line: &[u8]) -> Result<Sample, Wrong> {
-    let text = std::str::from_utf8(line).map_err(|e| {
-        let at = e.valid_up_to() + 1;
+    let text = std::str::from_utf8(line).map_err(|error| {
+        let at = error.valid_up_to() + 1;
         (at, format!("invalid UTF-8 at byte {at}"))
     })?;
-    let raw: Raw = serde_json::from_str(text.trim_end()).map_err(|e| not_json(text, &e))?;
+    let raw: Raw = serde_json::from_str(text.trim_end()).map_err(|error| not_json(text, &error))?;
     raw.sample(number).map_err(|what| (1, what))
 }
 
 /// The words of the parser, or a better reason where what was written is known from other programs.
-fn not_json(text: &str, e: &serde_json::Error) -> Wrong {
-    let column = e.column().max(1);
-    let said = e.to_string();
+fn not_json(text: &str, error: &serde_json::Error) -> Wrong {
+    let column = error.column().max(1);
+    let said = error.to_string();
     let about_escapes = said.contains("hex escape") || said.contains("unicode code point");
     if let Some((column, escape)) = lone_surrogate(text).filter(|_| about_escapes) {
         let what = format!("{escape} is half of a character (a lone surrogate), which no text can hold");
@@ -73,9 +73,10 @@ fn not_json(text: &str, e: &serde_json::Error) -> Wrong {
     // The parser stops at such a word, or behind its first letter or sign.
     let near = &text.as_bytes()[column.saturating_sub(2).min(text.len())..];
     let starts = |word: &str| {
-        near.starts_with(word.as_bytes()) || near.get(1..).is_some_and(|n| n.starts_with(word.as_bytes()))
+        near.starts_with(word.as_bytes())
+            || near.get(1..).is_some_and(|next| next.starts_with(word.as_bytes()))
     };
-    if let Some(word) = ["-Infinity", "Infinity", "NaN"].into_iter().find(|w| starts(w)) {
+    if let Some(word) = ["-Infinity", "Infinity", "NaN"].into_iter().find(|word| starts(word)) {
         return (column, format!("{word} is not a JSON value; where a number is missing, write null"));
     }
     if text.trim_start().starts_with("{'") || ["None", "True", "False"].into_iter().any(starts) {
@@ -109,7 +110,7 @@ fn lone_surrogate(text: &str) -> Option<Wrong> {
 /// A line's object. A key that is null counts as one that is not there: exporters of tables write every column.
 #[derive(Default)]
 struct Raw {
-    messages: Option<Vec<Turn>>,
+    messages: Option<Turns>,
     prompt: Option<Text>,
     completion: Option<Text>,
     text: Option<Text>,
@@ -119,7 +120,7 @@ struct Raw {
 
 /// The value of a key, whose errors name the key.
 fn value<'de, A: MapAccess<'de>, T: Deserialize<'de>>(map: &mut A, key: &str) -> Result<T, A::Error> {
-    map.next_value().map_err(|e| A::Error::custom(format!("field '{key}': {e}")))
+    map.next_value().map_err(|error| A::Error::custom(format!("field '{key}': {error}")))
 }
 
 /// Reads over a key that is no field; one that would change what is trained is an error.
@@ -166,10 +167,12 @@ impl Raw {
         let mut unread = self.unread;
         let mut untrained = Vec::new();
         let body = match (self.messages, self.prompt, self.completion, self.text) {
-            (Some(turns), None, None, None) => {
-                let left_out = |t: &Turn| t.trained == Some(false) && t.message.role == Role::Assistant;
-                untrained.extend((0..turns.len()).filter(|&i| left_out(&turns[i])));
-                let of_turns = turns.iter().flat_map(|t| &t.unread).map(|k| format!("messages.{k}"));
+            (Some(Turns(turns)), None, None, None) => {
+                let left_out =
+                    |turn: &Turn| turn.trained == Some(false) && turn.message.role == Role::Assistant;
+                untrained.extend((0..turns.len()).filter(|&place| left_out(&turns[place])));
+                let of_turns =
+                    turns.iter().flat_map(|turn| &turn.unread).map(|key| format!("messages.{key}"));
                 unread.extend(of_turns);
                 Body::Messages(check_turns(turns)?)
             }
@@ -218,7 +221,7 @@ fn check_turns(turns: Vec<Turn>) -> Result<Vec<Message>, String> {
             }
         }
     }
-    Ok(turns.into_iter().map(|t| t.message).collect())
+    Ok(turns.into_iter().map(|turn| turn.message).collect())
 }
 
 /// Refuses text that stands around an image.
@@ -248,7 +251,7 @@ impl<'de> Deserialize<'de> for Text {
             }
             fn visit_seq<A: de::SeqAccess<'de>>(self, mut seq: A) -> Result<Text, A::Error> {
                 while let Some(part) = seq.next_element::<Value>()? {
-                    if let Some(kind) = part["type"].as_str().filter(|k| *k != "text") {
+                    if let Some(kind) = part["type"].as_str().filter(|kind| *kind != "text") {
                         return Err(A::Error::custom(format!(
                             "has a part of type '{kind}': only text is read"
                         )));
@@ -261,7 +264,7 @@ impl<'de> Deserialize<'de> for Text {
     }
 }
 
-/// One message, told apart from other errors by its place in the list.
+/// One message.
 struct Turn {
     message: Message,
     /// What the message says of its training.
@@ -303,13 +306,36 @@ impl<'de> Deserialize<'de> for Turn {
     }
 }
 
+struct Turns(Vec<Turn>);
+
+impl<'de> Deserialize<'de> for Turns {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct V;
+        impl<'de> Visitor<'de> for V {
+            type Value = Turns;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of messages")
+            }
+            fn visit_seq<A: de::SeqAccess<'de>>(self, mut seq: A) -> Result<Turns, A::Error> {
+                let mut turns = Vec::new();
+                let place = |at: usize| move |error| A::Error::custom(format!("messages[{at}]: {error}"));
+                while let Some(turn) = seq.next_element().map_err(place(turns.len()))? {
+                    turns.push(turn);
+                }
+                Ok(Turns(turns))
+            }
+        }
+        d.deserialize_seq(V)
+    }
+}
+
 /// A role by its name.
 struct RoleName(Role);
 
 impl<'de> Deserialize<'de> for RoleName {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
         let name = Text::deserialize(d)?.0;
-        let known = Role::ALL.into_iter().find(|r| r.name() == name);
+        let known = Role::ALL.into_iter().find(|role| role.name() == name);
         let hint = match name.as_str() {
             "tool" | "function" | "ipython" | "observation" => ": calls of tools are not read",
             "human" => "; write 'user'",

@@ -22,10 +22,11 @@ const ODD: [Odd; 4] = [
 pub fn oddities(samples: &[Sample]) -> Vec<String> {
     let mut found: Vec<String> = ODD.iter().filter_map(|(is, what)| count(samples, is, what)).collect();
     let mut seen = HashSet::new();
-    let again: HashSet<usize> = samples.iter().filter(|s| !seen.insert(print(s))).map(|s| s.line).collect();
-    found.extend(count(samples, |s| again.contains(&s.line), "the text of an earlier sample"));
+    let again: HashSet<usize> =
+        samples.iter().filter(|sample| !seen.insert(print(sample))).map(|sample| sample.line).collect();
+    found.extend(count(samples, |sample| again.contains(&sample.line), "the text of an earlier sample"));
     let mut unread: BTreeMap<&str, usize> = BTreeMap::new();
-    for key in samples.iter().flat_map(|s| &s.unread) {
+    for key in samples.iter().flat_map(|sample| &sample.unread) {
         *unread.entry(key).or_default() += 1;
     }
     if !unread.is_empty() {
@@ -38,11 +39,11 @@ pub fn oddities(samples: &[Sample]) -> Vec<String> {
 /// How many samples of `others` are also in `samples`.
 pub fn shared(samples: &[Sample], others: &[Sample]) -> usize {
     let known: HashSet<u64> = samples.iter().map(print).collect();
-    others.iter().filter(|s| known.contains(&print(s))).count()
+    others.iter().filter(|sample| known.contains(&print(sample))).count()
 }
 
 fn count(samples: &[Sample], is: impl Fn(&Sample) -> bool, what: &str) -> Option<String> {
-    let mut lines = samples.iter().filter(|s| is(s)).map(|s| s.line);
+    let mut lines = samples.iter().filter(|sample| is(sample)).map(|sample| sample.line);
     let first = lines.next()?;
     Some(format!(
         "{} of {} samples have {what} (the first in line {first})",
@@ -59,19 +60,21 @@ fn print(sample: &Sample) -> u64 {
 }
 
 fn has_no_answer(sample: &Sample) -> bool {
-    matches!(&sample.body, Body::Messages(m) if m.iter().all(|m| m.role != Role::Assistant))
+    matches!(&sample.body, Body::Messages(turns) if turns.iter().all(|turn| turn.role != Role::Assistant))
 }
 
 fn has_empty_answer(sample: &Sample) -> bool {
     match &sample.body {
-        Body::Messages(m) => m.iter().any(|m| m.role == Role::Assistant && m.content.trim().is_empty()),
+        Body::Messages(turns) => {
+            turns.iter().any(|turn| turn.role == Role::Assistant && turn.content.trim().is_empty())
+        }
         Body::Completion { completion, .. } => completion.trim().is_empty(),
         Body::Text(_) => false,
     }
 }
 
 fn repeats_a_role(sample: &Sample) -> bool {
-    matches!(&sample.body, Body::Messages(m) if m.windows(2).any(|w| w[0].role == w[1].role))
+    matches!(&sample.body, Body::Messages(turns) if turns.windows(2).any(|pair| pair[0].role == pair[1].role))
 }
 
 fn splits_at_a_space(sample: &Sample) -> bool {

@@ -44,7 +44,7 @@ fn free_in_groups(root: &Path, line: &str) -> Option<u64> {
     let path = parts.next()?.trim_start_matches('/');
     let (top, names) = match controllers {
         "" => (root.join("sys/fs/cgroup"), SECOND),
-        c if c.split(',').any(|c| c == "memory") => (root.join("sys/fs/cgroup/memory"), FIRST),
+        list if list.split(',').any(|name| name == "memory") => (root.join("sys/fs/cgroup/memory"), FIRST),
         _ => return None,
     };
     let group = top.join(path);

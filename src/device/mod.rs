@@ -103,8 +103,11 @@ impl Device {
         matches!(self, Device::Cpu(c) if c.shapes_only)
     }
 
-    /// Refuses a number of threads that is 0, or far beyond the machine's cores.
-    pub(crate) fn check_threads(threads: usize) -> Result<()> {
+    /// Refuses a number of threads that is 0, or far beyond the machine's cores: to start them takes minutes.
+    ///
+    /// # Errors
+    /// The error has the range.
+    pub fn check_threads(threads: usize) -> Result<()> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let most = MOST_THREADS.max(4 * cores);
         if (1..=most).contains(&threads) {

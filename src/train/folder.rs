@@ -116,10 +116,11 @@ impl RunFolder {
         let dir = self.step_dir(step);
         folder::write(&dir, files)?;
         let name = format!("{STEP_PREFIX}{step:06}\n");
-        atomic::write(&self.dir.join(LAST), name.as_bytes())?;
+        // The last one is where a killed run goes on: by then it must be known that it is the best.
         if best {
             atomic::write(&self.dir.join(BEST), name.as_bytes())?;
         }
+        atomic::write(&self.dir.join(LAST), name.as_bytes())?;
         self.prune(keep);
         Ok(dir)
     }

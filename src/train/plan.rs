@@ -44,7 +44,7 @@ impl Plan {
 
     /// All of it.
     pub fn total(&self) -> u64 {
-        self.rows.iter().map(|r| r.1).sum()
+        sum(&self.rows)
     }
     /// The budget, or else what the machine has free.
     pub fn limit(&self) -> Option<u64> {
@@ -60,6 +60,11 @@ impl Plan {
     }
 }
 
+/// Bytes of all rows.
+fn sum(rows: &[(&str, u64)]) -> u64 {
+    rows.iter().fold(0, |all, row| all.saturating_add(row.1))
+}
+
 /// What could be changed so that it fits, and the bytes then; those that fit come first, then the smallest, at most
 /// three.
 fn alternatives(
@@ -72,12 +77,13 @@ fn alternatives(
     let mut attempt = |text: String, change: &dyn Fn(&mut RunConfig), seq: usize| -> Result<()> {
         let mut other = config.clone();
         change(&mut other);
-        tried.push((text, rows(files, &other, seq)?.iter().map(|r| r.1).sum()));
+        tried.push((text, sum(&rows(files, &other, seq)?)));
         Ok(())
     };
     let accumulate = |n: usize| {
         move |c: &mut RunConfig| {
-            c.train.grad_accumulation *= c.train.micro_batch.div_ceil(n);
+            let parts = c.train.micro_batch.div_ceil(n);
+            c.train.grad_accumulation = c.train.grad_accumulation.saturating_mul(parts);
             c.train.micro_batch = n;
         }
     };
@@ -85,7 +91,10 @@ fn alternatives(
         attempt("--recompute".into(), &|c| c.train.recompute = true, seq)?;
     }
     if batch > 1 {
-        let text = format!("--micro-batch 1 --grad-accumulation {}", config.train.grad_accumulation * batch);
+        let text = format!(
+            "--micro-batch 1 --grad-accumulation {}",
+            config.train.grad_accumulation.saturating_mul(batch)
+        );
         attempt(text.clone(), &accumulate(1), seq)?;
         let both = |c: &mut RunConfig| {
             accumulate(1)(c);
@@ -131,21 +140,21 @@ fn rows(files: &ModelFiles, config: &RunConfig, seq: usize) -> Result<Vec<(&'sta
     }
     // Rotation tables: cosine and sine of every position.
     weights += 4 * (c.max_positions() * c.head_dim) as u64;
-    let (trained, frozen) = adapter_values(c, config)?;
+    let [trained, frozen] = adapter_values(c, config)?;
     let (kept, passing) = activations(c, config, seq);
-    let rounded = |floats: u64| (4.0 * ROUNDING * floats as f64) as u64;
+    let rounded = |floats: f64| (4.0 * ROUNDING * floats) as u64;
     Ok(vec![
         ("base weights", weights),
         ("adapter", rounded(trained + frozen)),
         ("gradients", rounded(trained)),
-        ("optimizer", rounded(2 * trained)),
+        ("optimizer", rounded(2.0 * trained)),
         ("activations", rounded(kept)),
         ("workspace", rounded(passing)),
     ])
 }
 
 /// Values of the adapter that are trained, and others: those of the first layer, times the layers.
-fn adapter_values(c: &LlamaConfig, config: &RunConfig) -> Result<(u64, u64)> {
+fn adapter_values(c: &LlamaConfig, config: &RunConfig) -> Result<[f64; 2]> {
     let method = find(&config.method)?;
     let (d, f) = (c.hidden_size, c.intermediate_size);
     let (q, kv) = (c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim);
@@ -181,9 +190,9 @@ fn adapter_values(c: &LlamaConfig, config: &RunConfig) -> Result<(u64, u64)> {
     }
     let sum = |trainable: bool| {
         let some = params.iter().filter(|p| p.trainable() == trainable);
-        some.map(|p| p.value().len() as u64).sum::<u64>() * c.num_hidden_layers as u64
+        some.map(|p| p.value().len() as f64).sum::<f64>() * c.num_hidden_layers as f64
     };
-    Ok((sum(true), sum(false)))
+    Ok([sum(true), sum(false)])
 }
 
 /// Floats that are kept for the backward pass, and the most that pass through at a time.
@@ -192,22 +201,23 @@ fn adapter_values(c: &LlamaConfig, config: &RunConfig) -> Result<(u64, u64)> {
 /// (2 Q + 2 KV) and its row statistics; gate and up (2 F); and the products with the chosen A factors. Routers that
 /// score every token also keep what they read: both norms' outputs and the product of gate and up (2 D + F). With
 /// recomputation only the input is kept, and one layer at a time is whole.
-fn activations(c: &LlamaConfig, config: &RunConfig, seq: usize) -> (u64, u64) {
-    let n = |v: usize| v as u64;
+fn activations(c: &LlamaConfig, config: &RunConfig, seq: usize) -> (f64, f64) {
+    // Whatever is asked for, these do not overflow.
+    let n = |v: usize| v as f64;
     let rows = n(config.train.micro_batch) * n(seq);
     let (d, f) = (n(c.hidden_size), n(c.intermediate_size));
     let (heads, layers) = (n(c.num_attention_heads), n(c.num_hidden_layers));
     let (q, kv) = (heads * n(c.head_dim), n(c.num_key_value_heads * c.head_dim));
     // mixlora-ffn keeps gate, up and their product for every chosen expert.
     let block = find(&config.method).is_ok_and(|m| m.hook == Hook::Mlp);
-    let copies = if block { n(config.options.top_k) } else { 1 };
+    let copies = if block { n(config.options.top_k) } else { 1.0 };
     let by_token = matches!(config.method.as_str(), "smora" | "rank-wise" | "flylora" | "mixlora-ffn");
     let shrunk = match config.method.as_str() {
-        "smora" | "rank-wise" | "flylora" => 7 * (n(config.options.r) + 3 * n(config.options.top_k)),
-        _ => 7 * n(config.options.r) * copies,
+        "smora" | "rank-wise" | "flylora" => 7.0 * (n(config.options.r) + 3.0 * n(config.options.top_k)),
+        _ => 7.0 * n(config.options.r) * copies,
     };
-    let read = if by_token { 2 * d + f * copies } else { 0 };
-    let layer = 2 * d + 2 * q + 2 * kv + heads + 2 * f * copies + read + shrunk;
+    let read = if by_token { 2.0 * d + f * copies } else { 0.0 };
+    let layer = 2.0 * (d + q + kv + f * copies) + heads + read + shrunk;
     let kept = match config.train.recompute {
         true => rows * (layers * d + layer),
         false => rows * layers * layer,
@@ -215,7 +225,7 @@ fn activations(c: &LlamaConfig, config: &RunConfig, seq: usize) -> (u64, u64) {
     // Behind the layers: the states that the loss reads, and their gradient. On the way back a layer's gradients come
     // while what it kept goes: measured, what is left on top is about one MLP width (all of a block's experts), and
     // another one where the product of gate and up is computed again.
-    let widths = if block { 3 * copies } else { 1 + u64::from(!by_token) };
+    let widths = if block { 3.0 * copies } else { 1.0 + f64::from(u8::from(!by_token)) };
     let flowing = rows * (d + f * widths);
     (kept + rows * d, flowing)
 }

@@ -37,12 +37,15 @@ impl Place {
     /// The text of each sample with its trained parts in brackets, one after the other.
     fn shown(&self, lines: &[Value], more: &[&str]) -> String {
         self.write("train.jsonl", lines.iter().map(|l| format!("{l}\n")).collect::<String>());
-        let (data, model) = (self.text("data"), self.text("model"));
+        let data = self.text("data");
+        let model = self.text("model");
         let args = [&["data", "show", &data, "--model", &model, "-n", "99"], more].concat();
         output(mixlora(&args), 0).0
     }
     fn train(&self, more: &[&str]) -> (String, String) {
-        let (data, model, run) = (self.text("data"), self.text("model"), self.text("run"));
+        let data = self.text("data");
+        let model = self.text("model");
+        let run = self.text("run");
         let fixed = ["train", "--model", &model, "--data", &data, "--out", &run, "--steps", "1"];
         output(mixlora(&[&fixed[..], &["--set", "r=2", "--threads", "1"], more].concat()), 0)
     }
@@ -128,7 +131,7 @@ fn weight_ignored() {
         ("system", json!("s")),
     ] {
         let e = place.refused(with(talk(), key, value).to_string());
-        assert!(e.contains(&format!("field '{key}' is")), "{e}");
+        assert!(e.contains(&format!(": field '{key}' is")), "{e}");
     }
     for role in ["tool", "function"] {
         let sample = json!({ "messages": [turn("user", "q"), turn(role, "x")] });
@@ -286,7 +289,8 @@ fn train_hides_what_it_leaves_out() {
     let counts = &metrics[0]["samples"];
     assert_eq!((&counts["train"]["untrained"], &counts["train"]["truncated"]), (&json!(1), &json!(2)));
     assert_eq!(counts["valid"]["truncated"], 1);
-    let (data, model) = (place.text("data"), place.text("model"));
+    let data = place.text("data");
+    let model = place.text("model");
     let (_, err) = output(mixlora(&["eval", "--model", &model, "--data", &data, "--max-length", "64"]), 0);
     assert!(err.contains("note: of 3 samples 1 cut to 64 tokens") && err.contains(notes[2]), "{err}");
 }
@@ -325,7 +329,8 @@ fn a_prompt_that_ends_inside_a_token() {
             && out.contains("(the first in line 2)"),
         "{out}"
     );
-    let (data, run) = (place.text("data"), place.text("run"));
+    let data = place.text("data");
+    let run = place.text("run");
     let args = ["train", "--model", &model, "--data", &data, "--out", &run, "--steps", "1", "--set", "r=2"];
     let (_, err) = output(mixlora(&args), 0);
     assert!(err.contains("2 with a prompt that ends inside a token (the first in line 2)"), "{err}");

@@ -26,7 +26,9 @@ impl Place {
     }
     /// A new run in the folder `run`.
     fn train(&self, run: &str, more: &[&str]) -> Command {
-        let (model, data, run) = (self.text("model"), self.text("data"), self.text(run));
+        let model = self.text("model");
+        let data = self.text("data");
+        let run = self.text(run);
         let fixed = ["train", "--model", &model, "--data", &data, "--out", &run, "--eval-every", "1000000"];
         mixlora(&[&fixed[..], &["--set", "r=2", "--threads", "1"], more].concat())
     }
@@ -228,13 +230,22 @@ fn no_look_at_the_machines_memory() {
     let (_, err) = output(plan(&["--set", "num_factors=1000000000"]), 3);
     assert!(err.contains("options: the adapter is too large") && err.contains("lower num_factors"), "{err}");
     assert!(began.elapsed() < Duration::from_secs(20), "nothing is drawn to be counted");
+    // More examples at a time than there are cost nothing; numbers have no bound.
+    let endless = usize::MAX.to_string();
+    output(place.train("all", &["--steps", "1", "--micro-batch", "1000000000"]), 0);
+    output(
+        place.train("endless", &["--steps", "1", "--micro-batch", &endless, "--grad-accumulation", &endless]),
+        0,
+    );
+    let (out, _) = output(plan(&["--micro-batch", &endless]), 5 * i32::from(cfg!(target_os = "linux")));
+    assert!(out.contains("total"), "{out}");
     // What fits is counted as it was, and a budget takes the place of the machine's memory.
     let (out, _) = output(plan(&[]), 0);
     assert!(!cfg!(target_os = "linux") || out.contains("that this machine has free"), "{out}");
     let (out, _) = output(plan(&[&many[..], &["--memory-budget", "100TiB"]].concat()), 0);
     assert!(out.contains("fits into the budget"), "{out}");
     for method in mixlora::mixture::ALL.iter().map(|m| m.name) {
-        let (out, _) = output(plan(&["--method", method, "--set", "r=4", "--json"]), 0);
+        let (out, _) = output(plan(&["--method", method, "--set", "r=8", "--json"]), 0);
         let planned: Value = serde_json::from_str(&out).unwrap();
         assert!(planned["bytes"]["adapter"].as_u64() > Some(0) && planned["fits"] == true, "{method}: {out}");
     }
@@ -298,6 +309,10 @@ fn threads_without_bound() {
     let (_, err) = output(mixlora(&["config", "check", &place.text("run.toml")]), 3);
     assert!(err.contains("device.threads: is 5000"), "{err}");
     assert!(mixlora::Device::cpu_with_threads(5000).is_err());
+    let mut c = mixlora(&["generate", "--model", &model, "--prompt", "Hi", "-n", "1"]);
+    let (_, err) = output(c.env("RAYON_NUM_THREADS", "5000"), 2);
+    assert!(err.contains("RAYON_NUM_THREADS: threads: is 5000, must be in 1..="), "{err}");
+    output(c.env("RAYON_NUM_THREADS", "2"), 0);
     assert!(began.elapsed() < Duration::from_secs(30));
     output(mixlora(&["generate", "--model", &model, "--prompt", "Hi", "-n", "1", "--threads", "64"]), 0);
 }

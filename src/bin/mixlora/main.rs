@@ -230,7 +230,22 @@ fn take_negative_numbers(command: clap::Command) -> clap::Command {
 fn main() -> ExitCode {
     let matches = take_negative_numbers(Cli::command()).get_matches();
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
-    let done = match cli.command {
+    match check_environment().and_then(|()| run(cli.command)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => ExitCode::from(failure.report()),
+    }
+}
+
+/// Refuses what the environment asks of the threads that all commands share, before they are started.
+fn check_environment() -> Result<(), Failure> {
+    let name = "RAYON_NUM_THREADS";
+    let threads = std::env::var(name).ok().and_then(|n| n.parse().ok()).filter(|n| *n > 0);
+    let checked = threads.map_or(Ok(()), mixlora::Device::check_threads);
+    checked.map_err(|e| Failure::Usage(format!("{name}: {e}")))
+}
+
+fn run(command: Command) -> Result<(), Failure> {
+    match command {
         #[cfg(feature = "tokenizer")]
         Command::Quickstart(args) => quickstart::run(&args),
         Command::Doctor(args) => doctor::run(&args),
@@ -265,9 +280,5 @@ fn main() -> ExitCode {
         #[cfg(feature = "gpu")]
         Command::Tune(args) => tune::run(&args),
         Command::Verify(args) => verify::run(&args),
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => ExitCode::from(failure.report()),
     }
 }

@@ -26,15 +26,13 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     }
     let files = ModelFiles::open(&config.model)?;
     config.text.max_length = config.text.max_length.min(files.config().max_positions());
-    let seq = match config.data.as_os_str().is_empty() {
-        true => config.text.max_length,
-        false => {
-            let text = config.text.open(Some(&config.model))?;
-            longest(&TrainingData::open(&config, &text)?)
-        }
-    };
     let free = if config.device.name == "cpu" { Device::cpu().free_memory() } else { None };
-    let plan = Plan::new(&files, &config, seq, free)?;
+    let plan = if config.data.as_os_str().is_empty() {
+        Plan::new(&files, &config, config.text.max_length, free)?
+    } else {
+        let text = config.text.open(Some(&config.model))?;
+        of_data(&files, &config, &TrainingData::open(&config, &text)?, free)?
+    };
     match args.train.json {
         true => out::json(&json!({
             "bytes": plan.rows.iter().map(|(n, b)| (n.to_string(), json!(b))).collect::<serde_json::Map<_, _>>(),
@@ -46,10 +44,19 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     if plan.fits() { Ok(()) } else { Err(Failure::Memory) }
 }
 
-/// Tokens of the longest example.
-pub fn longest(data: &TrainingData) -> usize {
-    let sets = [Some(&data.train), data.valid.as_ref()];
-    sets.into_iter().flatten().flat_map(|d| d.lengths()).max().unwrap_or(1)
+/// The plan of a run on this data: for its longest example, and for as many at a time as there are.
+pub fn of_data(
+    files: &ModelFiles,
+    config: &RunConfig,
+    data: &TrainingData,
+    free: Option<u64>,
+) -> mixlora::Result<Plan> {
+    let sets: Vec<_> = [Some(&data.train), data.valid.as_ref()].into_iter().flatten().collect();
+    let longest = sets.iter().flat_map(|d| d.lengths()).max().unwrap_or(1);
+    let most = sets.iter().map(|d| d.examples.len()).max().unwrap_or(1);
+    let mut config = config.clone();
+    config.train.micro_batch = config.train.micro_batch.min(most);
+    Plan::new(files, &config, longest, free)
 }
 
 /// The plan as a table, with what would fit where it does not.

@@ -6,7 +6,7 @@ use mixlora::adapter::Adapter;
 use mixlora::mixture::find;
 use mixlora::model::{Llama, LoadOptions, ModelFiles};
 use mixlora::train::{
-    End, EvalReport, Observer, Plan, Progress, Questions, Run, RunConfig, RunFolder, StepReport, StoredRun,
+    End, EvalReport, Observer, Progress, Questions, Run, RunConfig, RunFolder, StepReport, StoredRun,
     TrainingData, mean_exact_match,
 };
 use serde_json::json;
@@ -55,7 +55,7 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
     let device = crate::open_device(&config.device)?;
     let text = config.text.open(Some(&config.model))?;
     let data = TrainingData::open(&config, &text)?;
-    let planned = Plan::new(&files, &config, plan::longest(&data), device.free_memory())?;
+    let planned = plan::of_data(&files, &config, &data, device.free_memory())?;
     if !planned.fits() {
         out::note(&format!("error: out of memory before anything is loaded\n{}", plan::text(&planned)));
         return Err(Failure::Memory);
@@ -210,8 +210,8 @@ impl Observer for Shown<'_> {
         self.last = Some(r.loss);
         self.bar.set_position(r.step as u64);
         let left = p.seconds_left as u64;
-        let (loss, speed) = (r.loss, p.tok_s);
-        let message = format!("loss {loss:.4} {speed:.0} tok/s {}:{:02} left", left / 60, left % 60);
+        let minutes = format!("{}:{:02}", left / 60, left % 60);
+        let message = format!("loss {:.4} {:.0} tok/s {minutes} left", r.loss, p.tok_s);
         if self.bar.is_hidden() && self.said.elapsed() >= SILENCE {
             self.said = Instant::now();
             self.say(&format!("step {} of {}: {message}", r.step, p.steps));
