@@ -1,26 +1,19 @@
 //! Samples and what they say about training.
 
 use crate::common::cli::{mixlora, output};
-use crate::common::tiny::{write_data, write_text_model};
+use crate::common::tiny::write_data;
+use crate::place::Place;
 use serde_json::{Value, json};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-/// A folder with the tiny text model as `model` and a data set as `data`.
-struct Place(tempfile::TempDir);
+/// A place with a data set in `data`, which is empty yet.
+fn empty_place() -> Place {
+    let place = Place::new();
+    std::fs::create_dir(place.path("data")).unwrap();
+    place
+}
 
 impl Place {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        write_text_model(&dir.path().join("model"));
-        std::fs::create_dir(dir.path().join("data")).unwrap();
-        Place(dir)
-    }
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-    fn text(&self, name: &str) -> String {
-        self.path(name).to_string_lossy().into_owned()
-    }
     fn write(&self, name: &str, bytes: impl AsRef<[u8]>) {
         std::fs::write(self.path("data").join(name), bytes).unwrap();
     }
@@ -42,16 +35,12 @@ impl Place {
         let args = [&["data", "show", &data, "--model", &model, "-n", "99"], more].concat();
         output(mixlora(&args), 0).0
     }
-    fn train(&self, more: &[&str]) -> (String, String) {
+    fn one_step(&self, more: &[&str]) -> (String, String) {
         let data = self.text("data");
         let model = self.text("model");
         let run = self.text("run");
         let fixed = ["train", "--model", &model, "--data", &data, "--out", &run, "--steps", "1"];
         output(mixlora(&[&fixed[..], &["--set", "r=2", "--threads", "1"], more].concat()), 0)
-    }
-    fn metrics(&self) -> Vec<Value> {
-        let text = std::fs::read_to_string(self.path("run/metrics.jsonl")).unwrap();
-        text.lines().map(|l| serde_json::from_str(l).unwrap()).collect()
     }
 }
 
@@ -70,7 +59,7 @@ fn talk() -> Value {
 
 #[test]
 fn null_columns() {
-    let place = Place::new();
+    let place = empty_place();
     let empty = with(turn("user", "q"), "tool_calls", Value::Null);
     let lines = [
         json!({ "messages": [empty, turn("assistant", "a")], "prompt": null, "completion": null, "text": null,
@@ -92,7 +81,7 @@ fn null_columns() {
 
 #[test]
 fn weight_ignored() {
-    let place = Place::new();
+    let place = empty_place();
     let chat = |key: &str, no: Value, yes: Value| {
         let first = with(turn("assistant", "bad"), key, no);
         let second = with(turn("assistant", "good"), key, yes);
@@ -150,7 +139,7 @@ fn weight_ignored() {
 
 #[test]
 fn images_are_ignored() {
-    let place = Place::new();
+    let place = empty_place();
     for (key, value) in [
         ("images", json!(["a.png"])),
         ("image", json!("a.png")),
@@ -177,7 +166,7 @@ fn images_are_ignored() {
 
 #[test]
 fn utf16_data() {
-    let place = Place::new();
+    let place = empty_place();
     let text = format!("{}\n{}\n", talk(), talk());
     let utf16 = |mark: &str, bytes: fn(u16) -> [u8; 2]| -> Vec<u8> {
         format!("{mark}{text}").encode_utf16().flat_map(bytes).collect()
@@ -207,7 +196,7 @@ fn utf16_data() {
 
 #[test]
 fn lone_surrogate() {
-    let place = Place::new();
+    let place = empty_place();
     for (line, escape, column) in [
         (r#"{"text": "a \ud83d"}"#, r"\ud83d", 13),
         (r#"{"text": "a \uDE00 b"}"#, r"\uDE00", 13),
@@ -239,15 +228,15 @@ fn lone_surrogate() {
 #[test]
 fn validation_jsonl() {
     for name in ["validation.jsonl", "val.jsonl", "dev.jsonl", "eval.jsonl"] {
-        let place = Place::new();
+        let place = empty_place();
         write_data(&place.path("data"), 8);
         std::fs::rename(place.path("data/valid.jsonl"), place.path("data").join(name)).unwrap();
         let (out, _) = place.check(0);
         assert!(out.contains(name), "{out}");
-        let (out, _) = place.train(&[]);
+        let (out, _) = place.one_step(&[]);
         assert!(out.contains("best validation loss"), "{name}: {out}");
     }
-    let place = Place::new();
+    let place = empty_place();
     write_data(&place.path("data"), 8);
     std::fs::rename(place.path("data/train.jsonl"), place.path("data/training.jsonl")).unwrap();
     for name in ["dev.jsonl", "train.json", "train.parquet", "valid.jsonl.gz", "Test.jsonl", "notes.txt"] {
@@ -255,10 +244,12 @@ fn validation_jsonl() {
     }
     let named = "not read: Test.jsonl, dev.jsonl, train.json, train.parquet, valid.jsonl.gz; read are";
     assert!(place.check(0).1.contains(named));
-    let (out, err) = place.train(&[]);
+    let (out, err) = place.one_step(&[]);
     assert!(out.contains("best validation loss") && err.contains(named), "{out}{err}");
-    assert!(place.metrics().iter().any(|l| l["t"] == "note" && l["text"].as_str().unwrap().contains(named)));
-    let only = Place::new();
+    assert!(
+        place.metrics("run").iter().any(|l| l["t"] == "note" && l["text"].as_str().unwrap().contains(named))
+    );
+    let only = empty_place();
     only.write("train.json", "[]");
     let (_, err) = only.check(3);
     assert!(err.contains("holds no train.jsonl") && err.contains("not read: train.json"), "{err}");
@@ -266,7 +257,7 @@ fn validation_jsonl() {
 
 #[test]
 fn train_hides_what_it_leaves_out() {
-    let place = Place::new();
+    let place = empty_place();
     let long = json!({ "messages": [turn("user", &"x".repeat(300)), turn("assistant", "a")] });
     let silent = json!({ "messages": [turn("user", "nobody answers")] });
     let wordy = json!({ "messages": [turn("user", "q"), turn("assistant", &"b".repeat(40))] });
@@ -275,13 +266,13 @@ fn train_hides_what_it_leaves_out() {
     let text = |lines: &[Value]| lines.iter().map(|l| format!("{l}\n")).collect::<String>();
     place.write("train.jsonl", text(&lines));
     place.write("valid.jsonl", text(&[talk(), long, wordy]));
-    let (_, err) = place.train(&["--max-length", "64"]);
+    let (_, err) = place.one_step(&["--max-length", "64"]);
     let notes = [
         "of 43 training samples 1 left out (no trained token), 2 cut to 64 tokens",
         "of 3 validation samples 1 cut to 64 tokens",
         "exact match asks 2 of 3 samples with an answer: 1 have answers of more than 32 tokens",
     ];
-    let metrics = place.metrics();
+    let metrics = place.metrics("run");
     for note in notes {
         assert_eq!(err.matches(&format!("note: {note}")).count(), 1, "{err}");
         assert!(metrics.iter().any(|l| l["t"] == "note" && l["text"] == note), "{metrics:?}");
@@ -308,7 +299,7 @@ fn tokens(place: &Place, model: &str, prompt: &str, completion: &str) -> (Vec<Va
 // A prompt is trained in the tokens in which it is asked later, also where it ends in the middle of a token.
 #[test]
 fn a_prompt_that_ends_inside_a_token() {
-    let place = Place::new();
+    let place = empty_place();
     let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/tiny");
     let model = tiny.to_string_lossy();
     let text = mixlora::text::ModelText::open(&tiny).unwrap();
@@ -338,7 +329,7 @@ fn a_prompt_that_ends_inside_a_token() {
 
 #[test]
 fn odd_samples_are_counted() {
-    let place = Place::new();
+    let place = empty_place();
     let lines = [
         talk(),
         talk(),

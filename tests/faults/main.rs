@@ -7,5 +7,6 @@ mod common;
 
 mod data;
 mod models;
+mod place;
 mod runs;
 mod text;

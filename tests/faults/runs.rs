@@ -1,29 +1,23 @@
-//! Runs, paths and arguments.
+//! Runs: killed, moved, resumed, without memory.
 
-use crate::common::cli::{answer_to, mixlora, output};
-use crate::common::tiny::{write_data, write_text_model};
+mod arguments;
+
+use crate::common::cli::{mixlora, output};
+use crate::common::tiny::write_data;
+use crate::place::Place;
 use mixlora::adapter::pointed;
 use serde_json::Value;
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// A folder with the tiny text model and its data.
-struct Place(tempfile::TempDir);
+/// A place with data to train on.
+fn place_with_data() -> Place {
+    let place = Place::new();
+    write_data(&place.path("data"), 20);
+    place
+}
 
 impl Place {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        write_text_model(&dir.path().join("model"));
-        write_data(&dir.path().join("data"), 20);
-        Place(dir)
-    }
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-    fn text(&self, name: &str) -> String {
-        self.path(name).to_string_lossy().into_owned()
-    }
     /// A new run in the folder `run`.
     fn train(&self, run: &str, more: &[&str]) -> Command {
         let model = self.text("model");
@@ -44,15 +38,11 @@ impl Place {
         assert!(text.contains(from), "{text}");
         std::fs::write(self.path(name), text.replacen(from, to, 1)).unwrap();
     }
-    fn metrics(&self, run: &str) -> Vec<Value> {
-        let text = std::fs::read_to_string(self.path(run).join("metrics.jsonl")).unwrap();
-        text.lines().filter_map(|l| serde_json::from_str(l).ok()).collect()
-    }
 }
 
 #[test]
 fn checkpoint_replaced_by_itself() {
-    let place = Place::new();
+    let place = place_with_data();
     let start = ["--steps", "6", "--save-every", "2", "--set", "train.keep=1", "--stop-at", "4"];
     output(place.train("run", &start), 0);
     // Stopped where it is saved, it writes nothing.
@@ -76,7 +66,7 @@ fn checkpoint_replaced_by_itself() {
 
 #[test]
 fn killed_before_first_checkpoint() {
-    let place = Place::new();
+    let place = place_with_data();
     let endless = ["--steps", "100000", "--save-every", "50000"];
     let mut child = place.train("run", &endless).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let began = Instant::now();
@@ -100,7 +90,7 @@ fn killed_before_first_checkpoint() {
 
 #[test]
 fn resume_other_text() {
-    let place = Place::new();
+    let place = place_with_data();
     output(place.train("run", &["--steps", "4", "--stop-at", "2"]), 0);
     let copy = |name: &str| std::fs::read_to_string(place.path(name)).unwrap();
     let config = copy("model/tokenizer_config.json");
@@ -122,7 +112,7 @@ fn resume_other_text() {
 
 #[test]
 fn run_json_has_no_checksum() {
-    let place = Place::new();
+    let place = place_with_data();
     output(place.train("run", &["--steps", "6", "--stop-at", "2"]), 0);
     let written = std::fs::read_to_string(place.path("run/run.json")).unwrap();
     for (from, to) in [
@@ -148,7 +138,7 @@ fn run_json_has_no_checksum() {
 
 #[test]
 fn resume_elsewhere() {
-    let place = Place::new();
+    let place = place_with_data();
     std::fs::copy(place.path("model/tokenizer.json"), place.path("letters.json")).unwrap();
     std::fs::write(place.path("chat.jinja"), "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}")
         .unwrap();
@@ -173,7 +163,7 @@ fn resume_elsewhere() {
         "--template",
         "chat.jinja",
     ];
-    output(mixlora(&args).current_dir(place.0.path()), 0);
+    output(mixlora(&args).current_dir(place.path("")), 0);
     let other = tempfile::tempdir().unwrap();
     let (_, err) = output(place.resume("run", &["--stop-at", "1"]).current_dir(other.path()), 0);
     assert!(!err.contains("changed"), "{err}");
@@ -193,7 +183,7 @@ fn resume_elsewhere() {
 
 #[test]
 fn collapse_is_told_late() {
-    let place = Place::new();
+    let place = place_with_data();
     // One sample over and over: every router chooses the same.
     let line =
         std::fs::read_to_string(place.path("data/train.jsonl")).unwrap().lines().next().unwrap().to_string();
@@ -210,7 +200,7 @@ fn collapse_is_told_late() {
 
 #[test]
 fn no_look_at_the_machines_memory() {
-    let place = Place::new();
+    let place = place_with_data();
     let began = Instant::now();
     let plan = |more: &[&str]| mixlora(&[&["plan", "--model", &place.text("model")], more].concat());
     let many = ["--set", "num_factors=11000000", "--set", "r=1"];
@@ -251,191 +241,10 @@ fn no_look_at_the_machines_memory() {
     }
 }
 
-#[test]
-fn dash_prompt() {
-    let place = Place::new();
-    let model = place.text("model");
-    for prompt in ["- Hi", "-1", "---\nfront matter", "--raw", "-n"] {
-        let (out, _) = output(mixlora(&["generate", "--model", &model, "--prompt", prompt, "-n", "1"]), 0);
-        let (same, _) =
-            output(mixlora(&["generate", "--model", &model, &format!("--prompt={prompt}"), "-n", "1"]), 0);
-        assert_eq!(out, same);
-    }
-    let args = [
-        "generate",
-        "--model",
-        &model,
-        "hi",
-        "--system",
-        "- be brief",
-        "--stop",
-        "--",
-        "--max-new-tokens",
-        "1",
-    ];
-    output(mixlora(&args), 0);
-    answer_to(&["chat", "--model", &model, "--system", "-", "--max-tokens", "1"], "hi\n", 0);
-    // The prompt by its place, and from standard input.
-    let (out, _) = output(mixlora(&["generate", "--model", &model, "-n", "3", "hi"]), 0);
-    let (piped, _) = answer_to(&["generate", "--model", &model, "-n", "3", "-"], "hi", 0);
-    assert_eq!(out, piped);
-    output(mixlora(&["generate", "--model", &model]), 2);
-    // Numbers below zero are numbers.
-    for (option, value) in [("--max-length", "-1"), ("--seed", "-7"), ("--steps", "-1")] {
-        let (_, err) = output(place.train("run", &[option, value]), 2);
-        assert!(err.contains(&format!("invalid value '{value}' for '{option}")), "{err}");
-    }
-    for (option, value) in [("--learning-rate", "-1e-3"), ("--weight-decay", "-1"), ("--epochs", "-2")] {
-        let (_, err) = output(place.train("run", &[option, value]), 3);
-        assert!(err.contains("train."), "{err}");
-    }
-}
-
-#[test]
-fn threads_without_bound() {
-    let place = Place::new();
-    let model = place.text("model");
-    let began = Instant::now();
-    for threads in ["5000", "100000", "1000000000", "0"] {
-        let (_, err) = output(
-            mixlora(&["generate", "--model", &model, "--prompt", "Hi", "-n", "1", "--threads", threads]),
-            2,
-        );
-        assert!(err.contains(&format!("--threads: is {threads}, must be in 1..=")), "{err}");
-    }
-    let (_, err) = output(place.train("run", &["--set", "device.threads=5000"]), 3);
-    assert!(err.contains("device.threads: is 5000, must be in 1..="), "{err}");
-    std::fs::write(place.path("run.toml"), "[device]\nthreads = 5000\n").unwrap();
-    let (_, err) = output(mixlora(&["config", "check", &place.text("run.toml")]), 3);
-    assert!(err.contains("device.threads: is 5000"), "{err}");
-    assert!(mixlora::Device::cpu_with_threads(5000).is_err());
-    let mut c = mixlora(&["generate", "--model", &model, "--prompt", "Hi", "-n", "1"]);
-    let (_, err) = output(c.env("RAYON_NUM_THREADS", "5000"), 2);
-    assert!(err.contains("RAYON_NUM_THREADS: threads: is 5000, must be in 1..="), "{err}");
-    output(c.env("RAYON_NUM_THREADS", "2"), 0);
-    assert!(began.elapsed() < Duration::from_secs(30));
-    output(mixlora(&["generate", "--model", &model, "--prompt", "Hi", "-n", "1", "--threads", "64"]), 0);
-}
-
-// A file or run of a stranger, or of a machine with more cores.
-#[test]
-fn threads_without_a_limit() {
-    let place = Place::new();
-    output(place.train("run", &["--steps", "2", "--stop-at", "1"]), 0);
-    place.edit("run/run.json", "\"threads\": 1", "\"threads\": 100000");
-    let text = std::fs::read_to_string(place.path("run/run.json")).unwrap();
-    let rest: Vec<&str> = text.lines().filter(|l| !l.contains("crc32")).collect();
-    std::fs::write(place.path("run/run.json"), rest.join("\n")).unwrap();
-    let (_, err) = output(place.resume("run", &[]), 3);
-    assert!(err.contains("device.threads: is 100000, must be in 1..="), "{err}");
-    output(place.resume("run", &["--threads", "1"]), 0);
-}
-
-#[cfg(target_os = "linux")]
-#[test]
-fn path_not_utf8() {
-    use std::ffi::OsString;
-    use std::os::unix::ffi::OsStringExt;
-    let place = Place::new();
-    let odd = |name: &str| place.0.path().join(OsString::from_vec([name.as_bytes(), b"\xff"].concat()));
-    for name in ["model", "data"] {
-        std::fs::create_dir(odd(name)).unwrap();
-        for entry in std::fs::read_dir(place.path(name)).unwrap() {
-            let path = entry.unwrap().path();
-            std::fs::copy(&path, odd(name).join(path.file_name().unwrap())).unwrap();
-        }
-        let option = format!("--{name}");
-        let (_, err) = output(place.train("run", &["--steps", "1", "--json"]).arg(&option).arg(odd(name)), 2);
-        assert!(err.contains("cannot be used multiple times"), "{err}");
-        for command in ["train", "plan"] {
-            let mut c = mixlora(&[command, &option]);
-            c.arg(odd(name)).args(["--out", &place.text("run")]);
-            let (_, err) = output(c, 2);
-            assert!(err.contains(&option) && err.contains("is not UTF-8"), "{err}");
-        }
-    }
-    let mut c = mixlora(&["data", "check", "--json"]);
-    output(c.arg(odd("data")), 0);
-    let mut c = mixlora(&["generate", "--prompt", "hi", "-n", "1", "--model"]);
-    output(c.arg(odd("model")), 0);
-    // The folder of a run may have any name, and so may the one where the program is run.
-    let mut c = mixlora(&["train", "--model", &place.text("model"), "--data", &place.text("data"), "--json"]);
-    let (out, _) = output(c.args(["--steps", "2", "--stop-at", "1", "--out"]).arg(odd("run")), 0);
-    assert_eq!(serde_json::from_str::<Value>(&out).unwrap()["step"], 1);
-    let mut c = mixlora(&["train", "--resume"]);
-    output(c.arg(odd("run")).current_dir(odd("data")), 0);
-    let mut c = mixlora(&["train", "--model", "../model", "--data", ".", "--out", "../run3", "--steps", "1"]);
-    output(c.current_dir(odd("data")), 0);
-}
-
-/// What the program writes to a terminal.
-#[cfg(target_os = "linux")]
-fn on_a_terminal(args: &[&str]) -> String {
-    let line: Vec<String> = args.iter().map(|a| format!("'{a}'")).collect();
-    let line = format!("{} {}", env!("CARGO_BIN_EXE_mixlora"), line.join(" "));
-    let done = Command::new("script").args(["-qec", &line, "/dev/null"]).stdin(Stdio::null()).output();
-    String::from_utf8_lossy(&done.expect("script is part of Debian").stdout).replace("\r\n", "\n")
-}
-
-#[cfg(target_os = "linux")]
-#[test]
-fn names_of_a_file_reach_the_terminal() {
-    let place = Place::new();
-    let odd = "\u{1b}]0;owned\u{7}\u{1b}[31m\rred\u{9b}2J";
-    let shown = r"\x1b]0;owned\x07\x1b[31m\x0dred\x9b2J";
-    // A tensor's name on stdout.
-    let header =
-        serde_json::json!({ odd: { "dtype": "F32", "shape": [1], "data_offsets": [0, 4] } }).to_string();
-    let bytes = [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &[0; 4]].concat();
-    std::fs::write(place.path("odd.safetensors"), bytes).unwrap();
-    let file = place.text("odd.safetensors");
-    let text = on_a_terminal(&["inspect", &file, "--tensors"]);
-    assert!(text.contains(shown) && !text.contains('\u{1b}'), "{text:?}");
-    let (piped, _) = output(mixlora(&["inspect", &file, "--tensors"]), 0);
-    assert!(piped.contains(odd), "a pipe gets what is there");
-    // Names in messages, and samples.
-    let sample = |role: &str| {
-        let turns =
-            serde_json::json!([{ "role": role, "content": odd }, { "role": "assistant", "content": odd }]);
-        serde_json::json!({ "messages": turns }).to_string()
-    };
-    std::fs::write(place.path("bad.jsonl"), sample(odd)).unwrap();
-    let text = on_a_terminal(&["data", "check", &place.text("bad.jsonl")]);
-    assert!(text.contains(shown) && !text.contains('\u{1b}'), "{text:?}");
-    std::fs::write(place.path("good.jsonl"), sample("user")).unwrap();
-    let model = place.text("model");
-    let text = on_a_terminal(&["data", "show", &place.text("good.jsonl"), "--model", &model]);
-    assert!(text.contains(&format!("\u{1b}[7m{shown}")) && text.matches('\u{1b}').count() == 2, "{text:?}");
-    // What a model says: this one says bytes by chance, an escape among them.
-    let said = on_a_terminal(&["generate", "--model", &model, "hi", "-n", "200", "--temperature", "1"]);
-    let acts = |c: char| c.is_control() && c != '\n' && c != '\t';
-    assert!(said.contains(r"\x") && !said.contains(acts), "{said:?}");
-}
-
-// Names that other programs give to settings.
-#[test]
-fn settings_of_other_tools_are_named() {
-    let place = Place::new();
-    for (name, here) in [
-        ("lr=1e-3", "train.learning_rate"),
-        ("rank=8", "options.r"),
-        ("alpha=16", "options.lora_alpha"),
-        ("batch_size=4", "train.micro_batch"),
-        ("max_seq_length=64", "text.max_length"),
-        ("num_train_epochs=1", "train.epochs"),
-    ] {
-        let (_, err) = output(place.train("run", &["--set", name]), 2);
-        assert!(err.contains(&format!("is unknown; here it is {here}")), "{err}");
-    }
-    std::fs::write(place.path("run.toml"), "[options]\nrank = 8\n").unwrap();
-    let (_, err) = output(mixlora(&["config", "check", &place.text("run.toml")]), 3);
-    assert!(err.contains("options.rank: is unknown; here it is options.r"), "{err}");
-}
-
 // Where no bar is seen, a run still says how it goes.
 #[test]
 fn a_log_is_not_silent() {
-    let place = Place::new();
+    let place = place_with_data();
     let mut child = place.train("run", &["--steps", "1000000", "--save-every", "500000"]);
     let mut child = child.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let lines = std::io::BufRead::lines(std::io::BufReader::new(child.stderr.take().unwrap()));
