@@ -12,7 +12,7 @@ pub struct Counts {
     pub untrained: usize,
     /// Kept, but shortened.
     pub truncated: usize,
-    /// Kept; the prompt and the completion would share a token if they were one text.
+    /// Kept; the prompt has other tokens than it would have in one text with the completion.
     pub joined: usize,
     /// Line of the first of those.
     pub first_joined: Option<usize>,
@@ -30,8 +30,8 @@ impl Counts {
             (
                 self.joined,
                 format!(
-                    "with a prompt that ends inside a token (the first in line {line}): put the space between prompt \
-                     and completion at the start of the completion"
+                    "with a prompt that has other tokens without its completion (the first in line {line}): put the \
+                     white space at its end at the start of the completion"
                 ),
             ),
         ];

@@ -49,7 +49,7 @@ pub struct Encoded {
     pub example: Example,
     /// Tokens were cut off.
     pub truncated: bool,
-    /// The prompt and the completion would share a token if they were one text.
+    /// The prompt has other tokens than it would have in one text with the completion.
     pub joined: bool,
 }
 

@@ -324,7 +324,10 @@ fn a_prompt_that_ends_inside_a_token() {
     let run = place.text("run");
     let args = ["train", "--model", &model, "--data", &data, "--out", &run, "--steps", "1", "--set", "r=2"];
     let (_, err) = output(mixlora(&args), 0);
-    assert!(err.contains("2 with a prompt that ends inside a token (the first in line 2)"), "{err}");
+    assert!(
+        err.contains("2 with a prompt that has other tokens without its completion (the first in line 2)"),
+        "{err}"
+    );
 }
 
 #[test]
