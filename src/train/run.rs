@@ -89,19 +89,24 @@ impl Run {
         observer: &mut dyn Observer,
     ) -> Result<Self> {
         let now = StoredRun::of(&config, &parts);
-        let folder = stored.same_inputs(&now)?;
+        let other_base = stored.other_base(&now);
+        let folder = stored.same_data(&now)?;
         let latest = folder.latest()?;
         folder.clean();
         let mut run = match latest {
             Some((dir, passed_over)) => {
                 passed_over.iter().for_each(|w| observer.warning(w));
+                // It refuses another base model, and takes the same one in another precision.
                 let adapter = Adapter::load(&dir, &mut parts.model)?;
+                if let Some(e) = other_base {
+                    observer.warning(&format!("{e}; its norms are the same, so training goes on with it"));
+                }
                 let mut run = Run::build(config, parts, adapter)?;
                 run.restore(&dir)?;
                 run
             }
             // It was stopped before its first checkpoint.
-            None => Run::from_the_start(config, parts)?,
+            None => other_base.map_or_else(|| Run::from_the_start(config, parts), Err)?,
         };
         folder.write_run(&now.text()?)?;
         run.write_to(folder)?;

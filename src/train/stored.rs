@@ -25,6 +25,13 @@ const FREE: [&str; 15] = [
     "train.max_skipped",
 ];
 
+/// What is said of an input whose fingerprint is another.
+fn differ(what: &str, old: &str, new: &str) -> Option<String> {
+    let text =
+        || format!("is not the {what} of this run: its fingerprint is {new}, the run began with {old}");
+    (old != new).then(text)
+}
+
 /// The first key of `run.json` up to its value, and what stands for the value when it is computed.
 const CHECKSUM: &str = "\"crc32\": \"";
 const BLANK: &str = "--------";
@@ -127,17 +134,18 @@ impl StoredRun {
         Err(Error::config("resume", what))
     }
 
-    /// Refuses another base model or other data; the folder, to go on in.
-    pub(super) fn same_inputs(self, now: &StoredRun) -> Result<RunFolder> {
-        let differ = |what: &str, old: &str, new: &str, path: &Path| match old == new {
-            true => Ok(()),
-            false => Err(Error::file(
-                path,
-                format!("is not the {what} of this run: its fingerprint is {new}, the run began with {old}"),
-            )),
-        };
-        differ("base model", &self.base, &now.base, &now.config.model)?;
-        differ("training data", &self.data, &now.data, &now.config.data)?;
+    /// What is said where the base model has other bytes than when the run began: it may be the same in another
+    /// precision, which the checkpoint's adapter can tell.
+    pub(super) fn other_base(&self, now: &StoredRun) -> Option<Error> {
+        let what = differ("base model", &self.base, &now.base)?;
+        Some(Error::file(&now.config.model, what))
+    }
+
+    /// Refuses other data; the folder, to go on in.
+    pub(super) fn same_data(self, now: &StoredRun) -> Result<RunFolder> {
+        if let Some(what) = differ("training data", &self.data, &now.data) {
+            return Err(Error::file(&now.config.data, what));
+        }
         if self.tokens.is_some() && self.tokens != now.tokens {
             let what = "the examples have other tokens than when this run began: its chat template or its tokenizer \
                         is another, or this is another version of the program; put the old one back, or start a new run";

@@ -3,10 +3,12 @@
 mod arguments;
 
 use crate::common::cli::{mixlora, output};
-use crate::common::tiny::write_data;
+use crate::common::tiny::{write_data, write_text_model};
 use crate::place::Place;
 use mixlora::adapter::pointed;
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde_json::Value;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -108,6 +110,56 @@ fn resume_other_text() {
     output(place.resume("run", &[]), 3);
     std::fs::write(place.path("model/tokenizer.json"), tokenizer).unwrap();
     output(place.resume("run", &[]), 0);
+}
+
+/// Writes a tiny model with its values changed, as f16 or as f32.
+fn rewrite(folder: &Path, halve: bool, change: impl Fn(&str, f32) -> f32) {
+    let file = folder.join("model.safetensors");
+    let bytes = std::fs::read(&file).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let changed: Vec<_> = tensors
+        .iter()
+        .map(|(name, tensor)| {
+            let values: Vec<f32> = bytemuck::pod_collect_to_vec(tensor.data());
+            let values = values.iter().map(|&value| change(name, value));
+            let data: Vec<u8> = if halve {
+                values.flat_map(|value| half::f16::from_f32(value).to_le_bytes()).collect()
+            } else {
+                values.flat_map(f32::to_le_bytes).collect()
+            };
+            (name, tensor.shape().to_vec(), data)
+        })
+        .collect();
+    let kind = if halve { Dtype::F16 } else { Dtype::F32 };
+    let views = changed
+        .iter()
+        .map(|(name, shape, data)| (*name, TensorView::new(kind, shape.clone(), data).unwrap()));
+    let written = safetensors::serialize(views, None).unwrap();
+    std::fs::write(file, written).unwrap();
+}
+
+// The same base model in another precision is the same one; another one is refused.
+#[test]
+fn resume_on_an_f16_copy() {
+    let place = place_with_data();
+    output(place.train("run", &["--steps", "4", "--stop-at", "2"]), 0);
+    rewrite(&place.path("model"), true, |_, value| value);
+    let (_, err) = output(place.resume("run", &["--stop-at", "3"]), 0);
+    assert!(
+        err.contains("is not the base model of this run") && err.contains("its norms are the same"),
+        "{err}"
+    );
+    let (_, err) = output(place.resume("run", &["--stop-at", "3"]), 0);
+    assert!(!err.contains("warning"), "{err}");
+    std::fs::remove_dir_all(place.path("model")).unwrap();
+    write_text_model(&place.path("model"));
+    rewrite(
+        &place.path("model"),
+        false,
+        |name, value| if name.contains("norm") { 2.0 * value } else { value },
+    );
+    let (_, err) = output(place.resume("run", &[]), 3);
+    assert!(err.contains("was trained on"), "{err}");
 }
 
 #[test]
