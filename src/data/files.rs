@@ -1,5 +1,6 @@
 //! The files of a data set, and files that are not what their name says.
 
+use super::survey::some_of;
 use crate::{Error, Result};
 use serde::de::IgnoredAny;
 use std::fs::File;
@@ -52,13 +53,14 @@ impl DataFiles {
 
     /// Names the files that are not read, if there are any.
     pub fn note(&self) -> Option<String> {
-        let names = self.unread.iter().filter_map(|file| file.file_name()).map(|name| name.to_string_lossy());
-        let names: Vec<_> = names.collect();
+        let names =
+            self.unread.iter().filter_map(|file| file.file_name()).map(|name| name.to_string_lossy().into());
+        let names: Vec<String> = names.collect();
         if names.is_empty() {
             return None;
         }
         let read = "read are train.jsonl, one of valid, validation, val, dev and eval.jsonl, and test.jsonl";
-        Some(format!("not read: {}; {read}", names.join(", ")))
+        Some(format!("not read: {}; {read}", some_of(names)))
     }
 }
 

@@ -5,6 +5,9 @@ use crate::text::Role;
 use std::collections::{BTreeMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
+/// Names that are listed; the rest is counted.
+const MOST_NAMES: usize = 10;
+
 /// A question about a sample, and what is said where the answer is yes.
 type Odd = (fn(&Sample) -> bool, &'static str);
 
@@ -30,10 +33,17 @@ pub fn oddities(samples: &[Sample]) -> Vec<String> {
         *unread.entry(key).or_default() += 1;
     }
     if !unread.is_empty() {
-        let keys: Vec<String> = unread.iter().map(|(key, n)| format!("{key} ({n})")).collect();
-        found.push(format!("keys that are not read, with their samples: {}", keys.join(", ")));
+        let keys = unread.iter().map(|(key, n)| format!("{key} ({n})")).collect();
+        found.push(format!("keys that are not read, with their samples: {}", some_of(keys)));
     }
     found
+}
+
+/// A list of names that is not too long to be read.
+pub(super) fn some_of(names: Vec<String>) -> String {
+    let more = names.len().saturating_sub(MOST_NAMES);
+    let shown = names[..names.len() - more].join(", ");
+    if more > 0 { format!("{shown} and {more} more") } else { shown }
 }
 
 /// How many samples of `others` are also in `samples`.

@@ -352,4 +352,8 @@ fn odd_samples_are_counted() {
         assert!(out.contains(&format!("train.jsonl: {wanted}")), "{out}");
     }
     assert!(out.contains("valid.jsonl: 1 of 1 samples are also in"), "{out}");
+    let many = (0..15).fold(talk(), |sample, i| with(sample, &format!("key{i}"), json!(i)));
+    place.write("train.jsonl", many.to_string());
+    let (out, _) = place.check(0);
+    assert!(out.contains("their samples: key0 (1), key1 (1)") && out.contains(" and 5 more\n"), "{out}");
 }
