@@ -26,8 +26,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .iter()
         .enumerate()
         .map(|(n, word)| {
-            let body = Body::Completion { prompt: format!("{n} is "), completion: word.to_string() };
-            Ok(encoder.sample(Path::new("words"), &Sample { line: n + 1, task: None, body })?.example)
+            // The space goes with the word: a prompt that ends in a space is read as other tokens.
+            let body = Body::Completion { prompt: format!("{n} is"), completion: format!(" {word}") };
+            Ok(encoder.sample(Path::new("words"), &Sample::new(n + 1, None, body))?.example)
         })
         .collect::<mixlora::Result<_>>()?;
 

@@ -59,9 +59,9 @@ fn every_bad_line_is_named() {
     let lines: &[(&[u8], &str)] = &[
         (
             br#"{"messages": [{"role": "bot", "content": "a"}]}"#,
-            "role 'bot' is not one of system, user, assistant",
+            "field 'role': 'bot' is not one of system, user, assistant",
         ),
-        (br#"{"messages": [{"role": "user", "content": null}]}"#, "field 'content': is null"),
+        (br#"{"messages": [{"role": "user", "content": null}]}"#, "field 'content' is missing"),
         (br#"{"messages": [{"role": "user"}]}"#, "field 'content' is missing"),
         (br#"{"messages": [{"content": "a"}]}"#, "field 'role' is missing"),
         (
@@ -176,7 +176,7 @@ fn turns(list: &[(&str, &str)]) -> Body {
 fn shown(t: &Tokenizer, template: &str, options: EncodeOptions, body: Body) -> Result<String> {
     let template = ChatTemplate::named(template).map_or_else(|| ChatTemplate::new(template), Ok)?;
     let encoder = Encoder::new(t, Some(&template), options)?;
-    let e = encoder.sample(Path::new("d.jsonl"), &Sample { line: 7, task: None, body })?.example;
+    let e = encoder.sample(Path::new("d.jsonl"), &Sample::new(7, None, body))?.example;
     let mut out = String::new();
     for (i, (&id, &trained)) in e.ids.iter().zip(&e.trained).enumerate() {
         let before = i > 0 && e.trained[i - 1];
@@ -229,7 +229,7 @@ fn templates_whose_turns_cannot_be_found_are_refused() {
     let e = shown(&t, some, EncodeOptions::default(), body()).unwrap_err().to_string();
     assert!(e.contains("marks 0 generated parts for 1 assistant turns"), "{e}");
     let encoder = Encoder::new(&t, None, EncodeOptions::default()).unwrap();
-    let e = encoder.sample(Path::new("d"), &Sample { line: 1, task: None, body: body() }).unwrap_err();
+    let e = encoder.sample(Path::new("d"), &Sample::new(1, None, body())).unwrap_err();
     assert!(e.to_string().contains("no chat template"), "{e}");
 }
 
@@ -289,7 +289,7 @@ fn long_samples_are_cut_from_the_prompt() {
 fn what_is_left_out_is_counted() {
     let t = tokenizer(true);
     let template = ChatTemplate::named("chatml").unwrap();
-    let sample = |line, body| Sample { line, task: Some(format!("t{}", line % 2)), body };
+    let sample = |line, body| Sample::new(line, Some(format!("t{}", line % 2)), body);
     let mut samples: Vec<Sample> =
         (1..=40).map(|i| sample(i, turns(&[("user", "q"), ("assistant", "a")]))).collect();
     samples[4].body = turns(&[("user", "nobody answers")]);

@@ -56,7 +56,7 @@ fn data_is_checked_shown_and_counted() {
 
     let stats = ["data", "stats", data, "--model", data, "--template", "chatml", "--max-length", "5"];
     let (text, _) = run(&stats, 0);
-    assert!(text.contains("(all)") && text.contains("of 3 samples 2 cut to fit"), "{text}");
+    assert!(text.contains("(all)") && text.contains("train.jsonl 2 cut to 5 tokens"), "{text}");
     let (text, _) = run(&[&stats[..], &["--json"]].concat(), 0);
     let list: Value = serde_json::from_str(&text).unwrap();
     assert_eq!(

@@ -226,7 +226,7 @@ fn the_plan_is_near_the_measured_peak() {
         run.step(&mut ()).unwrap();
         run.step(&mut ()).unwrap();
         let files = mixlora::model::ModelFiles::open(&config.model).unwrap();
-        let plan = mixlora::train::Plan::new(&files, &config, 200).unwrap();
+        let plan = mixlora::train::Plan::new(&files, &config, 200, None).unwrap();
         let (planned, measured) = (plan.total() as f64, cpu.memory().unwrap().peak() as f64);
         let ratio = planned / measured;
         if !(0.9..1.1).contains(&ratio) {

@@ -1,6 +1,7 @@
 //! From samples to tokens with their trained positions.
 
-use super::jsonl::{Body, Problems, Sample};
+use super::jsonl::Problems;
+use super::sample::{Body, Sample};
 use super::{Counts, Dataset, Example};
 use crate::error::Problem;
 use crate::text::{ChatTemplate, Message, Piece, Role, Tokenizer};
@@ -48,6 +49,8 @@ pub struct Encoded {
     pub example: Example,
     /// Tokens were cut off.
     pub truncated: bool,
+    /// The prompt has other tokens than it would have in one text with the completion.
+    pub joined: bool,
 }
 
 type Said<T> = std::result::Result<T, String>;
@@ -86,7 +89,7 @@ impl<'a> Encoder<'a> {
     /// # Errors
     /// The template fails, or its assistant turns cannot be told apart or have no end token.
     pub fn sample(&self, path: &Path, sample: &Sample) -> Result<Encoded> {
-        self.encode(&sample.body).map_err(|what| {
+        self.encode(sample).map_err(|what| {
             let problems = vec![Problem { line: sample.line, column: 0, what }];
             Error::Data { path: path.into(), problems, more: 0 }
         })
@@ -98,7 +101,7 @@ impl<'a> Encoder<'a> {
     /// All samples that cannot be encoded are listed, up to a limit. It is also an error when too many samples have
     /// no trained token, or none is left.
     pub fn dataset(&self, path: &Path, samples: &[Sample]) -> Result<Dataset> {
-        let done: Vec<Said<Encoded>> = samples.par_iter().map(|s| self.encode(&s.body)).collect();
+        let done: Vec<Said<Encoded>> = samples.par_iter().map(|s| self.encode(s)).collect();
         let mut data = Dataset::default();
         data.counts.samples = samples.len();
         let mut problems = Problems::default();
@@ -113,6 +116,10 @@ impl<'a> Encoder<'a> {
                 }
                 Ok(e) => {
                     data.counts.truncated += usize::from(e.truncated);
+                    if e.joined {
+                        data.counts.joined += 1;
+                        data.counts.first_joined.get_or_insert(sample.line);
+                    }
                     data.examples.push(e.example);
                     data.tasks.push(sample.task.clone());
                     data.lines.push(sample.line);
@@ -138,36 +145,73 @@ impl<'a> Encoder<'a> {
         problems.result(path, data)
     }
 
-    fn encode(&self, body: &Body) -> Said<Encoded> {
-        let (mut example, truncated) = match body {
-            Body::Messages(messages) => self.conversation(messages)?,
+    fn encode(&self, sample: &Sample) -> Said<Encoded> {
+        let mut joined = false;
+        let tokens = match &sample.body {
+            Body::Messages(messages) => self.conversation(messages, &sample.untrained)?,
             Body::Completion { prompt, completion } if prompt.is_empty() && completion.is_empty() => {
-                (Example::default(), false)
+                Example::default()
             }
             Body::Completion { prompt, completion } => {
+                let (pieces, apart) = self.completion(prompt, completion)?;
+                joined = apart;
                 let start = if self.options.loss_on == LossOn::All { 0 } else { prompt.len() };
-                self.plain(&format!("{prompt}{completion}"), start)?
+                self.plain(&pieces, start)?
             }
-            Body::Text(text) if text.is_empty() => (Example::default(), false),
-            Body::Text(text) => self.plain(text, 0)?,
+            Body::Text(text) if text.is_empty() => Example::default(),
+            Body::Text(text) => self.plain(&self.pieces(text)?, 0)?,
         };
+        let (mut example, truncated) = self.fit(tokens);
         // Text has no prompt: its routers look at all of it.
-        let whole = matches!(body, Body::Text(_)) || self.options.loss_on == LossOn::All;
+        let whole = matches!(sample.body, Body::Text(_)) || self.options.loss_on == LossOn::All;
         let before = example.trained.iter().position(|t| *t).unwrap_or(example.ids.len());
         example.prompt = if whole { example.ids.len() } else { before };
         if let Some(first) = example.trained.first_mut() {
             *first = false;
         }
-        Ok(Encoded { example, truncated })
+        Ok(Encoded { example, truncated, joined })
     }
 
     fn pieces(&self, text: &str) -> Said<Vec<Piece>> {
         self.tokenizer.encode_pieces(text, true).map_err(|e| e.to_string())
     }
 
+    /// The pieces of a prompt with its completion, which begin with those of the prompt alone: so it is asked later.
+    /// True where one text of both would be cut otherwise, as behind a prompt that ends in a space.
+    fn completion(&self, prompt: &str, completion: &str) -> Said<(Vec<Piece>, bool)> {
+        let one = self.pieces(&format!("{prompt}{completion}"))?;
+        let mut pieces = self.pieces(prompt)?;
+        let n = pieces.len();
+        let begins = one.len() >= n && one.iter().zip(&pieces).all(|(whole, part)| whole.id == part.id);
+        if begins && one[n..].iter().all(|piece| piece.source.start >= prompt.len()) {
+            return Ok((one, false));
+        }
+        for piece in self.continued(completion)? {
+            let source = prompt.len() + piece.source.start..prompt.len() + piece.source.end;
+            pieces.push(Piece { source, ..piece });
+        }
+        Ok((pieces, true))
+    }
+
+    /// Tokens of a text in the middle of another one: without the space that some vocabularies put before a text.
+    fn continued(&self, text: &str) -> Said<Vec<Piece>> {
+        for before in ["\n", "."] {
+            let pieces = self.pieces(&format!("{before}{text}"))?;
+            let first =
+                pieces.iter().position(|piece| piece.source.end > before.len()).unwrap_or(pieces.len());
+            if pieces[first..].iter().all(|piece| piece.source.start >= before.len()) {
+                let shifted = |p: &Piece| Piece {
+                    id: p.id,
+                    source: p.source.start - before.len()..p.source.end - before.len(),
+                };
+                return Ok(pieces[first..].iter().map(shifted).collect());
+            }
+        }
+        self.pieces(text)
+    }
+
     /// Plain text, trained from a byte on, with the end token behind it.
-    fn plain(&self, text: &str, start: usize) -> Said<(Example, bool)> {
-        let pieces = self.pieces(text)?;
+    fn plain(&self, pieces: &[Piece], start: usize) -> Said<Example> {
         let mut example = Example::default();
         if let Some(bos) = self.tokenizer.bos().filter(|_| self.tokenizer.add_bos())
             && pieces.first().is_none_or(|p| p.id != bos)
@@ -175,7 +219,7 @@ impl<'a> Encoder<'a> {
             example.ids.push(bos);
             example.trained.push(false);
         }
-        for p in &pieces {
+        for p in pieces {
             example.ids.push(p.id);
             example.trained.push(p.source.end > start && p.source.end > p.source.start);
         }
@@ -188,10 +232,11 @@ impl<'a> Encoder<'a> {
             None if self.options.allow_untrained_eos => {}
             None => return Err("the vocabulary has no end token: the model would never learn to stop".into()),
         }
-        Ok(self.fit(example))
+        Ok(example)
     }
 
-    fn conversation(&self, messages: &[Message]) -> Said<(Example, bool)> {
+    /// A conversation, of which some turns are not trained.
+    fn conversation(&self, messages: &[Message], untrained: &[usize]) -> Said<Example> {
         let template = self.template.ok_or("the model has no chat template; name one, for example chatml")?;
         let (text, turns) = if template.marks_generation() && self.options.loss_on == LossOn::Assistant {
             self.marked(template, messages)?
@@ -199,21 +244,24 @@ impl<'a> Encoder<'a> {
             (self.render(template, messages, false)?, None)
         };
         let pieces = self.pieces(&text)?;
-        let mut trained = vec![self.options.loss_on == LossOn::All; pieces.len()];
-        if self.options.loss_on == LossOn::Assistant {
-            for (i, _) in messages.iter().enumerate().filter(|(_, m)| m.role == Role::Assistant) {
-                let range = match &turns {
-                    // The marks come in the order of the turns.
-                    Some(turns) => {
-                        turns[messages[..i].iter().filter(|m| m.role == Role::Assistant).count()].clone()
-                    }
-                    None => self.turn(template, messages, i, &text, &pieces)?,
-                };
-                self.train_turn(i, range, &pieces, &mut trained)?;
-            }
+        let all = self.options.loss_on == LossOn::All;
+        let mut trained = vec![all; pieces.len()];
+        let assistant = |message: &Message| message.role == Role::Assistant;
+        // Of all tokens, those of the turns that the sample leaves out are not trained; else those of the others are.
+        let named = |i: &usize| assistant(&messages[*i]) && untrained.contains(i) == all;
+        for i in (0..messages.len()).filter(named) {
+            let range = match &turns {
+                // The marks come in the order of the turns.
+                Some(turns) => {
+                    turns[messages[..i].iter().filter(|message| assistant(message)).count()].clone()
+                }
+                None => self.turn(template, messages, i, &text, &pieces)?,
+            };
+            let turn = self.tokens_of_turn(i, range, &pieces)?;
+            trained[turn].fill(!all);
         }
         let ids = pieces.iter().map(|p| p.id).collect();
-        Ok(self.fit(Example { ids, trained, prompt: 0 }))
+        Ok(Example { ids, trained, prompt: 0 })
     }
 
     fn render(&self, template: &ChatTemplate, messages: &[Message], prompt: bool) -> Said<String> {
@@ -268,8 +316,8 @@ impl<'a> Encoder<'a> {
         })
     }
 
-    /// Trains a turn up to its last end token; what the template puts behind that is not the model's to say.
-    fn train_turn(&self, i: usize, range: Range<usize>, pieces: &[Piece], trained: &mut [bool]) -> Said<()> {
+    /// The tokens of a turn up to its last end token; what the template puts behind that is not the model's to say.
+    fn tokens_of_turn(&self, i: usize, range: Range<usize>, pieces: &[Piece]) -> Said<Range<usize>> {
         let inside =
             |p: &Piece| p.source.end > range.start && p.source.start < range.end && !p.source.is_empty();
         let first = pieces.iter().position(inside).unwrap_or(pieces.len());
@@ -288,8 +336,7 @@ impl<'a> Encoder<'a> {
                 ));
             }
         };
-        trained[first..stop.max(first)].fill(true);
-        Ok(())
+        Ok(first..stop.max(first))
     }
 
     /// Cuts an example to the longest length: first what follows the last trained token, then from the start, so

@@ -5,13 +5,27 @@ mod dataset;
 #[cfg(feature = "tokenizer")]
 mod encode;
 #[cfg(feature = "tokenizer")]
+mod files;
+#[cfg(feature = "tokenizer")]
 mod jsonl;
+#[cfg(feature = "tokenizer")]
+mod keys;
+#[cfg(feature = "tokenizer")]
+mod sample;
 mod sampler;
+#[cfg(feature = "tokenizer")]
+mod survey;
 
 pub use batch::{Batch, Example};
 pub use dataset::{Counts, Dataset};
 #[cfg(feature = "tokenizer")]
 pub use encode::{EncodeOptions, Encoded, Encoder, LossOn};
 #[cfg(feature = "tokenizer")]
-pub use jsonl::{Body, DataFiles, MAX_LINE, MAX_PROBLEMS, Sample, read_samples};
+pub use files::DataFiles;
+#[cfg(feature = "tokenizer")]
+pub use jsonl::{MAX_LINE, MAX_PROBLEMS, read_samples};
+#[cfg(feature = "tokenizer")]
+pub use sample::{Body, Sample};
 pub use sampler::{Cursor, Sampler, SamplerConfig};
+#[cfg(feature = "tokenizer")]
+pub use survey::{oddities, shared};

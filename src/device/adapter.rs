@@ -33,7 +33,7 @@ pub(super) fn instance() -> wgpu::Instance {
 }
 
 /// The largest heap of an adapter that is local to it. Only Vulkan tells.
-pub(super) fn memory(adapter: &wgpu::Adapter) -> Option<u64> {
+pub(super) fn heap_bytes(adapter: &wgpu::Adapter) -> Option<u64> {
     #[cfg(any(target_os = "linux", target_os = "windows", target_os = "android"))]
     {
         // SAFETY: the handles are used for one query while the adapter lives, and nothing of it is destroyed.
@@ -72,7 +72,7 @@ pub(super) fn list() -> Vec<AdapterSummary> {
                 driver: format!("{} {}", info.driver, info.driver_info).trim().to_string(),
                 limits: a.limits(),
                 features: a.features(),
-                memory: memory(a),
+                memory: heap_bytes(a),
                 below_floor: super::gpu::check_floor(&info.name, &a.limits()).err().map(|e| e.to_string()),
                 name: info.name,
             }

@@ -1,6 +1,6 @@
 //! A GPU: adapter, limits, error capture. Kernels are in `kernel.rs`, recording in `record.rs`.
 
-use super::adapter::adapters;
+use super::adapter::{adapters, heap_bytes};
 use super::buffer::Pool;
 use super::coop::{self, Coop, CoopSize, GpuOptions};
 use super::kept::Kept;
@@ -52,6 +52,7 @@ pub struct Gpu {
     pub(super) queue: wgpu::Queue,
     pub(super) limits: wgpu::Limits,
     pub(super) features: wgpu::Features,
+    heap_bytes: Option<u64>,
     pub(super) memory: Memory,
     pub(super) pool: Pool,
     pub(super) pipelines: Mutex<Pipelines>,
@@ -188,7 +189,8 @@ impl Gpu {
         let kept = cache.as_deref().map(|folder| Kept::open(folder, &info, &device));
         let tuned = cache.as_deref().map(|folder| tuned::read(&tuned::path(folder, &info), &info));
         let tuned = tuned.unwrap_or_default();
-        let mut gpu = Gpu { kept, cache, tuned, ..Gpu::with(info, device, queue, trouble, Coop::new(size)) };
+        let opened = Gpu::with(adapter, device, queue, trouble, Coop::new(size));
+        let mut gpu = Gpu { kept, cache, tuned, ..opened };
         let compiler = gpu.compiler()?;
         if let Some(kept) = &mut gpu.kept {
             kept.compile_ahead(&compiler);
@@ -203,11 +205,11 @@ impl Gpu {
     ) -> Result<Arc<Self>> {
         let info = adapter.get_info();
         check_floor(&info.name, &device.limits())?;
-        Ok(Arc::new(Gpu::with(info, device, queue, Arc::default(), Coop::new(Err(NOT_ASKED)))))
+        Ok(Arc::new(Gpu::with(adapter, device, queue, Arc::default(), Coop::new(Err(NOT_ASKED)))))
     }
 
     fn with(
-        info: wgpu::AdapterInfo,
+        adapter: &wgpu::Adapter,
         device: wgpu::Device,
         queue: wgpu::Queue,
         trouble: Arc<Trouble>,
@@ -215,9 +217,10 @@ impl Gpu {
     ) -> Self {
         let (limits, features) = (device.limits(), device.features());
         Gpu {
-            info,
+            info: adapter.get_info(),
             limits,
             features,
+            heap_bytes: heap_bytes(adapter),
             memory: Memory::default(),
             pool: Pool::default(),
             pipelines: Mutex::default(),
@@ -248,6 +251,10 @@ impl Gpu {
     /// The features of the device.
     pub fn features(&self) -> wgpu::Features {
         self.features
+    }
+    /// Bytes of its memory, as in [`AdapterSummary::memory`](super::AdapterSummary::memory).
+    pub fn heap_bytes(&self) -> Option<u64> {
+        self.heap_bytes
     }
     /// Byte counters and budget.
     pub fn memory(&self) -> &Memory {

@@ -4,6 +4,7 @@
 //! **GPU** (WGSL through wgpu, f32). No globals: a [`Device`] is a cheap handle that is passed around.
 
 mod arena;
+mod free;
 mod host;
 mod memory;
 
@@ -66,6 +67,9 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Threads that may be asked for on a machine with few cores.
+const MOST_THREADS: usize = 256;
+
 /// A place where tensors live and ops run. Cloning is cheap and gives the same device.
 #[derive(Clone)]
 pub enum Device {
@@ -89,14 +93,35 @@ impl Device {
         Device::Cpu(Arc::default())
     }
 
+    /// A CPU device whose tensors have shapes and no memory, to count what would be made: nothing can be computed.
+    pub(crate) fn shapes_only() -> Self {
+        Device::Cpu(Arc::new(Cpu::shapes_only()))
+    }
+
+    /// Whether tensors have shapes and no memory.
+    pub(crate) fn is_shapes_only(&self) -> bool {
+        matches!(self, Device::Cpu(c) if c.shapes_only)
+    }
+
+    /// Refuses a number of threads that is 0, or far beyond the machine's cores: to start them takes minutes.
+    ///
+    /// # Errors
+    /// The error has the range.
+    pub fn check_threads(threads: usize) -> Result<()> {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let most = MOST_THREADS.max(4 * cores);
+        if (1..=most).contains(&threads) {
+            return Ok(());
+        }
+        Err(Error::config("threads", format!("is {threads}, must be in 1..={most} on this machine")))
+    }
+
     /// The CPU with its own pool of `threads` threads. Results do not depend on the number.
     ///
     /// # Errors
-    /// `threads` is 0, or the operating system gives no threads.
+    /// `threads` is 0 or far beyond the machine's cores, or the operating system gives no threads.
     pub fn cpu_with_threads(threads: usize) -> Result<Self> {
-        if threads == 0 {
-            return Err(Error::config("threads", "must be at least 1"));
-        }
+        Device::check_threads(threads)?;
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .build()
@@ -208,6 +233,20 @@ impl Device {
             #[cfg(feature = "gpu")]
             Device::Gpu(g) => g.coop_note().is_none(),
             _ => false,
+        }
+    }
+
+    /// Bytes that can still be given to this device: of the machine, or all that a GPU with memory of its own has. None
+    /// where that is not known.
+    pub fn free_memory(&self) -> Option<u64> {
+        match self {
+            Device::Reference | Device::Cpu(_) => free::free_memory(),
+            #[cfg(feature = "gpu")]
+            Device::Gpu(g) if matches!(g.class(), AdapterClass::Integrated | AdapterClass::Software) => {
+                free::free_memory()
+            }
+            #[cfg(feature = "gpu")]
+            Device::Gpu(g) => g.heap_bytes(),
         }
     }
 

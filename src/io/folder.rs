@@ -32,14 +32,14 @@ pub fn write(dir: &Path, files: &[(String, Vec<u8>)]) -> Result<()> {
     let temporary = dir.with_file_name(format!("{name}.tmp"));
     let old = dir.with_file_name(format!("{name}.old"));
     // Left over from a crash.
+    put_back(dir);
     let _ = fs::remove_dir_all(&temporary);
     let _ = fs::remove_dir_all(&old);
     let done = fill(&temporary, files).and_then(|()| {
-        let renamed = match dir.exists() {
-            true => fs::rename(dir, &old).and_then(|()| fs::rename(&temporary, dir)),
-            false => fs::rename(&temporary, dir),
-        };
-        renamed.map_err(|e| Error::file(dir, format!("cannot be renamed into place: {e}")))
+        let moved = if dir.exists() { fs::rename(dir, &old) } else { Ok(()) };
+        moved
+            .and_then(|()| fs::rename(&temporary, dir))
+            .map_err(|e| Error::file(dir, format!("cannot be renamed into place: {e}")))
     });
     match done {
         Ok(()) => {
@@ -54,6 +54,18 @@ pub fn write(dir: &Path, files: &[(String, Vec<u8>)]) -> Result<()> {
             }
             Err(e)
         }
+    }
+}
+
+/// Gives a folder back its name where a crash came between the two renames of a replacement: the new files, or else
+/// the old ones.
+pub fn put_back(dir: &Path) {
+    let Some(name) = dir.file_name().filter(|_| !dir.exists()) else { return };
+    let name = name.to_string_lossy();
+    let left = [".tmp", ".old"].map(|ending| dir.with_file_name(format!("{name}{ending}")));
+    if let Some(whole) = left.iter().find(|left| verify(left).is_ok()) {
+        // What cannot be renamed is as lost as before.
+        let _ = fs::rename(whole, dir);
     }
 }
 
@@ -180,6 +192,27 @@ mod tests {
         assert!(verify(&dir).unwrap_err().to_string().contains("99999 bytes"));
         fs::remove_file(dir.join(MANIFEST)).unwrap();
         assert!(verify(&dir).unwrap_err().to_string().contains(MANIFEST));
+    }
+
+    #[test]
+    fn a_replacement_that_was_cut_short_is_put_back() {
+        let place = tempfile::tempdir().unwrap();
+        let dir = place.path().join("step-000003");
+        let [temporary, old] = ["step-000003.tmp", "step-000003.old"].map(|n| place.path().join(n));
+        for (text, left) in [("two", [&old, &temporary]), ("one", [&temporary, &old])] {
+            // The first one was not written to its end, or is that of before.
+            write(left[0], &files("one")).unwrap();
+            write(left[1], &files(text)).unwrap();
+            if text == "one" {
+                fs::remove_file(temporary.join(MANIFEST)).unwrap();
+            }
+            put_back(&dir);
+            verify(&dir).unwrap();
+            assert_eq!(fs::read_to_string(dir.join("a")).unwrap(), text);
+            fs::remove_dir_all(&dir).unwrap();
+            let _ = fs::remove_dir_all(&temporary);
+            let _ = fs::remove_dir_all(&old);
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! [`Param`]: a tensor that a module owns and an optimizer may change.
 
 use crate::tensor::fresh_id;
-use crate::{Device, Error, Gradients, Result, Tensor};
+use crate::{DType, Device, Error, Gradients, Result, Shape, Tensor};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 
@@ -42,8 +42,13 @@ impl Param {
         trainable: bool,
         draw: impl Fn(&str, usize) -> Vec<f32>,
     ) -> Result<Self> {
-        let values: Vec<f32> = parts.iter().flat_map(|(name, rows)| draw(name, rows * cols)).collect();
         let rows = parts.iter().map(|p| p.1).sum();
+        // Refuses what has too many elements before it is drawn.
+        let shape = Shape::new(&[rows, cols])?;
+        if device.is_shapes_only() {
+            return Param::stacked(parts, Tensor::undefined(device, shape, DType::F32)?, trainable);
+        }
+        let values: Vec<f32> = parts.iter().flat_map(|(name, rows)| draw(name, rows * cols)).collect();
         Param::stacked(parts, Tensor::from_f32(device, &[rows, cols], &values)?, trainable)
     }
 

@@ -28,6 +28,8 @@ pub struct Question {
 pub struct Questions<'a> {
     text: &'a ModelText,
     pub list: Vec<Question>,
+    /// Samples with an answer that is longer than was asked for.
+    pub too_long: usize,
     /// How answers are routed; as the adapter says where it is none.
     pub route: Option<DecodeRoute>,
 }
@@ -57,6 +59,7 @@ impl<'a> Questions<'a> {
     /// The template or the tokenizer fails on a sample; its line is named.
     pub fn new(text: &'a ModelText, samples: &[Sample], max_tokens: usize) -> Result<Self> {
         let mut list = Vec::new();
+        let mut too_long = 0;
         for sample in samples {
             let at = |e: Error| Error::config(format!("line {}", sample.line), e.to_string());
             let (ids, shown, reference) = match &sample.body {
@@ -66,7 +69,9 @@ impl<'a> Questions<'a> {
                     (ids, prompt.clone(), completion.clone())
                 }
                 Body::Messages(messages) => match messages.split_last() {
-                    Some((last, before)) if last.role == Role::Assistant => {
+                    Some((last, before))
+                        if last.role == Role::Assistant && !sample.untrained.contains(&before.len()) =>
+                    {
                         let prompt = text.prompt(before).and_then(|p| text.tokenizer.encode(&p, true));
                         (prompt.map_err(at)?, shown(before), last.content.clone())
                     }
@@ -74,13 +79,35 @@ impl<'a> Questions<'a> {
                 },
             };
             let reference_tokens = text.tokenizer.encode(&reference, false).map_err(at)?.len();
-            if ids.is_empty() || reference_tokens > max_tokens {
+            if reference_tokens > max_tokens {
+                too_long += 1;
+                continue;
+            }
+            if ids.is_empty() {
                 continue;
             }
             let task = sample.task.clone().unwrap_or_else(|| "-".into());
             list.push(Question { task, shown, reference, ids, reference_tokens });
         }
-        Ok(Questions { text, list, route: None })
+        Ok(Questions { text, list, too_long, route: None })
+    }
+
+    /// Keeps so many questions at most. Says how many are not asked, if any are not; `max_tokens` is the longest answer
+    /// that was allowed.
+    pub fn limit(&mut self, most: usize, max_tokens: usize) -> Option<String> {
+        let beyond = self.list.len().saturating_sub(most);
+        self.list.truncate(most);
+        let reasons = [
+            (self.too_long, format!("have answers of more than {max_tokens} tokens")),
+            (beyond, format!("are beyond the first {most}")),
+        ];
+        let reasons: Vec<String> =
+            reasons.iter().filter(|(n, _)| *n > 0).map(|(n, text)| format!("{n} {text}")).collect();
+        let all = self.list.len() + self.too_long + beyond;
+        let asked = self.list.len();
+        let text =
+            || format!("exact match asks {asked} of {all} samples with an answer: {}", reasons.join(", "));
+        (!reasons.is_empty()).then(text)
     }
 
     /// The most likely answer to each question, token by token, in batches of prompts of one length. `progress` is

@@ -5,7 +5,7 @@ use crate::adapter::{TARGETS, check_targets};
 use crate::mixture::{MethodConfig, find};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
+use std::path::{Component, Path, PathBuf};
 
 /// Everything that a training run is told. A file of it (TOML or JSON) has these names.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -126,6 +126,21 @@ impl RunConfig {
         Ok(config)
     }
 
+    /// The same with paths that do not depend on the folder where the program runs, to be kept for later.
+    pub fn anchored(&self) -> Self {
+        let mut config = self.clone();
+        for path in [Some(&mut config.model), Some(&mut config.data), config.text.tokenizer.as_mut()] {
+            let Some(path) = path.filter(|p| !p.as_os_str().is_empty()) else { continue };
+            *path = anchored(path);
+        }
+        // The built-in template is named before a file is looked for.
+        let file = |t: &&mut String| *t != "chatml" && Path::new(t).is_file();
+        if let Some(template) = config.text.template.as_mut().filter(file) {
+            *template = anchored(Path::new(template)).to_string_lossy().into_owned();
+        }
+        config
+    }
+
     /// Refuses values that cannot work, whatever the model and the data are.
     pub fn check(&self) -> Result<()> {
         let method = find(&self.method)?;
@@ -141,11 +156,18 @@ impl RunConfig {
                 format!("is {}, must be in 0..=1", self.text.max_untrained),
             ));
         }
-        if self.device.threads == Some(0) {
-            return Err(Error::config("device.threads", "is 0, must be at least 1"));
-        }
+        let threads = self.device.threads.map_or(Ok(()), crate::Device::check_threads);
+        threads.map_err(|e| within("device", e))?;
         self.device.budget().map(|_| ())
     }
+}
+
+/// A path that means the same from every folder. One that no text can hold stays as it is.
+fn anchored(path: &Path) -> PathBuf {
+    // Links stay as they are named, unless a folder between them and `..` may go away.
+    let climbs = path.components().any(|c| c == Component::ParentDir);
+    let whole = if climbs { path.canonicalize() } else { std::path::absolute(path) };
+    whole.ok().filter(|p| p.to_str().is_some()).unwrap_or_else(|| path.into())
 }
 
 /// Names a field by its section.

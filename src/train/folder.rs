@@ -116,10 +116,11 @@ impl RunFolder {
         let dir = self.step_dir(step);
         folder::write(&dir, files)?;
         let name = format!("{STEP_PREFIX}{step:06}\n");
-        atomic::write(&self.dir.join(LAST), name.as_bytes())?;
+        // The last one is where a killed run goes on: by then it must be known that it is the best.
         if best {
             atomic::write(&self.dir.join(BEST), name.as_bytes())?;
         }
+        atomic::write(&self.dir.join(LAST), name.as_bytes())?;
         self.prune(keep);
         Ok(dir)
     }
@@ -136,11 +137,12 @@ impl RunFolder {
     }
 
     /// The newest checkpoint whose files are all as they were written: the one that `last` names, or else the one
-    /// before. Also says what was passed over, and why.
+    /// before. Also says what was passed over, and why. None where no checkpoint was ever complete.
     ///
     /// # Errors
-    /// There is none.
-    pub fn latest(&self) -> Result<(PathBuf, Vec<String>)> {
+    /// All are damaged.
+    pub fn latest(&self) -> Result<Option<(PathBuf, Vec<String>)>> {
+        self.put_back();
         let mut tried: Vec<PathBuf> = pointed(&self.dir.join(LAST)).into_iter().collect();
         tried.extend(folder::numbered(&self.dir, STEP_PREFIX).into_iter().rev().map(|(_, d)| d));
         let mut passed_over = Vec::new();
@@ -150,14 +152,28 @@ impl RunFolder {
                     if i > 0 {
                         passed_over.push(format!("going on from {}", dir.display()));
                     }
-                    return Ok((dir.clone(), passed_over));
+                    return Ok(Some((dir.clone(), passed_over)));
                 }
                 Err(e) => passed_over.push(format!("checkpoint passed over: {e}")),
             }
         }
+        if passed_over.is_empty() {
+            return Ok(None);
+        }
         let mut what = "holds no checkpoint to go on from".to_string();
         passed_over.iter().for_each(|p| what += &format!("; {p}"));
         Err(Error::file(&self.dir, what))
+    }
+
+    /// Gives checkpoints back their names that a killed process was about to replace.
+    fn put_back(&self) {
+        for entry in fs::read_dir(&self.dir).into_iter().flatten().filter_map(|e| Some(e.ok()?.path())) {
+            let left = entry.extension().is_some_and(|e| e == "tmp" || e == "old");
+            let step = |name: &str| name.starts_with(STEP_PREFIX);
+            if left && entry.file_stem().and_then(|n| n.to_str()).is_some_and(step) {
+                folder::put_back(&entry.with_extension(""));
+            }
+        }
     }
 
     /// Removes what a killed process left half-written.
@@ -192,11 +208,11 @@ mod tests {
         }
         let steps: Vec<u64> = folder::numbered(&dir, STEP_PREFIX).iter().map(|(n, _)| *n).collect();
         assert_eq!(steps, [10, 30, 40]);
-        assert_eq!(run.latest().unwrap(), (dir.join("step-000040"), vec![]));
+        assert_eq!(run.latest().unwrap(), Some((dir.join("step-000040"), vec![])));
         assert_eq!(pointed(&dir.join(BEST)).unwrap(), dir.join("step-000010"));
         // e.4 row 52: a flipped bit.
         fs::write(dir.join("step-000040/state.json"), "y").unwrap();
-        let (latest, passed_over) = run.latest().unwrap();
+        let (latest, passed_over) = run.latest().unwrap().unwrap();
         assert_eq!(latest, dir.join("step-000030"));
         assert!(passed_over[0].contains("is damaged") && passed_over[1].contains("step-000030"));
     }

@@ -62,8 +62,7 @@ impl RunConfig {
             [section] => Ok(at(&[section, key])),
             [] => {
                 let known: Vec<String> = sections.iter().flat_map(|(_, v)| v.keys().cloned()).collect();
-                let near = nearest(key, &known).map_or(String::new(), |n| format!("; did you mean '{n}'?"));
-                Err(Error::config(key, format!("is unknown{near} There are {}", known.join(", "))))
+                Err(Error::config(key, unknown(key, &known)))
             }
             _ => Err(Error::config(
                 key,
@@ -105,8 +104,7 @@ fn merge(into: &mut Value, layer: &Value, path: &str) -> Result<()> {
         let known: Vec<String> = section(into).into_iter().flatten().map(|(k, _)| k.clone()).collect();
         match into.get_mut(key) {
             None => {
-                let near = nearest(key, &known).map_or(String::new(), |n| format!("; did you mean '{n}'?"));
-                return Err(Error::config(here, format!("is unknown{near} There are {}", known.join(", "))));
+                return Err(Error::config(here, unknown(key, &known)));
             }
             Some(slot) if slot.is_object() => merge(slot, value, &here)?,
             Some(slot) => *slot = value.clone(),
@@ -124,6 +122,34 @@ fn differ(a: &Value, b: &Value, path: &str, found: &mut Vec<(String, String)>) {
         }
         _ if a != b => found.push((path.into(), format!("{a} -> {b}"))),
         _ => {}
+    }
+}
+
+/// Names that other programs give to settings, and those of here.
+const ELSEWHERE: &[(&[&str], &str)] = &[
+    (&["lr"], "train.learning_rate"),
+    (&["rank", "lora_r", "lora_rank"], "options.r"),
+    (&["alpha"], "options.lora_alpha"),
+    (&["dropout"], "options.lora_dropout"),
+    (&["batch_size", "per_device_train_batch_size", "micro_batch_size"], "train.micro_batch"),
+    (&["gradient_accumulation_steps", "grad_accumulation_steps"], "train.grad_accumulation"),
+    (&["max_steps", "num_steps", "iters"], "train.steps"),
+    (&["num_epochs", "num_train_epochs"], "train.epochs"),
+    (&["warmup"], "train.warmup_steps"),
+    (&["lr_scheduler", "lr_scheduler_type"], "train.schedule"),
+    (&["gradient_checkpointing", "grad_checkpoint"], "train.recompute"),
+    (&["max_seq_length", "max_seq_len", "seq_len", "sequence_len", "cutoff_len"], "text.max_length"),
+    (&["lora_target_modules", "targets"], "target_modules"),
+];
+
+/// What is said of a name that is none: the one that was meant, where that can be told, and those that there are.
+fn unknown(name: &str, known: &[String]) -> String {
+    let elsewhere = ELSEWHERE.iter().find(|(names, _)| names.contains(&name));
+    let here = elsewhere.map(|(_, here)| format!("; here it is {here}"));
+    let near = || nearest(name, known).map(|n| format!("; did you mean '{n}'?"));
+    match here.or_else(near) {
+        Some(hint) => format!("is unknown{hint}"),
+        None => format!("is unknown; there are {}", known.join(", ")),
     }
 }
 

@@ -5,8 +5,9 @@ use crate::nn::Choices;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
-/// Units that a place must have routed before it can be called collapsed.
-const ENOUGH: u64 = 256;
+/// Units that a place must have routed before it can be called collapsed, and at the end of a run, which may be short.
+pub(super) const ENOUGH: u64 = 256;
+pub(super) const AT_THE_END: u64 = 16;
 /// Share of a place's choices that a single factor must have for that.
 const COLLAPSED: f64 = 0.95;
 
@@ -72,8 +73,9 @@ impl LoadCounter {
         Ok(Some(RouterLoad { load_max: max, load_min: min, entropy, unused }))
     }
 
-    /// Says once when places are stuck: one factor has nearly all choices, or no unit ever chose another set.
-    pub fn warning(&mut self) -> Option<String> {
+    /// Says once when places that have routed so many units are stuck: one factor has nearly all choices, or no unit
+    /// ever chose another set.
+    pub fn warning(&mut self, enough: u64) -> Option<String> {
         if self.warned {
             return None;
         }
@@ -81,7 +83,7 @@ impl LoadCounter {
             let total = counts.iter().sum::<u64>().max(1) as f64;
             let top = counts.iter().max().copied().unwrap_or(0) as f64 / total;
             let used = counts.iter().filter(|c| **c > 0).count();
-            *units >= ENOUGH && (top > COLLAPSED || used <= *k)
+            *units >= enough && (top > COLLAPSED || used <= *k)
         };
         let found: Vec<_> = self.places.iter().filter(|(_, p)| stuck(p)).collect();
         let (name, (counts, units, _)) = found.first()?;
@@ -118,15 +120,21 @@ mod tests {
         let load = counter.count(&[choices(&[0, 1, 2, 3], 1, 4)]).unwrap().unwrap();
         assert_eq!((load.load_max, load.load_min, load.unused), (0.25, 0.25, 0.0));
         approx::assert_relative_eq!(load.entropy, 4f64.ln(), epsilon = 1e-12);
-        assert_eq!(counter.warning(), None);
+        assert_eq!(counter.warning(ENOUGH), None);
         let mut stuck = LoadCounter::default();
         assert_eq!(stuck.count(&[choices(&[0, 0], 1, 1)]).unwrap(), None, "one expert is no routing");
         for _ in 0..300 {
             stuck.count(&[choices(&[2, 0], 2, 4)]).unwrap();
         }
-        let text = stuck.warning().unwrap();
+        let text = stuck.warning(ENOUGH).unwrap();
         assert!(text.contains("1 of 1") && text.contains("[300, 0, 300, 0]"), "{text}");
-        assert_eq!(stuck.warning(), None, "said once");
+        assert_eq!(stuck.warning(AT_THE_END), None, "said once");
         assert_eq!(stuck.count(&[choices(&[2, 0], 2, 4)]).unwrap().unwrap().unused, 0.5);
+        let mut short = LoadCounter::default();
+        for _ in 0..20 {
+            short.count(&[choices(&[2, 0], 2, 4)]).unwrap();
+        }
+        assert_eq!(short.warning(ENOUGH), None);
+        assert!(short.warning(AT_THE_END).unwrap().contains("[20, 0, 20, 0]"));
     }
 }

@@ -85,6 +85,8 @@ pub struct TrainingData {
     pub valid_samples: Vec<Sample>,
     /// Tells the files apart from others.
     pub fingerprint: String,
+    /// What of them is not read, left out or cut: for the user to know before the first step.
+    pub notes: Vec<String>,
 }
 
 #[cfg(feature = "tokenizer")]
@@ -104,7 +106,11 @@ impl TrainingData {
         let valid_samples = files.valid.as_deref().map_or(Ok(Vec::new()), read_samples)?;
         let valid = files.valid.as_deref().map(|path| encoder.dataset(path, &valid_samples)).transpose()?;
         let train = encoder.dataset(train, &read_samples(train)?)?;
-        Ok(TrainingData { train, valid, valid_samples, fingerprint: fingerprint(&paths)? })
+        let length = config.text.max_length;
+        let of_valid = valid.as_ref().and_then(|v| v.counts.note("validation samples", length));
+        let notes = [files.note(), train.counts.note("training samples", length), of_valid];
+        let notes = notes.into_iter().flatten().collect();
+        Ok(TrainingData { train, valid, valid_samples, fingerprint: fingerprint(&paths)?, notes })
     }
 
     /// With the model, what a run is made of.

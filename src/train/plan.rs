@@ -5,7 +5,7 @@ use crate::adapter::TARGETS;
 use crate::mixture::{Hook, LinearSite, MlpSite, find};
 use crate::model::{LlamaConfig, ModelFiles};
 use crate::nn::Param;
-use crate::{Device, Format, Result, Stream};
+use crate::{Device, Error, Format, Result, Stream};
 
 /// Buffers are taken in steps of an eighth, which adds this much on average.
 const ROUNDING: f64 = 1.04;
@@ -17,6 +17,8 @@ pub struct Plan {
     pub rows: Vec<(&'static str, u64)>,
     /// The device's limit, where one is set.
     pub budget: Option<u64>,
+    /// What the machine has free, where that is known; it counts where no budget is set.
+    pub free: Option<u64>,
     /// Micro-batch and sequence length that it is for.
     pub shape: (usize, usize),
     /// Settings that need less, with the bytes that they lead to; the gentlest first.
@@ -24,29 +26,33 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// What a run takes in a micro-batch of sequences of `seq` tokens. Adapter parameters are counted by building
-    /// those of one layer.
+    /// What a run takes in a micro-batch of sequences of `seq` tokens, on a device that has `free` bytes. Adapter
+    /// parameters are counted by their shapes in one layer.
     ///
     /// # Errors
     /// An option does not fit the model.
-    pub fn new(files: &ModelFiles, config: &RunConfig, seq: usize) -> Result<Self> {
+    pub fn new(files: &ModelFiles, config: &RunConfig, seq: usize, free: Option<u64>) -> Result<Self> {
         let budget = config.device.budget()?;
         let rows = rows(files, config, seq)?;
-        let mut plan =
-            Plan { rows, budget, shape: (config.train.micro_batch, seq), alternatives: Vec::new() };
-        if !plan.fits() {
-            plan.alternatives = alternatives(files, config, seq)?;
+        let shape = (config.train.micro_batch, seq);
+        let mut plan = Plan { rows, budget, free, shape, alternatives: Vec::new() };
+        if let Some(limit) = plan.limit().filter(|_| !plan.fits()) {
+            plan.alternatives = alternatives(files, config, seq, limit)?;
         }
         Ok(plan)
     }
 
     /// All of it.
     pub fn total(&self) -> u64 {
-        self.rows.iter().map(|r| r.1).sum()
+        sum(&self.rows)
     }
-    /// Whether it stays within the budget.
+    /// The budget, or else what the machine has free.
+    pub fn limit(&self) -> Option<u64> {
+        self.budget.or(self.free)
+    }
+    /// Whether it stays within that limit.
     pub fn fits(&self) -> bool {
-        self.budget.is_none_or(|b| self.total() <= b)
+        self.limit().is_none_or(|most| self.total() <= most)
     }
     /// The part of a category.
     pub fn bytes(&self, category: &str) -> u64 {
@@ -54,18 +60,30 @@ impl Plan {
     }
 }
 
-/// What could be changed so that it fits, and the bytes then; those that fit come first, at most three.
-fn alternatives(files: &ModelFiles, config: &RunConfig, seq: usize) -> Result<Vec<(String, u64)>> {
+/// Bytes of all rows.
+fn sum(rows: &[(&str, u64)]) -> u64 {
+    rows.iter().fold(0, |all, row| all.saturating_add(row.1))
+}
+
+/// What could be changed so that it fits, and the bytes then; those that fit come first, then the smallest, at most
+/// three.
+fn alternatives(
+    files: &ModelFiles,
+    config: &RunConfig,
+    seq: usize,
+    limit: u64,
+) -> Result<Vec<(String, u64)>> {
     let (batch, mut tried) = (config.train.micro_batch, Vec::new());
     let mut attempt = |text: String, change: &dyn Fn(&mut RunConfig), seq: usize| -> Result<()> {
         let mut other = config.clone();
         change(&mut other);
-        tried.push((text, rows(files, &other, seq)?.iter().map(|r| r.1).sum()));
+        tried.push((text, sum(&rows(files, &other, seq)?)));
         Ok(())
     };
     let accumulate = |n: usize| {
         move |c: &mut RunConfig| {
-            c.train.grad_accumulation *= c.train.micro_batch.div_ceil(n);
+            let parts = c.train.micro_batch.div_ceil(n);
+            c.train.grad_accumulation = c.train.grad_accumulation.saturating_mul(parts);
             c.train.micro_batch = n;
         }
     };
@@ -73,7 +91,10 @@ fn alternatives(files: &ModelFiles, config: &RunConfig, seq: usize) -> Result<Ve
         attempt("--recompute".into(), &|c| c.train.recompute = true, seq)?;
     }
     if batch > 1 {
-        let text = format!("--micro-batch 1 --grad-accumulation {}", config.train.grad_accumulation * batch);
+        let text = format!(
+            "--micro-batch 1 --grad-accumulation {}",
+            config.train.grad_accumulation.saturating_mul(batch)
+        );
         attempt(text.clone(), &accumulate(1), seq)?;
         let both = |c: &mut RunConfig| {
             accumulate(1)(c);
@@ -101,8 +122,8 @@ fn alternatives(files: &ModelFiles, config: &RunConfig, seq: usize) -> Result<Ve
         let kept = if packed { " --keep-quantised" } else { "" };
         attempt(format!("--max-length {half} --micro-batch 1 --recompute{kept}"), &most, half)?;
     }
-    let budget = config.device.budget()?.unwrap_or(u64::MAX);
-    tried.sort_by_key(|(_, bytes)| *bytes > budget);
+    // Those that fit stay in their order, the gentlest first.
+    tried.sort_by_key(|(_, bytes)| if *bytes > limit { *bytes } else { 0 });
     tried.truncate(3);
     Ok(tried)
 }
@@ -119,28 +140,36 @@ fn rows(files: &ModelFiles, config: &RunConfig, seq: usize) -> Result<Vec<(&'sta
     }
     // Rotation tables: cosine and sine of every position.
     weights += 4 * (c.max_positions() * c.head_dim) as u64;
-    let (trained, frozen) = adapter_values(c, config)?;
+    let [trained, frozen] = adapter_values(c, config)?;
     let (kept, passing) = activations(c, config, seq);
-    let rounded = |floats: u64| (4.0 * ROUNDING * floats as f64) as u64;
+    let rounded = |floats: f64| (4.0 * ROUNDING * floats) as u64;
     Ok(vec![
         ("base weights", weights),
         ("adapter", rounded(trained + frozen)),
         ("gradients", rounded(trained)),
-        ("optimizer", rounded(2 * trained)),
+        ("optimizer", rounded(2.0 * trained)),
         ("activations", rounded(kept)),
         ("workspace", rounded(passing)),
     ])
 }
 
 /// Values of the adapter that are trained, and others: those of the first layer, times the layers.
-fn adapter_values(c: &LlamaConfig, config: &RunConfig) -> Result<(u64, u64)> {
+fn adapter_values(c: &LlamaConfig, config: &RunConfig) -> Result<[f64; 2]> {
     let method = find(&config.method)?;
     let (d, f) = (c.hidden_size, c.intermediate_size);
     let (q, kv) = (c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim);
     let outs = [q, kv, kv, d, f, f, d];
     let sites: [(&str, usize, &[usize]); 4] =
         [("qkv", d, &[0, 1, 2]), ("o", q, &[3]), ("gate_up", d, &[4, 5]), ("down", f, &[6])];
-    let (cpu, stream) = (Device::cpu(), Stream::new(0));
+    let device = Device::shapes_only();
+    let stream = Stream::new(0);
+    let too_large = |e: Error| match e {
+        Error::Shape { what, .. } => Error::config(
+            "options",
+            format!("the adapter is too large: {what}; lower num_factors, num_experts or r"),
+        ),
+        e => e,
+    };
     let mut params: Vec<Param> = Vec::new();
     for (name, d_in, linears) in sites {
         let wanted = |i: &&usize| {
@@ -151,19 +180,19 @@ fn adapter_values(c: &LlamaConfig, config: &RunConfig) -> Result<(u64, u64)> {
             linears.iter().filter(wanted).map(|&i| (TARGETS[i].to_string(), outs[i])).collect();
         if !linears.is_empty() {
             let site = LinearSite { name: name.into(), d_in, linears };
-            params.extend(method.build(&config.options, &site, &cpu, stream)?.params());
+            params.extend(method.build(&config.options, &site, &device, stream).map_err(too_large)?.params());
         }
     }
     if method.hook == Hook::Mlp {
         let site = MlpSite { name: "mlp".into(), path: String::new(), hidden_size: d, intermediate_size: f };
-        let built = method.build_mlp(&config.options, &site, &cpu, stream)?;
+        let built = method.build_mlp(&config.options, &site, &device, stream).map_err(too_large)?;
         params.extend(built.into_iter().flat_map(|b| b.params()));
     }
     let sum = |trainable: bool| {
         let some = params.iter().filter(|p| p.trainable() == trainable);
-        some.map(|p| p.value().len() as u64).sum::<u64>() * c.num_hidden_layers as u64
+        some.map(|p| p.value().len() as f64).sum::<f64>() * c.num_hidden_layers as f64
     };
-    Ok((sum(true), sum(false)))
+    Ok([sum(true), sum(false)])
 }
 
 /// Floats that are kept for the backward pass, and the most that pass through at a time.
@@ -172,22 +201,23 @@ fn adapter_values(c: &LlamaConfig, config: &RunConfig) -> Result<(u64, u64)> {
 /// (2 Q + 2 KV) and its row statistics; gate and up (2 F); and the products with the chosen A factors. Routers that
 /// score every token also keep what they read: both norms' outputs and the product of gate and up (2 D + F). With
 /// recomputation only the input is kept, and one layer at a time is whole.
-fn activations(c: &LlamaConfig, config: &RunConfig, seq: usize) -> (u64, u64) {
-    let n = |v: usize| v as u64;
+fn activations(c: &LlamaConfig, config: &RunConfig, seq: usize) -> (f64, f64) {
+    // Whatever is asked for, these do not overflow.
+    let n = |v: usize| v as f64;
     let rows = n(config.train.micro_batch) * n(seq);
     let (d, f) = (n(c.hidden_size), n(c.intermediate_size));
     let (heads, layers) = (n(c.num_attention_heads), n(c.num_hidden_layers));
     let (q, kv) = (heads * n(c.head_dim), n(c.num_key_value_heads * c.head_dim));
     // mixlora-ffn keeps gate, up and their product for every chosen expert.
     let block = find(&config.method).is_ok_and(|m| m.hook == Hook::Mlp);
-    let copies = if block { n(config.options.top_k) } else { 1 };
+    let copies = if block { n(config.options.top_k) } else { 1.0 };
     let by_token = matches!(config.method.as_str(), "smora" | "rank-wise" | "flylora" | "mixlora-ffn");
     let shrunk = match config.method.as_str() {
-        "smora" | "rank-wise" | "flylora" => 7 * (n(config.options.r) + 3 * n(config.options.top_k)),
-        _ => 7 * n(config.options.r) * copies,
+        "smora" | "rank-wise" | "flylora" => 7.0 * (n(config.options.r) + 3.0 * n(config.options.top_k)),
+        _ => 7.0 * n(config.options.r) * copies,
     };
-    let read = if by_token { 2 * d + f * copies } else { 0 };
-    let layer = 2 * d + 2 * q + 2 * kv + heads + 2 * f * copies + read + shrunk;
+    let read = if by_token { 2.0 * d + f * copies } else { 0.0 };
+    let layer = 2.0 * (d + q + kv + f * copies) + heads + read + shrunk;
     let kept = match config.train.recompute {
         true => rows * (layers * d + layer),
         false => rows * layers * layer,
@@ -195,7 +225,7 @@ fn activations(c: &LlamaConfig, config: &RunConfig, seq: usize) -> (u64, u64) {
     // Behind the layers: the states that the loss reads, and their gradient. On the way back a layer's gradients come
     // while what it kept goes: measured, what is left on top is about one MLP width (all of a block's experts), and
     // another one where the product of gate and up is computed again.
-    let widths = if block { 3 * copies } else { 1 + u64::from(!by_token) };
+    let widths = if block { 3.0 * copies } else { 1.0 + f64::from(u8::from(!by_token)) };
     let flowing = rows * (d + f * widths);
     (kept + rows * d, flowing)
 }

@@ -1,7 +1,7 @@
 //! A run from its first step to its last: data, validation, checkpoints and metrics around a [`Session`].
 
 use super::checkpoint::{OPTIMIZER, STATE, State, optimizer_bytes, restore_optimizer};
-use super::load::LoadCounter;
+use super::load::{AT_THE_END, ENOUGH, LoadCounter};
 use super::observe::{End, EvalReport, Observer, Progress, Stop};
 use super::parts::{Parts, check_prompts};
 use super::stored::StoredRun;
@@ -44,21 +44,37 @@ impl Run {
     ///
     /// # Errors
     /// An option does not fit the model or the data, or the folder cannot be used.
-    pub fn start(config: RunConfig, mut parts: Parts, dir: Option<&Path>) -> Result<Self> {
+    pub fn start(config: RunConfig, parts: Parts, dir: Option<&Path>) -> Result<Self> {
         if let Some(dir) = dir {
             RunFolder::check_free(dir)?;
         }
-        let stream = Stream::new(config.train.seed).named("adapter");
-        let method = find(&config.method)?;
-        let adapter =
-            Adapter::attach(&mut parts.model, method, &config.options, &config.target_modules, stream)?;
         let stored = StoredRun::of(&config, &parts);
-        let mut run = Run::build(config, parts, adapter)?;
+        let mut run = Run::from_the_start(config, parts)?;
         // Made when nothing can be refused any more, so that a mistyped option does not block the folder.
         if let Some(dir) = dir {
             run.write_to(RunFolder::create(dir, &stored.text()?)?)?;
         }
         Ok(run)
+    }
+
+    fn from_the_start(config: RunConfig, mut parts: Parts) -> Result<Self> {
+        let stream = Stream::new(config.train.seed).named("adapter");
+        let method = find(&config.method)?;
+        let adapter =
+            Adapter::attach(&mut parts.model, method, &config.options, &config.target_modules, stream)?;
+        Run::build(config, parts, adapter)
+    }
+
+    /// Puts the state of a checkpoint back, besides the adapter.
+    fn restore(&mut self, dir: &Path) -> Result<()> {
+        let state = State::read(dir)?;
+        restore_optimizer(&mut self.session.optimizer, dir, state.updates)?;
+        self.session.restore(state.step);
+        self.sampler.restore(state.cursor)?;
+        self.began = (Instant::now(), state.step);
+        self.saved = Some(state.step);
+        self.state = state;
+        Ok(())
     }
 
     /// Goes on with a stored run: the same options or changed ones, and the parts that they lead to. The observer is
@@ -73,19 +89,25 @@ impl Run {
         observer: &mut dyn Observer,
     ) -> Result<Self> {
         let now = StoredRun::of(&config, &parts);
-        let folder = stored.same_inputs(&now)?;
-        let (dir, passed_over) = folder.latest()?;
-        passed_over.iter().for_each(|w| observer.warning(w));
+        let other_base = stored.other_base(&now);
+        let folder = stored.same_data(&now)?;
+        let latest = folder.latest()?;
         folder.clean();
-        let state = State::read(&dir)?;
-        let adapter = Adapter::load(&dir, &mut parts.model)?;
-        let mut run = Run::build(config, parts, adapter)?;
-        restore_optimizer(&mut run.session.optimizer, &dir, state.updates)?;
-        run.session.restore(state.step);
-        run.sampler.restore(state.cursor)?;
-        run.began = (Instant::now(), state.step);
-        run.saved = Some(state.step);
-        run.state = state;
+        let mut run = match latest {
+            Some((dir, passed_over)) => {
+                passed_over.iter().for_each(|w| observer.warning(w));
+                // It refuses another base model, and takes the same one in another precision.
+                let adapter = Adapter::load(&dir, &mut parts.model)?;
+                if let Some(e) = other_base {
+                    observer.warning(&format!("{e}; its norms are the same, so training goes on with it"));
+                }
+                let mut run = Run::build(config, parts, adapter)?;
+                run.restore(&dir)?;
+                run
+            }
+            // It was stopped before its first checkpoint.
+            None => other_base.map_or_else(|| Run::from_the_start(config, parts), Err)?,
+        };
         folder.write_run(&now.text()?)?;
         run.write_to(folder)?;
         run.record(observer, json!({ "t": "resume", "step": run.state.step }));
@@ -131,6 +153,7 @@ impl Run {
         log.write(&json!({
             "t": "run", "version": env!("CARGO_PKG_VERSION"), "device": self.device().name(), "steps": self.steps,
             "trained_values": self.session.adapter.trainable_values(), "examples": self.train.examples.len(),
+            "samples": { "train": self.train.counts, "valid": self.valid.as_ref().map(|v| v.counts) },
             "config": self.config.tree()?,
         }))?;
         (self.folder, self.log) = (Some(folder), Some(log));
@@ -177,10 +200,15 @@ impl Run {
     pub fn go(&mut self, stop: &Stop, observer: &mut dyn Observer) -> Result<End> {
         while !self.is_finished() {
             if stop.asked() || stop.at.is_some_and(|n| self.state.step >= n) {
-                self.save(observer, false)?;
+                if self.saved != Some(self.state.step) {
+                    self.save(observer, false)?;
+                }
                 return Ok(End::Stopped);
             }
             self.step(observer)?;
+        }
+        if let Some(text) = self.load.warning(AT_THE_END) {
+            self.warn(observer, &text);
         }
         if self.evaluated != Some(self.state.step) {
             let best = self.evaluate(observer)?;
@@ -257,7 +285,7 @@ impl Run {
             line["router"] = json!(router);
         }
         self.record(observer, line);
-        if let Some(text) = self.load.warning() {
+        if let Some(text) = self.load.warning(ENOUGH) {
             self.warn(observer, &text);
         }
         let done = r.step - self.began.1;
@@ -373,6 +401,11 @@ impl Run {
     fn batch(&self, data: &Dataset, ids: &[usize]) -> Result<Batch> {
         let examples: Vec<_> = ids.iter().map(|&i| &data.examples[i]).collect();
         Batch::new(&examples, self.config.options.pool, self.pad, self.device())
+    }
+
+    /// Puts something that the user was told into the log.
+    pub fn note(&mut self, observer: &mut dyn Observer, text: &str) {
+        self.record(observer, json!({ "t": "note", "step": self.state.step, "text": text }));
     }
 
     /// A line of the log. One that cannot be written is a warning: training is worth more than its log.

@@ -25,6 +25,41 @@ const FREE: [&str; 15] = [
     "train.max_skipped",
 ];
 
+/// What is said of an input whose fingerprint is another.
+fn differ(what: &str, old: &str, new: &str) -> Option<String> {
+    let text =
+        || format!("is not the {what} of this run: its fingerprint is {new}, the run began with {old}");
+    (old != new).then(text)
+}
+
+/// The first key of `run.json` up to its value, and what stands for the value when it is computed.
+const CHECKSUM: &str = "\"crc32\": \"";
+const BLANK: &str = "--------";
+
+/// Whether a text has the checksum that it was written with. Runs of older versions have none.
+fn is_as_written(text: &str) -> bool {
+    let found =
+        text.split_once(CHECKSUM).and_then(|(before, rest)| Some((before, rest.split_at_checked(8)?)));
+    let Some((before, (checksum, rest))) = found else { return true };
+    let blank = format!("{before}{CHECKSUM}{BLANK}{rest}");
+    checksum == format!("{:08x}", crc32fast::hash(blank.as_bytes()))
+}
+
+/// A checksum of all that is trained and validated: tokens, which of them are trained, what routers may look at.
+fn tokens_checksum(parts: &Parts) -> String {
+    let mut hash = crc32fast::Hasher::new();
+    hash.update(&parts.pad.to_le_bytes());
+    for example in [Some(&parts.train), parts.valid.as_ref()].into_iter().flatten().flat_map(|d| &d.examples)
+    {
+        hash.update(&(example.ids.len() as u64).to_le_bytes());
+        hash.update(&(example.prompt as u64).to_le_bytes());
+        hash.update(bytemuck::cast_slice(&example.ids));
+        let trained: Vec<u8> = example.trained.iter().map(|&t| u8::from(t)).collect();
+        hash.update(&trained);
+    }
+    format!("{:08x}", hash.finalize())
+}
+
 /// A run as its folder describes it.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct StoredRun {
@@ -33,6 +68,9 @@ pub struct StoredRun {
     pub config: RunConfig,
     base: String,
     data: String,
+    /// Of the examples' tokens: they depend on the tokenizer, the template and this program. Older runs have none.
+    #[serde(default)]
+    tokens: Option<String>,
     #[serde(skip)]
     folder: Option<RunFolder>,
 }
@@ -41,25 +79,36 @@ impl StoredRun {
     pub(super) fn of(config: &RunConfig, parts: &Parts) -> Self {
         StoredRun {
             version: env!("CARGO_PKG_VERSION").into(),
-            config: config.clone(),
+            config: config.anchored(),
             base: parts.base.clone(),
             data: parts.data.clone(),
+            tokens: Some(tokens_checksum(parts)),
             folder: None,
         }
     }
 
+    /// The text of `run.json`, with a checksum of itself.
     pub(super) fn text(&self) -> Result<String> {
-        serde_json::to_string_pretty(self).map_err(|e| Error::config("run.json", e.to_string()))
+        let text = serde_json::to_string_pretty(self);
+        let text = text.map_err(|e| Error::config("run.json", e.to_string()))?;
+        let blank = text.replacen('{', &format!("{{\n  {CHECKSUM}{BLANK}\","), 1);
+        Ok(blank.replacen(BLANK, &format!("{:08x}", crc32fast::hash(blank.as_bytes())), 1))
     }
 
     /// Opens the folder of a run and locks it.
     ///
     /// # Errors
-    /// There is no run, it is malformed, or another process trains there.
+    /// There is no run, it is malformed or was changed since it was written, or another process trains there.
     pub fn open(dir: &Path) -> Result<Self> {
         let folder = RunFolder::open(dir)?;
         let text = folder.read_run()?;
         let path = dir.join("run.json");
+        if !is_as_written(&text) {
+            let what = "is damaged or was changed by hand: its checksum is another. Put it back as it was; settings \
+                        are changed with options, as in --set train.learning_rate=1e-4. To take it as it is, delete \
+                        its line crc32";
+            return Err(Error::file(path, what));
+        }
         let stored: StoredRun = serde_json::from_str(&text).map_err(|e| Error::file(path, e.to_string()))?;
         Ok(StoredRun { folder: Some(folder), ..stored })
     }
@@ -69,7 +118,7 @@ impl StoredRun {
     /// # Errors
     /// An option was changed that a resumed run must keep: all of them are listed.
     pub fn changes(&self, config: &RunConfig) -> Result<Vec<String>> {
-        let all = self.config.differences(config)?;
+        let all = self.config.anchored().differences(&config.anchored())?;
         let free = |path: &str| FREE.contains(&path) || path.starts_with("device.");
         let line = |(path, values): &(String, String)| format!("{path}: {values}");
         let (may, must_not): (Vec<_>, Vec<_>) = all.iter().partition(|(path, _)| free(path));
@@ -85,17 +134,23 @@ impl StoredRun {
         Err(Error::config("resume", what))
     }
 
-    /// Refuses another base model or other data; the folder, to go on in.
-    pub(super) fn same_inputs(self, now: &StoredRun) -> Result<RunFolder> {
-        let differ = |what: &str, old: &str, new: &str, path: &Path| match old == new {
-            true => Ok(()),
-            false => Err(Error::file(
-                path,
-                format!("is not the {what} of this run: its fingerprint is {new}, the run began with {old}"),
-            )),
-        };
-        differ("base model", &self.base, &now.base, &now.config.model)?;
-        differ("training data", &self.data, &now.data, &now.config.data)?;
+    /// What is said where the base model has other bytes than when the run began: it may be the same in another
+    /// precision, which the checkpoint's adapter can tell.
+    pub(super) fn other_base(&self, now: &StoredRun) -> Option<Error> {
+        let what = differ("base model", &self.base, &now.base)?;
+        Some(Error::file(&now.config.model, what))
+    }
+
+    /// Refuses other data; the folder, to go on in.
+    pub(super) fn same_data(self, now: &StoredRun) -> Result<RunFolder> {
+        if let Some(what) = differ("training data", &self.data, &now.data) {
+            return Err(Error::file(&now.config.data, what));
+        }
+        if self.tokens.is_some() && self.tokens != now.tokens {
+            let what = "the examples have other tokens than when this run began: its chat template or its tokenizer \
+                        is another, or this is another version of the program; put the old one back, or start a new run";
+            return Err(Error::config("resume", what));
+        }
         self.folder.ok_or_else(|| Error::config("resume", "the run was not opened from a folder"))
     }
 }

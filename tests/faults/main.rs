@@ -9,5 +9,6 @@ mod data;
 #[cfg(feature = "gpu")]
 mod devices;
 mod models;
+mod place;
 mod runs;
 mod text;

@@ -20,7 +20,7 @@ pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
     /// A system message.
-    #[arg(long)]
+    #[arg(long, allow_hyphen_values = true)]
     system: Option<String>,
     #[command(flatten)]
     sampling: SamplingArgs,

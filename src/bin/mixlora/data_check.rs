@@ -1,14 +1,15 @@
 //! `mixlora data check`
 
 use crate::{Failure, out};
-use mixlora::data::{Body, DataFiles, Sample, read_samples};
+use mixlora::data::{Body, DataFiles, Sample, oddities, read_samples, shared};
 use serde_json::json;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(clap::Args)]
 #[command(after_help = "\
-Every line of every file is read. Problems of all files are listed as file:line:column, up to 20 a file.
+Every line of every file is read. Problems of all files are listed as file:line:column, up to 20 a file. What can be \
+read but is odd (empty answers, repeated samples, keys that are not read) is a warning.
 
 Example: mixlora data check my-data")]
 pub struct Args {
@@ -21,6 +22,7 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Result<(), Failure> {
     let files = DataFiles::find(&args.path)?;
+    files.note().iter().for_each(|text| out::note(&format!("note: {text}")));
     let mut rows = Vec::new();
     let mut bad = Vec::new();
     for path in files.all() {
@@ -40,10 +42,11 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     if args.json {
         let list = rows.iter().map(|(path, samples)| {
             json!({
-                "path": path,
+                "path": path.display().to_string(),
                 "samples": samples.len(),
                 "kinds": kinds(samples),
                 "tasks": tasks(samples),
+                "warnings": warnings(path, samples, &rows),
             })
         });
         return Ok(out::json(&json!(list.collect::<Vec<_>>()))?);
@@ -52,7 +55,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         0 => "-".to_string(),
         _ => counts.iter().map(|(k, n)| format!("{k}: {n}")).collect::<Vec<_>>().join(", "),
     };
-    let row = |(path, samples): &(&std::path::Path, Vec<Sample>)| {
+    let row = |(path, samples): &(&Path, Vec<Sample>)| {
         vec![
             path.display().to_string(),
             samples.len().to_string(),
@@ -60,8 +63,26 @@ pub fn run(args: &Args) -> Result<(), Failure> {
             list(tasks(samples)),
         ]
     };
-    let rows: Vec<Vec<String>> = rows.iter().map(row).collect();
-    Ok(out::text(&out::table(&["file", "samples", "kinds", "tasks"], &rows))?)
+    let cells: Vec<Vec<String>> = rows.iter().map(row).collect();
+    let mut text = out::table(&["file", "samples", "kinds", "tasks"], &cells);
+    for (path, samples) in &rows {
+        for warning in warnings(path, samples, &rows) {
+            text += &format!("warning: {}: {warning}\n", path.display());
+        }
+    }
+    Ok(out::text(&text)?)
+}
+
+/// What is odd about a file, and which samples it shares with those before it.
+fn warnings(path: &Path, samples: &[Sample], all: &[(&Path, Vec<Sample>)]) -> Vec<String> {
+    let mut found = oddities(samples);
+    for (other, before) in all.iter().take_while(|(other, _)| *other != path) {
+        let n = shared(before, samples);
+        if n > 0 {
+            found.push(format!("{n} of {} samples are also in {}", samples.len(), other.display()));
+        }
+    }
+    found
 }
 
 fn count<'a>(names: impl Iterator<Item = &'a str>) -> BTreeMap<String, usize> {

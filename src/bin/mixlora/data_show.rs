@@ -5,7 +5,6 @@ use crate::{Failure, out};
 use mixlora::data::{DataFiles, Encoded, Sample, read_samples};
 use mixlora::text::Tokenizer;
 use serde_json::json;
-use std::io::IsTerminal;
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
@@ -49,19 +48,14 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         });
         return Ok(out::json(&json!(list.collect::<Vec<_>>()))?);
     }
-    let marks = match std::io::stdout().is_terminal() {
-        true => ["\x1b[7m", "\x1b[0m"],
-        false => ["[[", "]]"],
-    };
-    let mut text = String::new();
-    for (s, e) in &shown {
-        text += &head(&path.display().to_string(), s, e);
-        for (trained, part) in parts(&side.tokenizer, e) {
-            text += &if trained { format!("{}{part}{}", marks[0], marks[1]) } else { part };
-        }
-        text += "\n\n";
+    let mut text = Vec::new();
+    for (i, (s, e)) in shown.iter().enumerate() {
+        let space = if i > 0 { "\n" } else { "" };
+        text.push((false, format!("{space}{}", head(&path.display().to_string(), s, e))));
+        text.extend(parts(&side.tokenizer, e));
+        text.push((false, "\n".into()));
     }
-    Ok(out::text(&text)?)
+    Ok(out::marked(&text)?)
 }
 
 fn head(path: &str, sample: &Sample, encoded: &Encoded) -> String {

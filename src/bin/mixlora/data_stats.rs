@@ -2,7 +2,7 @@
 
 use crate::data_text::TextArgs;
 use crate::{Failure, out};
-use mixlora::data::{Counts, DataFiles, Dataset, read_samples};
+use mixlora::data::{DataFiles, Dataset, read_samples};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -46,7 +46,9 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let side = options.open(args.text.model.as_deref())?;
     let encoder = options.encoder(&side)?;
     let mut results = Vec::new();
-    for path in DataFiles::find(&args.path)?.all() {
+    let files = DataFiles::find(&args.path)?;
+    files.note().iter().for_each(|text| out::note(&format!("note: {text}")));
+    for path in files.all() {
         out::progress(&format!("reading {}", path.display()));
         let data = encoder.dataset(path, &read_samples(path)?)?;
         results.push((path.display().to_string(), figures(&data), data.counts));
@@ -61,6 +63,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
                 "empty": counts.empty,
                 "untrained": counts.untrained,
                 "truncated": counts.truncated,
+                "joined": counts.joined,
             })
         });
         return Ok(out::json(&json!(list.collect::<Vec<_>>()))?);
@@ -74,7 +77,8 @@ pub fn run(args: &Args) -> Result<(), Failure> {
             let names = [path.clone(), task.clone()];
             rows.push(names.into_iter().chain(cells.map(|n| n.to_string())).collect());
         }
-        notes += &note(path, counts);
+        let said = counts.note(&format!("samples of {path}"), args.text.max_length);
+        notes += &said.map_or_else(String::new, |text| format!("note: {text}\n"));
     }
     let head = ["file", "task", "examples", "tokens", "trained", "p50", "p90", "max"];
     Ok(out::text(&(out::table(&head, &rows) + &notes))?)
@@ -106,17 +110,4 @@ fn task_json(f: &Figures) -> serde_json::Value {
         "p90": f.quantile(0.9),
         "max": f.quantile(1.0),
     })
-}
-
-fn note(path: &str, counts: &Counts) -> String {
-    let parts = [
-        (counts.empty, "left out, empty"),
-        (counts.untrained, "left out, no trained token"),
-        (counts.truncated, "cut to fit"),
-    ];
-    let parts: Vec<String> = parts.iter().filter(|(n, _)| *n > 0).map(|(n, t)| format!("{n} {t}")).collect();
-    if parts.is_empty() {
-        return String::new();
-    }
-    format!("note: {path}: of {} samples {}\n", counts.samples, parts.join(", "))
 }

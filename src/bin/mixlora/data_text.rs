@@ -16,7 +16,7 @@ pub struct TextArgs {
     template: Option<String>,
     /// Longest example, in tokens.
     #[arg(long, default_value_t = TextOptions::default().max_length)]
-    max_length: usize,
+    pub max_length: usize,
     /// Train every token, not only the assistant's.
     #[arg(long)]
     loss_on_all: bool,

@@ -73,6 +73,8 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let max_length = args.max_length.min(opened.model.config().max_positions());
     let options = TextOptions { max_length, ..TextOptions::default() };
     let data = options.encoder(&opened.text)?.dataset(&path, &samples)?;
+    let notes = files.note().into_iter().chain(data.counts.note("samples", max_length));
+    notes.for_each(|text| out::note(&format!("note: {text}")));
 
     let pool = opened.adapter.as_ref().map_or(Pool::Real, |a| a.config().pool);
     let mut losses: BTreeMap<String, Loss> = BTreeMap::new();
@@ -98,6 +100,8 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         n => {
             let mut questions = Questions::new(&opened.text, &samples, n)?;
             questions.route = opened.route;
+            let unasked = questions.limit(usize::MAX, n);
+            unasked.iter().for_each(|text| out::note(&format!("note: {text}")));
             Some(questions)
         }
     };
@@ -109,6 +113,12 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         })
     });
     let answers = answers.transpose()?.unwrap_or_default();
+    let silent = answers.iter().filter(|a| a.is_none()).count();
+    if silent > 0 {
+        out::note(&format!(
+            "note: {silent} prompts are longer than the model's context and were not answered"
+        ));
+    }
     report(args, &path.display().to_string(), &losses, questions.as_ref(), &answers)
 }
 

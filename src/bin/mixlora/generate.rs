@@ -11,15 +11,18 @@ The text streams to stdout as it comes; speeds go to stderr. A model without a c
 --raw. An adapter that routes per instance stays with what \
 the prompt chose, unless --decode-route per_step is given.
 
-Example: mixlora generate --model SmolLM2-135M-Instruct.Q4_1.gguf --prompt 'Name a colour.'")]
+Example: mixlora generate --model SmolLM2-135M-Instruct.Q4_1.gguf 'Name a colour.'")]
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
-    /// What to say to the model.
-    #[arg(long)]
-    prompt: String,
+    /// What to say to the model; - reads it from standard input.
+    #[arg(required_unless_present = "prompt")]
+    text: Option<String>,
+    /// The same, also where it begins with a dash.
+    #[arg(long, allow_hyphen_values = true, conflicts_with = "text")]
+    prompt: Option<String>,
     /// A system message.
-    #[arg(long, conflicts_with = "raw")]
+    #[arg(long, allow_hyphen_values = true, conflicts_with = "raw")]
     system: Option<String>,
     /// Take the prompt as it is, without the chat template.
     #[arg(long)]
@@ -28,16 +31,29 @@ pub struct Args {
     sampling: SamplingArgs,
 }
 
+impl Args {
+    fn prompt(&self) -> Result<String, Failure> {
+        match self.prompt.as_deref().or(self.text.as_deref()) {
+            Some("-") | None => std::io::read_to_string(std::io::stdin()).map_err(|e| {
+                let what = format!("cannot be read: {e}");
+                mixlora::Error::File { path: "standard input".into(), what }.into()
+            }),
+            Some(text) => Ok(text.into()),
+        }
+    }
+}
+
 pub fn run(args: &Args) -> Result<(), Failure> {
     let (mut sampler, options) = args.sampling.open()?;
+    let prompt = args.prompt()?;
     let opened = args.model.open()?;
     let tokenizer = &opened.text.tokenizer;
     let ids = match args.raw || (opened.text.template.is_none() && args.system.is_none()) {
-        true => tokenizer.encode_start(&args.prompt)?,
+        true => tokenizer.encode_start(&prompt)?,
         false => {
             let mut messages: Vec<Message> =
                 args.system.iter().map(|s| Message::new(Role::System, s.clone())).collect();
-            messages.push(Message::new(Role::User, args.prompt.clone()));
+            messages.push(Message::new(Role::User, prompt));
             tokenizer.encode(&opened.text.prompt(&messages)?, true)?
         }
     };

@@ -205,7 +205,8 @@ fn lines(key: &str, value: &Value) -> String {
     match value.as_object() {
         None => format!("{key}: {}\n", value.as_str().map_or_else(|| value.to_string(), String::from)),
         Some(map) => {
-            let inner = map.iter().filter(|(_, v)| !v.is_null()).map(|(k, v)| format!("  {}", lines(k, v)));
+            let indented = |text: String| format!("  {}\n", text.trim_end().replace('\n', "\n  "));
+            let inner = map.iter().filter(|(_, v)| !v.is_null()).map(|(k, v)| indented(lines(k, v)));
             format!("{key}:\n") + &inner.collect::<String>()
         }
     }

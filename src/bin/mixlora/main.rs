@@ -48,7 +48,8 @@ mod train_args;
 mod tune;
 mod verify;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use std::any::TypeId;
 use std::process::ExitCode;
 
 #[global_allocator]
@@ -216,8 +217,36 @@ fn open_device(options: &mixlora::train::DeviceOptions) -> Result<mixlora::Devic
     })
 }
 
+/// Lets options of numbers take one that begins with a dash: what is wrong with it is said, and it is no other option.
+fn take_negative_numbers(command: clap::Command) -> clap::Command {
+    let numbers = [TypeId::of::<usize>(), TypeId::of::<u64>(), TypeId::of::<f32>(), TypeId::of::<f64>()];
+    let command = command.mut_args(|arg| {
+        let kind = arg.get_value_parser().type_id();
+        let takes_a_number = arg.get_action().takes_values() && numbers.iter().any(|n| kind == *n);
+        if takes_a_number { arg.allow_hyphen_values(true) } else { arg }
+    });
+    command.mut_subcommands(take_negative_numbers)
+}
+
 fn main() -> ExitCode {
-    let done = match Cli::parse().command {
+    let matches = take_negative_numbers(Cli::command()).get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
+    match check_environment().and_then(|()| run(cli.command)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => ExitCode::from(failure.report()),
+    }
+}
+
+/// Refuses what the environment asks of the threads that all commands share, before they are started.
+fn check_environment() -> Result<(), Failure> {
+    let name = "RAYON_NUM_THREADS";
+    let threads = std::env::var(name).ok().and_then(|n| n.parse().ok()).filter(|n| *n > 0);
+    let checked = threads.map_or(Ok(()), mixlora::Device::check_threads);
+    checked.map_err(|e| Failure::Usage(format!("{name}: {e}")))
+}
+
+fn run(command: Command) -> Result<(), Failure> {
+    match command {
         #[cfg(feature = "tokenizer")]
         Command::Quickstart(args) => quickstart::run(&args),
         Command::Doctor(args) => doctor::run(&args),
@@ -252,9 +281,5 @@ fn main() -> ExitCode {
         #[cfg(feature = "gpu")]
         Command::Tune(args) => tune::run(&args),
         Command::Verify(args) => verify::run(&args),
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => ExitCode::from(failure.report()),
     }
 }

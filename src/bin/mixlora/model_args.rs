@@ -63,22 +63,22 @@ impl Opened {
 #[derive(clap::Args)]
 pub struct SamplingArgs {
     /// Tokens of an answer at most.
-    #[arg(long, default_value_t = ReplyOptions::default().max_tokens)]
+    #[arg(short = 'n', long, visible_alias = "max-new-tokens", default_value_t = ReplyOptions::default().max_tokens)]
     pub max_tokens: usize,
     /// 0 always takes the most likely token.
-    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
+    #[arg(long, default_value_t = 0.0)]
     temperature: f32,
     /// Only this many most likely tokens; 0 for all.
     #[arg(long, default_value_t = 0)]
     top_k: usize,
     /// Only the most likely tokens that add up to this probability.
-    #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
+    #[arg(long, default_value_t = 1.0)]
     top_p: f32,
     /// The same seed draws the same answers.
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Stop before this text; may be given several times. The model's own end tokens always end an answer.
-    #[arg(long)]
+    #[arg(long, allow_hyphen_values = true)]
     stop: Vec<String>,
 }
 

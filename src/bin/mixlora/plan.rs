@@ -2,6 +2,7 @@
 
 use crate::train_args::TrainArgs;
 use crate::{Failure, out};
+use mixlora::Device;
 use mixlora::model::ModelFiles;
 use mixlora::train::{Plan, RunConfig, TrainingData};
 use serde_json::json;
@@ -9,7 +10,8 @@ use serde_json::json;
 #[derive(clap::Args)]
 #[command(after_help = "\
 Takes the options of `train`. Only the headers of the model's files are read. With --data the longest example is taken, \
-else --max-length. Exit code 5 when it does not fit into --memory-budget.
+else --max-length. Exit code 5 when it does not fit into --memory-budget, or without one into the memory that the \
+machine has free (known on Linux, for the CPU).
 
 Example: mixlora plan --model SmolLM2-135M-Instruct.Q4_1.gguf --max-length 512 --micro-batch 4 --memory-budget 2GiB")]
 pub struct Args {
@@ -24,18 +26,17 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     }
     let files = ModelFiles::open(&config.model)?;
     config.text.max_length = config.text.max_length.min(files.config().max_positions());
-    let seq = match config.data.as_os_str().is_empty() {
-        true => config.text.max_length,
-        false => {
-            let text = config.text.open(Some(&config.model))?;
-            longest(&TrainingData::open(&config, &text)?)
-        }
+    let free = if config.device.name == "cpu" { Device::cpu().free_memory() } else { None };
+    let plan = if config.data.as_os_str().is_empty() {
+        Plan::new(&files, &config, config.text.max_length, free)?
+    } else {
+        let text = config.text.open(Some(&config.model))?;
+        of_data(&files, &config, &TrainingData::open(&config, &text)?, free)?
     };
-    let plan = Plan::new(&files, &config, seq)?;
     match args.train.json {
         true => out::json(&json!({
             "bytes": plan.rows.iter().map(|(n, b)| (n.to_string(), json!(b))).collect::<serde_json::Map<_, _>>(),
-            "total": plan.total(), "budget": plan.budget, "fits": plan.fits(), "micro_batch": plan.shape.0,
+            "total": plan.total(), "budget": plan.budget, "free": plan.free, "fits": plan.fits(), "micro_batch": plan.shape.0,
             "sequence": plan.shape.1, "alternatives": plan.alternatives,
         }))?,
         false => out::text(&text(&plan))?,
@@ -43,10 +44,19 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     if plan.fits() { Ok(()) } else { Err(Failure::Memory) }
 }
 
-/// Tokens of the longest example.
-pub fn longest(data: &TrainingData) -> usize {
-    let sets = [Some(&data.train), data.valid.as_ref()];
-    sets.into_iter().flatten().flat_map(|d| d.lengths()).max().unwrap_or(1)
+/// The plan of a run on this data: for its longest example, and for as many at a time as there are.
+pub fn of_data(
+    files: &ModelFiles,
+    config: &RunConfig,
+    data: &TrainingData,
+    free: Option<u64>,
+) -> mixlora::Result<Plan> {
+    let sets: Vec<_> = [Some(&data.train), data.valid.as_ref()].into_iter().flatten().collect();
+    let longest = sets.iter().flat_map(|d| d.lengths()).max().unwrap_or(1);
+    let most = sets.iter().map(|d| d.examples.len()).max().unwrap_or(1);
+    let mut config = config.clone();
+    config.train.micro_batch = config.train.micro_batch.min(most);
+    Plan::new(files, &config, longest, free)
 }
 
 /// The plan as a table, with what would fit where it does not.
@@ -56,14 +66,18 @@ pub fn text(plan: &Plan) -> String {
     rows.push(vec!["total".into(), mib(plan.total())]);
     let mut text = out::table(&["what", "MiB"], &rows);
     text += &format!("for {} sequences of {} tokens at a time", plan.shape.0, plan.shape.1);
-    match plan.budget {
-        None => text += "; no budget is set",
-        Some(b) if plan.fits() => text += &format!("; fits into the budget of {} MiB", mib(b)),
-        Some(b) => {
-            text +=
-                &format!("; does not fit into the budget of {} MiB. With these settings it takes\n", mib(b));
+    let place = match (plan.budget, plan.free) {
+        (Some(budget), _) => format!("the budget of {} MiB", mib(budget)),
+        (None, Some(free)) => format!("the {} MiB that this machine has free", mib(free)),
+        (None, None) => String::new(),
+    };
+    match plan.limit() {
+        None => text += "; no budget is set, and what the device has is not known",
+        Some(_) if plan.fits() => text += &format!("; fits into {place}"),
+        Some(limit) => {
+            text += &format!("; does not fit into {place}. With these settings it takes\n");
             for (settings, bytes) in &plan.alternatives {
-                let fits = if *bytes <= b { "" } else { ", still too much" };
+                let fits = if *bytes <= limit { "" } else { ", still too much" };
                 text += &format!("  {settings}: {} MiB{fits}\n", mib(*bytes));
             }
         }

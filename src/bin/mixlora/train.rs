@@ -6,13 +6,15 @@ use mixlora::adapter::Adapter;
 use mixlora::mixture::find;
 use mixlora::model::{Llama, LoadOptions, ModelFiles};
 use mixlora::train::{
-    End, EvalReport, Observer, Plan, Progress, Questions, Run, RunConfig, RunFolder, StepReport, StoredRun,
+    End, EvalReport, Observer, Progress, Questions, Run, RunConfig, RunFolder, StepReport, StoredRun,
     TrainingData, mean_exact_match,
 };
 use serde_json::json;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+/// Where no bar is seen, as in a log, a line is written so often.
+const SILENCE: Duration = Duration::from_secs(5);
 /// Longest answer of a validation sample that is asked for, in tokens.
 const MAX_ANSWER: usize = 32;
 
@@ -39,16 +41,21 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
             shown.say(&format!("note: the run was written by version {}", stored.version));
         }
     }
+    if args.resume.is_some() {
+        still_there("--model", &config.model)?;
+        still_there("--data", &config.data)?;
+    }
     let files = ModelFiles::open(&config.model)?;
     let context = files.config().max_positions();
+    let mut notes = Vec::new();
     if config.text.max_length > context {
-        shown.say(&format!("note: the model's context is {context} tokens: longer examples are cut to that"));
+        notes.push(format!("the model's context is {context} tokens: longer examples are cut to that"));
         config.text.max_length = context;
     }
     let device = crate::open_device(&config.device)?;
     let text = config.text.open(Some(&config.model))?;
     let data = TrainingData::open(&config, &text)?;
-    let planned = Plan::new(&files, &config, plan::longest(&data))?;
+    let planned = plan::of_data(&files, &config, &data, device.free_memory())?;
     if !planned.fits() {
         out::note(&format!("error: out of memory before anything is loaded\n{}", plan::text(&planned)));
         return Err(Failure::Memory);
@@ -56,23 +63,38 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
     let options =
         LoadOptions { dequantize: !config.device.keep_quantised, allow_nonfinite: args.allow_nonfinite };
     let model = Llama::load(&files, &device, options)?;
-    model.notes().iter().for_each(|n| shown.say(&format!("note: {n}")));
+    notes.extend(model.notes().iter().cloned());
+    notes.extend(data.notes.iter().cloned());
     let parts = data.with(&config, &text, model)?;
     let mut questions = Questions::new(&text, &data.valid_samples, MAX_ANSWER)?;
-    questions.list.truncate(config.train.answers);
+    let unasked = questions.limit(config.train.answers, MAX_ANSWER);
+    notes.extend(unasked.filter(|_| config.train.answers > 0));
     shown.questions = Some(questions).filter(|q| !q.list.is_empty());
-    find(&config.method)?.notes(&config.options).iter().for_each(|n| shown.say(&format!("note: {n}")));
+    notes.extend(find(&config.method)?.notes(&config.options));
+    notes.iter().for_each(|n| shown.say(&format!("note: {n}")));
     let mut run = match stored {
         Some(stored) => Run::resume(stored, config, parts, &mut shown)?,
         None => Run::start(config, parts, Some(out_dir))?,
     };
+    notes.iter().for_each(|n| run.note(&mut shown, n));
     go(args, &mut run, &mut shown, out_dir)
+}
+
+/// Says where a path comes from that a resumed run does not find any more.
+fn still_there(option: &str, path: &Path) -> Result<(), Failure> {
+    if path.exists() {
+        return Ok(());
+    }
+    let what = format!("is not there any more: run.json names it; give its new place with {option}");
+    Err(mixlora::Error::File { path: path.into(), what }.into())
 }
 
 fn go(args: &TrainArgs, run: &mut Run, shown: &mut Shown<'_>, out_dir: &Path) -> Result<(), Failure> {
     shown.start(run);
     let (stop, signal) = signals::stop_on_signals(args.stop_at)?;
-    let (first, began) = (run.state().step, Instant::now());
+    let first = run.state().step;
+    let tokens = run.state().tokens;
+    let began = Instant::now();
     let ended = run.go(&stop, shown);
     shown.bar.finish_and_clear();
     let end = match ended {
@@ -83,15 +105,20 @@ fn go(args: &TrainArgs, run: &mut Run, shown: &mut Shown<'_>, out_dir: &Path) ->
         }
         ended => ended?,
     };
-    let (state, seconds) = (run.state(), began.elapsed().as_secs_f64());
+    let state = run.state();
+    let seconds = began.elapsed().as_secs_f64();
     let report = json!({
         "finished": end == End::Finished, "step": state.step, "steps": run.steps(), "from_step": first,
         "loss_first": shown.first, "loss_last": shown.last, "best_valid": state.best.map(|b| b.0),
-        "best_step": state.best.map(|b| b.1), "tokens": state.tokens, "seconds": seconds, "run": out_dir,
+        "best_step": state.best.map(|b| b.1), "tokens": state.tokens, "seconds": seconds, "run": out_dir.display().to_string(),
     });
     match args.json {
         true => out::json(&report)?,
-        false => out::text(&summary(run, shown, end, seconds, out_dir))?,
+        false => {
+            let speed = (state.tokens - tokens) as f64 / seconds;
+            let took = format!("{seconds:.1} s ({speed:.0} tok/s)");
+            out::text(&summary(run, shown, end, &took, out_dir))?;
+        }
     }
     match signal.received() {
         Some(number) if end == End::Stopped => Err(Failure::Signal(number)),
@@ -99,7 +126,7 @@ fn go(args: &TrainArgs, run: &mut Run, shown: &mut Shown<'_>, out_dir: &Path) ->
     }
 }
 
-fn summary(run: &Run, shown: &Shown<'_>, end: End, seconds: f64, dir: &Path) -> String {
+fn summary(run: &Run, shown: &Shown<'_>, end: End, took: &str, dir: &Path) -> String {
     let state = run.state();
     let mut text = match (shown.first, shown.last) {
         (Some(first), Some(last)) => format!("loss {first:.4} -> {last:.4}"),
@@ -108,13 +135,20 @@ fn summary(run: &Run, shown: &Shown<'_>, end: End, seconds: f64, dir: &Path) -> 
     if let Some((loss, step)) = state.best {
         text += &format!(", best validation loss {loss:.4} (perplexity {:.2}) at step {step}", loss.exp());
     }
-    text += &format!(", {} tokens, {seconds:.1} s", state.tokens);
+    text += &format!(", {} tokens, {took}", state.tokens);
+    if let Some(memory) = run.session.model.device().memory() {
+        text += &format!(", {:.1} MiB on the device at most", memory.peak() as f64 / (1u64 << 20) as f64);
+    }
     if state.skipped > 0 {
         text += &format!(", {} steps left out", state.skipped);
     }
     let dir = dir.display();
     match end {
-        End::Finished => text + &format!("\nadapter in {dir}: use it with --adapter {dir}"),
+        End::Finished => {
+            let model = run.config().model.display();
+            let next = format!("mixlora chat --model {model} --adapter {dir}");
+            text + &format!("\nadapter in {dir}: use it with --adapter {dir}, as in\n  {next}")
+        }
         End::Stopped => {
             text + &format!(
                 "\nstopped at step {} of {}: go on with mixlora train --resume {dir}",
@@ -132,13 +166,16 @@ pub struct Shown<'a> {
     /// Losses of the first step and of the last one.
     pub first: Option<f64>,
     pub last: Option<f64>,
+    /// When something was last said of the steps, where no bar is seen.
+    said: Instant,
     /// Answered at the last validation.
     questions: Option<Questions<'a>>,
 }
 
 impl Shown<'_> {
     pub fn new(quiet: bool) -> Self {
-        Shown { bar: indicatif::ProgressBar::hidden(), quiet, first: None, last: None, questions: None }
+        let bar = indicatif::ProgressBar::hidden();
+        Shown { bar, quiet, first: None, last: None, said: Instant::now(), questions: None }
     }
 
     pub fn start(&mut self, run: &Run) {
@@ -173,13 +210,13 @@ impl Observer for Shown<'_> {
         self.last = Some(r.loss);
         self.bar.set_position(r.step as u64);
         let left = p.seconds_left as u64;
-        self.bar.set_message(format!(
-            "loss {:.4} {:.0} tok/s {}:{:02} left",
-            r.loss,
-            p.tok_s,
-            left / 60,
-            left % 60
-        ));
+        let minutes = format!("{}:{:02}", left / 60, left % 60);
+        let message = format!("loss {:.4} {:.0} tok/s {minutes} left", r.loss, p.tok_s);
+        if self.bar.is_hidden() && self.said.elapsed() >= SILENCE {
+            self.said = Instant::now();
+            self.say(&format!("step {} of {}: {message}", r.step, p.steps));
+        }
+        self.bar.set_message(message);
     }
 
     fn eval(&mut self, r: &EvalReport) {

@@ -4,7 +4,7 @@ use crate::Failure;
 use crate::settings::{Layers, method, option_layers, read_file, set_layers};
 use mixlora::train::RunConfig;
 use serde_json::{Value, json};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -52,12 +52,12 @@ pub struct TrainArgs {
     #[arg(long)]
     epochs: Option<f64>,
     /// Samples that go through the model together.
-    #[arg(long)]
+    #[arg(long, alias = "batch-size")]
     micro_batch: Option<usize>,
     /// Micro-batches of one optimizer step.
     #[arg(long)]
     grad_accumulation: Option<usize>,
-    #[arg(long)]
+    #[arg(long, alias = "lr")]
     learning_rate: Option<f64>,
     /// Steps of linear warm-up.
     #[arg(long)]
@@ -82,7 +82,7 @@ pub struct TrainArgs {
     #[arg(long)]
     recompute: bool,
     /// Longest example, in tokens.
-    #[arg(long)]
+    #[arg(long, alias = "max-seq-length")]
     max_length: Option<usize>,
     /// A built-in template (chatml) or a Jinja file, instead of the model's.
     #[arg(long)]
@@ -126,8 +126,8 @@ impl TrainArgs {
         layers.extend(self.config.as_deref().map(read_file).transpose()?);
         let flag = |on: bool| if on { json!(true) } else { Value::Null };
         layers.extend(option_layers(vec![
-            ("model", json!(self.model)),
-            ("data", json!(self.data)),
+            ("model", path_setting("--model", self.model.as_deref())?),
+            ("data", path_setting("--data", self.data.as_deref())?),
             ("method", json!(self.method)),
             ("target_modules", json!(self.targets)),
             ("train.steps", json!(self.steps)),
@@ -156,6 +156,13 @@ impl TrainArgs {
         layers.extend(set);
         Ok(layers)
     }
+}
+
+/// A path that settings can hold, which are text.
+fn path_setting(option: &str, path: Option<&Path>) -> Result<Value, Failure> {
+    let Some(path) = path else { return Ok(Value::Null) };
+    let text = path.to_str().map(Value::from);
+    text.ok_or_else(|| Failure::Usage(format!("{option}: {path:?} is not UTF-8, as settings are; rename it")))
 }
 
 /// A number, as text where JSON has none (NaN, infinity), so that it is refused by name and not passed over.

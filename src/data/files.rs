@@ -1,0 +1,157 @@
+//! The files of a data set, and files that are not what their name says.
+
+use super::survey::some_of;
+use crate::{Error, Result};
+use serde::de::IgnoredAny;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+/// Names of a split, the first that is there is read.
+const TRAIN: [&str; 2] = ["train.jsonl", "training.jsonl"];
+const VALID: [&str; 5] = ["valid.jsonl", "validation.jsonl", "val.jsonl", "dev.jsonl", "eval.jsonl"];
+const TEST: [&str; 2] = ["test.jsonl", "testing.jsonl"];
+/// Endings of files that may hold samples.
+const ENDINGS: [&str; 13] =
+    ["jsonl", "json", "ndjson", "csv", "tsv", "txt", "parquet", "arrow", "gz", "zst", "bz2", "xz", "zip"];
+
+/// The files of a data set, each if it is there.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct DataFiles {
+    pub train: Option<PathBuf>,
+    pub valid: Option<PathBuf>,
+    pub test: Option<PathBuf>,
+    /// Files beside them whose names are near: somebody may think that they are read.
+    pub unread: Vec<PathBuf>,
+}
+
+impl DataFiles {
+    /// A folder with `train.jsonl`, `valid.jsonl` (or validation, val, dev, eval), `test.jsonl`, of which one at least
+    /// is there; or one file, which then is the training data.
+    pub fn find(path: &Path) -> Result<Self> {
+        if path.is_file() {
+            return Ok(DataFiles { train: Some(path.into()), ..Self::default() });
+        }
+        if !path.is_dir() {
+            return Err(Error::file(path, "there is no such file or folder"));
+        }
+        let first = |names: &[&str]| names.iter().map(|name| path.join(name)).find(|file| file.is_file());
+        let mut found =
+            DataFiles { train: first(&TRAIN), valid: first(&VALID), test: first(&TEST), unread: Vec::new() };
+        found.unread = near(path)?.into_iter().filter(|file| found.all().all(|read| read != file)).collect();
+        if found.all().next().is_none() {
+            let there = found.note().map_or_else(String::new, |note| format!("; {note}"));
+            return Err(Error::file(path, format!("holds no train.jsonl, valid.jsonl or test.jsonl{there}")));
+        }
+        Ok(found)
+    }
+
+    /// Those that are there, in this order: train, valid, test.
+    pub fn all(&self) -> impl Iterator<Item = &Path> {
+        [&self.train, &self.valid, &self.test].into_iter().flatten().map(PathBuf::as_path)
+    }
+
+    /// Names the files that are not read, if there are any.
+    pub fn note(&self) -> Option<String> {
+        let names =
+            self.unread.iter().filter_map(|file| file.file_name()).map(|name| name.to_string_lossy().into());
+        let names: Vec<String> = names.collect();
+        if names.is_empty() {
+            return None;
+        }
+        let read = "read are train.jsonl, one of valid, validation, val, dev and eval.jsonl, and test.jsonl";
+        Some(format!("not read: {}; {read}", some_of(names)))
+    }
+}
+
+/// Files of a folder that look like a split: by their ending `.jsonl`, or by the first word of their name.
+fn near(folder: &Path) -> Result<Vec<PathBuf>> {
+    let fail = |e: std::io::Error| Error::file(folder, format!("cannot be read: {e}"));
+    let splits = [&TRAIN[..], &VALID, &TEST].concat();
+    let looks = |name: &str| {
+        let name = name.to_ascii_lowercase();
+        let ending = name.rsplit_once('.').map_or("", |(_, ending)| ending);
+        let word = name.split(|c: char| !c.is_ascii_alphabetic()).next().unwrap_or("");
+        let split = splits.iter().any(|name| name.split('.').next() == Some(word));
+        matches!(ending, "jsonl" | "ndjson") || (split && ENDINGS.contains(&ending))
+    };
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(fail)? {
+        let path = entry.map_err(fail)?.path();
+        let named = path.file_name().is_some_and(|name| looks(&name.to_string_lossy()));
+        if named && path.is_file() {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// First bytes of files that are no text in UTF-8, or no data at all, with what they are.
+const KINDS: &[(&[u8], &str)] = &[
+    (b"\xff\xfe\0\0", "text in UTF-32"),
+    (b"\0\0\xfe\xff", "text in UTF-32"),
+    (b"{\0\0\0", "text in UTF-32"),
+    (b"\0\0\0{", "text in UTF-32"),
+    (b"\xff\xfe", "text in UTF-16"),
+    (b"\xfe\xff", "text in UTF-16"),
+    (b"{\0", "text in UTF-16"),
+    (b"\0{", "text in UTF-16"),
+    (b"[\0", "text in UTF-16"),
+    (b"\0[", "text in UTF-16"),
+    (b"\x1f\x8b", "a gzip file"),
+    (b"PK\x03\x04", "a zip archive"),
+    (b"\x28\xb5\x2f\xfd", "a zstd file"),
+    (b"BZh", "a bzip2 file"),
+    (b"\xfd7zXZ", "an xz file"),
+    (b"7z\xbc\xaf", "a 7z archive"),
+    (b"PAR1", "a Parquet file"),
+    (b"ARROW1", "an Arrow file"),
+    (b"SQLite format 3", "an SQLite database"),
+    (b"%PDF", "a PDF"),
+    (b"version https://git-lfs", "a pointer of Git LFS"),
+    (b"<!doctype html", "a web page"),
+    (b"<html", "a web page"),
+];
+
+/// What a file is instead of JSON lines, told from its first bytes, and what to do.
+pub(super) fn other_kind(head: &[u8]) -> Option<String> {
+    let starts =
+        |magic: &[u8]| head.get(..magic.len()).is_some_and(|start| start.eq_ignore_ascii_case(magic));
+    let kind = KINDS.iter().find(|(magic, _)| starts(magic))?.1;
+    let cure = match kind.rsplit(' ').next().unwrap_or("") {
+        "UTF-16" | "UTF-32" => {
+            let name = &kind["text in ".len()..];
+            format!("write it in UTF-8, for example with `iconv -f {name} -t UTF-8`")
+        }
+        "file" if kind == "a Parquet file" || kind == "an Arrow file" => "write its rows as JSONL".into(),
+        "file" | "archive" => "unpack it".into(),
+        "LFS" => "fetch the file with `git lfs pull`".into(),
+        "page" => "look at what was downloaded".into(),
+        _ => "write one JSON object a line".into(),
+    };
+    Some(format!("is {kind}, not JSONL in UTF-8; {cure}"))
+}
+
+/// What a file is, if it is JSON in another layout or no JSON; told from its first line.
+pub(super) fn not_lines(path: &Path, line: &[u8]) -> Option<String> {
+    let cure = "write one object a line, for example with `jq -c";
+    let start = line.trim_ascii_start();
+    if start.starts_with(b"[") {
+        return Some(format!("is a JSON array, not JSONL; {cure} '.[]'`"));
+    }
+    if !start.starts_with(b"{") {
+        let shown: String = String::from_utf8_lossy(start.trim_ascii_end()).chars().take(40).collect();
+        return Some(format!("is not JSONL, which has one object a line: it begins with {shown:?}"));
+    }
+    let cut = serde_json::from_slice::<IgnoredAny>(line).is_err_and(|error| error.is_eof());
+    if !cut || !line.ends_with(b"\n") {
+        return None;
+    }
+    // One value that goes on over several lines.
+    let mut bytes = Vec::new();
+    File::open(path).ok()?.take(super::MAX_LINE).read_to_end(&mut bytes).ok()?;
+    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
+    let value = serde_json::Deserializer::from_slice(bytes).into_iter::<IgnoredAny>().next()?;
+    value.is_ok().then(|| format!("is pretty-printed JSON, not JSONL; {cure} .`"))
+}

@@ -1,0 +1,141 @@
+//! Keys of other tools' samples: those that are obeyed, and those that would change what a sample means and are
+//! refused, because a model must not learn something else than was written.
+
+use serde_json::Value;
+
+/// Keys that other tools read, with what is said of them here.
+const REFUSED: &[(&[&str], &str)] = &[
+    (
+        &[
+            "image",
+            "images",
+            "image_file",
+            "image_path",
+            "image_url",
+            "image_urls",
+            "video",
+            "videos",
+            "audio",
+            "audios",
+        ],
+        "is not supported: only text is read",
+    ),
+    (
+        &["tools", "functions", "tool_calls", "tool_call_id", "function_call"],
+        "is not supported: calls of tools are not read",
+    ),
+    (
+        &["reasoning", "reasoning_content", "thinking", "thinking_content"],
+        "is not supported: write reasoning into 'content', between the marks that the model puts around it",
+    ),
+    (
+        &["chosen", "rejected"],
+        "is not supported: preferences are not trained; write 'prompt' and 'completion'",
+    ),
+    (&["system"], "is not supported: write it as the first of 'messages', with role 'system'"),
+    (
+        &["documents", "chat_template", "chat_template_kwargs"],
+        "is not supported: templates get messages alone",
+    ),
+    (
+        &[
+            "loss_mask",
+            "loss_scale",
+            "loss_weight",
+            "mask",
+            "masked",
+            "sample_weight",
+            "train_detail",
+            "train_on_inputs",
+            "training_detail",
+        ],
+        "is not supported: 'weight' 0 or 1 of a message says whether it is trained",
+    ),
+];
+
+/// What stands for an image in the text of other tools.
+const MARKERS: [&str; 4] = ["<image>", "<|image|>", "<|image_pad|>", "<image_placeholder>"];
+
+/// The weight of a message; of a whole sample it is refused.
+const WEIGHT: &str = "weight";
+
+/// Whether a key means something to other tools.
+pub(super) fn is_known(key: &str) -> bool {
+    key == WEIGHT || REFUSED.iter().any(|(keys, _)| keys.contains(&key))
+}
+
+/// Why a known key with this value is refused; none where it may be passed over.
+pub(super) fn refused(key: &str, value: &Value) -> Option<String> {
+    if key == WEIGHT {
+        let weighs = !matches!(flag(value), Ok(None | Some(true)));
+        let cure = "a whole sample cannot be weighted; leave it out, or weight its messages";
+        return weighs.then(|| format!("is {value}: {cure}"));
+    }
+    let why = REFUSED.iter().find(|(keys, _)| keys.contains(&key))?.1;
+    (!says_nothing(value)).then(|| why.into())
+}
+
+/// Whether a value is what exporters write where there is none.
+fn says_nothing(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::String(text) => text.is_empty(),
+        Value::Array(list) => list.iter().all(says_nothing),
+        Value::Object(fields) => fields.values().all(says_nothing),
+        Value::Bool(true) | Value::Number(_) => false,
+    }
+}
+
+/// The mark of an image in a text.
+pub(super) fn marker(text: &str) -> Option<&'static str> {
+    MARKERS.into_iter().find(|mark| text.contains(mark))
+}
+
+/// What to do with a sample that has the keys of another layout.
+pub(super) fn way_out(keys: &[String]) -> &'static str {
+    let has = |key: &str| keys.iter().any(|there| there == key);
+    if has("conversations") || has("conversation") {
+        "; conversations as ShareGPT writes them are 'messages' with 'role' and 'content' here"
+    } else if has("instruction") || has("output") {
+        "; write 'instruction' and 'input' as 'prompt', 'output' as 'completion'"
+    } else if has("question") || has("answer") {
+        "; write the question as 'prompt', the answer as 'completion'"
+    } else {
+        ""
+    }
+}
+
+/// What a message says of its training: `weight` as OpenAI and Mistral have it, and its namesakes.
+#[derive(Default)]
+pub(super) struct Obeyed(Option<bool>);
+
+impl Obeyed {
+    pub const KEYS: [&str; 5] = [WEIGHT, "train", "trainable", "training", "loss"];
+
+    /// Takes the value of one of the keys.
+    pub fn set(&mut self, value: &Value) -> Result<(), String> {
+        let wanted = flag(value)?;
+        match (self.0, wanted) {
+            (Some(old), Some(new)) if old != new => Err(format!("is {value}, another key says the opposite")),
+            (old, new) => {
+                self.0 = new.or(old);
+                Ok(())
+            }
+        }
+    }
+
+    pub fn trained(&self) -> Option<bool> {
+        self.0
+    }
+}
+
+/// Yes, no, or nothing at all.
+fn flag(value: &Value) -> Result<Option<bool>, String> {
+    match value {
+        Value::Null => Ok(None),
+        Value::Bool(on) => Ok(Some(*on)),
+        number if number.as_f64() == Some(0.0) => Ok(Some(false)),
+        number if number.as_f64() == Some(1.0) => Ok(Some(true)),
+        other => Err(format!("is {other}, only 0 and 1 are supported")),
+    }
+}
