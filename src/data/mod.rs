@@ -7,6 +7,8 @@ mod encode;
 #[cfg(feature = "tokenizer")]
 mod jsonl;
 mod sampler;
+#[cfg(feature = "tokenizer")]
+mod turns;
 
 pub use batch::{Batch, Example};
 pub use dataset::{Counts, Dataset};

@@ -36,17 +36,15 @@ impl TextOptions {
     /// A file is missing or malformed, or there is neither a model nor a tokenizer.
     pub fn open(&self, model: Option<&Path>) -> Result<ModelText> {
         let own = model.map(ModelText::open).transpose()?;
-        let (tokenizer, template) = own.map_or((None, None), |m| (Some(m.tokenizer), m.template));
-        let tokenizer = match (&self.tokenizer, tokenizer) {
-            (Some(file), _) => Tokenizer::from_file(file)?,
-            (None, Some(tokenizer)) => tokenizer,
+        let mut text = match (&self.tokenizer, own) {
+            (Some(file), own) => ModelText::new(Tokenizer::from_file(file)?, own.and_then(|own| own.template)),
+            (None, Some(own)) => own,
             (None, None) => return Err(Error::config("model", "a model or a tokenizer is needed")),
         };
-        let template = match &self.template {
-            None => template,
-            Some(name) => Some(named_template(name)?),
-        };
-        Ok(ModelText { tokenizer, template })
+        if let Some(name) = &self.template {
+            text = ModelText::new(text.tokenizer, Some(named_template(name)?));
+        }
+        Ok(text)
     }
 
     /// What turns samples into examples.
@@ -114,10 +112,10 @@ impl TrainingData {
     pub fn with(&self, config: &RunConfig, text: &ModelText, model: Llama) -> Result<Parts> {
         text.tokenizer.check_rows(model.config().vocab_size)?;
         Ok(Parts {
+            pad: text.tokenizer.pad_within(model.config().vocab_size),
             model,
             train: self.train.clone(),
             valid: self.valid.clone(),
-            pad: text.tokenizer.pad(),
             base: fingerprint(&model_files(&config.model)?)?,
             data: self.fingerprint.clone(),
         })

@@ -86,7 +86,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         out::progress(&format!("loss of {task}"));
         for chunk in ids.chunks(args.micro_batch.max(1)) {
             let examples: Vec<_> = chunk.iter().map(|&i| &data.examples[i]).collect();
-            let batch = Batch::new(&examples, pool, opened.text.tokenizer.pad(), opened.model.device())?;
+            let batch = Batch::new(&examples, pool, opened.text.tokenizer.pad_within(opened.model.config().vocab_size), opened.model.device())?;
             let loss = losses.entry(task.clone()).or_default();
             loss.sum += mixlora::train::loss_of(&opened.model, &batch)?;
             loss.tokens += batch.trained;
