@@ -225,7 +225,8 @@ impl<'a> Encoder<'a> {
         pieces: &[Piece],
         trained: &mut [bool],
     ) -> Said<()> {
-        let turns: Vec<usize> = (0..messages.len()).filter(|&i| messages[i].role == Role::Assistant).collect();
+        let turns: Vec<usize> =
+            (0..messages.len()).filter(|&i| messages[i].role == Role::Assistant).collect();
         if generated.is_empty() && !turns.is_empty() {
             return Err(format!("the template marks 0 generated parts for {} assistant turns", turns.len()));
         }

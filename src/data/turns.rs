@@ -6,7 +6,7 @@ use std::ops::Range;
 
 /// What looking for turns one by one may cost: bytes that are rendered, and for every message as many as it takes
 /// the time of.
-const MOST_RENDERED: usize = 256 << 20;
+const MOST_RENDERED: usize = 64 << 20;
 const BYTES_OF_MESSAGE: usize = 64;
 /// Conversations with fewer turns are rendered once for each.
 const FEW_TURNS: usize = 3;
@@ -36,7 +36,8 @@ impl<'a> Turns<'a> {
     /// Turns with the same text around what is said in them are alike: one of each kind is rendered by itself, so that
     /// a long conversation takes a few renderings.
     pub(super) fn find(&self) -> Said<Vec<(usize, Range<usize>)>> {
-        let turns = || self.messages.iter().enumerate().filter(|(_, m)| m.role == Role::Assistant).map(|(i, _)| i);
+        let turns =
+            || self.messages.iter().enumerate().filter(|(_, m)| m.role == Role::Assistant).map(|(i, _)| i);
         let many = turns().count() >= FEW_TURNS;
         let contents = if many { self.contents() } else { None };
         let mut known: HashMap<(&str, &str), Margins> = HashMap::new();

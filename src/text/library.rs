@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use tokenizers::{DecoderWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, Tokenizer};
+use tokenizers::{PostProcessorWrapper, Tokenizer};
 
 const PLACE: &str = "tokenizer.json";
 
@@ -24,13 +24,14 @@ fn payload(panic: &(dyn Any + Send)) -> &str {
 pub(super) fn guarded<T>(place: &str, work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
     match catch_unwind(AssertUnwindSafe(work)) {
         Ok(done) => done.map_err(|e| Error::config(place, e.to_string())),
-        Err(panic) => {
-            Err(Error::config(place, format!("the tokenizer library failed on this input: {}", payload(&*panic))))
-        }
+        Err(panic) => Err(Error::config(
+            place,
+            format!("the tokenizer library failed on this input: {}", payload(&*panic)),
+        )),
     }
 }
 
-/// The parts of a file that are checked or rewritten.
+/// The parts of a file that are looked at.
 #[derive(Deserialize)]
 struct Parts {
     #[serde(default)]
@@ -55,13 +56,15 @@ struct Model {
 pub(super) fn open(json: &[u8]) -> Result<Tokenizer> {
     // What is no such file at all is the library's to explain.
     let parts = serde_json::from_slice::<Parts>(json).ok();
-    if let Some(parts) = &parts {
+    let mut rewritten = None;
+    if let Some(mut parts) = parts {
         parts.check(json)?;
+        if parts.patterns().any(rewrite_patterns) {
+            rewritten = Some(with_patterns(json)?);
+        }
     }
+    let json = rewritten.as_deref().unwrap_or(json);
     let mut library = guarded(PLACE, || Tokenizer::from_bytes(json))?;
-    if let Some(parts) = parts {
-        guarded(PLACE, || parts.rewrite(&mut library))?;
-    }
     // Files carry the truncation and padding of whoever saved them.
     library.with_truncation(None).map_err(failed)?;
     library.with_padding(None);
@@ -80,31 +83,31 @@ impl Parts {
         let file: Value = serde_json::from_slice(json).map_err(failed)?;
         let merges = file["model"]["merges"].as_array().map_or(&[][..], Vec::as_slice);
         let second = |merge: &Value| {
-            let pair = merge.as_str().and_then(|text| text.split_once(' ')).map(|(_, second)| second.to_string());
+            let pair =
+                merge.as_str().and_then(|text| text.split_once(' ')).map(|(_, second)| second.to_string());
             pair.or_else(|| merge[1].as_str().map(String::from))
         };
         match merges.iter().filter_map(second).find(|part| !part.starts_with(prefix.as_str())) {
             None => Ok(()),
-            Some(part) => Err(failed(format!("a merge has '{part}' without the prefix '{prefix}' of continued words"))),
+            Some(part) => {
+                Err(failed(format!("a merge has '{part}' without the prefix '{prefix}' of continued words")))
+            }
         }
     }
 
-    /// Puts the library's own parts aside where their patterns mean another thing in Python.
-    fn rewrite(mut self, library: &mut Tokenizer) -> tokenizers::Result<()> {
-        if rewrite_patterns(&mut self.normalizer) {
-            let normalizer: NormalizerWrapper = serde_json::from_value(self.normalizer)?;
-            library.with_normalizer(Some(normalizer))?;
-        }
-        if rewrite_patterns(&mut self.pre_tokenizer) {
-            let pre_tokenizer: PreTokenizerWrapper = serde_json::from_value(self.pre_tokenizer)?;
-            library.with_pre_tokenizer(Some(pre_tokenizer));
-        }
-        if rewrite_patterns(&mut self.decoder) {
-            let decoder: DecoderWrapper = serde_json::from_value(self.decoder)?;
-            library.with_decoder(Some(decoder));
-        }
-        Ok(())
+    /// The parts that have patterns.
+    fn patterns(&mut self) -> impl Iterator<Item = &mut Value> {
+        [&mut self.normalizer, &mut self.pre_tokenizer, &mut self.decoder].into_iter()
     }
+}
+
+/// The file with its patterns written for the engine here.
+fn with_patterns(json: &[u8]) -> Result<Vec<u8>> {
+    let mut file: Value = serde_json::from_slice(json).map_err(failed)?;
+    for part in ["normalizer", "pre_tokenizer", "decoder"] {
+        rewrite_patterns(&mut file[part]);
+    }
+    serde_json::to_vec(&file).map_err(failed)
 }
 
 fn check_part(part: &Value) -> Result<()> {
@@ -140,7 +143,10 @@ fn check_template(part: &Value) -> Result<()> {
 }
 
 /// A post-processor that puts these tokens before and behind a text.
-pub(super) fn dressing(before: Option<(u32, String)>, after: Option<(u32, String)>) -> Result<PostProcessorWrapper> {
+pub(super) fn dressing(
+    before: Option<(u32, String)>,
+    after: Option<(u32, String)>,
+) -> Result<PostProcessorWrapper> {
     let token = |token: &Option<(u32, String)>, type_id: u32| {
         token.as_ref().map(|(_, text)| json!({ "SpecialToken": { "id": text, "type_id": type_id } }))
     };
@@ -148,7 +154,8 @@ pub(super) fn dressing(before: Option<(u32, String)>, after: Option<(u32, String
         let text = json!({ "Sequence": { "id": name, "type_id": type_id } });
         [token(&before, type_id), Some(text), token(&after, type_id)].into_iter().flatten()
     };
-    let entry = |(id, text): &(u32, String)| (text.clone(), json!({ "id": text, "ids": [id], "tokens": [text] }));
+    let entry =
+        |(id, text): &(u32, String)| (text.clone(), json!({ "id": text, "ids": [id], "tokens": [text] }));
     let tokens: serde_json::Map<String, Value> = before.iter().chain(&after).map(entry).collect();
     let processor = json!({
         "type": "TemplateProcessing",

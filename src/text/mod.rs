@@ -15,9 +15,9 @@ mod tokenizer;
 mod vocab;
 
 pub use chat::{Chat, Turn};
+pub use decoder::Decoder;
 pub use model_text::ModelText;
 pub use reply::{Ending, Reply, ReplyOptions, Said};
-pub use decoder::Decoder;
 pub use special::SpecialTokens;
 pub use template::{ChatTemplate, Marked, Message, Role};
 pub use tokenizer::{Piece, Tokenizer};

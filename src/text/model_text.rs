@@ -20,7 +20,8 @@ impl ModelText {
     /// tokens too: it may be a template of another model.
     pub fn new(mut tokenizer: Tokenizer, template: Option<ChatTemplate>) -> Self {
         let written = tokenizer.add_ends_of(template.as_ref().map_or("", ChatTemplate::source));
-        let names = |ids: &[u32]| ids.iter().filter_map(|&id| tokenizer.token(id)).collect::<Vec<_>>().join(" ");
+        let names =
+            |ids: &[u32]| ids.iter().filter_map(|&id| tokenizer.token(id)).collect::<Vec<_>>().join(" ");
         let mut notes = Vec::new();
         if !written.is_empty() {
             let names = names(&written);

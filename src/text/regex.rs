@@ -13,10 +13,10 @@ fn posix(name: &str) -> Option<&'static str> {
         "blank" => r"\p{Zs}\t",
         "cntrl" => r"\p{Cc}",
         "digit" => r"\p{Nd}",
-        "graph" => r"[^\p{White_Space}\p{Cc}\p{Cn}\p{Cs}]",
+        "graph" => r"[^\p{White_Space}\p{Cc}\p{Cn}]",
         "lower" => r"\p{Lowercase}",
-        "print" => r"[^\p{White_Space}\p{Cc}\p{Cn}\p{Cs}]\p{Zs}",
-        "punct" => r"\p{P}$+<=>\^`|~",
+        "print" => r"[^\p{White_Space}\p{Cc}\p{Cn}]\p{Zs}",
+        "punct" => r"\p{P}\p{S}",
         "space" => r"\p{White_Space}",
         "upper" => r"\p{Uppercase}",
         "word" => r"\p{Alphabetic}\p{M}\p{Nd}\p{Pc}",
@@ -24,6 +24,9 @@ fn posix(name: &str) -> Option<&'static str> {
         _ => return None,
     })
 }
+
+/// What `\w` has besides the characters of words: Oniguruma reads these from a table of their own.
+const LATIN_1: &str = r"\u{B2}\u{B3}\u{B9}\u{BC}-\u{BE}";
 
 fn class(name: &str, negated: bool) -> Option<String> {
     posix(name).map(|members| format!("[{}{members}]", if negated { "^" } else { "" }))
@@ -37,13 +40,14 @@ fn escape(rest: &str, in_class: bool) -> Option<(String, usize)> {
         let (negated, name) = name.strip_prefix('^').map_or((false, name), |name| (true, name));
         let text = class(&name.to_lowercase(), negated != (letter == 'P'));
         // Other names are the same in both, but for the sign in front.
-        let text = text.or_else(|| negated.then(|| format!(r"\{}{{{name}}}", if letter == 'p' { 'P' } else { 'p' })));
+        let text = text
+            .or_else(|| negated.then(|| format!(r"\{}{{{name}}}", if letter == 'p' { 'P' } else { 'p' })));
         return text.map(|text| (text, rest.find('}').unwrap_or(rest.len() - 1) + 1));
     }
-    let word = class("word", false)?;
+    let word = format!("[{}{LATIN_1}]", posix("word")?);
     let text = match letter {
         'w' => word,
-        'W' => class("word", true)?,
+        'W' => format!("[^{}{LATIN_1}]", posix("word")?),
         'b' if !in_class => format!("(?:(?<={word})(?!{word})|(?<!{word})(?={word}))"),
         'B' if !in_class => format!("(?:(?<={word})(?={word})|(?<!{word})(?!{word}))"),
         _ => return None,
@@ -68,7 +72,11 @@ fn rewrite(pattern: &str) -> String {
             continue;
         }
         if first == '[' {
-            let name = rest.strip_prefix("[:").filter(|_| depth > 0).and_then(|r| r.split_once(":]")).map(|(n, _)| n);
+            let name = rest
+                .strip_prefix("[:")
+                .filter(|_| depth > 0)
+                .and_then(|r| r.split_once(":]"))
+                .map(|(n, _)| n);
             let members = name.and_then(|name| class(name.trim_start_matches('^'), name.starts_with('^')));
             if let (Some(name), Some(members)) = (name, members) {
                 out += &members;
@@ -113,10 +121,15 @@ mod tests {
     fn classes_are_written_out() {
         assert_eq!(rewrite(r"[[:alpha:]]+|\d"), r"[[\p{Alphabetic}]]+|\d");
         assert_eq!(rewrite(r"[^\s[:^digit:]]"), r"[^\s[^\p{Nd}]]");
-        assert_eq!(rewrite(r"\\w[]\w]"), r"\\w[][\p{Alphabetic}\p{M}\p{Nd}\p{Pc}]]");
+        assert_eq!(
+            rewrite(r"\\w[]\w]"),
+            r"\\w[][\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\u{B2}\u{B3}\u{B9}\u{BC}-\u{BE}]]"
+        );
         assert_eq!(rewrite(r"\p{^L}\p{Alnum}\P{L}"), r"\P{L}[\p{Alphabetic}\p{Nd}]\P{L}");
         // Patterns of common models stay as they are.
-        for same in [r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|\s+(?!\S)", r"'s|[\p{P}\$\+<=>\^~\|`]+", "[0-9][é:]", r"\"] {
+        for same in
+            [r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|\s+(?!\S)", r"'s|[\p{P}\$\+<=>\^~\|`]+", "[0-9][é:]", r"\"]
+        {
             assert_eq!(rewrite(same), same);
         }
     }

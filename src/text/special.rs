@@ -73,7 +73,9 @@ impl TextFiles {
         }
         let generation = Fields::read(folder, "generation_config.json")?;
         files.ends = generation.map_or(Ok(None), |fields| fields.ids("eos_token_id"))?.unwrap_or_default();
-        if files.ends.is_empty() && let Some(config) = Fields::read(folder, "config.json")? {
+        if files.ends.is_empty()
+            && let Some(config) = Fields::read(folder, "config.json")?
+        {
             files.ends = config.ids("eos_token_id")?.unwrap_or_default();
         }
         let path = folder.join("chat_template.jinja");
@@ -188,11 +190,13 @@ impl Fields {
     fn added(&self) -> Result<Option<Vec<AddedToken>>> {
         let key = "added_tokens_decoder";
         let Some(value) = self.get(key) else { return Ok(None) };
-        let entries = value.as_object().ok_or_else(|| self.fail(key, value, "an object of tokens by their ids"))?;
+        let entries =
+            value.as_object().ok_or_else(|| self.fail(key, value, "an object of tokens by their ids"))?;
         let mut tokens = BTreeMap::new();
         for (id, value) in entries {
             let place = format!("{key}.{id}");
-            let number: u32 = id.parse().map_err(|_| self.fail(&place, value, "the id of a token as its name"))?;
+            let number: u32 =
+                id.parse().map_err(|_| self.fail(&place, value, "the id of a token as its name"))?;
             let content = self.text(&place, value)?;
             let flag = |name: &str, absent: bool| value[name].as_bool().unwrap_or(absent);
             let special = flag("special", false);
@@ -211,7 +215,9 @@ impl Fields {
         let key = "chat_template";
         let Some(value) = self.get(key) else { return Ok(None) };
         let Value::Array(list) = value else {
-            let template = value.as_str().ok_or_else(|| self.fail(key, value, "a string or a list of named templates"))?;
+            let template = value
+                .as_str()
+                .ok_or_else(|| self.fail(key, value, "a string or a list of named templates"))?;
             return Ok(Some(template.into()));
         };
         let mut names = Vec::new();
@@ -227,7 +233,9 @@ impl Fields {
         }
         if !names.is_empty() {
             let names = names.join(", ");
-            notes.push(format!("none of the model's chat templates ({names}) is named default: it has none here"));
+            notes.push(format!(
+                "none of the model's chat templates ({names}) is named default: it has none here"
+            ));
         }
         Ok(None)
     }

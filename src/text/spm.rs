@@ -46,7 +46,8 @@ impl Literals {
     }
 
     fn find<'a>(&'a self, text: &'a str) -> impl Iterator<Item = Piece> + 'a {
-        let piece = |found: aho_corasick::Match| Piece { id: self.ids[found.pattern()], source: found.range() };
+        let piece =
+            |found: aho_corasick::Match| Piece { id: self.ids[found.pattern()], source: found.range() };
         self.automaton.find_iter(text).map(piece)
     }
 }

@@ -156,7 +156,8 @@ impl ChatTemplate {
         tokens: &SpecialTokens,
         marks: [&str; 2],
     ) -> Result<String> {
-        let mut scope: BTreeMap<&str, Value> = tokens.named().map(|(name, text)| (name, text.into())).collect();
+        let mut scope: BTreeMap<&str, Value> =
+            tokens.named().map(|(name, text)| (name, text.into())).collect();
         if !tokens.additional().is_empty() {
             scope.insert("additional_special_tokens", Value::from(tokens.additional().to_vec()));
         }

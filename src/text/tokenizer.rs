@@ -141,7 +141,8 @@ impl Tokenizer {
                 return Err(Error::config("tokenizer.ggml.model", what));
             }
         };
-        let ordinary = vocab.types.iter().rposition(|kind| matches!(*kind, NORMAL | BYTE)).map_or(0, |i| i + 1);
+        let ordinary =
+            vocab.types.iter().rposition(|kind| matches!(*kind, NORMAL | BYTE)).map_or(0, |i| i + 1);
         let mut tokenizer = Tokenizer {
             kind,
             size,
@@ -341,7 +342,8 @@ impl Tokenizer {
         };
         let (bos, eos) = (find("bos_token", self.bos)?, find("eos_token", self.eos)?);
         self.ends_by_name &= tokens.get("eos_token").is_none();
-        let texts = tokens.named().map(|(_, text)| text).chain(tokens.additional().iter().map(String::as_str));
+        let texts =
+            tokens.named().map(|(_, text)| text).chain(tokens.additional().iter().map(String::as_str));
         self.add_tokens(texts.map(|text| AddedToken::from(text, true)).collect())?;
         self.pad = tokens.get("pad_token").and_then(|text| self.token_id(text)).or(self.pad);
         (self.bos, self.eos) = (bos, eos);

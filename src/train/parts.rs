@@ -37,7 +37,9 @@ impl TextOptions {
     pub fn open(&self, model: Option<&Path>) -> Result<ModelText> {
         let own = model.map(ModelText::open).transpose()?;
         let mut text = match (&self.tokenizer, own) {
-            (Some(file), own) => ModelText::new(Tokenizer::from_file(file)?, own.and_then(|own| own.template)),
+            (Some(file), own) => {
+                ModelText::new(Tokenizer::from_file(file)?, own.and_then(|own| own.template))
+            }
             (None, Some(own)) => own,
             (None, None) => return Err(Error::config("model", "a model or a tokenizer is needed")),
         };
@@ -110,9 +112,13 @@ impl TrainingData {
     /// # Errors
     /// The vocabulary does not fit the model, or the model's files cannot be read.
     pub fn with(&self, config: &RunConfig, text: &ModelText, model: Llama) -> Result<Parts> {
-        text.tokenizer.check_rows(model.config().vocab_size)?;
+        let rows = model.config().vocab_size;
+        text.tokenizer.check_rows(rows)?;
+        for data in [Some(&self.train), self.valid.as_ref()].into_iter().flatten() {
+            data.check_rows(&config.data, rows)?;
+        }
         Ok(Parts {
-            pad: text.tokenizer.pad_within(model.config().vocab_size),
+            pad: text.tokenizer.pad_within(rows),
             model,
             train: self.train.clone(),
             valid: self.valid.clone(),

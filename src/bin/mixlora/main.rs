@@ -215,7 +215,18 @@ fn open_device(options: &mixlora::train::DeviceOptions) -> Result<mixlora::Devic
     })
 }
 
+/// What the tokenizer library panics about is caught, and reported as an error.
+fn quiet_tokenizers() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if !panic.location().is_some_and(|place| place.file().contains("tokenizers-")) {
+            usual(panic);
+        }
+    }));
+}
+
 fn main() -> ExitCode {
+    quiet_tokenizers();
     let done = match Cli::parse().command {
         #[cfg(feature = "tokenizer")]
         Command::Quickstart(args) => quickstart::run(&args),

@@ -1,7 +1,7 @@
 //! Options that the commands which talk with a model share: model, adapter, sampling; and text as it streams.
 
-use crate::{Failure, out};
 use crate::device_args::{CheckArgs, DeviceArgs};
+use crate::{Failure, out};
 use mixlora::adapter::{Adapter, Conversation};
 use mixlora::mixture::DecodeRoute;
 use mixlora::model::{Llama, Sampler, Sampling};

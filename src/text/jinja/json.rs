@@ -191,7 +191,8 @@ mod tests {
 
     #[test]
     fn numbers_are_pythons() {
-        for (value, wanted) in [(1e16, "1e+16"), (0.1, "0.1"), (1e-7, "1e-07"), (3.0, "3.0"), (f64::INFINITY, "Infinity")]
+        for (value, wanted) in
+            [(1e16, "1e+16"), (0.1, "0.1"), (1e-7, "1e-07"), (3.0, "3.0"), (f64::INFINITY, "Infinity")]
         {
             assert_eq!(number(&Value::from(value)), wanted);
         }

@@ -18,7 +18,9 @@ pub(super) fn call(state: &mut State, value: &Value, method: &str, args: &[Value
     {
         return Ok(done);
     }
-    let index = |items: minijinja::value::ValueIter, wanted: &Value| items.into_iter().position(|item| item == *wanted);
+    let index = |items: minijinja::value::ValueIter, wanted: &Value| {
+        items.into_iter().position(|item| item == *wanted)
+    };
     match (method, args) {
         ("index", [wanted]) if value.as_str().is_none() => {
             let at = index(value.try_iter()?, wanted);
@@ -39,7 +41,9 @@ fn of_text(state: &mut State, text: &str, method: &str, args: &[Value]) -> Resul
             options.assert_all_used()?;
             afford(state, SLOT * text.matches('\n').count())?;
             let whole = text.split_inclusive('\n');
-            let bare = |line: &str| line.strip_suffix('\n').map_or(line, |l| l.strip_suffix('\r').unwrap_or(l)).to_string();
+            let bare = |line: &str| {
+                line.strip_suffix('\n').map_or(line, |l| l.strip_suffix('\r').unwrap_or(l)).to_string()
+            };
             whole.map(|line| if keep { line.to_string() } else { bare(line) }).map(Value::from).collect()
         }
         "replace" => {
@@ -68,7 +72,9 @@ fn of_text(state: &mut State, text: &str, method: &str, args: &[Value]) -> Resul
         "ljust" | "rjust" | "center" | "zfill" => pad(state, text, method, args)?,
         "swapcase" => {
             let () = from_args(args)?;
-            let swap = |c: char| if c.is_lowercase() { c.to_uppercase().to_string() } else { c.to_lowercase().to_string() };
+            let swap = |c: char| {
+                if c.is_lowercase() { c.to_uppercase().to_string() } else { c.to_lowercase().to_string() }
+            };
             Value::from(text.chars().map(swap).collect::<String>())
         }
         "casefold" => {
@@ -100,8 +106,11 @@ fn split(state: &State, text: &str, args: &[Value], from_end: bool) -> Result<Va
         return Err(refused("split: the separator is empty"));
     }
     afford(state, SLOT * text.matches(separator).count().min(pieces))?;
-    let mut parts: Vec<&str> =
-        if from_end { text.rsplitn(pieces, separator).collect() } else { text.splitn(pieces, separator).collect() };
+    let mut parts: Vec<&str> = if from_end {
+        text.rsplitn(pieces, separator).collect()
+    } else {
+        text.splitn(pieces, separator).collect()
+    };
     if from_end {
         parts.reverse();
     }
@@ -111,7 +120,7 @@ fn split(state: &State, text: &str, args: &[Value], from_end: bool) -> Result<Va
 /// Words, of which the last (from the end: the first) keeps what is not split any more.
 fn split_at_space(text: &str, pieces: usize, from_end: bool) -> Vec<&str> {
     let mut parts = Vec::new();
-    let mut rest = text.trim();
+    let mut rest = if from_end { text.trim_end() } else { text.trim_start() };
     while !rest.is_empty() {
         let at = if from_end { rest.rfind(char::is_whitespace) } else { rest.find(char::is_whitespace) };
         let Some(at) = at.filter(|_| parts.len() + 1 < pieces) else {
@@ -154,7 +163,8 @@ fn pad(state: &State, text: &str, method: &str, args: &[Value]) -> Result<Value,
         "center" => missing / 2 + (missing & width & 1),
         _ => missing,
     };
-    let sign = text.len() - if method == "zfill" { text.strip_prefix(['-', '+']).unwrap_or(text).len() } else { text.len() };
+    let sign = text.len()
+        - if method == "zfill" { text.strip_prefix(['-', '+']).unwrap_or(text).len() } else { text.len() };
     let (before, after) = (fill.repeat(left), fill.repeat(missing - left));
     Ok(Value::from(format!("{}{before}{}{after}", &text[..sign], &text[sign..])))
 }
@@ -166,13 +176,16 @@ fn formatted(state: &mut State, style: FormatStyle, text: &str, args: &[Value]) 
         checked(state, arg.clone())?;
         let len = |value: &Value| value.as_str().map_or_else(|| value.to_string().len(), str::len);
         let inner = arg.is_kwargs().then(|| arg.try_iter().ok()).flatten();
-        let inner = inner.into_iter().flatten().filter_map(|key| arg.get_item(&key).ok()).map(|v| len(&v)).max();
+        let inner =
+            inner.into_iter().flatten().filter_map(|key| arg.get_item(&key).ok()).map(|v| len(&v)).max();
         longest = longest.max(inner.unwrap_or_else(|| len(arg)));
     }
     let mut widths = 0;
     for digits in text.split(|c: char| !c.is_ascii_digit()).filter(|digits| !digits.is_empty()) {
         if digits.len() > MAX_DIGITS {
-            return Err(refused(format!("format: {digits} is no width or precision, at most {MAX_DIGITS} digits are")));
+            return Err(refused(format!(
+                "format: {digits} is no width or precision, at most {MAX_DIGITS} digits are"
+            )));
         }
         widths += digits.parse::<usize>().unwrap_or(0);
     }
@@ -188,6 +201,10 @@ pub(super) fn percent(state: &mut State, text: &str, value: Value) -> Result<Val
 }
 
 /// The filter `format`.
-pub(super) fn format_filter(state: &mut State, text: &str, args: Rest<ValueOrKwargs>) -> Result<Value, Error> {
+pub(super) fn format_filter(
+    state: &mut State,
+    text: &str,
+    args: Rest<ValueOrKwargs>,
+) -> Result<Value, Error> {
     formatted(state, FormatStyle::Printf, text, &args.into_values())
 }

@@ -24,7 +24,7 @@ const FUEL_OF_MESSAGE: u64 = 500;
 /// Bytes of the conversation for one more: some templates copy a text a dozen times.
 const BYTES_OF_FUEL: u64 = 4;
 /// Text in one list or map, besides all of the conversation twice.
-const TEXT: usize = 64 << 10;
+const TEXT: usize = 16 << 10;
 /// Macros in macros, blocks in blocks: each takes a piece of the stack.
 const MAX_RECURSION: usize = 100;
 

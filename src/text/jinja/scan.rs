@@ -4,7 +4,9 @@
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Token {
     /// A bracket; `literal` where it opens a list, a map or a tuple, not a call or an index.
-    Open { literal: bool },
+    Open {
+        literal: bool,
+    },
     Close,
     /// What stands between values: commas, comparisons, `and`, `if` ...
     Boundary,

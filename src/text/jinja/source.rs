@@ -6,8 +6,10 @@ use crate::{Error, Result};
 
 /// Bytes of a template; real ones have up to 20,000.
 const MAX_BYTES: usize = 512 << 10;
-/// Tokens of one tag, and `elif` branches of a template: each may be one more level of the engine's recursion.
-const MAX_PARTS: usize = 400;
+/// Names and signs of one tag: each may be one more level of the engine's recursion.
+const MAX_PARTS: usize = 250;
+/// `elif` branches of a template, which are levels too.
+const MAX_BRANCHES: usize = 100;
 /// Names that the engine's own functions and variables begin with.
 const RESERVED: &str = "mixlora_";
 
@@ -112,8 +114,8 @@ impl Rewriter {
             ("%}", "elif") => self.branches += 1,
             _ => {}
         }
-        if self.branches > MAX_PARTS {
-            return Err(self.fail(format!("more than {MAX_PARTS} elif branches: too deeply nested")));
+        if self.branches > MAX_BRANCHES {
+            return Err(self.fail(format!("more than {MAX_BRANCHES} elif branches: too deeply nested")));
         }
         let owners = if close == "%}" && word == "set" { owners(body) } else { Vec::new() };
         if owners.is_empty() || self.macros == 0 {
@@ -155,7 +157,9 @@ impl Rewriter {
             self.copy(&rest[..space]);
             rest = &rest[space..];
             let end = rest.trim_start_matches(['-', '+']);
-            if rest.is_empty() || (self.levels.len() == 1 && rest.len() - end.len() < 2 && end.starts_with(close)) {
+            if rest.is_empty()
+                || (self.levels.len() == 1 && rest.len() - end.len() < 2 && end.starts_with(close))
+            {
                 self.end_sum(false);
                 self.out += if holding { "))" } else { "" };
                 let len = rest.len().min(rest.len() - end.len() + close.len());
@@ -301,7 +305,8 @@ fn first_word(body: &str) -> &str {
 fn owners(body: &str) -> Vec<&str> {
     let head = body.trim_start().strip_prefix("set").unwrap_or("");
     let end = head.find('=').into_iter().chain(head.find("%}")).min().unwrap_or(0);
-    let bare = |target: &'_ str| -> usize { target.len() - target.trim_start_matches([' ', '\n', '\t', '(']).len() };
+    let bare =
+        |target: &'_ str| -> usize { target.len() - target.trim_start_matches([' ', '\n', '\t', '(']).len() };
     let owner = |target| {
         let target: &str = target;
         let name = first_word(&target[bare(target)..]);
