@@ -6,6 +6,7 @@ mod decoder;
 mod jinja;
 mod library;
 mod model_text;
+mod names;
 mod regex;
 mod reply;
 mod special;

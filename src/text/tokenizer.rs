@@ -8,22 +8,6 @@ use crate::{Error, Result};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::OnceLock;
-use tokenizers::AddedToken;
-
-/// Names under which models end a text or a turn.
-const ENDS: &[&str] = &[
-    "<|im_end|>",
-    "<|eot_id|>",
-    "<|eom_id|>",
-    "<|eot|>",
-    "<end_of_turn>",
-    "<|end|>",
-    "<|end_of_turn|>",
-    "<|END_OF_TURN_TOKEN|>",
-    "<|endoftext|>",
-    "<|end_of_text|>",
-    "</s>",
-];
 
 /// A token and the bytes of the text that it stands for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,7 +16,7 @@ pub struct Piece {
     pub source: Range<usize>,
 }
 
-enum Kind {
+pub(super) enum Kind {
     /// The second one takes control tokens in a text for plain text; it is made when it is first needed.
     Library(Box<tokenizers::Tokenizer>, OnceLock<Box<tokenizers::Tokenizer>>),
     Spm(Box<Spm>),
@@ -40,20 +24,20 @@ enum Kind {
 
 /// Text to tokens and back.
 pub struct Tokenizer {
-    kind: Kind,
-    size: usize,
+    pub(super) kind: Kind,
+    pub(super) size: usize,
     /// One more than the largest id of an ordinary token.
     ordinary: usize,
-    bos: Option<u32>,
-    eos: Option<u32>,
-    pad: Option<u32>,
+    pub(super) bos: Option<u32>,
+    pub(super) eos: Option<u32>,
+    pub(super) pad: Option<u32>,
     add_bos: bool,
     add_eos: bool,
     /// End tokens besides `eos`.
-    ends: Vec<u32>,
+    pub(super) ends: Vec<u32>,
     /// No file names an end token.
-    ends_by_name: bool,
-    special: SpecialTokens,
+    pub(super) ends_by_name: bool,
+    pub(super) special: SpecialTokens,
 }
 
 impl std::fmt::Debug for Tokenizer {
@@ -282,111 +266,6 @@ impl Tokenizer {
     pub fn add_eos(&self) -> bool {
         self.add_eos && self.eos.is_some()
     }
-    /// Tokens that end a text or a turn.
-    pub fn end_tokens(&self) -> Vec<u32> {
-        let mut ends: Vec<u32> = self.eos.into_iter().chain(self.ends.iter().copied()).collect();
-        if self.ends_by_name {
-            ends.extend(self.known_ends());
-        }
-        ends.sort_unstable();
-        ends.dedup();
-        ends
-    }
-    /// Whether no file says which tokens are ends, so that their names must.
-    pub fn ends_by_name(&self) -> bool {
-        self.ends_by_name
-    }
-
-    /// Control tokens with a name that models give to their ends.
-    fn known_ends(&self) -> impl Iterator<Item = u32> {
-        ENDS.iter().filter_map(|text| self.token_id(text).filter(|_| self.is_special(text)))
-    }
-
-    fn is_special(&self, token: &str) -> bool {
-        match &self.kind {
-            Kind::Spm(spm) => spm.is_control(token),
-            Kind::Library(library, _) => library.get_added_vocabulary().is_special_token(token),
-        }
-    }
-
-    fn count(&self) -> usize {
-        match &self.kind {
-            Kind::Spm(_) => self.size,
-            Kind::Library(library, _) => {
-                library.get_vocab(true).values().max().map_or(0, |id| *id as usize + 1)
-            }
-        }
-    }
-
-    /// Names the start, end and padding tokens for templates.
-    fn name_by_id(&mut self) {
-        for (name, id) in [("bos_token", self.bos), ("eos_token", self.eos), ("pad_token", self.pad)] {
-            if let Some(text) = id.and_then(|id| self.token(id)) {
-                self.special = std::mem::take(&mut self.special).with(name, text);
-            }
-        }
-    }
-
-    /// Sets special tokens by their text, as the files beside a `tokenizer.json` name them. Like transformers, what
-    /// it does not have is added behind its vocabulary.
-    ///
-    /// # Errors
-    /// The start or end token is not in the vocabulary: the model knows none.
-    pub fn name_tokens(&mut self, tokens: SpecialTokens, added: Vec<AddedToken>) -> Result<()> {
-        self.add_tokens(added)?;
-        let find = |field: &str, old: Option<u32>| match tokens.get(field) {
-            None => Ok(old),
-            Some(text) => self.token_id(text).map(Some).ok_or_else(|| {
-                Error::config(field, format!("'{text}' is not in the tokenizer's vocabulary"))
-            }),
-        };
-        let (bos, eos) = (find("bos_token", self.bos)?, find("eos_token", self.eos)?);
-        self.ends_by_name &= tokens.get("eos_token").is_none();
-        let texts =
-            tokens.named().map(|(_, text)| text).chain(tokens.additional().iter().map(String::as_str));
-        self.add_tokens(texts.map(|text| AddedToken::from(text, true)).collect())?;
-        self.pad = tokens.get("pad_token").and_then(|text| self.token_id(text)).or(self.pad);
-        (self.bos, self.eos) = (bos, eos);
-        self.special = tokens;
-        self.name_by_id();
-        Ok(())
-    }
-
-    /// Adds what is not there as an added token.
-    fn add_tokens(&mut self, tokens: Vec<AddedToken>) -> Result<()> {
-        let Kind::Library(library, literal) = &mut self.kind else { return Ok(()) };
-        let known = library.get_added_vocabulary().get_vocab();
-        let new: Vec<AddedToken> = tokens.into_iter().filter(|t| !known.contains_key(&t.content)).collect();
-        if new.is_empty() {
-            return Ok(());
-        }
-        guarded("tokenizer", || library.add_tokens(new))?;
-        *literal = OnceLock::new();
-        self.size = self.count();
-        Ok(())
-    }
-
-    /// Sets the end tokens that a model's files name.
-    pub fn name_ends(&mut self, ends: Vec<u32>) {
-        let Some(&first) = ends.first() else { return };
-        // A text ends with the one of them that has the name of an end.
-        if self.ends_by_name {
-            self.eos = self.eos.filter(|eos| ends.contains(eos)).or(Some(first));
-            self.ends_by_name = false;
-            self.name_by_id();
-        }
-        self.ends = ends;
-    }
-
-    /// Adds the known ends that a template writes, and says which are new.
-    pub(super) fn add_ends_of(&mut self, template: &str) -> Vec<u32> {
-        let ends = self.end_tokens();
-        let written = |id: &u32| self.token(*id).is_some_and(|text| template.contains(&text));
-        let new: Vec<u32> = self.known_ends().filter(|id| !ends.contains(id)).filter(written).collect();
-        self.ends.extend(&new);
-        new
-    }
-
     /// Sets whether the vocabulary asks for an end token behind every text.
     pub fn set_add_eos(&mut self, add: bool) {
         self.add_eos = add;

@@ -57,46 +57,31 @@ fn generation_prompt_opens_think() {
 /// Turns found together are those found one by one.
 #[test]
 fn turns_of_long_conversations_are_found() {
-    let messages = |n: usize| -> Vec<Message> {
-        (0..n)
-            .flat_map(|i| [user(&format!(" {i}? ")), assistant(["yes", "", " no", "a\nb"][i % 4])])
-            .collect()
+    let said = ["yes", "", " no", "a\nb"];
+    let messages: Vec<Message> =
+        (0..8).flat_map(|i| [user(&format!(" {i}? ")), assistant(said[i % 4])]).collect();
+    let frame = |content: &str| {
+        format!(
+            "{{% for m in messages %}}<|im_start|>{{{{ m.role }}}}\n{content}<|im_end|>\n{{% endfor %}}\
+             {{% if add_generation_prompt %}}<|im_start|>assistant\n{{% endif %}}"
+        )
     };
-    let templates = [
-        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
-        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
-        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if loop.last and m.role == 'assistant' %}<think></think>{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
-    ];
-    for template in templates {
-        let dir = with_template(template);
-        let long = encode(dir.path(), messages(8), 1000).unwrap().example;
-        let text = open(dir.path()).tokenizer;
-        let mut trained = String::new();
-        for (i, (&id, &is)) in long.ids.iter().zip(&long.trained).enumerate() {
-            trained += if is && !long.trained[i - 1] { "[" } else { "" };
-            trained += &if is { text.decode(&[id], false) } else { String::new() };
-        }
-        let wanted: String = messages(8)
-            .iter()
-            .filter(|m| m.role == Role::Assistant)
-            .map(|m| {
-                format!(
-                    "[{}<|im_end|>",
-                    if template.contains("trim") { m.content.trim() } else { &m.content }
-                )
-            })
-            .collect();
-        let wanted = if template.contains("think") {
-            wanted.replacen("[a\nb<|im_end|>", "[a\nb<|im_end|>", 1)
-        } else {
-            wanted
-        };
-        let last =
-            if template.contains("think") { wanted.rsplit_once('[').unwrap() } else { (&wanted[..], "") };
-        let wanted =
-            if last.1.is_empty() { wanted.clone() } else { format!("{}[<think></think>{}", last.0, last.1) };
-        assert_eq!(trained, wanted, "{template}");
-    }
+    let trained = |content: &str| {
+        let dir = with_template(&frame(content));
+        let example = encode(dir.path(), messages.clone(), 1000).unwrap().example;
+        let tokenizer = open(dir.path()).tokenizer;
+        let trained = example.ids.iter().zip(&example.trained).filter(|(_, trained)| **trained);
+        tokenizer.decode(&trained.map(|(id, _)| *id).collect::<Vec<_>>(), false)
+    };
+    let wanted = |write: &dyn Fn(usize, &str) -> String| -> String {
+        (0..8).map(|i| write(i, said[i % 4]) + "<|im_end|>").collect()
+    };
+    assert_eq!(trained("{{ m.content }}"), wanted(&|_, text| text.into()));
+    assert_eq!(trained("{{ m.content | trim }}"), wanted(&|_, text| text.trim().into()));
+    // The last turn is another kind.
+    let thinks = "{% if loop.last and m.role == 'assistant' %}<think></think>{% endif %}{{ m.content }}";
+    let last = |i: usize, text: &str| if i == 7 { format!("<think></think>{text}") } else { text.into() };
+    assert_eq!(trained(thinks), wanted(&last));
 }
 
 #[test]
