@@ -1,15 +1,17 @@
 //! Where the assistant's turns stand in a rendered conversation.
 
-use crate::text::{ChatTemplate, Message, Piece, Role, Tokenizer};
-use std::collections::HashMap;
+use crate::text::{ChatTemplate, ContentPlace, Message, Piece, Role, Tokenizer};
 use std::ops::Range;
 
 /// What looking for turns one by one may cost: bytes that are rendered, and for every message as many as it takes
 /// the time of.
-const MOST_RENDERED: usize = 64 << 20;
+const MOST_RENDERED: usize = 32 << 20;
 const BYTES_OF_MESSAGE: usize = 64;
 /// Conversations with fewer turns are rendered once for each.
 const FEW_TURNS: usize = 3;
+
+/// Kinds of turns that are kept in mind.
+const MOST_KINDS: usize = 32;
 
 type Said<T> = std::result::Result<T, String>;
 
@@ -23,11 +25,21 @@ pub(super) struct Turns<'a> {
     pub ends: &'a [u32],
 }
 
-/// Bytes of a turn before and behind what is said in it.
-#[derive(Clone, Copy)]
-struct Margins {
-    before: usize,
+/// A kind of turn, by the text around what is said in it.
+struct Kind<'a> {
+    /// From the end of what was said before to the start of the turn.
+    lead: &'a str,
+    /// From the end of what is said in it to the next message.
+    after: &'a str,
+    /// Bytes of that which belong to the turn.
     behind: usize,
+}
+
+/// What stands around the content of a message: where the one before ends, and where its own ends.
+struct Around<'a> {
+    before: usize,
+    end: usize,
+    after: &'a str,
 }
 
 impl<'a> Turns<'a> {
@@ -38,17 +50,18 @@ impl<'a> Turns<'a> {
     pub(super) fn find(&self) -> Said<Vec<(usize, Range<usize>)>> {
         let turns =
             || self.messages.iter().enumerate().filter(|(_, m)| m.role == Role::Assistant).map(|(i, _)| i);
+        let tokens = self.tokenizer.special_tokens();
         let many = turns().count() >= FEW_TURNS;
-        let contents = if many { self.contents() } else { None };
-        let mut known: HashMap<(&str, &str), Margins> = HashMap::new();
+        let places = many.then(|| self.template.content_places(self.messages, tokens, self.text)).flatten();
+        let mut kinds: Vec<Kind> = Vec::new();
         let mut cost = 0;
         let mut found = Vec::new();
         for i in turns() {
-            let around = contents.as_ref().map(|places| self.around(i, places));
-            if let Some((content, key)) = &around
-                && let Some(margins) = known.get(key)
+            let around = places.as_ref().and_then(|places| self.around(i, places));
+            if let Some(around) = &around
+                && let Some(kind) = kinds.iter().find(|kind| self.is_of(kind, around))
             {
-                found.push((i, content.start - margins.before..content.end + margins.behind));
+                found.push((i, around.before + kind.lead.len()..around.end + kind.behind));
                 continue;
             }
             cost += self.messages[..=i].iter().map(|m| m.content.len() + BYTES_OF_MESSAGE).sum::<usize>();
@@ -59,30 +72,27 @@ impl<'a> Turns<'a> {
                 ));
             }
             let range = self.rendered(i)?;
-            if let Some((content, key)) = around
-                && range.start <= content.start
-                && range.end >= content.end
+            if let Some(Around { before, end, after }) = around
+                && (before..=end).contains(&range.start)
+                && range.end >= end
+                && kinds.len() < MOST_KINDS
             {
-                let before = content.start - range.start;
-                known.insert(key, Margins { before, behind: range.end - content.end });
+                kinds.push(Kind { lead: &self.text[before..range.start], after, behind: range.end - end });
             }
             found.push((i, range));
         }
         Ok(found)
     }
 
-    /// Where the contents of all messages stand.
-    fn contents(&self) -> Option<Vec<Range<usize>>> {
-        let places = self.template.content_places(self.messages, self.tokenizer.special_tokens(), self.text);
-        places.filter(|places| places.len() == self.messages.len())
+    fn is_of(&self, kind: &Kind, around: &Around) -> bool {
+        kind.after == around.after && self.text[around.before..around.end].starts_with(kind.lead)
     }
 
-    /// What a message says, and the text between that and its neighbours.
-    fn around(&self, i: usize, places: &[Range<usize>]) -> (Range<usize>, (&'a str, &'a str)) {
-        let content = places[i].clone();
-        let from = if i > 0 { places[i - 1].end } else { 0 };
-        let to = places.get(i + 1).map_or(self.text.len(), |next| next.start);
-        (content.clone(), (&self.text[from..content.start], &self.text[content.end..to]))
+    fn around(&self, i: usize, places: &[ContentPlace]) -> Option<Around<'a>> {
+        let end = places[i].end;
+        let next = places.get(i + 1).map_or(Some(self.text.len()), |next| next.start)?;
+        let before = if i > 0 { places[i - 1].end } else { 0 };
+        Some(Around { before, end, after: &self.text[end..next] })
     }
 
     fn render(&self, messages: &[Message], prompt: bool) -> Said<String> {

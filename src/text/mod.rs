@@ -20,6 +20,7 @@ pub use decoder::Decoder;
 pub use model_text::ModelText;
 pub use reply::{Ending, Reply, ReplyOptions, Said};
 pub use special::SpecialTokens;
+pub(crate) use template::ContentPlace;
 pub use template::{ChatTemplate, Marked, Message, Role};
 pub use tokenizer::{Piece, Tokenizer};
 pub use vocab::Vocab;

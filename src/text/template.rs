@@ -56,6 +56,12 @@ pub struct Marked {
     pub generated: Vec<Range<usize>>,
 }
 
+/// Where the content of a message stands; its start may have been cut off.
+pub(crate) struct ContentPlace {
+    pub start: Option<usize>,
+    pub end: usize,
+}
+
 /// A compiled chat template.
 pub struct ChatTemplate {
     program: Program,
@@ -128,13 +134,13 @@ impl ChatTemplate {
     pub(crate) const MARK: &str = "\u{10FFF0}";
 
     /// Where a rendered text has the contents of the messages, without the white space around them; none where the
-    /// template does not write each of them once, in their order, and as it is.
+    /// template does not write the end of each once, in their order, and the text as it is.
     pub(crate) fn content_places(
         &self,
         messages: &[Message],
         tokens: &SpecialTokens,
         text: &str,
-    ) -> Option<Vec<Range<usize>>> {
+    ) -> Option<Vec<ContentPlace>> {
         if messages.iter().any(|m| m.content.contains(MARKS)) {
             return None;
         }
@@ -145,8 +151,20 @@ impl ChatTemplate {
             Message::new(m.role, format!("{before}{}{core}{}{behind}", MARKS[0], MARKS[1]))
         };
         let messages: Vec<Message> = messages.iter().map(marked).collect();
-        let marked = Marked::new(&self.run(&messages, false, tokens, ["", ""]).ok()?);
-        (marked.text == text).then_some(marked.generated)
+        let marked = self.run(&messages, false, tokens, ["", ""]).ok()?;
+        let mut places = Vec::with_capacity(messages.len());
+        let mut start = None;
+        let mut at = 0;
+        for c in marked.chars() {
+            if c == MARKS[0] {
+                start = Some(at);
+            } else if c == MARKS[1] {
+                places.push(ContentPlace { start: start.take(), end: at });
+            } else {
+                at += c.len_utf8();
+            }
+        }
+        (places.len() == messages.len() && marked.replace(MARKS, "") == text).then_some(places)
     }
 
     fn run(

@@ -94,6 +94,13 @@ fn long_conversation_is_quadratic() {
     // Each answer with its end token: three tokens.
     assert_eq!(encoded.example.trained.iter().filter(|t| **t).count(), 6_000);
     assert!(seconds < 20.0, "{seconds} s without optimisation; it was minutes");
+    // Past turns without their reasoning are alike too.
+    let thinks = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content.split('</think>')[-1] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+    let thinks = with_template(thinks);
+    let thoughts =
+        (0..1500).flat_map(|i| [user("hi"), assistant(&format!("<think>{i}</think>ok"))]).collect();
+    let encoded = encode(thinks.path(), thoughts, 1 << 20).unwrap();
+    assert_eq!(encoded.example.trained_tokens(), 4_500);
     // A template that writes every turn in another way is refused, where it would take too long.
     let counted = "{% for m in messages %}{{ loop.index }}{{ m.content }}<|im_end|>{% endfor %}{% if add_generation_prompt %}{{ messages | length + 1 }}{% endif %}";
     let counted = with_template(counted);
