@@ -207,8 +207,9 @@ impl<'a> Encoder<'a> {
         if let Some(generated) = generated {
             self.train_generated(messages, generated, &pieces, &mut trained)?;
         } else if !all {
-            let (tokenizer, ends) = (self.tokenizer, &self.ends);
-            let turns = Turns { tokenizer, template, messages, text: &text, pieces: &pieces, ends };
+            let ends = &self.ends;
+            let turns =
+                Turns { tokenizer: self.tokenizer, template, messages, text: &text, pieces: &pieces, ends };
             for (i, range) in turns.find()? {
                 self.train_turn(i, range, &pieces, &mut trained)?;
             }

@@ -73,7 +73,7 @@ impl Tokenizer {
     ///
     /// # Errors
     /// The start or end token is not in the vocabulary: the model knows none.
-    pub fn name_tokens(&mut self, tokens: SpecialTokens, added: Vec<AddedToken>) -> Result<()> {
+    pub(super) fn name_tokens(&mut self, tokens: SpecialTokens, added: Vec<AddedToken>) -> Result<()> {
         self.add_tokens(added)?;
         let find = |field: &str, old: Option<u32>| match tokens.get(field) {
             None => Ok(old),
@@ -81,13 +81,15 @@ impl Tokenizer {
                 Error::config(field, format!("'{text}' is not in the tokenizer's vocabulary"))
             }),
         };
-        let (bos, eos) = (find("bos_token", self.bos)?, find("eos_token", self.eos)?);
+        let bos = find("bos_token", self.bos)?;
+        let eos = find("eos_token", self.eos)?;
         self.ends_by_name &= tokens.get("eos_token").is_none();
         let texts =
             tokens.named().map(|(_, text)| text).chain(tokens.additional().iter().map(String::as_str));
         self.add_tokens(texts.map(|text| AddedToken::from(text, true)).collect())?;
         self.pad = tokens.get("pad_token").and_then(|text| self.token_id(text)).or(self.pad);
-        (self.bos, self.eos) = (bos, eos);
+        self.bos = bos;
+        self.eos = eos;
         self.special = tokens;
         self.name_by_id();
         Ok(())

@@ -147,7 +147,8 @@ impl ChatTemplate {
         let marked = |m: &Message| {
             let core = m.content.trim();
             let at = m.content.len() - m.content.trim_start().len();
-            let (before, behind) = (&m.content[..at], &m.content[at + core.len()..]);
+            let before = &m.content[..at];
+            let behind = &m.content[at + core.len()..];
             Message::new(m.role, format!("{before}{}{core}{}{behind}", MARKS[0], MARKS[1]))
         };
         let messages: Vec<Message> = messages.iter().map(marked).collect();

@@ -160,7 +160,8 @@ impl Tokenizer {
             Kind::Spm(_) => Ok(None),
             Kind::Library(library, _) => {
                 let token = |id: Option<u32>| id.and_then(|id| Some((id, self.token(id)?)));
-                let (before, after) = (self.bos.filter(|_| self.add_bos), self.eos.filter(|_| self.add_eos));
+                let before = self.bos.filter(|_| self.add_bos);
+                let after = self.eos.filter(|_| self.add_eos);
                 let mut library = library.clone();
                 if before.or(after).is_some() {
                     library.with_post_processor(Some(library::dressing(token(before), token(after))?));

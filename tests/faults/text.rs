@@ -87,16 +87,14 @@ fn scored(control: &[String]) -> Vocab {
     tokens.extend(control.iter().cloned());
     types.resize(tokens.len(), 3);
     let scores = Some(vec![0.0; tokens.len()]);
-    let (bos, eos, unk) = (Some(1), Some(2), Some(0));
-    let model = "llama".into();
     Vocab {
-        model,
+        model: "llama".into(),
         tokens,
         types,
         scores,
-        bos,
-        eos,
-        unk,
+        bos: Some(1),
+        eos: Some(2),
+        unk: Some(0),
         add_bos: true,
         add_space_prefix: true,
         ..Vocab::default()

@@ -165,7 +165,8 @@ fn pad(state: &State, text: &str, method: &str, args: &[Value]) -> Result<Value,
     };
     let sign = text.len()
         - if method == "zfill" { text.strip_prefix(['-', '+']).unwrap_or(text).len() } else { text.len() };
-    let (before, after) = (fill.repeat(left), fill.repeat(missing - left));
+    let before = fill.repeat(left);
+    let after = fill.repeat(missing - left);
     Ok(Value::from(format!("{}{before}{}{after}", &text[..sign], &text[sign..])))
 }
 

@@ -305,14 +305,14 @@ fn first_word(body: &str) -> &str {
 fn owners(body: &str) -> Vec<&str> {
     let head = body.trim_start().strip_prefix("set").unwrap_or("");
     let end = head.find('=').into_iter().chain(head.find("%}")).min().unwrap_or(0);
-    let bare =
-        |target: &'_ str| -> usize { target.len() - target.trim_start_matches([' ', '\n', '\t', '(']).len() };
-    let owner = |target| {
-        let target: &str = target;
-        let name = first_word(&target[bare(target)..]);
-        target[bare(target) + name.len()..].trim_start().starts_with('.').then_some(name)
-    };
-    head[..end].split(',').filter_map(owner).filter(|name| !name.is_empty()).collect()
+    head[..end].split(',').filter_map(owner).collect()
+}
+
+fn owner(target: &str) -> Option<&str> {
+    let target = target.trim_start_matches(|c: char| c.is_whitespace() || c == '(');
+    let name = first_word(target);
+    let has_attribute = target[name.len()..].trim_start().starts_with('.');
+    Some(name).filter(|name| has_attribute && !name.is_empty())
 }
 
 /// Whether a tag opens a raw block.

@@ -99,7 +99,8 @@ fn many_control_tokens_slow() {
 #[test]
 fn regex_classes() {
     let dir = model();
-    let (mut whole_id, mut letter_id) = (0, 0);
+    let mut whole_id = 0;
+    let mut letter_id = 0;
     edit(dir.path(), "tokenizer.json", |file| {
         whole_id = rename(file, "ÿ", "Ã©a");
         letter_id = rename(file, "þ", "Ã©");
@@ -162,7 +163,8 @@ const PLAIN: &str = "{% for m in messages %}{{ '\\n' + m.role }}:{{ m.content }}
 fn chat_extra_space() {
     let t = Tokenizer::from_vocab(scored(&[])).unwrap();
     for (text, start) in [("ab", 1), ("a</s>b", 5), ("a\nb", 1), ("ab", 0), ("aéb", 1), ("ab", 2)] {
-        let (whole, before) = (t.encode(text, true).unwrap(), t.encode(&text[..start], true).unwrap());
+        let whole = t.encode(text, true).unwrap();
+        let before = t.encode(&text[..start], true).unwrap();
         assert_eq!(t.encode_from(text, start).unwrap(), whole[before.len()..], "{text} {start}");
     }
     let dir = tempfile::tempdir().unwrap();
