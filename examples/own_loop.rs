@@ -36,10 +36,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let options = MethodConfig { num_factors: 8, ..(method.defaults)() };
     let adapter = Adapter::attach(&mut model, method, &options, &TARGETS.map(String::from), Stream::new(1))?;
     let config = TrainConfig { steps: 30, ..TrainConfig::default() };
+    let pad = text.tokenizer.pad_within(model.config().vocab_size);
     let mut session = Session::new(model, adapter, config)?;
     for step in 0..session.config.steps {
         let half: Vec<&Example> = examples.iter().skip(step % 2).step_by(2).collect();
-        let batch = Batch::new(&half, options.pool, text.tokenizer.pad(), &device)?;
+        let batch = Batch::new(&half, options.pool, pad, &device)?;
         let report = session.step(&[batch])?;
         if step % 10 == 0 || report.step == session.config.steps {
             println!("step {} loss {:.4} gradient norm {:.2}", report.step, report.loss, report.grad_norm);

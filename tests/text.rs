@@ -2,7 +2,7 @@
 #![cfg(feature = "tokenizer")]
 
 use mixlora::Error;
-use mixlora::text::{ChatTemplate, Message, ModelText, Role, Tokenizer, Vocab};
+use mixlora::text::{ChatTemplate, Message, ModelText, Role, SpecialTokens, Tokenizer, Vocab};
 use serde_json::{Value, json};
 
 fn user(text: &str) -> Message {
@@ -230,7 +230,7 @@ fn a_model_folder_is_read() {
         "chat_template": [{"name": "tools", "template": "no"}, {"name": "default", "template": "{{ bos_token }}{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"}],
     });
     write("tokenizer_config.json", config.to_string());
-    let ModelText { tokenizer: t, template } = ModelText::open(dir.path()).unwrap();
+    let ModelText { tokenizer: t, template, .. } = ModelText::open(dir.path()).unwrap();
     assert_eq!((t.eos(), t.add_bos()), (Some(5), false));
     assert_eq!(t.render(&template.unwrap(), &[user("hi")], false).unwrap(), "<s>hi<|im_end|>");
     write("chat_template.jinja", "{% if %}".into());
@@ -242,8 +242,12 @@ fn a_model_folder_is_read() {
     assert!(e.contains("eos_token: '<none>' is not in"), "{e}");
 }
 
+fn none() -> SpecialTokens {
+    SpecialTokens::default()
+}
+
 fn render(source: &str, messages: &[Message]) -> Result<String, Error> {
-    ChatTemplate::new(source)?.render(messages, true, Some("<s>"), None)
+    ChatTemplate::new(source)?.render(messages, true, &none().with("bos_token", "<s>"))
 }
 
 #[test]
@@ -276,9 +280,9 @@ fn templates_behave_as_in_python() {
         assert_eq!(render(source, &m).unwrap(), wanted, "{source}");
     }
     let dated = ChatTemplate::at("{{ strftime_now('%d %b %Y') }}", 1_709_251_198).unwrap();
-    assert_eq!(dated.render(&m, true, None, None).unwrap(), "29 Feb 2024");
+    assert_eq!(dated.render(&m, true, &none()).unwrap(), "29 Feb 2024");
     let chatml = ChatTemplate::named("chatml").unwrap();
-    let text = chatml.render(&[user("a"), assistant("b")], true, None, None).unwrap();
+    let text = chatml.render(&[user("a"), assistant("b")], true, &none()).unwrap();
     assert_eq!(
         text,
         "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n<|im_start|>assistant\n"
@@ -290,11 +294,11 @@ fn templates_behave_as_in_python() {
 fn generated_parts_are_located() {
     let source = "{% for m in messages %}{{ m.role }}:{% if m.role == 'assistant' %}{% generation %}{{ m.content }};{% endgeneration %}{% else %}{{ m.content }}{% endif %}{% endfor %}";
     let t = ChatTemplate::new(source).unwrap();
-    let marked = t.render_marked(&[user("é"), assistant("no")], None, None).unwrap();
+    let marked = t.render_marked(&[user("é"), assistant("no")], &none()).unwrap();
     assert_eq!(marked.text, "user:éassistant:no;");
     assert_eq!(marked.generated.iter().map(|r| &marked.text[r.clone()]).collect::<Vec<_>>(), ["no;"]);
-    assert_eq!(t.render(&[user("é"), assistant("no")], false, None, None).unwrap(), marked.text);
-    assert!(t.render_marked(&[user("\u{10FFF0}")], None, None).is_err());
+    assert_eq!(t.render(&[user("é"), assistant("no")], false, &none()).unwrap(), marked.text);
+    assert!(t.render_marked(&[user("\u{10FFF0}")], &none()).is_err());
 }
 
 // Row 20.
@@ -334,7 +338,7 @@ fn fragments_of_templates_never_panic() {
         let pick = |i: u32| parts[n / parts.len().pow(i) % parts.len()];
         let source: String = (0..4).map(pick).collect();
         if let Ok(t) = ChatTemplate::new(&source) {
-            let _ = t.render_marked(&[user("x")], None, None);
+            let _ = t.render_marked(&[user("x")], &none());
         }
     }
 }
@@ -352,7 +356,7 @@ fn stored_conversations_are_rendered() {
         let messages: Vec<_> =
             list.iter().map(|m| Message::new(role(m), m["content"].as_str().unwrap())).collect();
         let prompt = stored["add_generation_prompt"].as_bool().unwrap();
-        assert_eq!(t.render(&messages, prompt, None, None).unwrap(), stored["text"]);
+        assert_eq!(t.render(&messages, prompt, &none()).unwrap(), stored["text"]);
         compared += 1;
     }
     assert_eq!(compared, 3);

@@ -2,6 +2,7 @@
 
 use super::jsonl::Problems;
 use super::sample::{Body, Sample};
+use super::turns::Turns;
 use super::{Counts, Dataset, Example};
 use crate::error::Problem;
 use crate::text::{ChatTemplate, Message, Piece, Role, Tokenizer};
@@ -238,105 +239,99 @@ impl<'a> Encoder<'a> {
     /// A conversation, of which some turns are not trained.
     fn conversation(&self, messages: &[Message], untrained: &[usize]) -> Said<Example> {
         let template = self.template.ok_or("the model has no chat template; name one, for example chatml")?;
-        let (text, turns) = if template.marks_generation() && self.options.loss_on == LossOn::Assistant {
-            self.marked(template, messages)?
+        let all = self.options.loss_on == LossOn::All;
+        let fail = |e: Error| e.to_string();
+        let (text, generated) = if template.marks_generation() && !all {
+            let marked = template.render_marked(messages, self.tokenizer.special_tokens()).map_err(fail)?;
+            (marked.text, Some(marked.generated))
         } else {
-            (self.render(template, messages, false)?, None)
+            (self.tokenizer.render(template, messages, false).map_err(fail)?, None)
         };
         let pieces = self.pieces(&text)?;
-        let all = self.options.loss_on == LossOn::All;
         let mut trained = vec![all; pieces.len()];
-        let assistant = |message: &Message| message.role == Role::Assistant;
-        // Of all tokens, those of the turns that the sample leaves out are not trained; else those of the others are.
-        let named = |i: &usize| assistant(&messages[*i]) && untrained.contains(i) == all;
-        for i in (0..messages.len()).filter(named) {
-            let range = match &turns {
-                // The marks come in the order of the turns.
-                Some(turns) => {
-                    turns[messages[..i].iter().filter(|message| assistant(message)).count()].clone()
-                }
-                None => self.turn(template, messages, i, &text, &pieces)?,
-            };
-            let turn = self.tokens_of_turn(i, range, &pieces)?;
-            trained[turn].fill(!all);
+        if let Some(generated) = generated {
+            self.train_generated(messages, generated, untrained, &pieces, &mut trained)?;
+        } else if !all || !untrained.is_empty() {
+            let ends = &self.ends;
+            let turns =
+                Turns { tokenizer: self.tokenizer, template, messages, text: &text, pieces: &pieces, ends };
+            // Of all tokens, those of the turns that the sample leaves out are not trained; else those of the others.
+            for (i, range) in turns.find()?.into_iter().filter(|(i, _)| untrained.contains(i) == all) {
+                let turn = self.tokens_of_turn(i, range, &pieces)?;
+                trained[turn].fill(!all);
+            }
         }
         let ids = pieces.iter().map(|p| p.id).collect();
         Ok(Example { ids, trained, prompt: 0 })
     }
 
-    fn render(&self, template: &ChatTemplate, messages: &[Message], prompt: bool) -> Said<String> {
-        self.tokenizer.render(template, messages, prompt).map_err(|e| e.to_string())
-    }
-
-    /// Text and turns as the template's own marks give them.
-    fn marked(
+    /// Trains the parts that the template itself marks, which may be several to a turn.
+    fn train_generated(
         &self,
-        template: &ChatTemplate,
         messages: &[Message],
-    ) -> Said<(String, Option<Vec<Range<usize>>>)> {
-        let token = |id: Option<u32>| id.and_then(|id| self.tokenizer.token(id));
-        let (bos, eos) = (token(self.tokenizer.bos()), token(self.tokenizer.eos()));
-        let marked = template.render_marked(messages, bos.as_deref(), eos.as_deref());
-        let marked = marked.map_err(|e| e.to_string())?;
-        let turns = messages.iter().filter(|m| m.role == Role::Assistant).count();
-        if marked.generated.len() != turns {
-            return Err(format!(
-                "the template marks {} generated parts for {turns} assistant turns",
-                marked.generated.len()
-            ));
-        }
-        Ok((marked.text, Some(marked.generated)))
-    }
-
-    /// The bytes of turn `i`: from the end of the prompt for it to the end of the conversation up to it.
-    fn turn(
-        &self,
-        template: &ChatTemplate,
-        messages: &[Message],
-        i: usize,
-        text: &str,
+        generated: Vec<Range<usize>>,
+        untrained: &[usize],
         pieces: &[Piece],
-    ) -> Said<Range<usize>> {
-        let before = self.render(template, &messages[..i], true)?;
-        if !text.starts_with(&before) {
-            let at = text.bytes().zip(before.bytes()).take_while(|(a, b)| a == b).count();
+        trained: &mut [bool],
+    ) -> Said<()> {
+        let turns: Vec<usize> =
+            (0..messages.len()).filter(|&i| messages[i].role == Role::Assistant).collect();
+        if generated.is_empty() && !turns.is_empty() {
+            return Err(format!("the template marks 0 generated parts for {} assistant turns", turns.len()));
+        }
+        let parts = if generated.len() == turns.len() { generated } else { joined(generated) };
+        if parts.len() == turns.len() {
+            for (&i, part) in turns.iter().zip(parts).filter(|(i, _)| !untrained.contains(i)) {
+                let turn = self.tokens_of_turn(i, part, pieces)?;
+                trained[turn].fill(true);
+            }
+            return Ok(());
+        }
+        if !untrained.is_empty() {
             return Err(format!(
-                "messages[{i}]: the template does not put the prompt of this turn at the start of the whole \
-                 conversation (they differ from byte {at} on), so that its tokens cannot be told apart"
+                "the template marks {} generated parts for {} assistant turns, so that those that are not to be trained \
+                 cannot be told apart",
+                parts.len(),
+                turns.len()
             ));
         }
-        let with = self.render(template, &messages[..=i], false)?;
-        if with.len() >= before.len() && text.starts_with(&with) {
-            return Ok(before.len()..with.len());
+        let mut ended = false;
+        for part in parts {
+            let tokens = overlapping(pieces, &part);
+            ended |= pieces[tokens.clone()].iter().any(|p| self.ends.contains(&p.id));
+            trained[tokens].fill(true);
         }
-        // Templates that write a past turn in another way, for example without its reasoning: up to its end token.
-        let end = pieces.iter().find(|p| p.source.start >= before.len() && self.ends.contains(&p.id));
-        end.map(|p| before.len()..p.source.end).ok_or_else(|| {
-            format!("messages[{i}]: the template changes this turn when others follow, and puts no end token there")
-        })
+        if ended || self.options.allow_untrained_eos {
+            return Ok(());
+        }
+        Err(format!(
+            "no end token is trained in what the template marks as generated, so that the model would never learn to \
+             stop; end tokens of this vocabulary: {}",
+            self.known_ends()
+        ))
+    }
+
+    fn known_ends(&self) -> String {
+        let known: Vec<String> = self.ends.iter().filter_map(|&id| self.tokenizer.token(id)).collect();
+        if known.is_empty() { "none".into() } else { known.join(" ") }
     }
 
     /// The tokens of a turn up to its last end token; what the template puts behind that is not the model's to say.
     fn tokens_of_turn(&self, i: usize, range: Range<usize>, pieces: &[Piece]) -> Said<Range<usize>> {
-        let inside =
-            |p: &Piece| p.source.end > range.start && p.source.start < range.end && !p.source.is_empty();
-        let first = pieces.iter().position(inside).unwrap_or(pieces.len());
-        let stop = pieces.iter().rposition(inside).map_or(first, |last| last + 1);
-        let turn = &pieces[first..stop.max(first)];
-        let stop = match turn.iter().rposition(|p| self.ends.contains(&p.id)) {
-            Some(end) => first + end + 1,
-            None if self.options.allow_untrained_eos => stop,
+        let turn = overlapping(pieces, &range);
+        let end = pieces[turn.clone()].iter().rposition(|p| self.ends.contains(&p.id));
+        let stop = match end {
+            Some(end) => turn.start + end + 1,
+            None if self.options.allow_untrained_eos => turn.end,
             None => {
-                let known: Vec<String> =
-                    self.ends.iter().filter_map(|&id| self.tokenizer.token(id)).collect();
                 return Err(format!(
                     "messages[{i}]: no end token is trained in this assistant turn, so that the model would never \
                      learn to stop; end tokens of this vocabulary: {}",
-                    if known.is_empty() { "none".into() } else { known.join(" ") }
+                    self.known_ends()
                 ));
             }
         };
-        Ok(first..stop.max(first))
+        Ok(turn.start..stop)
     }
 
     /// Cuts an example to the longest length: first what follows the last trained token, then from the start, so
@@ -356,4 +351,27 @@ impl<'a> Encoder<'a> {
         }
         (example, truncated)
     }
+}
+
+/// The tokens that share a byte with a part of the text.
+fn overlapping(pieces: &[Piece], part: &Range<usize>) -> Range<usize> {
+    let inside = |p: &Piece| p.source.end > part.start && p.source.start < part.end && !p.source.is_empty();
+    // Tokens stand in the order of the text.
+    let from = pieces.partition_point(|p| p.source.end <= part.start);
+    let to = pieces.partition_point(|p| p.source.start < part.end).max(from);
+    let first = pieces[from..to].iter().position(inside).map_or(to, |at| from + at);
+    let stop = pieces[first..to].iter().rposition(inside).map_or(first, |at| first + at + 1);
+    first..stop
+}
+
+/// Parts that touch become one.
+fn joined(parts: Vec<Range<usize>>) -> Vec<Range<usize>> {
+    let mut out: Vec<Range<usize>> = Vec::with_capacity(parts.len());
+    for part in parts {
+        match out.last_mut() {
+            Some(last) if last.end == part.start => last.end = part.end,
+            _ => out.push(part),
+        }
+    }
+    out
 }

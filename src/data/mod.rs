@@ -15,6 +15,8 @@ mod sample;
 mod sampler;
 #[cfg(feature = "tokenizer")]
 mod survey;
+#[cfg(feature = "tokenizer")]
+mod turns;
 
 pub use batch::{Batch, Example};
 pub use dataset::{Counts, Dataset};

@@ -151,13 +151,16 @@ impl<'a> Generation<'a> {
             let what = format!("{} tokens for {} sequences", tokens.len(), self.rows);
             return Err(Error::config("prompt", what));
         }
-        match n <= self.room() {
-            true => Ok(()),
-            false => {
-                let most = self.model.config().max_positions();
-                Err(Error::Context { used: self.len(), more: n, most })
-            }
+        let rows = self.model.config().vocab_size;
+        if let Some(id) = tokens.iter().find(|id| **id as usize >= rows) {
+            let what =
+                format!("holds token {id}, which the model does not know: its embedding has {rows} rows");
+            return Err(Error::config("prompt", what));
         }
+        if n <= self.room() {
+            return Ok(());
+        }
+        Err(Error::Context { used: self.len(), more: n, most: self.model.config().max_positions() })
     }
 
     /// Forgets all tokens.

@@ -3,6 +3,7 @@
 //! The patterns are those of the models' own tokenizer files, under the names that llama.cpp gives them.
 
 use super::Vocab;
+use super::vocab::{CONTROL, UNKNOWN, USER};
 use crate::{Error, Result};
 use tokenizers::models::bpe::BPE;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -17,6 +18,8 @@ struct Pre {
     patterns: &'static [&'static str],
     /// A piece that is a token as a whole is taken without merging.
     whole_first: bool,
+    /// Plain text starts with the bos token where a file does not say whether it does.
+    adds_bos: bool,
 }
 
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
@@ -29,33 +32,39 @@ const PRE: &[Pre] = &[
         names: &["smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"],
         patterns: &[r"\p{N}", GPT2],
         whole_first: false,
+        adds_bos: false,
     },
     Pre {
         names: &["gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "granite-docling"],
         patterns: &[GPT2],
         whole_first: false,
+        adds_bos: false,
     },
     Pre {
-        names: &["llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral"],
+        names: &["llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"],
         patterns: &[LLAMA3],
         whole_first: true,
+        adds_bos: true,
     },
-    Pre { names: &["dbrx", "smaug-bpe"], patterns: &[LLAMA3], whole_first: false },
+    Pre { names: &["dbrx", "smaug-bpe"], patterns: &[LLAMA3], whole_first: false, adds_bos: false },
     Pre {
         names: &["qwen2", "deepseek-r1-qwen", "stablelm2", "hunyuan"],
         patterns: &[QWEN2],
         whole_first: false,
+        adds_bos: false,
     },
-    Pre { names: &["tekken"], patterns: &[TEKKEN], whole_first: true },
+    Pre { names: &["tekken"], patterns: &[TEKKEN], whole_first: true, adds_bos: true },
     Pre {
         names: &["falcon"],
         patterns: &[r"[\p{P}\$\+<=>\^~\|`]+", GPT2, "[0-9][0-9][0-9]"],
         whole_first: false,
+        adds_bos: false,
     },
     Pre {
         names: &["default"],
         patterns: &[r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]"],
         whole_first: false,
+        adds_bos: false,
     },
 ];
 
@@ -67,6 +76,11 @@ fn find(name: &str) -> Result<&'static Pre> {
             format!("pre-tokenizer '{name}' is not known; known are {}", known.join(", ")),
         )
     })
+}
+
+/// Whether llama.cpp puts the bos token before the plain text of files with this pre-tokenizer.
+pub(super) fn adds_bos(name: &str) -> bool {
+    find(name).is_ok_and(|pre| pre.adds_bos)
 }
 
 /// The tokenizer of a vocabulary of kind `gpt2`.
@@ -97,16 +111,12 @@ pub(super) fn build(vocab: &Vocab) -> Result<Tokenizer> {
     steps.push(ByteLevel::new(false, false, false).into());
     tokenizer.with_pre_tokenizer(Some(Sequence::new(steps)));
     tokenizer.with_decoder(Some(ByteLevel::new(false, false, false)));
-    let added = |kind: i32| {
-        let of_kind = vocab.tokens.iter().zip(&vocab.types).filter(move |(_, k)| **k == kind);
-        of_kind.map(move |(t, _)| {
-            AddedToken::from(t.clone(), kind == super::tokenizer::CONTROL).normalized(false)
-        })
-    };
-    tokenizer
-        .add_special_tokens(added(super::tokenizer::CONTROL))
-        .and_then(|_| tokenizer.add_tokens(added(super::tokenizer::USER)))
-        .map_err(|e| fail(e.to_string()))?;
+    let added = vocab.tokens.iter().zip(&vocab.types).filter_map(|(token, kind)| match *kind {
+        CONTROL | UNKNOWN => Some(AddedToken::from(token.clone(), true).normalized(false)),
+        USER => Some(AddedToken::from(token.clone(), false).normalized(false)),
+        _ => None,
+    });
+    tokenizer.add_tokens(added).map_err(|e| fail(e.to_string()))?;
     Ok(tokenizer)
 }
 

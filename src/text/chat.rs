@@ -54,10 +54,10 @@ impl<'m> Chat<'m> {
 
     fn read(&mut self) -> Result<Turn> {
         let all = self.text.prompt(&self.messages)?;
-        let new = self.read.as_ref().and_then(|read| all.strip_prefix(read.as_str()));
-        let again = new.is_none() && !self.conversation.is_empty();
-        let mut ids: Vec<u32> = self.unread.filter(|_| new.is_some()).into_iter().collect();
-        ids.extend(self.text.tokenizer.encode(new.unwrap_or(&all), true)?);
+        let read = self.read.as_ref().filter(|read| all.starts_with(read.as_str())).map(String::len);
+        let again = read.is_none() && !self.conversation.is_empty();
+        let mut ids: Vec<u32> = self.unread.filter(|_| read.is_some()).into_iter().collect();
+        ids.extend(self.text.tokenizer.encode_from(&all, read.unwrap_or(0))?);
         if again {
             let most = self.conversation.len() + self.conversation.room();
             if ids.len() > most {

@@ -2,15 +2,25 @@
 
 mod bpe;
 mod chat;
-mod clock;
+mod decoder;
+mod jinja;
+mod library;
 mod model_text;
+mod names;
+mod regex;
 mod reply;
+mod special;
 mod spm;
 mod template;
 mod tokenizer;
+mod vocab;
 
 pub use chat::{Chat, Turn};
+pub use decoder::Decoder;
 pub use model_text::ModelText;
 pub use reply::{Ending, Reply, ReplyOptions, Said};
+pub use special::SpecialTokens;
+pub(crate) use template::ContentPlace;
 pub use template::{ChatTemplate, Marked, Message, Role};
-pub use tokenizer::{Decoder, Piece, Tokenizer, Vocab};
+pub use tokenizer::{Piece, Tokenizer};
+pub use vocab::Vocab;

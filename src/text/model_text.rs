@@ -1,9 +1,9 @@
 //! A model's text side: from the files of a Hugging Face folder, or from the metadata of a GGUF file.
 
+use super::special::TextFiles;
 use super::{ChatTemplate, Message, Tokenizer, Vocab};
 use crate::io::GgufFile;
 use crate::{Error, Result};
-use serde_json::Value;
 use std::path::Path;
 
 /// A tokenizer and, if the model has one, its chat template.
@@ -11,18 +11,35 @@ use std::path::Path;
 pub struct ModelText {
     pub tokenizer: Tokenizer,
     pub template: Option<ChatTemplate>,
+    /// What was taken for granted, for the user.
+    pub notes: Vec<String>,
 }
 
 impl ModelText {
+    /// A tokenizer with a template. Control tokens that the template writes and that have the name of an end are end
+    /// tokens too: it may be a template of another model.
+    pub fn new(mut tokenizer: Tokenizer, template: Option<ChatTemplate>) -> Self {
+        let written = tokenizer.add_ends_of(template.as_ref().map_or("", ChatTemplate::source));
+        let names =
+            |ids: &[u32]| ids.iter().filter_map(|&id| tokenizer.token(id)).collect::<Vec<_>>().join(" ");
+        let mut notes = Vec::new();
+        if !written.is_empty() {
+            let names = names(&written);
+            notes.push(format!("{names} ends an answer too, by its name: the chat template writes it, the model's files do not say so"));
+        }
+        if tokenizer.ends_by_name() && !tokenizer.end_tokens().is_empty() {
+            let names = names(&tokenizer.end_tokens());
+            notes.push(format!("no file of the model names its end tokens; taken by their names: {names}"));
+        }
+        ModelText { tokenizer, template, notes }
+    }
+
     /// Reads the text side of a model: a folder, or a `.gguf` file.
     ///
     /// # Errors
     /// There is no tokenizer, it is of an unknown kind, or a file is malformed.
     pub fn open(path: &Path) -> Result<Self> {
-        match path.is_dir() {
-            true => Self::from_folder(path),
-            false => Self::from_gguf(&GgufFile::open(path)?),
-        }
+        if path.is_dir() { Self::from_folder(path) } else { Self::from_gguf(&GgufFile::open(path)?) }
     }
 
     /// A conversation as the model reads it before it answers.
@@ -42,35 +59,18 @@ impl ModelText {
     /// Reads the vocabulary and the chat template of a GGUF file's metadata.
     ///
     /// # Errors
-    /// Entries are missing, or the tokenizer is of an unknown kind.
+    /// Entries are missing or of another type, or the tokenizer is of an unknown kind.
     pub fn from_gguf(file: &GgufFile) -> Result<Self> {
-        let key = |name: &str| format!("tokenizer.ggml.{name}");
-        let id = |name: &str| file.u32(&key(name)).ok();
-        let flag = |name: &str, default: bool| file.bool(&key(name)).unwrap_or(default);
-        let model = file.str(&key("model"))?.to_string();
-        let spm = model == "llama";
-        let vocab = Vocab {
-            pre: file.str(&key("pre")).unwrap_or("default").to_string(),
-            tokens: file.strings(&key("tokens"))?.to_vec(),
-            types: file.i32s(&key("token_type")).unwrap_or_default(),
-            scores: file.f32s(&key("scores")).ok().map(<[f32]>::to_vec),
-            merges: file.strings(&key("merges")).ok().map(<[String]>::to_vec),
-            bos: id("bos_token_id"),
-            eos: id("eos_token_id"),
-            unk: id("unknown_token_id"),
-            pad: id("padding_token_id"),
-            add_bos: flag("add_bos_token", spm),
-            add_eos: flag("add_eos_token", false),
-            add_space_prefix: flag("add_space_prefix", true),
-            model,
-        };
         let wrap = |e: Error| Error::file(file.path(), e.to_string());
-        let tokenizer = Tokenizer::from_vocab(vocab).map_err(wrap)?;
-        let template = file.str("tokenizer.chat_template").ok().map(ChatTemplate::new).transpose();
-        Ok(ModelText { tokenizer, template: template.map_err(wrap)? })
+        let tokenizer = Tokenizer::from_vocab(Vocab::from_gguf(file)?).map_err(wrap)?;
+        let key = "tokenizer.chat_template";
+        let source = file.get(key).map(|_| file.str(key)).transpose()?;
+        let template = source.map(ChatTemplate::new).transpose().map_err(wrap)?;
+        Ok(Self::new(tokenizer, template))
     }
 
-    /// Reads `tokenizer.json`, `tokenizer_config.json` and `chat_template.jinja`; the last two may be missing.
+    /// Reads `tokenizer.json` and the files beside it, which may be missing: `tokenizer_config.json`,
+    /// `special_tokens_map.json`, `generation_config.json`, `config.json` and `chat_template.jinja`.
     ///
     /// # Errors
     /// `tokenizer.json` is missing, or a file is malformed.
@@ -81,38 +81,20 @@ impl ModelText {
             return Err(Error::file(folder, what));
         }
         let mut tokenizer = Tokenizer::from_file(&path)?;
-        let path = folder.join("tokenizer_config.json");
-        let mut source = None;
-        if path.is_file() {
-            let fail = |what: String| Error::file(&path, what);
-            let bytes = std::fs::read(&path).map_err(|e| fail(format!("cannot be read: {e}")))?;
-            let config: Value = serde_json::from_slice(&bytes).map_err(|e| fail(format!("not JSON: {e}")))?;
-            let token = |key: &str| {
-                let value = &config[key];
-                value.as_str().or_else(|| value["content"].as_str())
-            };
-            tokenizer
-                .set_tokens(token("bos_token"), token("eos_token"), token("pad_token"))
-                .map_err(|e| fail(e.to_string()))?;
-            if let Some(add) = config["add_bos_token"].as_bool() {
-                tokenizer.set_add_bos(add);
-            }
-            source = template_of(&config["chat_template"]);
+        let files = TextFiles::read(folder)?;
+        let named = tokenizer.name_tokens(files.tokens, files.added);
+        named.map_err(|e| Error::file(folder.join("tokenizer_config.json"), e.to_string()))?;
+        tokenizer.name_ends(files.ends);
+        if let Some(add) = files.add_bos {
+            tokenizer.set_add_bos(add);
         }
-        let path = folder.join("chat_template.jinja");
-        if path.is_file() {
-            let text = std::fs::read_to_string(&path);
-            source = Some(text.map_err(|e| Error::file(&path, format!("cannot be read: {e}")))?);
+        if let Some(add) = files.add_eos {
+            tokenizer.set_add_eos(add);
         }
-        let template = source.map(|s| ChatTemplate::new(&s)).transpose();
+        let template = files.template.map(|source| ChatTemplate::new(&source)).transpose();
         let template = template.map_err(|e| Error::file(folder, e.to_string()))?;
-        Ok(ModelText { tokenizer, template })
+        let mut text = Self::new(tokenizer, template);
+        text.notes.extend(files.notes);
+        Ok(text)
     }
-}
-
-/// A template, or the one named `default` of a list of named ones.
-fn template_of(value: &Value) -> Option<String> {
-    let named = |v: &&Value| v["name"] == "default";
-    let value = value.as_array().and_then(|list| list.iter().find(named)).map_or(value, |v| &v["template"]);
-    value.as_str().map(String::from)
 }

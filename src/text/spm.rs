@@ -3,8 +3,10 @@
 //! The pair whose joint text has the highest score is merged first, the leftmost among equals, until no pair is a
 //! token. Characters without a token become byte tokens.
 
-use super::tokenizer::{BYTE, CONTROL, Piece, UNKNOWN, USER, Vocab};
+use super::vocab::{BYTE, CONTROL, UNKNOWN, USER};
+use super::{Piece, Vocab};
 use crate::{Error, Result};
+use aho_corasick::{AhoCorasick, MatchKind};
 use std::cmp::Ordering;
 use std::collections::{BinaryHeap, HashMap};
 use std::ops::Range;
@@ -20,9 +22,34 @@ pub(super) struct Spm {
     index: HashMap<String, u32>,
     bytes: Vec<Option<u32>>,
     unknown: Option<u32>,
-    /// Control and user-defined tokens, longest first.
-    literal: Vec<u32>,
+    /// Tokens that are matched in a text as a whole: all of them, and those that are no control tokens.
+    literals: Literals,
+    user_defined: Literals,
     space_prefix: bool,
+}
+
+/// Tokens to be found in a text, the longest of those that begin at one place.
+#[derive(Debug, Clone)]
+struct Literals {
+    ids: Vec<u32>,
+    automaton: AhoCorasick,
+}
+
+impl Literals {
+    fn new(vocab: &Vocab, kinds: &[i32]) -> Result<Self> {
+        let tokens = vocab.tokens.iter().zip(&vocab.types).zip(0..);
+        let wanted = tokens.filter(|((token, kind), _)| kinds.contains(kind) && !token.is_empty());
+        let (texts, ids): (Vec<&String>, Vec<u32>) = wanted.map(|((token, _), id)| (token, id)).unzip();
+        let automaton = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(texts);
+        let automaton = automaton.map_err(|e| Error::config("vocabulary", e.to_string()))?;
+        Ok(Literals { ids, automaton })
+    }
+
+    fn find<'a>(&'a self, text: &'a str) -> impl Iterator<Item = Piece> + 'a {
+        let piece =
+            |found: aho_corasick::Match| Piece { id: self.ids[found.pattern()], source: found.range() };
+        self.automaton.find_iter(text).map(piece)
+    }
 }
 
 /// A run of the text that is one token so far; empty once it is merged into its left neighbour.
@@ -69,21 +96,13 @@ impl Spm {
             return Err(Error::config("vocabulary", format!("{} scores for {n} tokens", scores.len())));
         }
         let mut bytes = vec![None; 256];
-        let mut literal = Vec::new();
         let mut index = HashMap::with_capacity(n);
         for (i, (token, kind)) in vocab.tokens.iter().zip(&vocab.types).enumerate() {
             index.insert(token.clone(), i as u32);
-            match *kind {
-                BYTE => {
-                    if let Some(b) = byte_of(token) {
-                        bytes[b as usize] = Some(i as u32);
-                    }
-                }
-                CONTROL | USER if !token.is_empty() => literal.push(i as u32),
-                _ => {}
+            if let Some(byte) = byte_of(token).filter(|_| *kind == BYTE) {
+                bytes[byte as usize] = Some(i as u32);
             }
         }
-        literal.sort_by_key(|&i| std::cmp::Reverse(vocab.tokens[i as usize].len()));
         Ok(Spm {
             tokens: vocab.tokens.clone(),
             types: vocab.types.clone(),
@@ -91,7 +110,8 @@ impl Spm {
             index,
             bytes,
             unknown: vocab.unk,
-            literal,
+            literals: Literals::new(vocab, &[CONTROL, USER, UNKNOWN])?,
+            user_defined: Literals::new(vocab, &[USER])?,
             space_prefix: vocab.add_space_prefix,
         })
     }
@@ -103,40 +123,35 @@ impl Spm {
         self.tokens.get(id as usize).map(String::as_str)
     }
 
-    /// The first control (if wanted) or user-defined token at or after `from`.
-    fn next_literal(&self, text: &str, from: usize, special: bool) -> Option<(u32, Range<usize>)> {
-        let mut wanted =
-            self.literal.iter().filter(|&&i| special || self.types[i as usize] == USER).peekable();
-        wanted.peek()?;
-        let wanted: Vec<u32> = wanted.copied().collect();
-        text[from..].char_indices().find_map(|(at, _)| {
-            let rest = &text[from + at..];
-            let id = wanted.iter().find(|&&i| rest.starts_with(&self.tokens[i as usize]))?;
-            let start = from + at;
-            Some((*id, start..start + self.tokens[*id as usize].len()))
-        })
+    pub(super) fn is_control(&self, token: &str) -> bool {
+        self.token_id(token).is_some_and(|id| self.types[id as usize] == CONTROL)
     }
 
-    pub(super) fn encode(&self, text: &str, special: bool) -> Result<Vec<Piece>> {
+    /// Tokens of a text. It starts with a word, or goes on inside of one.
+    pub(super) fn encode(&self, text: &str, special: bool, starts_word: bool) -> Result<Vec<Piece>> {
+        let literals = if special { &self.literals } else { &self.user_defined };
         let mut pieces = Vec::new();
         let mut at = 0;
-        while at < text.len() {
-            let next = self.next_literal(text, at, special);
-            let end = next.as_ref().map_or(text.len(), |(_, range)| range.start);
-            if end > at {
-                // Behind a control token a word begins, as at the start of the text.
-                self.encode_plain(text, at..end, &mut pieces)?;
-            }
-            at = end;
-            if let Some((id, range)) = next {
-                at = range.end;
-                pieces.push(Piece { id, source: range });
-            }
+        for literal in literals.find(text) {
+            // Behind a control token a word begins, as at the start of the text.
+            self.encode_plain(text, at..literal.source.start, starts_word || at > 0, &mut pieces)?;
+            at = literal.source.end;
+            pieces.push(literal);
         }
+        self.encode_plain(text, at..text.len(), starts_word || at > 0, &mut pieces)?;
         Ok(pieces)
     }
 
-    fn encode_plain(&self, text: &str, range: Range<usize>, pieces: &mut Vec<Piece>) -> Result<()> {
+    fn encode_plain(
+        &self,
+        text: &str,
+        range: Range<usize>,
+        starts_word: bool,
+        pieces: &mut Vec<Piece>,
+    ) -> Result<()> {
+        if range.is_empty() {
+            return Ok(());
+        }
         let mut escaped = String::with_capacity(range.len() + 3);
         let mut symbols: Vec<Symbol> = Vec::new();
         let mut add = |c: char, source: Range<usize>| {
@@ -145,7 +160,7 @@ impl Spm {
             let left = symbols.len().checked_sub(1);
             symbols.push(Symbol { escaped: start..escaped.len(), source, left, right: None });
         };
-        if self.space_prefix {
+        if self.space_prefix && starts_word {
             add(' ', range.start..range.start);
         }
         for (at, c) in text[range.clone()].char_indices() {

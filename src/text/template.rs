@@ -1,13 +1,12 @@
 //! Chat templates: Jinja as models ship it, run with a work limit and without access to anything.
 
-use super::clock::strftime;
+use super::SpecialTokens;
+use super::jinja::{Program, Size};
 use crate::{Error, Result};
-use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Value, ValueKind};
-use minijinja::{AutoEscape, Environment, ErrorKind, context};
+use minijinja::value::Value;
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::ops::Range;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Who speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -46,9 +45,6 @@ impl Message {
 
 const CHATML: &str = "{% for message in messages %}{{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
 
-/// Instructions, and 64 bytes of output each, that one rendering may use. A conversation of a megabyte uses about a
-/// hundredth.
-const FUEL: u64 = 5_000_000;
 const NAME: &str = "chat template";
 /// Stand around `{% generation %}` blocks while they are located: private-use characters that text does not use.
 const MARKS: [char; 2] = ['\u{10FFF0}', '\u{10FFF1}'];
@@ -60,11 +56,16 @@ pub struct Marked {
     pub generated: Vec<Range<usize>>,
 }
 
+/// Where the content of a message stands; its start may have been cut off.
+pub(crate) struct ContentPlace {
+    pub start: Option<usize>,
+    pub end: usize,
+}
+
 /// A compiled chat template.
 pub struct ChatTemplate {
-    env: Environment<'static>,
+    program: Program,
     source: String,
-    generation: bool,
 }
 
 impl std::fmt::Debug for ChatTemplate {
@@ -93,30 +94,7 @@ impl ChatTemplate {
     }
 
     fn compile(source: &str, today: Option<u64>) -> Result<Self> {
-        let (rewritten, generation) = rewrite_generation(source);
-        let mut env = Environment::new();
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        env.set_syntax(syntax.map_err(|e| failed(&e))?);
-        env.set_auto_escape_callback(|_| AutoEscape::None);
-        env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        env.set_fuel(Some(FUEL));
-        env.add_function("raise_exception", |text: String| -> std::result::Result<Value, minijinja::Error> {
-            Err(minijinja::Error::new(ErrorKind::InvalidOperation, text))
-        });
-        env.add_function("strftime_now", move |format: String| {
-            let now = today.unwrap_or_else(|| {
-                SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
-            });
-            strftime(now, &format).map_err(|bad| {
-                minijinja::Error::new(
-                    ErrorKind::InvalidOperation,
-                    format!("strftime_now: {bad} is not known"),
-                )
-            })
-        });
-        env.add_filter("tojson", to_json);
-        env.add_template_owned(NAME, rewritten).map_err(|e| failed(&e))?;
-        Ok(ChatTemplate { env, source: source.to_string(), generation })
+        Ok(ChatTemplate { program: Program::compile(source, today)?, source: source.to_string() })
     }
 
     /// The template's own text.
@@ -125,7 +103,7 @@ impl ChatTemplate {
     }
     /// Whether the template marks what the model generates.
     pub fn marks_generation(&self) -> bool {
-        self.generation
+        self.program.generation
     }
 
     /// A conversation as the model reads it.
@@ -136,25 +114,86 @@ impl ChatTemplate {
         &self,
         messages: &[Message],
         add_generation_prompt: bool,
-        bos: Option<&str>,
-        eos: Option<&str>,
+        tokens: &SpecialTokens,
     ) -> Result<String> {
-        self.run(messages, add_generation_prompt, bos, eos, ["", ""])
+        self.run(messages, add_generation_prompt, tokens, ["", ""])
     }
 
     /// Like [`render`](Self::render), with the places of the template's `{% generation %}` blocks.
-    pub fn render_marked(
-        &self,
-        messages: &[Message],
-        bos: Option<&str>,
-        eos: Option<&str>,
-    ) -> Result<Marked> {
+    pub fn render_marked(&self, messages: &[Message], tokens: &SpecialTokens) -> Result<Marked> {
         if messages.iter().any(|m| m.content.contains(MARKS)) {
             let what = format!("the text contains U+{:X}, which is used as a mark", MARKS[0] as u32);
             return Err(Error::config(NAME, what));
         }
         let marks = MARKS.map(String::from);
-        let text = self.run(messages, false, bos, eos, [&marks[0], &marks[1]])?;
+        let text = self.run(messages, false, tokens, [&marks[0], &marks[1]])?;
+        Ok(Marked::new(&text))
+    }
+
+    /// A text that no conversation has: it shows where the contents of messages stand.
+    pub(crate) const MARK: &str = "\u{10FFF0}";
+
+    /// Where a rendered text has the contents of the messages, without the white space around them; none where the
+    /// template does not write the end of each once, in their order, and the text as it is.
+    pub(crate) fn content_places(
+        &self,
+        messages: &[Message],
+        tokens: &SpecialTokens,
+        text: &str,
+    ) -> Option<Vec<ContentPlace>> {
+        if messages.iter().any(|m| m.content.contains(MARKS)) {
+            return None;
+        }
+        let marked = |m: &Message| {
+            let core = m.content.trim();
+            let at = m.content.len() - m.content.trim_start().len();
+            let before = &m.content[..at];
+            let behind = &m.content[at + core.len()..];
+            Message::new(m.role, format!("{before}{}{core}{}{behind}", MARKS[0], MARKS[1]))
+        };
+        let messages: Vec<Message> = messages.iter().map(marked).collect();
+        let marked = self.run(&messages, false, tokens, ["", ""]).ok()?;
+        let mut places = Vec::with_capacity(messages.len());
+        let mut start = None;
+        let mut at = 0;
+        for c in marked.chars() {
+            if c == MARKS[0] {
+                start = Some(at);
+            } else if c == MARKS[1] {
+                places.push(ContentPlace { start: start.take(), end: at });
+            } else {
+                at += c.len_utf8();
+            }
+        }
+        (places.len() == messages.len() && marked.replace(MARKS, "") == text).then_some(places)
+    }
+
+    fn run(
+        &self,
+        messages: &[Message],
+        add_generation_prompt: bool,
+        tokens: &SpecialTokens,
+        marks: [&str; 2],
+    ) -> Result<String> {
+        let mut scope: BTreeMap<&str, Value> =
+            tokens.named().map(|(name, text)| (name, text.into())).collect();
+        if !tokens.additional().is_empty() {
+            scope.insert("additional_special_tokens", Value::from(tokens.additional().to_vec()));
+        }
+        scope.insert("messages", messages.iter().map(turn).collect());
+        scope.insert("add_generation_prompt", add_generation_prompt.into());
+        scope.insert("tools", Value::from(()));
+        scope.insert("documents", Value::from(()));
+        scope.insert("mixlora_open", marks[0].into());
+        scope.insert("mixlora_close", marks[1].into());
+        let bytes = messages.iter().map(|m| m.content.len()).sum();
+        self.program.run(scope, Size { messages: messages.len(), bytes })
+    }
+}
+
+impl Marked {
+    /// Takes the marks out of a text.
+    fn new(text: &str) -> Self {
         let mut out = Marked { text: String::with_capacity(text.len()), generated: Vec::new() };
         let mut open = None;
         for c in text.chars() {
@@ -166,135 +205,10 @@ impl ChatTemplate {
                 out.text.push(c);
             }
         }
-        Ok(out)
-    }
-
-    fn run(
-        &self,
-        messages: &[Message],
-        add_generation_prompt: bool,
-        bos: Option<&str>,
-        eos: Option<&str>,
-        marks: [&str; 2],
-    ) -> Result<String> {
-        let known = |token: Option<&str>| token.map_or(Value::UNDEFINED, Value::from);
-        let scope = context! {
-            messages => messages.iter().map(turn).collect::<Vec<Value>>(),
-            add_generation_prompt => add_generation_prompt,
-            bos_token => known(bos),
-            eos_token => known(eos),
-            tools => Value::from(()),
-            documents => Value::from(()),
-            mixlora_open => marks[0],
-            mixlora_close => marks[1],
-        };
-        self.env.get_template(NAME).and_then(|t| t.render(scope)).map_err(|e| failed(&e))
+        out
     }
 }
 
 fn turn(m: &Message) -> Value {
     Value::from_pairs([("role", m.role.name()), ("content", m.content.as_str())])
-}
-
-fn failed(e: &minijinja::Error) -> Error {
-    let place = e.line().map_or_else(|| NAME.to_string(), |line| format!("{NAME}, line {line}"));
-    let what = match (e.kind(), e.detail()) {
-        (ErrorKind::OutOfFuel, _) => "does not come to an end: the work limit is reached".to_string(),
-        (kind, Some(detail)) => format!("{kind}: {detail}"),
-        (kind, None) => kind.to_string(),
-    };
-    Error::config(place, what)
-}
-
-/// `{% generation %}` is an extension that no Jinja engine knows: it becomes a block that is always entered, with
-/// a mark before and behind it. Whitespace control stays as it was.
-fn rewrite_generation(source: &str) -> (String, bool) {
-    let mut out = String::with_capacity(source.len());
-    let (mut rest, mut found) = (source, false);
-    while let Some(start) = rest.find("{%") {
-        let Some(len) = rest[start + 2..].find("%}") else { break };
-        let end = start + len + 4;
-        let tag = &rest[start + 2..end - 2];
-        let (left, tag) = tag.strip_prefix(['-', '+']).map_or(("", tag), |t| (&tag[..1], t));
-        let (right, tag) = tag.strip_suffix(['-', '+']).map_or(("", tag), |t| (&tag[tag.len() - 1..], t));
-        out += &rest[..start];
-        match tag.trim() {
-            "generation" => {
-                out += &format!("{{%{left} if true %}}{{{{ mixlora_open }}}}{{% if true {right}%}}");
-                found = true;
-            }
-            "endgeneration" => {
-                out += &format!("{{%{left} endif %}}{{{{ mixlora_close }}}}{{% endif {right}%}}");
-            }
-            _ => out += &rest[start..end],
-        }
-        rest = &rest[end..];
-    }
-    (out + rest, found)
-}
-
-/// JSON as Python's `json.dumps(value, ensure_ascii=False)` writes it: no HTML escapes, keys in their order.
-fn to_json(value: &Value, options: Kwargs) -> std::result::Result<String, minijinja::Error> {
-    let indent: Option<usize> = options.get("indent")?;
-    let mut out = String::new();
-    write_json(value, indent.map(|n| n.min(16)), 0, &mut out)?;
-    Ok(out)
-}
-
-fn write_json(
-    value: &Value,
-    indent: Option<usize>,
-    depth: usize,
-    out: &mut String,
-) -> std::result::Result<(), minijinja::Error> {
-    if depth > 64 {
-        return Err(minijinja::Error::new(ErrorKind::InvalidOperation, "tojson: nested deeper than 64"));
-    }
-    let bad = |e: serde_json::Error| minijinja::Error::new(ErrorKind::BadSerialization, e.to_string());
-    let line = |out: &mut String, depth: usize| {
-        if let Some(n) = indent {
-            out.push('\n');
-            out.extend(std::iter::repeat_n(' ', n * depth));
-        }
-    };
-    let comma = if indent.is_some() { "," } else { ", " };
-    match value.kind() {
-        ValueKind::Map => {
-            out.push('{');
-            let mut empty = true;
-            for key in value.try_iter()? {
-                if !empty {
-                    out.push_str(comma);
-                }
-                empty = false;
-                line(out, depth + 1);
-                out.push_str(&serde_json::to_string(&key.to_string()).map_err(bad)?);
-                out.push_str(": ");
-                write_json(&value.get_item(&key)?, indent, depth + 1, out)?;
-            }
-            if !empty {
-                line(out, depth);
-            }
-            out.push('}');
-        }
-        ValueKind::Seq | ValueKind::Iterable => {
-            out.push('[');
-            let mut empty = true;
-            for item in value.try_iter()? {
-                if !empty {
-                    out.push_str(comma);
-                }
-                empty = false;
-                line(out, depth + 1);
-                write_json(&item, indent, depth + 1, out)?;
-            }
-            if !empty {
-                line(out, depth);
-            }
-            out.push(']');
-        }
-        ValueKind::Undefined | ValueKind::None => out.push_str("null"),
-        _ => out.push_str(&serde_json::to_string(value).map_err(bad)?),
-    }
-    Ok(())
 }

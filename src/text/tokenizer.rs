@@ -1,59 +1,13 @@
 //! Tokenizers from `tokenizer.json` files and from the vocabularies of GGUF files.
 
+use super::library::{self, guarded};
 use super::spm::Spm;
-use super::{ChatTemplate, bpe};
+use super::vocab::{BYTE, NORMAL};
+use super::{ChatTemplate, SpecialTokens, Vocab, bpe};
 use crate::{Error, Result};
 use std::ops::Range;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::OnceLock;
-
-// Token kinds, as GGUF numbers them.
-pub(super) const UNKNOWN: i32 = 2;
-pub(super) const CONTROL: i32 = 3;
-pub(super) const USER: i32 = 4;
-pub(super) const BYTE: i32 = 6;
-
-/// Names under which models end a text or a turn.
-const ENDS: &[&str] = &[
-    "<|im_end|>",
-    "<|eot_id|>",
-    "<|eom_id|>",
-    "<|eot|>",
-    "<end_of_turn>",
-    "<|end|>",
-    "<|end_of_turn|>",
-    "<|END_OF_TURN_TOKEN|>",
-    "<|endoftext|>",
-    "<|end_of_text|>",
-    "</s>",
-];
-
-/// A vocabulary as GGUF metadata holds it, for [`Tokenizer::from_vocab`].
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Vocab {
-    /// `tokenizer.ggml.model`: `gpt2` (byte-level BPE) or `llama` (SentencePiece with scores).
-    pub model: String,
-    /// `tokenizer.ggml.pre`: how text is cut before merging; only read for `gpt2`.
-    pub pre: String,
-    /// `tokenizer.ggml.tokens`
-    pub tokens: Vec<String>,
-    /// `tokenizer.ggml.token_type`, one per token, or none at all (then every token is an ordinary one).
-    pub types: Vec<i32>,
-    /// `tokenizer.ggml.scores`; `llama` needs them.
-    pub scores: Option<Vec<f32>>,
-    /// `tokenizer.ggml.merges`; `gpt2` needs them.
-    pub merges: Option<Vec<String>>,
-    pub bos: Option<u32>,
-    pub eos: Option<u32>,
-    pub unk: Option<u32>,
-    pub pad: Option<u32>,
-    /// Plain text starts with the bos token. Chat templates write their own.
-    pub add_bos: bool,
-    pub add_eos: bool,
-    /// A space is put before text and behind control tokens; only read for `llama`.
-    pub add_space_prefix: bool,
-}
 
 /// A token and the bytes of the text that it stands for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,7 +16,7 @@ pub struct Piece {
     pub source: Range<usize>,
 }
 
-enum Kind {
+pub(super) enum Kind {
     /// The second one takes control tokens in a text for plain text; it is made when it is first needed.
     Library(Box<tokenizers::Tokenizer>, OnceLock<Box<tokenizers::Tokenizer>>),
     Spm(Box<Spm>),
@@ -70,26 +24,25 @@ enum Kind {
 
 /// Text to tokens and back.
 pub struct Tokenizer {
-    kind: Kind,
-    size: usize,
-    bos: Option<u32>,
-    eos: Option<u32>,
-    pad: Option<u32>,
+    pub(super) kind: Kind,
+    pub(super) size: usize,
+    /// One more than the largest id of an ordinary token.
+    ordinary: usize,
+    pub(super) bos: Option<u32>,
+    pub(super) eos: Option<u32>,
+    pub(super) pad: Option<u32>,
     add_bos: bool,
     add_eos: bool,
+    /// End tokens besides `eos`.
+    pub(super) ends: Vec<u32>,
+    /// No file names an end token.
+    pub(super) ends_by_name: bool,
+    pub(super) special: SpecialTokens,
 }
 
 impl std::fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Tokenizer({} tokens, bos {:?}, eos {:?})", self.size, self.bos, self.eos)
-    }
-}
-
-/// Runs code of the tokenizer library, which panics on some malformed files.
-fn guarded<T>(place: &str, work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
-    match catch_unwind(AssertUnwindSafe(work)) {
-        Ok(done) => done.map_err(|e| Error::config(place, e.to_string())),
-        Err(_) => Err(Error::config(place, "the tokenizer library failed on this input")),
     }
 }
 
@@ -109,22 +62,31 @@ impl Tokenizer {
     /// The tokenizer of a `tokenizer.json`'s text.
     pub fn from_json(json: &[u8]) -> Result<Self> {
         let place = "tokenizer.json";
-        let mut library = guarded(place, || tokenizers::Tokenizer::from_bytes(json))?;
-        // Files carry the truncation and padding of whoever saved them.
-        library.with_truncation(None).map_err(|e| Error::config(place, e.to_string()))?;
-        library.with_padding(None);
+        let mut library = library::open(json)?;
         let plain = guarded(place, || Ok(library.encode("a", false)?.get_ids().to_vec()))?;
         let dressed = guarded(place, || Ok(library.encode("a", true)?.get_ids().to_vec()))?;
         let at = dressed.windows(plain.len().max(1)).position(|w| w == plain).unwrap_or(0);
-        let (before, after) = (&dressed[..at], dressed.get(at + plain.len()..).unwrap_or(&[]));
-        let (add_bos, add_eos) = (!before.is_empty(), !after.is_empty());
-        let (bos, eos) = (before.first().copied(), after.first().copied());
+        let bos = dressed[..at].first().copied();
+        let eos = dressed.get(at + plain.len()..).and_then(|after| after.first().copied());
         // It adds these tokens, and may cut whitespace off the places of tokens.
         library.with_post_processor(None::<tokenizers::PostProcessorWrapper>);
-        let size = library.get_vocab(true).values().max().map_or(0, |id| *id as usize + 1);
-        let kind = Kind::Library(Box::new(library), OnceLock::new());
-        let mut tokenizer = Tokenizer { kind, size, bos, eos, pad: None, add_bos, add_eos };
-        tokenizer.eos = tokenizer.eos.or_else(|| ENDS.iter().find_map(|t| tokenizer.token_id(t)));
+        let ordinary = library.get_vocab(false).values().max().map_or(0, |id| *id as usize + 1);
+        let mut tokenizer = Tokenizer {
+            kind: Kind::Library(Box::new(library), OnceLock::new()),
+            size: 0,
+            ordinary,
+            bos,
+            eos,
+            pad: None,
+            add_bos: bos.is_some(),
+            add_eos: eos.is_some(),
+            ends: Vec::new(),
+            ends_by_name: eos.is_none(),
+            special: SpecialTokens::default(),
+        };
+        tokenizer.size = tokenizer.count();
+        tokenizer.eos = eos.or_else(|| tokenizer.known_ends().next());
+        tokenizer.name_by_id();
         Ok(tokenizer)
     }
 
@@ -145,8 +107,9 @@ impl Tokenizer {
         if vocab.types.len() != size {
             return fail(format!("{} token types for {size} tokens", vocab.types.len()));
         }
-        for (name, id) in [("bos", vocab.bos), ("eos", vocab.eos), ("unknown", vocab.unk), ("pad", vocab.pad)]
-        {
+        let named = [("bos", vocab.bos), ("eos", vocab.eos), ("unknown", vocab.unk), ("pad", vocab.pad)];
+        let ends = vocab.ends.iter().map(|id| ("end", Some(*id)));
+        for (name, id) in named.into_iter().chain(ends) {
             if let Some(id) = id.filter(|id| *id as usize >= size) {
                 return fail(format!("the {name} token is {id}, but there are {size} tokens"));
             }
@@ -162,8 +125,29 @@ impl Tokenizer {
                 return Err(Error::config("tokenizer.ggml.model", what));
             }
         };
-        let Vocab { bos, eos, pad, add_bos, add_eos, .. } = vocab;
-        Ok(Tokenizer { kind, size, bos, eos, pad, add_bos, add_eos })
+        let ordinary =
+            vocab.types.iter().rposition(|kind| matches!(*kind, NORMAL | BYTE)).map_or(0, |i| i + 1);
+        let mut tokenizer = Tokenizer {
+            kind,
+            size,
+            ordinary,
+            bos: vocab.bos,
+            eos: vocab.eos,
+            pad: vocab.pad,
+            add_bos: vocab.add_bos,
+            add_eos: vocab.add_eos,
+            ends_by_name: vocab.eos.is_none() && vocab.ends.is_empty(),
+            ends: vocab.ends,
+            special: SpecialTokens::default(),
+        };
+        // As llama.cpp: such files name one end, whatever the model ends its turns with.
+        let known: Vec<u32> = tokenizer.known_ends().collect();
+        tokenizer.ends.extend(known);
+        tokenizer.name_by_id();
+        if let Some(unk) = vocab.unk.and_then(|id| tokenizer.token(id)) {
+            tokenizer.special = std::mem::take(&mut tokenizer.special).with("unk_token", unk);
+        }
+        Ok(tokenizer)
     }
 
     /// As the text of a `tokenizer.json`; none for a SentencePiece vocabulary, which that format cannot say in the
@@ -175,6 +159,13 @@ impl Tokenizer {
         match &self.kind {
             Kind::Spm(_) => Ok(None),
             Kind::Library(library, _) => {
+                let token = |id: Option<u32>| id.and_then(|id| Some((id, self.token(id)?)));
+                let before = self.bos.filter(|_| self.add_bos);
+                let after = self.eos.filter(|_| self.add_eos);
+                let mut library = library.clone();
+                if before.or(after).is_some() {
+                    library.with_post_processor(Some(library::dressing(token(before), token(after))?));
+                }
                 library.to_string(true).map(Some).map_err(|e| Error::config("tokenizer.json", e.to_string()))
             }
         }
@@ -199,7 +190,7 @@ impl Tokenizer {
     /// Like [`encode`](Self::encode), with the place of each token.
     pub fn encode_pieces(&self, text: &str, special: bool) -> Result<Vec<Piece>> {
         let (library, literal) = match &self.kind {
-            Kind::Spm(spm) => return spm.encode(text, special),
+            Kind::Spm(spm) => return spm.encode(text, special, true),
             Kind::Library(library, literal) => (library, literal),
         };
         let library = if special {
@@ -216,6 +207,20 @@ impl Tokenizer {
         Ok(encoding.get_ids().iter().zip(places).map(|(&id, &(a, b))| Piece { id, source: a..b }).collect())
     }
 
+    /// Tokens of the end of a text, from a byte on: as they are in the whole text, where a token begins there.
+    pub fn encode_from(&self, text: &str, start: usize) -> Result<Vec<u32>> {
+        let pieces = self.encode_pieces(text, true)?;
+        let at = pieces.iter().position(|p| p.source.start >= start).unwrap_or(pieces.len());
+        if pieces[..at].iter().all(|p| p.source.end <= start) {
+            return Ok(pieces[at..].iter().map(|p| p.id).collect());
+        }
+        let rest = text.get(start..).unwrap_or("");
+        match &self.kind {
+            Kind::Spm(spm) => Ok(spm.encode(rest, true, false)?.into_iter().map(|p| p.id).collect()),
+            Kind::Library(..) => self.encode(rest, true),
+        }
+    }
+
     /// Text of tokens. Bytes that are not UTF-8 become U+FFFD; ids outside the vocabulary are left out.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> String {
         match &self.kind {
@@ -224,13 +229,6 @@ impl Tokenizer {
                 guarded("tokenizer", || library.decode(ids, skip_special)).unwrap_or_default()
             }
         }
-    }
-
-    /// A decoder for tokens that come one by one behind a prompt.
-    pub fn decoder(&self, prompt: &[u32], skip_special: bool) -> Decoder<'_> {
-        let ids = prompt[prompt.len().saturating_sub(WINDOW)..].to_vec();
-        let shown = self.decode(&ids, skip_special).len();
-        Decoder { tokenizer: self, skip_special, ids, shown, held: 0 }
     }
 
     /// The id of a token's text.
@@ -269,31 +267,9 @@ impl Tokenizer {
     pub fn add_eos(&self) -> bool {
         self.add_eos && self.eos.is_some()
     }
-    /// Tokens that end a text or a turn.
-    pub fn end_tokens(&self) -> Vec<u32> {
-        let mut ends: Vec<u32> = self.eos.into_iter().collect();
-        ends.extend(ENDS.iter().filter_map(|t| self.token_id(t)));
-        ends.sort_unstable();
-        ends.dedup();
-        ends
-    }
-
-    /// Sets the start, end and padding tokens by their text, as `tokenizer_config.json` names them.
-    ///
-    /// # Errors
-    /// One is not in the vocabulary.
-    pub fn set_tokens(&mut self, bos: Option<&str>, eos: Option<&str>, pad: Option<&str>) -> Result<()> {
-        let find = |field: &str, text: Option<&str>, old: Option<u32>| match text {
-            None => Ok(old),
-            Some(text) => self.token_id(text).map(Some).ok_or_else(|| {
-                Error::config(field, format!("'{text}' is not in the tokenizer's vocabulary"))
-            }),
-        };
-        let bos = find("bos_token", bos, self.bos)?;
-        let eos = find("eos_token", eos, self.eos)?;
-        self.pad = find("pad_token", pad, self.pad)?;
-        (self.bos, self.eos) = (bos, eos);
-        Ok(())
+    /// Sets whether the vocabulary asks for an end token behind every text.
+    pub fn set_add_eos(&mut self, add: bool) {
+        self.add_eos = add;
     }
 
     /// Sets whether plain text starts with the bos token.
@@ -301,9 +277,15 @@ impl Tokenizer {
         self.add_bos = add;
     }
 
-    /// Refuses a vocabulary with ids that an embedding of that many rows lacks. Unused rows are common and fine.
+    /// The padding token of a model with that many rows in its embedding, which may lack the vocabulary's own.
+    pub fn pad_within(&self, rows: usize) -> u32 {
+        [self.pad, self.eos].into_iter().flatten().find(|id| (*id as usize) < rows).unwrap_or(0)
+    }
+
+    /// Refuses a vocabulary with ordinary tokens that an embedding of that many rows lacks. Unused rows are common
+    /// and fine, and so are added tokens without a row, as long as no text holds one.
     pub fn check_rows(&self, rows: usize) -> Result<()> {
-        if self.size <= rows {
+        if self.ordinary <= rows {
             return Ok(());
         }
         let what = format!(
@@ -313,61 +295,18 @@ impl Tokenizer {
         Err(Error::config("tokenizer", what))
     }
 
-    /// Renders with this tokenizer's start and end tokens.
+    /// Renders with this tokenizer's special tokens.
     pub fn render(
         &self,
         template: &ChatTemplate,
         messages: &[super::Message],
         add_generation_prompt: bool,
     ) -> Result<String> {
-        let text = |id: Option<u32>| id.and_then(|id| self.token(id));
-        template.render(messages, add_generation_prompt, text(self.bos).as_deref(), text(self.eos).as_deref())
-    }
-}
-
-/// Tokens of context that a [`Decoder`] keeps.
-const WINDOW: usize = 6;
-/// A character has at most four bytes, so at most three tokens wait for the rest of it.
-const MAX_HELD: usize = 3;
-
-/// Turns tokens into text as they come, whole characters only.
-pub struct Decoder<'a> {
-    tokenizer: &'a Tokenizer,
-    skip_special: bool,
-    ids: Vec<u32>,
-    /// Bytes of the window's text that are out already.
-    shown: usize,
-    held: usize,
-}
-
-impl Decoder<'_> {
-    /// The text that is complete with this token, if any.
-    pub fn push(&mut self, id: u32) -> Option<String> {
-        self.ids.push(id);
-        let text = self.tokenizer.decode(&self.ids, self.skip_special);
-        let new = text.get(self.shown..).unwrap_or("");
-        if new.ends_with(char::REPLACEMENT_CHARACTER) && self.held < MAX_HELD {
-            self.held += 1;
-            return None;
-        }
-        let new = (!new.is_empty()).then(|| new.to_string());
-        self.settle();
-        new
+        template.render(messages, add_generation_prompt, &self.special)
     }
 
-    /// What is left when no token follows: an incomplete character shows as U+FFFD.
-    pub fn finish(&mut self) -> Option<String> {
-        let text = self.tokenizer.decode(&self.ids, self.skip_special);
-        let new = text.get(self.shown..).filter(|t| !t.is_empty()).map(String::from);
-        self.settle();
-        new
-    }
-
-    fn settle(&mut self) {
-        self.held = 0;
-        if self.ids.len() > 2 * WINDOW {
-            self.ids.drain(..self.ids.len() - WINDOW);
-        }
-        self.shown = self.tokenizer.decode(&self.ids, self.skip_special).len();
+    /// The special tokens that templates can name.
+    pub fn special_tokens(&self) -> &SpecialTokens {
+        &self.special
     }
 }

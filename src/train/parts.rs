@@ -36,17 +36,17 @@ impl TextOptions {
     /// A file is missing or malformed, or there is neither a model nor a tokenizer.
     pub fn open(&self, model: Option<&Path>) -> Result<ModelText> {
         let own = model.map(ModelText::open).transpose()?;
-        let (tokenizer, template) = own.map_or((None, None), |m| (Some(m.tokenizer), m.template));
-        let tokenizer = match (&self.tokenizer, tokenizer) {
-            (Some(file), _) => Tokenizer::from_file(file)?,
-            (None, Some(tokenizer)) => tokenizer,
+        let mut text = match (&self.tokenizer, own) {
+            (Some(file), own) => {
+                ModelText::new(Tokenizer::from_file(file)?, own.and_then(|own| own.template))
+            }
+            (None, Some(own)) => own,
             (None, None) => return Err(Error::config("model", "a model or a tokenizer is needed")),
         };
-        let template = match &self.template {
-            None => template,
-            Some(name) => Some(named_template(name)?),
-        };
-        Ok(ModelText { tokenizer, template })
+        if let Some(name) = &self.template {
+            text = ModelText::new(text.tokenizer, Some(named_template(name)?));
+        }
+        Ok(text)
     }
 
     /// What turns samples into examples.
@@ -118,12 +118,16 @@ impl TrainingData {
     /// # Errors
     /// The vocabulary does not fit the model, or the model's files cannot be read.
     pub fn with(&self, config: &RunConfig, text: &ModelText, model: Llama) -> Result<Parts> {
-        text.tokenizer.check_rows(model.config().vocab_size)?;
+        let rows = model.config().vocab_size;
+        text.tokenizer.check_rows(rows)?;
+        for data in [Some(&self.train), self.valid.as_ref()].into_iter().flatten() {
+            data.check_rows(&config.data, rows)?;
+        }
         Ok(Parts {
+            pad: text.tokenizer.pad_within(rows),
             model,
             train: self.train.clone(),
             valid: self.valid.clone(),
-            pad: text.tokenizer.pad(),
             base: fingerprint(&model_files(&config.model)?)?,
             data: self.fingerprint.clone(),
         })

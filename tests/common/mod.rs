@@ -18,4 +18,6 @@ pub fn gpu() -> Option<Device> {
 pub mod cli;
 pub mod edit;
 pub mod families;
+#[cfg(feature = "tokenizer")]
+pub mod gguf;
 pub mod tiny;

@@ -29,6 +29,7 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<(), Failure> {
     let options = args.text.options();
     let side = options.open(args.text.model.as_deref())?;
+    out::notes(&side.notes);
     let encoder = options.encoder(&side)?;
     let files = DataFiles::find(&args.path)?;
     let Some(path) = files.all().next() else { return Ok(()) };

@@ -44,6 +44,7 @@ impl Figures {
 pub fn run(args: &Args) -> Result<(), Failure> {
     let options = args.text.options();
     let side = options.open(args.text.model.as_deref())?;
+    out::notes(&side.notes);
     let encoder = options.encoder(&side)?;
     let mut results = Vec::new();
     let files = DataFiles::find(&args.path)?;

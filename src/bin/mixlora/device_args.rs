@@ -52,7 +52,7 @@ impl CheckArgs {
     pub fn model(&self, path: &Path, device: &Device, dequantize: bool) -> Result<Llama, Failure> {
         let options = LoadOptions { dequantize, allow_nonfinite: self.allow_nonfinite };
         let model = Llama::load(&ModelFiles::open(path)?, device, options)?;
-        model.notes().iter().for_each(|n| out::note(&format!("note: {n}")));
+        out::notes(model.notes());
         Ok(model)
     }
 

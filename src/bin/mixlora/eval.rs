@@ -75,6 +75,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let data = options.encoder(&opened.text)?.dataset(&path, &samples)?;
     let notes = files.note().into_iter().chain(data.counts.note("samples", max_length));
     notes.for_each(|text| out::note(&format!("note: {text}")));
+    data.check_rows(&path, opened.model.config().vocab_size)?;
 
     let pool = opened.adapter.as_ref().map_or(Pool::Real, |a| a.config().pool);
     let mut losses: BTreeMap<String, Loss> = BTreeMap::new();
@@ -88,7 +89,12 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         out::progress(&format!("loss of {task}"));
         for chunk in ids.chunks(args.micro_batch.max(1)) {
             let examples: Vec<_> = chunk.iter().map(|&i| &data.examples[i]).collect();
-            let batch = Batch::new(&examples, pool, opened.text.tokenizer.pad(), opened.model.device())?;
+            let batch = Batch::new(
+                &examples,
+                pool,
+                opened.text.tokenizer.pad_within(opened.model.config().vocab_size),
+                opened.model.device(),
+            )?;
             let loss = losses.entry(task.clone()).or_default();
             loss.sum += mixlora::train::loss_of(&opened.model, &batch)?;
             loss.tokens += batch.trained;

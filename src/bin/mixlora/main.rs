@@ -228,7 +228,18 @@ fn take_negative_numbers(command: clap::Command) -> clap::Command {
     command.mut_subcommands(take_negative_numbers)
 }
 
+/// What the tokenizer library panics about is caught, and reported as an error.
+fn quiet_tokenizers() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if !panic.location().is_some_and(|place| place.file().contains("tokenizers-")) {
+            usual(panic);
+        }
+    }));
+}
+
 fn main() -> ExitCode {
+    quiet_tokenizers();
     let matches = take_negative_numbers(Cli::command()).get_matches();
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
     match check_environment().and_then(|()| run(cli.command)) {

@@ -127,10 +127,17 @@ fn write_text_files(model: &Path, to: &Path) -> Result<(), Failure> {
             return Ok(());
         }
     };
+    out::notes(&text.notes);
     let tokenizer = &text.tokenizer;
+    let ends = tokenizer.end_tokens();
+    let pad = tokenizer.pad();
     let mut config = read_json(&to.join("config.json"))?;
-    (config["bos_token_id"], config["eos_token_id"]) = (json!(tokenizer.bos()), json!(tokenizer.eos()));
+    config["bos_token_id"] = json!(tokenizer.bos());
+    config["eos_token_id"] = json!(ends);
     write_json(&to.join("config.json"), &config)?;
+    // Other programs end an answer where this file says, and nowhere else.
+    let generation = json!({ "bos_token_id": tokenizer.bos(), "eos_token_id": ends, "pad_token_id": pad });
+    write_json(&to.join("generation_config.json"), &generation)?;
     let Some(json) = tokenizer.to_json()? else {
         out::note(
             "note: a SentencePiece vocabulary cannot be written as tokenizer.json: copy the base model's",
@@ -138,12 +145,13 @@ fn write_text_files(model: &Path, to: &Path) -> Result<(), Failure> {
         return Ok(());
     };
     atomic::write(&to.join("tokenizer.json"), json.as_bytes())?;
-    let token = |id: Option<u32>| id.and_then(|id| tokenizer.token(id));
-    let config = json!({
-        "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": token(tokenizer.bos()),
-        "eos_token": token(tokenizer.eos()), "pad_token": tokenizer.token(tokenizer.pad()),
-        "add_bos_token": tokenizer.add_bos(),
+    let mut config = json!({
+        "tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": tokenizer.add_bos(),
+        "clean_up_tokenization_spaces": false, "pad_token": tokenizer.token(pad),
         "chat_template": text.template.as_ref().map(|t| t.source()),
     });
+    for (name, token) in tokenizer.special_tokens().named() {
+        config[name] = json!(token);
+    }
     write_json(&to.join("tokenizer_config.json"), &config)
 }

@@ -1,7 +1,7 @@
 //! Options that the commands which talk with a model share: model, adapter, sampling; and text as it streams.
 
-use crate::Failure;
 use crate::device_args::{CheckArgs, DeviceArgs};
+use crate::{Failure, out};
 use mixlora::adapter::{Adapter, Conversation};
 use mixlora::mixture::DecodeRoute;
 use mixlora::model::{Llama, Sampler, Sampling};
@@ -45,6 +45,7 @@ impl ModelArgs {
         let device = self.device.open()?;
         let options = TextOptions { template: self.template.clone(), ..TextOptions::default() };
         let text = options.open(Some(&self.model))?;
+        out::notes(&text.notes);
         let mut model = self.checks.model(&self.model, &device, self.dequantise)?;
         text.tokenizer.check_rows(model.config().vocab_size)?;
         let adapter = self.adapter.as_deref();

@@ -57,6 +57,11 @@ pub fn note(line: &str) {
     let _ = writeln!(err, "{line}");
 }
 
+/// Prints what the user should know of, each on a line.
+pub fn notes(notes: &[String]) {
+    notes.iter().for_each(|n| note(&format!("note: {n}")));
+}
+
 /// Asks on stderr.
 pub fn prompt(text: &str) {
     let mut err = std::io::stderr();

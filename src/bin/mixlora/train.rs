@@ -54,6 +54,7 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
     }
     let device = crate::open_device(&config.device)?;
     let text = config.text.open(Some(&config.model))?;
+    text.notes.iter().for_each(|n| shown.say(&format!("note: {n}")));
     let data = TrainingData::open(&config, &text)?;
     let planned = plan::of_data(&files, &config, &data, device.free_memory())?;
     if !planned.fits() {

@@ -147,7 +147,12 @@ impl<'a> Lesson<'a> {
         order.sort_by_key(|&i| self.held_out.examples[i].ids.len());
         for ids in order.chunks(TOGETHER) {
             let examples: Vec<_> = ids.iter().map(|&i| &self.held_out.examples[i]).collect();
-            let batch = Batch::new(&examples, pool, self.text.tokenizer.pad(), &self.device)?;
+            let batch = Batch::new(
+                &examples,
+                pool,
+                self.text.tokenizer.pad_within(model.config().vocab_size),
+                &self.device,
+            )?;
             sum += loss_of(model, &batch)?;
             tokens += batch.trained;
         }

@@ -1,0 +1,167 @@
+//! The tokenizer library: opening a `tokenizer.json`, with what it would panic about looked at before.
+
+use super::regex::rewrite_patterns;
+use crate::{Error, Result};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use tokenizers::{PostProcessorWrapper, Tokenizer};
+
+const PLACE: &str = "tokenizer.json";
+
+fn failed(what: impl ToString) -> Error {
+    Error::config(PLACE, what.to_string())
+}
+
+/// The text of a panic.
+fn payload(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("without a reason")
+}
+
+/// Runs code of the library, which panics on some malformed files.
+pub(super) fn guarded<T>(place: &str, work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(done) => done.map_err(|e| Error::config(place, e.to_string())),
+        Err(panic) => Err(Error::config(
+            place,
+            format!("the tokenizer library failed on this input: {}", payload(&*panic)),
+        )),
+    }
+}
+
+/// The parts of a file that are looked at.
+#[derive(Deserialize)]
+struct Parts {
+    #[serde(default)]
+    normalizer: Value,
+    #[serde(default)]
+    pre_tokenizer: Value,
+    #[serde(default)]
+    post_processor: Value,
+    #[serde(default)]
+    decoder: Value,
+    #[serde(default)]
+    model: Model,
+}
+
+#[derive(Deserialize, Default)]
+struct Model {
+    #[serde(default)]
+    continuing_subword_prefix: Option<String>,
+}
+
+/// Opens a file.
+pub(super) fn open(json: &[u8]) -> Result<Tokenizer> {
+    // What is no such file at all is the library's to explain.
+    let parts = serde_json::from_slice::<Parts>(json).ok();
+    let mut rewritten = None;
+    if let Some(mut parts) = parts {
+        parts.check(json)?;
+        if parts.patterns().any(rewrite_patterns) {
+            rewritten = Some(with_patterns(json)?);
+        }
+    }
+    let json = rewritten.as_deref().unwrap_or(json);
+    let mut library = guarded(PLACE, || Tokenizer::from_bytes(json))?;
+    // Files carry the truncation and padding of whoever saved them.
+    library.with_truncation(None).map_err(failed)?;
+    library.with_padding(None);
+    Ok(library)
+}
+
+impl Parts {
+    /// Refuses what the library would panic about.
+    fn check(&self, json: &[u8]) -> Result<()> {
+        for part in [&self.pre_tokenizer, &self.post_processor] {
+            check_part(part)?;
+        }
+        let Some(prefix) = self.model.continuing_subword_prefix.as_ref().filter(|p| !p.is_empty()) else {
+            return Ok(());
+        };
+        let file: Value = serde_json::from_slice(json).map_err(failed)?;
+        let merges = file["model"]["merges"].as_array().map_or(&[][..], Vec::as_slice);
+        let second = |merge: &Value| {
+            let pair =
+                merge.as_str().and_then(|text| text.split_once(' ')).map(|(_, second)| second.to_string());
+            pair.or_else(|| merge[1].as_str().map(String::from))
+        };
+        match merges.iter().filter_map(second).find(|part| !part.starts_with(prefix.as_str())) {
+            None => Ok(()),
+            Some(part) => {
+                Err(failed(format!("a merge has '{part}' without the prefix '{prefix}' of continued words")))
+            }
+        }
+    }
+
+    /// The parts that have patterns.
+    fn patterns(&mut self) -> impl Iterator<Item = &mut Value> {
+        [&mut self.normalizer, &mut self.pre_tokenizer, &mut self.decoder].into_iter()
+    }
+}
+
+/// The file with its patterns written for the engine here.
+fn with_patterns(json: &[u8]) -> Result<Vec<u8>> {
+    let mut file: Value = serde_json::from_slice(json).map_err(failed)?;
+    for part in ["normalizer", "pre_tokenizer", "decoder"] {
+        rewrite_patterns(&mut file[part]);
+    }
+    serde_json::to_vec(&file).map_err(failed)
+}
+
+fn check_part(part: &Value) -> Result<()> {
+    match part["type"].as_str() {
+        Some("FixedLength") if part["length"] == 0 => {
+            return Err(failed("pre_tokenizer: FixedLength has a length of 0"));
+        }
+        Some("TemplateProcessing") => check_template(part)?,
+        _ => {}
+    }
+    for list in ["pretokenizers", "processors"] {
+        for part in part[list].as_array().map_or(&[][..], Vec::as_slice) {
+            check_part(part)?;
+        }
+    }
+    Ok(())
+}
+
+/// A template names tokens of its own list, and for one text one text alone.
+fn check_template(part: &Value) -> Result<()> {
+    for name in ["single", "pair"] {
+        for piece in part[name].as_array().map_or(&[][..], Vec::as_slice) {
+            let token = piece["SpecialToken"]["id"].as_str();
+            if let Some(token) = token.filter(|token| part["special_tokens"].get(token).is_none()) {
+                return Err(failed(format!("post_processor: '{token}' is not among its special_tokens")));
+            }
+            if name == "single" && piece["Sequence"]["id"] == "B" {
+                return Err(failed("post_processor: single has a second sequence"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A post-processor that puts these tokens before and behind a text.
+pub(super) fn dressing(
+    before: Option<(u32, String)>,
+    after: Option<(u32, String)>,
+) -> Result<PostProcessorWrapper> {
+    let token = |token: &Option<(u32, String)>, type_id: u32| {
+        token.as_ref().map(|(_, text)| json!({ "SpecialToken": { "id": text, "type_id": type_id } }))
+    };
+    let dressed = |name: &str, type_id: u32| {
+        let text = json!({ "Sequence": { "id": name, "type_id": type_id } });
+        [token(&before, type_id), Some(text), token(&after, type_id)].into_iter().flatten()
+    };
+    let entry =
+        |(id, text): &(u32, String)| (text.clone(), json!({ "id": text, "ids": [id], "tokens": [text] }));
+    let tokens: serde_json::Map<String, Value> = before.iter().chain(&after).map(entry).collect();
+    let processor = json!({
+        "type": "TemplateProcessing",
+        "single": dressed("A", 0).collect::<Vec<_>>(),
+        "pair": dressed("A", 0).chain(dressed("B", 1)).collect::<Vec<_>>(),
+        "special_tokens": tokens,
+    });
+    serde_json::from_value(processor).map_err(failed)
+}

@@ -1,0 +1,132 @@
+//! Which tokens of a vocabulary are special, and which of them end an answer.
+
+use super::library::guarded;
+use super::tokenizer::Kind;
+use super::{SpecialTokens, Tokenizer};
+use crate::{Error, Result};
+use std::sync::OnceLock;
+use tokenizers::AddedToken;
+
+/// Names under which models end a text or a turn.
+const ENDS: &[&str] = &[
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|eot|>",
+    "<end_of_turn>",
+    "<|end|>",
+    "<|end_of_turn|>",
+    "<|END_OF_TURN_TOKEN|>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "</s>",
+];
+
+impl Tokenizer {
+    /// Tokens that end a text or a turn.
+    pub fn end_tokens(&self) -> Vec<u32> {
+        let mut ends: Vec<u32> = self.eos.into_iter().chain(self.ends.iter().copied()).collect();
+        if self.ends_by_name {
+            ends.extend(self.known_ends());
+        }
+        ends.sort_unstable();
+        ends.dedup();
+        ends
+    }
+    /// Whether no file says which tokens are ends, so that their names must.
+    pub fn ends_by_name(&self) -> bool {
+        self.ends_by_name
+    }
+
+    /// Control tokens with a name that models give to their ends.
+    pub(super) fn known_ends(&self) -> impl Iterator<Item = u32> {
+        ENDS.iter().filter_map(|text| self.token_id(text).filter(|_| self.is_special(text)))
+    }
+
+    fn is_special(&self, token: &str) -> bool {
+        match &self.kind {
+            Kind::Spm(spm) => spm.is_control(token),
+            Kind::Library(library, _) => library.get_added_vocabulary().is_special_token(token),
+        }
+    }
+
+    pub(super) fn count(&self) -> usize {
+        match &self.kind {
+            Kind::Spm(_) => self.size,
+            Kind::Library(library, _) => {
+                library.get_vocab(true).values().max().map_or(0, |id| *id as usize + 1)
+            }
+        }
+    }
+
+    /// Names the start, end and padding tokens for templates.
+    pub(super) fn name_by_id(&mut self) {
+        for (name, id) in [("bos_token", self.bos), ("eos_token", self.eos), ("pad_token", self.pad)] {
+            if let Some(text) = id.and_then(|id| self.token(id)) {
+                self.special = std::mem::take(&mut self.special).with(name, text);
+            }
+        }
+    }
+
+    /// Sets special tokens by their text, as the files beside a `tokenizer.json` name them. Like transformers, what
+    /// it does not have is added behind its vocabulary.
+    ///
+    /// # Errors
+    /// The start or end token is not in the vocabulary: the model knows none.
+    pub(super) fn name_tokens(&mut self, tokens: SpecialTokens, added: Vec<AddedToken>) -> Result<()> {
+        self.add_tokens(added)?;
+        let find = |field: &str, old: Option<u32>| match tokens.get(field) {
+            None => Ok(old),
+            Some(text) => self.token_id(text).map(Some).ok_or_else(|| {
+                Error::config(field, format!("'{text}' is not in the tokenizer's vocabulary"))
+            }),
+        };
+        let bos = find("bos_token", self.bos)?;
+        let eos = find("eos_token", self.eos)?;
+        self.ends_by_name &= tokens.get("eos_token").is_none();
+        let texts =
+            tokens.named().map(|(_, text)| text).chain(tokens.additional().iter().map(String::as_str));
+        self.add_tokens(texts.map(|text| AddedToken::from(text, true)).collect())?;
+        self.pad = tokens.get("pad_token").and_then(|text| self.token_id(text)).or(self.pad);
+        self.bos = bos;
+        self.eos = eos;
+        self.special = tokens;
+        self.name_by_id();
+        Ok(())
+    }
+
+    /// Adds what is not there as an added token.
+    fn add_tokens(&mut self, tokens: Vec<AddedToken>) -> Result<()> {
+        let Kind::Library(library, literal) = &mut self.kind else { return Ok(()) };
+        let known = library.get_added_vocabulary().get_vocab();
+        let new: Vec<AddedToken> = tokens.into_iter().filter(|t| !known.contains_key(&t.content)).collect();
+        if new.is_empty() {
+            return Ok(());
+        }
+        guarded("tokenizer", || library.add_tokens(new))?;
+        *literal = OnceLock::new();
+        self.size = self.count();
+        Ok(())
+    }
+
+    /// Sets the end tokens that a model's files name.
+    pub fn name_ends(&mut self, ends: Vec<u32>) {
+        let Some(&first) = ends.first() else { return };
+        // A text ends with the one of them that has the name of an end.
+        if self.ends_by_name {
+            self.eos = self.eos.filter(|eos| ends.contains(eos)).or(Some(first));
+            self.ends_by_name = false;
+            self.name_by_id();
+        }
+        self.ends = ends;
+    }
+
+    /// Adds the known ends that a template writes, and says which are new.
+    pub(super) fn add_ends_of(&mut self, template: &str) -> Vec<u32> {
+        let ends = self.end_tokens();
+        let written = |id: &u32| self.token(*id).is_some_and(|text| template.contains(&text));
+        let new: Vec<u32> = self.known_ends().filter(|id| !ends.contains(id)).filter(written).collect();
+        self.ends.extend(&new);
+        new
+    }
+}
