@@ -32,7 +32,12 @@ static TIED_PAIRS: MethodSpec = MethodSpec {
     router_without_gradient: |c| (c.r == 1).then_some("with r = 1 the only gate is always 1"),
     has_router: true,
     linear: |c, site, device, stream| Ok(Arc::new(TiedPairs::new(c, site, device, stream)?)),
+    linear_parts: |c, site| {
+        let e = c.num_factors;
+        [site.inputs("router", e), site.inputs("factors_a", e), site.outputs("factors_b", e)].concat()
+    },
     mlp: None,
+    mlp_parts: None,
 };
 
 struct TiedPairs {

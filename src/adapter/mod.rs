@@ -8,8 +8,8 @@ mod peft_config;
 mod plain;
 mod released;
 
-use crate::mixture::{Hook, LinearSite, MethodConfig, MethodSpec, MlpSite};
-use crate::model::Llama;
+use crate::mixture::{Hook, LinearSite, MethodConfig, MethodSpec, MlpSite, PartShape};
+use crate::model::{Llama, Site};
 use crate::nn::{LinearAdapter, MlpAdapter, Param};
 use crate::{Error, Result, Stream};
 use std::sync::Arc;
@@ -47,7 +47,55 @@ pub fn check_targets(targets: &[String]) -> Result<()> {
     }
 }
 
+/// The linears of a group that an adapter takes: which they are, and their place.
+fn taken(method: &MethodSpec, targets: &[String], site: &Site<'_>) -> Option<(Vec<usize>, LinearSite)> {
+    let wanted = |path: &str| {
+        let takes_block = method.hook == Hook::Mlp && path.contains(".mlp.");
+        targets.iter().any(|t| path.ends_with(t.as_str())) && !takes_block
+    };
+    let chosen: Vec<usize> = (0..site.linears.len()).filter(|&i| wanted(&site.linears[i])).collect();
+    let weight = |i: usize| &site.group.linears[i].weight;
+    let place = LinearSite {
+        name: site.name.clone(),
+        d_in: weight(*chosen.first()?).cols(),
+        linears: chosen.iter().map(|&i| (site.linears[i].clone(), weight(i).rows())).collect(),
+    };
+    Some((chosen, place))
+}
+
 impl Adapter {
+    /// The parts that [`attach`](Adapter::attach) would make: nothing is made, so that options which a file only
+    /// claims cost no memory.
+    ///
+    /// # Errors
+    /// Those of `attach`.
+    pub fn parts(
+        model: &mut Llama,
+        method: &MethodSpec,
+        config: &MethodConfig,
+        targets: &[String],
+    ) -> Result<Vec<PartShape>> {
+        check_targets(targets)?;
+        method.check_options(config)?;
+        let c = model.config();
+        let (hidden_size, intermediate_size) = (c.hidden_size, c.intermediate_size);
+        let mut parts = Vec::new();
+        model.for_each_site(|site| {
+            if let Some((_, place)) = taken(method, targets, &site) {
+                parts.extend((method.linear_parts)(config, &place));
+            }
+            Ok(())
+        })?;
+        if let Some(mlp_parts) = method.mlp_parts {
+            model.for_each_mlp(|site| {
+                let place = MlpSite { name: site.name, path: site.path, hidden_size, intermediate_size };
+                parts.extend(mlp_parts(config, &place));
+                Ok(())
+            })?;
+        }
+        Ok(parts)
+    }
+
     /// Puts a fresh adapter on a model. The output of the model does not change: updates start at zero.
     ///
     /// # Errors
@@ -69,23 +117,10 @@ impl Adapter {
             linears: Vec::new(),
             mlps: Vec::new(),
         };
-        let wanted = |path: &str| targets.iter().any(|t| path.ends_with(t.as_str()));
-        let takes_block = |path: &str| method.hook == Hook::Mlp && path.contains(".mlp.");
         model.for_each_site(|site| {
-            let chosen: Vec<usize> = (0..site.linears.len())
-                .filter(|&i| wanted(&site.linears[i]) && !takes_block(&site.linears[i]))
-                .collect();
-            if chosen.is_empty() {
+            let Some((chosen, place)) = taken(method, targets, &site) else {
                 site.group.adapter = None;
                 return Ok(());
-            }
-            let place = LinearSite {
-                name: site.name,
-                d_in: site.group.linears[0].weight.cols(),
-                linears: chosen
-                    .iter()
-                    .map(|&i| (site.linears[i].clone(), site.group.linears[i].weight.rows()))
-                    .collect(),
             };
             let built = method.build(config, &place, &device, stream)?;
             adapter.linears.push(built.clone());

@@ -3,7 +3,7 @@
 //!
 //! `mixlora-cond`, `mixlora-cond-gated` and `vt-nlp` are this layer with different options.
 
-use super::spec::{LinearSite, part};
+use super::spec::{LinearSite, PartShape, part};
 use super::{CfsForm, GateScale, MethodConfig, Selection};
 use crate::nn::{LinearAdapter, Param, Pass};
 use crate::ops::condition_rows::condition_rows;
@@ -42,6 +42,24 @@ pub(super) fn check(c: &MethodConfig) -> Result<()> {
     MethodConfig::choose(("r", c.r), ("num_factors", c.num_factors))
 }
 
+/// Slots of a factor in the condition's router.
+fn slots(c: &MethodConfig) -> usize {
+    if c.cfs_form == Some(CfsForm::Choice) { 1 } else { c.r }
+}
+
+pub(super) fn parts(c: &MethodConfig, site: &LinearSite) -> Vec<PartShape> {
+    let e = c.num_factors;
+    let mut parts = site.outputs("factors_b", e);
+    parts.extend(["factors_a", "router_a", "router_b"].iter().flat_map(|what| site.inputs(what, e)));
+    if c.cfs_form.is_some() {
+        parts.extend(site.inputs("router_cfs", e.saturating_mul(slots(c))));
+    }
+    if c.cfs_form == Some(CfsForm::Choice) {
+        parts.extend(site.inputs("choice_embed", e));
+    }
+    parts
+}
+
 pub(super) fn build(
     c: &MethodConfig,
     site: &LinearSite,
@@ -51,7 +69,7 @@ pub(super) fn build(
     site.fits("r", c.r)?;
     let (e, d) = (c.num_factors, site.d_in);
     let bound = 1.0 / (d as f32).sqrt();
-    let slots = if c.cfs_form == Some(CfsForm::Choice) { 1 } else { c.r };
+    let slots = slots(c);
     // Every part has its own stream: its values do not depend on its neighbours.
     let make = |parts: Vec<(String, usize)>, bound: f32, trained: bool| {
         Param::drawn(device, parts, d, trained, |name, n| stream.named(name).uniform_vec(n, bound))

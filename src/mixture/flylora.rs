@@ -27,7 +27,9 @@ pub(super) static SPEC: MethodSpec = MethodSpec {
         let a = sparse_a(c, site, device, stream)?;
         Ok(Arc::new(RankExperts::with(c, site, device, routing, scale, a, None)?))
     },
+    linear_parts: |c, site| [token::parts(c, site), token::bias_parts(c, site)].concat(),
     mlp: None,
+    mlp_parts: None,
 };
 
 /// Each row has `density * d_in` entries that are not zero, normal with standard deviation 1/r.

@@ -20,7 +20,9 @@ pub(super) static SPEC: MethodSpec = MethodSpec {
     router_without_gradient: |_| None,
     has_router: false,
     linear: |c, site, device, stream| Ok(Arc::new(Lora::new(c, site, device, stream)?)),
+    linear_parts: |c, site| [site.inputs("lora_a", c.r), site.outputs("lora_b", c.r)].concat(),
     mlp: None,
+    mlp_parts: None,
 };
 
 pub(super) struct Lora {

@@ -22,5 +22,7 @@ pub(super) static SPEC: MethodSpec = MethodSpec {
     },
     has_router: true,
     linear: conditional::build,
+    linear_parts: conditional::parts,
     mlp: None,
+    mlp_parts: None,
 };

@@ -20,5 +20,7 @@ pub(super) static SPEC: MethodSpec = MethodSpec {
     router_without_gradient: |c| (c.r == 1).then_some("with r = 1 the only gate is always 1"),
     has_router: true,
     linear: conditional::build,
+    linear_parts: conditional::parts,
     mlp: None,
+    mlp_parts: None,
 };

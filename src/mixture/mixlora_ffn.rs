@@ -5,8 +5,8 @@
 //! and down on the gated sum of the experts' h, since it is linear. Other linears get a plain LoRA.
 
 use super::balance::load_balance_loss;
-use super::lora::Lora;
-use super::spec::{Hook, MethodSpec, MlpSite, fits, part};
+use super::lora::{self, Lora};
+use super::spec::{Hook, MethodSpec, MlpSite, PartShape, fits, part};
 use super::{MethodConfig, Selection, Units};
 use crate::nn::{Mlp, MlpAdapter, Param, Pass};
 use crate::ops::factor_expand::{expand_by, shrink_by};
@@ -27,8 +27,23 @@ pub(super) static SPEC: MethodSpec = MethodSpec {
     },
     has_router: true,
     linear: |c, site, device, stream| Ok(Arc::new(Lora::new(c, site, device, stream)?)),
+    linear_parts: lora::SPEC.linear_parts,
     mlp: Some(|c, site, device, stream| Ok(Arc::new(FfnExperts::new(c, site, device, stream)?))),
+    mlp_parts: Some(parts),
 };
+
+/// The router and both pools of every projection.
+fn parts(c: &MethodConfig, site: &MlpSite) -> Vec<PartShape> {
+    let (d, f) = (site.hidden_size, site.intermediate_size);
+    let experts = c.num_experts.saturating_mul(c.r);
+    let shape = |what: &str, rows, cols| PartShape { name: part(&site.path, what), rows, cols };
+    let projections = [("gate_proj", d, f), ("up_proj", d, f), ("down_proj", f, d)];
+    let pools = projections.into_iter().flat_map(|(what, d_in, d_out)| {
+        [(format!("{what}.lora_a"), d_in), (format!("{what}.lora_b"), d_out)]
+    });
+    let pools = pools.map(|(what, cols)| shape(&what, experts, cols));
+    pools.chain([shape("router", c.num_experts, d)]).collect()
+}
 
 /// Pools of one projection: `a [E * r, in]`, `b [E * r, out]`.
 struct Experts {

@@ -16,7 +16,7 @@ pub use crate::ops::topk_routing::{Condition, Routing, Score, Table, first_choic
 pub use crate::ops::{Dropout, Selection, Units};
 pub use config::{CfsForm, DecodeRoute, GateScale, MethodConfig};
 pub use pooling::{Pool, Span};
-pub use spec::{Hook, LinearSite, MethodSpec, MlpSite, find};
+pub use spec::{Hook, LinearSite, MethodSpec, MlpSite, PartShape, find};
 
 macro_rules! methods {
     ($($name:ident),+ $(,)?) => {

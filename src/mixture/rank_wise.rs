@@ -25,5 +25,7 @@ pub(super) static SPEC: MethodSpec = MethodSpec {
         let scale = c.scaling(2 * c.r, c.r);
         Ok(Arc::new(RankExperts::routed(c, site, device, stream, routing, scale)?))
     },
+    linear_parts: token::routed_parts,
     mlp: None,
+    mlp_parts: None,
 };

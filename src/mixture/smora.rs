@@ -30,5 +30,7 @@ pub(super) static SPEC: MethodSpec = MethodSpec {
         let scale = c.scaling(2 * c.r, c.top_k);
         Ok(Arc::new(RankExperts::routed(c, site, device, stream, routing, scale)?))
     },
+    linear_parts: |c, site| [token::routed_parts(c, site), token::bias_parts(c, site)].concat(),
     mlp: None,
+    mlp_parts: None,
 };

@@ -51,7 +51,25 @@ pub(super) fn fits(name: &str, what: &str, rank: usize, d_in: usize, d_out: usiz
     }
 }
 
+/// What is stored of a parameter: known before it is made.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PartShape {
+    pub name: String,
+    pub rows: usize,
+    pub cols: usize,
+}
+
 impl LinearSite {
+    /// One part of every linear, with rows of its inputs.
+    pub fn inputs(&self, what: &str, rows: usize) -> Vec<PartShape> {
+        let shape = |(n, _): &(String, usize)| PartShape { name: part(n, what), rows, cols: self.d_in };
+        self.linears.iter().map(shape).collect()
+    }
+    /// One part of every linear, with rows of its outputs.
+    pub fn outputs(&self, what: &str, rows: usize) -> Vec<PartShape> {
+        let shape = |(n, out): &(String, usize)| PartShape { name: part(n, what), rows, cols: *out };
+        self.linears.iter().map(shape).collect()
+    }
     /// Refuses an update of a rank that no linear of this size can have.
     pub fn fits(&self, what: &str, rank: usize) -> Result<()> {
         self.linears.iter().try_for_each(|(n, out)| fits(&part(&self.name, n), what, rank, self.d_in, *out))
@@ -74,6 +92,8 @@ pub struct MlpSite {
 }
 
 type BuildLinear = fn(&MethodConfig, &LinearSite, &Device, Stream) -> Result<Arc<dyn LinearAdapter>>;
+type LinearParts = fn(&MethodConfig, &LinearSite) -> Vec<PartShape>;
+type MlpParts = fn(&MethodConfig, &MlpSite) -> Vec<PartShape>;
 type BuildMlp = fn(&MethodConfig, &MlpSite, &Device, Stream) -> Result<Arc<dyn MlpAdapter>>;
 
 /// One entry of the method list.
@@ -96,8 +116,12 @@ pub struct MethodSpec {
     /// Whether it has a router at all.
     pub has_router: bool,
     pub linear: BuildLinear,
+    /// The parts that `linear` makes, so that a file can be compared with them before anything is made.
+    pub linear_parts: LinearParts,
     /// For the MLP hook.
     pub mlp: Option<BuildMlp>,
+    /// The parts that `mlp` makes.
+    pub mlp_parts: Option<MlpParts>,
 }
 
 impl MethodSpec {
@@ -114,6 +138,14 @@ impl MethodSpec {
         let why = (self.router_without_gradient)(config).filter(|_| self.has_router);
         why.map(|w| format!("{}: the router receives no task gradient: {w}", self.name)).into_iter().collect()
     }
+    /// Refuses options that cannot work.
+    ///
+    /// # Errors
+    /// The first of them, with its range.
+    pub fn check_options(&self, config: &MethodConfig) -> Result<()> {
+        config.check()?;
+        (self.check)(config)
+    }
     /// Checks the options and builds the adapter of a group of linears.
     pub fn build(
         &self,
@@ -122,8 +154,7 @@ impl MethodSpec {
         device: &Device,
         stream: Stream,
     ) -> Result<Arc<dyn LinearAdapter>> {
-        config.check()?;
-        (self.check)(config)?;
+        self.check_options(config)?;
         (self.linear)(config, site, device, stream.named(&site.name))
     }
     /// Checks the options and builds the adapter of an MLP block, for methods that take blocks.
@@ -134,8 +165,7 @@ impl MethodSpec {
         device: &Device,
         stream: Stream,
     ) -> Result<Option<Arc<dyn MlpAdapter>>> {
-        config.check()?;
-        (self.check)(config)?;
+        self.check_options(config)?;
         self.mlp.map(|build| build(config, site, device, stream.named(&site.name))).transpose()
     }
 }

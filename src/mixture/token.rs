@@ -4,7 +4,7 @@
 use super::MethodConfig;
 use super::balance::BiasBalance;
 use super::lora::zero_pools;
-use super::spec::LinearSite;
+use super::spec::{LinearSite, PartShape, part};
 use crate::nn::{LinearAdapter, Param, Pass};
 use crate::ops::mixture_linears::mixture_linears;
 use crate::ops::topk_routing::{Routing, Score, route_rows};
@@ -26,6 +26,22 @@ pub(super) struct RankExperts {
 
 pub(super) fn check(c: &MethodConfig) -> Result<()> {
     MethodConfig::choose(("top_k", c.top_k), ("r", c.r))
+}
+
+/// The pools of both sides.
+pub(super) fn parts(c: &MethodConfig, site: &LinearSite) -> Vec<PartShape> {
+    [site.inputs("lora_a", c.r), site.outputs("lora_b", c.r)].concat()
+}
+
+/// The pools and a router.
+pub(super) fn routed_parts(c: &MethodConfig, site: &LinearSite) -> Vec<PartShape> {
+    [parts(c, site), site.inputs("router", c.r)].concat()
+}
+
+/// The balancing bias.
+pub(super) fn bias_parts(c: &MethodConfig, site: &LinearSite) -> Vec<PartShape> {
+    let shape = |(n, _): &(String, usize)| PartShape { name: part(n, "bias"), rows: 1, cols: c.r };
+    site.linears.iter().map(shape).collect()
 }
 
 impl RankExperts {

@@ -21,5 +21,7 @@ pub(super) static SPEC: MethodSpec = MethodSpec {
     router_without_gradient: mixlora_cond::SPEC.router_without_gradient,
     has_router: true,
     linear: conditional::build,
+    linear_parts: conditional::parts,
     mlp: None,
+    mlp_parts: None,
 };
