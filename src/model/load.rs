@@ -1,9 +1,9 @@
 //! Decoders from files: what is checked, and how the parts are put together.
 
 use super::llama::Layer;
-use super::{Llama, ModelFiles};
+use super::positions::Positions;
+use super::{Fingerprint, Llama, ModelFiles};
 use crate::nn::{LinearGroup, Mlp};
-use crate::ops::rope::Rope;
 use crate::{Device, Error, Linear, Result, Tensor};
 use std::path::Path;
 use std::sync::Arc;
@@ -79,10 +79,11 @@ impl Llama {
             false => weight("lm_head.weight")?,
         };
         let norm = vector("model.norm.weight")?;
-        let rope = Rope::from_frequencies(device, &c.rope_frequencies(), c.max_positions())?;
-        let (origin, fingerprint) = (files.path().to_path_buf(), fingerprint(files)?);
+        let positions = Positions::new(c.rope_frequencies(), c.max_positions());
+        let origin = files.path().to_path_buf();
+        let fingerprint = Fingerprint::of(files)?;
         let device = device.clone();
-        Ok(Llama { device, embed, layers, norm, head, rope, config, notes, origin, fingerprint })
+        Ok(Llama { device, embed, layers, norm, head, positions, config, notes, origin, fingerprint })
     }
 }
 
@@ -94,6 +95,10 @@ fn check(files: &ModelFiles, options: LoadOptions) -> Result<Vec<String>> {
         let more = if extra.len() > LISTED { ", ..." } else { "" };
         let names = extra[..extra.len().min(LISTED)].join(", ");
         notes.push(format!("{} tensors of the model are not used: {names}{more}", extra.len()));
+    }
+    if let Some(index) = files.passed_over() {
+        let name = index.file_name().unwrap_or_default().to_string_lossy();
+        notes.push(format!("{name} is not used: model.safetensors is there, and counts"));
     }
     if let Some(window) = files.config().sliding_window {
         notes.push(format!(
@@ -122,15 +127,4 @@ fn check(files: &ModelFiles, options: LoadOptions) -> Result<Vec<String>> {
         }
     }
     Ok(notes)
-}
-
-/// See [`Llama::fingerprint`].
-fn fingerprint(files: &ModelFiles) -> Result<u32> {
-    let mut hash = crc32fast::Hasher::new();
-    for e in files.expected().iter().filter(|e| e.name.ends_with("norm.weight")) {
-        for v in files.values(&e.name)? {
-            hash.update(&half::bf16::from_f32(v).to_le_bytes());
-        }
-    }
-    Ok(hash.finalize())
 }

@@ -1,7 +1,8 @@
 //! A model's text side: from the files of a Hugging Face folder, or from the metadata of a GGUF file.
 
 use super::{ChatTemplate, Message, Tokenizer, Vocab};
-use crate::io::GgufFile;
+use crate::io::{GgufFile, read_text};
+use crate::model::ModelPlace;
 use crate::{Error, Result};
 use serde_json::Value;
 use std::path::Path;
@@ -14,14 +15,14 @@ pub struct ModelText {
 }
 
 impl ModelText {
-    /// Reads the text side of a model: a folder, or a `.gguf` file.
+    /// Reads the text side of a model: a folder, or a `.gguf` file, as [`ModelPlace::of`] finds them.
     ///
     /// # Errors
     /// There is no tokenizer, it is of an unknown kind, or a file is malformed.
     pub fn open(path: &Path) -> Result<Self> {
-        match path.is_dir() {
-            true => Self::from_folder(path),
-            false => Self::from_gguf(&GgufFile::open(path)?),
+        match ModelPlace::of(path)? {
+            ModelPlace::Folder(dir) => Self::from_folder(&dir),
+            ModelPlace::Gguf(file) => Self::from_gguf(&GgufFile::open(file)?),
         }
     }
 
@@ -85,8 +86,8 @@ impl ModelText {
         let mut source = None;
         if path.is_file() {
             let fail = |what: String| Error::file(&path, what);
-            let bytes = std::fs::read(&path).map_err(|e| fail(format!("cannot be read: {e}")))?;
-            let config: Value = serde_json::from_slice(&bytes).map_err(|e| fail(format!("not JSON: {e}")))?;
+            let text = read_text(&path)?;
+            let config: Value = serde_json::from_str(&text).map_err(|e| fail(format!("not JSON: {e}")))?;
             let token = |key: &str| {
                 let value = &config[key];
                 value.as_str().or_else(|| value["content"].as_str())
@@ -101,8 +102,7 @@ impl ModelText {
         }
         let path = folder.join("chat_template.jinja");
         if path.is_file() {
-            let text = std::fs::read_to_string(&path);
-            source = Some(text.map_err(|e| Error::file(&path, format!("cannot be read: {e}")))?);
+            source = Some(read_text(&path)?);
         }
         let template = source.map(|s| ChatTemplate::new(&s)).transpose();
         let template = template.map_err(|e| Error::file(folder, e.to_string()))?;
