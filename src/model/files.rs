@@ -92,6 +92,16 @@ pub fn model_config(path: &Path) -> Result<LlamaConfig> {
     }
 }
 
+impl LlamaConfig {
+    /// The configuration of an open GGUF file.
+    ///
+    /// # Errors
+    /// Its architecture or an option of it is not supported, or an entry is missing.
+    pub fn of_gguf(file: &GgufFile) -> Result<Self> {
+        gguf_config::read(file)
+    }
+}
+
 impl ModelFiles {
     /// Opens a model: a `.gguf` file, or a directory with `config.json` and safetensors, as [`ModelPlace::of`] finds
     /// them. Only headers are read.

@@ -74,16 +74,31 @@ impl HfConfig {
         }
     }
 
-    /// A kind of layer that is not computed.
-    fn other_layer(&self) -> Option<&str> {
-        let mut kinds = self.layer_types.iter().flatten().map(String::as_str);
-        kinds.find(|kind| ![FULL, SLIDING].contains(kind))
+    /// Says what is asked for and not computed.
+    fn check(&self) -> std::result::Result<(), String> {
+        if let Some(act) = self.hidden_act.as_deref().filter(|act| *act != "silu") {
+            return Err(format!("hidden_act '{act}' is not supported; silu is"));
+        }
+        let mut kinds = self.layer_types.iter().flatten();
+        if let Some(kind) = kinds.find(|kind| ![FULL, SLIDING].contains(&kind.as_str())) {
+            return Err(format!(
+                "layer_types has '{kind}', which is not supported; {FULL} and {SLIDING} are"
+            ));
+        }
+        match self.partial_rotary_factor {
+            Some(part) if part != 1.0 => Err(format!("partial_rotary_factor is {part}; only 1 is supported")),
+            _ => Ok(()),
+        }
     }
 }
 
 pub(super) fn read(dir: &Path) -> Result<LlamaConfig> {
     let path = &dir.join("config.json");
     let fail = |what: String| Error::file(path, what);
+    if !path.is_file() {
+        let hint = "a model is a folder with config.json, safetensors and tokenizer.json, or a .gguf file";
+        return Err(fail(format!("is missing; {hint}")));
+    }
     let all: Value = read_json(path)?;
     let supported = SUPPORTED.join(", ");
     let model_type = match &all["model_type"] {
@@ -95,17 +110,7 @@ pub(super) fn read(dir: &Path) -> Result<LlamaConfig> {
     };
     quantised::check(dir, &all)?;
     let c: HfConfig = read_json(path)?;
-    if let Some(act) = c.hidden_act.as_deref().filter(|a| *a != "silu") {
-        return Err(fail(format!("hidden_act '{act}' is not supported; silu is")));
-    }
-    if let Some(kind) = c.other_layer() {
-        return Err(fail(format!(
-            "layer_types has '{kind}', which is not supported; {FULL} and {SLIDING} are"
-        )));
-    }
-    if let Some(part) = c.partial_rotary_factor.filter(|&p| p != 1.0) {
-        return Err(fail(format!("partial_rotary_factor is {part}; only 1 is supported")));
-    }
+    c.check().map_err(fail)?;
     let rope = match (&c.rope_parameters, &c.rope_scaling) {
         (Some(rope), _) => Some(("rope_parameters", rope)),
         (None, Some(rope)) => Some(("rope_scaling", rope)),

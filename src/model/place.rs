@@ -18,7 +18,8 @@ impl ModelPlace {
     /// GGUF model, or a file of such a directory (`model.safetensors`, `config.json`, ...).
     ///
     /// # Errors
-    /// The directory holds something else (an adapter, a training run, several models): the error says what.
+    /// The directory holds something else (an adapter, a training run, several models): the error says what. Of one that
+    /// holds nothing known, who reads it says what is missing.
     pub fn of(path: &Path) -> Result<Self> {
         if path.is_dir() {
             return Self::of_folder(path);
@@ -37,26 +38,21 @@ impl ModelPlace {
         if dir.join("config.json").is_file() {
             return Ok(ModelPlace::Folder(dir.to_path_buf()));
         }
-        let config = dir.join("config.json");
-        let missing = |hint: String| Err(Error::file(&config, format!("is missing; {hint}")));
+        let missing = |hint: &str| Err(Error::file(dir.join("config.json"), format!("is missing; {hint}")));
         if dir.join("adapter_config.json").is_file() {
-            return missing("it has adapter_config.json: it is an adapter, not a model".into());
+            return missing("it has adapter_config.json: it is an adapter, not a model");
         }
         if dir.join("run.json").is_file() {
-            return missing(
-                "it has run.json: it is a training run, which gives an adapter, not a model".into(),
-            );
+            return missing("it has run.json: it is a training run, which gives an adapter, not a model");
         }
         if dir.join("snapshots").is_dir() {
-            return missing("it is a cache of Hugging Face: the model is one of the folders in snapshots".into());
+            return missing("it is a cache of Hugging Face: the model is one of the folders in snapshots");
         }
         let files = gguf_models(dir)?;
         match &files[..] {
             [one] => Ok(ModelPlace::Gguf(one.clone())),
-            [] => missing(
-                "a model is a folder with config.json, safetensors and tokenizer.json, or a .gguf file"
-                    .into(),
-            ),
+            // Who only reads its tokenizer does not need the configuration.
+            [] => Ok(ModelPlace::Folder(dir.to_path_buf())),
             many => {
                 let names: Vec<&str> = many.iter().filter_map(|p| p.file_name()?.to_str()).collect();
                 let what = format!("holds {} GGUF models; give one of {}", many.len(), listed(&names));

@@ -3,7 +3,7 @@
 use crate::{Failure, out};
 use mixlora::adapter::locate;
 use mixlora::io::{Checkpoint, GgufFile, Scan, read_json, read_text};
-use mixlora::model::{ModelPlace, model_config};
+use mixlora::model::{LlamaConfig, ModelPlace, model_config};
 use mixlora::{Error, Format};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -51,7 +51,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     if path.is_dir() && path.join("config.json").exists() {
         let file = Checkpoint::open(path)?;
         let mut report = of_checkpoint(&file, "Hugging Face model");
-        report.about.extend(configuration(path));
+        report.about.extend(configuration(model_config(path)));
         let has = |name: &str| path.join(name).exists();
         report.about.push(("tokenizer.json".into(), has("tokenizer.json").into()));
         let text = read_text(&path.join("tokenizer_config.json")).unwrap_or_default();
@@ -80,8 +80,8 @@ pub fn run(args: &Args) -> Result<(), Failure> {
 }
 
 /// The configuration of a model, its parameters, or why it is not one that can be used here.
-fn configuration(path: &Path) -> Vec<(String, Value)> {
-    match model_config(path) {
+fn configuration(read: Result<LlamaConfig, Error>) -> Vec<(String, Value)> {
+    match read {
         Ok(c) => vec![
             ("configuration".into(), c.to_json(Format::F32)),
             ("parameters".into(), c.parameters().into()),
@@ -109,8 +109,7 @@ fn adapter(args: &Args, dir: &Path) -> Result<(), Failure> {
 
 fn gguf(args: &Args, path: &Path) -> Result<(), Failure> {
     let file = GgufFile::open(path)?;
-    let report = of_gguf(&file, path)?;
-    finish(args, report, Box::new(move |name| file.raw(name)?.scan(None)))
+    finish(args, of_gguf(&file), Box::new(move |name| file.raw(name)?.scan(None)))
 }
 
 fn of_checkpoint(file: &Checkpoint, kind: &str) -> Report {
@@ -123,7 +122,7 @@ fn of_checkpoint(file: &Checkpoint, kind: &str) -> Report {
     Report { about: vec![("kind".into(), kind.into())], entries }
 }
 
-fn of_gguf(file: &GgufFile, path: &Path) -> Result<Report, Failure> {
+fn of_gguf(file: &GgufFile) -> Report {
     let mut about =
         vec![("kind".to_string(), Value::from("GGUF file")), ("version".into(), file.version().into())];
     let text = |key: &str| file.str(key).map(Value::from).unwrap_or(Value::Null);
@@ -132,7 +131,7 @@ fn of_gguf(file: &GgufFile, path: &Path) -> Result<Report, Failure> {
     }
     about.retain(|(_, v)| !v.is_null());
     if file.str("general.type").ok() != Some("adapter") {
-        about.extend(configuration(path));
+        about.extend(configuration(LlamaConfig::of_gguf(file)));
         about.push(("tokenizer".into(), text("tokenizer.ggml.model")));
         about.push(("pre-tokenizer".into(), text("tokenizer.ggml.pre")));
         let tokens = file.strings("tokenizer.ggml.tokens").map_or(0, <[String]>::len);
@@ -145,7 +144,7 @@ fn of_gguf(file: &GgufFile, path: &Path) -> Result<Report, Failure> {
         format: t.kind.name().to_string(),
         bytes: t.bytes,
     };
-    Ok(Report { about, entries: file.tensors().iter().map(entry).collect() })
+    Report { about, entries: file.tensors().iter().map(entry).collect() }
 }
 
 fn finish(args: &Args, report: Report, values: Values<'_>) -> Result<(), Failure> {
