@@ -49,8 +49,8 @@ const START_SETTINGS: [&str; 4] = ["corda_config", "eva_config", "loftq_config",
 const MEANINGS: [(&str, &str); 10] = [
     (
         START,
-        "a start that changes the base model; save it with path_initial_model_for_weight_conversion, which makes a plain \
-         LoRA of it",
+        "a start that changes the base model; PiSSA, OLoRA and CorDA become plain LoRAs when they are saved with \
+         path_initial_model_for_weight_conversion",
     ),
     ("use_dora", "DoRA"),
     ("modules_to_save", "modules trained as a whole"),
@@ -65,8 +65,7 @@ const MEANINGS: [(&str, &str); 10] = [
 
 /// The field that says how a LoRA was started.
 const START: &str = "init_lora_weights";
-/// Ways to start a LoRA that leave the base model as it is. Others (pissa, olora, corda, loftq, lora_ga) train a changed
-/// one.
+/// Ways to start a LoRA that leave the base model as it is. Others (pissa, olora, corda, loftq, lora_ga) change it.
 const PLAIN_STARTS: [&str; 3] = ["gaussian", "eva", "orthogonal"];
 
 impl PeftConfig {

@@ -12,7 +12,7 @@ use std::path::{Component, Path, PathBuf};
 
 const INDEX: &str = "model.safetensors.index.json";
 const SINGLE: &str = "model.safetensors";
-/// Bytes of an index or a header at most; those of the largest models have a few.
+/// Bytes of an index or a header at most; the largest models have a few MiB.
 const MAX_HEADER_BYTES: usize = 16 << 20;
 
 /// A tensor's place.

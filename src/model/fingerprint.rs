@@ -97,10 +97,10 @@ impl Fingerprint {
         let (Some((ours, here)), Some((theirs, there))) = (&self.means, &other.means) else { return false };
         let error = ours.error() + theirs.error();
         let near = |(a, b): (&f32, &f32)| (a - b).abs() <= error * a.max(*b) + SMALLEST_F16;
-        // Of f32 and bf16 the checksum is the same. What went through another type may be rounded twice.
+        // The checksum of an f32 and a bf16 copy is the same. What went through another type was rounded twice.
         let twice = [ours, theirs].iter().any(|p| matches!(p, Precision::F16 | Precision::Quantised));
-        let other_files = ours != theirs || *ours == Precision::Quantised;
-        twice && other_files && here.len() == there.len() && here.iter().zip(there).all(near)
+        let apart = ours != theirs || *ours == Precision::Quantised;
+        twice && apart && here.len() == there.len() && here.iter().zip(there).all(near)
     }
 }
 

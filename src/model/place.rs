@@ -18,8 +18,8 @@ impl ModelPlace {
     /// GGUF model, or a file of such a directory (`model.safetensors`, `config.json`, ...).
     ///
     /// # Errors
-    /// The directory holds something else (an adapter, a training run, several models): the error says what. Of one that
-    /// holds nothing known, who reads it says what is missing.
+    /// The directory holds something else (an adapter, a training run, several models): the error says what. What is
+    /// missing in one that holds nothing known is for its reader to say.
     pub fn of(path: &Path) -> Result<Self> {
         if path.is_dir() {
             return Self::of_folder(path);
