@@ -264,6 +264,14 @@ fn check_tensors(
 
 /// `adapter_config.json`; files of other programs with that name are recognised.
 fn read_config(path: &Path) -> Result<PeftConfig> {
+    if !path.is_file() {
+        let hint = if path.with_file_name("config.json").is_file() {
+            "it has config.json: it is a model, not an adapter"
+        } else {
+            "an adapter is a folder with adapter_config.json and adapter_model.safetensors"
+        };
+        return Err(Error::file(path, format!("is missing; {hint}")));
+    }
     let any: serde_json::Value = read_json(path)?;
     if any.get("peft_type").is_none() {
         let mlx = any.get("lora_parameters").is_some() || any.get("fine_tune_type").is_some();

@@ -185,6 +185,10 @@ fn folder_with_a_gguf() {
     for path in [adapter.clone(), adapter.join("adapter_model.safetensors")] {
         refused(&path, &["it is an adapter, not a model"]);
     }
+    for (path, what) in [(model, "it is a model, not an adapter"), (dir, "an adapter is a folder with")] {
+        let (_, err) = generate(model, &["--adapter", path.to_str().unwrap()], 3);
+        assert!(err.contains("adapter_config.json: is missing") && err.contains(what), "{err}");
+    }
     let run = dir.join("run");
     std::fs::create_dir(&run).unwrap();
     std::fs::write(run.join("run.json"), "{}").unwrap();
