@@ -1,12 +1,12 @@
 //! What an adapter remembers of the model it was trained on.
 
-use crate::model::Llama;
+use crate::model::{Fingerprint, Llama};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
-/// Sizes of the base model, and a checksum of its norms, which every file of a model has with the same values
-/// however its matrices are quantised.
+/// Sizes of the base model, and the fingerprint of its norms, which every file of a model has with the same values but
+/// for their rounding.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Base {
     model_type: String,
@@ -18,7 +18,7 @@ pub(super) struct Base {
     vocab_size: usize,
     /// Absent in adapters of version 0.1.0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    norms: Option<String>,
+    norms: Option<Fingerprint>,
 }
 
 impl Base {
@@ -32,7 +32,7 @@ impl Base {
             num_attention_heads: c.num_attention_heads,
             num_key_value_heads: c.num_key_value_heads,
             vocab_size: c.vocab_size,
-            norms: Some(format!("{:08x}", model.fingerprint())),
+            norms: Some(model.fingerprint().clone()),
         }
     }
 
@@ -59,7 +59,7 @@ impl Base {
         }
         let why = match (differ.is_empty(), &self.norms) {
             (false, _) => differ.join(", "),
-            (true, Some(norms)) if here.norms.as_ref() != Some(norms) => {
+            (true, Some(norms)) if !norms.matches(model.fingerprint()) => {
                 "the sizes are the same, the weights are not; --force uses it all the same".into()
             }
             _ => return Ok(()),

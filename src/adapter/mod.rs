@@ -9,9 +9,9 @@ mod plain;
 mod released;
 
 use crate::mixture::{Hook, LinearSite, MethodConfig, MethodSpec, MlpSite};
-use crate::model::Llama;
+use crate::model::{Llama, Site};
 use crate::nn::{LinearAdapter, MlpAdapter, Param};
-use crate::{Error, Result, Stream};
+use crate::{Device, Error, Result, Stream};
 use std::sync::Arc;
 
 pub use conversation::Conversation;
@@ -47,7 +47,71 @@ pub fn check_targets(targets: &[String]) -> Result<()> {
     }
 }
 
+/// The linears of a group that an adapter takes: which they are, and their place.
+fn taken(method: &MethodSpec, targets: &[String], site: &Site<'_>) -> Option<(Vec<usize>, LinearSite)> {
+    let wanted = |path: &str| {
+        let takes_block = method.hook == Hook::Mlp && path.contains(".mlp.");
+        targets.iter().any(|t| path.ends_with(t.as_str())) && !takes_block
+    };
+    let chosen: Vec<usize> = (0..site.linears.len()).filter(|&i| wanted(&site.linears[i])).collect();
+    let weight = |i: usize| &site.group.linears[i].weight;
+    let place = LinearSite {
+        name: site.name.clone(),
+        d_in: weight(*chosen.first()?).cols(),
+        linears: chosen.iter().map(|&i| (site.linears[i].clone(), weight(i).rows())).collect(),
+    };
+    Some((chosen, place))
+}
+
+/// A part of a parameter, which has a name of its own in a file.
+pub(crate) struct PartShape {
+    pub name: String,
+    pub rows: usize,
+    pub cols: usize,
+}
+
+impl PartShape {
+    fn of(param: &Param) -> Vec<Self> {
+        let cols = param.value().shape().last();
+        param.parts().iter().map(|(name, rows)| PartShape { name: name.clone(), rows: *rows, cols }).collect()
+    }
+}
+
 impl Adapter {
+    /// The parts that [`attach`](Adapter::attach) would make, in their order. They are made without values, so that
+    /// options which a file only claims cost no memory.
+    ///
+    /// # Errors
+    /// Those of `attach`.
+    pub(crate) fn parts(
+        model: &mut Llama,
+        method: &MethodSpec,
+        config: &MethodConfig,
+        targets: &[String],
+    ) -> Result<Vec<PartShape>> {
+        check_targets(targets)?;
+        let device = Device::shapes_only();
+        let stream = Stream::new(0);
+        let hidden_size = model.config().hidden_size;
+        let intermediate_size = model.config().intermediate_size;
+        let mut params = Vec::new();
+        model.for_each_site(|site| {
+            if let Some((_, place)) = taken(method, targets, &site) {
+                params.extend(method.build(config, &place, &device, stream)?.params());
+            }
+            Ok(())
+        })?;
+        if method.hook == Hook::Mlp {
+            model.for_each_mlp(|site| {
+                let place = MlpSite { name: site.name, path: site.path, hidden_size, intermediate_size };
+                let built = method.build_mlp(config, &place, &device, stream)?;
+                params.extend(built.into_iter().flat_map(|block| block.params()));
+                Ok(())
+            })?;
+        }
+        Ok(params.iter().flat_map(PartShape::of).collect())
+    }
+
     /// Puts a fresh adapter on a model. The output of the model does not change: updates start at zero.
     ///
     /// # Errors
@@ -69,23 +133,10 @@ impl Adapter {
             linears: Vec::new(),
             mlps: Vec::new(),
         };
-        let wanted = |path: &str| targets.iter().any(|t| path.ends_with(t.as_str()));
-        let takes_block = |path: &str| method.hook == Hook::Mlp && path.contains(".mlp.");
         model.for_each_site(|site| {
-            let chosen: Vec<usize> = (0..site.linears.len())
-                .filter(|&i| wanted(&site.linears[i]) && !takes_block(&site.linears[i]))
-                .collect();
-            if chosen.is_empty() {
+            let Some((chosen, place)) = taken(method, targets, &site) else {
                 site.group.adapter = None;
                 return Ok(());
-            }
-            let place = LinearSite {
-                name: site.name,
-                d_in: site.group.linears[0].weight.cols(),
-                linears: chosen
-                    .iter()
-                    .map(|&i| (site.linears[i].clone(), site.group.linears[i].weight.rows()))
-                    .collect(),
             };
             let built = method.build(config, &place, &device, stream)?;
             adapter.linears.push(built.clone());

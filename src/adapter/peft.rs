@@ -8,7 +8,7 @@
 use super::base::Base;
 use super::peft_config::{PeftConfig, Written};
 use super::released::{Released, is_released};
-use super::{Adapter, TARGETS};
+use super::{Adapter, PartShape, TARGETS};
 use crate::atomic;
 use crate::io::{Checkpoint, Named, read_json, safetensors_bytes};
 use crate::mixture::{MethodConfig, MethodSpec, find};
@@ -185,19 +185,25 @@ impl Adapter {
         targets: &[String],
     ) -> Result<Self> {
         let file = open_tensors(dir)?;
-        let adapter = Adapter::attach(model, method, config, targets, Stream::new(0))
-            .map_err(|e| Error::file(dir, e.to_string()))?;
-        adapter.fill(&file)?;
+        let wrap = |e: Error| Error::file(dir, e.to_string());
+        let parts = Adapter::parts(model, method, config, targets).map_err(wrap)?;
+        check_tensors(&file, method, targets, &parts)?;
+        let adapter = Adapter::attach(model, method, config, targets, Stream::new(0)).map_err(wrap)?;
+        adapter.fill_with(|part, rows, cols| {
+            let (name, transposed) = stored_name(method, part);
+            let values = file.values_f32(&name)?;
+            Ok(if transposed { transpose(&values, cols, rows) } else { values })
+        })?;
         Ok(adapter)
     }
 
     fn load_released(files: &Released, path: &Path, c: &PeftConfig, model: &mut Llama) -> Result<Self> {
         let (config, targets) = files.options(path, c)?;
-        let adapter = Adapter::attach(model, find("vt-nlp")?, &config, &targets, Stream::new(0))
-            .map_err(|e| Error::file(path, e.to_string()))?;
+        let method = find("vt-nlp")?;
+        let wrap = |e: Error| Error::file(path, e.to_string());
         let cfs = config.cfs_form.is_some();
-        let parts: Vec<(String, usize)> = adapter.params().iter().flat_map(|p| p.parts().to_vec()).collect();
-        files.check(&parts, cfs)?;
+        files.check(&Adapter::parts(model, method, &config, &targets).map_err(wrap)?, cfs)?;
+        let adapter = Adapter::attach(model, method, &config, &targets, Stream::new(0)).map_err(wrap)?;
         adapter.fill_with(|part, rows, cols| files.values(part, rows, cols, cfs))?;
         Ok(adapter)
     }
@@ -215,50 +221,57 @@ impl Adapter {
         }
         Ok(())
     }
+}
 
-    /// Puts the values of a file into the parameters.
-    pub(crate) fn fill(&self, file: &Checkpoint) -> Result<()> {
-        let parts: Vec<String> =
-            self.params().iter().flat_map(|p| p.parts().to_vec()).map(|(part, _)| part).collect();
-        let names: Vec<String> = parts.iter().map(|part| stored_name(self.method, part).0).collect();
-        if let Some(name) = file.names().find(|n| n.ends_with(".lora_a") || n.ends_with(".lora_b"))
-            && self.method.name == "lora"
-        {
-            let what = format!(
-                "tensor '{name}' has a name of MLX, whose factors are transposed (lora_a [in, r]); write their \
-                 transposes as {PREFIX}<path>.lora_A.weight and lora_B.weight"
-            );
-            return Err(Error::file(file.path(), what));
-        }
-        let extra = file.expect_tensors(names.iter().map(String::as_str))?;
-        if let Some(name) = extra.first() {
-            let what = format!(
-                "{} tensors are for places that this adapter does not have, such as '{name}'; its targets are {}",
-                extra.len(),
-                self.targets.join(", ")
-            );
-            return Err(Error::file(file.path(), what));
-        }
-        self.fill_with(|part, rows, width| {
-            let (name, transposed) = stored_name(self.method, part);
-            let dims = if transposed { [width, rows] } else { [rows, width] };
-            let turned = file.dims(&name)? == [dims[1], dims[0]] && dims[0] != dims[1];
-            if turned && self.method.name == "lora" {
-                let what = format!(
-                    "tensor '{name}' is {:?}, expected {dims:?}: the factors are transposed (as MLX writes them), or \
-                     A and B are swapped",
-                    file.dims(&name)?
-                );
-                return Err(Error::file(file.path(), what));
-            }
-            let v = file.f32(&name, &dims)?;
-            Ok(if transposed { transpose(&v, width, rows) } else { v })
-        })
+/// Compares a file with the parts that an adapter will have.
+fn check_tensors(
+    file: &Checkpoint,
+    method: &MethodSpec,
+    targets: &[String],
+    parts: &[PartShape],
+) -> Result<()> {
+    let fail = |what: String| Err(Error::file(file.path(), what));
+    let plain = method.name == "lora";
+    if let Some(name) = file.names().find(|n| plain && (n.ends_with(".lora_a") || n.ends_with(".lora_b"))) {
+        return fail(format!(
+            "tensor '{name}' has a name of MLX, whose factors are transposed (lora_a [in, r]); write their transposes \
+             as {PREFIX}<path>.lora_A.weight and lora_B.weight"
+        ));
     }
+    let names: Vec<String> = parts.iter().map(|part| stored_name(method, &part.name).0).collect();
+    let extra = file.expect_tensors(names.iter().map(String::as_str))?;
+    if let Some(name) = extra.first() {
+        return fail(format!(
+            "{} tensors are for places that this adapter does not have, such as '{name}'; its targets are {}",
+            extra.len(),
+            targets.join(", ")
+        ));
+    }
+    for part in parts {
+        let (name, transposed) = stored_name(method, &part.name);
+        let expected = if transposed { [part.cols, part.rows] } else { [part.rows, part.cols] };
+        let found = file.dims(&name)?;
+        if plain && found == [expected[1], expected[0]] && found != expected {
+            return fail(format!(
+                "tensor '{name}' is {found:?}, expected {expected:?}: the factors are transposed (as MLX writes them), \
+                 or A and B are swapped"
+            ));
+        }
+        file.expect_dims(&name, &expected)?;
+    }
+    Ok(())
 }
 
 /// `adapter_config.json`; files of other programs with that name are recognised.
 fn read_config(path: &Path) -> Result<PeftConfig> {
+    if !path.is_file() {
+        let hint = if path.with_file_name("config.json").is_file() {
+            "it has config.json: it is a model, not an adapter"
+        } else {
+            "an adapter is a folder with adapter_config.json and adapter_model.safetensors"
+        };
+        return Err(Error::file(path, format!("is missing; {hint}")));
+    }
     let any: serde_json::Value = read_json(path)?;
     if any.get("peft_type").is_none() {
         let mlx = any.get("lora_parameters").is_some() || any.get("fine_tune_type").is_some();

@@ -42,8 +42,16 @@ const HARMLESS: [&str; 9] = [
     "task_type",
 ];
 
+/// Settings of ways to start: a trained LoRA does not need them, whichever way it was.
+const START_SETTINGS: [&str; 4] = ["corda_config", "eva_config", "loftq_config", "lora_ga_config"];
+
 /// What is behind the fields that people meet.
-const MEANINGS: [(&str, &str); 9] = [
+const MEANINGS: [(&str, &str); 10] = [
+    (
+        START,
+        "a start that changes the base model; PiSSA, OLoRA and CorDA become plain LoRAs when they are saved with \
+         path_initial_model_for_weight_conversion",
+    ),
     ("use_dora", "DoRA"),
     ("modules_to_save", "modules trained as a whole"),
     ("layers_to_transform", "a LoRA on some layers only"),
@@ -55,7 +63,9 @@ const MEANINGS: [(&str, &str); 9] = [
     ("trainable_token_indices", "trained embeddings"),
 ];
 
-/// Ways to start a LoRA that leave the base model as it is. Others (pissa, olora, ...) train a changed one.
+/// The field that says how a LoRA was started.
+const START: &str = "init_lora_weights";
+/// Ways to start a LoRA that leave the base model as it is. Others (pissa, olora, corda, loftq, lora_ga) change it.
 const PLAIN_STARTS: [&str; 3] = ["gaussian", "eva", "orthogonal"];
 
 impl PeftConfig {
@@ -102,13 +112,15 @@ impl PeftConfig {
                 Value::Null | Value::Bool(false) => true,
                 Value::Array(a) => a.is_empty(),
                 Value::Object(o) => o.is_empty(),
-                Value::String(s) if key == "init_lora_weights" => PLAIN_STARTS.contains(&s.as_str()),
-                Value::Bool(true) => key == "init_lora_weights",
+                Value::String(s) if key == START => PLAIN_STARTS.contains(&s.to_lowercase().as_str()),
+                Value::Bool(true) => key == START,
                 _ => false,
             };
-            if !nothing && !HARMLESS.contains(&key.as_str()) {
+            let harmless = HARMLESS.contains(&key.as_str()) || START_SETTINGS.contains(&key.as_str());
+            if !nothing && !harmless {
                 let meaning = MEANINGS.iter().find(|m| m.0 == key);
                 refused.push(match meaning {
+                    Some((_, meaning)) if key == START => format!("{key} = {value} ({meaning})"),
                     Some((_, meaning)) => format!("{key} ({meaning})"),
                     None => format!("{key} = {value}"),
                 });

@@ -6,8 +6,8 @@
 //! Source: VT-NLP/MixLoRA at af5cc3f, `llava/peft_cmoa/cmoa_lora.py`, `mixture/selector.py`, and `_save` in
 //! `llava/train/llava_trainer.py`.
 
-use super::TARGETS;
 use super::peft_config::PeftConfig;
+use super::{PartShape, TARGETS};
 use crate::io::Checkpoint;
 use crate::mixture::{CfsForm, MethodConfig, Pool, find};
 use crate::{Error, Result};
@@ -97,6 +97,10 @@ impl Released {
             (Some(n), Some(m)) if n != m => {
                 return no(format!("n_experts is {m}, but the tensors have {n} factors"));
             }
+            (Some(n), _) if n > self.names.len() => {
+                let what = format!("factor {} is there, but not all before it", n - 1);
+                return Err(Error::file(self.path(), what));
+            }
             (Some(n), _) => n,
             (None, _) => return Err(Error::file(self.path(), "has no tensors lora_A.default.0, ...")),
         };
@@ -133,41 +137,48 @@ impl Released {
         }
     }
 
-    /// Refuses files in which parts are missing (all are listed) or nobody's.
-    pub fn check(&self, parts: &[(String, usize)], cfs: bool) -> Result<()> {
-        let wanted: Vec<String> =
-            parts.iter().flat_map(|(part, rows)| Self::stored(part, *rows, cfs)).collect();
+    /// Refuses files in which parts are missing (all are listed), nobody's, or of another size.
+    pub fn check(&self, parts: &[PartShape], cfs: bool) -> Result<()> {
+        let names = |part: &PartShape| Self::stored(&part.name, part.rows, cfs);
+        let wanted: Vec<String> = parts.iter().flat_map(names).collect();
         let have = self.names.keys().map(String::as_str);
         let extra =
             crate::io::compare_names(self.path(), have, wanted.iter().map(String::as_str)).map_err(|e| {
                 let Error::File { path, what } = e else { return e };
                 Error::file(&path, format!("{what}; {CONVERT}"))
             })?;
-        match extra.first() {
-            None => Ok(()),
-            Some(name) => {
-                let what = format!("{} tensors are not part of this method, such as '{name}'", extra.len());
-                Err(Error::file(self.path(), what))
+        if let Some(name) = extra.first() {
+            let what = format!("{} tensors are not part of this method, such as '{name}'", extra.len());
+            return Err(Error::file(self.path(), what));
+        }
+        parts.iter().try_for_each(|part| self.check_sizes(part, &names(part)))
+    }
+
+    /// Refuses tensors that do not hold a part's values, shared out evenly.
+    fn check_sizes(&self, part: &PartShape, names: &[String]) -> Result<()> {
+        let each = part.rows.saturating_mul(part.cols) / names.len().max(1);
+        for short in names {
+            let (file, name) = self.find(short)?;
+            let dims = file.dims(name)?;
+            if dims.iter().product::<usize>() != each {
+                let what = format!("tensor '{name}' is {dims:?}, expected {each} values for {}", part.name);
+                return Err(Error::file(file.path(), what));
             }
         }
+        Ok(())
+    }
+
+    fn find(&self, short: &str) -> Result<(&Checkpoint, &str)> {
+        let found = self.names.get(short).map(|(file, name)| (&self.files[*file], name.as_str()));
+        found.ok_or_else(|| Error::file(self.path(), format!("tensor '{short}' is missing")))
     }
 
     /// The values `[rows, cols]` of one of our parts.
     pub fn values(&self, part: &str, rows: usize, cols: usize, cfs: bool) -> Result<Vec<f32>> {
         let mut all = Vec::with_capacity(rows * cols);
-        let names = Self::stored(part, rows, cfs);
-        let each = rows * cols / names.len().max(1);
-        for short in &names {
-            let Some((file, name)) = self.names.get(short) else {
-                return Err(Error::file(self.path(), format!("tensor '{short}' is missing")));
-            };
-            let values = self.files[*file].values_f32(name)?;
-            if values.len() != each {
-                let dims = self.files[*file].dims(name)?;
-                let what = format!("tensor '{name}' is {dims:?}, expected {each} values for {part}");
-                return Err(Error::file(self.files[*file].path(), what));
-            }
-            all.extend(values);
+        for short in Self::stored(part, rows, cfs) {
+            let (file, name) = self.find(&short)?;
+            all.extend(file.values_f32(name)?);
         }
         Ok(all)
     }

@@ -93,9 +93,7 @@ fn put(path: &Path, bytes: &[u8]) -> Result<()> {
 /// # Errors
 /// The manifest is missing or malformed, or a file differs from it: the error names the file.
 pub fn verify(dir: &Path) -> Result<()> {
-    let path = dir.join(MANIFEST);
-    let text = fs::read_to_string(&path).map_err(|e| Error::file(&path, format!("cannot be read: {e}")))?;
-    let manifest: Manifest = serde_json::from_str(&text).map_err(|e| Error::file(&path, e.to_string()))?;
+    let manifest: Manifest = super::read_json(&dir.join(MANIFEST))?;
     for (name, want) in &manifest.files {
         let path = dir.join(name);
         let (bytes, crc32) = checksum(&path)?;

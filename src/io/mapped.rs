@@ -12,7 +12,7 @@ pub(super) enum Bytes {
 }
 
 impl Bytes {
-    /// Maps a file that should be of this kind. Folders, empty files and Git-LFS pointers are recognised.
+    /// Maps a file that should be of this kind. Folders, empty files, Git-LFS pointers and pickle files are recognised.
     pub fn open(path: &Path, kind: &str) -> Result<Self> {
         let fail = |what: String| Err(Error::file(path, what));
         let opened = File::open(path).and_then(|f| Ok((f.metadata()?, f)));
@@ -40,11 +40,34 @@ impl Bytes {
                 Err(e) => return fail(format!("cannot be read: {e}")),
             },
         };
-        if bytes.starts_with(b"version https://git-lfs") {
-            return fail("is a Git-LFS pointer, not the file itself; run `git lfs pull`".into());
+        refuse_pointer(path, &bytes)?;
+        if is_pickle(&bytes) {
+            return Err(pickle(path));
         }
         Ok(bytes)
     }
+}
+
+/// Refuses a Git-LFS pointer, which stands in a checkout where a file was not fetched.
+pub(super) fn refuse_pointer(path: &Path, bytes: &[u8]) -> Result<()> {
+    if bytes.starts_with(b"version https://git-lfs") {
+        return Err(Error::file(path, "is a Git-LFS pointer, not the file itself; run `git lfs pull`"));
+    }
+    Ok(())
+}
+
+/// Whether a file begins as PyTorch's do: a zip, or a pickle of protocol 2 to 5. A safetensors file may begin with the
+/// same two bytes, which are of a length there; its header follows at byte 8.
+fn is_pickle(bytes: &[u8]) -> bool {
+    let pickle = matches!(bytes, [0x80, 2..=5, ..]) && bytes.get(8) != Some(&b'{');
+    pickle || bytes.starts_with(b"PK\x03\x04")
+}
+
+/// The error for a pickle file.
+pub(super) fn pickle(path: &Path) -> Error {
+    let hint = "is a pickle file, which may run any code when it is loaded; it is not read. Convert it where it comes \
+                from: model.save_pretrained(folder, safe_serialization=True)";
+    Error::file(path, hint)
 }
 
 impl Deref for Bytes {

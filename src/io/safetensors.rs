@@ -1,18 +1,19 @@
 //! Reading safetensors files and models in several of them. Headers go through the audited `safetensors` crate; data
 //! stays in the mapped files until it is asked for. docs/FORMATS.md has the limits.
 
-use super::mapped::Bytes;
-use super::{RawTensor, compare_names, listed, missing};
+use super::mapped::{Bytes, pickle};
+use super::outline::{Outline, Unique};
+use super::{PartName, RawTensor, compare_names, listed, missing};
 use crate::{Device, Error, Format, Result, Weight, weight};
 use safetensors::{Dtype, SafeTensorError, SafeTensors};
-use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 use std::collections::{BTreeMap, BTreeSet};
-use std::marker::PhantomData;
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
 const INDEX: &str = "model.safetensors.index.json";
-const MAX_INDEX_BYTES: u64 = 100 << 20;
+const SINGLE: &str = "model.safetensors";
+/// Bytes of an index or a header at most; the largest models have a few MiB.
+const MAX_HEADER_BYTES: usize = 16 << 20;
 
 /// A tensor's place.
 struct Entry {
@@ -29,43 +30,13 @@ pub struct Checkpoint {
     metadata: BTreeMap<String, String>,
     tensors: BTreeMap<String, Entry>,
     unlisted: Vec<String>,
-}
-
-/// A map whose keys are all different.
-struct Unique<V>(BTreeMap<String, V>);
-
-impl<'de, V: Deserialize<'de>> Deserialize<'de> for Unique<V> {
-    fn deserialize<D: Deserializer<'de>>(d: D) -> std::result::Result<Self, D::Error> {
-        struct Keys<V>(PhantomData<V>);
-        impl<'de, V: Deserialize<'de>> Visitor<'de> for Keys<V> {
-            type Value = Unique<V>;
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("an object")
-            }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Unique<V>, A::Error> {
-                let mut all = BTreeMap::new();
-                while let Some((key, value)) = map.next_entry::<String, V>()? {
-                    if all.contains_key(&key) {
-                        return Err(A::Error::custom(format!("'{key}' occurs twice")));
-                    }
-                    all.insert(key, value);
-                }
-                Ok(Unique(all))
-            }
-        }
-        d.deserialize_map(Keys(PhantomData))
-    }
-}
-
-fn pickle(path: &Path) -> Error {
-    let hint = "is a pickle file, which may run any code when it is loaded; it is not read. Convert it where it comes \
-                from: model.save_pretrained(folder, safe_serialization=True)";
-    Error::file(path, hint)
+    passed_over: Option<PathBuf>,
 }
 
 impl Checkpoint {
-    /// Opens a `.safetensors` file, an `index.json` of several, or a folder that has `model.safetensors.index.json`,
-    /// `model.safetensors`, or a single other `.safetensors` file.
+    /// Opens a `.safetensors` file, an `index.json` of several, or a folder that has `model.safetensors`,
+    /// `model.safetensors.index.json`, or a single other `.safetensors` file. Where there are several of these, the
+    /// first counts, as in transformers.
     ///
     /// # Errors
     /// Something cannot be read, is no safetensors file (a Git-LFS pointer and pickle files are recognised), or the
@@ -92,14 +63,17 @@ impl Checkpoint {
             metadata: BTreeMap::new(),
             tensors: BTreeMap::new(),
             unlisted: vec![],
+            passed_over: None,
         }
     }
 
     fn open_folder(path: &Path) -> Result<Self> {
-        for name in [INDEX, "model.safetensors"] {
-            if path.join(name).is_file() {
-                return Self::open(path.join(name));
-            }
+        let index = Some(path.join(INDEX)).filter(|p| p.is_file());
+        if path.join(SINGLE).is_file() {
+            return Ok(Checkpoint { passed_over: index, ..Self::open(path.join(SINGLE))? });
+        }
+        if let Some(index) = index {
+            return Self::open(index);
         }
         let entries =
             std::fs::read_dir(path).map_err(|e| Error::file(path, format!("cannot be read: {e}")))?;
@@ -110,11 +84,20 @@ impl Checkpoint {
             files.iter().filter(has).collect()
         };
         match (&ending(&["safetensors"])[..], &ending(&["bin", "pt", "pth", "ckpt"])[..]) {
-            ([one], _) => Self::open(one),
+            ([one], _) => match PartName::of(one).filter(|part| part.count > 1) {
+                None => Self::open(one),
+                Some(PartName { number, count, .. }) => Err(Error::file(
+                    one,
+                    format!("is part {number} of {count}, and there is no {INDEX}; fetch the whole folder"),
+                )),
+            },
             ([], [file, ..]) => Err(pickle(file)),
-            ([], []) => Err(Error::file(path, "has no model.safetensors")),
+            ([], []) => Err(Error::file(path, format!("has no {SINGLE}"))),
             (many, _) => {
-                Err(Error::file(path, format!("has {} .safetensors files and no {INDEX}", many.len())))
+                let names: Vec<_> = many.iter().filter_map(|p| p.file_name()?.to_str()).collect();
+                let (count, names) = (many.len(), listed(&names));
+                let what = format!("has {count} .safetensors files, no {SINGLE} and no {INDEX}: {names}");
+                Err(Error::file(path, what))
             }
         }
     }
@@ -126,8 +109,8 @@ impl Checkpoint {
         }
         let fail = |what: String| Error::file(path, what);
         let bytes = Bytes::open(path, "JSON")?;
-        if bytes.len() as u64 > MAX_INDEX_BYTES {
-            return Err(fail(format!("{} bytes, at most {MAX_INDEX_BYTES} are read", bytes.len())));
+        if bytes.len() > MAX_HEADER_BYTES {
+            return Err(fail(format!("has {} bytes, at most {MAX_HEADER_BYTES} are read", bytes.len())));
         }
         let index: Index =
             serde_json::from_slice(&bytes).map_err(|e| fail(format!("not an index of tensors: {e}")))?;
@@ -163,11 +146,20 @@ impl Checkpoint {
     fn add(&mut self, path: &Path, wanted: impl Fn(&str) -> bool) -> Result<()> {
         let fail = |what: String| Error::file(path, what);
         let bytes = Bytes::open(path, "safetensors")?;
-        if bytes.starts_with(b"PK\x03\x04") || bytes.starts_with(b"\x80\x02") {
-            return Err(pickle(path));
-        }
-        if bytes.len() < 8 {
+        let Some((length, rest)) = bytes.split_first_chunk() else {
             return Err(fail(format!("not a safetensors file ({} bytes)", bytes.len())));
+        };
+        // Looked over before the library makes its copies. It refuses a header that does not end in the file.
+        let header = usize::try_from(u64::from_le_bytes(*length)).ok().and_then(|length| rest.get(..length));
+        if let Some(header) = header {
+            if header.len() > MAX_HEADER_BYTES {
+                let length = header.len();
+                return Err(fail(format!(
+                    "has a header of {length} bytes, at most {MAX_HEADER_BYTES} are read"
+                )));
+            }
+            serde_json::from_slice::<Outline>(header)
+                .map_err(|e| fail(format!("not a valid safetensors file: {e}")))?;
         }
         let (header, about) = SafeTensors::read_metadata(&bytes).map_err(|e| {
             let hint = match e {
@@ -178,8 +170,6 @@ impl Checkpoint {
             };
             fail(format!("not a valid safetensors file: {e}{hint}"))
         })?;
-        serde_json::from_slice::<Unique<IgnoredAny>>(bytes.get(8..8 + header).unwrap_or_default())
-            .map_err(|e| fail(format!("not a valid safetensors header: {e}")))?;
         self.metadata.extend(about.metadata().clone().unwrap_or_default());
         for (name, info) in about.tensors() {
             if !wanted(&name) {
@@ -214,6 +204,10 @@ impl Checkpoint {
     pub fn unlisted(&self) -> &[String] {
         &self.unlisted
     }
+    /// An index in the same folder that was not looked at, since `model.safetensors` is there.
+    pub fn passed_over(&self) -> Option<&Path> {
+        self.passed_over.as_deref()
+    }
     /// Whether there is a tensor of that name.
     pub fn has(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
@@ -243,6 +237,13 @@ impl Checkpoint {
             true => Ok(t),
             false => self.fail(format!("tensor '{name}' has shape {:?}, expected {dims:?}", t.dims)),
         }
+    }
+    /// Refuses a tensor of another shape.
+    ///
+    /// # Errors
+    /// There is none of that name, or its shape is another.
+    pub fn expect_dims(&self, name: &str, dims: &[usize]) -> Result<()> {
+        self.shaped(name, dims).map(|_| ())
     }
     /// Shape of a tensor.
     pub fn dims(&self, name: &str) -> Result<&[usize]> {

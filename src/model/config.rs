@@ -90,6 +90,9 @@ impl LlamaConfig {
         if !self.head_dim.is_multiple_of(2) || self.head_dim > 256 {
             return bad("head_dim", format!("is {}, must be even and at most 256", self.head_dim));
         }
+        if self.sliding_window == Some(0) {
+            return bad("sliding_window", "is 0, must be at least 1, or null for none".into());
+        }
         if !(self.rms_norm_eps > 0.0 && self.rms_norm_eps < 1.0) {
             return bad("rms_norm_eps", format!("is {}, must be in (0, 1)", self.rms_norm_eps));
         }
@@ -158,18 +161,20 @@ impl LlamaConfig {
 
     /// Parameters of the decoder, the embedding counted once.
     pub fn parameters(&self) -> u64 {
-        let (d, f) = (self.hidden_size as u64, self.intermediate_size as u64);
+        // Sizes that a file only claims have products beyond 64 bits.
+        let (d, f) = (self.hidden_size as u128, self.intermediate_size as u128);
         let (q, kv) = (
-            (self.num_attention_heads * self.head_dim) as u64,
-            (self.num_key_value_heads * self.head_dim) as u64,
+            (self.num_attention_heads * self.head_dim) as u128,
+            (self.num_key_value_heads * self.head_dim) as u128,
         );
-        let some = |there: bool, n: u64| if there { n } else { 0 };
+        let some = |there: bool, n: u128| if there { n } else { 0 };
         let bias = some(self.attention_bias, q + 2 * kv)
             + some(self.o_proj_bias, d)
             + some(self.mlp_bias, 2 * f + d);
         let layer = 2 * d + d * (q + 2 * kv) + q * d + 3 * d * f + bias;
         let heads = if self.tie_word_embeddings { 1 } else { 2 };
-        heads * d * self.vocab_size as u64 + self.num_hidden_layers as u64 * layer + d
+        let all = heads * d * self.vocab_size as u128 + self.num_hidden_layers as u128 * layer + d;
+        u64::try_from(all).unwrap_or(u64::MAX)
     }
 }
 

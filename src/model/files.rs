@@ -1,6 +1,7 @@
 //! A decoder's files by the names of Hugging Face, whichever kind they are: a GGUF file, or a folder of safetensors.
 
-use super::{LlamaConfig, gguf_config, hf_config};
+use super::names::{self, Names};
+use super::{LlamaConfig, ModelPlace, gguf_config, hf_config};
 use crate::io::{Checkpoint, GgufFile, RawTensor};
 use crate::{Device, Error, Format, Result, Weight};
 use std::path::Path;
@@ -15,7 +16,7 @@ pub struct ModelFiles {
 #[derive(Debug)]
 enum Kind {
     Gguf(GgufFile),
-    Folder(Checkpoint),
+    Folder(Checkpoint, Names),
 }
 
 /// Names of Hugging Face, and what llama.cpp has in their place.
@@ -77,29 +78,46 @@ pub fn gguf_row(config: &LlamaConfig, name: &str, at: usize) -> usize {
     head * hd + s * half + i
 }
 
-/// The configuration of a model: a `.gguf` file, or a directory with `config.json`. Weights are not looked at.
+/// Tensors that every layer has.
+const LAYER_TENSORS: usize = 9;
+
+/// The configuration of a model: what [`ModelPlace::of`] takes. Weights are not looked at.
 ///
 /// # Errors
 /// The path holds no supported model.
 pub fn model_config(path: &Path) -> Result<LlamaConfig> {
-    match path.is_dir() {
-        true => hf_config::read(path),
-        false => gguf_config::read(&GgufFile::open(path)?),
+    match ModelPlace::of(path)? {
+        ModelPlace::Folder(dir) => hf_config::read(&dir),
+        ModelPlace::Gguf(file) => gguf_config::read(&GgufFile::open(file)?),
+    }
+}
+
+impl LlamaConfig {
+    /// The configuration of an open GGUF file.
+    ///
+    /// # Errors
+    /// Its architecture or an option of it is not supported, or an entry is missing.
+    pub fn of_gguf(file: &GgufFile) -> Result<Self> {
+        gguf_config::read(file)
     }
 }
 
 impl ModelFiles {
-    /// Opens a model: a `.gguf` file, or a directory with `config.json` and safetensors. Only headers are read.
+    /// Opens a model: a `.gguf` file, or a directory with `config.json` and safetensors, as [`ModelPlace::of`] finds
+    /// them. Only headers are read.
     ///
     /// # Errors
     /// The path holds no supported model; the error names the file and the field.
     pub fn open(path: &Path) -> Result<Self> {
-        match path.is_dir() {
-            true => {
-                let config = hf_config::read(path)?;
-                Ok(ModelFiles { kind: Kind::Folder(Checkpoint::open(path)?), config })
+        match ModelPlace::of(path)? {
+            ModelPlace::Folder(dir) => {
+                let config = hf_config::read(&dir)?;
+                let checkpoint = Checkpoint::open(&dir)?;
+                check_layers(checkpoint.path(), &config, checkpoint.names().count())?;
+                let names = names::find(&checkpoint)?;
+                Ok(ModelFiles { kind: Kind::Folder(checkpoint, names), config })
             }
-            false => Self::from_gguf(GgufFile::open(path)?),
+            ModelPlace::Gguf(file) => Self::from_gguf(GgufFile::open(file)?),
         }
     }
 
@@ -109,6 +127,7 @@ impl ModelFiles {
     /// Its architecture or an option of it is not supported, or an entry is missing.
     pub fn from_gguf(file: GgufFile) -> Result<Self> {
         let config = gguf_config::read(&file)?;
+        check_layers(file.path(), &config, file.tensors().len())?;
         Ok(ModelFiles { kind: Kind::Gguf(file), config })
     }
 
@@ -120,14 +139,21 @@ impl ModelFiles {
     pub fn gguf(&self) -> Option<&GgufFile> {
         match &self.kind {
             Kind::Gguf(file) => Some(file),
-            Kind::Folder(_) => None,
+            Kind::Folder(..) => None,
         }
     }
     /// The file, or the index of several, for messages.
     pub fn path(&self) -> &Path {
         match &self.kind {
             Kind::Gguf(f) => f.path(),
-            Kind::Folder(c) => c.path(),
+            Kind::Folder(c, _) => c.path(),
+        }
+    }
+    /// An index that was not looked at, since `model.safetensors` is beside it.
+    pub fn passed_over(&self) -> Option<&Path> {
+        match &self.kind {
+            Kind::Gguf(_) => None,
+            Kind::Folder(c, _) => c.passed_over(),
         }
     }
 
@@ -135,7 +161,7 @@ impl ModelFiles {
     pub fn stored_name(&self, name: &str) -> String {
         match &self.kind {
             Kind::Gguf(_) => gguf_name(name),
-            Kind::Folder(_) => name.to_string(),
+            Kind::Folder(_, names) => names.get(name).map_or(name, String::as_str).to_string(),
         }
     }
 
@@ -155,11 +181,10 @@ impl ModelFiles {
         let wanted = names.iter().map(String::as_str);
         let extra = match &self.kind {
             Kind::Gguf(file) => file.expect_tensors(wanted)?,
-            Kind::Folder(checkpoint) => checkpoint.expect_tensors(wanted)?,
+            Kind::Folder(checkpoint, _) => checkpoint.expect_tensors(wanted)?,
         };
         for e in &expected {
-            let raw = self.raw(&e.name)?;
-            let found = if raw.axes == 1 { vec![raw.cols] } else { vec![raw.rows, raw.cols] };
+            let found = self.dims(&e.name)?;
             let dims: Vec<usize> = e.axes.iter().map(|a| a.0).collect();
             if found != dims {
                 let fields: Vec<&str> = e.axes.iter().map(|a| a.1).collect();
@@ -179,14 +204,24 @@ impl ModelFiles {
         Ok(extra.into_iter().filter(|n| !idle(n)).collect())
     }
 
+    /// Length of each axis of a tensor, outermost first.
+    fn dims(&self, name: &str) -> Result<Vec<usize>> {
+        let name = self.stored_name(name);
+        match &self.kind {
+            Kind::Gguf(file) => Ok(file.tensor(&name)?.dims.iter().rev().copied().collect()),
+            Kind::Folder(checkpoint, _) => Ok(checkpoint.dims(&name)?.to_vec()),
+        }
+    }
+
     /// A tensor as it stands in the file.
     ///
     /// # Errors
     /// There is none of that name, or its type is not read.
     pub fn raw(&self, name: &str) -> Result<RawTensor<'_>> {
+        let name = self.stored_name(name);
         match &self.kind {
-            Kind::Gguf(file) => file.raw(&gguf_name(name)),
-            Kind::Folder(checkpoint) => checkpoint.raw(name),
+            Kind::Gguf(file) => file.raw(&name),
+            Kind::Folder(checkpoint, _) => checkpoint.raw(&name),
         }
     }
 
@@ -255,6 +290,20 @@ pub(super) fn expected(c: &LlamaConfig) -> Vec<Expected> {
         all.push(Expected::matrix("lm_head.weight", v, d));
     }
     all
+}
+
+/// Refuses more layers than the tensors of the files are half enough for: the list of what is missing would be as long
+/// as the number says.
+fn check_layers(path: &Path, config: &LlamaConfig, tensors: usize) -> Result<()> {
+    let layers = config.num_hidden_layers;
+    if LAYER_TENSORS * layers <= 2 * tensors {
+        return Ok(());
+    }
+    let what = format!(
+        "num_hidden_layers is {layers} in the configuration, but there are {tensors} tensors; a layer has \
+         {LAYER_TENSORS}"
+    );
+    Err(Error::file(path, what))
 }
 
 /// A tensor that a configuration asks for.

@@ -1,9 +1,10 @@
 //! The configuration of a decoder from Hugging Face's `config.json`.
 
-use super::{Llama3Scaling, LlamaConfig, RopeScaling};
+use super::{Llama3Scaling, LlamaConfig, RopeScaling, quantised};
 use crate::io::read_json;
 use crate::{Error, Result};
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::Value;
 use std::path::Path;
 
@@ -26,45 +27,78 @@ struct HfConfig {
     rope_scaling: Option<Rope>,
     /// Since transformers 5: the scaling and the base in one place.
     rope_parameters: Option<Rope>,
-    #[serde(default)]
-    tie_word_embeddings: bool,
-    #[serde(default)]
-    attention_bias: bool,
-    #[serde(default)]
-    mlp_bias: bool,
+    partial_rotary_factor: Option<f64>,
+    tie_word_embeddings: Option<bool>,
+    attention_bias: Option<bool>,
+    mlp_bias: Option<bool>,
     sliding_window: Option<usize>,
     use_sliding_window: Option<bool>,
+    max_window_layers: Option<usize>,
+    layer_types: Option<Vec<String>>,
     hidden_act: Option<String>,
 }
 
 #[derive(Deserialize)]
 struct Rope {
-    #[serde(alias = "type")]
     rope_type: Option<String>,
+    /// What `rope_type` was called before; files may have both.
+    #[serde(rename = "type")]
+    old_type: Option<String>,
     rope_theta: Option<f64>,
     partial_rotary_factor: Option<f64>,
     factor: Option<f64>,
     low_freq_factor: Option<f64>,
     high_freq_factor: Option<f64>,
     original_max_position_embeddings: Option<f64>,
+    /// Tables of their own for kinds of layers.
+    full_attention: Option<IgnoredAny>,
+    sliding_attention: Option<IgnoredAny>,
 }
 
-/// Refuses folders that hold something else, with what to do about it.
-fn check_folder(dir: &Path) -> Result<()> {
-    if dir.join("config.json").is_file() {
-        return Ok(());
+/// First layer with a window in Qwen2 models that do not say it.
+const MAX_WINDOW_LAYERS: usize = 28;
+const FULL: &str = "full_attention";
+const SLIDING: &str = "sliding_attention";
+
+impl HfConfig {
+    /// Whether some layer's attention is limited to the sliding window.
+    fn windowed(&self, model_type: &str) -> bool {
+        let some_layers = || match &self.layer_types {
+            Some(kinds) => kinds.iter().any(|kind| kind == SLIDING),
+            None => self.max_window_layers.unwrap_or(MAX_WINDOW_LAYERS) < self.num_hidden_layers,
+        };
+        match model_type {
+            "mistral" => true,
+            "qwen2" => self.use_sliding_window == Some(true) && some_layers(),
+            _ => false,
+        }
     }
-    let hint = match dir.join("adapter_config.json").is_file() {
-        true => "it has adapter_config.json: it is an adapter, not a model",
-        false => "a model is a folder with config.json, safetensors and tokenizer.json, or a .gguf file",
-    };
-    Err(Error::file(dir.join("config.json"), format!("is missing; {hint}")))
+
+    /// Says what is asked for and not computed.
+    fn check(&self) -> std::result::Result<(), String> {
+        if let Some(act) = self.hidden_act.as_deref().filter(|act| *act != "silu") {
+            return Err(format!("hidden_act '{act}' is not supported; silu is"));
+        }
+        let mut kinds = self.layer_types.iter().flatten();
+        if let Some(kind) = kinds.find(|kind| ![FULL, SLIDING].contains(&kind.as_str())) {
+            return Err(format!(
+                "layer_types has '{kind}', which is not supported; {FULL} and {SLIDING} are"
+            ));
+        }
+        match self.partial_rotary_factor {
+            Some(part) if part != 1.0 => Err(format!("partial_rotary_factor is {part}; only 1 is supported")),
+            _ => Ok(()),
+        }
+    }
 }
 
 pub(super) fn read(dir: &Path) -> Result<LlamaConfig> {
-    check_folder(dir)?;
     let path = &dir.join("config.json");
     let fail = |what: String| Error::file(path, what);
+    if !path.is_file() {
+        let hint = "a model is a folder with config.json, safetensors and tokenizer.json, or a .gguf file";
+        return Err(fail(format!("is missing; {hint}")));
+    }
     let all: Value = read_json(path)?;
     let supported = SUPPORTED.join(", ");
     let model_type = match &all["model_type"] {
@@ -74,20 +108,19 @@ pub(super) fn read(dir: &Path) -> Result<LlamaConfig> {
         }
         other => return Err(fail(format!("model_type is {other}, expected one of {supported}"))),
     };
+    quantised::check(dir, &all)?;
     let c: HfConfig = read_json(path)?;
-    if let Some(act) = c.hidden_act.filter(|a| a != "silu") {
-        return Err(fail(format!("hidden_act '{act}' is not supported; silu is")));
-    }
-    let (scaling, theta) = match (c.rope_parameters, c.rope_scaling) {
-        (Some(rope), _) => (llama3(path, "rope_parameters", &rope)?, rope.rope_theta),
-        (None, Some(rope)) => (llama3(path, "rope_scaling", &rope)?, None),
-        (None, None) => (None, None),
+    c.check().map_err(fail)?;
+    let rope = match (&c.rope_parameters, &c.rope_scaling) {
+        (Some(rope), _) => Some(("rope_parameters", rope)),
+        (None, Some(rope)) => Some(("rope_scaling", rope)),
+        (None, None) => None,
     };
-    let windowed = match model_type.as_str() {
-        "mistral" => true,
-        "qwen2" => c.use_sliding_window.unwrap_or(false),
-        _ => false,
-    };
+    let scaling = rope.map(|(field, rope)| llama3(path, field, rope)).transpose()?.flatten();
+    let theta = rope.and_then(|(_, rope)| rope.rope_theta);
+    let windowed = c.windowed(&model_type);
+    let is_llama = model_type == "llama";
+    let attention_bias = is_llama && c.attention_bias == Some(true);
     LlamaConfig {
         hidden_size: c.hidden_size,
         intermediate_size: c.intermediate_size,
@@ -101,11 +134,11 @@ pub(super) fn read(dir: &Path) -> Result<LlamaConfig> {
         rms_norm_eps: c.rms_norm_eps,
         rope_theta: theta.or(c.rope_theta).unwrap_or(10_000.0),
         rope_scaling: scaling,
-        tie_word_embeddings: c.tie_word_embeddings,
+        tie_word_embeddings: c.tie_word_embeddings == Some(true),
         // Qwen2 has biases on q, k and v whatever its file says; Mistral never has any.
-        attention_bias: model_type == "qwen2" || (model_type == "llama" && c.attention_bias),
-        o_proj_bias: model_type == "llama" && c.attention_bias,
-        mlp_bias: model_type == "llama" && c.mlp_bias,
+        attention_bias: model_type == "qwen2" || attention_bias,
+        o_proj_bias: attention_bias,
+        mlp_bias: is_llama && c.mlp_bias == Some(true),
         model_type,
     }
     .check()
@@ -118,7 +151,10 @@ fn llama3(path: &Path, field: &str, rope: &Rope) -> Result<Option<RopeScaling>> 
     if let Some(part) = rope.partial_rotary_factor.filter(|&p| p != 1.0) {
         return fail(format!("{field}.partial_rotary_factor is {part}; only 1 is supported"));
     }
-    match rope.rope_type.as_deref().unwrap_or("default") {
+    if rope.full_attention.is_some() || rope.sliding_attention.is_some() {
+        return fail(format!("{field} has a table for each kind of layer, which is not supported; one is"));
+    }
+    match rope.rope_type.as_deref().or(rope.old_type.as_deref()).unwrap_or("default") {
         "default" => return Ok(None),
         "llama3" => {}
         other => {

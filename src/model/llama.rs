@@ -1,6 +1,7 @@
 //! The decoder: pre-norm blocks of causal grouped-query attention and a gated MLP.
 
-use super::{KvCache, LlamaConfig};
+use super::positions::Positions;
+use super::{Fingerprint, KvCache, LlamaConfig};
 use crate::nn::{LinearGroup, Mlp, Pass};
 use crate::ops::rope::Rope;
 use crate::{Device, Error, Result, Tensor, Weight, checkpoint_many};
@@ -29,11 +30,11 @@ pub struct Llama {
     pub(super) norm: Tensor,
     /// The embedding itself when tied.
     pub(super) head: Weight,
-    pub(super) rope: Rope,
+    pub(super) positions: Positions,
     /// What was odd about the files, for the user.
     pub(super) notes: Vec<String>,
     pub(super) origin: PathBuf,
-    pub(super) fingerprint: u32,
+    pub(super) fingerprint: Fingerprint,
 }
 
 /// What one forward pass is given besides tokens.
@@ -76,10 +77,10 @@ impl Llama {
     pub fn origin(&self) -> &Path {
         &self.origin
     }
-    /// CRC-32 of all norm weights, rounded to bf16. Every file of a model has the same norms, however its matrices are
-    /// quantised.
-    pub fn fingerprint(&self) -> u32 {
-        self.fingerprint
+    /// What tells it from other models of its sizes: its norms, which every file of a model has, however its matrices
+    /// are stored.
+    pub fn fingerprint(&self) -> &Fingerprint {
+        &self.fingerprint
     }
     /// What was odd about its files but no error: one sentence each, to be shown to the user.
     pub fn notes(&self) -> &[String] {
@@ -142,8 +143,8 @@ impl Llama {
         };
         let Step { valid, mut cache, mut hidden, recompute } = step;
         let past = cache.as_ref().map_or(0, |c| c.len());
-        if past + s > self.rope.max_positions() {
-            let most = self.rope.max_positions();
+        let most = self.positions.most();
+        if past + s > most {
             let what = match self.config.sliding_window {
                 Some(w) if w == most => format!(
                     "{} positions, but the model's sliding window has {w}; longer sequences are not computed",
@@ -153,6 +154,7 @@ impl Llama {
             };
             return Err(Error::Shape { op: "llama", what });
         }
+        let rope = self.positions.table(&self.device, past + s)?;
         let positions: Vec<u32> = (0..b).flat_map(|_| past as u32..(past + s) as u32).collect();
         let positions = Tensor::from_u32(&self.device, &[b, s], &positions)?;
         let mut x = self.embed.embedding(ids)?;
@@ -165,7 +167,7 @@ impl Llama {
                 index: i,
                 layer: layer.clone(),
                 config: config.clone(),
-                rope: self.rope.clone(),
+                rope: rope.clone(),
                 positions: positions.clone(),
                 valid: valid.cloned(),
             };

@@ -1,9 +1,9 @@
 //! Decoders from files: what is checked, and how the parts are put together.
 
 use super::llama::Layer;
-use super::{Llama, LlamaConfig, ModelFiles};
+use super::positions::Positions;
+use super::{Fingerprint, Llama, LlamaConfig, ModelFiles};
 use crate::nn::{LinearGroup, Mlp};
-use crate::ops::rope::Rope;
 use crate::{Device, Error, Linear, Result, Tensor, Weight};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -43,7 +43,7 @@ impl Llama {
         let notes = check(files, options)?;
         let source = Stored { files, device, dequantize: options.dequantize };
         let model = assemble(files.config().clone(), device, &source)?;
-        Ok(Llama { notes, origin: files.path().to_path_buf(), fingerprint: fingerprint(files)?, ..model })
+        Ok(Llama { notes, origin: files.path().to_path_buf(), fingerprint: Fingerprint::of(files)?, ..model })
     }
 }
 
@@ -101,18 +101,18 @@ pub(super) fn assemble(config: LlamaConfig, device: &Device, source: &impl Sourc
     let embed = source.weight("model.embed_tokens.weight")?;
     let head = if config.tie_word_embeddings { embed.clone() } else { source.weight("lm_head.weight")? };
     let norm = source.vector("model.norm.weight")?;
-    let rope = Rope::from_frequencies(device, &config.rope_frequencies(), config.max_positions())?;
+    let positions = Positions::new(config.rope_frequencies(), config.max_positions());
     Ok(Llama {
         device: device.clone(),
         embed,
         layers,
         norm,
         head,
-        rope,
+        positions,
         config,
         notes: Vec::new(),
         origin: PathBuf::new(),
-        fingerprint: 0,
+        fingerprint: Fingerprint::of_values(&[], &[]),
     })
 }
 
@@ -124,6 +124,10 @@ fn check(files: &ModelFiles, options: LoadOptions) -> Result<Vec<String>> {
         let more = if extra.len() > LISTED { ", ..." } else { "" };
         let names = extra[..extra.len().min(LISTED)].join(", ");
         notes.push(format!("{} tensors of the model are not used: {names}{more}", extra.len()));
+    }
+    if let Some(index) = files.passed_over() {
+        let name = index.file_name().unwrap_or_default().to_string_lossy();
+        notes.push(format!("{name} is not used: model.safetensors is there, and counts"));
     }
     if let Some(window) = files.config().sliding_window {
         notes.push(format!(
@@ -152,15 +156,4 @@ fn check(files: &ModelFiles, options: LoadOptions) -> Result<Vec<String>> {
         }
     }
     Ok(notes)
-}
-
-/// See [`Llama::fingerprint`].
-fn fingerprint(files: &ModelFiles) -> Result<u32> {
-    let mut hash = crc32fast::Hasher::new();
-    for e in files.expected().iter().filter(|e| e.name.ends_with("norm.weight")) {
-        for v in files.values(&e.name)? {
-            hash.update(&half::bf16::from_f32(v).to_le_bytes());
-        }
-    }
-    Ok(hash.finalize())
 }

@@ -3,6 +3,7 @@
 use super::special::TextFiles;
 use super::{ChatTemplate, Message, Tokenizer, Vocab};
 use crate::io::GgufFile;
+use crate::model::ModelPlace;
 use crate::{Error, Result};
 use std::path::Path;
 
@@ -34,12 +35,15 @@ impl ModelText {
         ModelText { tokenizer, template, notes }
     }
 
-    /// Reads the text side of a model: a folder, or a `.gguf` file.
+    /// Reads the text side of a model: a folder, or a `.gguf` file, as [`ModelPlace::of`] finds them.
     ///
     /// # Errors
     /// There is no tokenizer, it is of an unknown kind, or a file is malformed.
     pub fn open(path: &Path) -> Result<Self> {
-        if path.is_dir() { Self::from_folder(path) } else { Self::from_gguf(&GgufFile::open(path)?) }
+        match ModelPlace::of(path)? {
+            ModelPlace::Folder(dir) => Self::from_folder(&dir),
+            ModelPlace::Gguf(file) => Self::from_gguf(&GgufFile::open(file)?),
+        }
     }
 
     /// A conversation as the model reads it before it answers.

@@ -1,5 +1,6 @@
 //! Special tokens: which file of a Hugging Face folder names them, in the order of transformers.
 
+use crate::io::{read_json, read_text};
 use crate::{Error, Result};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -80,8 +81,7 @@ impl TextFiles {
         }
         let path = folder.join("chat_template.jinja");
         if path.is_file() {
-            let text = std::fs::read_to_string(&path);
-            files.template = Some(text.map_err(|e| Error::file(&path, format!("cannot be read: {e}")))?);
+            files.template = Some(read_text(&path)?);
         }
         Ok(files)
     }
@@ -117,8 +117,7 @@ impl Fields {
             return Ok(None);
         }
         let fail = |what: String| Error::file(&path, what);
-        let bytes = std::fs::read(&path).map_err(|e| fail(format!("cannot be read: {e}")))?;
-        match serde_json::from_slice(&bytes).map_err(|e| fail(format!("not JSON: {e}")))? {
+        match read_json(&path)? {
             Value::Object(map) => Ok(Some(Fields { path, map })),
             other => Err(fail(format!("expected an object, not {}", kind(&other)))),
         }

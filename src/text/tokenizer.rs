@@ -52,8 +52,8 @@ impl Tokenizer {
     /// # Errors
     /// It cannot be read, or is not a tokenizer file.
     pub fn from_file(path: &Path) -> Result<Self> {
-        let bytes = std::fs::read(path).map_err(|e| Error::file(path, format!("cannot be read: {e}")))?;
-        Self::from_json(&bytes).map_err(|e| match e {
+        let text = crate::io::read_text(path)?;
+        Self::from_json(text.as_bytes()).map_err(|e| match e {
             Error::Config { what, .. } => Error::file(path, format!("not a usable tokenizer.json: {what}")),
             e => e,
         })

@@ -9,7 +9,7 @@ use crate::data::{DataFiles, EncodeOptions, Encoder, LossOn, Sample, read_sample
 #[cfg(feature = "tokenizer")]
 use crate::io::folder::fingerprint;
 use crate::mixture::{Pool, find};
-use crate::model::Llama;
+use crate::model::{Llama, ModelPlace};
 #[cfg(feature = "tokenizer")]
 use crate::text::{ChatTemplate, ModelText, Tokenizer};
 use crate::{Error, Result};
@@ -137,10 +137,11 @@ impl TrainingData {
 /// The files that make a model: itself, or the configuration and weights of a directory.
 #[cfg(feature = "tokenizer")]
 fn model_files(path: &Path) -> Result<Vec<PathBuf>> {
-    if !path.is_dir() {
-        return Ok(vec![path.into()]);
-    }
-    let entries = std::fs::read_dir(path).map_err(|e| Error::file(path, format!("cannot be read: {e}")))?;
+    let dir = match ModelPlace::of(path)? {
+        ModelPlace::Gguf(file) => return Ok(vec![file]),
+        ModelPlace::Folder(dir) => dir,
+    };
+    let entries = std::fs::read_dir(&dir).map_err(|e| Error::file(&dir, format!("cannot be read: {e}")))?;
     let counts =
         |p: &PathBuf| p.ends_with("config.json") || p.extension().is_some_and(|e| e == "safetensors");
     let mut files: Vec<PathBuf> = entries.filter_map(|e| Some(e.ok()?.path())).filter(counts).collect();

@@ -138,8 +138,8 @@ fn rows(files: &ModelFiles, config: &RunConfig, seq: usize) -> Result<Vec<(&'sta
         let words = if keep { raw.format.row_words(raw.cols) } else { raw.cols };
         weights += 4 * (raw.rows * words) as u64;
     }
-    // Rotation tables: cosine and sine of every position.
-    weights += 4 * (c.max_positions() * c.head_dim) as u64;
+    // Rotation tables: cosine and sine of the positions that are used.
+    weights += 4 * (c.max_positions().min(seq.next_power_of_two()) * c.head_dim) as u64;
     let [trained, frozen] = adapter_values(c, config)?;
     let (kept, passing) = activations(c, config, seq);
     let rounded = |floats: f64| (4.0 * ROUNDING * floats) as u64;

@@ -2,8 +2,8 @@
 
 use crate::{Failure, out};
 use mixlora::adapter::locate;
-use mixlora::io::{Checkpoint, GgufFile, Scan};
-use mixlora::model::model_config;
+use mixlora::io::{Checkpoint, GgufFile, Scan, read_json, read_text};
+use mixlora::model::{LlamaConfig, ModelPlace, model_config};
 use mixlora::{Error, Format};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 
 #[derive(clap::Args)]
 #[command(after_help = "\
-Takes a .gguf file, a Hugging Face directory, a .safetensors file, an adapter directory or the folder of a training \
-run. Only headers are read, unless --check looks at every value.
+Takes a .gguf file or its folder, a Hugging Face directory, a .safetensors file, an adapter directory or the folder of \
+a training run. Only headers are read, unless --check looks at every value.
 
 Example: mixlora inspect SmolLM2-135M-Instruct.Q4_1.gguf --tensors")]
 pub struct Args {
@@ -51,10 +51,10 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     if path.is_dir() && path.join("config.json").exists() {
         let file = Checkpoint::open(path)?;
         let mut report = of_checkpoint(&file, "Hugging Face model");
-        report.about.extend(configuration(path));
+        report.about.extend(configuration(model_config(path)));
         let has = |name: &str| path.join(name).exists();
         report.about.push(("tokenizer.json".into(), has("tokenizer.json").into()));
-        let text = std::fs::read_to_string(path.join("tokenizer_config.json")).unwrap_or_default();
+        let text = read_text(&path.join("tokenizer_config.json")).unwrap_or_default();
         let template = has("chat_template.jinja") || text.contains("\"chat_template\"");
         report.about.push(("chat template".into(), template.into()));
         if !file.unlisted().is_empty() {
@@ -62,23 +62,26 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         }
         return finish(args, report, Box::new(move |name| file.raw(name)?.scan(None)));
     }
+    if path.is_dir()
+        && let Ok(ModelPlace::Gguf(file)) = ModelPlace::of(path)
+    {
+        return gguf(args, &file);
+    }
     if path.is_dir() || ["best", "last"].iter().any(|n| path.ends_with(n)) {
         return adapter(args, &locate(path)?);
     }
     let mut magic = [0; 4];
     let read = std::fs::File::open(path).and_then(|mut f| std::io::Read::read_exact(&mut f, &mut magic));
     if read.is_ok() && &magic == b"GGUF" {
-        let file = GgufFile::open(path)?;
-        let report = of_gguf(&file, path)?;
-        return finish(args, report, Box::new(move |name| file.raw(name)?.scan(None)));
+        return gguf(args, path);
     }
     let file = Checkpoint::open(path)?;
     finish(args, of_checkpoint(&file, "safetensors file"), Box::new(move |name| file.raw(name)?.scan(None)))
 }
 
 /// The configuration of a model, its parameters, or why it is not one that can be used here.
-fn configuration(path: &Path) -> Vec<(String, Value)> {
-    match model_config(path) {
+fn configuration(read: Result<LlamaConfig, Error>) -> Vec<(String, Value)> {
+    match read {
         Ok(c) => vec![
             ("configuration".into(), c.to_json(Format::F32)),
             ("parameters".into(), c.parameters().into()),
@@ -97,13 +100,16 @@ fn adapter(args: &Args, dir: &Path) -> Result<(), Failure> {
     report.about.push(("folder".into(), dir.display().to_string().into()));
     for name in ["adapter_config.json", "mixlora.json", "state.json"] {
         let path = dir.join(name);
-        if let Ok(text) = std::fs::read_to_string(&path) {
-            let value: Value = serde_json::from_str(&text)
-                .map_err(|e| Error::File { path: path.clone(), what: e.to_string() })?;
-            report.about.push((name.into(), value));
+        if path.is_file() {
+            report.about.push((name.into(), read_json(&path)?));
         }
     }
     finish(args, report, Box::new(move |name| file.raw(name)?.scan(None)))
+}
+
+fn gguf(args: &Args, path: &Path) -> Result<(), Failure> {
+    let file = GgufFile::open(path)?;
+    finish(args, of_gguf(&file), Box::new(move |name| file.raw(name)?.scan(None)))
 }
 
 fn of_checkpoint(file: &Checkpoint, kind: &str) -> Report {
@@ -116,7 +122,7 @@ fn of_checkpoint(file: &Checkpoint, kind: &str) -> Report {
     Report { about: vec![("kind".into(), kind.into())], entries }
 }
 
-fn of_gguf(file: &GgufFile, path: &Path) -> Result<Report, Failure> {
+fn of_gguf(file: &GgufFile) -> Report {
     let mut about =
         vec![("kind".to_string(), Value::from("GGUF file")), ("version".into(), file.version().into())];
     let text = |key: &str| file.str(key).map(Value::from).unwrap_or(Value::Null);
@@ -125,7 +131,7 @@ fn of_gguf(file: &GgufFile, path: &Path) -> Result<Report, Failure> {
     }
     about.retain(|(_, v)| !v.is_null());
     if file.str("general.type").ok() != Some("adapter") {
-        about.extend(configuration(path));
+        about.extend(configuration(LlamaConfig::of_gguf(file)));
         about.push(("tokenizer".into(), text("tokenizer.ggml.model")));
         about.push(("pre-tokenizer".into(), text("tokenizer.ggml.pre")));
         let tokens = file.strings("tokenizer.ggml.tokens").map_or(0, <[String]>::len);
@@ -138,7 +144,7 @@ fn of_gguf(file: &GgufFile, path: &Path) -> Result<Report, Failure> {
         format: t.kind.name().to_string(),
         bytes: t.bytes,
     };
-    Ok(Report { about, entries: file.tensors().iter().map(entry).collect() })
+    Report { about, entries: file.tensors().iter().map(entry).collect() }
 }
 
 fn finish(args: &Args, report: Report, values: Values<'_>) -> Result<(), Failure> {

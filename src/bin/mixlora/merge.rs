@@ -4,7 +4,8 @@ use crate::device_args::CheckArgs;
 use crate::{Failure, out};
 use mixlora::adapter::Adapter;
 use mixlora::atomic;
-use mixlora::model::Llama;
+use mixlora::io::read_json;
+use mixlora::model::{Llama, ModelPlace};
 use mixlora::text::ModelText;
 use mixlora::{Device, Error, Format};
 use serde_json::{Value, json};
@@ -72,15 +73,10 @@ pub fn run(args: &Args) -> Result<(), Failure> {
 
 fn write(args: &Args, model: &Llama, adapter: &Adapter, format: Format, dir: &Path) -> Result<(), Failure> {
     adapter.merge(model, dir, format)?;
-    match args.model.is_dir() {
-        true => copy_side_files(&args.model, dir),
-        false => write_text_files(&args.model, dir),
+    match ModelPlace::of(&args.model)? {
+        ModelPlace::Folder(model) => copy_side_files(&model, dir),
+        ModelPlace::Gguf(model) => write_text_files(&model, dir),
     }
-}
-
-fn read_json(path: &Path) -> Result<Value, Failure> {
-    let bytes = std::fs::read(path).map_err(|e| fail(path, format!("cannot be read: {e}")))?;
-    serde_json::from_slice(&bytes).map_err(|e| fail(path, e.to_string()))
 }
 
 fn write_json(path: &Path, value: &Value) -> Result<(), Failure> {
@@ -109,7 +105,8 @@ fn copy_side_files(from: &Path, to: &Path) -> Result<(), Failure> {
     if !to.join("tokenizer.json").exists() {
         out::note("note: the model has no tokenizer.json, so the merged one has none either");
     }
-    let (mut config, written) = (read_json(&from.join("config.json"))?, read_json(&to.join("config.json"))?);
+    let mut config: Value = read_json(&from.join("config.json"))?;
+    let written: Value = read_json(&to.join("config.json"))?;
     // Newer files say dtype.
     let key = if config.get("dtype").is_some() { "dtype" } else { "torch_dtype" };
     config[key] = written["torch_dtype"].clone();
@@ -131,7 +128,7 @@ fn write_text_files(model: &Path, to: &Path) -> Result<(), Failure> {
     let tokenizer = &text.tokenizer;
     let ends = tokenizer.end_tokens();
     let pad = tokenizer.pad();
-    let mut config = read_json(&to.join("config.json"))?;
+    let mut config: Value = read_json(&to.join("config.json"))?;
     config["bos_token_id"] = json!(tokenizer.bos());
     config["eos_token_id"] = json!(ends);
     write_json(&to.join("config.json"), &config)?;

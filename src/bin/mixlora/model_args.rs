@@ -11,7 +11,7 @@ use std::path::PathBuf;
 
 #[derive(clap::Args)]
 pub struct ModelArgs {
-    /// A .gguf file, or a Hugging Face directory.
+    /// A .gguf file, a Hugging Face directory, or a file in one.
     #[arg(long)]
     pub model: PathBuf,
     /// An adapter directory, or the folder of a training run (its best checkpoint is taken).

@@ -1,6 +1,6 @@
 //! Files of kind `layer`: one Conditional MixLoRA linear.
 
-use super::{Compare, Replay, config, expect, tensor};
+use super::{Compare, Replay, bounded, config, expect, tensor};
 use crate::io::Checkpoint;
 use crate::mixture::{CfsForm, GateScale, LinearSite, MethodConfig, Pool, Span, find};
 use crate::nn::{Choices, LinearGroup, Pass};
@@ -96,6 +96,19 @@ impl Config {
         }
         all
     }
+    /// What is made besides, while the layer is computed.
+    fn check_made(&self, file: &Checkpoint) -> Result<()> {
+        let Config { batch: b, d_in: i, d_out: o, e, r, .. } = *self;
+        if !self.base {
+            bounded(file, "a base weight of zeros", &[o, i])?;
+        }
+        bounded(file, "logits", &[b, 2, e])?;
+        match self.cfs {
+            Cfs::None => Ok(()),
+            Cfs::Choice => bounded(file, "a table of the condition", &[e, e]),
+            _ => bounded(file, "a table of the condition", &[e, e, r]),
+        }
+    }
     fn method(&self) -> MethodConfig {
         let gated = self.gate == Gate::Scaled;
         MethodConfig {
@@ -125,6 +138,7 @@ pub(super) fn replay(file: &Checkpoint, device: &Device) -> Result<Replay> {
         return Err(Error::file(file.path(), format!("config has a size of 0: {c:?}")));
     }
     expect(file, &c.tensors())?;
+    c.check_made(file)?;
     let mut want = file.indices("idx_a", &[b, c.r], c.e)?;
     want.extend(file.indices("idx_b", &[b, c.r], c.e)?);
     let name = if c.gate == Gate::Scaled { "mixlora-cond-gated" } else { "mixlora-cond" };

@@ -13,6 +13,7 @@ use crate::model::Llama;
 use crate::nn::Param;
 use crate::{Device, Error, Gradients, Result, Tensor};
 use serde::de::DeserializeOwned;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// Bound on the error of a tensor relative to its largest value. PyTorch in f32 reaches 2.3e-6.
@@ -59,18 +60,23 @@ impl Replay {
     }
 }
 
-/// Reference files below the given paths, in order; a path to a file is taken as it is.
+/// Reference files below the given paths, in order; a path to a file is taken as it is. Each folder is looked at once,
+/// however many links lead to it.
 ///
 /// # Errors
 /// A path does not exist, or no file is found.
 pub fn find_files(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
-    fn walk(dir: &Path, out: &mut Vec<PathBuf>) -> Result<()> {
-        let read = std::fs::read_dir(dir).map_err(|e| Error::file(dir, format!("cannot be read: {e}")))?;
+    fn walk(dir: &Path, seen: &mut BTreeSet<PathBuf>, out: &mut Vec<PathBuf>) -> Result<()> {
+        let fail = |e: std::io::Error| Error::file(dir, format!("cannot be read: {e}"));
+        if !seen.insert(dir.canonicalize().map_err(fail)?) {
+            return Ok(());
+        }
+        let read = std::fs::read_dir(dir).map_err(fail)?;
         let mut entries: Vec<PathBuf> = read.filter_map(|e| Some(e.ok()?.path())).collect();
         entries.sort();
         for path in entries {
             if path.is_dir() {
-                walk(&path, out)?;
+                walk(&path, seen, out)?;
             } else if path.extension().is_some_and(|e| e == "safetensors" || e == "jsonl")
                 || model::is_greedy(&path)
             {
@@ -80,9 +86,10 @@ pub fn find_files(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
         Ok(())
     }
     let mut files = Vec::new();
+    let mut seen = BTreeSet::new();
     for path in paths {
         match std::fs::metadata(path) {
-            Ok(m) if m.is_dir() => walk(path, &mut files)?,
+            Ok(m) if m.is_dir() => walk(path, &mut seen, &mut files)?,
             Ok(_) => files.push(path.clone()),
             Err(e) => return Err(Error::file(path, e.to_string())),
         }
@@ -213,6 +220,20 @@ impl<'a> Compare<'a> {
 /// only claims never reach an allocation.
 fn expect(file: &Checkpoint, tensors: &[(&str, Vec<usize>)]) -> Result<()> {
     tensors.iter().try_for_each(|(name, dims)| file.f32(name, dims).map(|_| ()))
+}
+
+/// Values that a replay may make in one tensor besides as many as its file has: 64 MiB of f32.
+const MADE_VALUES: usize = 16 << 20;
+
+/// Refuses sizes whose product is a tensor that neither stands in the file nor is in proportion to it.
+fn bounded(file: &Checkpoint, what: &str, dims: &[usize]) -> Result<()> {
+    let made = dims.iter().fold(1usize, |n, &d| n.saturating_mul(d));
+    let stored: usize = file.names().filter_map(|name| Some(file.tensor_bytes(name).ok()?.len() / 4)).sum();
+    if made <= stored + MADE_VALUES {
+        return Ok(());
+    }
+    let what = format!("config asks for {what} of {dims:?} values, but the file has {stored} values in all");
+    Err(Error::file(file.path(), what))
 }
 
 fn tensor(file: &Checkpoint, device: &Device, name: &str, dims: &[usize]) -> Result<Tensor> {

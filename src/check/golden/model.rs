@@ -3,7 +3,7 @@
 use super::{Measured, Replay};
 use crate::adapter::{Adapter, Conversation, TARGETS};
 use crate::data::Batch;
-use crate::io::Checkpoint;
+use crate::io::{Checkpoint, read_text};
 use crate::mixture::{CfsForm, MethodConfig, Pool, Span, find};
 use crate::model::{Llama, Step};
 use crate::nn::{Choices, Pass};
@@ -59,12 +59,15 @@ pub(super) fn is_training(file: &Checkpoint) -> bool {
 }
 /// Whether a file in a folder is one of greedy texts; other JSON files are passed over.
 pub(super) fn is_greedy(path: &Path) -> bool {
-    let read = || serde_json::from_str::<Greedy>(&std::fs::read_to_string(path).ok()?).ok();
+    let read = || serde_json::from_str::<Greedy>(&read_text(path).ok()?).ok();
     path.extension().is_some_and(|e| e == "json") && read().is_some()
 }
 
 pub(super) fn replay_logits(file: &Checkpoint, model: &Llama) -> Result<Replay> {
     let s = file.dims("ids")?.iter().product::<usize>();
+    if s == 0 {
+        return Err(Error::file(file.path(), "tensor 'ids' is empty"));
+    }
     let (v, d, layers) =
         (model.config().vocab_size, model.config().hidden_size, model.config().num_hidden_layers);
     let ids = file.indices("ids", &[s], v)?;
@@ -137,7 +140,7 @@ struct GreedyItem {
 
 /// Greedy continuations over the key/value cache: every token must be equal.
 pub(super) fn replay_greedy(path: &Path, model: &Llama) -> Result<Replay> {
-    let text = std::fs::read_to_string(path).map_err(|e| Error::file(path, e.to_string()))?;
+    let text = read_text(path)?;
     let file: Greedy = serde_json::from_str(&text).map_err(|e| Error::file(path, e.to_string()))?;
     let (mut differ, mut total) = (0, 0);
     for item in &file.items {
@@ -231,6 +234,12 @@ impl Training {
         let [n, b, s] = dims[..] else {
             return Err(Error::file(file.path(), format!("input_ids has shape {dims:?}, expected 3 axes")));
         };
+        if [n, b, s].contains(&0) {
+            return Err(Error::file(
+                file.path(),
+                format!("input_ids has shape {dims:?}: there are no tokens"),
+            ));
+        }
         let (v, device) = (model.config().vocab_size, model.device());
         let ids = file.indices("input_ids", &dims, v)?;
         let labels = file.integers("labels", &dims)?;
@@ -324,6 +333,16 @@ fn run_training(file: &Checkpoint, c: &Training, mut model: Llama, forced: bool)
     let layers = model.config().num_hidden_layers;
     let targets: Vec<String> = TARGETS.map(String::from).to_vec();
     let method = find("mixlora-cond")?;
+    let most = model.config().hidden_size;
+    if c.e > most {
+        let what = format!("config has E {}, at most hidden_size ({most}) is replayed", c.e);
+        return Err(Error::file(file.path(), what));
+    }
+    let batches = c.batches(file, &model)?;
+    let b = batches[0].ids.dims()[0];
+    let selected = file.indices("selected_all", &[c.steps, layers * 7, 2, b, c.r], c.e)?;
+    let margins = file.f32("margin_all", &[c.steps, layers * 7, 2, b])?;
+    let per_step = layers * 7 * 2 * b * c.r;
     let adapter = Adapter::attach(&mut model, method, &c.method(file)?, &targets, Stream::new(0))?;
     for p in adapter.params() {
         let width = p.value().shape().last();
@@ -334,11 +353,6 @@ fn run_training(file: &Checkpoint, c: &Training, mut model: Llama, forced: bool)
             c.initial(part, *sizes.get(part)?, width)
         })?;
     }
-    let batches = c.batches(file, &model)?;
-    let b = batches[0].ids.dims()[0];
-    let per_step = layers * 7 * 2 * b * c.r;
-    let selected = file.indices("selected_all", &[c.steps, layers * 7, 2, b, c.r], c.e)?;
-    let margins = file.f32("margin_all", &[c.steps, layers * 7, 2, b])?;
     let decay = match c.schedule.as_str() {
         "constant" => Decay::Constant,
         _ => Decay::Cosine,

@@ -1,6 +1,6 @@
 //! Files of kind `token`: layers that route every token by itself.
 
-use super::{Compare, Replay, config, expect, tensor};
+use super::{Compare, Replay, bounded, config, expect, tensor};
 use crate::io::Checkpoint;
 use crate::mixture::{LinearSite, MethodConfig, MlpSite, Units, find};
 use crate::nn::{Choices, LinearAdapter, LinearGroup, Mlp, MlpAdapter, Param, Pass};
@@ -202,6 +202,7 @@ pub(super) fn replay(file: &Checkpoint, device: &Device) -> Result<Replay> {
         return Err(Error::file(file.path(), format!("config has sizes that cannot be: {c:?}")));
     }
     expect(file, &c.tensors())?;
+    bounded(file, "rows of the chosen experts", &[c.tokens(), c.k, c.hidden.max(c.r)])?;
     let want = file.indices("idx", &[c.tokens(), c.k], c.candidates())?;
     let subject = Subject::build(&c, file, device)?;
     load(&subject, &c, file, device)?;

@@ -1,6 +1,7 @@
 //! Files of kind `tokens`: strings and chats with the ids that they must give.
 
 use super::{Measured, Replay};
+use crate::io::read_text;
 use crate::text::{Message, ModelText, Role};
 use crate::{Error, Result};
 use serde::Deserialize;
@@ -47,7 +48,7 @@ impl Line {
 }
 
 pub(super) fn replay(path: &Path, model: &ModelText) -> Result<Replay> {
-    let text = std::fs::read_to_string(path).map_err(|e| Error::file(path, e.to_string()))?;
+    let text = read_text(path)?;
     let (mut differ, mut total) = (0, 0);
     for (i, line) in text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty()) {
         let fail = |e: String| Error::file(path, format!("line {}: {e}", i + 1));

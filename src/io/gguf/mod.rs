@@ -4,6 +4,7 @@
 //! stay in the file until they are asked for.
 
 mod parse;
+mod split;
 mod value;
 mod write;
 
@@ -25,6 +26,8 @@ pub struct TensorInfo {
     pub dims: Vec<usize>,
     /// Storage format.
     pub kind: Format,
+    /// Which file of a model in several parts it is in.
+    pub file: usize,
     /// First byte in the file.
     pub offset: usize,
     /// Number of bytes.
@@ -42,24 +45,24 @@ impl TensorInfo {
     }
 }
 
-/// An open GGUF file.
+/// An open GGUF file, with the other parts where it is one of several.
 pub struct GgufFile {
     path: PathBuf,
     version: u32,
-    bytes: Bytes,
+    files: Vec<Bytes>,
     metadata: BTreeMap<String, Value>,
     tensors: BTreeMap<String, TensorInfo>,
 }
 
 impl GgufFile {
-    /// Opens a file and reads its header; the rest is mapped into memory.
+    /// Opens a file and reads its header; the rest is mapped into memory. A part of a model in several files
+    /// (`name-00001-of-00003.gguf`) opens all of them.
     ///
     /// # Errors
     /// It cannot be read, or is not a GGUF file that follows the rules; the error names the place. A Git-LFS pointer
-    /// is recognised.
+    /// is recognised. Parts are missing, or do not fit each other.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref();
-        parse::parse(path, Bytes::open(path, "GGUF")?)
+        split::open(path.as_ref())
     }
 
     /// The same from bytes in memory; `name` is for messages.
@@ -67,7 +70,7 @@ impl GgufFile {
     /// # Errors
     /// Those of [`open`](GgufFile::open).
     pub fn from_bytes(name: impl AsRef<Path>, bytes: Vec<u8>) -> Result<Self> {
-        parse::parse(name.as_ref(), Bytes::Owned(bytes))
+        split::from_bytes(name.as_ref(), bytes)
     }
 
     /// Where it was read from.
@@ -115,7 +118,7 @@ impl GgufFile {
     pub fn tensor_bytes(&self, name: &str) -> Result<&[u8]> {
         let t = self.tensor(name)?;
         // In the file, by the checks of the parser; tensors without bytes may stand anywhere.
-        Ok(self.bytes.get(t.offset..t.offset + t.bytes).unwrap_or_default())
+        Ok(self.files[t.file].get(t.offset..t.offset + t.bytes).unwrap_or_default())
     }
 
     /// A tensor with its bytes.

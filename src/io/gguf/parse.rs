@@ -1,7 +1,7 @@
 //! The header of a GGUF file. Every number is checked against what is left of the file before it is used.
 
 use super::value::{Array, Value};
-use super::{DEFAULT_ALIGNMENT, GgufFile, TensorInfo};
+use super::{DEFAULT_ALIGNMENT, TensorInfo};
 use crate::io::mapped::Bytes;
 use crate::{Error, Format, Result};
 use std::collections::BTreeMap;
@@ -11,8 +11,12 @@ const MAX_STRING: u64 = 64 << 20;
 const MAX_NAME: usize = 65_535;
 const MAX_DIMS: u32 = 4;
 const MAX_DEPTH: u32 = 4;
-/// Items that a list has room for before the first of them has been read.
-const FIRST_ROOM: usize = 4096;
+/// Memory that the headers of a model may take beside its files.
+pub(super) const HEADER_ROOM: usize = 48 << 20;
+/// Memory of an entry or a tensor in its map, besides what its own text and lists take.
+const ENTRY_ROOM: usize = 256;
+/// Memory of the smallest block that an allocator gives out.
+const BLOCK_ROOM: usize = 32;
 /// Bytes of the smallest entry: a key of length 0, type and value; a name of length 0, no axes, type and offset.
 const MIN_ENTRY: usize = 8 + 4 + 1;
 const MIN_TENSOR: usize = 8 + 4 + 4 + 8;
@@ -24,10 +28,20 @@ const TYPES: [&str; 31] = [
     "i8", "i16", "i32", "i64", "f64", "iq1_m", "bf16",
 ];
 
+/// What a file says before its tensors' data begin.
+pub(super) struct Header {
+    pub version: u32,
+    pub bytes: Bytes,
+    pub metadata: BTreeMap<String, Value>,
+    pub tensors: BTreeMap<String, TensorInfo>,
+}
+
 struct Reader<'a> {
     path: &'a Path,
     bytes: &'a [u8],
     at: usize,
+    /// Bytes of memory that the header may still take.
+    room: &'a mut usize,
 }
 
 macro_rules! number {
@@ -62,6 +76,21 @@ impl<'a> Reader<'a> {
 
     number! { u8: u8, u32: u32, u64: u64, }
 
+    /// Counts memory before it is asked for.
+    fn charge(&mut self, bytes: usize, what: &str) -> Result<()> {
+        match self.room.checked_sub(bytes) {
+            Some(left) => {
+                *self.room = left;
+                Ok(())
+            }
+            None => self.fail(format!(
+                "{what} at byte {}: the header takes more than {} MiB of memory",
+                self.at,
+                HEADER_ROOM >> 20
+            )),
+        }
+    }
+
     /// A count of things that take at least `least` bytes each.
     fn count(&mut self, least: usize, what: &str) -> Result<usize> {
         let at = self.at;
@@ -80,6 +109,9 @@ impl<'a> Reader<'a> {
                 .fail(format!("{what} at byte {at} is {n} bytes long, at most {MAX_STRING} are read"));
         }
         let bytes = self.take(n as usize, what)?;
+        if !bytes.is_empty() {
+            self.charge(BLOCK_ROOM + bytes.len(), what)?;
+        }
         match std::str::from_utf8(bytes) {
             Ok(text) => Ok(text.to_string()),
             Err(e) => {
@@ -131,8 +163,14 @@ impl<'a> Reader<'a> {
         })
     }
 
-    fn list<T>(&mut self, n: usize, mut item: impl FnMut(&mut Self) -> Result<T>) -> Result<Vec<T>> {
-        let mut all = Vec::with_capacity(n.min(FIRST_ROOM));
+    fn list<T>(
+        &mut self,
+        n: usize,
+        what: &str,
+        mut item: impl FnMut(&mut Self) -> Result<T>,
+    ) -> Result<Vec<T>> {
+        self.charge(n.saturating_mul(size_of::<T>()), what)?;
+        let mut all = Vec::with_capacity(n);
         for _ in 0..n {
             all.push(item(self)?);
         }
@@ -147,6 +185,7 @@ impl<'a> Reader<'a> {
             ($variant:ident, $type:ident) => {{
                 const SIZE: usize = size_of::<$type>();
                 let n = self.count(SIZE, what)?;
+                self.charge(n * SIZE, what)?;
                 let (values, _) = self.take(n * SIZE, what)?.as_chunks::<SIZE>();
                 Array::$variant(values.iter().map(|b| $type::from_le_bytes(*b)).collect())
             }};
@@ -161,15 +200,15 @@ impl<'a> Reader<'a> {
             6 => numbers!(F32, f32),
             7 => {
                 let n = self.count(1, what)?;
-                Array::Bool(self.list(n, |r| r.boolean(what))?)
+                Array::Bool(self.list(n, what, |r| r.boolean(what))?)
             }
             8 => {
                 let n = self.count(8, what)?;
-                Array::String(self.list(n, |r| r.string(what))?)
+                Array::String(self.list(n, what, |r| r.string(what))?)
             }
             9 => {
                 let n = self.count(12, what)?;
-                Array::Array(self.list(n, |r| r.array(what, depth + 1))?)
+                Array::Array(self.list(n, what, |r| r.array(what, depth + 1))?)
             }
             10 => numbers!(U64, u64),
             11 => numbers!(I64, i64),
@@ -186,7 +225,7 @@ impl<'a> Reader<'a> {
         if axes > MAX_DIMS {
             return self.fail(format!("{what} has {axes} axes, at most {MAX_DIMS} are allowed"));
         }
-        let stored = self.list(axes as usize, |r| r.u64(what))?;
+        let stored = self.list(axes as usize, what, |r| r.u64(what))?;
         let (id, offset) = (self.u32(what)?, self.u64(what)?);
         let Some(kind) = format(id) else {
             let known = TYPES.get(id as usize).copied().unwrap_or("unknown");
@@ -209,7 +248,7 @@ impl<'a> Reader<'a> {
         }
         let bytes = kind.row_bytes(cols).and_then(|b| b.checked_mul(rows)).ok_or_else(overflow)?;
         let offset = usize::try_from(offset).map_err(|_| overflow())?;
-        Ok((name, TensorInfo { dims, kind, offset, bytes }))
+        Ok((name, TensorInfo { dims, kind, file: 0, offset, bytes }))
     }
 }
 
@@ -273,8 +312,9 @@ fn place(
     Ok(())
 }
 
-pub(super) fn parse(path: &Path, bytes: Bytes) -> Result<GgufFile> {
-    let mut r = Reader { path, bytes: &bytes, at: 0 };
+/// Reads a header; `room` is the memory that it may take, and is counted down.
+pub(super) fn parse(path: &Path, bytes: Bytes, room: &mut usize) -> Result<Header> {
+    let mut r = Reader { path, bytes: &bytes, at: 0, room };
     if !r.bytes.starts_with(b"GGUF") {
         let start = String::from_utf8_lossy(&r.bytes[..r.bytes.len().min(4)]).escape_debug().to_string();
         return r.fail(format!("not a GGUF file: it starts with '{start}'"));
@@ -301,6 +341,7 @@ pub(super) fn parse(path: &Path, bytes: Bytes) -> Result<GgufFile> {
     };
     let mut metadata = BTreeMap::new();
     for _ in 0..n_entries {
+        r.charge(ENTRY_ROOM, "a metadata entry")?;
         let key = r.name("a metadata key")?;
         let value = r.value(&key)?;
         if metadata.contains_key(&key) {
@@ -310,6 +351,7 @@ pub(super) fn parse(path: &Path, bytes: Bytes) -> Result<GgufFile> {
     }
     let mut tensors = BTreeMap::new();
     for _ in 0..n_tensors {
+        r.charge(ENTRY_ROOM, "a tensor")?;
         let (name, info) = r.tensor()?;
         if tensors.contains_key(&name) {
             return r.fail(format!("tensor '{name}' occurs twice"));
@@ -319,5 +361,5 @@ pub(super) fn parse(path: &Path, bytes: Bytes) -> Result<GgufFile> {
     let alignment = alignment(&r, &metadata)?;
     let start = data_start(&r, alignment)?;
     place(&r, &mut tensors, start, alignment)?;
-    Ok(GgufFile { path: path.to_path_buf(), version, bytes, metadata, tensors })
+    Ok(Header { version, bytes, metadata, tensors })
 }
