@@ -33,6 +33,10 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<(), Failure> {
+    if args.device == "reference" {
+        let text = "--device reference is what the others are compared with; use auto, cpu, gpu, all or an adapter's name";
+        return Err(Failure::Usage(text.into()));
+    }
     let auto = Device::auto()?;
     let mut report = json!({
         "version": env!("CARGO_PKG_VERSION"),
@@ -74,10 +78,6 @@ pub fn run(args: &Args) -> Result<(), Failure> {
 fn gpu(device: &str) -> Result<Option<Device>, Failure> {
     match device {
         "cpu" => Ok(None),
-        "reference" => {
-            let text = "--device reference is what the others are compared with; use auto, cpu, gpu, all or an adapter's name";
-            Err(Failure::Usage(text.into()))
-        }
         "all" => ops_test::gpu_if_any(true),
         "auto" => match Device::auto()? {
             Device::Cpu(_) | Device::Reference => Ok(None),
