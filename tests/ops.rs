@@ -8,7 +8,11 @@ use mixlora::check::{bits, gradcheck, parity};
 use mixlora::ops::{ALL, Case, OpSpec};
 use mixlora::{Device, Result};
 #[cfg(feature = "gpu")]
-use {mixlora::device::AdapterClass, rayon::prelude::*, std::sync::Mutex};
+use {
+    mixlora::device::{AdapterClass, Launched},
+    std::sync::Mutex,
+    std::sync::atomic::{AtomicUsize, Ordering::Relaxed},
+};
 
 mod common;
 
@@ -42,50 +46,90 @@ fn cpu_matches_the_reference() {
     });
 }
 
-/// Parity, and the same bits in two runs.
+/// Parity, and the same bits in two runs. Each thread has a device of its own, and each op is one thread's: a driver
+/// compiles the kernels of one device one after the other.
 #[cfg(feature = "gpu")]
 #[test]
 fn gpu_matches_the_reference_and_repeats() {
-    let Some(device) = common::gpu() else { return };
-    device.set_guard(true);
-    let check = |case: &Case| -> Result<Option<String>> {
-        let p = parity(case, &device)?;
-        if !p.holds() {
-            return Ok(Some(p.to_string()));
-        }
-        Ok(difference(&bits(case, &device)?, &bits(case, &device)?))
-    };
-    let share = Share::of(&device);
+    let Some(first) = common::gpu() else { return };
+    let share = Share::of(&first);
     let failed = Mutex::new(Vec::new());
-    let run = |spec: &OpSpec, case: &Case| {
-        if let Some(what) = check(case).unwrap_or_else(|e| Some(e.to_string())) {
-            failed.lock().unwrap().push(format!("{} {}: {what}", spec.name, case.label));
+    let mut ops = chosen();
+    // The longest work comes first.
+    let variants =
+        |op: &&OpSpec| -> usize { op.shaders.iter().flat_map(|s| s.entries).map(|e| e.variants.len()).sum() };
+    ops.sort_by_key(|op| std::cmp::Reverse(variants(op)));
+    let next = AtomicUsize::new(0);
+    let work = |device: &Device| {
+        device.set_guard(true);
+        while let Some(spec) = ops.get(next.fetch_add(1, Relaxed)) {
+            let wrong = check_op(spec, device, &share);
+            failed.lock().unwrap().extend(wrong);
         }
     };
-    let cases_of = |spec: &OpSpec, today: bool| -> Vec<Case> {
-        let all = (spec.cases)().into_iter().enumerate();
-        all.filter(|(i, _)| share.holds(*i) == today).map(|(_, case)| case).collect()
-    };
-    // Kernels are compiled side by side.
-    chosen().par_iter().for_each(|spec| cases_of(spec, true).par_iter().for_each(|case| run(spec, case)));
-    chosen().par_iter().for_each(|spec| {
-        let mut others = cases_of(spec, false).into_iter();
-        while !unlaunched(&device, spec).is_empty() {
-            let Some(case) = others.next() else { break };
-            run(spec, &case);
-        }
-    });
-    for spec in chosen() {
-        let left = unlaunched(&device, spec);
-        if !left.is_empty() {
-            failed.lock().unwrap().push(format!("{}: no case launches {left:?}", spec.name));
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(4));
+    let devices: Vec<Device> = (0..threads).map(|_| first.again().unwrap()).collect();
+    std::thread::scope(|scope| devices.iter().for_each(|device| drop(scope.spawn(|| work(device)))));
+    let launched = launched(&devices);
+    for (shader, entry) in ops.iter().flat_map(|spec| entries(spec)) {
+        if !launched.iter().any(|k| (k.shader, k.entry) == (shader, entry)) {
+            failed.lock().unwrap().push(format!("{shader}: no case launches {entry}"));
         }
     }
     let failed = failed.into_inner().unwrap();
-    assert!(failed.is_empty(), "{} cases failed:\n{}", failed.len(), failed.join("\n"));
+    assert!(failed.is_empty(), "{} failed:\n{}", failed.len(), failed.join("\n"));
     if share == Share::All {
-        check_kernels(&device);
+        check_kernels(&launched);
     }
+}
+
+/// Runs an op's share of cases, and then as many more as it takes to launch each of its entries; what is wrong.
+#[cfg(feature = "gpu")]
+fn check_op(spec: &OpSpec, device: &Device, share: &Share) -> Vec<String> {
+    let check = |case: &Case| -> Result<Option<String>> {
+        let p = parity(case, device)?;
+        if !p.holds() {
+            return Ok(Some(p.to_string()));
+        }
+        Ok(difference(&bits(case, device)?, &bits(case, device)?))
+    };
+    let unlaunched = || {
+        let launched = launched(std::slice::from_ref(device));
+        entries(spec).iter().any(|e| !launched.iter().any(|k| (k.shader, k.entry) == *e))
+    };
+    let numbered = (spec.cases)().into_iter().enumerate();
+    let (today, others): (Vec<_>, Vec<_>) = numbered.partition(|(i, _)| share.holds(*i));
+    let mut wrong = Vec::new();
+    let mut run = |case: &Case| {
+        if let Some(what) = check(case).unwrap_or_else(|e| Some(e.to_string())) {
+            wrong.push(format!("{} {}: {what}", spec.name, case.label));
+        }
+    };
+    today.iter().for_each(|(_, case)| run(case));
+    for (_, case) in &others {
+        if !unlaunched() {
+            break;
+        }
+        run(case);
+    }
+    wrong
+}
+
+/// Shaders and entries of an op. Cooperative matrices are few adapters' and have tests of their own.
+#[cfg(feature = "gpu")]
+fn entries(spec: &OpSpec) -> Vec<(&'static str, &'static str)> {
+    let all = spec.shaders.iter().flat_map(|s| s.entries.iter().map(|e| (s.name, e.name)));
+    all.filter(|(_, entry)| *entry != "coop").collect()
+}
+
+/// Kernels that were launched on any of the devices.
+#[cfg(feature = "gpu")]
+fn launched(devices: &[Device]) -> Vec<Launched> {
+    let of = |device: &Device| match device {
+        Device::Gpu(gpu) => gpu.launched(),
+        _ => Vec::new(),
+    };
+    devices.iter().flat_map(of).collect()
 }
 
 /// Which cases of an op are run, by their numbers.
@@ -121,17 +165,6 @@ impl Share {
     }
 }
 
-/// Entries of an op's shaders that were not launched. Cooperative matrices are few adapters' and have tests of their
-/// own.
-#[cfg(feature = "gpu")]
-fn unlaunched(device: &Device, spec: &OpSpec) -> Vec<&'static str> {
-    let Device::Gpu(gpu) = device else { unreachable!() };
-    let launched = gpu.launched();
-    let entries = spec.shaders.iter().flat_map(|s| s.entries.iter().map(|e| (s.name, e.name)));
-    let left = entries.filter(|e| e.1 != "coop" && !launched.iter().any(|k| (k.shader, k.entry) == *e));
-    left.map(|e| e.1).collect()
-}
-
 /// Entries with several kernels to choose from, and the constants that tell them apart. The cases force those that the
 /// test machine's adapter does not choose by itself.
 #[cfg(feature = "gpu")]
@@ -159,15 +192,13 @@ const VECTOR: &[&str] = &["R8 V1 X16 Y4", "R4 V1 X16 Y4", "R1 V1 X16 Y4"];
 /// Every entry of every shader was launched: in one size, or in all sizes of the table. A kernel that is added to the
 /// choice without a case that runs it, or without a line in the table, fails.
 #[cfg(feature = "gpu")]
-fn check_kernels(device: &Device) {
-    use mixlora::device::{Launched, parts::PRODUCT};
+fn check_kernels(launched: &[Launched]) {
+    use mixlora::device::parts::PRODUCT;
     use std::collections::BTreeSet;
-    let Device::Gpu(gpu) = device else { unreachable!() };
     let size = |consts: &[(&str, u32)]| -> String {
         let chosen = consts.iter().filter(|c| ["WG", "STRIDE", "NJ", "R", "V", "X", "Y"].contains(&c.0));
         chosen.map(|(name, value)| format!("{name}{value}")).collect::<Vec<_>>().join(" ")
     };
-    let launched = gpu.launched();
     let mut failed = Vec::new();
     for shader in chosen().iter().flat_map(|spec| spec.shaders) {
         // Cooperative matrices are few adapters' and have tests of their own.

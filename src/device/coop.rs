@@ -76,6 +76,11 @@ impl Coop {
         Coop { size, wrong: OnceLock::new() }
     }
 
+    /// Whether a device was opened with them.
+    pub fn was_asked_for(&self) -> bool {
+        self.size.is_ok()
+    }
+
     /// The size to use, after `test` passed once.
     pub fn tested(&self, test: impl FnOnce(CoopSize) -> Result<()>) -> Option<CoopSize> {
         let size = self.size.ok()?;

@@ -138,6 +138,16 @@ impl Gpu {
         }
     }
 
+    /// Opens the adapter of a device once more, with the same options.
+    pub(super) fn again(&self) -> Result<Arc<Self>> {
+        let options =
+            GpuOptions { coop: self.coop.was_asked_for(), cache: self.cache.clone(), software: true };
+        match adapters().iter().find(|a| a.get_info() == self.info) {
+            Some(a) => Gpu::open(a, self.limits.clone(), &options),
+            None => Err(Error::NoAdapter(format!("'{}' is there no more", self.info.name))),
+        }
+    }
+
     /// Opens an adapter with the given limits (its own, or the floor).
     pub(super) fn open(
         adapter: &wgpu::Adapter,

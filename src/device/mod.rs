@@ -171,6 +171,18 @@ impl Device {
         Ok(Device::Gpu(Gpu::named(name, &GpuOptions::from_env())?))
     }
 
+    /// Another device on the same adapter, with a queue of its own; the CPU and the reference are themselves.
+    ///
+    /// # Errors
+    /// The adapter could not be opened again.
+    pub fn again(&self) -> Result<Self> {
+        match self {
+            #[cfg(feature = "gpu")]
+            Device::Gpu(gpu) => Ok(Device::Gpu(gpu.again()?)),
+            other => Ok(other.clone()),
+        }
+    }
+
     /// A device of the host application, shared. Nothing of it is changed: no handlers, no limits.
     ///
     /// # Errors

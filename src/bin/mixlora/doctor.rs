@@ -51,12 +51,12 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     if !args.json {
         out::text(&render(&report))?;
     }
-    let devices = Devices { cpu: Some(Device::cpu()), gpu: gpu(&args.device)? }.guarded();
+    let devices = Devices { cpu: Some(Device::cpu()), gpu: gpu(&args.device)? };
     let tests = if args.full {
-        Jobs::of(ALL, |_| true).run(&devices, true)
+        Jobs::of(ALL, |_| true).run(&devices, true)?
     } else {
         let heart: Vec<_> = ALL.iter().filter(|op| HEART.contains(&op.name)).copied().collect();
-        Jobs::of(&heart, |case| case == SHORT_CASE).run(&devices, false)
+        Jobs::of(&heart, |case| case == SHORT_CASE).run(&devices, false)?
     };
     let holds = tests.iter().all(|t| t.failures.is_empty());
     if args.json {

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 
-/// Cases that run at once at most.
+/// Ops that run at once at most.
 const MOST_WORKERS: usize = 8;
 
 #[derive(clap::Args)]
@@ -38,7 +38,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let ops = choose(&args.op)?;
     let devices = devices(&args.device)?;
     let jobs = Jobs::of(&ops, |_| true);
-    let results = jobs.run(&devices, true);
+    let results = jobs.run(&devices, true)?;
     if args.json {
         out::json(&report(&results, &devices))?;
     } else {
@@ -69,10 +69,12 @@ pub struct Devices {
 }
 
 impl Devices {
-    /// The same devices with buffers that are poisoned and guarded.
-    pub fn guarded(self) -> Self {
-        self.cpu.iter().chain(&self.gpu).for_each(|d| d.set_guard(true));
-        self
+    /// The same places once more, with buffers that are poisoned and guarded.
+    fn again(&self) -> mixlora::Result<Self> {
+        let again = |device: &Option<Device>| device.as_ref().map(Device::again).transpose();
+        let devices = Devices { cpu: again(&self.cpu)?, gpu: again(&self.gpu)? };
+        devices.cpu.iter().chain(&devices.gpu).for_each(|device| device.set_guard(true));
+        Ok(devices)
     }
 }
 
@@ -88,7 +90,7 @@ fn devices(name: &str) -> Result<Devices, Failure> {
         }
         name => Devices { cpu: None, gpu: Some(crate::device(name)?) },
     };
-    Ok(devices.guarded())
+    Ok(devices)
 }
 
 /// The best GPU; with `software` also a software adapter where there is no other. Without one the lane is skipped,
@@ -207,42 +209,52 @@ impl Outcome {
     }
 }
 
-/// Cases of ops to be run, in the order of the ops.
-pub struct Jobs {
-    ops: Vec<&'static OpSpec>,
-    /// Index of the op, and one of its cases.
-    cases: Vec<(usize, Case)>,
-}
+/// Ops with the cases that are to be run.
+pub struct Jobs(Vec<(&'static OpSpec, Vec<Case>)>);
 
 impl Jobs {
     /// The cases of ops that are wanted, by their index among the op's cases.
     pub fn of(ops: &[&'static OpSpec], wanted: impl Fn(usize) -> bool) -> Self {
-        let of_op = |(i, op): (usize, &&'static OpSpec)| {
-            let cases = (op.cases)().into_iter().enumerate();
-            cases.filter(|(n, _)| wanted(*n)).map(|(_, case)| (i, case)).collect::<Vec<_>>()
+        let cases = |op: &OpSpec| {
+            let all = (op.cases)().into_iter().enumerate();
+            all.filter(|(n, _)| wanted(*n)).map(|(_, case)| case).collect()
         };
-        Jobs { ops: ops.to_vec(), cases: ops.iter().enumerate().flat_map(of_op).collect() }
+        Jobs(ops.iter().map(|&op| (op, cases(op))).collect())
     }
 
-    /// Runs every case on the devices, several side by side, so that kernels are compiled on all cores; with
-    /// `derivatives`, the reference's gradients are compared with differences too.
-    pub fn run(self, devices: &Devices, derivatives: bool) -> Vec<Tested> {
+    /// Runs every case on the devices, several ops side by side; with `derivatives`, the reference's gradients are
+    /// compared with differences too. Each worker has devices of its own: a driver compiles the kernels of one device
+    /// one after the other.
+    pub fn run(self, devices: &Devices, derivatives: bool) -> Result<Vec<Tested>, Failure> {
         let names: Vec<&str> = devices.cpu.iter().chain(&devices.gpu).map(Device::name).collect();
-        let what = format!("{} ops on {}", self.ops.len(), names.join(" and "));
-        let progress = Progress::new(&what, self.cases.len(), "cases");
-        let results: Mutex<Vec<Tested>> = Mutex::new(self.ops.iter().map(|op| Tested::new(op)).collect());
+        let what = format!("{} ops on {}", self.0.len(), names.join(" and "));
+        let cases = self.0.iter().map(|(_, cases)| cases.len()).sum();
+        let progress = Progress::new(&what, cases, "cases");
+        let results: Vec<Mutex<Tested>> = self.0.iter().map(|(op, _)| Mutex::new(Tested::new(op))).collect();
+        // The longest work comes first, so that no worker is left with it at the end.
+        let mut order: Vec<usize> = (0..self.0.len()).collect();
+        order.sort_by_key(|&i| std::cmp::Reverse(ops_list::variants(self.0[i].0)));
         let next = AtomicUsize::new(0);
-        let work = || {
-            while let Some((i, case)) = self.cases.get(next.fetch_add(1, Relaxed)) {
-                let found = Outcome::of(self.ops[*i].name, case, devices, derivatives);
-                let mut results = results.lock().unwrap_or_else(PoisonError::into_inner);
-                results[*i].add(found);
-                progress.step();
+        let work = |devices: Devices| {
+            while let Some(&i) = order.get(next.fetch_add(1, Relaxed)) {
+                let (op, cases) = &self.0[i];
+                for case in cases {
+                    let found = Outcome::of(op.name, case, &devices, derivatives);
+                    results[i].lock().unwrap_or_else(PoisonError::into_inner).add(found);
+                    progress.step();
+                }
             }
         };
-        let workers = std::thread::available_parallelism().map_or(1, |n| n.get().min(MOST_WORKERS));
-        std::thread::scope(|scope| (0..workers).for_each(|_| drop(scope.spawn(work))));
-        results.into_inner().unwrap_or_else(PoisonError::into_inner)
+        let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+        let workers = cores.min(MOST_WORKERS).min(self.0.len());
+        let each = (0..workers).map(|_| devices.again()).collect::<mixlora::Result<Vec<_>>>()?;
+        std::thread::scope(|scope| {
+            for devices in each {
+                scope.spawn(|| work(devices));
+            }
+        });
+        let results = results.into_iter();
+        Ok(results.map(|tested| tested.into_inner().unwrap_or_else(PoisonError::into_inner)).collect())
     }
 }
 
