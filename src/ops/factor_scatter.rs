@@ -48,7 +48,10 @@ static SHADER: Shader = Shader {
     source: include_str!("../../shaders/factor_scatter.wgsl"),
     entries: &[
         Entry { name: "lists", variants: variants![WG, 0; "lists": 0 0,] },
-        Entry { name: "sum", variants: variants![WG_SUM, 1024; "token": 0 0, "unit": 0 1, "unit dropout": 1 1,] },
+        Entry {
+            name: "sum",
+            variants: variants![WG_SUM, 1024; "token": 0 0, "unit": 0 1, "unit dropout": 1 1,],
+        },
         Entry {
             name: "block",
             variants: variants![WG_BLOCK, 0; "token": 0 0, "unit": 0 1, "unit dropout": 1 1,],
