@@ -30,6 +30,7 @@ static TIED_PAIRS: MethodSpec = MethodSpec {
         false => Err(mixlora::Error::Config { field: "r".into(), what: "is larger than num_factors".into() }),
     },
     router_without_gradient: |c| (c.r == 1).then_some("with r = 1 the only gate is always 1"),
+    alpha: |c| 2 * c.num_factors,
     has_router: true,
     linear: |c, site, device, stream| Ok(Arc::new(TiedPairs::new(c, site, device, stream)?)),
     mlp: None,
@@ -77,7 +78,7 @@ impl LinearAdapter for TiedPairs {
         pass.choices.keep(&self.site.name, &s);
         let b: Vec<Tensor> = self.b.iter().map(Param::tensor).collect();
         let dropout = pass.dropout(&self.site.name, lora_dropout);
-        mixture_linears(x, linears, &self.a.tensor(), &b, &s, self.config.scaling(2 * e, r), dropout)
+        mixture_linears(x, linears, &self.a.tensor(), &b, &s, self.config.scaling(r), dropout)
     }
 
     fn params(&self) -> Vec<Param> {

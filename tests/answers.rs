@@ -151,6 +151,7 @@ fn a_reader_that_leaves_ends_generate_in_peace() {
     let args =
         ["generate", "--model", path.to_str().unwrap(), "--prompt", "Tell me a story.", "--temperature", "2"];
     let mut child = Command::new(env!("CARGO_BIN_EXE_mixlora"))
+        .env("MIXLORA_DEVICE", "cpu")
         .args(args)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

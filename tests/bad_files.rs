@@ -18,7 +18,8 @@ use std::process::Command;
 
 /// Runs the program: exit code, stdout, stderr.
 fn run(args: &[&str]) -> (i32, String, String) {
-    let out = Command::new(env!("CARGO_BIN_EXE_mixlora")).args(args).output().unwrap();
+    let out =
+        Command::new(env!("CARGO_BIN_EXE_mixlora")).env("MIXLORA_DEVICE", "cpu").args(args).output().unwrap();
     let text = |b: Vec<u8>| String::from_utf8(b).unwrap();
     let (stdout, stderr) = (text(out.stdout), text(out.stderr));
     assert!(!stderr.contains("panicked"), "{args:?}: {stderr}");

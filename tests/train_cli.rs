@@ -29,6 +29,7 @@ impl Place {
     /// `train` on the tiny model, with options that suit it.
     fn train(&self, more: &[&str]) -> Command {
         let mut c = Command::new(env!("CARGO_BIN_EXE_mixlora"));
+        c.env("MIXLORA_DEVICE", "cpu");
         c.args(["train", "--model", &self.text("model"), "--data", &self.text("data")]);
         c.args(["--set", "r=2", "--eval-every", "1000000"]).args(more);
         for (option, value) in [("--micro-batch", "2"), ("--threads", "1")] {
@@ -40,6 +41,7 @@ impl Place {
     }
     fn resume(&self, run: &str, more: &[&str]) -> Command {
         let mut c = Command::new(env!("CARGO_BIN_EXE_mixlora"));
+        c.env("MIXLORA_DEVICE", "cpu");
         c.args(["train", "--resume", &self.text(run)]).args(more);
         c
     }
@@ -137,7 +139,14 @@ fn a_full_disk_leaves_the_old_checkpoint() {
     );
     let script = "trap '' XFSZ; ulimit -f 64; exec \"$0\" \"$@\"";
     let mut limited = Command::new("bash");
-    limited.args(["-c", script, env!("CARGO_BIN_EXE_mixlora"), "train", "--resume", &place.text("run")]);
+    limited.env("MIXLORA_DEVICE", "cpu").args([
+        "-c",
+        script,
+        env!("CARGO_BIN_EXE_mixlora"),
+        "train",
+        "--resume",
+        &place.text("run"),
+    ]);
     let (_, err) = output(&mut limited, 1);
     assert!(
         err.contains("no checkpoint was written, training goes on") && err.contains("cannot be written"),
@@ -230,6 +239,7 @@ fn memory_budgets_hold() {
         settings.extend(["--micro-batch", "8"]);
     }
     let mut c = Command::new(env!("CARGO_BIN_EXE_mixlora"));
+    c.env("MIXLORA_DEVICE", "cpu");
     c.args(["train", "--model", &place.text("model"), "--data", &place.text("data"), "--set", "r=2"]);
     c.args(["--steps", "2", "--memory-budget", "12MiB", "--out", &place.text("fits")]).args(&settings);
     output(&mut c, 0);

@@ -200,6 +200,7 @@ fn eval_gives_the_numbers_of_a_hand_computation() {
 fn a_reader_that_leaves_is_no_failure() {
     let place = Place::new();
     let mut child = Command::new(env!("CARGO_BIN_EXE_mixlora"))
+        .env("MIXLORA_DEVICE", "cpu")
         .args(["generate", "--model", &place.path("model"), "--raw", "--prompt", "x"])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

@@ -128,7 +128,7 @@ impl Adapter {
         let (hidden_size, intermediate_size) = (model.config().hidden_size, model.config().intermediate_size);
         let mut adapter = Adapter {
             method,
-            config: config.clone(),
+            config: method.resolved(config),
             targets: targets.to_vec(),
             linears: Vec::new(),
             mlps: Vec::new(),

@@ -105,7 +105,7 @@ impl Adapter {
             task_type: "CAUSAL_LM",
             base_model_name_or_path: base_name,
             r: self.config.r,
-            lora_alpha: self.config.lora_alpha.unwrap_or(2.0 * self.config.r as f32),
+            lora_alpha: self.config.scaling(1),
             lora_dropout: self.config.lora_dropout,
             target_modules: &self.targets,
             bias: "none",

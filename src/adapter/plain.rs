@@ -40,7 +40,7 @@ impl Adapter {
 
     /// `lora_alpha / r`
     fn plain_scale(&self) -> f32 {
-        self.config.lora_alpha.unwrap_or(2.0 * self.config.r as f32) / self.config.r as f32
+        self.config.scaling(self.config.r)
     }
 
     /// The factors of every linear, by its path.

@@ -1,25 +1,24 @@
 //! Where a GPU's time goes: the kernels of a computation by the device's own clock.
 
 use super::{Place, Row, Timer, Work};
+#[cfg(feature = "gpu")]
+use crate::device::Gpu;
 use crate::{Device, Result};
 use std::collections::BTreeMap;
+#[cfg(feature = "gpu")]
+use std::sync::Arc;
 
 /// Runs `f` once with a timestamp around each launch: a row for each kernel, the most expensive first, whose samples
 /// are its launches. Nothing on a device without timestamps.
 pub(super) fn kernels(device: &Device, work: &Work, f: impl FnOnce() -> Result<()>) -> Result<Vec<Row>> {
-    let mut launches: BTreeMap<String, Vec<f64>> = BTreeMap::new();
-    match device {
+    let launches = match device {
         #[cfg(feature = "gpu")]
-        Device::Gpu(gpu) if gpu.start_profile()? => {
-            let done = f();
-            for launch in gpu.take_profile()? {
-                let name = format!("{}::{}", launch.shader, launch.entry);
-                launches.entry(name).or_default().push(launch.nanoseconds * 1e-9);
-            }
-            done?;
+        Device::Gpu(gpu) if gpu.start_profile()? => profiled(gpu, f)?,
+        _ => {
+            drop(f);
+            BTreeMap::new()
         }
-        _ => drop(f),
-    }
+    };
     let place = Place::of(device);
     let row = |(op, seconds): (String, Vec<f64>)| {
         let work = Work { op, dir: String::new(), ..work.clone() };
@@ -29,4 +28,16 @@ pub(super) fn kernels(device: &Device, work: &Work, f: impl FnOnce() -> Result<(
     let mut rows: Vec<Row> = launches.into_iter().map(row).collect();
     rows.sort_by(|a, b| b.total_us.unwrap_or(0.0).total_cmp(&a.total_us.unwrap_or(0.0)));
     Ok(rows)
+}
+
+/// Seconds of every launch, by kernel.
+#[cfg(feature = "gpu")]
+fn profiled(gpu: &Arc<Gpu>, f: impl FnOnce() -> Result<()>) -> Result<BTreeMap<String, Vec<f64>>> {
+    let done = f();
+    let mut launches: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+    for launch in gpu.take_profile()? {
+        let name = format!("{}::{}", launch.shader, launch.entry);
+        launches.entry(name).or_default().push(launch.nanoseconds * 1e-9);
+    }
+    done.map(|()| launches)
 }

@@ -52,7 +52,7 @@ fn describe(device: &Device) -> [String; 4] {
             [info.backend.to_string(), info.name.clone(), driver.trim().into(), class]
         }
         Device::Cpu(c) => {
-            let threads = c.install(rayon::current_num_threads);
+            let threads = c.threads();
             ["cpu".into(), processor(), format!("{threads} threads"), "cpu".into()]
         }
         Device::Reference => ["reference".into(), processor(), "1 thread".into(), "cpu".into()],

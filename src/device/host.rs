@@ -36,6 +36,11 @@ impl Cpu {
         Cpu { shapes_only: true, ..Cpu::default() }
     }
 
+    /// How many threads it has.
+    pub fn threads(&self) -> usize {
+        self.install(rayon::current_num_threads)
+    }
+
     /// Runs on this device's threads (rayon's global pool unless a thread count was given).
     pub(crate) fn install<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
         match &self.threads {

@@ -129,10 +129,16 @@ impl Device {
         Ok(Device::Cpu(Arc::new(Cpu::with_threads(pool))))
     }
 
-    /// Best device of the machine: discrete GPU, then integrated GPU, then the CPU. With `MIXLORA_REQUIRE_GPU=1` it is
-    /// a GPU or an error.
+    /// The device that `MIXLORA_DEVICE` names, else the best of the machine: discrete GPU, then integrated GPU, then the
+    /// CPU. With `MIXLORA_REQUIRE_GPU=1` the best is a GPU or an error.
     pub fn auto() -> Result<Self> {
         Device::parse("auto")
+    }
+
+    /// What `auto` stands for by `MIXLORA_DEVICE`.
+    pub fn named_by_environment() -> Option<String> {
+        let name = std::env::var("MIXLORA_DEVICE").ok();
+        name.filter(|name| !name.is_empty() && name != "auto")
     }
 
     #[cfg_attr(not(feature = "gpu"), allow(unused_variables))]
@@ -208,7 +214,10 @@ impl Device {
         match text {
             "cpu" => Ok(Device::cpu()),
             "reference" => Ok(Device::reference()),
-            "auto" => Device::best(cache),
+            "auto" => match Device::named_by_environment() {
+                Some(name) => Device::parse_with_cache(&name, cache),
+                None => Device::best(cache),
+            },
             "" => Err(Error::config("device", "is empty; use cpu, gpu, auto or part of an adapter's name")),
             #[cfg(feature = "gpu")]
             "gpu" => Device::gpu_with(&GpuOptions::with_cache(cache)),

@@ -179,7 +179,7 @@ impl LinearAdapter for Conditional {
     fn forward(&self, x: &Tensor, linears: &[Linear], pass: &Pass) -> Result<Vec<Tensor>> {
         let s = self.select(x, pass)?;
         let b: Vec<Tensor> = self.factors_b.iter().map(Param::tensor).collect();
-        let scale = self.config.scaling(2 * self.config.num_factors, self.config.r);
+        let scale = self.config.scaling(self.config.r);
         let dropout = pass.dropout(&self.site.name, self.config.lora_dropout);
         mixture_linears(x, linears, &self.factors_a.tensor(), &b, &s, scale, dropout)
     }

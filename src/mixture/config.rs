@@ -154,9 +154,9 @@ impl MethodConfig {
         Ok(())
     }
 
-    /// `lora_alpha / per`, with the method's own alpha where none is set.
-    pub fn scaling(&self, alpha: usize, per: usize) -> f32 {
-        self.lora_alpha.unwrap_or(alpha as f32) / per as f32
+    /// `lora_alpha / per`; what a method is built from has an alpha, its own where none was set.
+    pub fn scaling(&self, per: usize) -> f32 {
+        self.lora_alpha.unwrap_or(per as f32) / per as f32
     }
 
     /// `k` of `n`, or an error that names both.

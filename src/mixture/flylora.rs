@@ -20,10 +20,11 @@ pub(super) static SPEC: MethodSpec = MethodSpec {
     defaults: || MethodConfig { r: 32, top_k: 8, ..MethodConfig::default() },
     check: token::check,
     router_without_gradient: |_| None,
+    alpha: |c| 2 * c.r,
     has_router: false,
     linear: |c, site, device, stream| {
         let routing = Routing { score: Score::Magnitude, ..Routing::new(c.top_k) };
-        let scale = c.scaling(2 * c.r, c.r);
+        let scale = c.scaling(c.r);
         let a = sparse_a(c, site, device, stream)?;
         Ok(Arc::new(RankExperts::with(c, site, device, routing, scale, a, None)?))
     },

@@ -18,6 +18,7 @@ pub(super) static SPEC: MethodSpec = MethodSpec {
     defaults: || MethodConfig { r: 16, ..MethodConfig::default() },
     check: |_| Ok(()),
     router_without_gradient: |_| None,
+    alpha: |c| 2 * c.r,
     has_router: false,
     linear: |c, site, device, stream| Ok(Arc::new(Lora::new(c, site, device, stream)?)),
     mlp: None,
@@ -41,7 +42,7 @@ impl Lora {
         let draw = |name: &str, n| stream.named(name).uniform_vec(n, bound);
         Ok(Lora {
             site: site.clone(),
-            scale: c.scaling(2 * c.r, c.r),
+            scale: c.scaling(c.r),
             dropout: c.lora_dropout,
             r: c.r,
             lora_a: Param::drawn(device, site.parts("lora_a", c.r), site.d_in, true, draw)?,

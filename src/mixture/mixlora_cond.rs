@@ -20,6 +20,7 @@ pub(super) static SPEC: MethodSpec = MethodSpec {
     router_without_gradient: |_| {
         Some("chosen factors are not scaled by gates, so routers stay as drawn (as published)")
     },
+    alpha: |c| 2 * c.num_factors,
     has_router: true,
     linear: conditional::build,
     mlp: None,

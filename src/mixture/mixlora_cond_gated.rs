@@ -18,6 +18,7 @@ pub(super) static SPEC: MethodSpec = MethodSpec {
         }
     },
     router_without_gradient: |c| (c.r == 1).then_some("with r = 1 the only gate is always 1"),
+    alpha: |c| 2 * c.num_factors,
     has_router: true,
     linear: conditional::build,
     mlp: None,

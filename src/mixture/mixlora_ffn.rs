@@ -25,6 +25,7 @@ pub(super) static SPEC: MethodSpec = MethodSpec {
     router_without_gradient: |c| {
         (c.top_k == 1).then_some("with top_k = 1 the only gate is always 1; the balance loss alone trains it")
     },
+    alpha: |c| 2 * c.r,
     has_router: true,
     linear: |c, site, device, stream| Ok(Arc::new(Lora::new(c, site, device, stream)?)),
     mlp: Some(|c, site, device, stream| Ok(Arc::new(FfnExperts::new(c, site, device, stream)?))),
@@ -67,7 +68,7 @@ impl FfnExperts {
         Ok(FfnExperts {
             site: site.clone(),
             config: c.clone(),
-            scale: c.scaling(2 * c.r, c.r),
+            scale: c.scaling(c.r),
             router: draw(part(&site.path, "router"), c.num_experts, d, &normal)?,
             gate: experts("gate_proj", d, f)?,
             up: experts("up_proj", d, f)?,

@@ -19,10 +19,11 @@ pub(super) static SPEC: MethodSpec = MethodSpec {
         (true, 1) => Some("with top_k = 1 the only gate is always 1"),
         _ => None,
     },
+    alpha: |c| 2 * c.r,
     has_router: true,
     linear: |c, site, device, stream| {
         let routing = Routing { gated: c.gated, ..Routing::new(c.top_k) };
-        let scale = c.scaling(2 * c.r, c.r);
+        let scale = c.scaling(c.r);
         Ok(Arc::new(RankExperts::routed(c, site, device, stream, routing, scale)?))
     },
     mlp: None,

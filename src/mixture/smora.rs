@@ -24,10 +24,11 @@ pub(super) static SPEC: MethodSpec = MethodSpec {
     },
     check: token::check,
     router_without_gradient: |c| (c.top_k == 1).then_some("with top_k = 1 the only gate is always 1"),
+    alpha: |c| 2 * c.r,
     has_router: true,
     linear: |c, site, device, stream| {
         let routing = Routing { score: Score::Sigmoid, gated: true, ..Routing::new(c.top_k) };
-        let scale = c.scaling(2 * c.r, c.top_k);
+        let scale = c.scaling(c.top_k);
         Ok(Arc::new(RankExperts::routed(c, site, device, stream, routing, scale)?))
     },
     mlp: None,

@@ -93,6 +93,8 @@ pub struct MethodSpec {
     pub check: fn(&MethodConfig) -> Result<()>,
     /// Why the router gets no gradient from the task, if it has a router and gets none.
     pub router_without_gradient: fn(&MethodConfig) -> Option<&'static str>,
+    /// `lora_alpha` where none is set.
+    pub alpha: fn(&MethodConfig) -> usize,
     /// Whether it has a router at all.
     pub has_router: bool,
     pub linear: BuildLinear,
@@ -114,6 +116,11 @@ impl MethodSpec {
         let why = (self.router_without_gradient)(config).filter(|_| self.has_router);
         why.map(|w| format!("{}: the router receives no task gradient: {w}", self.name)).into_iter().collect()
     }
+    /// The options with the alpha that is computed with.
+    pub fn resolved(&self, config: &MethodConfig) -> MethodConfig {
+        let alpha = config.lora_alpha.unwrap_or((self.alpha)(config) as f32);
+        MethodConfig { lora_alpha: Some(alpha), ..config.clone() }
+    }
     /// Checks the options and builds the adapter of a group of linears.
     pub fn build(
         &self,
@@ -124,7 +131,7 @@ impl MethodSpec {
     ) -> Result<Arc<dyn LinearAdapter>> {
         config.check()?;
         (self.check)(config)?;
-        (self.linear)(config, site, device, stream.named(&site.name))
+        (self.linear)(&self.resolved(config), site, device, stream.named(&site.name))
     }
     /// Checks the options and builds the adapter of an MLP block, for methods that take blocks.
     pub fn build_mlp(
@@ -136,7 +143,9 @@ impl MethodSpec {
     ) -> Result<Option<Arc<dyn MlpAdapter>>> {
         config.check()?;
         (self.check)(config)?;
-        self.mlp.map(|build| build(config, site, device, stream.named(&site.name))).transpose()
+        self.mlp
+            .map(|build| build(&self.resolved(config), site, device, stream.named(&site.name)))
+            .transpose()
     }
 }
 

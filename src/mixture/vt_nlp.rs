@@ -19,6 +19,7 @@ pub(super) static SPEC: MethodSpec = MethodSpec {
     },
     check: mixlora_cond::SPEC.check,
     router_without_gradient: mixlora_cond::SPEC.router_without_gradient,
+    alpha: |c| 2 * c.num_factors,
     has_router: true,
     linear: conditional::build,
     mlp: None,

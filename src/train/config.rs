@@ -84,7 +84,7 @@ pub struct TextOptions {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DeviceOptions {
-    /// cpu, gpu, auto, or part of an adapter's name.
+    /// auto (the best GPU, else the CPU), cpu, gpu, or part of an adapter's name.
     pub name: String,
     /// Threads of the CPU device; by default one per core. Results do not depend on it.
     pub threads: Option<usize>,
@@ -273,7 +273,7 @@ impl Default for TextOptions {
 
 impl Default for DeviceOptions {
     fn default() -> Self {
-        DeviceOptions { name: "cpu".into(), threads: None, memory_budget: None, keep_quantised: false }
+        DeviceOptions { name: "auto".into(), threads: None, memory_budget: None, keep_quantised: false }
     }
 }
 
@@ -291,12 +291,11 @@ impl DeviceOptions {
     /// # Errors
     /// There is no such device; `name` says so where it is no name of one.
     pub fn open(&self) -> Result<crate::Device> {
-        let device = match (self.name.as_str(), self.threads) {
-            ("cpu", Some(n)) => crate::Device::cpu_with_threads(n)?,
-            (name, _) => {
-                crate::Device::parse_with_cache(name, crate::io::cache::folder(None).ok().as_deref())?
-            }
-        };
+        let cache = crate::io::cache::folder(None).ok();
+        let mut device = crate::Device::parse_with_cache(&self.name, cache.as_deref())?;
+        if let (crate::Device::Cpu(_), Some(threads)) = (&device, self.threads) {
+            device = crate::Device::cpu_with_threads(threads)?;
+        }
         if let (Some(bytes), Some(memory)) = (self.budget()?, device.memory()) {
             memory.set_budget(bytes);
         }

@@ -90,37 +90,37 @@ fn alternatives(
     if !config.train.recompute {
         attempt("--recompute".into(), &|c| c.train.recompute = true, seq)?;
     }
+    // One example at a time; the batch of a step stays what it is.
+    let single = if batch > 1 {
+        let parts = config.train.grad_accumulation.saturating_mul(batch);
+        format!(" --micro-batch 1 --grad-accumulation {parts}")
+    } else {
+        String::new()
+    };
     if batch > 1 {
-        let text = format!(
-            "--micro-batch 1 --grad-accumulation {}",
-            config.train.grad_accumulation.saturating_mul(batch)
-        );
-        attempt(text.clone(), &accumulate(1), seq)?;
+        attempt(single.trim().into(), &accumulate(1), seq)?;
         let both = |c: &mut RunConfig| {
             accumulate(1)(c);
             c.train.recompute = true;
         };
-        attempt(format!("{text} --recompute"), &both, seq)?;
+        attempt(format!("--recompute{single}"), &both, seq)?;
     }
     let mut formats = files.expected().into_iter().map(|e| files.raw(&e.name).map(|r| r.format));
     let packed = formats.any(|f| f.is_ok_and(|f| f != Format::F32));
+    let least = |c: &mut RunConfig| {
+        accumulate(1)(c);
+        c.train.recompute = true;
+        c.device.keep_quantised |= packed;
+    };
     if packed && !config.device.keep_quantised {
         attempt("--keep-quantised".into(), &|c| c.device.keep_quantised = true, seq)?;
-        let all = |c: &mut RunConfig| {
-            accumulate(1)(c);
-            (c.train.recompute, c.device.keep_quantised) = (true, true);
-        };
-        attempt("--keep-quantised --micro-batch 1 --recompute".into(), &all, seq)?;
+        attempt(format!("--keep-quantised --recompute{single}"), &least, seq)?;
     }
     if seq > 128 {
         let half = seq / 2;
         attempt(format!("--max-length {half} --recompute"), &|c| c.train.recompute = true, half)?;
-        let most = |c: &mut RunConfig| {
-            accumulate(1)(c);
-            (c.train.recompute, c.device.keep_quantised) = (true, packed);
-        };
         let kept = if packed { " --keep-quantised" } else { "" };
-        attempt(format!("--max-length {half} --micro-batch 1 --recompute{kept}"), &most, half)?;
+        attempt(format!("--max-length {half}{kept} --recompute{single}"), &least, half)?;
     }
     // Those that fit stay in their order, the gentlest first.
     tried.sort_by_key(|(_, bytes)| if *bytes > limit { *bytes } else { 0 });

@@ -6,10 +6,10 @@ use std::fmt::Debug;
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
 
-/// The program with arguments.
+/// The program with arguments; where they name no device it takes the CPU, whatever the machine has.
 pub fn mixlora(args: &[impl AsRef<OsStr>]) -> Command {
     let mut c = Command::new(env!("CARGO_BIN_EXE_mixlora"));
-    c.args(args);
+    c.args(args).env("MIXLORA_DEVICE", "cpu");
     c
 }
 

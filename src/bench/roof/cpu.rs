@@ -33,7 +33,7 @@ pub(super) fn measure(cpu: &Cpu) -> Result<[(f64, Vec<f64>); 2]> {
         copy();
         (0..ROUNDS).map(|_| copy()).collect()
     });
-    let threads = cpu.install(rayon::current_num_threads);
+    let threads = cpu.threads();
     let fused = cpu.install(|| {
         let runs = kernels().into_iter().map(|(lanes, kernel)| {
             let run = || {

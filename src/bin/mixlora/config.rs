@@ -131,7 +131,7 @@ const ABOUT: &[(&str, &str)] = &[
     ("text.loss_on_all", "train every token, not only the assistant's"),
     ("text.allow_untrained_eos", "accept assistant turns without an end token"),
     ("text.max_untrained", "share of examples that may be left out for having no trained token"),
-    ("device.name", "cpu, gpu, auto, or part of an adapter's name"),
+    ("device.name", "auto (the best GPU, else the CPU), cpu, gpu, or part of an adapter's name"),
     ("device.threads", "threads of the CPU device; by default one per core"),
     ("device.memory_budget", "bytes that the device may hold, such as \"6GiB\""),
     ("device.keep_quantised", "keep quantised weights as they are in memory: less memory"),

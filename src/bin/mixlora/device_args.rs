@@ -9,8 +9,8 @@ use std::path::Path;
 
 #[derive(clap::Args)]
 pub struct DeviceArgs {
-    /// cpu, gpu, auto, or part of an adapter's name.
-    #[arg(long, default_value = "cpu")]
+    /// auto (the best GPU, else the CPU), cpu, gpu, or part of an adapter's name.
+    #[arg(long, default_value = "auto")]
     device: String,
     /// Threads of the CPU device; by default one per core.
     #[arg(long)]
@@ -31,8 +31,61 @@ impl DeviceArgs {
         }
     }
 
+    /// The device; which one it is, and why, goes to stderr.
     pub fn open(&self) -> Result<Device, Failure> {
-        open_device(&self.options())
+        let device = open_device(&self.options())?;
+        out::note(&describe(&device, &self.device));
+        Ok(device)
+    }
+}
+
+/// One line about an open device and why it was taken, given the name that was asked for.
+pub fn describe(device: &Device, name: &str) -> String {
+    match device {
+        Device::Cpu(cpu) => {
+            let threads = cpu.threads();
+            let why = if name == "auto" { format!(" ({})", why_auto(device)) } else { String::new() };
+            format!("device: cpu, {threads} threads{why}")
+        }
+        Device::Reference => "device: reference".into(),
+        #[cfg(feature = "gpu")]
+        Device::Gpu(gpu) => {
+            let class = format!("{:?}", gpu.class()).to_lowercase();
+            format!("device: {} ({}, {class})", device.name(), gpu.info().backend)
+        }
+    }
+}
+
+/// Why `auto` takes this device.
+pub fn why_auto(auto: &Device) -> String {
+    if let Some(name) = Device::named_by_environment() {
+        return format!("MIXLORA_DEVICE is {name}");
+    }
+    #[cfg(feature = "gpu")]
+    {
+        use mixlora::device::AdapterClass;
+        if let Device::Gpu(gpu) = auto {
+            return match gpu.class() {
+                AdapterClass::Software => {
+                    "MIXLORA_REQUIRE_GPU=1 asks for a GPU, and this is the best adapter".into()
+                }
+                class => format!("it is the best adapter ({})", format!("{class:?}").to_lowercase()),
+            };
+        }
+        let adapters = Device::list();
+        match adapters.iter().find(|a| a.class != AdapterClass::Software) {
+            Some(a) => match &a.below_floor {
+                Some(reason) => reason.clone(),
+                None => format!("'{}' could not be opened", a.name),
+            },
+            None if adapters.is_empty() => "there is no Vulkan, Metal or DX12 adapter".into(),
+            None => "the only adapters are software drivers, which are slower than the CPU path".into(),
+        }
+    }
+    #[cfg(not(feature = "gpu"))]
+    {
+        let _ = auto;
+        "this build has no GPU support".into()
     }
 }
 

@@ -1,5 +1,6 @@
 //! `mixlora doctor`
 
+use crate::device_args::why_auto;
 use crate::ops_test::{self, Devices, Jobs, Tested};
 use crate::{Failure, out};
 use mixlora::Device;
@@ -45,7 +46,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         "cpu_features": cpu_features(),
         "threads": rayon::current_num_threads(),
         "adapters": adapters(),
-        "auto": { "device": auto.name(), "why": why(&auto) },
+        "auto": { "device": auto.name(), "why": why_auto(&auto) },
     });
     // The devices are what a person wants to see first, and a test can take a while.
     if !args.json {
@@ -151,35 +152,6 @@ fn shader_compiler(backend: mixlora::wgpu::Backend) -> &'static str {
 #[cfg(not(feature = "gpu"))]
 fn adapters() -> Vec<Value> {
     Vec::new()
-}
-
-/// Why `auto` takes this device.
-fn why(auto: &Device) -> String {
-    #[cfg(feature = "gpu")]
-    {
-        use mixlora::device::AdapterClass;
-        if let Device::Gpu(gpu) = auto {
-            return match gpu.class() {
-                AdapterClass::Software => {
-                    "MIXLORA_REQUIRE_GPU=1 asks for a GPU, and this is the best adapter".into()
-                }
-                class => format!("it is the best adapter ({})", format!("{class:?}").to_lowercase()),
-            };
-        }
-        match Device::list().iter().find(|a| a.class != AdapterClass::Software) {
-            Some(a) => match &a.below_floor {
-                Some(reason) => reason.clone(),
-                None => format!("'{}' could not be opened", a.name),
-            },
-            None if Device::list().is_empty() => "there is no Vulkan, Metal or DX12 adapter".into(),
-            None => "the only adapters are software drivers, which are slower than the CPU path".into(),
-        }
-    }
-    #[cfg(not(feature = "gpu"))]
-    {
-        let _ = auto;
-        "this build has no GPU support".into()
-    }
 }
 
 fn words(list: &Value) -> String {

@@ -2,7 +2,6 @@
 
 use crate::train_args::TrainArgs;
 use crate::{Failure, out};
-use mixlora::Device;
 use mixlora::model::ModelFiles;
 use mixlora::train::{Plan, RunConfig, TrainingData};
 use serde_json::json;
@@ -11,7 +10,7 @@ use serde_json::json;
 #[command(after_help = "\
 Takes the options of `train`. Only the headers of the model's files are read. With --data the longest example is taken, \
 else --max-length. Exit code 5 when it does not fit into --memory-budget, or without one into the memory that the \
-machine has free (known on Linux, for the CPU).
+machine has free or the GPU has (where the system tells it).
 
 Example: mixlora plan --model SmolLM2-135M-Instruct.Q4_1.gguf --max-length 512 --micro-batch 4 --memory-budget 2GiB")]
 pub struct Args {
@@ -26,7 +25,8 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     }
     let files = ModelFiles::open(&config.model)?;
     config.text.max_length = config.text.max_length.min(files.config().max_positions());
-    let free = if config.device.name == "cpu" { Device::cpu().free_memory() } else { None };
+    // A device that this machine does not have can be planned for.
+    let free = config.device.open().ok().and_then(|device| device.free_memory());
     let plan = if config.data.as_os_str().is_empty() {
         Plan::new(&files, &config, config.text.max_length, free)?
     } else {

@@ -1,5 +1,6 @@
 //! `mixlora train`
 
+use crate::device_args::describe;
 use crate::train_args::TrainArgs;
 use crate::{Failure, out, plan, signals};
 use mixlora::adapter::Adapter;
@@ -53,6 +54,7 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
         config.text.max_length = context;
     }
     let device = crate::open_device(&config.device)?;
+    shown.say(&describe(&device, &config.device.name));
     let text = config.text.open(Some(&config.model))?;
     text.notes.iter().for_each(|n| shown.say(&format!("note: {n}")));
     let data = TrainingData::open(&config, &text)?;

@@ -93,7 +93,7 @@ pub struct TrainArgs {
     /// Accept assistant turns without an end token.
     #[arg(long)]
     allow_untrained_eos: bool,
-    /// cpu, gpu, auto, or part of an adapter's name.
+    /// auto (the best GPU, else the CPU), cpu, gpu, or part of an adapter's name.
     #[arg(long)]
     device: Option<String>,
     /// Threads of the CPU device.
