@@ -184,7 +184,7 @@ fn adapter_claims_factors() {
     change(&adapter.path().join("adapter_config.json"), |c| c["r"] = json!(1u64 << 40));
     let family = fixture("families/llama2");
     let e = Adapter::load(adapter.path(), &mut open(&family)).err().unwrap().to_string();
-    assert!(e.contains("[1099511627776, "), "{e}");
+    assert!(e.contains("r: is 1099511627776, must be in 1..=32"), "{e}");
 }
 
 #[test]
