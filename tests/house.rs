@@ -218,3 +218,24 @@ fn links_between_documents_lead_somewhere() {
         }
     }
 }
+
+/// `docs/BAD_INPUT.md` names tests as `binary::function`, or `file::function` for unit tests.
+#[test]
+fn tests_that_documents_name_exist() {
+    let text = read("docs/BAD_INPUT.md");
+    let names: Vec<&str> = text.split('`').skip(1).step_by(2).filter(|name| name.contains("::")).collect();
+    assert!(names.len() >= 54, "{} names", names.len());
+    for name in names {
+        let (place, function) = name.split_once("::").unwrap();
+        let places = if place.ends_with(".rs") {
+            vec![root().join(place)]
+        } else {
+            let mut places = files(&format!("tests/{place}"), "rs");
+            places.push(root().join(format!("tests/{place}.rs")));
+            places
+        };
+        let wanted = format!("fn {function}(");
+        let found = places.iter().any(|p| std::fs::read_to_string(p).is_ok_and(|text| text.contains(&wanted)));
+        assert!(found, "docs/BAD_INPUT.md: there is no test {name}");
+    }
+}

@@ -43,6 +43,15 @@ impl Place {
 }
 
 #[test]
+fn fewer_samples_than_a_batch() {
+    let place = place_with_data();
+    write_data(&place.path("data"), 1);
+    let batch = ["--micro-batch", "8", "--grad-accumulation", "4", "--steps", "2"];
+    let (out, err) = output(place.train("run", &batch), 0);
+    assert!(format!("{out}{err}").contains("1 examples, 2 steps of 1 examples"), "{out}{err}");
+}
+
+#[test]
 fn checkpoint_replaced_by_itself() {
     let place = place_with_data();
     let start = ["--steps", "6", "--save-every", "2", "--set", "train.keep=1", "--stop-at", "4"];
