@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 /// Modules in the order data flows. A module may use its own line and the lines above, none below.
 const LAYERS: &[&[&str]] = &[
-    &["error", "dtype", "shape", "rng", "simd", "atomic", "allocator"],
+    &["error", "dtype", "shape", "rng", "simd", "atomic", "allocator", "names"],
     &["device"],
     &["tensor", "tape", "weight"],
     &["ops"],
