@@ -83,9 +83,9 @@ fn a_layer_is_summed_up_before_its_table() {
         out.lines().position(|l| l.starts_with("lora costs ") && l.contains("of its frozen layer"));
     let head = out.lines().position(|l| l.starts_with("| op "));
     assert!(sentence.is_some() && sentence < head, "{out}");
-    assert!(out.contains("| p20-p80 ") && !out.contains("submits"), "{out}");
+    assert!(out.contains("| p20-p80 ") && !out.contains("std_us"), "{out}");
     let (wide, _) = bench(dir.path(), &[&args[..], &["--min-time", "0.01", "-f", "wide"]].concat(), 0);
-    assert!(wide.contains("| submits ") && wide.contains("| verified_nmse "), "{wide}");
+    assert!(wide.contains(" std_us ") && wide.contains("| verified_nmse "), "{wide}");
 }
 
 #[cfg(feature = "tokenizer")]

@@ -2,6 +2,8 @@
 
 /// Narrowest column that a table is squeezed to, in characters.
 const NARROWEST: usize = 8;
+/// Longest word that is kept whole where there is room, in characters.
+const LONG_WORD: usize = 20;
 /// Characters between two columns.
 const GAP: usize = 2;
 
@@ -17,9 +19,9 @@ pub fn width() -> Option<usize> {
 /// widest columns go on in a second line where a line would be longer than `limit`.
 pub fn table(head: &[&str], rows: &[Vec<String>], limit: Option<usize>) -> String {
     let columns: Vec<Column> = (0..head.len()).map(|at| Column::of(head, rows, at)).collect();
-    let natural: Vec<usize> = columns.iter().map(|c| c.width).collect();
-    let widths = squeezed(&natural, limit.unwrap_or(usize::MAX));
-    let layout: Vec<(usize, bool)> = widths.iter().zip(&columns).map(|(&w, c)| (w, c.right)).collect();
+    let widths = squeezed(&columns, limit.unwrap_or(usize::MAX));
+    let layout: Vec<(usize, bool)> =
+        widths.iter().zip(&columns).map(|(&width, column)| (width, column.right)).collect();
     let head: Vec<String> = head.iter().map(|name| name.to_string()).collect();
     let rule: Vec<String> = widths.iter().map(|&width| "-".repeat(width)).collect();
     [&head, &rule].into_iter().chain(rows).map(|row| lines(row, &layout)).collect()
@@ -27,17 +29,20 @@ pub fn table(head: &[&str], rows: &[Vec<String>], limit: Option<usize>) -> Strin
 
 /// How a column is set.
 struct Column {
-    /// Of its longest cell.
+    /// Of its longest cell, and of its longest word.
     width: usize,
+    word: usize,
     right: bool,
 }
 
 impl Column {
     fn of(head: &[&str], rows: &[Vec<String>], at: usize) -> Self {
         let cells = rows.iter().map(|row| row[at].as_str());
-        let longest = cells.clone().chain([head[at]]).map(length).max().unwrap_or(0);
+        let texts = cells.clone().chain([head[at]]);
+        let width = texts.clone().map(length).max().unwrap_or(0);
+        let word = texts.flat_map(str::split_whitespace).map(length).max().unwrap_or(0);
         let is_number = |cell: &str| cell == "-" || cell.starts_with(|c: char| c.is_ascii_digit());
-        Column { width: longest, right: at > 0 && cells.clone().all(is_number) }
+        Column { width, word, right: at > 0 && cells.clone().all(is_number) }
     }
 }
 
@@ -45,14 +50,18 @@ fn length(text: &str) -> usize {
     text.chars().count()
 }
 
-/// Widths that fit into a line: the widest columns give way first.
-fn squeezed(natural: &[usize], limit: usize) -> Vec<usize> {
-    let gaps = GAP * natural.len().saturating_sub(1);
-    let capped = |cap: usize| natural.iter().map(move |&width| width.min(cap));
-    let widest = natural.iter().copied().max().unwrap_or(0);
-    let fits = |cap: &usize| capped(*cap).sum::<usize>() + gaps <= limit;
-    let cap = (NARROWEST..=widest).rev().find(fits).unwrap_or(NARROWEST);
-    capped(cap).collect()
+/// Widths that fit into a line: the widest columns give way first, and words are broken only where all else fails.
+fn squeezed(columns: &[Column], limit: usize) -> Vec<usize> {
+    let gaps = GAP * columns.len().saturating_sub(1);
+    let widest = columns.iter().map(|column| column.width).max().unwrap_or(0);
+    let capped = |cap: usize, whole: usize| -> Vec<usize> {
+        columns.iter().map(|column| column.width.min(cap.max(column.word.min(whole)))).collect()
+    };
+    let all =
+        [LONG_WORD, 0].into_iter().flat_map(|whole| (NARROWEST..=widest).rev().map(move |cap| (cap, whole)));
+    let mut fitting = all.map(|(cap, whole)| capped(cap, whole));
+    let found = fitting.find(|widths| widths.iter().sum::<usize>() + gaps <= limit);
+    found.unwrap_or_else(|| capped(NARROWEST, 0))
 }
 
 /// A row, with as many lines as its longest cell needs.
@@ -126,8 +135,13 @@ mod tests {
 
     #[test]
     fn the_widest_columns_give_way_first() {
-        assert_eq!(squeezed(&[5, 40, 10], 49), [5, 30, 10]);
-        assert_eq!(squeezed(&[5, 40, 10], usize::MAX), [5, 40, 10]);
-        assert_eq!(squeezed(&[5, 40, 10], 1), [5, 8, 8]);
+        let column = |width, word| Column { width, word, right: false };
+        let columns = [column(5, 5), column(40, 6), column(18, 18)];
+        assert_eq!(squeezed(&columns, usize::MAX), [5, 40, 18]);
+        assert_eq!(squeezed(&columns, 57), [5, 30, 18]);
+        // The long word stays whole as long as it can.
+        assert_eq!(squeezed(&columns, 37), [5, 10, 18]);
+        assert_eq!(squeezed(&columns, 27), [5, 9, 9]);
+        assert_eq!(squeezed(&columns, 1), [5, 8, 8]);
     }
 }
