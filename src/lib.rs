@@ -5,6 +5,7 @@
 mod allocator;
 mod dtype;
 mod error;
+mod names;
 mod rng;
 mod shape;
 mod simd;

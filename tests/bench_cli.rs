@@ -70,7 +70,22 @@ fn a_layer_is_timed_beside_its_frozen_linear() {
         assert!(["fwd", "bwd", "sum"].iter().all(|d| ratio(op, d).is_some_and(|r| r > 0.0)));
     }
     assert!(ratio("frozen linear", "sum").is_none());
+    assert_eq!(rows[0]["op"], "frozen linear");
     assert!(std::fs::read_to_string(svg).unwrap().contains("</svg>"));
+}
+
+#[test]
+fn a_layer_is_summed_up_before_its_table() {
+    let dir = tempfile::tempdir().unwrap();
+    let args = ["layer", "--methods", "lora", "--shapes", "32x48", "--batch", "2", "--seq", "8", "-r", "3"];
+    let (out, _) = bench(dir.path(), &[&args[..], &["--min-time", "0.01"]].concat(), 0);
+    let sentence =
+        out.lines().position(|l| l.starts_with("lora costs ") && l.contains("of its frozen layer"));
+    let head = out.lines().position(|l| l.starts_with("| op "));
+    assert!(sentence.is_some() && sentence < head, "{out}");
+    assert!(out.contains("| p20-p80 ") && !out.contains("std_us"), "{out}");
+    let (wide, _) = bench(dir.path(), &[&args[..], &["--min-time", "0.01", "-f", "wide"]].concat(), 0);
+    assert!(wide.contains(" std_us ") && wide.contains("| verified_nmse "), "{wide}");
 }
 
 #[cfg(feature = "tokenizer")]

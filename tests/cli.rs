@@ -224,3 +224,21 @@ fn a_file_that_does_not_hold_is_exit_code_1_and_a_malformed_one_3() {
     let (_, err) = output(mixlora(&["verify", "--device", "cpu", &empty.path().to_string_lossy()]), 3);
     assert!(err.contains("no reference file found"), "{err}");
 }
+
+#[test]
+fn tables_fit_the_terminal() {
+    for args in [&["methods"][..], &["ops", "list"]] {
+        let (out, _) = output(mixlora(args).env("COLUMNS", "80"), 0);
+        let table = out.lines().filter(|line| !line.starts_with("note: "));
+        let wide: Vec<&str> = table.filter(|line| line.chars().count() > 80).collect();
+        assert!(wide.is_empty(), "{args:?}: {wide:#?}");
+        let (whole, _) = output(mixlora(args), 0);
+        assert!(whole.lines().count() < out.lines().count(), "{args:?}: a pipe gets whole lines");
+    }
+}
+
+#[test]
+fn defaults_are_printed_as_they_are_written() {
+    let list = json(mixlora(&["methods", "--json"]));
+    assert_eq!(list[0]["defaults"]["aux_loss_coef"].to_string(), "0.01");
+}

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 /// Modules in the order data flows. A module may use its own line and the lines above, none below.
 const LAYERS: &[&[&str]] = &[
-    &["error", "dtype", "shape", "rng", "simd", "atomic", "allocator"],
+    &["error", "dtype", "shape", "rng", "simd", "atomic", "allocator", "names"],
     &["device"],
     &["tensor", "tape", "weight"],
     &["ops"],
@@ -235,7 +235,8 @@ fn tests_that_documents_name_exist() {
             places
         };
         let wanted = format!("fn {function}(");
-        let found = places.iter().any(|p| std::fs::read_to_string(p).is_ok_and(|text| text.contains(&wanted)));
+        let found =
+            places.iter().any(|p| std::fs::read_to_string(p).is_ok_and(|text| text.contains(&wanted)));
         assert!(found, "docs/BAD_INPUT.md: there is no test {name}");
     }
 }

@@ -7,7 +7,7 @@ use common::tiny::{write_data, write_text_model};
 use mixlora::Device;
 use mixlora::model::Llama;
 use mixlora::train::{End, Observer, Parts, Run, RunConfig, Stop, StoredRun, TrainingData};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
 struct Place {
@@ -128,6 +128,12 @@ fn the_best_step_is_kept_and_named() {
     let metrics = std::fs::read_to_string(dir.join("metrics.jsonl")).unwrap();
     let kinds = |t: &str| metrics.lines().filter(|l| l.contains(&format!("\"t\":\"{t}\""))).count();
     assert_eq!((kinds("run"), kinds("step"), kinds("eval")), (1, 20, 10));
+    let lines: Vec<Value> = metrics.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    assert!(lines.iter().all(|l| l["time"].as_f64().is_some()), "{metrics}");
+    let place = &lines[0]["place"];
+    assert!(["commit", "driver", "adapter"].iter().all(|key| place[key].is_string()), "{place}");
+    let epochs: Vec<f64> = lines.iter().filter_map(|l| l["epoch"].as_f64()).collect();
+    assert!(epochs.len() == 20 && epochs[0] > 0.0 && epochs.is_sorted(), "{epochs:?}");
     assert!(std::fs::read_to_string(dir.join("loss.svg")).unwrap().starts_with("<svg"));
 }
 

@@ -253,15 +253,17 @@ fn entries(
         let name = format!("frozen {}", hook.name());
         let frozen = Body::frozen(device, hook, shape)?;
         let rig = || Rig::new(device, size, d_in, d_out);
+        let mut adapted = Vec::new();
         for method in methods {
             for (variant, config) in configs(method, options) {
                 progress(&format!("checking {} {variant} on {shape}", method.name));
                 let verified = Some(verify(device, method, &config, shape)?);
                 let body = frozen.adapted(device, method, &config, shape)?;
-                all.push(Entry { name: method.name.into(), variant, hook, body, rig: rig()?, verified });
+                adapted.push(Entry { name: method.name.into(), variant, hook, body, rig: rig()?, verified });
             }
         }
         all.push(Entry { name, variant: String::new(), hook, body: frozen, rig: rig()?, verified: None });
+        all.extend(adapted);
     }
     Ok(all)
 }

@@ -18,6 +18,7 @@ mod stats;
 mod train;
 mod watch;
 
+pub use crate::device::Place;
 pub use cases::DEFAULT_SHAPES;
 pub use compare::{Change, WORSE, changes};
 pub use layer::{CONDITIONAL, LayerOptions, layer};
@@ -26,7 +27,7 @@ pub use ops::{OpsOptions, ops};
 pub use picture::roofline;
 pub use report::{Style, parse_rows, write};
 pub use roof::{Roof, SHADERS};
-pub use row::{Costs, Place, Row, Shape, Work};
+pub use row::{Costs, Row, Shape, Work};
 pub use stats::{Summary, quantile};
 pub use train::{TrainingOptions, training};
 pub use watch::{Candidate, Rounds, Timer, Watch, measure};

@@ -9,12 +9,21 @@ const LEFT: f64 = 70.0;
 const RIGHT: f64 = 20.0;
 const TOP: f64 = 40.0;
 const BOTTOM: f64 = 50.0;
+/// Width of a letter of a label, at most in the mean, and from a point to its label.
+const LETTER: f64 = 5.5;
+const GAP: f64 = 6.0;
 
 /// The whole powers of ten around values.
 fn decades(values: impl Iterator<Item = f64>) -> (f64, f64) {
     let logs = values.filter(|v| v.is_finite() && *v > 0.0).map(f64::log10);
     let (low, high) = logs.fold((f64::MAX, f64::MIN), |(l, h), v| (l.min(v), h.max(v)));
     if low > high { (0.0, 1.0) } else { (low.floor(), high.ceil().max(low.floor() + 1.0)) }
+}
+
+/// Where the label of a point stands: behind it, or before it where it would run out of the picture.
+fn label_side(x: f64, letters: usize) -> (f64, &'static str) {
+    let width = letters as f64 * LETTER;
+    if x + GAP + width <= WIDTH { (x + GAP, "start") } else { ((x - GAP).max(width), "end") }
 }
 
 /// The measured roof, and every row that has an intensity as a point below it.
@@ -81,9 +90,9 @@ pub fn roofline(title: &str, roof: &Roof, rows: &[Row]) -> String {
             x(*ai),
             y(*speed)
         );
+        let (side, anchor) = label_side(x(*ai), label.chars().count());
         out += &format!(
-            "<text x=\"{:.1}\" y=\"{:.1}\" font-size=\"9\" fill=\"#555\">{label}</text>\n",
-            x(*ai) + 6.0,
+            "<text x=\"{side:.1}\" y=\"{:.1}\" font-size=\"9\" fill=\"#555\" text-anchor=\"{anchor}\">{label}</text>\n",
             y(*speed) + 3.0
         );
     }
@@ -95,6 +104,16 @@ mod tests {
     use super::*;
     use crate::Device;
     use crate::bench::{Costs, Place, Timer, Work};
+
+    #[test]
+    fn labels_stay_inside_the_picture() {
+        for (x, letters) in [(100.0, 20), (700.0, 20), (WIDTH - RIGHT, 5), (LEFT, 120), (600.0, 130)] {
+            let (at, anchor) = label_side(x, letters);
+            let width = letters as f64 * LETTER;
+            let left = if anchor == "end" { at - width } else { at };
+            assert!(left >= 0.0 && left + width <= WIDTH, "{x} {letters}: {at} {anchor}");
+        }
+    }
 
     #[test]
     fn every_row_with_an_intensity_is_a_point() {

@@ -1,6 +1,6 @@
 //! Reports as Markdown, CSV, JSON and JSON lines.
 
-use super::Row;
+use super::{Row, Work};
 use crate::{Error, Result};
 use serde_json::{Map, Value};
 use std::path::Path;
@@ -8,8 +8,10 @@ use std::path::Path;
 /// How rows are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Style {
-    /// A table of the columns that differ or have values, under a line about the machine.
+    /// A table of the columns that matter most, under lines about the machine and about what all rows share.
     Markdown,
+    /// The same with every column that has values.
+    Wide,
     /// All columns, with a line of names.
     Csv,
     /// One array of objects.
@@ -26,7 +28,8 @@ const OF_THE_PLACE: [&str; 8] =
 pub fn write(rows: &[Row], style: Style) -> String {
     let objects: Vec<Map<String, Value>> = rows.iter().filter_map(object).collect();
     match style {
-        Style::Markdown => markdown(rows, &objects),
+        Style::Markdown => markdown(rows, objects.into_iter().map(banded).collect(), &brief(rows)),
+        Style::Wide => markdown(rows, objects, &columns()),
         Style::Csv => csv(&objects),
         Style::Json => format!("{:#}\n", Value::Array(objects.into_iter().map(Value::Object).collect())),
         Style::JsonLines => objects.into_iter().map(|o| Value::Object(o).to_string() + "\n").collect(),
@@ -102,10 +105,38 @@ fn short(column: &str, value: Option<&Value>) -> String {
     }
 }
 
-fn markdown(rows: &[Row], objects: &[Map<String, Value>]) -> String {
+/// The band of a ratio as one cell of a short table.
+const BAND: &str = "p20-p80";
+
+fn banded(mut object: Map<String, Value>) -> Map<String, Value> {
+    if let (Some(low), Some(high)) = (object["ratio_p20"].as_f64(), object["ratio_p80"].as_f64()) {
+        object.insert(BAND.into(), format!("{low:.2}-{high:.2}").into());
+    }
+    object
+}
+
+/// The columns of a short table.
+fn brief(rows: &[Row]) -> Vec<&'static str> {
+    let mut all = vec!["op", "variant", "shape", "dtype", "dir", "ratio", BAND, "median_us"];
+    if rows.iter().any(|r| r.work.bench != "layer") {
+        all.extend(["gflops", "gbps", "roof_pct", "tok_s", "peak_mem_mib", "peak_rss_mib", "loss"]);
+    }
+    if rows.iter().any(|r| r.total_us.is_some()) {
+        all.push("total_us");
+    }
+    if rows.iter().any(|r| r.verified == Some(false)) {
+        all.push("verified");
+    }
+    all
+}
+
+/// Columns of text that are written once, above the table, where all rows have the same.
+const SHARED: [&str; 5] = ["variant", "shape", "dtype", "dir", "timer"];
+
+fn markdown(rows: &[Row], objects: Vec<Map<String, Value>>, columns: &[&'static str]) -> String {
     let Some(place) = rows.first().map(|r| &r.place) else { return "nothing was measured\n".into() };
     let mut text = format!(
-        "{} ({}, {}, {}) on {}, mixlora {} ({})\n\n",
+        "{} ({}, {}, {}) on {}, mixlora {} ({})\n",
         place.adapter,
         place.backend,
         place.driver,
@@ -115,7 +146,35 @@ fn markdown(rows: &[Row], objects: &[Map<String, Value>]) -> String {
         place.commit
     );
     let used = |c: &&str| !OF_THE_PLACE.contains(c) && objects.iter().any(|o| !cell(o.get(*c)).is_empty());
-    let columns: Vec<&str> = columns().into_iter().filter(used).collect();
+    let first = objects.first();
+    let same =
+        |c: &&str| SHARED.contains(c) && objects.iter().all(|o| o.get(*c) == first.and_then(|f| f.get(*c)));
+    let columns = columns.iter().copied().filter(used);
+    let (shared, own): (Vec<&str>, Vec<&str>) = columns.partition(|c| rows.len() > 1 && same(c));
+    if !shared.is_empty() {
+        let each = shared.iter().map(|c| format!("{c} {}", cell(first.and_then(|f| f.get(*c)))));
+        text += &format!("all rows: {}\n", each.collect::<Vec<_>>().join(", "));
+    }
+    text += "\n";
+    let costs: String = rows.iter().filter_map(|row| cost(row, rows)).collect();
+    if !costs.is_empty() {
+        text += &(costs + "\n");
+    }
+    text + &markdown_table(&objects, &own)
+}
+
+/// What a layer takes beside its frozen one, in a sentence.
+fn cost(row: &Row, all: &[Row]) -> Option<String> {
+    let Work { bench, op, variant, shape, dir, .. } = &row.work;
+    let ratio = row.ratio.filter(|_| bench == "layer" && dir == "sum")?;
+    let band = row.ratio_p20.zip(row.ratio_p80).map(|(low, high)| format!(" ({low:.2} to {high:.2})"));
+    let band = band.unwrap_or_default();
+    let alike = all.iter().filter(|r| r.work.op == *op && r.work.dir == *dir).count();
+    let which = if alike > 1 { format!(" ({variant}, {shape})") } else { String::new() };
+    Some(format!("{op}{which} costs {ratio:.2}x of its frozen layer{band}, forward and backward.\n"))
+}
+
+fn markdown_table(objects: &[Map<String, Value>], columns: &[&str]) -> String {
     let table: Vec<Vec<String>> =
         objects.iter().map(|o| columns.iter().map(|c| short(c, o.get(*c))).collect()).collect();
     let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
@@ -132,7 +191,7 @@ fn markdown(rows: &[Row], objects: &[Map<String, Value>]) -> String {
         each.map(|((c, &w), &right)| if right { format!("{c:>w$}") } else { format!("{c:<w$}") }).collect()
     };
     let rule = |(&w, &right): (&usize, &bool)| "-".repeat(w - 1) + if right { ":" } else { "-" };
-    text += &line(&padded(&columns.iter().map(|c| c.to_string()).collect::<Vec<_>>()));
+    let mut text = line(&padded(&columns.iter().map(|c| c.to_string()).collect::<Vec<_>>()));
     text += &line(&widths.iter().zip(&number).map(rule).collect::<Vec<_>>());
     table.iter().for_each(|row| text += &line(&padded(row)));
     text
@@ -168,7 +227,7 @@ pub fn parse_rows(path: &Path, text: &str) -> Result<Vec<Row>> {
 mod tests {
     use super::*;
     use crate::Device;
-    use crate::bench::{Costs, Place, Timer, Work};
+    use crate::bench::{Costs, Place, Summary, Timer};
 
     fn rows() -> Vec<Row> {
         let row = |op: &str, dir: &str| {
@@ -190,10 +249,45 @@ mod tests {
         assert!(csv.contains(",\"a,\"\"b\"\"\",") && csv.lines().next().unwrap().ends_with("verified_nmse"));
         let table = write(&rows, Style::Markdown);
         assert!(table.contains("| median_us |") && table.contains("1.50") && !table.contains("ratio"));
-        let bars: Vec<usize> = table.lines().skip(2).map(|l| l.chars().count()).collect();
+        assert!(!table.contains("| n |") && write(&rows, Style::Wide).contains("| std_us |"));
+        let bars: Vec<usize> =
+            table.lines().filter(|l| l.starts_with('|')).map(|l| l.chars().count()).collect();
         assert!(bars.windows(2).all(|w| w[0] == w[1]), "{table}");
         assert!(parse_rows(Path::new("x"), "no").is_err());
         assert_eq!(parse_rows(Path::new("x"), "").unwrap(), []);
+    }
+
+    #[test]
+    fn a_layer_is_summed_up_first_and_what_all_rows_share_is_said_once() {
+        let row = |op: &str, dir: &str| {
+            let mut row = rows().swap_remove(1);
+            let text = String::from;
+            row.work = Work {
+                bench: text("layer"),
+                op: text(op),
+                variant: text("r 4"),
+                shape: text("8x8"),
+                dir: text(dir),
+                ..row.work
+            };
+            row
+        };
+        let adapted = row("lora", "sum").ratio(Summary {
+            n: 3,
+            median: 1.06,
+            p20: 1.05,
+            p80: 1.07,
+            min: 1.0,
+            std: 0.1,
+        });
+        let table = write(&[row("frozen linear", "sum"), adapted], Style::Markdown);
+        let sentence = "lora costs 1.06x of its frozen layer (1.05 to 1.07), forward and backward.";
+        let at = |text: &str| table.find(text).unwrap_or_else(|| panic!("no {text} in\n{table}"));
+        assert!(at("all rows: variant r 4, shape 8x8, dir sum") < at(sentence) && at(sentence) < at("| op "));
+        assert!(table.contains("| 1.05-1.07 |") && !table.contains("verified"), "{table}");
+        let mut wrong = row("lora", "");
+        wrong.verified = Some(false);
+        assert!(write(&[wrong], Style::Markdown).contains("| verified |"));
     }
 
     #[test]

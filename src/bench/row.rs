@@ -1,70 +1,9 @@
 //! One line of a report.
 
 use super::{Roof, Summary, Timer};
-use crate::{Device, Error, Result};
+use crate::device::Place;
+use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
-
-/// Where and with what something was measured: the same in every row of a run.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Place {
-    /// From the environment variable `MIXLORA_COMMIT` when the crate was compiled, else `unknown`.
-    pub commit: String,
-    pub crate_version: String,
-    /// Seconds since 1970-01-01 UTC.
-    pub date: u64,
-    pub os: String,
-    /// `cpu`, or the graphics API.
-    pub backend: String,
-    /// The adapter's or the processor's name.
-    pub adapter: String,
-    /// The driver with its version; the number of threads on a CPU.
-    pub driver: String,
-    /// `cpu`, or what kind of GPU it is.
-    pub device_type: String,
-}
-
-impl Place {
-    /// This crate on this device, now.
-    pub fn of(device: &Device) -> Self {
-        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        let [backend, adapter, driver, device_type] = describe(device);
-        Place {
-            commit: option_env!("MIXLORA_COMMIT").unwrap_or("unknown").into(),
-            crate_version: env!("CARGO_PKG_VERSION").into(),
-            date: since.map_or(0, |d| d.as_secs()),
-            os: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
-            backend,
-            adapter,
-            driver,
-            device_type,
-        }
-    }
-}
-
-/// Backend, name, driver and kind of a device.
-fn describe(device: &Device) -> [String; 4] {
-    match device {
-        #[cfg(feature = "gpu")]
-        Device::Gpu(g) => {
-            let info = g.info();
-            let driver = format!("{} {}", info.driver, info.driver_info);
-            let class = format!("{:?}", g.class()).to_lowercase();
-            [info.backend.to_string(), info.name.clone(), driver.trim().into(), class]
-        }
-        Device::Cpu(c) => {
-            let threads = c.threads();
-            ["cpu".into(), processor(), format!("{threads} threads"), "cpu".into()]
-        }
-        Device::Reference => ["reference".into(), processor(), "1 thread".into(), "cpu".into()],
-    }
-}
-
-/// The processor's name where the system tells it, else its architecture.
-fn processor() -> String {
-    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let name = info.lines().find_map(|l| l.strip_prefix("model name")?.split_once(':'));
-    name.map_or(std::env::consts::ARCH.to_string(), |(_, n)| n.trim().to_string())
-}
 
 /// Arithmetic and memory traffic of one repetition.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -228,6 +167,7 @@ impl<const N: usize> std::fmt::Display for Shape<N> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Device;
 
     #[test]
     fn shapes_are_read_and_written() {

@@ -102,7 +102,25 @@ impl<'a> Encoder<'a> {
     /// All samples that cannot be encoded are listed, up to a limit. It is also an error when too many samples have
     /// no trained token, or none is left.
     pub fn dataset(&self, path: &Path, samples: &[Sample]) -> Result<Dataset> {
-        let done: Vec<Said<Encoded>> = samples.par_iter().map(|s| self.encode(s)).collect();
+        self.dataset_watched(path, samples, &|| ())
+    }
+
+    /// The same; `step` is called after each sample, by several threads.
+    ///
+    /// # Errors
+    /// Those of [`Encoder::dataset`].
+    pub fn dataset_watched(
+        &self,
+        path: &Path,
+        samples: &[Sample],
+        step: &(dyn Fn() + Sync),
+    ) -> Result<Dataset> {
+        let watched = |sample: &Sample| {
+            let encoded = self.encode(sample);
+            step();
+            encoded
+        };
+        let done: Vec<Said<Encoded>> = samples.par_iter().map(watched).collect();
         let mut data = Dataset::default();
         data.counts.samples = samples.len();
         let mut problems = Problems::default();

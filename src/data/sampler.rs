@@ -78,6 +78,10 @@ impl Sampler {
     pub fn cursor(&self) -> Cursor {
         self.cursor
     }
+    /// How often every example has been used, with the part of the epoch that is under way.
+    pub fn epochs(&self) -> f64 {
+        self.cursor.epoch as f64 + self.cursor.position as f64 / self.len as f64
+    }
 
     /// Goes on from a stored place.
     ///

@@ -7,6 +7,7 @@ mod arena;
 mod free;
 mod host;
 mod memory;
+mod place;
 
 #[cfg(feature = "gpu")]
 mod adapter;
@@ -27,6 +28,8 @@ mod record;
 
 pub use host::{Cpu, Host};
 pub use memory::Memory;
+pub use place::Place;
+pub(crate) use place::unix_time;
 
 #[cfg(feature = "gpu")]
 pub use adapter::AdapterSummary;

@@ -7,6 +7,7 @@
 mod balance;
 mod conditional;
 mod config;
+mod names;
 mod pooling;
 mod spec;
 mod token;
@@ -15,8 +16,9 @@ pub use crate::ops::mixture_linears::mixture_linears;
 pub use crate::ops::topk_routing::{Condition, Routing, Score, Table, first_choices, route, route_rows};
 pub use crate::ops::{Dropout, Selection, Units};
 pub use config::{CfsForm, DecodeRoute, GateScale, MethodConfig};
+pub use names::find;
 pub use pooling::{Pool, Span};
-pub use spec::{Hook, LinearSite, MethodSpec, MlpSite, find};
+pub use spec::{Hook, LinearSite, MethodSpec, MlpSite};
 
 macro_rules! methods {
     ($($name:ident),+ $(,)?) => {

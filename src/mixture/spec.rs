@@ -148,14 +148,3 @@ impl MethodSpec {
             .transpose()
     }
 }
-
-/// The method of that name.
-///
-/// # Errors
-/// There is none; the error lists all names.
-pub fn find(name: &str) -> Result<&'static MethodSpec> {
-    super::ALL.iter().copied().find(|m| m.name == name).ok_or_else(|| {
-        let names: Vec<_> = super::ALL.iter().map(|m| m.name).collect();
-        Error::config("method", format!("'{name}' is unknown; known are {}", names.join(", ")))
-    })
-}

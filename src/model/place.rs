@@ -1,5 +1,6 @@
 //! From the path that a user gives to the model that it means.
 
+use super::hub::hub_hint;
 use crate::io::{PartName, listed};
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
@@ -23,6 +24,9 @@ impl ModelPlace {
     pub fn of(path: &Path) -> Result<Self> {
         if path.is_dir() {
             return Self::of_folder(path);
+        }
+        if let Some(what) = hub_hint(path) {
+            return Err(Error::file(path, what));
         }
         let beside = path.extension().is_some_and(|e| e == "safetensors" || e == "json");
         if !(beside && path.is_file()) {

@@ -1,6 +1,8 @@
 //! Settings in layers: the defaults of a method, a file, the command line; each a tree of the names of [`RunConfig`].
 
 use super::RunConfig;
+use crate::mixture::find;
+use crate::names::nearest;
 use crate::{Error, Result};
 use serde_json::{Map, Value};
 
@@ -17,26 +19,47 @@ impl RunConfig {
     /// the names above, with where it comes from.
     ///
     /// # Errors
-    /// A key is unknown (a near one is named), or a value has the wrong type or cannot work.
+    /// A key is unknown (a near one is named), or a value has the wrong type or cannot work: the first of these.
     pub fn layered(layers: &[(String, Value)]) -> Result<Self> {
-        let named = layers.iter().rev().find_map(|(_, v)| v.get("method"));
-        let method = match named {
-            None => "mixlora-cond",
-            Some(Value::String(s)) => s,
-            Some(other) => return Err(Error::config("method", format!("is {other}, must be a name"))),
-        };
-        let mut all = RunConfig::defaults(method)?.tree()?;
+        Self::checked(layers).map_err(|mut errors| errors.swap_remove(0))
+    }
+
+    /// The same with everything that is wrong.
+    ///
+    /// # Errors
+    /// All of them, at least one. A setting that cannot work is set back to its default to find the next.
+    pub fn checked(layers: &[(String, Value)]) -> std::result::Result<Self, Vec<Error>> {
+        let defaults =
+            method_of(layers).and_then(RunConfig::defaults).and_then(|c| c.tree()).map_err(|e| vec![e])?;
+        let mut all = defaults.clone();
+        let mut errors = Vec::new();
         for (from, layer) in layers {
-            merge(&mut all, layer, "").map_err(|e| match e {
-                Error::Config { field, what } => Error::Config { field: format!("{from}: {field}"), what },
-                e => e,
-            })?;
+            let mut unfit = Vec::new();
+            merge(&mut all, layer, "", &mut unfit);
+            errors.extend(unfit.into_iter().map(|e| of_layer(from, e)));
         }
-        let config: RunConfig = serde_path_to_error::deserialize(all).map_err(|e| {
+        loop {
+            match RunConfig::of_tree(&all) {
+                Ok(config) if errors.is_empty() => return Ok(config),
+                Ok(_) => return Err(errors),
+                Err(e) => {
+                    let mended = set_back(&mut all, &defaults, &e);
+                    errors.push(e);
+                    if !mended {
+                        return Err(errors);
+                    }
+                }
+            }
+        }
+    }
+
+    fn of_tree(tree: &Value) -> Result<Self> {
+        let mut config: RunConfig = serde_path_to_error::deserialize(tree).map_err(|e| {
             let path = e.path().to_string();
             Error::config(path, e.into_inner().to_string())
         })?;
         config.check()?;
+        config.method = find(&config.method)?.name.into();
         Ok(config)
     }
 
@@ -85,6 +108,36 @@ impl RunConfig {
     }
 }
 
+/// The method that the layers name last.
+fn method_of(layers: &[(String, Value)]) -> Result<&str> {
+    match layers.iter().rev().find_map(|(_, v)| v.get("method")) {
+        None => Ok("mixlora-cond"),
+        Some(Value::String(name)) => Ok(name),
+        Some(other) => Err(Error::config("method", format!("is {other}, must be a name"))),
+    }
+}
+
+/// An error with the layer that it is in.
+fn of_layer(from: &str, e: Error) -> Error {
+    match e {
+        Error::Config { field, what } => Error::Config { field: format!("{from}: {field}"), what },
+        e => e,
+    }
+}
+
+/// Sets what an error names back to its default. False where that is nothing that layers have changed.
+fn set_back(all: &mut Value, defaults: &Value, e: &Error) -> bool {
+    let Error::Config { field, .. } = e else { return false };
+    let pointer = format!("/{}", field.split('[').next().unwrap_or_default().replace('.', "/"));
+    match (all.pointer_mut(&pointer), defaults.pointer(&pointer)) {
+        (Some(value), Some(default)) if value != default => {
+            *value = default.clone();
+            true
+        }
+        _ => false,
+    }
+}
+
 /// Sections, or a value that replaces another.
 fn section(value: &Value) -> Option<&Map<String, Value>> {
     value.as_object()
@@ -94,23 +147,21 @@ fn joined(path: &str, key: &str) -> String {
     if path.is_empty() { key.into() } else { format!("{path}.{key}") }
 }
 
-/// Puts a layer over a tree that has every key there is.
-fn merge(into: &mut Value, layer: &Value, path: &str) -> Result<()> {
+/// Puts a layer over a tree that has every key there is; what does not fit in is an error.
+fn merge(into: &mut Value, layer: &Value, path: &str, errors: &mut Vec<Error>) {
     let Some(layer) = section(layer) else {
-        return Err(Error::config(path, format!("is {layer}, must be a section of options")));
+        errors.push(Error::config(path, format!("is {layer}, must be a section of options")));
+        return;
     };
     for (key, value) in layer {
         let here = joined(path, key);
         let known: Vec<String> = section(into).into_iter().flatten().map(|(k, _)| k.clone()).collect();
         match into.get_mut(key) {
-            None => {
-                return Err(Error::config(here, unknown(key, &known)));
-            }
-            Some(slot) if slot.is_object() => merge(slot, value, &here)?,
+            None => errors.push(Error::config(here, unknown(key, &known))),
+            Some(slot) if slot.is_object() => merge(slot, value, &here, errors),
             Some(slot) => *slot = value.clone(),
         }
     }
-    Ok(())
 }
 
 fn differ(a: &Value, b: &Value, path: &str, found: &mut Vec<(String, String)>) {
@@ -142,31 +193,13 @@ const ELSEWHERE: &[(&[&str], &str)] = &[
     (&["lora_target_modules", "targets"], "target_modules"),
 ];
 
-/// What is said of a name that is none: the one that was meant, where that can be told, and those that there are.
+/// What is said of a name that is none: the one that was meant, where that can be told, else where the list is.
 fn unknown(name: &str, known: &[String]) -> String {
     let elsewhere = ELSEWHERE.iter().find(|(names, _)| names.contains(&name));
     let here = elsewhere.map(|(_, here)| format!("; here it is {here}"));
     let near = || nearest(name, known).map(|n| format!("; did you mean '{n}'?"));
     match here.or_else(near) {
         Some(hint) => format!("is unknown{hint}"),
-        None => format!("is unknown; there are {}", known.join(", ")),
+        None => "is unknown; `mixlora config init` prints all settings".into(),
     }
-}
-
-/// The name that is most like a mistyped one, if one is.
-pub fn nearest<'a>(name: &str, known: &'a [String]) -> Option<&'a str> {
-    let distance = |other: &str| {
-        let (a, b): (Vec<char>, Vec<char>) = (name.chars().collect(), other.chars().collect());
-        let mut row: Vec<usize> = (0..=b.len()).collect();
-        for (i, x) in a.iter().enumerate() {
-            let mut before = std::mem::replace(&mut row[0], i + 1);
-            for (j, y) in b.iter().enumerate() {
-                let cost = (before + usize::from(x != y)).min(row[j] + 1).min(row[j + 1] + 1);
-                before = std::mem::replace(&mut row[j + 1], cost);
-            }
-        }
-        row[b.len()]
-    };
-    let near = known.iter().map(|k| (distance(k), k.as_str())).min()?;
-    (near.0 <= 1 + name.chars().count() / 3).then_some(near.1)
 }

@@ -1,6 +1,7 @@
 //! `metrics.jsonl`: one object a line, appended and flushed as it happens, so that a crash loses nothing.
 
 use super::curve::{self, Line};
+use crate::device::unix_time;
 use crate::{Error, Result};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -27,8 +28,12 @@ impl MetricsLog {
         Ok(MetricsLog { path: path.into(), file })
     }
 
-    /// Appends a line.
+    /// Appends a line, with the time in seconds since 1970-01-01 UTC.
     pub fn write(&mut self, line: &Value) -> Result<()> {
+        let mut line = line.clone();
+        if let Some(fields) = line.as_object_mut() {
+            fields.insert("time".into(), (unix_time().as_millis() as f64 / 1e3).into());
+        }
         let text = format!("{line}\n");
         let written = self.file.write_all(text.as_bytes()).and_then(|()| self.file.flush());
         written.map_err(|e| Error::file(&self.path, format!("cannot be written: {e}")))
@@ -98,6 +103,9 @@ mod tests {
         log.write(&json!({"t": "step", "step": 1, "loss": 2.5})).unwrap();
         log.write(&json!({"t": "eval", "step": 1, "loss": 2.0})).unwrap();
         assert_eq!(read_losses(&path).unwrap(), (vec![(1.0, 2.5)], vec![(1.0, 2.0)]));
+        let text = std::fs::read_to_string(&path).unwrap();
+        let last: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+        assert!(last["time"].as_f64().unwrap() > 1.7e9, "{last}");
         assert!(loss_curve(&path, "x").unwrap().contains("validation loss"));
         std::fs::write(&path, "hello\n").unwrap();
         assert!(read_losses(&path).is_err());

@@ -9,6 +9,7 @@ use super::{MetricsLog, RunConfig, RunFolder, Session, StepReport, loss_curve, l
 use crate::adapter::Adapter;
 use crate::atomic;
 use crate::data::{Batch, Dataset, Sampler, SamplerConfig};
+use crate::device::Place;
 use crate::mixture::find;
 use crate::nn::Choices;
 use crate::{Device, Error, Result, Stream};
@@ -151,7 +152,8 @@ impl Run {
     fn write_to(&mut self, folder: RunFolder) -> Result<()> {
         let mut log = MetricsLog::open(&folder.path().join("metrics.jsonl"))?;
         log.write(&json!({
-            "t": "run", "version": env!("CARGO_PKG_VERSION"), "device": self.device().name(), "steps": self.steps,
+            "t": "run", "version": env!("CARGO_PKG_VERSION"), "device": self.device().name(),
+            "place": Place::of(self.device()), "steps": self.steps,
             "trained_values": self.session.adapter.trainable_values(), "examples": self.train.examples.len(),
             "samples": { "train": self.train.counts, "valid": self.valid.as_ref().map(|v| v.counts) },
             "config": self.config.tree()?,
@@ -268,7 +270,7 @@ impl Run {
         let router = self.load.count(choices)?;
         let tok_s = r.tokens as f64 / seconds;
         let mut line = json!({
-            "t": "step", "step": r.step, "loss": r.loss, "aux_loss": r.aux_loss, "lr": r.learning_rate,
+            "t": "step", "step": r.step, "epoch": self.sampler.epochs(), "loss": r.loss, "aux_loss": r.aux_loss, "lr": r.learning_rate,
             "grad_norm": r.grad_norm, "tokens": r.tokens, "trained_tokens": r.trained_tokens,
             "tokens_total": self.state.tokens, "tok_s": tok_s,
             "ms": {

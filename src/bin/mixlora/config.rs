@@ -10,7 +10,7 @@ use std::path::PathBuf;
 pub enum Config {
     /// Print every setting of a run with its default, as a file to edit.
     Init(InitArgs),
-    /// Read a file of settings and say what is wrong with it.
+    /// Read a file of settings and list everything that is wrong with it.
     Check(CheckArgs),
 }
 
@@ -36,7 +36,7 @@ pub fn run(command: &Config) -> Result<(), Failure> {
             Ok(out::text(&toml_text(&config.tree()?))?)
         }
         Config::Check(args) => {
-            let config = RunConfig::layered(&[read_file(&args.file)?])?;
+            let config = RunConfig::checked(&[read_file(&args.file)?]).map_err(Failure::of_all)?;
             let method = mixlora::mixture::find(&config.method)?;
             method.notes(&config.options).iter().for_each(|n| out::note(&format!("note: {n}")));
             Ok(out::text(&format!("{} is fine: method {}", args.file.display(), config.method))?)

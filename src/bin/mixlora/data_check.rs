@@ -31,13 +31,9 @@ pub fn run(args: &Args) -> Result<(), Failure> {
             Err(e) => bad.push(e),
         }
     }
+    // One report for all files.
     if !bad.is_empty() {
-        // One report for all files.
-        let last = bad.pop();
-        for e in &bad {
-            out::note(&format!("error: {e}"));
-        }
-        return last.map_or(Ok(()), |e| Err(e.into()));
+        return Err(Failure::of_all(bad));
     }
     if args.json {
         let list = rows.iter().map(|(path, samples)| {

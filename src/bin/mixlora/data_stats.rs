@@ -1,6 +1,7 @@
 //! `mixlora data stats`
 
 use crate::data_text::TextArgs;
+use crate::progress::Progress;
 use crate::{Failure, out};
 use mixlora::data::{DataFiles, Dataset, read_samples};
 use serde_json::json;
@@ -50,8 +51,9 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let files = DataFiles::find(&args.path)?;
     files.note().iter().for_each(|text| out::note(&format!("note: {text}")));
     for path in files.all() {
-        out::progress(&format!("reading {}", path.display()));
-        let data = encoder.dataset(path, &read_samples(path)?)?;
+        let samples = read_samples(path)?;
+        let read = Progress::new(&format!("counting tokens of {}", path.display()), samples.len(), "samples");
+        let data = encoder.dataset_watched(path, &samples, &|| read.step())?;
         results.push((path.display().to_string(), figures(&data), data.counts));
     }
     if args.json {

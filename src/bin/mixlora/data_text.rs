@@ -1,12 +1,13 @@
 //! Options that the data commands share: which tokenizer, which template, what is trained.
 
+use crate::model_path::model_path;
 use mixlora::train::TextOptions;
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
 pub struct TextArgs {
     /// A model folder with tokenizer.json and tokenizer_config.json, or a .gguf file.
-    #[arg(long, required_unless_present = "tokenizer")]
+    #[arg(long, required_unless_present = "tokenizer", value_parser = model_path())]
     pub model: Option<PathBuf>,
     /// A tokenizer.json, instead of the model's.
     #[arg(long)]

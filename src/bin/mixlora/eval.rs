@@ -1,6 +1,7 @@
 //! `mixlora eval`
 
 use crate::model_args::ModelArgs;
+use crate::progress::Progress;
 use crate::{Failure, out};
 use mixlora::data::{Batch, DataFiles, read_samples};
 use mixlora::mixture::Pool;
@@ -85,8 +86,8 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     for &i in &all {
         by_task.entry(data.tasks[i].clone().unwrap_or_else(|| "-".into())).or_default().push(i);
     }
+    let measured = Progress::new("measuring the loss", all.len(), "samples");
     for (task, ids) in &by_task {
-        out::progress(&format!("loss of {task}"));
         for chunk in ids.chunks(args.micro_batch.max(1)) {
             let examples: Vec<_> = chunk.iter().map(|&i| &data.examples[i]).collect();
             let batch = Batch::new(
@@ -99,8 +100,10 @@ pub fn run(args: &Args) -> Result<(), Failure> {
             loss.sum += mixlora::train::loss_of(&opened.model, &batch)?;
             loss.tokens += batch.trained;
             loss.samples += chunk.len();
+            measured.steps(chunk.len());
         }
     }
+    drop(measured);
     let questions = match args.max_tokens {
         0 => None,
         n => {
@@ -112,9 +115,9 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         }
     };
     let answers = questions.as_ref().map(|q| {
-        let total = q.list.len();
+        let asked = Progress::new("asking", q.list.len(), "questions");
         q.answer(&opened.model, opened.adapter.as_ref(), &mut |done| {
-            out::progress(&format!("answered {done} of {total}"));
+            asked.reach(done);
             true
         })
     });

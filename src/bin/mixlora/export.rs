@@ -1,6 +1,7 @@
 //! `mixlora export`
 
 use crate::device_args::CheckArgs;
+use crate::model_path::model_path;
 use crate::{Failure, out};
 use mixlora::{Device, Error};
 use std::path::PathBuf;
@@ -13,7 +14,7 @@ routes. An adapter directory of a plain LoRA is Hugging Face PEFT's own format a
 Example: mixlora export --model SmolLM2-135M-Instruct.Q4_1.gguf --adapter run --gguf-lora adapter.gguf")]
 pub struct Args {
     /// A .gguf file, or a Hugging Face directory.
-    #[arg(long)]
+    #[arg(long, value_parser = model_path())]
     model: PathBuf,
     /// An adapter directory, or the folder of a training run.
     #[arg(long)]

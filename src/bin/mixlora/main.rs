@@ -27,6 +27,7 @@ mod merge;
 mod methods;
 #[cfg(feature = "tokenizer")]
 mod model_args;
+mod model_path;
 mod ops_list;
 mod ops_test;
 mod out;
@@ -40,6 +41,7 @@ mod quickstart;
 mod settings;
 #[cfg(feature = "tokenizer")]
 mod signals;
+mod table;
 #[cfg(feature = "tokenizer")]
 mod train;
 #[cfg(feature = "tokenizer")]
@@ -171,6 +173,13 @@ impl From<std::io::Error> for Failure {
 }
 
 impl Failure {
+    /// Several errors as one failure: all but the last are said at once.
+    fn of_all(mut errors: Vec<mixlora::Error>) -> Self {
+        let last = errors.pop();
+        errors.iter().for_each(|e| out::note(&format!("error: {e}")));
+        last.map_or(Failure::Check, Failure::Library)
+    }
+
     /// Says what went wrong on stderr and picks the exit code.
     fn report(self) -> u8 {
         use mixlora::Error;

@@ -1,6 +1,7 @@
 //! `mixlora merge`
 
 use crate::device_args::CheckArgs;
+use crate::model_path::model_path;
 use crate::{Failure, out};
 use mixlora::adapter::Adapter;
 use mixlora::atomic;
@@ -19,7 +20,7 @@ from a GGUF model, whose quantised weights become the values that they stand for
 Example: mixlora merge --model SmolLM2-135M-Instruct.Q4_1.gguf --adapter run --out merged")]
 pub struct Args {
     /// A .gguf file, or a Hugging Face directory.
-    #[arg(long)]
+    #[arg(long, value_parser = model_path())]
     model: PathBuf,
     /// An adapter directory, or the folder of a training run.
     #[arg(long)]

@@ -1,6 +1,7 @@
 //! Options that the commands which talk with a model share: model, adapter, sampling; and text as it streams.
 
 use crate::device_args::{CheckArgs, DeviceArgs};
+use crate::model_path::model_path;
 use crate::{Failure, out};
 use mixlora::adapter::{Adapter, Conversation};
 use mixlora::mixture::DecodeRoute;
@@ -12,7 +13,7 @@ use std::path::PathBuf;
 #[derive(clap::Args)]
 pub struct ModelArgs {
     /// A .gguf file, a Hugging Face directory, or a file in one.
-    #[arg(long)]
+    #[arg(long, value_parser = model_path())]
     pub model: PathBuf,
     /// An adapter directory, or the folder of a training run (its best checkpoint is taken).
     #[arg(long)]

@@ -76,33 +76,9 @@ pub fn progress(line: &str) {
     }
 }
 
-/// Columns padded to their widest cell: the first one to the left, and every other one that holds text.
+/// A table for stdout: no wider than the terminal.
 pub fn table(head: &[&str], rows: &[Vec<String>]) -> String {
-    let width = |c: usize| {
-        let cells = rows.iter().map(|r| r[c].chars().count());
-        cells.chain([head[c].chars().count()]).max().unwrap_or(0)
-    };
-    let widths: Vec<usize> = (0..head.len()).map(width).collect();
-    let number = |c: usize| {
-        c > 0 && rows.iter().all(|r| r[c] == "-" || r[c].starts_with(|ch: char| ch.is_ascii_digit()))
-    };
-    let right: Vec<bool> = (0..head.len()).map(number).collect();
-    let line = |cells: &mut dyn Iterator<Item = &str>| {
-        let padded: Vec<String> = cells
-            .enumerate()
-            .map(|(c, cell)| {
-                let w = widths[c];
-                if right[c] { format!("{cell:>w$}") } else { format!("{cell:<w$}") }
-            })
-            .collect();
-        padded.join("  ").trim_end().to_string() + "\n"
-    };
-    let mut text = line(&mut head.iter().copied());
-    text += &line(&mut widths.iter().map(|&w| "-".repeat(w)).collect::<Vec<_>>().iter().map(String::as_str));
-    for row in rows {
-        text += &line(&mut row.iter().map(String::as_str));
-    }
-    text
+    crate::table::table(head, rows, crate::table::width())
 }
 
 /// A relative error as a table shows it.

@@ -1,6 +1,7 @@
 //! Options of a training run, which `train` and `plan` share.
 
 use crate::Failure;
+use crate::model_path::model_path;
 use crate::settings::{Layers, method, option_layers, read_file, set_layers};
 use mixlora::train::RunConfig;
 use serde_json::{Value, json};
@@ -19,7 +20,7 @@ Example: mixlora train --model SmolLM2-135M-Instruct.Q4_1.gguf --data my_data --
 Example: mixlora train --resume run --set train.learning_rate=5e-4")]
 pub struct TrainArgs {
     /// A .gguf file, or a Hugging Face directory.
-    #[arg(long)]
+    #[arg(long, value_parser = model_path())]
     model: Option<PathBuf>,
     /// Take weights that hold NaN or infinite values as they are.
     #[arg(long)]

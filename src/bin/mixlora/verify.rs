@@ -1,5 +1,6 @@
 //! `mixlora verify`
 
+use crate::model_path::model_path;
 use crate::progress::Progress;
 use crate::{Failure, ops_test, out};
 use mixlora::Device;
@@ -27,7 +28,7 @@ pub struct Args {
     #[arg(long, default_value = "auto")]
     device: String,
     /// The model that files of whole-model kinds were made with: a .gguf file or a Hugging Face directory.
-    #[arg(long)]
+    #[arg(long, value_parser = model_path())]
     model: Option<PathBuf>,
     /// Keep quantised weights as they are in memory and decode them in the products; else they become f32 first.
     #[arg(long)]

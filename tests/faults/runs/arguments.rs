@@ -186,3 +186,52 @@ fn settings_of_other_tools_are_named() {
     let (_, err) = output(mixlora(&["config", "check", &place.text("run.toml")]), 3);
     assert!(err.contains("options.rank: is unknown; here it is options.r"), "{err}");
 }
+
+#[test]
+fn a_file_of_settings_is_checked_to_its_end() {
+    let place = place_with_data();
+    let text = "[options]\nr = 0\nno_such_thing = 1\n[train]\nkeep = \"four\"\nepochs = -1\n";
+    std::fs::write(place.path("run.toml"), text).unwrap();
+    let (_, err) = output(mixlora(&["config", "check", &place.text("run.toml")]), 3);
+    let expected = [
+        "options.no_such_thing: is unknown; `mixlora config init` prints all settings",
+        "train.keep: invalid type",
+        "options.r: is 0",
+        "train.epochs: is -1",
+    ];
+    for what in expected {
+        assert!(err.contains(what), "{what}: {err}");
+    }
+    assert_eq!(err.lines().count(), expected.len(), "{err}");
+}
+
+// A method under the name of its paper, stored under its own.
+#[test]
+fn methods_have_the_names_of_their_papers() {
+    let place = place_with_data();
+    output(place.train("run", &["--method", "Conditional-MixLoRA", "--steps", "1"]), 0);
+    assert_eq!(place.metrics("run")[0]["config"]["method"], "mixlora-cond");
+    let (_, err) = output(place.train("other", &["--method", "mixlora"]), 3);
+    assert!(
+        err.contains("mixlora-cond") && err.contains("mixlora-ffn") && err.contains("mixlora methods"),
+        "{err}"
+    );
+}
+
+// A model by its name on the Hub: found where it was downloaded, else the way to get it is said.
+#[test]
+fn models_of_the_hub_are_found_in_its_cache() {
+    let place = place_with_data();
+    let stats = |home: &str| {
+        let mut command = mixlora(&["data", "stats", &place.text("data"), "--model", "Org/Tiny"]);
+        command.env_remove("HF_HUB_CACHE").env("HF_HOME", home);
+        command
+    };
+    let (_, err) = output(stats(&place.text("nothing")), 3);
+    assert!(err.contains("`hf download Org/Tiny`"), "{err}");
+    let snapshots = place.path("hf/hub/models--Org--Tiny/snapshots");
+    std::fs::create_dir_all(&snapshots).unwrap();
+    std::fs::rename(place.path("model"), snapshots.join("abc")).unwrap();
+    let (_, err) = output(stats(&place.text("hf")), 0);
+    assert!(err.contains("note: Org/Tiny is taken from"), "{err}");
+}

@@ -6,6 +6,7 @@ mod ops;
 mod train;
 
 use crate::device_args::{CheckArgs, DeviceArgs};
+use crate::model_path::model_path;
 use crate::{Failure, out};
 use clap::{Subcommand, ValueEnum};
 use mixlora::bench::{Roof, Rounds, Row, Style, changes, parse_rows, roofline, write};
@@ -80,7 +81,7 @@ fn open(args: &DeviceArgs) -> Result<Device, Failure> {
 #[derive(clap::Args)]
 pub struct BaseArgs {
     /// A .gguf file, or a Hugging Face directory.
-    #[arg(long, short, required_unless_present = "shape")]
+    #[arg(long, short, required_unless_present = "shape", value_parser = model_path())]
     model: Option<PathBuf>,
     /// Random weights of a published model's sizes instead of a file: smollm2-135m, llama-1b or llama-7b, in bf16, or
     /// with a format behind it as in llama-7b-q4_k.
@@ -104,7 +105,10 @@ impl BaseArgs {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Format {
+    /// The columns that matter most.
     Md,
+    /// Every column that has values.
+    Wide,
     Csv,
     Json,
     Jsonl,
@@ -114,6 +118,7 @@ impl Format {
     fn style(self) -> Style {
         match self {
             Format::Md => Style::Markdown,
+            Format::Wide => Style::Wide,
             Format::Csv => Style::Csv,
             Format::Json => Style::Json,
             Format::Jsonl => Style::JsonLines,
@@ -180,9 +185,11 @@ impl Report {
             let (text, fine) = comparison(rows, old);
             holds &= fine;
             // Machine-readable output stays alone on stdout.
-            match self.style == Style::Markdown || self.out.is_some() {
-                true => out::text(&format!("\n{text}"))?,
-                false => out::note(&text),
+            let is_text = matches!(self.style, Style::Markdown | Style::Wide);
+            if is_text || self.out.is_some() {
+                out::text(&format!("\n{text}"))?;
+            } else {
+                out::note(&text);
             }
         }
         if holds { Ok(()) } else { Err(Failure::Check) }

@@ -1,6 +1,7 @@
 //! What a model is taught and asked: training runs over the set, and measurements before and after them.
 
 use super::base::Base;
+use crate::progress::Progress;
 use crate::signals::Received;
 use crate::train::Shown;
 use crate::{Failure, out};
@@ -102,12 +103,9 @@ impl<'a> Lesson<'a> {
         if let Some(memory) = self.device.memory() {
             memory.reset_peak();
         }
+        out::notes(&find(method)?.notes(run.session.adapter.config()));
         let mut shown = Shown::new(false);
         shown.start(&run);
-        find(method)?
-            .notes(run.session.adapter.config())
-            .iter()
-            .for_each(|n| out::note(&format!("note: {n}")));
         let began = Instant::now();
         let end = run.go(&self.stop.0, &mut shown);
         shown.bar.finish_and_clear();
@@ -156,15 +154,12 @@ impl<'a> Lesson<'a> {
             sum += loss_of(model, &batch)?;
             tokens += batch.trained;
         }
-        let total = self.questions.list.len() as u64;
-        let bar = indicatif::ProgressBar::new(total);
-        let style = indicatif::ProgressStyle::with_template("{wide_bar} {pos}/{len} answers {eta} left");
-        bar.set_style(style.unwrap_or_else(|_| indicatif::ProgressStyle::default_bar()));
+        let asked = Progress::new("asking", self.questions.list.len(), "questions");
         let answers = self.questions.answer(model, adapter, &mut |done| {
-            bar.set_position(done as u64);
+            asked.reach(done);
             !self.stop.0.asked()
         });
-        bar.finish_and_clear();
+        drop(asked);
         let answers = answers?;
         if self.stop.0.asked() {
             return Err(self.stopped());

