@@ -71,3 +71,17 @@ fn wait(child: &mut Child, state: &File) -> Result<Option<String>> {
 fn ending(status: ExitStatus) -> String {
     format!("the process ended: {status}")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bad_end_is_told() {
+        let state = tempfile::tempfile().unwrap();
+        Progress::default().write(&state).unwrap();
+        let ended = |program: &str| wait(&mut Command::new(program).spawn().unwrap(), &state).unwrap();
+        assert_eq!(ended("true"), None);
+        assert_eq!(ended("false").unwrap(), "the process ended: exit status: 1");
+    }
+}

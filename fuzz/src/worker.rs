@@ -59,9 +59,9 @@ pub fn keep_panics() {
 
 /// Tries inputs from where the progress stands until enough are tried.
 pub fn run(target: &Target, wanted: &Wanted, state: &File) -> Result<()> {
-    keep_panics();
     let scratch = tempfile::Builder::new().prefix("mixlora-fuzz-").tempdir_in(findings::scratch())?;
     let mut case = (target.open)(scratch.path());
+    keep_panics();
     let mutator = target.mutator(&case);
     for seed in &mutator.seeds {
         (case.parse)(seed).map_err(|e| format!("{}: a seed is refused: {e}", target.name))?;
@@ -84,4 +84,49 @@ pub fn run(target: &Target, wanted: &Wanted, state: &File) -> Result<()> {
     }
     progress.write(state)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is said of an input that does one of the things that none may do.
+    fn parse(input: &[u8]) -> std::result::Result<(), String> {
+        match input {
+            b"panic" => panic!("as asked"),
+            b"memory" => drop(std::hint::black_box(vec![1u8; 2 * BOUND])),
+            b"time" => {
+                let started = clock();
+                while clock() - started < Duration::from_millis(1100) {}
+            }
+            b"refused" => return Err("as asked".into()),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn faults_are_found() {
+        let open = |_: &std::path::Path| Case { seeds: vec![b"good".to_vec()], parse: Box::new(parse) };
+        let target = Target { name: "test", seconds: 1, words: &[], framed: false, open };
+        let mut case = (target.open)(std::path::Path::new(""));
+        keep_panics();
+        let mut fault = |input: &[u8]| attempt(&target, &mut case, input).fault;
+        assert_eq!(fault(b"good"), None);
+        assert_eq!(fault(b"refused"), None);
+        assert!(fault(b"panic").unwrap().contains("as asked"));
+        assert!(fault(b"memory").unwrap().ends_with("MiB"));
+        assert!(fault(b"time").unwrap().ends_with(" s"));
+    }
+
+    #[test]
+    fn seeds_are_read() {
+        for target in crate::targets::ALL {
+            let scratch = tempfile::tempdir().unwrap();
+            let mut case = (target.open)(scratch.path());
+            for seed in &case.seeds {
+                assert_eq!((case.parse)(seed), Ok(()), "{}", target.name);
+            }
+        }
+    }
 }

@@ -60,7 +60,7 @@ const SETTINGS: &[&str] = &[
     "\"1e30TiB\"",
     "threads",
     "lora_alpha",
-    "n_experts",
+    "num_experts",
     "null",
     "true",
     "[]",

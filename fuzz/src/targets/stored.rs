@@ -25,7 +25,9 @@ pub const ADAPTER: Target = Target {
         "\"q_proj\"",
         "\"down_proj\"",
         "\"r\"",
-        "\"n_experts\"",
+        "\"num_experts\"",
+        "\"num_factors\"",
+        "\"top_k\"",
         "\"lora_alpha\"",
         "\"LORA\"",
         "\"use_dora\"",
@@ -63,7 +65,7 @@ fn adapters(model: &mut Llama) -> Vec<Vec<u8>> {
         ("mixlora-ffn", &TARGETS[4..]),
     ] {
         let method = find(name).expect("a method's name");
-        let config = MethodConfig { r: 2, ..(method.defaults)() };
+        let config = MethodConfig { r: 8, ..(method.defaults)() };
         let targets: Vec<String> = targets.iter().map(|target| target.to_string()).collect();
         let adapter = Adapter::attach(model, method, &config, &targets, Stream::new(1)).expect("an adapter");
         let files = adapter.files(model, "base").expect("its files");

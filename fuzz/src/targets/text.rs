@@ -23,7 +23,7 @@ pub const TEMPLATE: Target = Target {
         "| sort",
         "| map('upper')",
         "| selectattr('role')",
-        "| batch(2)",
+        "| first",
         "| replace('a', 'bb')",
         ".split('a')",
         ".strip()",
@@ -74,7 +74,7 @@ const TEMPLATES: [&str; 5] = [
     "{{- bos_token }}\n{%- set ns = namespace(n=0, s='') %}\n{%- for m in messages[1:] if m.role != 'system' %}\n\
      {%- set ns.n = ns.n + loop.index0 %}{% set ns.s = ns.s ~ m.content %}\n{%- endfor %}\n{{ ns.n }}{{ ns.s[::-1] }}",
     "{% macro f(x, y=1) %}{{ x | tojson(indent=2) }}{{ '%s-%5d' % ('a', y) }}{% endmacro %}{{ f({'a': [1, 2.5, none]}) }}\
-     {{ 'a,b'.split(',') | map('upper') | join('-') }}{{ range(5) | batch(2) | list }}{{ 'x'.center(9) }}",
+     {{ 'a,b'.split(',') | map('upper') | join('-') }}{{ range(5) | list }}{{ 'x'.center(9) }}",
     "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}\
      {% else %}{{ m.content.replace('a', 'b') }}{% endif %}{% endfor %}",
     "{# note #}{% raw %}{{ }}{% endraw %}{{ '{:>9}|{:.3f}'.format(3, 0.5) }}{% for a in [[1]] recursive %}\
@@ -166,7 +166,7 @@ fn tokenizers() -> [Value; 3] {
     let level =
         json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true });
     let bpe = json!({
-        "type": "BPE", "dropout": null, "unk_token": "<s>", "continuing_subword_prefix": null,
+        "type": "BPE", "dropout": null, "unk_token": "h", "continuing_subword_prefix": null,
         "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": true, "ignore_merges": false,
         "vocab": { "h": 0, "e": 1, "l": 2, "o": 3, "he": 4, "ll": 5, "hell": 6, "a": 7 },
         "merges": ["h e", "l l", "he ll"],
