@@ -54,8 +54,9 @@ fn refused(bytes: Vec<u8>, what: &str) {
 #[test]
 fn a_small_file_gives_what_is_in_it() {
     let folder = Folder::new().with("adapter_model.safetensors", small());
-    for path in [folder.path(), &folder.file("adapter_model.safetensors")] {
-        let all = Checkpoint::open(path).unwrap();
+    let opened = [folder.path(), &folder.file("adapter_model.safetensors")].map(Checkpoint::open);
+    for all in opened.into_iter().chain([Checkpoint::from_bytes("memory", small())]) {
+        let all = all.unwrap();
         assert_eq!(all.names().collect::<Vec<_>>(), ["a", "b", "c", "i"]);
         assert_eq!((all.dims("b").unwrap(), all.metadata("format").unwrap()), (&[1, 3][..], "pt"));
         assert_eq!(all.values_f32("a").unwrap(), [1.0, 2.0, -3.0, 4.0]);

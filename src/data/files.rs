@@ -3,8 +3,7 @@
 use super::survey::some_of;
 use crate::{Error, Result};
 use serde::de::IgnoredAny;
-use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 /// Names of a split, the first that is there is read.
@@ -133,8 +132,8 @@ pub(super) fn other_kind(head: &[u8]) -> Option<String> {
     Some(format!("is {kind}, not JSONL in UTF-8; {cure}"))
 }
 
-/// What a file is, if it is JSON in another layout or no JSON; told from its first line.
-pub(super) fn not_lines(path: &Path, line: &[u8]) -> Option<String> {
+/// What a file is, if it is JSON in another layout or no JSON; told from its first line. The reader stays where it is.
+pub(super) fn not_lines(reader: &mut (impl Read + Seek), line: &[u8]) -> Option<String> {
     let cure = "write one object a line, for example with `jq -c";
     let start = line.trim_ascii_start();
     if start.starts_with(b"[") {
@@ -150,7 +149,10 @@ pub(super) fn not_lines(path: &Path, line: &[u8]) -> Option<String> {
     }
     // One value that goes on over several lines.
     let mut bytes = Vec::new();
-    File::open(path).ok()?.take(super::MAX_LINE).read_to_end(&mut bytes).ok()?;
+    let place = reader.stream_position().ok()?;
+    reader.rewind().ok()?;
+    reader.by_ref().take(super::MAX_LINE).read_to_end(&mut bytes).ok()?;
+    reader.seek(SeekFrom::Start(place)).ok()?;
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
     let value = serde_json::Deserializer::from_slice(bytes).into_iter::<IgnoredAny>().next()?;
     value.is_ok().then(|| format!("is pretty-printed JSON, not JSONL; {cure} .`"))

@@ -5,7 +5,7 @@ use super::sample::{Sample, parse};
 use crate::error::Problem;
 use crate::{Error, Result};
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Seek};
 use std::path::Path;
 
 /// Longest line that is read, in bytes.
@@ -42,8 +42,16 @@ impl Problems {
 /// # Errors
 /// All places that cannot be used are listed at once, up to [`MAX_PROBLEMS`]. A file without samples is an error.
 pub fn read_samples(path: &Path) -> Result<Vec<Sample>> {
+    let file = File::open(path).map_err(|e| Error::file(path, format!("cannot be read: {e}")))?;
+    read_samples_from(path, BufReader::new(file))
+}
+
+/// The same from an open file, or from memory; `path` is for messages.
+///
+/// # Errors
+/// Those of [`read_samples`].
+pub fn read_samples_from(path: &Path, mut reader: impl BufRead + Seek) -> Result<Vec<Sample>> {
     let fail = |e: std::io::Error| Error::file(path, format!("cannot be read: {e}"));
-    let mut reader = BufReader::new(File::open(path).map_err(fail)?);
     let mut problems = Problems::default();
     let mut samples = Vec::new();
     let mut bytes = Vec::new();
@@ -69,7 +77,7 @@ pub fn read_samples(path: &Path) -> Result<Vec<Sample>> {
         if line.iter().all(u8::is_ascii_whitespace) {
             continue;
         }
-        if first && let Some(what) = not_lines(path, line) {
+        if first && let Some(what) = not_lines(&mut reader, line) {
             problems.add(0, 0, what);
             break;
         }

@@ -25,7 +25,7 @@ pub use encode::{EncodeOptions, Encoded, Encoder, LossOn};
 #[cfg(feature = "tokenizer")]
 pub use files::DataFiles;
 #[cfg(feature = "tokenizer")]
-pub use jsonl::{MAX_LINE, MAX_PROBLEMS, read_samples};
+pub use jsonl::{MAX_LINE, MAX_PROBLEMS, read_samples, read_samples_from};
 #[cfg(feature = "tokenizer")]
 pub use sample::{Body, Sample};
 pub use sampler::{Cursor, Sampler, SamplerConfig};

@@ -91,10 +91,16 @@ fn put(path: &Path, bytes: &[u8]) -> Result<()> {
 /// Checks every file of a folder against its manifest.
 ///
 /// # Errors
-/// The manifest is missing or malformed, or a file differs from it: the error names the file.
+/// The manifest is missing, malformed or names a file of another folder, or a file differs from it: the error names
+/// the file.
 pub fn verify(dir: &Path) -> Result<()> {
-    let manifest: Manifest = super::read_json(&dir.join(MANIFEST))?;
+    let list = dir.join(MANIFEST);
+    let manifest: Manifest = super::read_json(&list)?;
     for (name, want) in &manifest.files {
+        if !super::is_file_name(name) {
+            let what = format!("names the file '{name}', which is not a file of the same folder");
+            return Err(Error::file(list, what));
+        }
         let path = dir.join(name);
         let (bytes, crc32) = checksum(&path)?;
         if bytes != want.bytes {
@@ -190,6 +196,21 @@ mod tests {
         assert!(verify(&dir).unwrap_err().to_string().contains("99999 bytes"));
         fs::remove_file(dir.join(MANIFEST)).unwrap();
         assert!(verify(&dir).unwrap_err().to_string().contains(MANIFEST));
+    }
+
+    #[test]
+    fn a_manifest_names_files_of_its_own_folder() {
+        let place = tempfile::tempdir().unwrap();
+        let dir = place.path().join("step-000004");
+        write(&dir, &files("one")).unwrap();
+        let list = fs::read_to_string(dir.join(MANIFEST)).unwrap();
+        fs::copy(dir.join("a"), place.path().join("a")).unwrap();
+        // Devices and pipes have no end.
+        for name in ["../a", "/dev/zero", "..", "c/a", "c:a", ""] {
+            fs::write(dir.join(MANIFEST), list.replace("\"a\"", &format!("\"{name}\""))).unwrap();
+            let e = verify(&dir).unwrap_err().to_string();
+            assert!(e.contains(&format!("MANIFEST.json: names the file '{name}'")), "{e}");
+        }
     }
 
     #[test]

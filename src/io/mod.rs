@@ -19,7 +19,7 @@ pub(crate) use self::part::PartName;
 
 use crate::Error;
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Component, Path};
 
 /// Names that a message lists at most.
 const LISTED: usize = 20;
@@ -67,6 +67,13 @@ fn missing<'a>(path: &Path, what: &str, name: &str, have: impl Iterator<Item = &
     let near = have.filter(|n| 2 * alike(n) > name.len()).max_by_key(|n| alike(n));
     let hint = near.map_or(String::new(), |n| format!("; there is '{n}'"));
     Error::file(path, format!("{what} '{name}' is missing{hint}"))
+}
+
+/// Whether a name that a file gives is that of a file in the same folder, on every system.
+fn is_file_name(name: &str) -> bool {
+    let mut parts = Path::new(name).components();
+    let one = matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None));
+    one && !name.contains(['/', '\\', ':'])
 }
 
 /// The text of a file. A Git-LFS pointer is recognised.

@@ -3,15 +3,17 @@
 
 use super::mapped::{Bytes, pickle};
 use super::outline::{Outline, Unique};
-use super::{PartName, RawTensor, compare_names, listed, missing};
+use super::{PartName, RawTensor, compare_names, is_file_name, listed, missing};
 use crate::{Device, Error, Format, Result, Weight, weight};
 use safetensors::{Dtype, SafeTensorError, SafeTensors};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 const INDEX: &str = "model.safetensors.index.json";
 const SINGLE: &str = "model.safetensors";
+/// What a file of tensors is called in messages.
+const KIND: &str = "safetensors";
 /// Bytes of an index or a header at most; the largest models have a few MiB.
 const MAX_HEADER_BYTES: usize = 16 << 20;
 
@@ -50,10 +52,21 @@ impl Checkpoint {
             true => Self::open_index(path),
             false => {
                 let mut all = Self::empty(path);
-                all.add(path, |_| true)?;
+                all.add(path, Bytes::open(path, KIND)?, |_| true)?;
                 Ok(all)
             }
         }
+    }
+
+    /// The tensors of one safetensors file in memory; `name` is for messages.
+    ///
+    /// # Errors
+    /// The bytes are no safetensors file.
+    pub fn from_bytes(name: impl AsRef<Path>, bytes: Vec<u8>) -> Result<Self> {
+        let path = name.as_ref();
+        let mut all = Self::empty(path);
+        all.add(path, Bytes::Owned(bytes), |_| true)?;
+        Ok(all)
     }
 
     fn empty(path: &Path) -> Self {
@@ -117,9 +130,7 @@ impl Checkpoint {
         let map = index.weight_map.0;
         let shards: BTreeSet<&str> = map.values().map(String::as_str).collect();
         for shard in &shards {
-            let mut parts = Path::new(shard).components();
-            let plain = matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None));
-            if !plain || shard.contains(['/', '\\', ':']) {
+            if !is_file_name(shard) {
                 return Err(fail(format!(
                     "names the file '{shard}', which is not a file of the same folder"
                 )));
@@ -132,7 +143,8 @@ impl Checkpoint {
         }
         let mut all = Self::empty(path);
         for shard in shards {
-            all.add(&folder.join(shard), |name| map.get(name).is_some_and(|s| s == shard))?;
+            let path = &folder.join(shard);
+            all.add(path, Bytes::open(path, KIND)?, |name| map.get(name).is_some_and(|s| s == shard))?;
         }
         let absent: Vec<&str> =
             map.keys().filter(|n| !all.tensors.contains_key(*n)).map(String::as_str).collect();
@@ -143,9 +155,8 @@ impl Checkpoint {
     }
 
     /// Reads the header of a file and takes the tensors that `wanted` accepts.
-    fn add(&mut self, path: &Path, wanted: impl Fn(&str) -> bool) -> Result<()> {
+    fn add(&mut self, path: &Path, bytes: Bytes, wanted: impl Fn(&str) -> bool) -> Result<()> {
         let fail = |what: String| Error::file(path, what);
-        let bytes = Bytes::open(path, "safetensors")?;
         let Some((length, rest)) = bytes.split_first_chunk() else {
             return Err(fail(format!("not a safetensors file ({} bytes)", bytes.len())));
         };

@@ -64,6 +64,10 @@ impl RawTensor<'_> {
     /// The number of bytes is not that of the shape.
     pub fn scan(&self, sample: Option<usize>) -> Result<Scan> {
         let mut seen = Scan { nonfinite: None, largest: 0.0 };
+        // A file may claim any number of rows without columns.
+        if self.rows == 0 || self.cols == 0 {
+            return Ok(seen);
+        }
         let per_chunk = (CHUNK / self.cols.max(1)).max(1);
         let ranges: Vec<Range<usize>> = match sample.filter(|&n| n < self.rows) {
             Some(n) => (0..n).map(|i| i * (self.rows - 1) / (n - 1).max(1)).map(|r| r..r + 1).collect(),
@@ -111,6 +115,8 @@ mod tests {
         assert_eq!(scan(&v, Some(3)).nonfinite.map(|n| (n.0, n.1)), Some((19, 1)));
         assert_eq!(scan(&[0.0; 4], None).remark().unwrap(), "all values are 0");
         assert!(scan(&[1e-40; 4], None).remark().unwrap().contains("smallest normal"));
+        let claimed = RawTensor { rows: 1 << 56, cols: 0, axes: 2, format: Format::F32, bytes: &[] };
+        assert_eq!(claimed.scan(None).unwrap().largest, 0.0);
         assert_eq!(scan(&[], None).remark().unwrap(), "all values are 0");
     }
 }

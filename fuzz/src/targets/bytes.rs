@@ -1,0 +1,160 @@
+//! Files of tensors, and data.
+
+use super::{Case, Read, Target, gguf, said, text};
+use mixlora::data::{oddities, read_samples_from};
+use mixlora::io::{Checkpoint, GgufFile};
+use mixlora::model::LlamaConfig;
+use serde_json::json;
+use std::io::Cursor;
+use std::path::Path;
+
+pub const SAFETENSORS: Target = Target {
+    name: "safetensors",
+    seconds: 1,
+    words: &[
+        "\"F32\"",
+        "\"F16\"",
+        "\"BF16\"",
+        "\"I64\"",
+        "\"F8_E4M3\"",
+        "\"dtype\"",
+        "\"shape\"",
+        "\"data_offsets\"",
+        "\"__metadata__\"",
+        "[]",
+        "{}",
+        "null",
+        "\"\\ud800\"",
+    ],
+    framed: true,
+    open: |_| Case { seeds: tensor_files(), parse: Box::new(|input| said(tensors(input))) },
+};
+
+fn tensor_files() -> Vec<Vec<u8>> {
+    let entry = |dtype: &str, shape: &[usize], start: usize, end: usize| json!({ "dtype": dtype, "shape": shape, "data_offsets": [start, end] });
+    let headers = [
+        json!({ "a": entry("F32", &[2, 2], 0, 16) }),
+        json!({
+            "__metadata__": { "format": "pt" }, "a": entry("F32", &[1], 0, 4), "b": entry("BF16", &[1, 3], 4, 10),
+            "c": entry("F16", &[], 10, 12), "d": entry("I32", &[1], 12, 16), "e": entry("F32", &[0, 7], 16, 16),
+        }),
+    ];
+    headers.iter().map(|header| framed(&header.to_string(), &[0; 16])).collect()
+}
+
+/// A header behind its length, and data.
+fn framed(header: &str, data: &[u8]) -> Vec<u8> {
+    [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), data].concat()
+}
+
+fn tensors(input: &[u8]) -> mixlora::Result<()> {
+    let file = Checkpoint::from_bytes("input", input.to_vec())?;
+    for name in file.names() {
+        file.dims(name)?;
+        // Not every type has values that are read.
+        let _ = file.raw(name).and_then(|tensor| tensor.scan(None));
+        let _ = file.values_f32(name);
+    }
+    Ok(())
+}
+
+pub const GGUF: Target = Target {
+    name: "gguf",
+    seconds: 1,
+    words: &[
+        "GGUF",
+        "general.alignment",
+        "general.architecture",
+        "llama",
+        "qwen2",
+        "llama.block_count",
+        "llama.attention.head_count",
+        "llama.rope.freq_base",
+        "rope_freqs.weight",
+        "split.count",
+        "split.no",
+        "token_embd.weight",
+        "blk.0.attn_q.bias",
+    ],
+    framed: false,
+    open: |_| Case { seeds: gguf_files(), parse: Box::new(|input| said(gguf_file(input))) },
+};
+
+fn gguf_files() -> Vec<Vec<u8>> {
+    use gguf::Entry;
+    let entries = [
+        ("general.alignment", Entry::Int(32)),
+        ("a.flag", Entry::Flag(true)),
+        ("a.number", Entry::Float(0.5)),
+        ("a.text", Entry::Text("text".into())),
+        ("a.texts", Entry::Texts(vec!["one".into(), "two".into()])),
+        ("a.list", Entry::Ints(vec![1, -2, 3])),
+        ("a.numbers", Entry::Floats(vec![0.5; 2])),
+    ];
+    let entries = entries.map(|(key, value)| (key.to_string(), value));
+    let small = gguf::gguf(&entries, &[("t.weight".into(), vec![4, 2]), ("u".into(), vec![1])]);
+    vec![small, gguf::llama(&text::vocabularies()[0], "")]
+}
+
+fn gguf_file(input: &[u8]) -> mixlora::Result<()> {
+    let file = GgufFile::from_bytes("input", input.to_vec())?;
+    for name in file.tensors().keys() {
+        file.raw(name)?.scan(None)?;
+    }
+    // A file need not be a model.
+    let _ = LlamaConfig::of_gguf(&file).map_err(|e| e.to_string());
+    Ok(())
+}
+
+pub const JSONL: Target = Target {
+    name: "jsonl",
+    seconds: 1,
+    words: &[
+        "\"messages\"",
+        "\"role\"",
+        "\"content\"",
+        "\"user\"",
+        "\"assistant\"",
+        "\"system\"",
+        "\"tool\"",
+        "\"prompt\"",
+        "\"completion\"",
+        "\"text\"",
+        "\"task\"",
+        "\"weight\"",
+        "\"train\"",
+        "\"conversations\"",
+        "\"tools\"",
+        "\"\\ud800\"",
+        "\"\\u00e9\"",
+        "NaN",
+        "-Infinity",
+        "None",
+        "null",
+        "true",
+        "[]",
+        "{}",
+        "\n",
+        "\r\n",
+        "\u{feff}",
+        "<image>",
+    ],
+    framed: false,
+    open: |_| Case { seeds: SAMPLES.map(|text| text.as_bytes().to_vec()).to_vec(), parse: Box::new(samples) },
+};
+
+const SAMPLES: [&str; 3] = [
+    concat!(
+        r#"{"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "a"}, "#,
+        r#"{"role": "assistant", "content": "b", "weight": 0}], "task": "one"}"#,
+        "\n{\"prompt\": \"a\", \"completion\": \"b\"}\n"
+    ),
+    "{\"text\": \"a\\u00e9\\ud83d\\ude00\", \"id\": 7}\n\n{\"text\": \"b\", \"task\": null}\n",
+    "{\"prompt\": \"a\", \"completion\": \"b\", \"train\": true}",
+];
+
+fn samples(input: &[u8]) -> Read {
+    let samples = read_samples_from(Path::new("input"), Cursor::new(input)).map_err(|e| e.to_string())?;
+    oddities(&samples);
+    Ok(())
+}
