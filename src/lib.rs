@@ -1,6 +1,6 @@
 #![doc = include_str!("../README.md")]
 // Without GPUs, the parts of ops that describe kernels have no user.
-#![cfg_attr(not(feature = "gpu"), allow(dead_code, unused_imports, unused_mut))]
+#![cfg_attr(not(feature = "gpu"), allow(dead_code, unused_imports))]
 
 mod allocator;
 mod dtype;

@@ -105,3 +105,18 @@ fn a_model_is_trained_and_generates() {
     assert_eq!(names, ["pp8", "tg4"]);
     bench(dir.path(), &["train", "-m", model, "--trained-share", "2"], 3);
 }
+
+#[test]
+fn a_roof_that_is_too_low_is_measured_again() {
+    let dir = tempfile::tempdir().unwrap();
+    bench(dir.path(), OPS, 0);
+    let kept = std::fs::read_dir(dir.path().join("roof")).unwrap().next().unwrap().unwrap().path();
+    let read = || -> serde_json::Value { serde_json::from_slice(&std::fs::read(&kept).unwrap()).unwrap() };
+    let mut low = read();
+    low["fma_gflops"] = 1e-3.into();
+    low["copy_gbps"] = 1e-3.into();
+    std::fs::write(&kept, low.to_string()).unwrap();
+    let (_, err) = bench(dir.path(), OPS, 0);
+    assert!(err.contains("measuring it again"), "{err}");
+    assert!(read()["fma_gflops"].as_f64().unwrap() > 0.1);
+}

@@ -1,15 +1,15 @@
 //! Every case of every op: parity with the reference, derivatives, repeatability.
 //!
-//! `MIXLORA_OPS=reduce,matmul` runs the cases of these ops only; an unknown name is a failure. On a software adapter,
-//! where kernels take seconds to compile, a share of the cases is run that moves on with `MIXLORA_ROTATION`, and as
-//! many more as it takes to launch every entry of every shader; `MIXLORA_ROTATION=all` runs them all.
+//! `MIXLORA_OPS=reduce,matmul` runs the cases of these ops only; an unknown name is a failure. Of a share of the cases
+//! (tests/common/share.rs) a GPU runs as many more as it takes to launch every entry of every shader.
 
 use mixlora::check::{bits, gradcheck, parity};
 use mixlora::ops::{ALL, Case, OpSpec};
 use mixlora::{Device, Result};
 #[cfg(feature = "gpu")]
 use {
-    mixlora::device::{AdapterClass, Launched},
+    common::share::Share,
+    mixlora::device::Launched,
     std::sync::Mutex,
     std::sync::atomic::{AtomicUsize, Ordering::Relaxed},
 };
@@ -130,39 +130,6 @@ fn launched(devices: &[Device]) -> Vec<Launched> {
         _ => Vec::new(),
     };
     devices.iter().flat_map(of).collect()
-}
-
-/// Which cases of an op are run, by their numbers.
-#[cfg(feature = "gpu")]
-#[derive(PartialEq)]
-enum Share {
-    All,
-    /// Every `SHARES`-th case, from this one on.
-    Every(usize),
-}
-
-#[cfg(feature = "gpu")]
-const SHARES: usize = 6;
-
-#[cfg(feature = "gpu")]
-impl Share {
-    fn of(device: &Device) -> Self {
-        let Device::Gpu(gpu) = device else { unreachable!() };
-        let rotation = std::env::var("MIXLORA_ROTATION").unwrap_or_default();
-        if gpu.class() != AdapterClass::Software || rotation == "all" {
-            return Share::All;
-        }
-        let rotation: usize = if rotation.is_empty() { 0 } else { rotation.parse().unwrap() };
-        println!("cases {}, {}, ... of each op", rotation % SHARES, rotation % SHARES + SHARES);
-        Share::Every(rotation % SHARES)
-    }
-
-    fn holds(&self, case: usize) -> bool {
-        match self {
-            Share::All => true,
-            Share::Every(first) => case % SHARES == *first,
-        }
-    }
 }
 
 /// Entries with several kernels to choose from, and the constants that tell them apart. The cases force those that the

@@ -119,8 +119,15 @@ impl Row {
         let rate = |work: f64| (work > 0.0 && seconds > 0.0).then(|| work / seconds * 1e-9);
         (self.gflops, self.gbps) = (rate(flops), rate(bytes));
         self.ai_flop_per_byte = (flops > 0.0 && bytes > 0.0).then(|| flops / bytes);
-        let Some(roof) = roof else { return self };
-        self.roof_gflops = self.ai_flop_per_byte.map(|ai| roof.at(ai));
+        match roof {
+            Some(roof) => self.under(roof),
+            None => self,
+        }
+    }
+
+    /// Fills the columns of the roof.
+    pub fn under(mut self, roof: &Roof) -> Self {
+        self.roof_gflops = self.ai_flop_per_byte.map(|intensity| roof.at(intensity));
         self.roof_pct = match (self.gflops, self.roof_gflops, self.gbps) {
             (Some(reached), Some(roof), _) => Some(100.0 * reached / roof),
             (None, _, Some(reached)) => Some(100.0 * reached / roof.copy_gbps),

@@ -20,4 +20,6 @@ pub mod edit;
 pub mod families;
 #[cfg(feature = "tokenizer")]
 pub mod gguf;
+#[cfg(feature = "gpu")]
+pub mod share;
 pub mod tiny;
