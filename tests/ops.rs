@@ -8,7 +8,7 @@ use mixlora::ops::{ALL, Case, OpSpec};
 use mixlora::{Device, Result};
 #[cfg(feature = "gpu")]
 use {
-    common::share::Share,
+    common::share::{Share, longest_first},
     mixlora::device::Launched,
     std::sync::Mutex,
     std::sync::atomic::{AtomicUsize, Ordering::Relaxed},
@@ -54,11 +54,7 @@ fn gpu_matches_the_reference_and_repeats() {
     let Some(first) = common::gpu() else { return };
     let share = Share::of(&first);
     let failed = Mutex::new(Vec::new());
-    let mut ops = chosen();
-    // The longest work comes first.
-    let variants =
-        |op: &&OpSpec| -> usize { op.shaders.iter().flat_map(|s| s.entries).map(|e| e.variants.len()).sum() };
-    ops.sort_by_key(|op| std::cmp::Reverse(variants(op)));
+    let ops = longest_first(chosen());
     let next = AtomicUsize::new(0);
     let work = |device: &Device| {
         device.set_guard(true);

@@ -3,6 +3,7 @@
 
 use mixlora::Device;
 use mixlora::device::AdapterClass;
+use mixlora::ops::OpSpec;
 
 /// Which cases of an op are run, by their numbers.
 #[derive(PartialEq)]
@@ -32,4 +33,12 @@ impl Share {
             Share::Every(first) => case % SHARES == *first,
         }
     }
+}
+
+/// The ops with the most kernels first, so that no thread is left with them at the end.
+pub fn longest_first(mut ops: Vec<&'static OpSpec>) -> Vec<&'static OpSpec> {
+    let variants =
+        |op: &&OpSpec| -> usize { op.shaders.iter().flat_map(|s| s.entries).map(|e| e.variants.len()).sum() };
+    ops.sort_by_key(|op| std::cmp::Reverse(variants(op)));
+    ops
 }
