@@ -9,28 +9,31 @@ use mixlora::ops::OpSpec;
 #[derive(PartialEq)]
 pub enum Share {
     All,
-    /// Every `SHARES`-th case, from this one on.
-    Every(usize),
+    /// One case in so many, from this one on.
+    One {
+        of: usize,
+        first: usize,
+    },
 }
 
-const SHARES: usize = 6;
-
 impl Share {
-    pub fn of(device: &Device) -> Self {
+    /// On a software adapter, one case in `of`.
+    pub fn one_in(of: usize, device: &Device) -> Self {
         let Device::Gpu(gpu) = device else { unreachable!() };
         let rotation = std::env::var("MIXLORA_ROTATION").unwrap_or_default();
         if gpu.class() != AdapterClass::Software || rotation == "all" {
             return Share::All;
         }
         let rotation: usize = if rotation.is_empty() { 0 } else { rotation.parse().unwrap() };
-        println!("cases {}, {}, ... of each op", rotation % SHARES, rotation % SHARES + SHARES);
-        Share::Every(rotation % SHARES)
+        let first = rotation % of;
+        println!("cases {first}, {}, ... of each op", first + of);
+        Share::One { of, first }
     }
 
     pub fn holds(&self, case: usize) -> bool {
         match self {
             Share::All => true,
-            Share::Every(first) => case % SHARES == *first,
+            Share::One { of, first } => case % of == *first,
         }
     }
 }
