@@ -104,6 +104,17 @@ fn fifty_kills_lose_nothing() {
     assert!(left.iter().all(|n| !n.to_string_lossy().contains(".tmp")), "{left:?}");
 }
 
+/// A process that is killed between its last save and the removal of older checkpoints leaves them behind.
+#[test]
+fn resuming_removes_checkpoints_that_are_not_kept() {
+    let place = Place::new();
+    let options = ["--steps", "6", "--save-every", "1", "--stop-at", "3", "--set", "train.keep=3"];
+    output(place.train(&options).args(["--out", &place.text("run")]), 0);
+    output(&mut place.resume("run", &["--stop-at", "3", "--set", "train.keep=1"]), 0);
+    let left: Vec<u64> = (1..=6).filter(|n| place.path("run").join(format!("step-{n:06}")).exists()).collect();
+    assert_eq!(left, [3]);
+}
+
 // Row 50: signals. Row 54: two processes.
 #[cfg(unix)]
 #[test]

@@ -125,8 +125,9 @@ impl RunFolder {
         Ok(dir)
     }
 
-    /// Deletes old checkpoints. What cannot be deleted only takes space.
-    fn prune(&self, keep: usize) {
+    /// Deletes the checkpoints beyond the `keep` newest, but for the last and the best. What cannot be deleted only
+    /// takes space.
+    pub fn prune(&self, keep: usize) {
         let best = pointed(&self.dir.join(BEST)).ok();
         let last = pointed(&self.dir.join(LAST)).ok();
         let mut all = folder::numbered(&self.dir, STEP_PREFIX);

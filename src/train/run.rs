@@ -104,6 +104,10 @@ impl Run {
                 }
                 let mut run = Run::build(config, parts, adapter)?;
                 run.restore(&dir)?;
+                // A process that was killed behind its last save may have left some.
+                if passed_over.is_empty() {
+                    folder.prune(run.config.train.keep);
+                }
                 run
             }
             // It was stopped before its first checkpoint.
