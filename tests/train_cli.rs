@@ -111,7 +111,8 @@ fn resuming_removes_checkpoints_that_are_not_kept() {
     let options = ["--steps", "6", "--save-every", "1", "--stop-at", "3", "--set", "train.keep=3"];
     output(place.train(&options).args(["--out", &place.text("run")]), 0);
     output(&mut place.resume("run", &["--stop-at", "3", "--set", "train.keep=1"]), 0);
-    let left: Vec<u64> = (1..=6).filter(|n| place.path("run").join(format!("step-{n:06}")).exists()).collect();
+    let left: Vec<u64> =
+        (1..=6).filter(|n| place.path("run").join(format!("step-{n:06}")).exists()).collect();
     assert_eq!(left, [3]);
 }
 
