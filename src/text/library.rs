@@ -2,9 +2,12 @@
 
 use super::regex::rewrite_patterns;
 use crate::{Error, Result};
-use serde::Deserialize;
+use serde::de::{MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 use std::any::Any;
+use std::borrow::Cow;
+use std::fmt::Formatter;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use tokenizers::{PostProcessorWrapper, Tokenizer};
 
@@ -52,8 +55,74 @@ struct Model {
     continuing_subword_prefix: Option<String>,
 }
 
+/// Bytes of the longest token. The library keeps the tokens of a Unigram model in a tree with a node per byte and frees
+/// it by recursion, so that a token of some ten thousand bytes overflows the stack of a thread.
+const LONGEST_TOKEN: usize = 4096;
+
+/// The longest string in a value of JSON, and in its part `model` alone.
+#[derive(Default)]
+struct Longest {
+    any: usize,
+    in_model: usize,
+}
+
+impl<'de> Deserialize<'de> for Longest {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        deserializer.deserialize_any(LongestVisitor)
+    }
+}
+
+struct LongestVisitor;
+
+impl<'de> Visitor<'de> for LongestVisitor {
+    type Value = Longest;
+
+    fn expecting(&self, f: &mut Formatter) -> std::fmt::Result {
+        f.write_str("a value")
+    }
+    fn visit_str<E>(self, text: &str) -> std::result::Result<Longest, E> {
+        Ok(Longest { any: text.len(), in_model: 0 })
+    }
+    fn visit_bool<E>(self, _: bool) -> std::result::Result<Longest, E> {
+        Ok(Longest::default())
+    }
+    fn visit_i64<E>(self, _: i64) -> std::result::Result<Longest, E> {
+        Ok(Longest::default())
+    }
+    fn visit_u64<E>(self, _: u64) -> std::result::Result<Longest, E> {
+        Ok(Longest::default())
+    }
+    fn visit_f64<E>(self, _: f64) -> std::result::Result<Longest, E> {
+        Ok(Longest::default())
+    }
+    fn visit_unit<E>(self) -> std::result::Result<Longest, E> {
+        Ok(Longest::default())
+    }
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> std::result::Result<Longest, A::Error> {
+        let mut longest = Longest::default();
+        while let Some(item) = items.next_element::<Longest>()? {
+            longest.any = longest.any.max(item.any);
+        }
+        Ok(longest)
+    }
+    fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> std::result::Result<Longest, A::Error> {
+        let mut longest = Longest::default();
+        while let Some((key, value)) = fields.next_entry::<Cow<str>, Longest>()? {
+            longest.any = longest.any.max(key.len()).max(value.any);
+            if key == "model" {
+                longest.in_model = longest.in_model.max(value.any);
+            }
+        }
+        Ok(longest)
+    }
+}
+
 /// Opens a file.
 pub(super) fn open(json: &[u8]) -> Result<Tokenizer> {
+    let longest = serde_json::from_slice::<Longest>(json).map_err(failed)?.in_model;
+    if longest > LONGEST_TOKEN {
+        return Err(failed(format!("model: a token has {longest} bytes; at most {LONGEST_TOKEN} are taken")));
+    }
     // What is no such file at all is the library's to explain.
     let parts = serde_json::from_slice::<Parts>(json).ok();
     let mut rewritten = None;
@@ -164,4 +233,23 @@ pub(super) fn dressing(
         "special_tokens": tokens,
     });
     serde_json::from_value(processor).map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_that_would_overflow_the_stack_are_refused() {
+        let file = |length: usize| {
+            let vocab = json!([["<unk>", 0.0], ["a", -1.0], ["b".repeat(length), -2.0]]);
+            let model = json!({ "type": "Unigram", "unk_id": 0, "vocab": vocab });
+            serde_json::to_vec(&json!({ "model": model, "added_tokens": [] })).unwrap()
+        };
+        assert!(open(&file(LONGEST_TOKEN)).is_ok());
+        for length in [LONGEST_TOKEN + 1, 1_000_000] {
+            let error = open(&file(length)).unwrap_err().to_string();
+            assert!(error.contains(&format!("a token has {length} bytes")), "{error}");
+        }
+    }
 }
