@@ -79,6 +79,11 @@ fn bad_data_is_exit_code_3() {
         text.is_empty() && err.contains("train.jsonl:2:") && err.contains("valid.jsonl: the file is empty"),
         "{err}"
     );
+    let (text, err) = run(&["data", "check", data, "--json"], 3);
+    let list: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(list[0]["problems"][0]["line"], 2, "{text}");
+    assert_eq!(list[1]["problems"][0]["what"], "the file is empty", "{text}");
+    assert!(err.contains("train.jsonl:2:"), "{err}");
     std::fs::write(dir.path().join("train.jsonl"), SAMPLE).unwrap();
     // No template, an unknown one, no tokenizer.
     let (_, err) = run(&["data", "show", data, "--model", data], 3);

@@ -1,8 +1,9 @@
 //! `mixlora data check`
 
 use crate::{Failure, out};
+use mixlora::Error;
 use mixlora::data::{Body, DataFiles, Sample, oddities, read_samples, shared};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -15,7 +16,7 @@ Example: mixlora data check my-data")]
 pub struct Args {
     /// A folder with train.jsonl, valid.jsonl, test.jsonl, or one file.
     path: PathBuf,
-    /// Print JSON instead of a table.
+    /// Print JSON instead of a table, with the problems of files that cannot be read.
     #[arg(long)]
     json: bool,
 }
@@ -31,12 +32,8 @@ pub fn run(args: &Args) -> Result<(), Failure> {
             Err(e) => bad.push(e),
         }
     }
-    // One report for all files.
-    if !bad.is_empty() {
-        return Err(Failure::of_all(bad));
-    }
     if args.json {
-        let list = rows.iter().map(|(path, samples)| {
+        let read = rows.iter().map(|(path, samples)| {
             json!({
                 "path": path.display().to_string(),
                 "samples": samples.len(),
@@ -45,7 +42,14 @@ pub fn run(args: &Args) -> Result<(), Failure> {
                 "warnings": warnings(path, samples, &rows),
             })
         });
-        return Ok(out::json(&json!(list.collect::<Vec<_>>()))?);
+        out::json(&read.chain(bad.iter().map(problems)).collect())?;
+    }
+    // One report for all files.
+    if !bad.is_empty() {
+        return Err(Failure::of_all(bad));
+    }
+    if args.json {
+        return Ok(());
     }
     let list = |counts: BTreeMap<String, usize>| match counts.len() {
         0 => "-".to_string(),
@@ -67,6 +71,26 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         }
     }
     Ok(out::text(&text)?)
+}
+
+/// What is wrong with a file that cannot be read. A line or column of 0 stands for all of them.
+fn problems(error: &Error) -> Value {
+    match error {
+        Error::Data { path, problems, more } => {
+            let places =
+                problems.iter().map(|p| json!({ "line": p.line, "column": p.column, "what": p.what }));
+            json!({
+                "path": path.display().to_string(),
+                "problems": places.collect::<Vec<_>>(),
+                "more_problems": more,
+            })
+        }
+        Error::File { path, what } => {
+            let place = json!({ "line": 0, "column": 0, "what": what });
+            json!({ "path": path.display().to_string(), "problems": [place], "more_problems": 0 })
+        }
+        other => json!({ "problems": [{ "line": 0, "column": 0, "what": other.to_string() }] }),
+    }
 }
 
 /// What is odd about a file, and which samples it shares with those before it.
