@@ -1,8 +1,9 @@
 //! The tokenizer library: opening a `tokenizer.json`, with what it would panic about looked at before.
 
+use super::longest::Longest;
 use super::regex::rewrite_patterns;
 use crate::{Error, Result};
-use serde::de::{MapAccess, SeqAccess, Visitor};
+use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 use std::any::Any;
@@ -34,6 +35,10 @@ pub(super) fn guarded<T>(place: &str, work: impl FnOnce() -> tokenizers::Result<
     }
 }
 
+/// Bytes of the longest token. The library keeps the tokens of a Unigram model in a tree with a node per byte and frees
+/// it by recursion, so that a token of some ten thousand bytes overflows the stack of a thread.
+const LONGEST_TOKEN: usize = 4096;
+
 /// The parts of a file that are looked at.
 #[derive(Deserialize)]
 struct Parts {
@@ -49,88 +54,44 @@ struct Parts {
     model: Model,
 }
 
-#[derive(Deserialize, Default)]
-struct Model {
-    #[serde(default)]
-    continuing_subword_prefix: Option<String>,
-}
-
-/// Bytes of the longest token. The library keeps the tokens of a Unigram model in a tree with a node per byte and frees
-/// it by recursion, so that a token of some ten thousand bytes overflows the stack of a thread.
-const LONGEST_TOKEN: usize = 4096;
-
-/// The longest string in a value of JSON, and in its part `model` alone.
+/// The part `model`: its vocabulary is as large as the file, and only its longest string is kept.
 #[derive(Default)]
-struct Longest {
-    any: usize,
-    in_model: usize,
+struct Model {
+    continuing_subword_prefix: Value,
+    longest: usize,
 }
 
-impl<'de> Deserialize<'de> for Longest {
+impl<'de> Deserialize<'de> for Model {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        deserializer.deserialize_any(LongestVisitor)
-    }
-}
-
-struct LongestVisitor;
-
-impl<'de> Visitor<'de> for LongestVisitor {
-    type Value = Longest;
-
-    fn expecting(&self, f: &mut Formatter) -> std::fmt::Result {
-        f.write_str("a value")
-    }
-    fn visit_str<E>(self, text: &str) -> std::result::Result<Longest, E> {
-        Ok(Longest { any: text.len(), in_model: 0 })
-    }
-    fn visit_bool<E>(self, _: bool) -> std::result::Result<Longest, E> {
-        Ok(Longest::default())
-    }
-    fn visit_i64<E>(self, _: i64) -> std::result::Result<Longest, E> {
-        Ok(Longest::default())
-    }
-    fn visit_u64<E>(self, _: u64) -> std::result::Result<Longest, E> {
-        Ok(Longest::default())
-    }
-    fn visit_f64<E>(self, _: f64) -> std::result::Result<Longest, E> {
-        Ok(Longest::default())
-    }
-    fn visit_unit<E>(self) -> std::result::Result<Longest, E> {
-        Ok(Longest::default())
-    }
-    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> std::result::Result<Longest, A::Error> {
-        let mut longest = Longest::default();
-        while let Some(item) = items.next_element::<Longest>()? {
-            longest.any = longest.any.max(item.any);
-        }
-        Ok(longest)
-    }
-    fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> std::result::Result<Longest, A::Error> {
-        let mut longest = Longest::default();
-        while let Some((key, value)) = fields.next_entry::<Cow<str>, Longest>()? {
-            longest.any = longest.any.max(key.len()).max(value.any);
-            if key == "model" {
-                longest.in_model = longest.in_model.max(value.any);
+        struct Fields;
+        impl<'de> Visitor<'de> for Fields {
+            type Value = Model;
+            fn expecting(&self, f: &mut Formatter) -> std::fmt::Result {
+                f.write_str("a model")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> std::result::Result<Model, A::Error> {
+                let mut model = Model::default();
+                while let Some(key) = fields.next_key::<Cow<str>>()? {
+                    if key == "continuing_subword_prefix" {
+                        model.continuing_subword_prefix = fields.next_value()?;
+                    } else {
+                        model.longest = model.longest.max(fields.next_value::<Longest>()?.0);
+                    }
+                }
+                Ok(model)
             }
         }
-        Ok(longest)
+        deserializer.deserialize_map(Fields)
     }
 }
 
 /// Opens a file.
 pub(super) fn open(json: &[u8]) -> Result<Tokenizer> {
-    let longest = serde_json::from_slice::<Longest>(json).map_err(failed)?.in_model;
-    if longest > LONGEST_TOKEN {
-        return Err(failed(format!("model: a token has {longest} bytes; at most {LONGEST_TOKEN} are taken")));
-    }
-    // What is no such file at all is the library's to explain.
-    let parts = serde_json::from_slice::<Parts>(json).ok();
+    let mut parts: Parts = serde_json::from_slice(json).map_err(failed)?;
+    parts.check(json)?;
     let mut rewritten = None;
-    if let Some(mut parts) = parts {
-        parts.check(json)?;
-        if parts.patterns().any(rewrite_patterns) {
-            rewritten = Some(with_patterns(json)?);
-        }
+    if parts.patterns().any(rewrite_patterns) {
+        rewritten = Some(with_patterns(json)?);
     }
     let json = rewritten.as_deref().unwrap_or(json);
     let mut library = guarded(PLACE, || Tokenizer::from_bytes(json))?;
@@ -141,12 +102,17 @@ pub(super) fn open(json: &[u8]) -> Result<Tokenizer> {
 }
 
 impl Parts {
-    /// Refuses what the library would panic about.
+    /// Refuses what the library would panic about, or overflow its stack on.
     fn check(&self, json: &[u8]) -> Result<()> {
+        let longest = self.model.longest;
+        if longest > LONGEST_TOKEN {
+            let what = format!("model: a token has {longest} bytes; at most {LONGEST_TOKEN} are taken");
+            return Err(failed(what));
+        }
         for part in [&self.pre_tokenizer, &self.post_processor] {
             check_part(part)?;
         }
-        let Some(prefix) = self.model.continuing_subword_prefix.as_ref().filter(|p| !p.is_empty()) else {
+        let Some(prefix) = self.model.continuing_subword_prefix.as_str().filter(|p| !p.is_empty()) else {
             return Ok(());
         };
         let file: Value = serde_json::from_slice(json).map_err(failed)?;
@@ -156,7 +122,7 @@ impl Parts {
                 merge.as_str().and_then(|text| text.split_once(' ')).map(|(_, second)| second.to_string());
             pair.or_else(|| merge[1].as_str().map(String::from))
         };
-        match merges.iter().filter_map(second).find(|part| !part.starts_with(prefix.as_str())) {
+        match merges.iter().filter_map(second).find(|part| !part.starts_with(prefix)) {
             None => Ok(()),
             Some(part) => {
                 Err(failed(format!("a merge has '{part}' without the prefix '{prefix}' of continued words")))

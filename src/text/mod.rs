@@ -5,6 +5,7 @@ mod chat;
 mod decoder;
 mod jinja;
 mod library;
+mod longest;
 mod model_text;
 mod names;
 mod regex;
