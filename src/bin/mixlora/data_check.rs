@@ -29,7 +29,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     for path in files.all() {
         match read_samples(path) {
             Ok(samples) => rows.push((path, samples)),
-            Err(e) => bad.push(e),
+            Err(e) => bad.push((path, e)),
         }
     }
     if args.json {
@@ -42,15 +42,15 @@ pub fn run(args: &Args) -> Result<(), Failure> {
                 "warnings": warnings(path, samples, &rows),
             })
         });
-        out::json(&read.chain(bad.iter().map(problems)).collect())?;
+        out::json(&read.chain(bad.iter().map(|(path, e)| problems(path, e))).collect())?;
+    } else if bad.is_empty() {
+        out::text(&table(&rows))?;
     }
-    // One report for all files.
-    if !bad.is_empty() {
-        return Err(Failure::of_all(bad));
-    }
-    if args.json {
-        return Ok(());
-    }
+    if bad.is_empty() { Ok(()) } else { Err(Failure::of_all(bad.into_iter().map(|(_, e)| e).collect())) }
+}
+
+/// The files as a table, with their warnings.
+fn table(rows: &[(&Path, Vec<Sample>)]) -> String {
     let list = |counts: BTreeMap<String, usize>| match counts.len() {
         0 => "-".to_string(),
         _ => counts.iter().map(|(k, n)| format!("{k}: {n}")).collect::<Vec<_>>().join(", "),
@@ -65,32 +65,26 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     };
     let cells: Vec<Vec<String>> = rows.iter().map(row).collect();
     let mut text = out::table(&["file", "samples", "kinds", "tasks"], &cells);
-    for (path, samples) in &rows {
-        for warning in warnings(path, samples, &rows) {
+    for (path, samples) in rows {
+        for warning in warnings(path, samples, rows) {
             text += &format!("warning: {}: {warning}\n", path.display());
         }
     }
-    Ok(out::text(&text)?)
+    text
 }
 
-/// What is wrong with a file that cannot be read. A line or column of 0 stands for all of them.
-fn problems(error: &Error) -> Value {
-    match error {
-        Error::Data { path, problems, more } => {
-            let places =
-                problems.iter().map(|p| json!({ "line": p.line, "column": p.column, "what": p.what }));
-            json!({
-                "path": path.display().to_string(),
-                "problems": places.collect::<Vec<_>>(),
-                "more_problems": more,
-            })
+/// The problems of a file that cannot be read. Line and column are 0 where one concerns the whole file or line.
+fn problems(path: &Path, error: &Error) -> Value {
+    let place =
+        |line: usize, column: usize, what: &str| json!({ "line": line, "column": column, "what": what });
+    let (list, more) = match error {
+        Error::Data { problems, more, .. } => {
+            (problems.iter().map(|p| place(p.line, p.column, &p.what)).collect(), *more)
         }
-        Error::File { path, what } => {
-            let place = json!({ "line": 0, "column": 0, "what": what });
-            json!({ "path": path.display().to_string(), "problems": [place], "more_problems": 0 })
-        }
-        other => json!({ "problems": [{ "line": 0, "column": 0, "what": other.to_string() }] }),
-    }
+        Error::File { what, .. } => (vec![place(0, 0, what)], 0),
+        other => (vec![place(0, 0, &other.to_string())], 0),
+    };
+    json!({ "path": path.display().to_string(), "problems": list, "more_problems": more })
 }
 
 /// What is odd about a file, and which samples it shares with those before it.
