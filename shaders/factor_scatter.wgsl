@@ -9,7 +9,7 @@
 // Precision : accumulates f32 in a fixed order of rows: the same bits on every run
 // Limits    : 6 bindings; sum: 1024 B shared, 256 invocations
 // Cost      : lists: L*P*E*G*K compares; sum: 2*M*slots*D flop, 4*(M*D*slots + F*D) bytes (memory bound)
-// CPU       : src/ops/factor_scatter.rs
+// CPU       : src/ops/factor_scatter/mod.rs
 struct Params {
   factors: u32, units: u32, groups: u32,
   d: u32, out_rows: u32, stride: u32, first: u32, sides: u32, side: u32, scale: f32,

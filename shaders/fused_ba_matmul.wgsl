@@ -3,14 +3,14 @@
 // Entries   : direct, tile, vector (common/product.wgsl), coop (common/product_coop.wgsl)
 // Shapes    : x = a [M, a_stride]  W [rows, w_words]  y [M, y_stride]  u [M, u_stride]  pool [P, y_stride]  bias [N]
 // Grid      : ceil(M / rows) * ceil(N / columns) workgroups folded to 2-D; one = one tile of y
-// Prelude   : R, V, X, Y, LANES (src/ops/product.rs); TA = 0; TB, EDGE, EXPAND, BIAS, ADD, DROP, UNITS = 0 | 1;
+// Prelude   : R, V, X, Y, LANES (src/engine/product.rs); TA = 0; TB, EDGE, EXPAND, BIAS, ADD, DROP, UNITS = 0 | 1;
 //             fragments product, read4, load4_<format>, grid, half, slots, random, dropout
 // Precision : accumulates f32; coop rounds x and W to f16
 // Limits    : tile: 8704 B shared; vector: 8192 B shared; 64 invocations; coop: 13568 B shared, up to 256
 //             invocations; 8 bindings
 // Cost      : 2*M*N*K + 2*M*N*slots flop, 4*(M*K + N*K + M*N) bytes (compute bound for M > 32)
 // Source    : factored LoRA products, DESIGN: the expand joins the frozen product's epilogue
-// CPU       : src/ops/fused_ba_matmul.rs
+// CPU       : src/ops/fused_ba_matmul/mod.rs
 struct Params {
   m: u32, n: u32, k: u32, groups: u32, a_stride: u32, a_first: u32, w_words: u32, y_stride: u32, y_first: u32,
   scale: f32, u_stride: u32, u_first: u32, slots: u32,

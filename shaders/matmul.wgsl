@@ -2,7 +2,7 @@
 // Entries   : direct, tile, vector (common/product.wgsl)
 // Shapes    : a [G, M, K] | [G, K, M]  b [G, K, N] | [G, N, K]  c [G, M, N]        (row-major, contiguous)
 // Grid      : G * ceil(M / rows) * ceil(N / columns) workgroups folded to 2-D; one = one tile of c
-// Prelude   : R, V, X, Y, LANES (src/ops/product.rs); TA, TB, EDGE = 0 | 1;  fragments product, read4, load4_f32, grid
+// Prelude   : R, V, X, Y, LANES (src/engine/product.rs); TA, TB, EDGE = 0 | 1;  fragments product, read4, load4_f32, grid
 // Precision : accumulates f32 in the order of k (vector: in 16 slices); measured error vs f64 at K = 577: 1e-6 of the
 //             largest value
 // Limits    : direct: none; tile: 8704 B shared; vector: 8192 B shared; 64 invocations; 3 bindings; no subgroups

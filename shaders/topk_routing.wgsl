@@ -14,7 +14,7 @@
 // Precision : f32; sums over E by WG partial sums, then a tree
 // Limits    : 12*WG B shared; 7 bindings
 // Cost      : about E * (K + 2 + 3K for CFS) flop per item (latency bound)
-// Source    : Shen et al. 2024 (ACL, long.38); SMoRA arXiv:2501.15103; FlyLoRA   CPU: src/ops/topk_routing.rs
+// Source    : Shen et al. 2024 (ACL, long.38); SMoRA arXiv:2501.15103; FlyLoRA   CPU: src/ops/topk_routing/mod.rs
 struct Params { units: u32, linears: u32, e: u32, scale: f32, lambda: f32 }
 @group(0) @binding(0) var<storage, read> z: array<f32>;
 @group(0) @binding(1) var<storage, read> bias: array<f32>;

@@ -4,9 +4,11 @@
 
 mod allocator;
 mod dtype;
+mod engine;
 mod error;
 mod names;
 mod rng;
+mod routing;
 mod shape;
 mod simd;
 mod tape;

@@ -1,4 +1,4 @@
-// Fragment: which pool row slot j of a row uses (src/ops/slots.rs).
+// Fragment: which pool row slot j of a row uses (src/routing/slots.rs).
 // Needs UNITS (1: row_unit gives the unit of a row, 0: unit = row), the bindings idx and row_unit, and in Params
 // s_base, s_step, s_k, s_block, s_pool_rows. A choice beyond the pool counts as its last row.
 fn unit_of(row: u32) -> u32 {

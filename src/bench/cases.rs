@@ -3,7 +3,7 @@
 //! The cases of an op's own file are for correctness: odd and small. These are the only ones that are timed.
 
 use super::{Costs, Shape};
-use crate::mixture::{Dropout, Units};
+use crate::engine::{Case, Operand, run};
 use crate::ops::adamw::{AdamWStep, adamw};
 use crate::ops::condition_rows::condition_rows;
 use crate::ops::factor_expand::{expand_by, shrink_by};
@@ -15,7 +15,7 @@ use crate::ops::mixture_linears::mixture_linears;
 use crate::ops::rope::Rope;
 use crate::ops::routing_load::routing_load;
 use crate::ops::topk_routing::{Routing, route};
-use crate::ops::{Case, Operand, Selection, run};
+use crate::routing::{Dropout, Selection, Units};
 use crate::weight::sample;
 use crate::{Device, Format, Linear, Result, Stream, Tensor, Weight};
 use std::sync::Mutex;
@@ -23,7 +23,7 @@ use std::sync::Mutex;
 /// `M x N x K` of dense products where no other shape is asked for.
 pub const DEFAULT_SHAPES: [Shape<3>; 2] = [Shape([256, 1024, 1024]), Shape([512, 576, 1536])];
 
-/// Side of a dense product that is checked against the reference at most; larger ones take it too long.
+/// Largest side of a dense product that is checked against the reference.
 const CHECKED: usize = 256;
 
 /// A computation on inputs, made for one device.

@@ -16,6 +16,8 @@ mod roof;
 mod row;
 mod stats;
 mod train;
+#[cfg(feature = "gpu")]
+pub mod tune;
 mod watch;
 
 pub use crate::device::Place;

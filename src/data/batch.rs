@@ -1,7 +1,7 @@
 //! Token sequences with their trained positions, and padded batches of them.
 
 use crate::mixture::{Pool, Span};
-use crate::ops::Units;
+use crate::routing::Units;
 use crate::{Device, Error, Result, Tensor};
 
 /// One sample: tokens, and which of them are trained (predicted from the ones before).

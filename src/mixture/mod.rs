@@ -14,7 +14,7 @@ mod token;
 
 pub use crate::ops::mixture_linears::mixture_linears;
 pub use crate::ops::topk_routing::{Condition, Routing, Score, Table, first_choices, route, route_rows};
-pub use crate::ops::{Dropout, Selection, Units};
+pub use crate::routing::{Dropout, Selection, Units};
 pub use config::{CfsForm, DecodeRoute, GateScale, MethodConfig};
 pub use names::find;
 pub use pooling::{Pool, Span};

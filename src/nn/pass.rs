@@ -1,7 +1,6 @@
 //! [`Pass`]: what one forward pass carries along besides its tensors.
 
-use crate::ops::slots::Dropout;
-use crate::ops::{Selection, Units};
+use crate::routing::{Dropout, Selection, Units};
 use crate::{Error, Result, Stream, Tensor};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};

@@ -1,9 +1,9 @@
 //! Activations: SiLU, GELU in both forms, the logistic function, and SwiGLU.
 
-#[cfg(feature = "gpu")]
-use super::launch::{Kernel, binds};
-use super::{Case, Meta, Op, OpSpec, Operand, launch, math, run};
 use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
+#[cfg(feature = "gpu")]
+use crate::engine::launch::{Kernel, binds};
+use crate::engine::{Case, Meta, Op, OpSpec, Operand, cpu::math, launch, run};
 use crate::simd::{Target, wide};
 use crate::tape::{Node, recording};
 use crate::{DType, Error, Result, Tensor};

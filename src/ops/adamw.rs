@@ -1,7 +1,7 @@
 //! One step of AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101), in place.
 
-use super::{Case, Meta, Op, OpSpec, Operand, launch, run_in_place};
 use crate::device::{Entry, Host, Shader};
+use crate::engine::{Case, Meta, Op, OpSpec, Operand, launch, run_in_place};
 use crate::{DType, Error, Result, Tensor};
 use rayon::prelude::*;
 

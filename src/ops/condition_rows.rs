@@ -3,9 +3,9 @@
 //! The rows of the condition's table that the instances of a batch need, where these are fewer than the factors of the
 //! pool; slot `s = min(k, S-1)`. Shen et al. 2024 (ACL, long.38), conditional factor selection.
 
-use super::tile::{Tile, columns_in_parallel};
-use super::{Case, Meta, Op, OpSpec, Operand, run};
 use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
+use crate::engine::cpu::tile::{Tile, columns_in_parallel};
+use crate::engine::{Case, Meta, Op, OpSpec, Operand, run};
 use crate::rng::Stream;
 use crate::simd::{add_rows, all_dots, vectorised};
 use crate::tape::Node;
@@ -13,7 +13,7 @@ use crate::{DType, Error, Result, Tensor};
 use rayon::prelude::*;
 
 #[cfg(feature = "gpu")]
-use super::launch::{Kernel, binds};
+use crate::engine::launch::{Kernel, binds};
 
 pub(super) static SPEC: OpSpec = OpSpec {
     name: "condition_rows",

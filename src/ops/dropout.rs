@@ -1,7 +1,7 @@
 //! Dropout (Srivastava et al. 2014, JMLR 15) with a counter-based mask.
 
-use super::{Case, Meta, Op, OpSpec, Operand, launch, run};
 use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
+use crate::engine::{Case, Meta, Op, OpSpec, Operand, launch, run};
 use crate::rng::{Stream, threefry2x32};
 use crate::tape::Node;
 use crate::{DType, Error, Result, Tensor};

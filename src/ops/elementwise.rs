@@ -1,15 +1,15 @@
 //! Sums, products, scaling and constants, element by element.
 
-use super::launch::ELEMENTS;
-use super::{Case, Meta, Op, OpSpec, Operand, rows_in_parallel, run, run_in_place};
 use crate::device::{Entry, Host, Shader};
+use crate::engine::launch::ELEMENTS;
+use crate::engine::{Case, Meta, Op, OpSpec, Operand, rows_in_parallel, run, run_in_place};
 use crate::simd::wide;
 use crate::tape::Node;
 use crate::{DType, Device, Error, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 #[cfg(feature = "gpu")]
-use super::launch::{self, Kernel, binds};
+use crate::engine::launch::{self, Kernel, binds};
 
 pub(super) static SPEC: OpSpec =
     OpSpec { name: "elementwise", formula: "a + s b, a b, s a, y += a, y = s", shaders: &[&SHADER], cases };

@@ -1,9 +1,9 @@
 //! Rows of a frozen weight by index: the token embedding of a model whose base does not train.
 
 use super::gather_rows::check_indices;
-use super::launch::each_format;
-use super::{Case, Meta, Op, OpSpec, Operand, launch, rows_in_parallel, run};
 use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
+use crate::engine::launch::each_format;
+use crate::engine::{Case, Meta, Op, OpSpec, Operand, launch, rows_in_parallel, run};
 use crate::rng::Stream;
 use crate::weight::sample;
 use crate::{DType, Error, Format, Result, Tensor, Weight};

@@ -1,19 +1,20 @@
 //! The expand of a mixture apart from a product, and the differentiable shrink: for experts inside a block, whose
 //! low-rank products do not sit on one linear each.
 
-use super::Selection;
 use super::factor_gather::shrink;
 use super::factor_scatter::scatter;
 use super::fused_ba_matmul::Expand;
-use super::{Case, Meta, Op, OpSpec, Operand, Units, run_in_place};
 use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
+use crate::engine::{Case, Meta, Op, OpSpec, Operand, run_in_place};
+use crate::routing::Selection;
+use crate::routing::Units;
 use crate::tape::Node;
 use crate::{DType, Error, Result, Tensor};
 
 #[cfg(feature = "gpu")]
-use super::launch::{Kernel, binds};
-#[cfg(feature = "gpu")]
 use crate::device::Bind;
+#[cfg(feature = "gpu")]
+use crate::engine::launch::{Kernel, binds};
 
 pub(super) static SPEC: OpSpec = OpSpec {
     name: "factor_expand",

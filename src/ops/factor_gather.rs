@@ -2,9 +2,10 @@
 //!
 //! The backward pass uses it too: `v[m,k] = s b_{J[m,k]} . dy[m]`.
 
-use super::slots::{Dropout, Slots};
-use super::{Case, Meta, Op, OpSpec, Operand, Selection, Units, run, run_in_place};
 use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
+use crate::engine::{Case, Meta, Op, OpSpec, Operand, run, run_in_place};
+use crate::routing::{Dropout, Slots};
+use crate::routing::{Selection, Units};
 use crate::simd::{dots, vectorised};
 use crate::{DType, Error, Result, Tensor};
 use rayon::prelude::*;
@@ -303,7 +304,7 @@ pub(super) fn forced_dropout(tokens: bool) -> Option<Dropout> {
 }
 
 fn cases() -> Vec<Case> {
-    let mut all = super::mixture_linears::shrink_cases();
+    let mut all = Vec::new();
     for (entry, tokens) in [("row", true), ("block", true), ("row", false), ("block", false)] {
         let inputs = vec![Operand::normal("x", &[33, 68]).frozen(), Operand::normal("a", &[12, 68]).frozen()];
         all.push(Case::new(format!("{entry}, tokens {tokens}"), inputs, move |x| {

@@ -1,21 +1,21 @@
 //! Gradient of gates: `dg[i,k] = sum over the rows m of unit i of u[m,k] v[m,k]`.
 
-use super::Selection;
-use super::{Meta, Op, OpSpec};
 use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
+use crate::engine::{Case, Meta, Op, OpSpec, Operand, run};
+use crate::routing::{Selection, Units};
 use crate::{DType, Error, Result, Tensor};
 use rayon::prelude::*;
 
 #[cfg(feature = "gpu")]
-use super::launch::{Kernel, binds};
-#[cfg(feature = "gpu")]
 use crate::device::Bind;
+#[cfg(feature = "gpu")]
+use crate::engine::launch::{Kernel, binds};
 
 pub(super) static SPEC: OpSpec = OpSpec {
     name: "gate_grad",
     formula: "dg[i,k] = sum over the rows of unit i of u v",
     shaders: &[&SHADER],
-    cases: super::mixture_linears::gated_cases,
+    cases,
 };
 
 const NAME: &str = "gate_grad";
@@ -115,4 +115,35 @@ impl Op for GateGrad<'_> {
         let kernel = Kernel { shader: &SHADER, entry, variant: &VARIANTS[0] };
         kernel.run(gpu, &bind, &params, groups, 2 * x[0].len())
     }
+}
+
+/// Row ranges of the units (none: tokens), choices and block of a case.
+type Setup = (&'static str, Option<&'static [usize]>, usize, usize);
+
+fn cases() -> Vec<Case> {
+    const ROWS: usize = 33;
+    let setups: [Setup; 5] = [
+        ("tokens", None, 4, 1),
+        ("units", Some(&[0, 10, 10, 33]), 4, 1),
+        ("token blocks", None, 2, 3),
+        ("unit blocks", Some(&[0, 1, 33]), 2, 3),
+        ("one unit", Some(&[0, 33]), 1, 1),
+    ];
+    let case = |(label, starts, k, block): Setup| {
+        let columns = 2 * k * block;
+        let inputs = ["u", "v"].map(|name| Operand::normal(name, &[ROWS, columns]).frozen());
+        let run = move |x: &[Tensor]| {
+            let device = x[0].device();
+            let units = match starts {
+                Some(starts) => Units::ranges(device, starts, &[0.1; ROWS])?,
+                None => Units::tokens(ROWS),
+            };
+            let dims = [2, 1, units.count(), k];
+            let idx: Vec<u32> = (0..dims.iter().product()).map(|i| (i % k) as u32).collect();
+            let selection = Selection::new(Tensor::from_u32(device, &dims, &idx)?, None, &units, k, block)?;
+            run(&GateGrad(&selection), &[&x[0], &x[1]])
+        };
+        Case::new(label, inputs.to_vec(), run).sums(ROWS * block).cost(2 * ROWS * columns, 8 * ROWS * columns)
+    };
+    setups.into_iter().map(case).collect()
 }

@@ -1,7 +1,7 @@
 //! Rows of a table by index (embedding lookup); its gradient is a sum over the occurrences of each row.
 
-use super::{Case, Meta, Op, OpSpec, Operand, launch, rows_in_parallel, run};
 use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
+use crate::engine::{Case, Meta, Op, OpSpec, Operand, launch, rows_in_parallel, run};
 use crate::rng::Stream;
 use crate::tape::Node;
 use crate::{DType, Device, Error, Result, Tensor};

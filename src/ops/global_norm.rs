@@ -1,7 +1,7 @@
 //! The norm of a list of tensors, and the factor that clips it; both stay on the device.
 
-use super::{Case, Meta, Op, OpSpec, Operand, launch, run};
 use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
+use crate::engine::{Case, Meta, Op, OpSpec, Operand, launch, run};
 use crate::{DType, Error, Result, Tensor};
 use rayon::prelude::*;
 

@@ -1,7 +1,7 @@
 //! Layer normalisation (Ba et al. 2016, arXiv:1607.06450).
 
-use super::{Case, Meta, Op, OpSpec, Operand, launch, math, rows_in_parallel, run};
 use crate::device::{Entry, Host, Shader};
+use crate::engine::{Case, Meta, Op, OpSpec, Operand, cpu::math, launch, rows_in_parallel, run};
 use crate::tape::{Node, recording};
 use crate::{DType, Error, Result, Tensor};
 use rayon::prelude::*;

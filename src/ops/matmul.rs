@@ -1,9 +1,9 @@
 //! Dense products of two tensors, one or a batch of them.
 
-use super::gemm::{Mat, gemm, gemm_f64};
-use super::product::{TILE_BYTES, TILINGS, Tiling, VECTOR_BYTES};
-use super::{Case, Meta, Op, OpSpec, Operand, run};
 use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
+use crate::engine::cpu::gemm::{Mat, gemm, gemm_f64};
+use crate::engine::product::{TILE_BYTES, TILINGS, Tiling, VECTOR_BYTES};
+use crate::engine::{Case, Meta, Op, OpSpec, Operand, run};
 use crate::tape::Node;
 use crate::{DType, Error, Result, Tensor};
 use rayon::prelude::*;
@@ -194,7 +194,7 @@ impl Op for Product {
 
     #[cfg(feature = "gpu")]
     fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
-        use super::{launch, product};
+        use crate::engine::{launch, product};
         let Plan { batch, m, n, k, .. } = self.checked(x);
         let (ta, tb) = (self.form == Form::TN, self.form == Form::NT);
         let launch = product::Product {
@@ -258,7 +258,7 @@ impl Tensor {
 
 /// `a b^T` by one kernel, without a derivative.
 #[cfg(feature = "gpu")]
-pub(super) fn forced(a: &Tensor, b: &Tensor, tiling: Tiling) -> Result<Tensor> {
+pub(crate) fn forced(a: &Tensor, b: &Tensor, tiling: Tiling) -> Result<Tensor> {
     Ok(run(&Product { form: Form::NT, force: Some(tiling) }, &[a, b])?.swap_remove(0))
 }
 

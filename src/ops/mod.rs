@@ -4,22 +4,7 @@
 //! its derivative, and the op's [`OpSpec`]: shaders and test cases. The list below is the only place that
 //! names them all; see docs/ADD_AN_OP.md.
 
-mod gemm;
-mod lane;
-mod launch;
-mod math;
-mod product;
-mod selection;
-pub(crate) mod slots;
-mod spec;
-mod tile;
-#[cfg(feature = "gpu")]
-pub mod tune;
-
-pub(crate) use lane::{Meta, Op, rows_in_parallel, rows_per_task, run, run_in_place};
-pub use selection::Selection;
-pub use slots::{Dropout, Units};
-pub use spec::{Case, OpSpec, Operand};
+pub use crate::engine::{Case, OpSpec, Operand};
 
 macro_rules! ops {
     ($($(#[$doc:meta])* $name:ident),+ $(,)?) => {

@@ -1,15 +1,15 @@
 //! The pooled routing input: one row per routing unit, by the units' pooling weights.
 
-use super::slots::Units;
-use super::tile::{Tile, columns_in_parallel};
-use super::{Case, Meta, Op, OpSpec, Operand, rows_in_parallel, run};
 use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
+use crate::engine::cpu::tile::{Tile, columns_in_parallel};
+use crate::engine::{Case, Meta, Op, OpSpec, Operand, rows_in_parallel, run};
+use crate::routing::Units;
 use crate::simd::{add_rows, vectorised};
 use crate::tape::Node;
 use crate::{DType, Error, Result, Tensor};
 
 #[cfg(feature = "gpu")]
-use super::launch::{Kernel, binds};
+use crate::engine::launch::{Kernel, binds};
 
 pub(super) static SPEC: OpSpec = OpSpec {
     name: "pool_rows",

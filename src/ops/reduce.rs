@@ -1,15 +1,15 @@
 //! Sums over everything, over rows, and over the innermost axis.
 
-use super::{Case, Meta, Op, OpSpec, Operand, run};
 use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
+use crate::engine::{Case, Meta, Op, OpSpec, Operand, run};
 use crate::tape::Node;
 use crate::{DType, Result, Tensor};
 use rayon::prelude::*;
 
 #[cfg(feature = "gpu")]
-use super::launch::Kernel;
-#[cfg(feature = "gpu")]
 use crate::device::{Bind, Gpu, GpuBuffer};
+#[cfg(feature = "gpu")]
+use crate::engine::launch::Kernel;
 
 pub(super) static SPEC: OpSpec = OpSpec {
     name: "reduce",

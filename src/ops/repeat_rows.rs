@@ -1,13 +1,13 @@
 //! Rows repeated for the experts that they go to, and summed back.
 
-use super::launch::ELEMENTS;
-use super::{Case, Meta, Op, OpSpec, Operand, rows_in_parallel, run};
 use crate::device::{Entry, Host, Shader};
+use crate::engine::launch::ELEMENTS;
+use crate::engine::{Case, Meta, Op, OpSpec, Operand, rows_in_parallel, run};
 use crate::tape::Node;
 use crate::{DType, Error, Result, Tensor};
 
 #[cfg(feature = "gpu")]
-use super::launch::{Kernel, WG, binds};
+use crate::engine::launch::{Kernel, WG, binds};
 
 pub(super) static SPEC: OpSpec = OpSpec {
     name: "repeat_rows",

@@ -1,7 +1,9 @@
 //! Root-mean-square normalisation (Zhang & Sennrich 2019, arXiv:1910.07467).
 
-use super::{Case, Meta, Op, OpSpec, Operand, launch, math, rows_in_parallel, rows_per_task, run};
 use crate::device::{Entry, Host, Shader};
+use crate::engine::{
+    Case, Meta, Op, OpSpec, Operand, cpu::math, launch, rows_in_parallel, rows_per_task, run,
+};
 use crate::simd::wide;
 use crate::tape::Node;
 use crate::{DType, Error, Result, Tensor};

@@ -1,8 +1,8 @@
 //! Rotary position embedding (Su et al. 2021, arXiv:2104.09864), in the half-split layout of Llama models.
 
 use super::gather_rows::check_indices;
-use super::{Case, Meta, Op, OpSpec, Operand, launch, rows_in_parallel, run};
 use crate::device::{Entry, Host, Shader};
+use crate::engine::{Case, Meta, Op, OpSpec, Operand, launch, rows_in_parallel, run};
 use crate::rng::Stream;
 use crate::tape::Node;
 use crate::{DType, Device, Error, Result, Tensor};

@@ -1,14 +1,14 @@
 //! How often each factor was chosen, and the balancing bias that this moves: no gradients, no readback.
 
-use super::{Case, Meta, Op, OpSpec, Operand, run, run_in_place};
 use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
+use crate::engine::{Case, Meta, Op, OpSpec, Operand, run, run_in_place};
 use crate::{DType, Error, Result, Tensor};
 use rayon::prelude::*;
 
 #[cfg(feature = "gpu")]
-use super::launch::{Kernel, binds};
-#[cfg(feature = "gpu")]
 use crate::device::Bind;
+#[cfg(feature = "gpu")]
+use crate::engine::launch::{Kernel, binds};
 
 pub(super) static SPEC: OpSpec = OpSpec {
     name: "routing_load",

@@ -1,7 +1,7 @@
 //! Softmax over the last axis, and its derivative from the output.
 
-use super::{Case, Meta, Op, OpSpec, Operand, launch, math, rows_in_parallel, run};
 use crate::device::{Entry, Host, Shader};
+use crate::engine::{Case, Meta, Op, OpSpec, Operand, cpu::math, launch, rows_in_parallel, run};
 use crate::simd::Target;
 use crate::tape::Node;
 use crate::{DType, Error, Result, Tensor};

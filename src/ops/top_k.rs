@@ -1,7 +1,7 @@
 //! Positions of the k largest values of each row.
 
-use super::{Case, Meta, Op, OpSpec, Operand, rows_in_parallel, run};
 use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
+use crate::engine::{Case, Meta, Op, OpSpec, Operand, rows_in_parallel, run};
 use crate::{DType, Error, Result, Tensor};
 
 pub(super) static SPEC: OpSpec =
@@ -98,9 +98,9 @@ impl Op for TopK {
         let entry = if d <= 128 || k > 256 { "rank" } else { "pick" };
         let variant = &VARIANTS[usize::from(d > 512)];
         let work = if entry == "rank" { d } else { k };
-        let kernel = super::launch::Kernel { shader: &SHADER, entry, variant };
+        let kernel = crate::engine::launch::Kernel { shader: &SHADER, entry, variant };
         let params = [n as u32, d as u32, k as u32];
-        kernel.run(gpu, &super::launch::binds(x, y), &params, n, 4 * n * d * work)
+        kernel.run(gpu, &crate::engine::launch::binds(x, y), &params, n, 4 * n * d * work)
     }
 }
 

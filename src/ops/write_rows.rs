@@ -1,8 +1,8 @@
 //! New positions in the room that an array has for them, sequence by sequence: what a key/value cache does.
 
-use super::launch::ELEMENTS;
-use super::{Case, Meta, Op, OpSpec, Operand, run_in_place};
 use crate::device::{Entry, Host, Shader};
+use crate::engine::launch::ELEMENTS;
+use crate::engine::{Case, Meta, Op, OpSpec, Operand, run_in_place};
 use crate::{DType, Error, Result, Tensor};
 
 pub(super) static SPEC: OpSpec = OpSpec {
@@ -67,7 +67,7 @@ impl Op for Write {
 
     #[cfg(feature = "gpu")]
     fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
-        use super::launch::{Kernel, WG, binds};
+        use crate::engine::launch::{Kernel, WG, binds};
         let (n, dims) = (x[0].len(), x[0].dims());
         let row = dims[2..].iter().product::<usize>();
         let kernel = Kernel { shader: &SHADER, entry: "forward", variant: &ELEMENTS[0] };

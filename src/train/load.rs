@@ -107,9 +107,9 @@ mod tests {
         let cpu = Device::cpu();
         let g = idx.len() / k;
         let record = Choices::record();
-        let units = crate::ops::Units::tokens(g);
+        let units = crate::routing::Units::tokens(g);
         let idx = Tensor::from_u32(&cpu, &[1, 1, g, k], idx).unwrap();
-        record.keep("a", &crate::ops::Selection::new(idx, None, &units, factors, 1).unwrap());
+        record.keep("a", &crate::routing::Selection::new(idx, None, &units, factors, 1).unwrap());
         record
     }
 

@@ -2,7 +2,7 @@
 
 use crate::common;
 use mixlora::mixture::mixture_linears;
-use mixlora::ops::{Selection, Units};
+use mixlora::mixture::{Selection, Units};
 use mixlora::{Device, Format, Linear, Result, Stream, Tensor, Weight, backward};
 
 /// Outputs of two linears and the gradients of the pools, for the choices of three tokens.

@@ -3,8 +3,8 @@
 use crate::{Failure, open_device, out};
 use mixlora::Device;
 use mixlora::bench::Shape;
+use mixlora::bench::tune::{Timing, keep, shapes, tune, winners};
 use mixlora::device::AdapterClass;
-use mixlora::ops::tune::{Timing, keep, shapes, tune, winners};
 use mixlora::train::DeviceOptions;
 
 #[derive(clap::Args)]

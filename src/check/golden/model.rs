@@ -7,7 +7,7 @@ use crate::io::{Checkpoint, read_text};
 use crate::mixture::{CfsForm, MethodConfig, Pool, Span, find};
 use crate::model::{Llama, Step};
 use crate::nn::{Choices, Pass};
-use crate::ops::Units;
+use crate::routing::Units;
 use crate::train::{Decay, Schedule, Session, TrainConfig};
 use crate::{Device, Error, Result, Stream, Tensor, no_grad};
 use serde::Deserialize;

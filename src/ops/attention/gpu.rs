@@ -3,7 +3,7 @@
 use super::{Dims, SHADER, VARIANTS};
 use crate::Result;
 use crate::device::{Bind, Gpu, GpuBuffer};
-use crate::ops::launch::Kernel;
+use crate::engine::launch::Kernel;
 use std::sync::Arc;
 
 /// Queries or keys of one workgroup.

@@ -1,10 +1,10 @@
 //! The sums on the CPU: of units by ranges of their rows, of tokens by columns.
 
 use super::FactorScatter;
-use crate::ops::gemm::with_scratch;
-use crate::ops::rows_in_parallel;
-use crate::ops::slots::{Dropout, Units};
-use crate::ops::tile::{Tile, blocks_in_parallel};
+use crate::engine::cpu::gemm::with_scratch;
+use crate::engine::cpu::tile::{Tile, blocks_in_parallel};
+use crate::engine::rows_in_parallel;
+use crate::routing::{Dropout, Units};
 use crate::simd::{LANES, add_rows, prefetch, vectorised};
 use rayon::prelude::*;
 use std::ops::Range;

@@ -2,8 +2,9 @@
 //! checked through `mixture_linears`.
 
 use super::{Expand, FusedBa};
-use crate::ops::product::{TILINGS, Tiling};
-use crate::ops::{Case, Operand, Selection, Units, run};
+use crate::engine::product::{TILINGS, Tiling};
+use crate::engine::{Case, Operand, run};
+use crate::routing::{Selection, Units};
 use crate::weight::sample;
 use crate::{Format, Stream, Tensor, Weight};
 

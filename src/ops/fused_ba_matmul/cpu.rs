@@ -3,10 +3,10 @@
 
 use super::{Expand, FusedBa};
 use crate::Format;
-use crate::ops::gemm::{FEW, Mat, gemm, gemm_made, gemm_then, turn};
-use crate::ops::rows_per_task;
-use crate::ops::slots::Dropout;
-use crate::ops::tile::Tile;
+use crate::engine::cpu::gemm::{FEW, Mat, gemm, gemm_made, gemm_then, turn};
+use crate::engine::cpu::tile::Tile;
+use crate::engine::rows_per_task;
+use crate::routing::Dropout;
 use crate::simd::{add_rows, vectorised};
 use rayon::prelude::*;
 use std::ops::Range;

@@ -2,8 +2,8 @@
 //! where they were made, and tasks do not wait for each other.
 
 use super::NONE;
-use crate::ops::gemm::{Mat, gemm_here};
-use crate::ops::math::{exp, exp_all, max};
+use crate::engine::cpu::gemm::{Mat, gemm_here};
+use crate::engine::cpu::math::{exp, exp_all, max};
 use crate::simd::{Target, vectorised};
 use crate::weight::Weight;
 use rayon::prelude::*;

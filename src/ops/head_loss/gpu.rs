@@ -2,7 +2,7 @@
 
 use super::{FORMATS, HeadLoss, Kernel, SHADER, VARIANTS};
 use crate::device::{AdapterClass, Bind, Gpu};
-use crate::ops::launch;
+use crate::engine::launch;
 use crate::{Result, Tensor};
 use std::sync::Arc;
 

@@ -1,12 +1,13 @@
 //! The backward pass of the operator.
 
 use crate::device::Host;
+use crate::engine::{Meta, Op, run, run_in_place};
 use crate::ops::factor_gather::{FactorGather, shrink_into};
 use crate::ops::factor_scatter::{FactorScatter, scatter};
 use crate::ops::fused_ba_matmul::{Expand, FusedBa};
 use crate::ops::gate_grad::GateGrad;
-use crate::ops::slots::{Dropout, Slots};
-use crate::ops::{Meta, Op, Selection, run, run_in_place};
+use crate::routing::Selection;
+use crate::routing::{Dropout, Slots};
 use crate::tape::Saved;
 use crate::{DType, Error, Result, Shape, Tensor, Weight};
 use std::ops::Range;

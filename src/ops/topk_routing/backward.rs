@@ -5,7 +5,7 @@ use super::gpu::Launch;
 use super::math::spread;
 use super::{Extra, NAME, Routing, Table, for_units, one_side, put, sizes, wide};
 use crate::device::Host;
-use crate::ops::{Meta, Op};
+use crate::engine::{Meta, Op};
 use crate::{Result, Tensor};
 
 /// `(z, dgates) -> dz [, drow [L, G, S, E]]`, with S = K for a table of choices

@@ -1,7 +1,8 @@
 //! Cases: every score, condition and layout, ties, and many units.
 
 use super::{Condition, Routing, Score, Table, first_choices, route, route_rows};
-use crate::ops::{Case, Operand, Units};
+use crate::engine::{Case, Operand};
+use crate::routing::Units;
 
 pub(super) fn cases() -> Vec<Case> {
     let mut all = Vec::new();

@@ -2,8 +2,9 @@
 
 use super::backward::Backward;
 use super::{Extra, NAME, Routing, route};
+use crate::engine::run;
 use crate::ops::factor_expand::shrink_grads;
-use crate::ops::{Selection, Units, run};
+use crate::routing::{Selection, Units};
 use crate::tape::{Node, recording};
 use crate::{Error, Result, Tensor, no_grad};
 

@@ -3,9 +3,9 @@
 //! Every kernel is compared with the CPU's result first: a wrong one is never chosen. Software adapters always use the
 //! built-in table.
 
-use super::matmul::forced;
-use super::product::{CLASSES, TILINGS, Tiling, choose, class_of};
 use crate::device::{AdapterClass, Gpu, Tuned};
+use crate::engine::product::{CLASSES, TILINGS, Tiling, choose, class_of};
+use crate::ops::matmul::forced;
 use crate::{Device, Error, Result, Stream, Tensor};
 use std::path::PathBuf;
 use std::sync::Arc;

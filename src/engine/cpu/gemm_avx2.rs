@@ -4,7 +4,8 @@
 //! blocks, and the block of `b` is laid out as the kernel reads it, sixteen columns after sixteen: it stays in the
 //! second cache for all rows. Rows of `a` are read where they lie.
 
-use super::{Dst, Mat};
+use super::gemm::Mat;
+use super::tile::Dst;
 use crate::simd::{Avx2, LANES, Set};
 use std::arch::x86_64::*;
 use std::cell::Cell;

@@ -2,7 +2,7 @@
 //! computed.
 
 use super::{Routing, Score};
-use crate::ops::math::{exp, sigmoid};
+use crate::engine::cpu::math::{exp, sigmoid};
 use crate::ops::top_k::largest;
 use crate::simd::{Target, vectorised};
 use rayon::prelude::*;

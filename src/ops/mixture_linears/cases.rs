@@ -1,103 +1,10 @@
-//! The one operator: frozen linears that read the same input, each with a routed low-rank update.
-//!
-//! ```text
-//! u[m,k] = a_{I[m,k]} . x[m]                                     (shrink: one launch for all linears)
-//! y[m]   = W x[m] + bias + s sum_k g[m,k] u[m,k] b_{J[m,k]}      (expand: in the product's epilogue)
-//! ```
-//! Never a dense delta `B A`, never gathered weights per row: what is kept is `u`, of size rows x slots.
+//! Cases of the whole operator, which are those of the ops that it consists of too.
 
-mod backward;
-
-use super::Selection;
-use super::factor_gather::shrink;
-use super::fused_ba_matmul::{Expand, FusedBa};
-use super::slots::Dropout;
-use super::{Case, OpSpec, Operand, Units, run};
+use super::mixture_linears;
+use crate::engine::{Case, Operand};
 use crate::rng::Stream;
-use crate::tape::{Node, recording};
-use crate::{Device, Error, Format, Linear, Result, Tensor, Weight};
-use backward::Backward;
-
-pub(super) static SPEC: OpSpec = OpSpec {
-    name: "mixture_linears",
-    formula: "y_l = x W_l^T + bias_l + s sum_k g u b_{J[k]},  u = a_{I[k]} . x",
-    shaders: &[],
-    cases,
-};
-
-const NAME: &str = "mixture_linears";
-
-/// Frozen linears with a routed low-rank update each: see the module's formula.
-///
-/// `x [.., d]`; `a [L * E * block, d]`, the pools of all linears in order; `b[l] [E * block, out_l]`.
-/// Gradients go to `x`, the pools, and the selection's gates.
-///
-/// # Errors
-/// The shapes do not fit, or something is on another device.
-pub fn mixture_linears(
-    x: &Tensor,
-    linears: &[Linear],
-    a: &Tensor,
-    b: &[Tensor],
-    selection: &Selection,
-    scale: f32,
-    dropout: Option<Dropout>,
-) -> Result<Vec<Tensor>> {
-    check(x, linears, a, b, selection)?;
-    let slots_a = selection.slots_a();
-    let gates = selection.gates();
-    let (u, gated) = shrink(x, a, gates, &slots_a, 1.0, dropout)?;
-    let mut y = Vec::with_capacity(linears.len());
-    for (l, (linear, b)) in linears.iter().zip(b).enumerate() {
-        let slots = selection.slots_b(l);
-        let expand = Expand { slots: &slots, scale, dropout: None };
-        let op = FusedBa::forward(&linear.weight, linear.bias.as_ref(), Some(expand));
-        y.push(run(&op, &[x, &gated, b])?.swap_remove(0));
-    }
-    let mut inputs = vec![x, a];
-    inputs.extend(b);
-    inputs.extend(gates);
-    if !recording(&inputs) {
-        return Ok(y);
-    }
-    let saved = Backward {
-        x: x.saved(),
-        a: a.detach(),
-        b: b.iter().map(Tensor::detach).collect(),
-        weights: linears.iter().map(|l| l.weight.clone()).collect(),
-        selection: selection.clone(),
-        u,
-        gated,
-        scale,
-        dropout,
-        need: inputs.iter().map(|t| t.requires_grad()).collect(),
-    };
-    Ok(Node::record_many(NAME, &inputs, y, move |dy| saved.run(dy)))
-}
-
-fn check(x: &Tensor, linears: &[Linear], a: &Tensor, b: &[Tensor], selection: &Selection) -> Result<()> {
-    let n = selection.linears();
-    if linears.len() != n || b.len() != n {
-        return Err(Error::shape(
-            NAME,
-            format!("{} linears and {} pools for a selection of {n}", linears.len(), b.len()),
-        ));
-    }
-    let (rows, d) = (n * selection.pool_rows(), x.shape().last());
-    if a.dims() != [rows, d] {
-        return Err(Error::shape(NAME, format!("pool a is {}, expected [{rows}, {d}]", a.shape())));
-    }
-    for (l, (linear, b)) in linears.iter().zip(b).enumerate() {
-        let want = [selection.pool_rows(), linear.weight.rows()];
-        if b.dims() != want {
-            return Err(Error::shape(
-                NAME,
-                format!("pool b of linear {l} is {}, expected {want:?}", b.shape()),
-            ));
-        }
-    }
-    Ok(())
-}
+use crate::routing::{Dropout, Selection, Units};
+use crate::{Device, Format, Linear, Result, Tensor, Weight};
 
 /// Shapes of a case: rows, d, outputs of the linears, factors, choices, block.
 struct Setup {
@@ -179,7 +86,7 @@ const PLAIN: Setup = Setup {
 };
 
 /// Cases that look at the shrink: odd widths, several linears, dropout.
-pub(super) fn shrink_cases() -> Vec<Case> {
+fn shrink_cases() -> Vec<Case> {
     vec![
         PLAIN.case(),
         Setup { label: "one value", starts: &[0, 1], d: 1, outs: &[1], factors: 1, k: 1, ..PLAIN }.case(),
@@ -191,7 +98,7 @@ pub(super) fn shrink_cases() -> Vec<Case> {
 }
 
 /// Cases that look at the segmented sums: blocks, long segments, many factors.
-pub(super) fn scatter_cases() -> Vec<Case> {
+fn scatter_cases() -> Vec<Case> {
     vec![
         Setup { label: "blocks", block: 2, k: 2, sides: 1, ..PLAIN }.case(),
         Setup { label: "one factor", starts: &[0, 130], factors: 1, k: 1, ..PLAIN }.case(),
@@ -203,7 +110,7 @@ pub(super) fn scatter_cases() -> Vec<Case> {
 }
 
 /// Cases with gates.
-pub(super) fn gated_cases() -> Vec<Case> {
+fn gated_cases() -> Vec<Case> {
     vec![
         Setup { label: "gated tokens", gated: true, ..PLAIN }.case(),
         Setup { label: "gated units", starts: &[0, 70, 75], gated: true, ..PLAIN }.case(),
@@ -230,7 +137,7 @@ pub(super) fn gated_cases() -> Vec<Case> {
     ]
 }
 
-fn cases() -> Vec<Case> {
+pub(super) fn cases() -> Vec<Case> {
     const ROWS: usize = 66_000;
     static MANY: [usize; ROWS + 1] = {
         let mut v = [0; ROWS + 1];
@@ -241,7 +148,8 @@ fn cases() -> Vec<Case> {
         }
         v
     };
-    vec![
+    let mut all: Vec<Case> = [shrink_cases(), scatter_cases(), gated_cases()].into_iter().flatten().collect();
+    all.extend([
         Setup {
             label: "qkv widths",
             starts: &[0, 17, 40],
@@ -254,5 +162,6 @@ fn cases() -> Vec<Case> {
         .case()
         .no_gradcheck(),
         Setup { label: "66 000 tokens", starts: &MANY, d: 3, outs: &[2], factors: 4, k: 2, ..PLAIN }.case(),
-    ]
+    ]);
+    all
 }

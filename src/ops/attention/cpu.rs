@@ -1,8 +1,8 @@
 //! The CPU lane: blocks of queries against blocks of keys, dense products on both sides of the softmax.
 
 use super::Dims;
-use crate::ops::gemm::{Mat, gemm_here, with_scratch};
-use crate::ops::math::{exp, exp_all, max};
+use crate::engine::cpu::gemm::{Mat, gemm_here, with_scratch};
+use crate::engine::cpu::math::{exp, exp_all, max};
 use crate::simd::{add_rows, dot, dots, vectorised};
 use rayon::prelude::*;
 

@@ -8,9 +8,9 @@ mod cpu;
 #[cfg(feature = "gpu")]
 mod gpu;
 
-use super::launch::each_format;
-use super::{Case, Meta, Op, OpSpec, Operand, run};
 use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
+use crate::engine::launch::each_format;
+use crate::engine::{Case, Meta, Op, OpSpec, Operand, run};
 use crate::rng::Stream;
 use crate::tape::Node;
 use crate::weight::{Format, Weight, sample};
@@ -50,7 +50,7 @@ const FORMATS: usize = Format::ALL.len();
 static VARIANTS: [Variant; 2 * FORMATS] = each_format!(logits, gradient);
 static SHADER: Shader = Shader {
     name: "head_loss",
-    source: include_str!("../../shaders/head_loss.wgsl"),
+    source: include_str!("../../../shaders/head_loss.wgsl"),
     entries: &[
         Entry { name: "compact", variants: VARIANTS.split_at(1).0 },
         Entry { name: "direct", variants: &VARIANTS },

@@ -1,11 +1,19 @@
 //! What routers return: which factors each routing unit chose, and how strongly.
 
-#[cfg(feature = "gpu")]
-use super::factor_scatter::Lists;
 use super::slots::{Slots, Units};
 use crate::{Error, Result, Tensor};
 #[cfg(feature = "gpu")]
 use std::sync::{Arc, OnceLock};
+
+/// Choices sorted by factor, for every linear and side of a selection, on a GPU.
+#[cfg(feature = "gpu")]
+#[derive(Debug, Clone)]
+pub(crate) struct Lists {
+    /// `[L, P, E+1]`
+    pub starts: Tensor,
+    /// `[L, P, G*K]`: unit * K + choice, ascending within a factor.
+    pub pairs: Tensor,
+}
 
 /// What a router returns for the L linears that read one input: which factors, and how strongly.
 #[derive(Debug, Clone)]
@@ -69,7 +77,7 @@ impl Selection {
         self.gates.as_ref()
     }
     /// The same choices with other gates `[L, G, K]`.
-    pub(super) fn with_gates(self, gates: Tensor) -> Self {
+    pub(crate) fn with_gates(self, gates: Tensor) -> Self {
         Selection { gates: Some(gates), ..self }
     }
     /// The routing units.
@@ -100,20 +108,20 @@ impl Selection {
         let (idx, units) = (self.idx.clone(), self.units.clone());
         Slots { idx, units, first, count, side, block: self.block, pool_rows: self.pool_rows() }
     }
-    /// The choices sorted by factor: made once, used by every gradient that needs them.
+    /// The choices sorted by factor: sorted once by `sort`, then used by every gradient that needs them.
     #[cfg(feature = "gpu")]
-    pub(super) fn lists(&self, gpu: &crate::device::Gpu) -> Result<&Lists> {
-        if let Some(l) = self.lists.get() {
-            return Ok(l);
+    pub(crate) fn lists(&self, sort: impl FnOnce(&Tensor, usize) -> Result<Lists>) -> Result<&Lists> {
+        if let Some(lists) = self.lists.get() {
+            return Ok(lists);
         }
-        let made = Lists::new(gpu, &self.idx, self.factors)?;
-        Ok(self.lists.get_or_init(|| made))
+        let sorted = sort(&self.idx, self.factors)?;
+        Ok(self.lists.get_or_init(|| sorted))
     }
 }
 
 impl Tensor {
     /// The first index of a host tensor that is `factors` or more. Indices on a GPU are not looked at.
-    pub(super) fn first_above(&self, factors: usize) -> Option<u32> {
+    pub(crate) fn first_above(&self, factors: usize) -> Option<u32> {
         match &*self.storage {
             crate::tensor::Storage::Host(_) => self.u32().iter().find(|&&e| e as usize >= factors).copied(),
             #[cfg(feature = "gpu")]

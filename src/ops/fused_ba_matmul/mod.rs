@@ -3,17 +3,15 @@
 //! The backward pass uses the same op with `W` instead of its transpose: `dx = dy W + sum_k v_k a_k`.
 
 mod cases;
-#[cfg(feature = "gpu")]
-mod coop;
 mod cpu;
 #[cfg(feature = "gpu")]
 mod gpu;
 
-use super::launch::each_format;
-use super::product::{COOP_BYTES, TILE_BYTES, Tiling, VECTOR_BYTES};
-use super::slots::{Dropout, Slots};
-use super::{Meta, Op, OpSpec, run};
 use crate::device::{COOP_8, COOP_16, Entry, Host, PORTABLE, Shader, Variant, parts};
+use crate::engine::launch::each_format;
+use crate::engine::product::{COOP_BYTES, TILE_BYTES, Tiling, VECTOR_BYTES};
+use crate::engine::{Meta, Op, OpSpec, run};
+use crate::routing::{Dropout, Slots};
 use crate::tape::Node;
 use crate::{DType, Error, Result, Tensor, Weight};
 
@@ -88,7 +86,7 @@ macro_rules! coop_8 {
 }
 static SHADER: Shader = Shader {
     name: NAME,
-    source: include_str!("../../shaders/fused_ba_matmul.wgsl"),
+    source: include_str!("../../../shaders/fused_ba_matmul.wgsl"),
     entries: &[
         Entry { name: "direct", variants: variants!(0) },
         Entry { name: "tile", variants: variants!(TILE_BYTES) },

@@ -6,13 +6,16 @@
 mod cpu;
 
 use super::factor_gather::{forced_dropout, forced_selection};
-use super::slots::{Dropout, Slots};
-use super::{Case, Meta, Op, OpSpec, Operand, Selection, run};
 #[cfg(feature = "gpu")]
 use crate::Shape;
 #[cfg(feature = "gpu")]
 use crate::device::{AdapterClass, Bind, Dispatch, Gpu, Grid};
 use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
+use crate::engine::{Case, Meta, Op, OpSpec, Operand, run};
+#[cfg(feature = "gpu")]
+use crate::routing::Lists;
+use crate::routing::Selection;
+use crate::routing::{Dropout, Slots};
 use crate::{DType, Error, Result, Tensor};
 
 pub(super) static SPEC: OpSpec = OpSpec {
@@ -45,7 +48,7 @@ macro_rules! variants {
 }
 static SHADER: Shader = Shader {
     name: NAME,
-    source: include_str!("../../shaders/factor_scatter.wgsl"),
+    source: include_str!("../../../shaders/factor_scatter.wgsl"),
     entries: &[
         Entry { name: "lists", variants: variants![WG, 0; "lists": 0 0,] },
         Entry {
@@ -59,43 +62,31 @@ static SHADER: Shader = Shader {
     ],
 };
 
-/// Choices sorted by factor, for every linear and side of a selection, on a GPU.
+/// Sorts the choices `idx [L, P, G, K]`, each below `factors`.
 #[cfg(feature = "gpu")]
-#[derive(Debug, Clone)]
-pub(super) struct Lists {
-    /// `[L, P, E+1]`
-    starts: Tensor,
-    /// `[L, P, G*K]`: unit * K + choice, ascending within a factor.
-    pairs: Tensor,
-}
-
-#[cfg(feature = "gpu")]
-impl Lists {
-    /// Sorts the choices `idx [L, P, G, K]`, each below `factors`.
-    pub fn new(gpu: &Gpu, idx: &Tensor, factors: usize) -> Result<Self> {
-        let dims = idx.dims();
-        let [l, p, g, k] = [dims[0], dims[1], dims[2], dims[3]];
-        let make = |n| Tensor::undefined(idx.device(), Shape::new(&[l, p, n])?, DType::U32);
-        let lists = Lists { starts: make(factors + 1)?, pairs: make(g * k)? };
-        let mut params: Params = bytemuck::Zeroable::zeroed();
-        params.choices = [factors, g, l * p].map(|v| v as u32);
-        params.slots[2] = k as u32;
-        gpu.dispatch(Dispatch {
-            shader: &SHADER,
-            entry: "lists",
-            consts: &[("WG", WG), ("DROP", 0), ("UNITS", 0)],
-            parts: PARTS,
-            bind: &[
-                Bind::Write(lists.starts.buffer()),
-                Bind::Write(lists.pairs.buffer()),
-                Bind::Read(idx.buffer()),
-            ],
-            params: bytemuck::bytes_of(&params),
-            grid: Grid::Linear((l * p * factors).div_ceil(WG as usize)),
-            flops: 2 * (idx.len() * factors) as u64,
-        })?;
-        Ok(lists)
-    }
+fn sort(gpu: &Gpu, idx: &Tensor, factors: usize) -> Result<Lists> {
+    let dims = idx.dims();
+    let [l, p, g, k] = [dims[0], dims[1], dims[2], dims[3]];
+    let make = |n| Tensor::undefined(idx.device(), Shape::new(&[l, p, n])?, DType::U32);
+    let lists = Lists { starts: make(factors + 1)?, pairs: make(g * k)? };
+    let mut params: Params = bytemuck::Zeroable::zeroed();
+    params.choices = [factors, g, l * p].map(|v| v as u32);
+    params.slots[2] = k as u32;
+    gpu.dispatch(Dispatch {
+        shader: &SHADER,
+        entry: "lists",
+        consts: &[("WG", WG), ("DROP", 0), ("UNITS", 0)],
+        parts: PARTS,
+        bind: &[
+            Bind::Write(lists.starts.buffer()),
+            Bind::Write(lists.pairs.buffer()),
+            Bind::Read(idx.buffer()),
+        ],
+        params: bytemuck::bytes_of(&params),
+        grid: Grid::Linear((l * p * factors).div_ceil(WG as usize)),
+        flops: 2 * (idx.len() * factors) as u64,
+    })?;
+    Ok(lists)
 }
 
 /// `(coef [M, slots of all linears], rows [M, D]) -> d_pool [count * factors * block, D]`
@@ -202,7 +193,7 @@ impl Op for FactorScatter<'_> {
                 Grid::Linear((d / 4 * self.slots.count).div_ceil(WG_BLOCK as usize)),
             ),
             _ => {
-                let lists = self.selection.lists(gpu)?;
+                let lists = self.selection.lists(|idx, factors| sort(gpu, idx, factors))?;
                 (
                     WG_SUM,
                     [Bind::Read(lists.starts.buffer()), Bind::Read(lists.pairs.buffer())],
@@ -251,7 +242,7 @@ struct Params {
 }
 
 fn cases() -> Vec<Case> {
-    let mut all = super::mixture_linears::scatter_cases();
+    let mut all = Vec::new();
     for (entry, tokens) in [("sum", true), ("block", true), ("sum", false), ("block", false)] {
         let inputs =
             vec![Operand::normal("coef", &[33, 8]).frozen(), Operand::normal("rows", &[33, 68]).frozen()];

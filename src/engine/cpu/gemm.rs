@@ -5,8 +5,8 @@
 //! do not depend on the number of threads.
 
 #[cfg(target_arch = "x86_64")]
-mod avx2;
-
+#[cfg(target_arch = "x86_64")]
+use super::gemm_avx2;
 use super::tile::{Dst, Tile};
 use crate::simd::{all_dots, vectorised};
 use gemm::Parallelism;
@@ -17,11 +17,11 @@ use std::ops::Range;
 /// A matrix in memory, by strides in elements.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Mat<'a> {
-    data: &'a [f32],
-    rows: usize,
-    cols: usize,
-    row_stride: usize,
-    col_stride: usize,
+    pub(super) data: &'a [f32],
+    pub(super) rows: usize,
+    pub(super) cols: usize,
+    pub(super) row_stride: usize,
+    pub(super) col_stride: usize,
 }
 
 impl<'a> Mat<'a> {
@@ -160,7 +160,7 @@ unsafe fn product(
 ) {
     #[cfg(target_arch = "x86_64")]
     if own() {
-        return unsafe { avx2::product(c, a, b, (rows, cols), scale, add, done) };
+        return unsafe { gemm_avx2::product(c, a, b, (rows, cols), scale, add, done) };
     }
     unsafe {
         gemm::gemm(

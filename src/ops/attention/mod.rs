@@ -2,12 +2,12 @@
 //!
 //! The forward pass keeps one logsumexp per query; the backward pass recomputes the weights from it.
 
+mod cpu;
 #[cfg(feature = "gpu")]
 mod gpu;
-mod host;
 
-use super::{Case, Meta, Op, OpSpec, Operand, run};
 use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
+use crate::engine::{Case, Meta, Op, OpSpec, Operand, run};
 use crate::tape::Node;
 use crate::{DType, Error, Result, Tensor};
 
@@ -32,7 +32,7 @@ const fn widths(bytes: u32) -> [Variant; 3] {
 static VARIANTS: [Variant; 3] = widths(4 * (4 * 288 + 2 * 1056 + 128 + 32));
 static SHADER: Shader = Shader {
     name: "attention",
-    source: include_str!("../../shaders/attention.wgsl"),
+    source: include_str!("../../../shaders/attention.wgsl"),
     entries: &[
         Entry { name: "forward", variants: &VARIANTS },
         Entry { name: "stats", variants: VARIANTS.split_at(1).0 },
@@ -173,7 +173,7 @@ impl Op for Forward {
     fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
         let dims = Dims::of(x, x.get(3), self.keys, self.scale).expect("checked by infer");
         let [o, lse] = y else { unreachable!("outputs are as inferred") };
-        host::forward(&dims, host_inputs(x, x.get(3)), o.f32_mut(), lse.f32_mut());
+        cpu::forward(&dims, host_inputs(x, x.get(3)), o.f32_mut(), lse.f32_mut());
     }
 
     #[cfg(feature = "gpu")]
@@ -183,8 +183,8 @@ impl Op for Forward {
     }
 }
 
-fn host_inputs<'a>(x: &[&'a Tensor], valid: Option<&&'a Tensor>) -> host::Inputs<'a> {
-    host::Inputs { q: x[0].f32(), k: x[1].f32(), v: x[2].f32(), valid: valid.map(|m| m.u32()) }
+fn host_inputs<'a>(x: &[&'a Tensor], valid: Option<&&'a Tensor>) -> cpu::Inputs<'a> {
+    cpu::Inputs { q: x[0].f32(), k: x[1].f32(), v: x[2].f32(), valid: valid.map(|m| m.u32()) }
 }
 
 #[cfg(feature = "gpu")]
@@ -225,9 +225,9 @@ impl Op for Backward {
 
     fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
         let dims = Dims::of(x, x.get(6), None, self.scale).expect("checked by infer");
-        let kept = host::Outputs { o: x[3].f32(), lse: x[4].f32(), dy: x[5].f32() };
+        let kept = cpu::Outputs { o: x[3].f32(), lse: x[4].f32(), dy: x[5].f32() };
         let [dq, dk, dv] = y else { unreachable!("outputs are as inferred") };
-        host::backward(&dims, host_inputs(x, x.get(6)), kept, dq.f32_mut(), dk.f32_mut(), dv.f32_mut());
+        cpu::backward(&dims, host_inputs(x, x.get(6)), kept, dq.f32_mut(), dk.f32_mut(), dv.f32_mut());
     }
 
     #[cfg(feature = "gpu")]

@@ -6,21 +6,21 @@
 
 mod backward;
 mod cases;
+mod cpu;
 #[cfg(feature = "gpu")]
 mod gpu;
 mod math;
-mod one_side;
 mod rows;
 mod rules;
 
 use self::backward::{Backward, TableGrad};
+use self::cpu::OneSide;
 use self::math::{Choice, Unit, Values};
-use self::one_side::OneSide;
 pub use self::rows::route_rows;
 pub use self::rules::{Condition, Routing, Score, Table};
-use super::{Meta, Op, OpSpec, run};
-use super::{Selection, Units};
 use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
+use crate::engine::{Meta, Op, OpSpec, run};
+use crate::routing::{Selection, Units};
 use crate::tape::{Node, recording};
 use crate::{DType, Error, Result, Tensor};
 use rayon::prelude::*;
@@ -72,7 +72,7 @@ static BACKWARD: &[Variant] = variants![
 ];
 static SHADER: Shader = Shader {
     name: NAME,
-    source: include_str!("../../shaders/topk_routing.wgsl"),
+    source: include_str!("../../../shaders/topk_routing.wgsl"),
     entries: &[
         Entry { name: "forward", variants: FORWARD },
         Entry { name: "backward", variants: BACKWARD },

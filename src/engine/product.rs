@@ -45,17 +45,17 @@ const VECTOR_M4: Tiling = tiling("vector m4", "vector", [4, 1, 16, 4]);
 const VECTOR_M1: Tiling = tiling("vector m1", "vector", [1, 1, 16, 4]);
 
 /// All of them.
-pub(super) static TILINGS: [Tiling; 10] =
+pub(crate) static TILINGS: [Tiling; 10] =
     [DIRECT, DIRECT_N16, DIRECT_M4, DIRECT_M1, TILE, TILE_N64, TILE_N16, VECTOR_M8, VECTOR_M4, VECTOR_M1];
 
 /// Bytes of workgroup memory that the entries take in their largest tiling.
-pub(super) const TILE_BYTES: u32 = 2 * 16 * 17 * 16;
-pub(super) const VECTOR_BYTES: u32 = 64 * 8 * 16;
-pub(super) const COOP_BYTES: u32 = 2 * (64 * 24 + 16 * 72) + 4 * 8 * 16 * 16;
+pub(crate) const TILE_BYTES: u32 = 2 * 16 * 17 * 16;
+pub(crate) const VECTOR_BYTES: u32 = 64 * 8 * 16;
+pub(crate) const COOP_BYTES: u32 = 2 * (64 * 24 + 16 * 72) + 4 * 8 * 16 * 16;
 
 /// Shapes that share a kernel on hardware, one that stands for them, and the built-in choice.
 #[cfg(feature = "gpu")]
-pub(super) struct ShapeClass {
+pub(crate) struct ShapeClass {
     pub name: &'static str,
     pub shape: [usize; 3],
     tiling: Tiling,
@@ -69,7 +69,7 @@ const fn class(name: &'static str, shape: [usize; 3], tiling: Tiling) -> ShapeCl
 /// Few rows are a stream of the second operand, and narrow results get narrow tiles. A step of k is 16: shorter sums
 /// would fill little of it.
 #[cfg(feature = "gpu")]
-pub(super) static CLASSES: [ShapeClass; 8] = [
+pub(crate) static CLASSES: [ShapeClass; 8] = [
     class("one row", [1, 2048, 2048], VECTOR_M1),
     class("four rows", [4, 2048, 2048], VECTOR_M4),
     class("eight rows", [8, 2048, 2048], VECTOR_M8),
@@ -82,7 +82,7 @@ pub(super) static CLASSES: [ShapeClass; 8] = [
 
 /// The class of `[m, k] [k, n]`.
 #[cfg(feature = "gpu")]
-pub(super) fn class_of(m: usize, n: usize, k: usize) -> &'static ShapeClass {
+pub(crate) fn class_of(m: usize, n: usize, k: usize) -> &'static ShapeClass {
     let at = match (m, n) {
         (0..=1, _) => 0,
         (2..=4, _) => 1,
@@ -99,7 +99,7 @@ pub(super) fn class_of(m: usize, n: usize, k: usize) -> &'static ShapeClass {
 /// The tiling for `[m, k] [k, n]`: what was measured best on this adapter, else the built-in one. Software adapters pay
 /// for barriers and for every load, so that registers alone are best there; they are not tuned.
 #[cfg(feature = "gpu")]
-pub(super) fn choose(class: AdapterClass, tuned: &Tuned, m: usize, n: usize, k: usize) -> Tiling {
+pub(crate) fn choose(class: AdapterClass, tuned: &Tuned, m: usize, n: usize, k: usize) -> Tiling {
     match (class, m, n) {
         (AdapterClass::Software, 0..=1, _) => DIRECT_M1,
         (AdapterClass::Software, 2..=4, _) => DIRECT_M4,
@@ -115,7 +115,7 @@ pub(super) fn choose(class: AdapterClass, tuned: &Tuned, m: usize, n: usize, k: 
 
 /// The tiling of cooperative matrices of that size.
 #[cfg(feature = "gpu")]
-pub(super) fn cooperative(CoopSize { side, lanes }: CoopSize) -> Tiling {
+pub(crate) fn cooperative(CoopSize { side, lanes }: CoopSize) -> Tiling {
     let (name, sizes, fragments): (_, _, Parts) = match side {
         16 => ("coop 16", [8, 2, 8, 8], &[parts::COOP_16, parts::PRODUCT_COOP]),
         _ => ("coop 8", [4, 1, 8, 8], &[parts::COOP_8, parts::PRODUCT_COOP]),
@@ -143,7 +143,7 @@ impl Tiling {
 
 /// One launch: what the shader of an op adds to the product is in `consts`, `parts`, and `params`.
 #[cfg(feature = "gpu")]
-pub(super) struct Product<'a> {
+pub(crate) struct Product<'a> {
     pub shader: &'static Shader,
     pub tiling: Tiling,
     pub format: Format,
@@ -213,7 +213,7 @@ static LOADERS: [Parts; 11] = each_format!(fragments);
 static SINGLE: [Parts; 11] = each_format!(single);
 
 /// The fragments that read four values of a row of this length.
-pub(super) fn loader(format: Format, row: usize) -> Parts {
+pub(crate) fn loader(format: Format, row: usize) -> Parts {
     let all = if row.is_multiple_of(4) { &LOADERS } else { &SINGLE };
     all[format as usize]
 }

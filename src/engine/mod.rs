@@ -1,0 +1,10 @@
+//! The machinery under the operations: how an op is described, checked, run and timed, and what back ends share.
+
+pub(crate) mod case;
+pub(crate) mod cpu;
+pub(crate) mod launch;
+pub(crate) mod op;
+pub(crate) mod product;
+
+pub use case::{Case, OpSpec, Operand};
+pub(crate) use op::{Meta, Op, rows_in_parallel, rows_per_task, run, run_in_place};

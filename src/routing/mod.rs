@@ -1,0 +1,10 @@
+//! What routers and ops share: routing units, the choices of a router, and which pool rows a row of the input uses.
+
+pub(crate) mod selection;
+pub(crate) mod slots;
+
+#[cfg(feature = "gpu")]
+pub(crate) use selection::Lists;
+pub use selection::Selection;
+pub(crate) use slots::Slots;
+pub use slots::{Dropout, Units};
