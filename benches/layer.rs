@@ -2,8 +2,9 @@
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use mixlora::mixture::{LinearSite, Pool, Span, find};
-use mixlora::nn::{LinearGroup, Pass};
+use mixlora::nn::{LinearGroup, Pass, SiteAdapter, SiteAdapters};
 use mixlora::{Device, Format, Linear, Stream, Tensor, Weight, backward};
+use std::sync::Arc;
 
 const BATCH: usize = 4;
 const SEQ: usize = 128;
@@ -26,13 +27,15 @@ fn layers(c: &mut Criterion) {
         let spans = [Span { len: SEQ, prompt: SEQ }; BATCH];
         let pass = Pass::new(Pool::Real.units(&cpu, &spans, SEQ).expect("units"));
         let mut runs = c.benchmark_group(format!("{d_in}->{d_out}"));
-        let frozen = LinearGroup::frozen(vec![linear.clone()]);
-        runs.bench_function("frozen", |b| b.iter(|| run(&frozen, &pass, &x, &dy)));
+        let group = LinearGroup::at(0, vec![linear.clone()]);
+        runs.bench_function("frozen", |b| b.iter(|| run(&group, &pass, &x, &dy)));
         for name in ["lora", "mixlora-cond", "mixlora-cond-gated", "smora"] {
-            let site = LinearSite { name: "bench".into(), d_in, linears: vec![(String::new(), d_out)] };
-            let method = find(name).expect("method");
-            let adapter = method.build(&(method.defaults)(), &site, &cpu, Stream::new(2)).expect("adapter");
-            let group = LinearGroup::adapted_by(vec![linear.clone()], adapter);
+            let site = LinearSite::alone("bench", d_in, vec![(String::new(), d_out)]);
+            let method = find(name).expect("method").defaults();
+            let adapter = method.build(&site, &cpu, Stream::new(2)).expect("adapter");
+            let mut adapters = SiteAdapters::default();
+            adapters.set(0, SiteAdapter::Linears(adapter, Vec::new()));
+            let pass = pass.clone().with_adapters(Arc::new(adapters));
             runs.bench_function(name, |b| b.iter(|| run(&group, &pass, &x, &dy)));
         }
     }

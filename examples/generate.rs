@@ -6,7 +6,7 @@
 
 use mixlora::Device;
 use mixlora::adapter::Conversation;
-use mixlora::model::{Llama, Sampler, Sampling};
+use mixlora::model::{Model, Sampler, Sampling};
 use mixlora::text::{Chat, ModelText, ReplyOptions};
 use std::io::Write;
 use std::path::PathBuf;
@@ -18,7 +18,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let prompt = args.next().unwrap_or_else(|| "Name a colour.".into());
 
     let text = ModelText::open(&path)?;
-    let model = Llama::open(&path, &Device::cpu(), true)?;
+    let model = Model::open(&path, &Device::cpu(), true)?;
     let mut chat = Chat::new(&text, Conversation::new(&model, None, None, 1), None);
     let mut sampler = Sampler::new(Sampling::default())?;
     let options = ReplyOptions { max_tokens: 64, ..ReplyOptions::default() };

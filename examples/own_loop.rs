@@ -4,10 +4,10 @@
 //! cargo run --release --example own_loop
 //! ```
 
-use mixlora::adapter::{Adapter, TARGETS};
+use mixlora::adapter::{ALL_LINEAR, Adapter};
 use mixlora::data::{Batch, Body, EncodeOptions, Encoder, Example, Sample};
-use mixlora::mixture::{MethodConfig, find};
-use mixlora::model::Llama;
+use mixlora::mixture::find;
+use mixlora::model::Model;
 use mixlora::text::ModelText;
 use mixlora::train::{Session, TrainConfig};
 use mixlora::{Device, Stream};
@@ -17,7 +17,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/data/tiny"));
     let device = Device::cpu();
     let text = ModelText::open(path)?;
-    let mut model = Llama::open(path, &device, true)?;
+    let model = Model::open(path, &device, true)?;
 
     // Small words for numbers: prompts are read, completions are trained.
     let words = ["zero", "one", "two", "three", "four", "five", "six", "seven"];
@@ -32,15 +32,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         })
         .collect::<mixlora::Result<_>>()?;
 
-    let method = find("mixlora-cond")?;
-    let options = MethodConfig { num_factors: 8, ..(method.defaults)() };
-    let adapter = Adapter::attach(&mut model, method, &options, &TARGETS.map(String::from), Stream::new(1))?;
+    let method = find("mixlora-cond")?.defaults().with("num_factors", 8)?;
+    let pool = method.options().instance().map(|instance| instance.pool);
+    let adapter = Adapter::attach(&model, &method, &[ALL_LINEAR.into()], Stream::new(1))?;
     let config = TrainConfig { steps: 30, ..TrainConfig::default() };
     let pad = text.tokenizer.pad_within(model.config().vocab_size);
     let mut session = Session::new(model, adapter, config)?;
     for step in 0..session.config.steps {
         let half: Vec<&Example> = examples.iter().skip(step % 2).step_by(2).collect();
-        let batch = Batch::new(&half, options.pool, pad, &device)?;
+        let batch = Batch::new(&half, pool, pad, &device)?;
         let report = session.step(&[batch])?;
         if step % 10 == 0 || report.step == session.config.steps {
             println!("step {} loss {:.4} gradient norm {:.2}", report.step, report.loss, report.grad_norm);

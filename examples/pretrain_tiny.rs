@@ -8,7 +8,7 @@
 //! ```
 
 use mixlora::mixture::Units;
-use mixlora::model::{Llama, Step};
+use mixlora::model::{Model, Step};
 use mixlora::nn::{Param, Pass};
 use mixlora::ops::rope::Rope;
 use mixlora::train::{Decay, Optimizer, Schedule};
@@ -61,7 +61,7 @@ fn compare(
     dir: &Path,
     ids: &[u32],
 ) -> std::result::Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let loaded = Llama::open(dir, &model.device, true)?;
+    let loaded = Model::open(dir, &model.device, true)?;
     let tokens = Tensor::from_u32(&model.device, &[1, ids.len()], ids)?;
     let pass = Pass::new(Units::instances(&model.device, 1, ids.len())?);
     let hidden = loaded.forward(&tokens, &pass, Step::default())?.reshape(&[ids.len(), HIDDEN])?;

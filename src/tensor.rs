@@ -1,6 +1,5 @@
 //! [`Tensor`]: a cheap handle on a contiguous row-major array on a device.
 
-#[cfg(feature = "gpu")]
 use crate::device::GpuBuffer;
 use crate::device::Host;
 use crate::tape::{Edge, Node};
@@ -11,7 +10,6 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 /// The memory behind one or more tensors.
 pub(crate) enum Storage {
     Host(Host),
-    #[cfg(feature = "gpu")]
     Gpu(GpuBuffer),
 }
 
@@ -64,7 +62,6 @@ impl Tensor {
                 host.f32_mut().copy_from_slice(values);
                 Storage::Host(host)
             }
-            #[cfg(feature = "gpu")]
             Device::Gpu(g) => {
                 let buffer = g.alloc(values.len())?;
                 g.upload(&buffer, bytemuck::cast_slice(values))?;
@@ -95,7 +92,6 @@ impl Tensor {
                 host.u32_mut().copy_from_slice(values);
                 Storage::Host(host)
             }
-            #[cfg(feature = "gpu")]
             Device::Gpu(g) => {
                 let buffer = g.alloc(values.len())?;
                 g.upload(&buffer, bytemuck::cast_slice(values))?;
@@ -143,7 +139,6 @@ impl Tensor {
             (Device::Reference, DType::U32) => Storage::Host(Host::RefU32(vec![u32::MAX; n])),
             (Device::Cpu(c), DType::F32) => Storage::Host(Host::f32s(c, n)?),
             (Device::Cpu(c), DType::U32) => Storage::Host(Host::u32s(c, n)?),
-            #[cfg(feature = "gpu")]
             (Device::Gpu(g), _) => Storage::Gpu(g.alloc(n)?),
         };
         Ok(Tensor::new(shape, dtype, device, storage))
@@ -188,18 +183,17 @@ impl Tensor {
 
     /// Copies the values to host memory; on a GPU this submits and waits.
     pub fn to_f32(&self) -> Result<Vec<f32>> {
-        self.expect("to_f32", DType::F32)?;
+        self.require("to_f32", DType::F32)?;
         match &*self.storage {
             Storage::Host(Host::F64(v)) => Ok(v.iter().map(|&v| v as f32).collect()),
             Storage::Host(h) => Ok(h.f32().to_vec()),
-            #[cfg(feature = "gpu")]
             Storage::Gpu(b) => Ok(bytemuck::cast_vec(self.gpu()?.read(b)?.wait()?)),
         }
     }
 
     /// Copies the values to host memory in f64.
     pub fn to_f64(&self) -> Result<Vec<f64>> {
-        self.expect("to_f64", DType::F32)?;
+        self.require("to_f64", DType::F32)?;
         match &*self.storage {
             Storage::Host(Host::F64(v)) => Ok(v.clone()),
             _ => Ok(self.to_f32()?.into_iter().map(f64::from).collect()),
@@ -208,19 +202,17 @@ impl Tensor {
 
     /// Copies indices to host memory; on a GPU this submits and waits.
     pub fn to_u32(&self) -> Result<Vec<u32>> {
-        self.expect("to_u32", DType::U32)?;
+        self.require("to_u32", DType::U32)?;
         match &*self.storage {
             Storage::Host(h) => Ok(h.u32().to_vec()),
-            #[cfg(feature = "gpu")]
             Storage::Gpu(b) => self.gpu()?.read(b)?.wait(),
         }
     }
 
     /// Copies the values to host memory without blocking the caller's thread.
     pub async fn read_async(&self) -> Result<Vec<f32>> {
-        #[cfg(feature = "gpu")]
         if let Storage::Gpu(b) = &*self.storage {
-            self.expect("read_async", DType::F32)?;
+            self.require("read_async", DType::F32)?;
             return Ok(bytemuck::cast_vec(self.gpu()?.read(b)?.await?));
         }
         self.to_f32()
@@ -234,7 +226,6 @@ impl Tensor {
         }
     }
 
-    #[cfg(feature = "gpu")]
     fn gpu(&self) -> Result<&Arc<crate::device::Gpu>> {
         match &self.device {
             Device::Gpu(g) => Ok(g),
@@ -246,7 +237,6 @@ impl Tensor {
     pub(crate) fn host(&self) -> &Host {
         match &*self.storage {
             Storage::Host(h) => h,
-            #[cfg(feature = "gpu")]
             Storage::Gpu(_) => unreachable!("a host lane runs on host tensors"),
         }
     }
@@ -263,7 +253,6 @@ impl Tensor {
         self.host().u32()
     }
     /// The GPU buffer; ops call it in their GPU lane.
-    #[cfg(feature = "gpu")]
     pub(crate) fn buffer(&self) -> &GpuBuffer {
         match &*self.storage {
             Storage::Gpu(b) => b,
@@ -272,7 +261,7 @@ impl Tensor {
     }
 
     /// Refuses another element type.
-    pub(crate) fn expect(&self, op: &'static str, dtype: DType) -> Result<()> {
+    pub(crate) fn require(&self, op: &'static str, dtype: DType) -> Result<()> {
         if self.dtype == dtype {
             Ok(())
         } else {
@@ -322,7 +311,6 @@ impl Tensor {
                 (Host::F32(d), Host::F32(s)) => d.copy_from_slice(s),
                 (d, s) => d.u32_mut().copy_from_slice(s.u32()),
             },
-            #[cfg(feature = "gpu")]
             (Some(Storage::Gpu(dst)), Storage::Gpu(src)) => self.gpu()?.copy(src, dst)?,
             _ => unreachable!("same device"),
         }

@@ -3,12 +3,12 @@
 
 mod common;
 
-use common::families::{VOCAB, copy, fixture, logits, open, stored, worst};
-use mixlora::adapter::{Adapter, TARGETS};
+use common::families::{VOCAB, adapted_logits, copy, fixture, logits, open, stored, worst};
+use mixlora::adapter::{ALL_LINEAR, Adapter};
 use mixlora::data::{Batch, Example};
 use mixlora::io::{Checkpoint, GgufFile};
-use mixlora::mixture::{CfsForm, MethodConfig, find};
-use mixlora::model::Llama;
+use mixlora::mixture::{CfsForm, Method};
+use mixlora::model::Model;
 use mixlora::train::{Decay, Schedule, Session, TrainConfig};
 use mixlora::{Device, Format, Stream};
 use safetensors::tensor::{Dtype, TensorView};
@@ -19,39 +19,38 @@ use std::path::Path;
 /// Measured: at most 5e-6, for logits of up to 8.
 const BOUND: f32 = 1e-4;
 
-fn options(name: &str) -> MethodConfig {
-    let defaults = (find(name).unwrap().defaults)();
+fn method(name: &str) -> Method {
     let r = if name == "lora" { 4 } else { 2 };
-    MethodConfig { r, num_factors: 4, num_experts: 3, top_k: 2, ..defaults }
+    common::method(name, json!({ "r": r, "num_factors": 4, "num_experts": 3, "top_k": 2 }))
 }
 
 /// A model with an adapter of a few real training steps.
-fn trained(place: &str, config: &MethodConfig, method: &str) -> Session {
-    let mut model = open(place);
-    let targets = TARGETS.map(String::from).to_vec();
-    let adapter =
-        Adapter::attach(&mut model, find(method).unwrap(), config, &targets, Stream::new(3)).unwrap();
+fn trained(place: &str, method: &Method) -> Session {
+    let model = open(place);
+    let targets = vec![ALL_LINEAR.to_string()];
+    let adapter = Adapter::attach(&model, method, &targets, Stream::new(3)).unwrap();
     let schedule = Schedule { learning_rate: 2e-2, warmup_steps: 0, decay: Decay::Constant };
     let mut s =
         Session::new(model, adapter, TrainConfig { schedule, steps: 4, ..TrainConfig::default() }).unwrap();
     let bits = Stream::new(5);
     let ids = (0..14).map(|t| bits.bits(t) % VOCAB as u32).collect();
     let example = Example::new(ids, (0..14).map(|t| t >= 5).collect());
+    let pool = method.options().instance().map(|i| i.pool);
     for _ in 0..4 {
-        let batch = Batch::new(&[&example], config.pool, 0, s.model.device()).unwrap();
+        let batch = Batch::new(&[&example], pool, 0, s.model.device()).unwrap();
         s.step(&[batch]).unwrap();
     }
     s
 }
 
 /// Logits of the first stored sequence of llama2.
-fn first(model: &Llama) -> Vec<f32> {
-    logits(model, &stored("llama2")[0].0).unwrap()
+fn first(model: &Model, adapter: Option<&Adapter>) -> Vec<f32> {
+    adapted_logits(model, adapter, &stored("llama2")[0].0).unwrap()
 }
 
-fn loaded(place: &str, adapter: &Path) -> (Llama, Adapter) {
-    let mut model = open(place);
-    let adapter = Adapter::load(adapter, &mut model).unwrap();
+fn loaded(place: &str, adapter: &Path) -> (std::sync::Arc<Model>, Adapter) {
+    let model = open(place);
+    let adapter = Adapter::load(adapter, &model).unwrap();
     (model, adapter)
 }
 
@@ -64,7 +63,8 @@ fn loras_of_peft_give_the_logits_of_peft() {
         let (ids, plain) = stored(family).swap_remove(0);
         assert!(worst(&plain, &want) > 0.1, "the adapter changes something");
         for place in [family.to_string(), format!("{family}.gguf")] {
-            let got = logits(&loaded(&place, &folder).0, &ids).unwrap();
+            let (model, adapter) = loaded(&place, &folder);
+            let got = adapted_logits(&model, Some(&adapter), &ids).unwrap();
             assert!(worst(&got, &want) < BOUND, "{name} on {place}: {}", worst(&got, &want));
         }
     }
@@ -77,7 +77,7 @@ fn peft_computes_our_logits_with_our_lora() {
     let want =
         Checkpoint::open(folder.join("logits.safetensors")).unwrap().f32("logits", &[24, VOCAB]).unwrap();
     let (model, adapter) = loaded("llama2", &folder);
-    let got = first(&model);
+    let got = first(&model, Some(&adapter));
     assert!(worst(&got, &want) < BOUND, "{}", worst(&got, &want));
     assert!(worst(&stored("llama2")[0].1, &want) > 0.1, "the adapter changes something");
     // What is written today is what PEFT was given then.
@@ -94,7 +94,7 @@ fn peft_computes_our_logits_with_our_lora() {
 /// are compared. With `MIXLORA_WRITE_FIXTURES` set it is written anew, for fixtures/make_peft.py.
 #[test]
 fn our_lora_for_peft_is_what_training_gives() {
-    let s = trained("llama2", &options("lora"), "lora");
+    let s = trained("llama2", &method("lora"));
     let (dir, folder) = (tempfile::tempdir().unwrap(), fixture("peft/ours"));
     let write = std::env::var_os("MIXLORA_WRITE_FIXTURES").is_some();
     let to = if write { folder.as_path() } else { dir.path() };
@@ -112,14 +112,15 @@ fn our_lora_for_peft_is_what_training_gives() {
 
 #[test]
 fn adapters_move_between_gguf_files_and_folders() {
-    for method in ["lora", "mixlora-cond"] {
+    for name in ["lora", "mixlora-cond"] {
         for (from, to) in [("llama2.gguf", "llama2"), ("llama2", "llama2.gguf")] {
-            let s = trained(from, &options(method), method);
+            let s = trained(from, &method(name));
             let dir = tempfile::tempdir().unwrap();
             s.adapter.save(dir.path(), &s.model, "tiny").unwrap();
-            let (there, here) = (first(&s.model), first(&loaded(to, dir.path()).0));
-            assert!(worst(&there, &stored("llama2")[0].1) > 0.05, "{method} trains");
-            assert!(worst(&there, &here) < BOUND, "{method}, {from} -> {to}: {}", worst(&there, &here));
+            let (model, adapter) = loaded(to, dir.path());
+            let (there, here) = (first(&s.model, Some(&s.adapter)), first(&model, Some(&adapter)));
+            assert!(worst(&there, &stored("llama2")[0].1) > 0.05, "{name} trains");
+            assert!(worst(&there, &here) < BOUND, "{name}, {from} -> {to}: {}", worst(&there, &here));
         }
     }
 }
@@ -175,8 +176,9 @@ fn adapters_of_the_release_load() {
         (Some(CfsForm::SumProduct), "input_lora_a_param", false),
         (None, "input", false),
     ] {
-        let config = MethodConfig { cfs_form, lora_alpha: Some(8.0), num_experts: 8, ..options("vt-nlp") };
-        let s = trained("llama2", &config, "vt-nlp");
+        let form = cfs_form.map(CfsForm::word);
+        let method = method("vt-nlp").with("cfs_form", form).and_then(|m| m.with("lora_alpha", 8.0)).unwrap();
+        let s = trained("llama2", &method);
         let (ours, theirs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         s.adapter.save(ours.path(), &s.model, "tiny").unwrap();
         release(ours.path(), theirs.path(), split);
@@ -185,9 +187,9 @@ fn adapters_of_the_release_load() {
         };
         write(&release_config(cond_type));
         let (model, adapter) = loaded("llama2", theirs.path());
-        assert_eq!((adapter.method().name, adapter.config()), ("vt-nlp", s.adapter.config()));
-        assert_eq!(first(&model), first(&s.model), "{cond_type}");
-        assert!(worst(&first(&model), &stored("llama2")[0].1) > 0.05, "B is not zero");
+        assert_eq!(adapter.method(), s.adapter.method());
+        assert_eq!(first(&model, Some(&adapter)), first(&s.model, Some(&s.adapter)), "{cond_type}");
+        assert!(worst(&first(&model, Some(&adapter)), &stored("llama2")[0].1) > 0.05, "B is not zero");
         // What is not computed is refused by name.
         for (key, value, expected) in [
             ("independent_rank", json!(false), "independent_rank is false"),
@@ -198,13 +200,13 @@ fn adapters_of_the_release_load() {
             let mut c = release_config(cond_type);
             c[key] = value;
             write(&c);
-            let e = Adapter::load(theirs.path(), &mut open("llama2")).err().unwrap().to_string();
+            let e = Adapter::load(theirs.path(), &open("llama2")).err().unwrap().to_string();
             assert!(e.contains(expected), "{e}");
         }
         if split {
             write(&release_config(cond_type));
             std::fs::remove_file(theirs.path().join("non_lora_trainables.safetensors")).unwrap();
-            let e = Adapter::load(theirs.path(), &mut open("llama2")).err().unwrap().to_string();
+            let e = Adapter::load(theirs.path(), &open("llama2")).err().unwrap().to_string();
             assert!(e.contains("42 tensors are missing") && e.contains("cmoa_selector.loraA"), "{e}");
             assert!(e.contains("convert that: t = torch.load('pytorch_model.bin'"), "{e}");
         }
@@ -214,34 +216,37 @@ fn adapters_of_the_release_load() {
 #[test]
 fn merged_weights_give_the_adapters_logits() {
     for place in ["llama2", "llama2.gguf"] {
-        let s = trained(place, &options("lora"), "lora");
+        let s = trained(place, &method("lora"));
         // Rounded weights: measured 0.03 and 0.22, for logits of up to 8.
         for (format, bound) in [(Format::F32, BOUND), (Format::F16, 0.1), (Format::Bf16, 0.8)] {
             let dir = tempfile::tempdir().unwrap();
             s.adapter.merge(&s.model, dir.path(), format).unwrap();
-            let merged = Llama::open(dir.path(), &Device::cpu(), false).unwrap();
-            let e = worst(&first(&merged), &first(&s.model));
+            let merged = Model::open(dir.path(), &Device::cpu(), false).unwrap();
+            let e = worst(&first(&merged, None), &first(&s.model, Some(&s.adapter)));
             assert!(e < bound, "{place} in {}: {e}", format.name());
             assert_eq!(merged.head().format(), format);
         }
     }
     // Scaled frequencies, biases and windows survive.
     for place in ["llama3", "mistral.gguf", "qwen2.gguf"] {
-        let s = trained(place, &options("lora"), "lora");
+        let s = trained(place, &method("lora"));
         let dir = tempfile::tempdir().unwrap();
         s.adapter.merge(&s.model, dir.path(), Format::F32).unwrap();
-        let merged = Llama::open(dir.path(), &Device::cpu(), false).unwrap();
+        let merged = Model::open(dir.path(), &Device::cpu(), false).unwrap();
         let ids = stored(place.strip_suffix(".gguf").unwrap_or(place)).swap_remove(0).0;
-        let e = worst(&logits(&merged, &ids).unwrap(), &logits(&s.model, &ids).unwrap());
+        let e = worst(
+            &logits(&merged, &ids).unwrap(),
+            &adapted_logits(&s.model, Some(&s.adapter), &ids).unwrap(),
+        );
         assert!(e < BOUND, "{place}: {e}");
         assert_eq!(merged.config().max_positions(), s.model.config().max_positions());
     }
     // Heads of 8 have one frequency between the fast and the slow ones: it could be anybody's.
-    let s = trained("llama3.gguf", &options("lora"), "lora");
+    let s = trained("llama3.gguf", &method("lora"));
     let dir = tempfile::tempdir().unwrap();
     let e = s.adapter.merge(&s.model, dir.path(), Format::F32).unwrap_err().to_string();
     assert!(e.contains("rope_scaling") && e.contains("give the Hugging Face directory"), "{e}");
-    let s = trained("llama2", &options("mixlora-cond"), "mixlora-cond");
+    let s = trained("llama2", &method("mixlora-cond"));
     let dir = tempfile::tempdir().unwrap();
     let e = s.adapter.merge(&s.model, dir.path(), Format::F32).unwrap_err().to_string();
     assert!(e.contains("mixlora-cond chooses its factors by the input") && e.contains("--adapter"), "{e}");
@@ -250,7 +255,7 @@ fn merged_weights_give_the_adapters_logits() {
 /// The update of the exported file, added to the file's own weights, is the update of the adapter.
 #[test]
 fn a_gguf_adapter_has_the_row_order_of_gguf_files() {
-    let s = trained("llama2", &options("lora"), "lora");
+    let s = trained("llama2", &method("lora"));
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.gguf");
     s.adapter.export_gguf(&s.model, &path).unwrap();
@@ -299,7 +304,7 @@ fn a_gguf_adapter_has_the_row_order_of_gguf_files() {
         seen += 1;
     }
     assert_eq!(seen, 14);
-    let s = trained("llama2", &options("mixlora-cond"), "mixlora-cond");
+    let s = trained("llama2", &method("mixlora-cond"));
     let e = s.adapter.export_gguf(&s.model, &dir.path().join("b.gguf")).unwrap_err().to_string();
     assert!(e.contains("a GGUF adapter needs an update that is the same for every input"), "{e}");
 }
@@ -316,7 +321,7 @@ fn what_peft_can_say_and_we_do_not_compute_is_refused() {
         let mut c = config.clone();
         c[key] = value;
         std::fs::write(&path, c.to_string()).unwrap();
-        Adapter::load(&place, &mut open("llama2")).err().map(|e| e.to_string()).unwrap_or_default()
+        Adapter::load(&place, &open("llama2")).err().map(|e| e.to_string()).unwrap_or_default()
     };
     for (key, value, expected) in [
         ("use_dora", json!(true), "use_dora (DoRA)"),

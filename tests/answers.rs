@@ -7,7 +7,7 @@ use common::cli::answer_to as mixlora;
 use mixlora::adapter::Conversation;
 use mixlora::data::{EncodeOptions, Encoder, read_samples};
 use mixlora::mixture::Units;
-use mixlora::model::{Llama, Sampler, Sampling, Step};
+use mixlora::model::{Model, Sampler, Sampling, Step};
 use mixlora::nn::Pass;
 use mixlora::text::{Chat, Ending, Message, ModelText, ReplyOptions, Role, Said};
 use mixlora::{Device, Error, Tensor, no_grad};
@@ -20,8 +20,8 @@ fn tiny() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("data/tiny")
 }
 
-fn open() -> (Llama, ModelText) {
-    (Llama::open(&tiny(), &Device::cpu(), true).unwrap(), ModelText::open(&tiny()).unwrap())
+fn open() -> (std::sync::Arc<Model>, ModelText) {
+    (Model::open(&tiny(), &Device::cpu(), true).unwrap(), ModelText::open(&tiny()).unwrap())
 }
 
 fn stops(stops: &[&str], max_tokens: usize) -> ReplyOptions {
@@ -29,7 +29,7 @@ fn stops(stops: &[&str], max_tokens: usize) -> ReplyOptions {
 }
 
 /// The answer to the last question, put into the conversation.
-fn answer(chat: &mut Chat<'_>, options: &ReplyOptions) -> Said {
+fn answer(chat: &mut Chat, options: &ReplyOptions) -> Said {
     let mut sampler = Sampler::new(Sampling::default()).unwrap();
     let mut reply = chat.reply(&mut sampler, options);
     let given: String = reply.by_ref().map(|piece| piece.unwrap()).collect();
@@ -196,7 +196,7 @@ fn chat_reads_lines_and_obeys_commands() {
 /// Sum of the cross-entropy of the trained tokens in f64, one position at a time, and their number.
 fn loss_by_hand(path: &Path) -> (f64, usize) {
     let device = Device::reference();
-    let (model, text) = (Llama::open(&tiny(), &device, true).unwrap(), ModelText::open(&tiny()).unwrap());
+    let (model, text) = (Model::open(&tiny(), &device, true).unwrap(), ModelText::open(&tiny()).unwrap());
     let encoder = Encoder::new(&text.tokenizer, text.template.as_ref(), EncodeOptions::default()).unwrap();
     let (mut sum, mut n) = (0.0, 0);
     for sample in read_samples(path).unwrap() {

@@ -6,11 +6,11 @@ mod common;
 use common::edit::Edit;
 use common::families::{copy, fixture, open};
 use common::tiny::write_text_model;
-use mixlora::adapter::{Adapter, AdapterOptions, TARGETS};
+use mixlora::adapter::{ALL_LINEAR, Adapter, AdapterOptions};
 use mixlora::io::GgufFile;
 use mixlora::io::gguf::{GgufWriter, Value as Text};
 use mixlora::mixture::find;
-use mixlora::model::{Llama, LoadOptions, ModelFiles};
+use mixlora::model::{LoadOptions, Model, ModelFiles};
 use mixlora::{Device, Stream};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -117,14 +117,14 @@ fn values_that_are_not_finite_are_found() {
         let options = LoadOptions { allow_nonfinite: true, ..LoadOptions::default() };
         let files = ModelFiles::open(dir.path()).unwrap();
         assert_eq!(
-            Llama::load(&files, &Device::cpu(), options).unwrap().notes(),
+            Model::load(&files, &Device::cpu(), options).unwrap().notes(),
             [format!("{place} {shown}")]
         );
     }
     // Row 7 is none of those that loading looks at; --check looks at all.
     let dir = tiny();
     weights(dir.path(), |e| e.value("model.layers.1.mlp.up_proj.weight", 7 * 64 + 3, |_| f32::NAN));
-    assert!(Llama::open(dir.path(), &Device::cpu(), false).unwrap().notes().is_empty());
+    assert!(Model::open(dir.path(), &Device::cpu(), false).unwrap().notes().is_empty());
     let (code, out, _) = run(&["inspect", path(dir.path()), "--check"]);
     assert_eq!(code, 1, "{out}");
     assert!(
@@ -216,7 +216,7 @@ fn gguf_error(key: &str, text: &str) -> String {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("m.gguf");
     out.write(&path).unwrap();
-    Llama::open(&path, &Device::cpu(), false).err().map(|e| e.to_string()).unwrap_or_default()
+    Model::open(&path, &Device::cpu(), false).err().map(|e| e.to_string()).unwrap_or_default()
 }
 
 #[test]
@@ -264,11 +264,10 @@ fn tokenizers_that_do_not_fit() {
 }
 
 /// An adapter of a method on a model, saved.
-fn adapter_on(model: &mut Llama, method: &str, dir: &Path) {
-    let method = find(method).unwrap();
-    let config = mixlora::mixture::MethodConfig { r: 2, ..(method.defaults)() };
-    let targets = TARGETS.map(String::from).to_vec();
-    let adapter = Adapter::attach(model, method, &config, &targets, Stream::new(1)).unwrap();
+fn adapter_on(model: &Model, method: &str, dir: &Path) {
+    let method = find(method).unwrap().defaults().with("r", 2).unwrap();
+    let targets = vec![ALL_LINEAR.to_string()];
+    let adapter = Adapter::attach(model, &method, &targets, Stream::new(1)).unwrap();
     adapter.save(dir, model, "the-right-base").unwrap();
 }
 
@@ -278,7 +277,7 @@ fn adapters_of_another_base_are_refused_by_name() {
     weights(other.path(), |e| e.value("model.layers.0.input_layernorm.weight", 0, |v| v + 0.5));
     let cpu = Device::cpu();
     for method in ["lora", "mixlora-cond"] {
-        adapter_on(&mut Llama::open(model.path(), &cpu, false).unwrap(), method, adapter.path());
+        adapter_on(&Model::open(model.path(), &cpu, false).unwrap(), method, adapter.path());
         let with = ["--adapter", path(adapter.path())];
         assert_eq!(generate(model.path(), &with).0, 0);
         let (code, _, err) = generate(other.path(), &with);
@@ -287,10 +286,11 @@ fn adapters_of_another_base_are_refused_by_name() {
         assert!(err.contains(path(other.path())) && err.contains("--force uses it all the same"), "{err}");
         assert_eq!(generate(other.path(), &[&with[..], &["--force"]].concat()).0, 0);
         // Other sizes: the shapes do not fit, whatever is forced.
-        let mut model = open("llama2");
-        let e = Adapter::load(adapter.path(), &mut model).err().unwrap().to_string();
+        let force = AdapterOptions { force: true, ..AdapterOptions::default() };
+        let model = open("llama2");
+        let e = Adapter::load(adapter.path(), &model).err().unwrap().to_string();
         assert!(e.contains("hidden_size 64 there and 32 here"), "{e}");
-        let e = Adapter::load_with(adapter.path(), &mut model, AdapterOptions { force: true });
+        let e = Adapter::load_with(adapter.path(), &model, &force);
         let e = e.err().unwrap().to_string();
         assert!(e.contains("has shape") && e.contains("expected"), "{e}");
     }
@@ -310,7 +310,7 @@ fn transposed_and_swapped_factors_are_recognised() {
             (n.as_str(), safetensors::tensor::TensorView::new(*dtype, dims.clone(), bytes).unwrap())
         });
         std::fs::write(&file, safetensors::serialize(views, None).unwrap()).unwrap();
-        Adapter::load(&place, &mut open("llama2")).err().map(|e| e.to_string())
+        Adapter::load(&place, &open("llama2")).err().map(|e| e.to_string())
     };
     assert_eq!(attempt(&|_| ()), None);
     let e = attempt(&|e| e.tensors.values_mut().for_each(|t| t.1.reverse())).unwrap();
@@ -331,10 +331,10 @@ fn transposed_and_swapped_factors_are_recognised() {
     let e = attempt(&mlx).unwrap();
     assert!(e.contains("has a name of MLX, whose factors are transposed"), "{e}");
     std::fs::rename(&file, place.join("adapters.safetensors")).unwrap();
-    let e = Adapter::load(&place, &mut open("llama2")).err().unwrap().to_string();
+    let e = Adapter::load(&place, &open("llama2")).err().unwrap().to_string();
     assert!(e.contains("is MLX's format"), "{e}");
     std::fs::rename(place.join("adapters.safetensors"), place.join("adapter_model.bin")).unwrap();
-    let e = Adapter::load(&place, &mut open("llama2")).err().unwrap().to_string();
+    let e = Adapter::load(&place, &open("llama2")).err().unwrap().to_string();
     assert!(e.contains("adapter_model.bin: is a pickle file") && e.contains("save_file"), "{e}");
 }
 
@@ -342,8 +342,8 @@ fn transposed_and_swapped_factors_are_recognised() {
 fn merging_and_exporting_refuse_what_depends_on_the_input() {
     let (model, dir) = (tiny(), tempfile::tempdir().unwrap());
     let (adapter, out) = (dir.path().join("a"), dir.path().join("merged"));
-    let open = || Llama::open(model.path(), &Device::cpu(), false).unwrap();
-    adapter_on(&mut open(), "mixlora-cond", &adapter);
+    let open = || Model::open(model.path(), &Device::cpu(), false).unwrap();
+    adapter_on(&open(), "mixlora-cond", &adapter);
     let merge = |out: &Path| {
         run(&["merge", "--model", path(model.path()), "--adapter", path(&adapter), "--out", path(out)])
     };
@@ -369,7 +369,7 @@ fn merging_and_exporting_refuse_what_depends_on_the_input() {
     assert_eq!(code, 3, "{err}");
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left behind");
     // A LoRA can; but not over anything.
-    adapter_on(&mut open(), "lora", &adapter);
+    adapter_on(&open(), "lora", &adapter);
     let (code, _, err) = merge(model.path());
     assert_eq!(code, 3, "{err}");
     assert!(err.contains("never over another"), "{err}");

@@ -5,7 +5,7 @@ mod common;
 
 use common::families::{fixture as any_fixture, logits, replaced, stored, worst};
 use mixlora::Device;
-use mixlora::model::{Llama, LoadOptions, ModelFiles, RopeScaling};
+use mixlora::model::{LoadOptions, Model, ModelFiles, RopeScaling};
 use std::path::PathBuf;
 
 const FAMILIES: [&str; 4] = ["llama2", "llama3", "mistral", "qwen2"];
@@ -19,7 +19,7 @@ fn fixture(name: &str) -> PathBuf {
 fn check(family: &str, device: &Device) {
     let places = [fixture(family), fixture(&format!("{family}.gguf"))];
     for path in &places {
-        let model = Llama::open(path, device, false).unwrap();
+        let model = Model::open(path, device, false).unwrap();
         let sequences = stored(family);
         assert!(!sequences.is_empty());
         for (ids, want) in sequences {
@@ -48,14 +48,14 @@ fn the_stored_logits_depend_on_what_is_easily_forgotten() {
     let bytes = std::fs::read(fixture("llama3.gguf")).unwrap();
     let renamed = replaced(&bytes, b"rope_freqs.weight", b"rope_freqs.wEIGHT");
     let file = mixlora::io::GgufFile::from_bytes("plain.gguf", renamed).unwrap();
-    let model = Llama::load(&ModelFiles::from_gguf(file).unwrap(), &cpu, LoadOptions::default()).unwrap();
+    let model = Model::load(&ModelFiles::from_gguf(file).unwrap(), &cpu, LoadOptions::default()).unwrap();
     let (ids, want) = stored("llama3").swap_remove(0);
     assert!(worst(&logits(&model, &ids).unwrap(), &want) > 0.1);
     assert_eq!(model.notes(), ["1 tensors of the model are not used: rope_freqs.wEIGHT"]);
     // Row order: the same file as a qwen2, whose rows are not interleaved.
     let bytes = std::fs::read(fixture("llama2.gguf")).unwrap();
     let file = mixlora::io::GgufFile::from_bytes("qwen2.gguf", replaced(&bytes, b"llama", b"qwen2")).unwrap();
-    let model = Llama::load(&ModelFiles::from_gguf(file).unwrap(), &cpu, LoadOptions::default()).unwrap();
+    let model = Model::load(&ModelFiles::from_gguf(file).unwrap(), &cpu, LoadOptions::default()).unwrap();
     let (ids, want) = stored("llama2").swap_remove(0);
     assert!(worst(&logits(&model, &ids).unwrap(), &want) > 0.1);
 }
@@ -85,7 +85,7 @@ fn both_kinds_of_files_have_the_same_configuration() {
 
 #[test]
 fn sequences_beyond_a_sliding_window_are_refused() {
-    let model = Llama::open(&fixture("mistral"), &Device::cpu(), false).unwrap();
+    let model = Model::open(&fixture("mistral"), &Device::cpu(), false).unwrap();
     assert_eq!(model.config().max_positions(), 32);
     assert!(model.notes()[0].contains("sliding window"), "{:?}", model.notes());
     let e = logits(&model, &[1; 33]).unwrap_err().to_string();

@@ -174,7 +174,7 @@ fn configurations_that_cannot_be() {
             |e| e.config("\"E\": 4", "\"E\": 4000000000000"),
             &["factors_a", "expected [4000000000000, 64]"],
         ),
-        (LINEAR, |e| e.config("\"alpha\": 8", "\"alpha\": -8"), &["lora_alpha", "positive"]),
+        (LINEAR, |e| e.config("\"alpha\": 8", "\"alpha\": -8"), &["lora_alpha", "above 0"]),
         (
             SMORA,
             |e| e.config("\"layer\": \"smora\"", "\"layer\": \"gate\""),

@@ -112,7 +112,25 @@ fn root_names() -> BTreeMap<String, String> {
             names.insert(item.to_string(), module.to_string());
         }
     }
+    names.extend(exported_macros());
     names
+}
+
+/// The module of each macro that stands at the crate's root.
+fn exported_macros() -> BTreeMap<String, String> {
+    let mut names = BTreeMap::new();
+    for path in files("src", "rs") {
+        for rest in code(&read(&path)).split("#[macro_export]").skip(1) {
+            let macro_name = identifier(rest.trim_start().trim_start_matches("macro_rules!").trim_start());
+            names.insert(macro_name.to_string(), module_of(&path));
+        }
+    }
+    names
+}
+
+/// The first name of a source file's path in the crate.
+fn module_of(path: &Path) -> String {
+    name(path)["src/".len()..].split(['/', '.']).next().unwrap().to_string()
 }
 
 #[test]
@@ -121,7 +139,7 @@ fn no_import_goes_against_the_flow() {
     let mut failed = Vec::new();
     for path in files("src", "rs") {
         let file = name(&path);
-        let module = file["src/".len()..].split(['/', '.']).next().unwrap().to_string();
+        let module = module_of(&path);
         if module == "lib" || module == "bin" {
             continue;
         }
@@ -147,6 +165,7 @@ fn imports_are_read_right() {
     assert_eq!(used(&code(text)), ["A", "b", "e", "f", "h"]);
     assert_eq!(root_names()["Tensor"], "tensor");
     assert_eq!(root_names()["backward"], "tape");
+    assert_eq!(root_names()["options"], "mixture");
 }
 
 #[test]
@@ -182,6 +201,22 @@ fn every_op_file_is_in_the_list() {
         }
     }
     assert_eq!(found, listed.len(), "{listed:?}");
+}
+
+/// A method says itself what is special about it; other code asks, and does not look at names.
+#[test]
+fn methods_are_not_told_apart_by_their_names() {
+    let names: Vec<String> =
+        mixlora::mixture::methods::ALL.iter().map(|m| format!("\"{}\"", m.name)).collect();
+    let elsewhere = |p: &&PathBuf| !name(p).starts_with("src/mixture/methods/");
+    let mut found = Vec::new();
+    for path in files("src", "rs").iter().filter(elsewhere) {
+        let code = code(&read(path));
+        // What GGUF and PEFT call a LoRA is theirs.
+        let code = code.replace("(\"adapter.type\", \"lora\")", "");
+        found.extend(names.iter().filter(|n| code.contains(*n)).map(|n| format!("{}: {n}", name(path))));
+    }
+    assert!(found.is_empty(), "{}", found.join("\n"));
 }
 
 #[test]

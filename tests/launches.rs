@@ -2,7 +2,7 @@
 #![cfg(feature = "gpu")]
 
 use mixlora::device::{Gpu, Stats};
-use mixlora::mixture::{LinearSite, MethodConfig, Units, find};
+use mixlora::mixture::{LinearSite, Units};
 use mixlora::nn::{Choices, Format, Linear, Pass, Weight};
 use mixlora::ops::{self, Case};
 use mixlora::{DType, Device, Result, Stream, Tensor, backward};
@@ -37,10 +37,9 @@ fn routing(device: &Device, method: &str, units: Units) -> [u64; 2] {
     let x = Tensor::full(device, &[rows, d], 0.5).unwrap().leaf();
     let linears: Vec<Linear> = [64, 32, 32].map(|out| linear(device, d, out)).into();
     let names = ["q", "k", "v"].iter().zip(&linears).map(|(n, l)| (n.to_string(), l.weight.rows())).collect();
-    let site = LinearSite { name: "qkv".into(), d_in: d, linears: names };
-    let spec = find(method).unwrap();
-    let config = MethodConfig { num_factors: 8, r: 4, ..(spec.defaults)() };
-    let adapter = spec.build(&config, &site, device, Stream::new(1)).unwrap();
+    let site = LinearSite::alone("qkv", d, names);
+    let method = common::method(method, serde_json::json!({ "num_factors": 8, "r": 4 }));
+    let adapter = method.build(&site, device, Stream::new(1)).unwrap();
     let choices = Choices::record();
     let routed = Pass::new(units).with_choices(choices.clone());
     let (_, all) = counted(gpu, || adapter.forward(&x, &linears, &routed));

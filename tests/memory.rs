@@ -13,7 +13,7 @@
 //! (2048, 8): `mixlora-cond` 1 082 624, 1 115 392, 1 115 904 B (gradients: 1 048 576 B); `mixlora-cond-gated`
 //! 4 259 840, 4 259 840, 6 356 992 B (gradients: 4 194 304 B, with r = 8 6 291 456 B).
 
-use mixlora::mixture::{LinearSite, Units, find};
+use mixlora::mixture::{LinearSite, RouterGradient, Units, find};
 use mixlora::nn::{Format, Linear, Param, Pass, Weight};
 use mixlora::{Device, Result, Stream, Tensor};
 
@@ -56,10 +56,11 @@ fn measure(device: &Device, method: &str, m: usize, r: usize) -> Result<Measured
     let x = Tensor::from_f32(device, &[m, D], &draw("x", m * D))?;
     let weight = Weight::new(device, D, D, &draw("w", D * D), Format::F32)?;
     let linears = [Linear { weight, bias: None }];
-    let spec = find(method)?;
-    let config = mixlora::mixture::MethodConfig { num_factors: E, r, ..(spec.defaults)() };
-    let site = LinearSite { name: "layer".into(), d_in: D, linears: vec![("q_proj".into(), D)] };
-    let adapter = spec.build(&config, &site, device, Stream::new(1))?;
+    let method = find(method)?.defaults();
+    let sizes = serde_json::json!({ "num_factors": E, "r": r });
+    let (method, _) = method.stored(sizes.as_object().expect("sizes by name"))?;
+    let site = LinearSite::alone("layer", D, vec![("q_proj".into(), D)]);
+    let adapter = method.build(&site, device, Stream::new(1))?;
     let pass = Pass::training(Units::instances(device, UNITS, m / UNITS)?, Stream::new(2));
     let x = x.leaf();
     let step = |y: &dyn Fn() -> Result<Tensor>| {
@@ -68,7 +69,8 @@ fn measure(device: &Device, method: &str, m: usize, r: usize) -> Result<Measured
         Ok(())
     };
     // Without a gradient the condition's table holds until the next step; it is kept where it is small.
-    let table = if !config.gated && 8 * E * r <= D { 4 * E * E * r } else { 0 };
+    let gated = method.options().router_gradient() == RouterGradient::Yes;
+    let table = if !gated && 8 * E * r <= D { 4 * E * E * r } else { 0 };
     let frozen = peak(device, 0, || step(&|| x.linear(&linears[0].weight, None)))?;
     let mixture = peak(device, table, || step(&|| Ok(adapter.forward(&x, &linears, &pass)?.swap_remove(0))))?;
     assert!(frozen >= 4 * (m * D) as u64, "the counters count");

@@ -3,20 +3,22 @@
 mod common;
 
 use common::tiny::write_model;
-use mixlora::adapter::{Adapter, Conversation, TARGETS};
+use mixlora::adapter::{ALL_LINEAR, Adapter, Conversation};
 use mixlora::data::{Batch, Example};
-use mixlora::mixture::{ALL, DecodeRoute, MethodConfig, Pool, Units, find};
-use mixlora::model::{Llama, Step};
+use mixlora::mixture::methods::ALL;
+use mixlora::mixture::{DecodeRoute, Method, Pool, Units};
+use mixlora::model::{Model, Step};
 use mixlora::nn::{Choices, Pass};
 use mixlora::train::{Decay, Schedule, Session, TrainConfig};
 use mixlora::{Device, Stream, Tensor, no_grad};
+use serde_json::json;
 
 const VOCAB: usize = 50;
 
-fn model_on(device: &Device) -> Llama {
+fn model_on(device: &Device) -> std::sync::Arc<Model> {
     let dir = tempfile::tempdir().unwrap();
     write_model(dir.path(), VOCAB, 64);
-    Llama::open(dir.path(), device, false).unwrap()
+    Model::open(dir.path(), device, false).unwrap()
 }
 
 fn examples() -> Vec<Example> {
@@ -30,20 +32,18 @@ fn examples() -> Vec<Example> {
 }
 
 fn targets() -> Vec<String> {
-    TARGETS.map(String::from).to_vec()
+    vec![ALL_LINEAR.to_string()]
 }
 
 /// Options that make every method small enough for the tiny model.
-fn options(name: &str) -> MethodConfig {
-    let defaults = (find(name).unwrap().defaults)();
+fn method(name: &str) -> Method {
     let r = if name.contains("cond") || name == "vt-nlp" { 2 } else { 8 };
-    MethodConfig { r, num_factors: 4, num_experts: 3, top_k: 2, ..defaults }
+    common::method(name, json!({ "r": r, "num_factors": 4, "num_experts": 3, "top_k": 2 }))
 }
 
 fn session(name: &str, device: &Device, steps: usize) -> Session {
-    let mut model = model_on(device);
-    let method = find(name).unwrap();
-    let adapter = Adapter::attach(&mut model, method, &options(name), &targets(), Stream::new(3)).unwrap();
+    let model = model_on(device);
+    let adapter = Adapter::attach(&model, &method(name), &targets(), Stream::new(3)).unwrap();
     let schedule = Schedule { learning_rate: 1e-2, warmup_steps: 1, decay: Decay::Cosine };
     let config = TrainConfig { schedule, steps, max_grad_norm: Some(1.0), seed: 7, ..TrainConfig::default() };
     Session::new(model, adapter, config).unwrap()
@@ -55,9 +55,10 @@ fn batch(device: &Device, pool: Pool, which: &[usize]) -> Batch {
     Batch::new(&some, pool, 0, device).unwrap()
 }
 
-fn hidden(model: &Llama, b: &Batch) -> Vec<f64> {
+fn hidden(model: &Model, adapter: Option<&Adapter>, b: &Batch) -> Vec<f64> {
     let step = Step { valid: Some(&b.valid), ..Step::default() };
-    no_grad(|| model.forward(&b.ids, &Pass::new(b.units.clone()), step)).unwrap().to_f64().unwrap()
+    let pass = Pass::new(b.units.clone()).with_adapters(adapter.map(|a| a.sites().clone()));
+    no_grad(|| model.forward(&b.ids, &pass, step)).unwrap().to_f64().unwrap()
 }
 
 fn largest(a: &[f64], b: &[f64]) -> f64 {
@@ -67,9 +68,10 @@ fn largest(a: &[f64], b: &[f64]) -> f64 {
 
 #[test]
 fn lanes_agree() {
-    let want = hidden(&model_on(&Device::reference()), &batch(&Device::reference(), Pool::Real, &[0, 1, 2]));
+    let want =
+        hidden(&model_on(&Device::reference()), None, &batch(&Device::reference(), Pool::Real, &[0, 1, 2]));
     for device in [Device::cpu()].into_iter().chain(common::gpu()) {
-        let got = hidden(&model_on(&device), &batch(&device, Pool::Real, &[0, 1, 2]));
+        let got = hidden(&model_on(&device), None, &batch(&device, Pool::Real, &[0, 1, 2]));
         assert!(largest(&got, &want) < 1e-4, "{}: {}", device.name(), largest(&got, &want));
     }
 }
@@ -106,13 +108,13 @@ fn prompts_route_in_generation_as_in_training() {
     let all = examples();
     let (short, long) = (&all[1], &all[2]);
     for pool in [Pool::PromptMask, Pool::Instr, Pool::LastToken] {
-        let mut model = model_on(&cpu);
-        let config = MethodConfig { pool, ..options("mixlora-cond-gated") };
-        let method = find("mixlora-cond-gated").unwrap();
-        let adapter = Adapter::attach(&mut model, method, &config, &targets(), Stream::new(3)).unwrap();
+        let model = model_on(&cpu);
+        let method = method("mixlora-cond-gated").with("pool", pool.word()).unwrap();
+        let adapter = Adapter::attach(&model, &method, &targets(), Stream::new(3)).unwrap();
         let record = Choices::record();
         let b = Batch::new(&[short, long], pool, 0, &cpu).unwrap();
-        let pass = Pass::new(b.units.clone()).with_choices(record.clone());
+        let pass =
+            Pass::new(b.units.clone()).with_choices(record.clone()).with_adapters(adapter.sites().clone());
         no_grad(|| model.forward(&b.ids, &pass, Step { valid: Some(&b.valid), ..Step::default() })).unwrap();
         let mut c = Conversation::new(&model, Some(&adapter), None, 1);
         c.push(&short.ids[..short.prompt]).unwrap();
@@ -168,8 +170,9 @@ fn decoding_keeps_or_renews_the_choice() {
         c.logits(0).to_vec()
     };
     assert_ne!(logits(DecodeRoute::FreezePrefill), logits(DecodeRoute::PerStep));
-    assert_eq!(options("vt-nlp").decode_route, DecodeRoute::PerStep);
-    assert_eq!(options("mixlora-cond").decode_route, DecodeRoute::FreezePrefill);
+    let route = |name: &str| method(name).options().instance().unwrap().decode_route;
+    assert_eq!(route("vt-nlp"), DecodeRoute::PerStep);
+    assert_eq!(route("mixlora-cond"), DecodeRoute::FreezePrefill);
 }
 
 #[test]
@@ -179,20 +182,24 @@ fn every_method_trains_saves_and_loads_to_the_same_outputs() {
         let name = method.name;
         let mut s = session(name, &cpu, 6);
         let b = || [batch(&cpu, s_pool(name), &[0, 1, 2, 3])];
-        let before = hidden(&s.model, &b()[0]);
-        assert!(largest(&before, &hidden(&model_on(&cpu), &b()[0])) < 1e-5, "{name}: starts as no change");
+        let before = hidden(&s.model, Some(&s.adapter), &b()[0]);
+        assert!(
+            largest(&before, &hidden(&model_on(&cpu), None, &b()[0])) < 1e-5,
+            "{name}: starts as no change"
+        );
         let losses: Vec<f64> = (0..6).map(|_| s.step(&b()).unwrap().loss).collect();
         assert!(losses[5] < 0.95 * losses[0], "{name}: {losses:?}");
         let dir = tempfile::tempdir().unwrap();
         s.adapter.save(dir.path(), &s.model, "tiny").unwrap();
-        let mut other = model_on(&cpu);
-        Adapter::load(dir.path(), &mut other).unwrap();
-        assert_eq!(hidden(&other, &b()[0]), hidden(&s.model, &b()[0]), "{name}");
+        let other = model_on(&cpu);
+        let loaded = Adapter::load(dir.path(), &other).unwrap();
+        let here = hidden(&s.model, Some(&s.adapter), &b()[0]);
+        assert_eq!(hidden(&other, Some(&loaded), &b()[0]), here, "{name}");
     }
 }
 
 fn s_pool(name: &str) -> Pool {
-    options(name).pool
+    method(name).options().instance().map_or(Pool::Real, |i| i.pool)
 }
 
 #[test]
@@ -246,10 +253,8 @@ fn recomputing_layers_changes_no_bit() {
 #[test]
 fn accumulated_gradients_are_those_of_one_batch() {
     let gradients = |name: &str, device: &Device, groups: &[&[usize]]| {
-        let mut model = model_on(device);
-        let config = options(name);
-        let method = find(name).unwrap();
-        let adapter = Adapter::attach(&mut model, method, &config, &targets(), Stream::new(3)).unwrap();
+        let model = model_on(device);
+        let adapter = Adapter::attach(&model, &method(name), &targets(), Stream::new(3)).unwrap();
         // B starts at zero, and A's gradient with it: start elsewhere.
         for p in adapter.trainable() {
             let value = p.value();
@@ -258,8 +263,8 @@ fn accumulated_gradients_are_those_of_one_batch() {
         }
         let mut sum: Vec<Vec<f64>> = adapter.trainable().iter().map(|p| vec![0.0; p.value().len()]).collect();
         for group in groups {
-            let b = batch(device, config.pool, group);
-            let pass = Pass::training(b.units.clone(), Stream::new(1));
+            let b = batch(device, s_pool(name), group);
+            let pass = Pass::training(b.units.clone(), Stream::new(1)).with_adapters(adapter.sites().clone());
             let step = Step { valid: Some(&b.valid), ..Step::default() };
             let h = model.forward(&b.ids, &pass, step).unwrap();
             let rows = h.reshape(&[b.targets.len(), 64]).unwrap();
@@ -333,7 +338,7 @@ fn the_loss_curve_is_the_same_on_the_cpu_and_the_gpu() {
 fn what_does_not_fit_is_refused() {
     let cpu = Device::cpu();
     let dir = tempfile::tempdir().unwrap();
-    assert!(Llama::open(dir.path(), &cpu, false).err().unwrap().to_string().contains("config.json"));
+    assert!(Model::open(dir.path(), &cpu, false).err().unwrap().to_string().contains("config.json"));
     write_model(dir.path(), VOCAB, 64);
     let config = std::fs::read_to_string(dir.path().join("config.json")).unwrap();
     for (from, to, expected) in [
@@ -344,28 +349,26 @@ fn what_does_not_fit_is_refused() {
         ("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3", "model.layers.2"),
     ] {
         std::fs::write(dir.path().join("config.json"), config.replace(from, to)).unwrap();
-        let e = Llama::open(dir.path(), &cpu, false).err().unwrap().to_string();
+        let e = Model::open(dir.path(), &cpu, false).err().unwrap().to_string();
         assert!(e.contains(expected), "{to}: {e}");
     }
-    let mut model = model_on(&cpu);
-    let lora = find("lora").unwrap();
-    let no = |targets: &[&str], model: &mut Llama| {
+    let model = model_on(&cpu);
+    let no = |targets: &[&str], model: &Model| {
         let targets: Vec<String> = targets.iter().map(|t| t.to_string()).collect();
-        Adapter::attach(model, lora, &options("lora"), &targets, Stream::new(0)).err().unwrap().to_string()
+        Adapter::attach(model, &method("lora"), &targets, Stream::new(0)).err().unwrap().to_string()
     };
-    assert!(no(&["q_porj"], &mut model).contains("q_proj"));
-    assert!(no(&[], &mut model).contains("empty"));
+    assert!(no(&["q_porj"], &model).contains("q_proj"));
+    assert!(no(&[], &model).contains("empty"));
 }
 
 #[test]
 fn some_projections_alone_can_be_adapted() {
     let cpu = Device::cpu();
-    let mut model = model_on(&cpu);
+    let model = model_on(&cpu);
     let some = ["q_proj", "v_proj"].map(String::from);
-    let a =
-        Adapter::attach(&mut model, find("lora").unwrap(), &options("lora"), &some, Stream::new(0)).unwrap();
+    let a = Adapter::attach(&model, &method("lora"), &some, Stream::new(0)).unwrap();
     let names: Vec<String> = a.params().iter().map(|p| p.name()).collect();
     assert!(names.iter().all(|n| n.contains("q_proj") || n.contains("v_proj")) && !names.is_empty());
     let b = batch(&cpu, Pool::Real, &[0, 1]);
-    assert!(largest(&hidden(&model, &b), &hidden(&model_on(&cpu), &b)) < 1e-5);
+    assert!(largest(&hidden(&model, Some(&a), &b), &hidden(&model_on(&cpu), None, &b)) < 1e-5);
 }

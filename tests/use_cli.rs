@@ -6,7 +6,7 @@ mod common;
 use common::cli::answer_to as run;
 use common::tiny;
 use mixlora::data::read_samples;
-use mixlora::model::{Llama, Step};
+use mixlora::model::{Model, Step};
 use mixlora::nn::Pass;
 use mixlora::text::ModelText;
 use mixlora::train::TextOptions;
@@ -124,7 +124,7 @@ fn a_chat_goes_on_from_what_was_said() {
 /// Sum of `-ln p` over the trained tokens and their number, sample by sample from the logits, in f64.
 fn loss_by_hand(model: &Path, data: &Path, task: &str) -> (f64, usize) {
     let (cpu, text) = (Device::cpu(), ModelText::open(model).unwrap());
-    let model = Llama::open(model, &cpu, false).unwrap();
+    let model = Model::open(model, &cpu, false).unwrap();
     let samples = read_samples(data).unwrap();
     let data = TextOptions::default().encoder(&text).unwrap().dataset(data, &samples).unwrap();
     let (mut sum, mut tokens) = (0.0, 0);

@@ -1,6 +1,6 @@
 //! What an adapter remembers of the model it was trained on.
 
-use crate::model::{Fingerprint, Llama};
+use crate::model::{Fingerprint, Model};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -22,7 +22,7 @@ pub(super) struct Base {
 }
 
 impl Base {
-    pub fn of(model: &Llama) -> Self {
+    pub fn of(model: &Model) -> Self {
         let c = model.config();
         Base {
             model_type: c.model_type.clone(),
@@ -37,7 +37,7 @@ impl Base {
     }
 
     /// Refuses another model than this one. `name` is what the adapter calls its base.
-    pub fn check(&self, file: &Path, name: Option<&str>, model: &Llama) -> Result<()> {
+    pub fn check(&self, file: &Path, name: Option<&str>, model: &Model) -> Result<()> {
         let here = Base::of(model);
         // Files of Mistral may say llama, which computes the same.
         let kind = |b: &Base| b.model_type.replace("mistral", "llama");

@@ -2,17 +2,19 @@
 
 use super::Adapter;
 use crate::mixture::{DecodeRoute, Pool, Span, Units};
-use crate::model::{Generation, Llama};
-use crate::nn::{Choices, Pass};
+use crate::model::{Generation, Model};
+use crate::nn::{Choices, Pass, SiteAdapters};
 use crate::{Device, Result};
+use std::sync::Arc;
 
 /// Sequences of one length that a model continues, with the adapter's routing: a conversation, or a batch of prompts.
 ///
 /// The first tokens are the prompt: instance-routed methods choose on them as in training, where only the positions
 /// before the answer are looked at. What comes behind keeps that choice or is routed anew, as `decode_route` says.
 /// Methods that choose per token are not concerned.
-pub struct Conversation<'a> {
-    generation: Generation<'a>,
+pub struct Conversation {
+    generation: Generation,
+    adapters: Option<Arc<SiteAdapters>>,
     pool: Pool,
     route: DecodeRoute,
     rows: usize,
@@ -24,16 +26,21 @@ pub struct Conversation<'a> {
     units: Option<Units>,
 }
 
-impl<'a> Conversation<'a> {
+impl Conversation {
     /// Sequences without a token yet, of a model with or without an adapter; `route` instead of the adapter's own.
-    pub fn new(model: &'a Llama, adapter: Option<&Adapter>, route: Option<DecodeRoute>, rows: usize) -> Self {
-        let own = adapter.map_or((Pool::Real, DecodeRoute::FreezePrefill), |a| {
-            let c = a.config();
-            (c.pool, c.decode_route)
-        });
+    pub fn new(
+        model: &Arc<Model>,
+        adapter: Option<&Adapter>,
+        route: Option<DecodeRoute>,
+        rows: usize,
+    ) -> Self {
+        // Methods that do not route by instance have no use for its units.
+        let own = adapter.and_then(|a| a.method().options().instance());
+        let own = own.map_or((Pool::Real, DecodeRoute::FreezePrefill), |i| (i.pool, i.decode_route));
         let generation = Generation::new(model, rows);
         Conversation {
             generation,
+            adapters: adapter.map(|a| a.sites().clone()),
             pool: own.0,
             route: route.unwrap_or(own.1),
             rows,
@@ -55,7 +62,8 @@ impl<'a> Conversation<'a> {
             (true, DecodeRoute::PerStep) => Choices::Free,
         };
         let units = self.units(tokens.len() / self.rows)?;
-        self.generation.push(tokens, &Pass::new(units).with_choices(choices))?;
+        let pass = Pass::new(units).with_choices(choices).with_adapters(self.adapters.clone());
+        self.generation.push(tokens, &pass)?;
         self.chosen = true;
         Ok(())
     }

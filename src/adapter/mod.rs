@@ -8,9 +8,9 @@ mod peft_config;
 mod plain;
 mod released;
 
-use crate::mixture::{Hook, LinearSite, MethodConfig, MethodSpec, MlpSite};
-use crate::model::{Llama, Site};
-use crate::nn::{LinearAdapter, MlpAdapter, Param};
+use crate::mixture::{Depth, Hook, LinearSite, Method, MlpSite, SitePart};
+use crate::model::{Model, ModelConfig, Site, SiteKind, SiteLinear};
+use crate::nn::{Param, SiteAdapter, SiteAdapters};
 use crate::{Device, Error, Result, Stream};
 use std::sync::Arc;
 
@@ -18,49 +18,101 @@ pub use conversation::Conversation;
 pub use locate::{BEST, LAST, STEP_PREFIX, locate, pointed};
 pub use peft::AdapterOptions;
 
-/// The linears of a decoder block that adapters can take.
-pub const TARGETS: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
-
-/// A method, its options, and its parts on a model.
+/// A method with its options, and its parts at the sites of a model. It joins a pass through [`sites`](Adapter::sites);
+/// the model itself stays as it is. Cloning gives the same adapter.
+#[derive(Clone)]
 pub struct Adapter {
-    pub(crate) method: &'static MethodSpec,
-    pub(crate) config: MethodConfig,
+    pub(crate) method: Method,
     pub(crate) targets: Vec<String>,
-    linears: Vec<Arc<dyn LinearAdapter>>,
-    mlps: Vec<Arc<dyn MlpAdapter>>,
+    pub(crate) notes: Vec<String>,
+    sites: Arc<SiteAdapters>,
 }
 
-/// Checks names of target modules.
+/// Target modules that stand for every linear of a model that an adapter can take.
+pub const ALL_LINEAR: &str = "all-linear";
+
+/// Refuses an empty list of target modules.
+pub(crate) fn check_targets(targets: &[String]) -> Result<()> {
+    if targets.is_empty() {
+        return Err(Error::config("target_modules", "is empty: name at least one projection, or all-linear"));
+    }
+    Ok(())
+}
+
+/// The target modules of a model by name; [`ALL_LINEAR`] stands for all of them.
 ///
 /// # Errors
 /// None is given, or one is unknown: the error lists the names that there are.
-pub fn check_targets(targets: &[String]) -> Result<()> {
-    if targets.is_empty() {
-        return Err(Error::config("target_modules", "is empty: name at least one projection"));
+pub fn resolve_targets(targets: &[String], config: &ModelConfig) -> Result<Vec<String>> {
+    check_targets(targets)?;
+    let known = config.target_modules();
+    if targets == [ALL_LINEAR] {
+        return Ok(known);
     }
-    match targets.iter().find(|t| !TARGETS.contains(&t.as_str())) {
-        None => Ok(()),
+    match targets.iter().find(|t| !known.contains(t)) {
+        None => Ok(targets.to_vec()),
         Some(t) => Err(Error::config(
             "target_modules",
-            format!("'{t}' matches nothing; there are {}", TARGETS.join(", ")),
+            format!("'{t}' matches nothing; there are {}", known.join(", ")),
         )),
     }
 }
 
-/// The linears of a group that an adapter takes: which they are, and their place.
-fn taken(method: &MethodSpec, targets: &[String], site: &Site<'_>) -> Option<(Vec<usize>, LinearSite)> {
-    let wanted = |path: &str| {
-        let takes_block = method.hook == Hook::Mlp && path.contains(".mlp.");
-        targets.iter().any(|t| path.ends_with(t.as_str())) && !takes_block
+/// The depth of a site in its model.
+fn depth(site: &Site) -> Depth {
+    Depth { layer: site.layer, layers: site.layers }
+}
+
+/// The linears of a site that an adapter takes: which they are, and their place.
+fn taken(method: &Method, targets: &[String], site: &Site) -> Option<(Vec<usize>, LinearSite)> {
+    let part = match site.kind {
+        SiteKind::MlpLinears if method.spec().hook == Hook::Mlp => return None,
+        SiteKind::MlpLinears => SitePart::Mlp,
+        _ => SitePart::Attention,
     };
+    let wanted = |l: &SiteLinear| targets.iter().any(|t| l.path.ends_with(t.as_str()));
     let chosen: Vec<usize> = (0..site.linears.len()).filter(|&i| wanted(&site.linears[i])).collect();
-    let weight = |i: usize| &site.group.linears[i].weight;
+    let linear = |&i: &usize| (site.linears[i].path.clone(), site.linears[i].d_out);
     let place = LinearSite {
         name: site.name.clone(),
-        d_in: weight(*chosen.first()?).cols(),
-        linears: chosen.iter().map(|&i| (site.linears[i].clone(), weight(i).rows())).collect(),
+        depth: depth(site),
+        part,
+        d_in: site.linears[*chosen.first()?].d_in,
+        linears: chosen.iter().map(linear).collect(),
     };
     Some((chosen, place))
+}
+
+/// Builds what a method puts at the given sites, by their numbers.
+pub(crate) fn build_sites(
+    sites: &[Site],
+    method: &Method,
+    targets: &[String],
+    device: &Device,
+    stream: Stream,
+) -> Result<SiteAdapters> {
+    let mut all = SiteAdapters::default();
+    for (number, site) in sites.iter().enumerate() {
+        if site.kind.is_linears()
+            && let Some((chosen, place)) = taken(method, targets, site)
+        {
+            let built = method.build(&place, device, stream)?;
+            all.set(number, SiteAdapter::Linears(built, chosen));
+        }
+        if site.kind == SiteKind::Mlp && method.spec().hook == Hook::Mlp {
+            let place = MlpSite {
+                name: site.name.clone(),
+                path: site.path.clone(),
+                depth: depth(site),
+                hidden_size: site.width,
+                intermediate_size: site.inner,
+            };
+            if let Some(built) = method.build_mlp(&place, device, stream)? {
+                all.set(number, SiteAdapter::Mlp(built));
+            }
+        }
+    }
+    Ok(all)
 }
 
 /// A part of a parameter, which has a name of its own in a file.
@@ -83,92 +135,38 @@ impl Adapter {
     ///
     /// # Errors
     /// Those of `attach`.
-    pub(crate) fn parts(
-        model: &mut Llama,
-        method: &MethodSpec,
-        config: &MethodConfig,
-        targets: &[String],
-    ) -> Result<Vec<PartShape>> {
-        check_targets(targets)?;
+    pub(crate) fn parts(model: &Model, method: &Method, targets: &[String]) -> Result<Vec<PartShape>> {
+        let targets = resolve_targets(targets, model.config())?;
         let device = Device::shapes_only();
-        let stream = Stream::new(0);
-        let hidden_size = model.config().hidden_size;
-        let intermediate_size = model.config().intermediate_size;
-        let mut params = Vec::new();
-        model.for_each_site(|site| {
-            if let Some((_, place)) = taken(method, targets, &site) {
-                params.extend(method.build(config, &place, &device, stream)?.params());
-            }
-            Ok(())
-        })?;
-        if method.hook == Hook::Mlp {
-            model.for_each_mlp(|site| {
-                let place = MlpSite { name: site.name, path: site.path, hidden_size, intermediate_size };
-                let built = method.build_mlp(config, &place, &device, stream)?;
-                params.extend(built.into_iter().flat_map(|block| block.params()));
-                Ok(())
-            })?;
-        }
-        Ok(params.iter().flat_map(PartShape::of).collect())
+        let sites = build_sites(model.sites(), method, &targets, &device, Stream::new(0))?;
+        Ok(sites.iter().flat_map(|a| a.params()).flat_map(|p| PartShape::of(&p)).collect())
     }
 
-    /// Puts a fresh adapter on a model. The output of the model does not change: updates start at zero.
+    /// A fresh adapter for a model. The output of the model does not change: updates start at zero.
     ///
     /// # Errors
     /// An option cannot work, or a target does not exist.
-    pub fn attach(
-        model: &mut Llama,
-        method: &'static MethodSpec,
-        config: &MethodConfig,
-        targets: &[String],
-        stream: Stream,
-    ) -> Result<Self> {
-        check_targets(targets)?;
-        let device = model.device().clone();
-        let (hidden_size, intermediate_size) = (model.config().hidden_size, model.config().intermediate_size);
-        let mut adapter = Adapter {
-            method,
-            config: method.resolved(config),
-            targets: targets.to_vec(),
-            linears: Vec::new(),
-            mlps: Vec::new(),
-        };
-        model.for_each_site(|site| {
-            let Some((chosen, place)) = taken(method, targets, &site) else {
-                site.group.adapter = None;
-                return Ok(());
-            };
-            let built = method.build(config, &place, &device, stream)?;
-            adapter.linears.push(built.clone());
-            site.group.adapter = Some(built);
-            site.group.adapted = chosen;
-            Ok(())
-        })?;
-        if method.hook == Hook::Mlp {
-            model.for_each_mlp(|site| {
-                let place = MlpSite { name: site.name, path: site.path, hidden_size, intermediate_size };
-                if let Some(built) = method.build_mlp(config, &place, &device, stream)? {
-                    adapter.mlps.push(built.clone());
-                    site.mlp.adapter = Some(built);
-                }
-                Ok(())
-            })?;
-        }
-        Ok(adapter)
+    pub fn attach(model: &Model, method: &Method, targets: &[String], stream: Stream) -> Result<Self> {
+        let targets = resolve_targets(targets, model.config())?;
+        let sites = build_sites(model.sites(), method, &targets, model.device(), stream)?;
+        Ok(Adapter { method: method.resolved(), targets, notes: Vec::new(), sites: Arc::new(sites) })
     }
 
-    /// The method.
-    pub fn method(&self) -> &'static MethodSpec {
-        self.method
+    /// Its parts by the numbers of the model's sites, for a [`Pass`](crate::nn::Pass).
+    pub fn sites(&self) -> &Arc<SiteAdapters> {
+        &self.sites
     }
-    /// Its options.
-    pub fn config(&self) -> &MethodConfig {
-        &self.config
+    /// The method, with the options and the alpha that it computes with.
+    pub fn method(&self) -> &Method {
+        &self.method
+    }
+    /// What the user should know about the files that it was read from.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
     /// All parameters, frozen ones included, in a fixed order.
     pub fn params(&self) -> Vec<Param> {
-        let linears = self.linears.iter().flat_map(|a| a.params());
-        linears.chain(self.mlps.iter().flat_map(|a| a.params())).collect()
+        self.sites.iter().flat_map(|a| a.params()).collect()
     }
     /// Trained parameters, in a fixed order.
     pub fn trainable(&self) -> Vec<Param> {
@@ -180,7 +178,6 @@ impl Adapter {
     }
     /// Updates without a gradient, after each optimizer step.
     pub fn after_step(&self) -> Result<()> {
-        self.linears.iter().try_for_each(|a| a.after_step())?;
-        self.mlps.iter().try_for_each(|a| a.after_step())
+        self.sites.iter().try_for_each(|a| a.after_step())
     }
 }

@@ -8,11 +8,11 @@
 use super::base::Base;
 use super::peft_config::{PeftConfig, Written};
 use super::released::{Released, is_released};
-use super::{Adapter, PartShape, TARGETS};
+use super::{Adapter, PartShape};
 use crate::atomic;
 use crate::io::{Checkpoint, Named, read_json, safetensors_bytes};
-use crate::mixture::{MethodConfig, MethodSpec, find};
-use crate::model::Llama;
+use crate::mixture::{Files, Method, MethodSpec, Methods, Tree};
+use crate::model::Model;
 use crate::{Error, Result, Stream};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
@@ -28,21 +28,23 @@ const TENSORS: &str = "adapter_model.safetensors";
 struct MixloraConfig {
     format_version: u32,
     method: String,
-    options: MethodConfig,
+    options: Tree,
     target_modules: Vec<String>,
     base: Base,
 }
 
 /// How an adapter is taken from its files.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default)]
 pub struct AdapterOptions {
     /// Takes an adapter that was trained on other weights, if the shapes fit.
     pub force: bool,
+    /// The methods that its files may name.
+    pub methods: Methods,
 }
 
 /// Name of a part in the file, and whether the file keeps the transpose: PEFT's B is `[out, r]`.
 fn stored_name(method: &MethodSpec, part: &str) -> (String, bool) {
-    if method.name == "lora" {
+    if method.files == Files::Peft {
         if let Some(path) = part.strip_suffix(".lora_a") {
             return (format!("{PREFIX}{path}.lora_A.weight"), false);
         }
@@ -85,28 +87,29 @@ impl Adapter {
     ///
     /// # Errors
     /// The directory cannot be written.
-    pub fn save(&self, dir: &Path, model: &Llama, base_name: &str) -> Result<()> {
+    pub fn save(&self, dir: &Path, model: &Model, base_name: &str) -> Result<()> {
         std::fs::create_dir_all(dir).map_err(|e| Error::file(dir, format!("cannot be created: {e}")))?;
         let files = self.files(model, base_name)?;
         files.iter().try_for_each(|(name, bytes)| atomic::write(&dir.join(name), bytes))
     }
 
     /// The files of the adapter's directory, by name.
-    pub fn files(&self, model: &Llama, base_name: &str) -> Result<Vec<(String, Vec<u8>)>> {
+    pub fn files(&self, model: &Model, base_name: &str) -> Result<Vec<(String, Vec<u8>)>> {
+        let lora = self.method.options().lora();
         let own = MixloraConfig {
             format_version: FORMAT_VERSION,
-            method: self.method.name.into(),
-            options: self.config.clone(),
+            method: self.method.name().into(),
+            options: self.method.tree(),
             target_modules: self.targets.clone(),
             base: Base::of(model),
         };
         let peft = Written {
-            peft_type: if self.method.name == "lora" { "LORA" } else { "MIXLORA_RS" },
+            peft_type: if self.method.spec().files == Files::Peft { "LORA" } else { "MIXLORA_RS" },
             task_type: "CAUSAL_LM",
             base_model_name_or_path: base_name,
-            r: self.config.r,
-            lora_alpha: self.config.scaling(1),
-            lora_dropout: self.config.lora_dropout,
+            r: lora.r,
+            lora_alpha: self.method.options().alpha(),
+            lora_dropout: lora.lora_dropout,
             target_modules: &self.targets,
             bias: "none",
             use_rslora: false,
@@ -127,7 +130,7 @@ impl Adapter {
             for (part, rows, values) in p.split(&p.value())? {
                 let values: Vec<f32> = values.into_iter().map(|v| v as f32).collect();
                 let cols = values.len() / rows.max(1);
-                let (name, transposed) = stored_name(self.method, &part);
+                let (name, transposed) = stored_name(self.method.spec(), &part);
                 tensors.push(match transposed {
                     true => Named { name, dims: vec![cols, rows], values: transpose(&values, rows, cols) },
                     false => Named { name, dims: vec![rows, cols], values },
@@ -142,24 +145,26 @@ impl Adapter {
     /// # Errors
     /// A file is missing or malformed, the adapter needs what is not supported, or it was made for another base
     /// model; the error names the file and the reason.
-    pub fn load(dir: &Path, model: &mut Llama) -> Result<Self> {
-        Self::load_with(dir, model, AdapterOptions::default())
+    pub fn load(dir: &Path, model: &Model) -> Result<Self> {
+        Self::load_with(dir, model, &AdapterOptions::default())
     }
 
     /// The same with options.
     ///
     /// # Errors
     /// Those of [`load`](Adapter::load).
-    pub fn load_with(dir: &Path, model: &mut Llama, options: AdapterOptions) -> Result<Self> {
+    pub fn load_with(dir: &Path, model: &Model, options: &AdapterOptions) -> Result<Self> {
         let dir = &super::locate(dir)?;
         let (own, path) = (dir.join("mixlora.json"), dir.join("adapter_config.json"));
         if !own.exists() {
             let c: PeftConfig = read_config(&path)?;
             if is_released(&c) {
-                return Self::load_released(&Released::open(dir)?, &path, &c, model);
+                let method = options.methods.of_files(Files::OwnOrReleased)?;
+                return Self::load_released(&Released::open(dir)?, &path, &c, method, model);
             }
-            let (config, targets) = c.lora_options(&path)?;
-            return Self::attach_and_fill(dir, model, find("lora")?, &config, &targets);
+            let lora = options.methods.of_files(Files::Peft)?;
+            let (method, targets) = c.lora_options(&path, lora, model.config())?;
+            return Self::attach_and_fill(dir, model, &method, &targets);
         }
         let c: MixloraConfig = read_json(&own)?;
         if c.format_version > FORMAT_VERSION {
@@ -173,37 +178,40 @@ impl Adapter {
             let name = peft.as_ref().and_then(|p| p["base_model_name_or_path"].as_str());
             c.base.check(&own, name, model)?;
         }
-        let method = find(&c.method).map_err(|e| Error::file(&own, e.to_string()))?;
-        Self::attach_and_fill(dir, model, method, &c.options, &c.target_modules)
+        let wrap = |e: Error| Error::file(&own, e.to_string());
+        let spec = options.methods.find(&c.method).map_err(wrap)?;
+        let (method, unknown) = spec.defaults().stored(&c.options).map_err(wrap)?;
+        let mut adapter = Self::attach_and_fill(dir, model, &method, &c.target_modules)?;
+        adapter.notes = options.methods.notes_of(&own, spec, &unknown);
+        Ok(adapter)
     }
 
-    fn attach_and_fill(
-        dir: &Path,
-        model: &mut Llama,
-        method: &'static MethodSpec,
-        config: &MethodConfig,
-        targets: &[String],
-    ) -> Result<Self> {
+    fn attach_and_fill(dir: &Path, model: &Model, method: &Method, targets: &[String]) -> Result<Self> {
         let file = open_tensors(dir)?;
         let wrap = |e: Error| Error::file(dir, e.to_string());
-        let parts = Adapter::parts(model, method, config, targets).map_err(wrap)?;
-        check_tensors(&file, method, targets, &parts)?;
-        let adapter = Adapter::attach(model, method, config, targets, Stream::new(0)).map_err(wrap)?;
+        let parts = Adapter::parts(model, method, targets).map_err(wrap)?;
+        check_tensors(&file, method.spec(), targets, &parts)?;
+        let adapter = Adapter::attach(model, method, targets, Stream::new(0)).map_err(wrap)?;
         adapter.fill_with(|part, rows, cols| {
-            let (name, transposed) = stored_name(method, part);
+            let (name, transposed) = stored_name(method.spec(), part);
             let values = file.values_f32(&name)?;
             Ok(if transposed { transpose(&values, cols, rows) } else { values })
         })?;
         Ok(adapter)
     }
 
-    fn load_released(files: &Released, path: &Path, c: &PeftConfig, model: &mut Llama) -> Result<Self> {
-        let (config, targets) = files.options(path, c)?;
-        let method = find("vt-nlp")?;
+    fn load_released(
+        files: &Released,
+        path: &Path,
+        c: &PeftConfig,
+        method: &'static MethodSpec,
+        model: &Model,
+    ) -> Result<Self> {
+        let (method, targets) = files.options(path, c, method, model.config())?;
         let wrap = |e: Error| Error::file(path, e.to_string());
-        let cfs = config.cfs_form.is_some();
-        files.check(&Adapter::parts(model, method, &config, &targets).map_err(wrap)?, cfs)?;
-        let adapter = Adapter::attach(model, method, &config, &targets, Stream::new(0)).map_err(wrap)?;
+        let cfs = !method.tree()["cfs_form"].is_null();
+        files.check(&Adapter::parts(model, &method, &targets).map_err(wrap)?, cfs)?;
+        let adapter = Adapter::attach(model, &method, &targets, Stream::new(0)).map_err(wrap)?;
         adapter.fill_with(|part, rows, cols| files.values(part, rows, cols, cfs))?;
         Ok(adapter)
     }
@@ -231,7 +239,7 @@ fn check_tensors(
     parts: &[PartShape],
 ) -> Result<()> {
     let fail = |what: String| Err(Error::file(file.path(), what));
-    let plain = method.name == "lora";
+    let plain = method.files == Files::Peft;
     if let Some(name) = file.names().find(|n| plain && (n.ends_with(".lora_a") || n.ends_with(".lora_b"))) {
         return fail(format!(
             "tensor '{name}' has a name of MLX, whose factors are transposed (lora_a [in, r]); write their transposes \
@@ -286,7 +294,7 @@ fn read_config(path: &Path) -> Result<PeftConfig> {
         return Err(Error::file(path, what));
     }
     if any["peft_type"] == "MIXLORA" {
-        let what = format!("peft_type 'MIXLORA' (MoE-PEFT) is not read; LORA is, on {}", TARGETS.join(", "));
+        let what = "peft_type 'MIXLORA' (MoE-PEFT) is not read; LORA is";
         return Err(Error::file(path, what));
     }
     read_json(path)

@@ -1,7 +1,8 @@
 //! `adapter_config.json` of Hugging Face PEFT: what is read, what is refused, what is written.
 
-use super::{TARGETS, check_targets};
-use crate::mixture::{MethodConfig, find};
+use super::resolve_targets;
+use crate::mixture::{Method, MethodSpec, Tree};
+use crate::model::ModelConfig;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -70,7 +71,12 @@ const PLAIN_STARTS: [&str; 3] = ["gaussian", "eva", "orthogonal"];
 
 impl PeftConfig {
     /// What a PEFT LoRA asks for; everything that would change its output and is not computed here is refused at once.
-    pub fn lora_options(&self, path: &Path) -> Result<(MethodConfig, Vec<String>)> {
+    pub fn lora_options(
+        &self,
+        path: &Path,
+        lora: &'static MethodSpec,
+        model: &ModelConfig,
+    ) -> Result<(Method, Vec<String>)> {
         let no = |what: String| Err(Error::file(path, what));
         if self.peft_type != "LORA" {
             return no(format!("peft_type '{}' is not supported here; LORA is", self.peft_type));
@@ -84,21 +90,24 @@ impl PeftConfig {
             Some(Targets::Pattern(p)) => {
                 return no(format!(
                     "target_modules is the pattern '{p}'; a list of names is needed, of {}",
-                    TARGETS.join(", ")
+                    model.target_modules().join(", ")
                 ));
             }
             None => return no("target_modules is missing".into()),
         };
-        check_targets(&targets).map_err(|e| Error::file(path, e.to_string()))?;
+        let targets = resolve_targets(&targets, model).map_err(|e| Error::file(path, e.to_string()))?;
         // Rank-stabilised LoRA divides alpha by sqrt(r): the same as a larger alpha here.
         let alpha = if self.use_rslora { self.lora_alpha * (self.r as f32).sqrt() } else { self.lora_alpha };
-        let config = MethodConfig {
-            r: self.r,
-            lora_alpha: Some(alpha),
-            lora_dropout: self.lora_dropout,
-            ..(find("lora")?.defaults)()
-        };
-        Ok((config, targets))
+        let options = self.with_alpha(alpha);
+        let method = lora.defaults().set(&options).map_err(|e| Error::file(path, e.to_string()))?;
+        Ok((method, targets))
+    }
+
+    /// Rank, dropout and an alpha, as options.
+    pub fn with_alpha(&self, alpha: f32) -> Tree {
+        let options =
+            [("r", self.r.into()), ("lora_alpha", alpha.into()), ("lora_dropout", self.lora_dropout.into())];
+        options.map(|(name, value): (&str, Value)| (name.to_string(), value)).into_iter().collect()
     }
 
     /// Every field that asks for something else than a plain LoRA.

@@ -2,7 +2,7 @@
 
 use super::Adapter;
 use crate::io::gguf::{GgufWriter, Value};
-use crate::model::{Llama, gguf_name, gguf_row};
+use crate::model::{Model, gguf_name, gguf_row};
 use crate::{Device, Error, Format, Result, Tensor};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -19,7 +19,7 @@ struct Pair {
 impl Adapter {
     /// Refuses what depends on the input; `what` is what was asked for.
     fn must_be_plain(&self, what: &str) -> Result<()> {
-        if self.method.mergeable && self.method.name == "lora" {
+        if self.method.spec().mergeable {
             return Ok(());
         }
         Err(Error::config(
@@ -28,7 +28,7 @@ impl Adapter {
                 "{what} needs an update that is the same for every input; {} chooses its factors by the input, so no \
                  single matrix is equal to it. Keep it as an adapter beside the model (generate, chat and eval take \
                  --adapter), or train a plain LoRA (--method lora)",
-                self.method.name
+                self.method.name()
             ),
         ))
     }
@@ -40,7 +40,7 @@ impl Adapter {
 
     /// `lora_alpha / r`
     fn plain_scale(&self) -> f32 {
-        self.config.scaling(self.config.r)
+        self.method.options().scale()
     }
 
     /// The factors of every linear, by its path.
@@ -62,7 +62,7 @@ impl Adapter {
     ///
     /// # Errors
     /// The method's update depends on the input, or the directory cannot be written.
-    pub fn merge(&self, model: &Llama, dir: &Path, format: Format) -> Result<()> {
+    pub fn merge(&self, model: &Model, dir: &Path, format: Format) -> Result<()> {
         self.check_mergeable()?;
         let (pairs, scale, cpu) = (self.pairs()?, self.plain_scale(), Device::cpu());
         model.save(dir, format, &|name, values| {
@@ -81,7 +81,7 @@ impl Adapter {
     ///
     /// # Errors
     /// The method's update depends on the input, or the file cannot be written.
-    pub fn export_gguf(&self, model: &Llama, path: &Path) -> Result<()> {
+    pub fn export_gguf(&self, model: &Model, path: &Path) -> Result<()> {
         self.must_be_plain("a GGUF adapter")?;
         let c = model.config();
         let mut file = GgufWriter::default();
@@ -94,7 +94,7 @@ impl Adapter {
             file.set(key, Value::String(text.into()));
         }
         // llama.cpp divides by r itself.
-        file.set("adapter.lora.alpha", Value::F32(self.plain_scale() * self.config.r as f32));
+        file.set("adapter.lora.alpha", Value::F32(self.method.options().alpha()));
         for (path, pair) in self.pairs()? {
             let name = gguf_name(&format!("{path}.weight"));
             let (r, out) = (pair.r, pair.b.len() / pair.r);

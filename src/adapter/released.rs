@@ -6,10 +6,11 @@
 //! Source: VT-NLP/MixLoRA at af5cc3f, `llava/peft_cmoa/cmoa_lora.py`, `mixture/selector.py`, and `_save` in
 //! `llava/train/llava_trainer.py`.
 
+use super::PartShape;
 use super::peft_config::PeftConfig;
-use super::{PartShape, TARGETS};
 use crate::io::Checkpoint;
-use crate::mixture::{CfsForm, MethodConfig, Pool, find};
+use crate::mixture::{CfsForm, Method, MethodSpec, Pool};
+use crate::model::ModelConfig;
 use crate::{Error, Result};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -60,7 +61,13 @@ impl Released {
     }
 
     /// The options and targets that the configuration and the tensors say.
-    pub fn options(&self, path: &Path, c: &PeftConfig) -> Result<(MethodConfig, Vec<String>)> {
+    pub fn options(
+        &self,
+        path: &Path,
+        c: &PeftConfig,
+        method: &'static MethodSpec,
+        model: &ModelConfig,
+    ) -> Result<(Method, Vec<String>)> {
         let no = |what: String| Err(Error::file(path, what));
         let is = |key: &str, plain: &[Value]| c.rest.get(key).is_none_or(|v| plain.contains(v));
         for (key, plain) in [
@@ -104,20 +111,20 @@ impl Released {
             (Some(n), _) => n,
             (None, _) => return Err(Error::file(self.path(), "has no tensors lora_A.default.0, ...")),
         };
-        let has = |t: &&&str| self.names.keys().any(|n| n.contains(&format!(".{t}.lora_A.")));
-        let targets = TARGETS.iter().filter(has).map(|t| t.to_string()).collect();
+        let has = |t: &String| self.names.keys().any(|n| n.contains(&format!(".{t}.lora_A.")));
+        let targets = model.target_modules().into_iter().filter(has).collect();
         let cfs_weight = c.rest.get("ifs_weight").and_then(Value::as_f64).unwrap_or(1.0) as f32;
-        let config = MethodConfig {
-            r: c.r,
-            lora_alpha: Some(c.lora_alpha),
-            lora_dropout: c.lora_dropout,
-            num_factors,
-            cfs_form,
-            cfs_weight,
-            pool,
-            ..(find("vt-nlp")?.defaults)()
-        };
-        Ok((config, targets))
+        let mut options = c.with_alpha(c.lora_alpha);
+        for (name, value) in [
+            ("num_factors", num_factors.into()),
+            ("cfs_form", cfs_form.map(CfsForm::word).into()),
+            ("cfs_weight", cfs_weight.into()),
+            ("pool", pool.word().into()),
+        ] {
+            options.insert(name.to_string(), value);
+        }
+        let method = method.defaults().set(&options).map_err(|e| Error::file(path, e.to_string()))?;
+        Ok((method, targets))
     }
 
     /// Names of the release for one of our parts, in the order of its rows.

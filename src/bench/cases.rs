@@ -3,13 +3,13 @@
 //! The cases of an op's own file are for correctness: odd and small. These are the only ones that are timed.
 
 use super::{Costs, Shape};
-use crate::engine::{Case, Operand, run};
+use crate::engine::{Case, Operand};
 use crate::ops::adamw::{AdamWStep, adamw};
 use crate::ops::condition_rows::condition_rows;
 use crate::ops::factor_expand::{expand_by, shrink_by};
 use crate::ops::factor_gather::shrink;
 use crate::ops::factor_scatter::scatter;
-use crate::ops::gate_grad::GateGrad;
+use crate::ops::gate_grad::gate_grad;
 use crate::ops::global_norm::global_norm;
 use crate::ops::mixture_linears::mixture_linears;
 use crate::ops::rope::Rope;
@@ -394,7 +394,7 @@ fn factors(less: bool, part: Part) -> Timed {
             let inputs = vec![coefficients("u"), coefficients("v")];
             Timed::new(shape, inputs, (m * k, 12 * m * k), move |device| {
                 let s = selection(device, None)?;
-                Ok(Box::new(move |x| run(&GateGrad(&s), &[&x[0], &x[1]])))
+                Ok(Box::new(move |x| Ok(vec![gate_grad(&x[0], &x[1], &s)?])))
             })
         }
         Part::Expand => {

@@ -1,18 +1,15 @@
 //! Where a GPU's time goes: the kernels of a computation by the device's own clock.
 
 use super::{Place, Row, Timer, Work};
-#[cfg(feature = "gpu")]
 use crate::device::Gpu;
 use crate::{Device, Result};
 use std::collections::BTreeMap;
-#[cfg(feature = "gpu")]
 use std::sync::Arc;
 
 /// Runs `f` once with a timestamp around each launch: a row for each kernel, the most expensive first, whose samples
 /// are its launches. Nothing on a device without timestamps.
 pub(super) fn kernels(device: &Device, work: &Work, f: impl FnOnce() -> Result<()>) -> Result<Vec<Row>> {
     let launches = match device {
-        #[cfg(feature = "gpu")]
         Device::Gpu(gpu) if gpu.start_profile()? => profiled(gpu, f)?,
         _ => {
             drop(f);
@@ -31,7 +28,6 @@ pub(super) fn kernels(device: &Device, work: &Work, f: impl FnOnce() -> Result<(
 }
 
 /// Seconds of every launch, by kernel.
-#[cfg(feature = "gpu")]
 fn profiled(gpu: &Arc<Gpu>, f: impl FnOnce() -> Result<()>) -> Result<BTreeMap<String, Vec<f64>>> {
     let done = f();
     let mut launches: BTreeMap<String, Vec<f64>> = BTreeMap::new();

@@ -2,13 +2,12 @@
 
 use super::{Candidate, Costs, Place, Roof, Rounds, Row, Shape, Summary, Timer, Watch, Work, measure};
 use crate::check::Deviation;
-use crate::mixture::{Hook, LinearSite, MethodConfig, MethodSpec, MlpSite, Pool, Span};
-use crate::nn::{Choices, LinearGroup, Mlp, Param, Pass};
+use crate::mixture::{Hook, LinearSite, Method, MethodSpec, MlpSite, Pool, Span};
+use crate::nn::{Choices, LinearAdapter, LinearGroup, Mlp, MlpAdapter, Param, Pass};
 use crate::tape::inside;
 use crate::{Device, Error, Format, Linear, Result, Stream, Tensor, Weight, backward};
+use std::sync::Arc;
 
-/// Methods whose pools have `num_factors` factors of which `r` are chosen: the only ones that `factors` and `r` are for.
-pub const CONDITIONAL: [&str; 3] = ["mixlora-cond", "mixlora-cond-gated", "vt-nlp"];
 /// Bound on the error of a layer and of its input's gradient relative to the largest value, beside the f64 reference.
 const BOUND: f64 = 1e-4;
 /// Instances and rows of each in the comparison with the reference.
@@ -22,9 +21,9 @@ pub struct LayerOptions {
     pub shapes: Vec<Shape<2>>,
     pub batch: usize,
     pub seq: usize,
-    /// Sizes of the pools of conditional methods; the others have their defaults.
+    /// Sizes of pools of factors, for methods that have them; the others have their defaults.
     pub factors: Vec<usize>,
-    /// Factors that conditional methods choose.
+    /// Factors that are chosen from those.
     pub r: usize,
     pub rounds: Rounds,
     /// The host's clock, also where the device has timestamps.
@@ -33,8 +32,8 @@ pub struct LayerOptions {
 
 /// A layer: a linear or a gated block, frozen or adapted.
 enum Body {
-    Linear(LinearGroup),
-    Block(Box<Mlp>),
+    Linear(LinearGroup, Option<Arc<dyn LinearAdapter>>),
+    Block(Box<Mlp>, Option<Arc<dyn MlpAdapter>>),
 }
 
 /// Gives every parameter of zeros small values, so that no part of an update is zero.
@@ -57,47 +56,43 @@ fn linear(device: &Device, name: &str, d_in: usize, d_out: usize) -> Result<Line
 
 impl Body {
     fn frozen(device: &Device, hook: Hook, Shape([d, n]): Shape<2>) -> Result<Self> {
-        let group = |linears| LinearGroup::frozen(linears);
+        let w = |name: &str, d_in: usize, d_out: usize| linear(device, name, d_in, d_out);
         Ok(match hook {
-            Hook::Linear => Body::Linear(group(vec![linear(device, "w", d, n)?])),
-            Hook::Mlp => Body::Block(Box::new(Mlp {
-                gate_up: group(vec![linear(device, "gate", d, n)?, linear(device, "up", d, n)?]),
-                down: group(vec![linear(device, "down", n, d)?]),
-                adapter: None,
-            })),
+            Hook::Linear => Body::Linear(LinearGroup::frozen(vec![w("w", d, n)?]), None),
+            Hook::Mlp => {
+                let mlp = Mlp::frozen(w("gate", d, n)?, w("up", d, n)?, w("down", n, d)?);
+                Body::Block(Box::new(mlp), None)
+            }
         })
     }
 
     /// The same weights with a method on them.
-    fn adapted(
-        &self,
-        device: &Device,
-        method: &MethodSpec,
-        config: &MethodConfig,
-        shape: Shape<2>,
-    ) -> Result<Self> {
+    fn adapted(&self, device: &Device, method: &Method, shape: Shape<2>) -> Result<Self> {
         let (Shape([d, n]), stream) = (shape, Stream::new(2));
         match self {
-            Body::Linear(group) => {
-                let site = LinearSite { name: SITE.into(), d_in: d, linears: vec![(String::new(), n)] };
-                let adapter = method.build(config, &site, device, stream)?;
+            Body::Linear(group, _) => {
+                let site = LinearSite::alone(SITE, d, vec![(String::new(), n)]);
+                let adapter = method.build(&site, device, stream)?;
                 randomise(&adapter.params())?;
-                Ok(Body::Linear(LinearGroup::adapted_by(group.linears.clone(), adapter)))
+                Ok(Body::Linear(group.clone(), Some(adapter)))
             }
-            Body::Block(mlp) => {
-                let site =
-                    MlpSite { name: SITE.into(), path: String::new(), hidden_size: d, intermediate_size: n };
-                let adapter = method.build_mlp(config, &site, device, stream)?;
+            Body::Block(mlp, _) => {
+                let site = MlpSite::alone(SITE, d, n);
+                let adapter = method.build_mlp(&site, device, stream)?;
                 adapter.iter().try_for_each(|a| randomise(&a.params()))?;
-                Ok(Body::Block(Box::new(Mlp { adapter, ..(**mlp).clone() })))
+                Ok(Body::Block(mlp.clone(), adapter))
             }
         }
     }
 
     fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
         match self {
-            Body::Linear(group) => Ok(group.forward(x, pass)?.swap_remove(0)),
-            Body::Block(mlp) => mlp.forward(x, pass),
+            Body::Linear(group, None) => Ok(group.forward(x, pass)?.swap_remove(0)),
+            Body::Linear(group, Some(adapter)) => {
+                Ok(adapter.forward(x, &group.linears, pass)?.swap_remove(0))
+            }
+            Body::Block(mlp, None) => mlp.forward(x, pass),
+            Body::Block(mlp, Some(adapter)) => adapter.forward(x, mlp, pass),
         }
     }
 }
@@ -144,11 +139,12 @@ fn walk(roots: Roots) -> Result<crate::Gradients> {
 }
 
 /// The layer's output and its input's gradient beside those of the reference, which takes the device's choices.
-fn verify(device: &Device, method: &MethodSpec, config: &MethodConfig, shape: Shape<2>) -> Result<Deviation> {
+fn verify(device: &Device, method: &Method, shape: Shape<2>) -> Result<Deviation> {
+    let hook = method.spec().hook;
     let output = |d: &Device, choices: Choices| -> Result<[Vec<f64>; 2]> {
         let Shape([d_in, d_out]) = shape;
-        let d_out = if method.hook == Hook::Mlp { d_in } else { d_out };
-        let body = Body::frozen(d, method.hook, shape)?.adapted(d, method, config, shape)?;
+        let d_out = if hook == Hook::Mlp { d_in } else { d_out };
+        let body = Body::frozen(d, hook, shape)?.adapted(d, method, shape)?;
         let rig = Rig::new(d, CHECKED, d_in, d_out)?;
         let x = rig.x.leaf();
         let pass = rig.pass()?.with_choices(choices);
@@ -181,7 +177,6 @@ struct Launches {
 /// Counts what the device did since it was last asked; nothing where it is no GPU.
 fn launches(device: &Device) -> Option<Launches> {
     match device {
-        #[cfg(feature = "gpu")]
         Device::Gpu(gpu) => {
             let s = gpu.stats();
             gpu.reset_stats();
@@ -255,11 +250,18 @@ fn entries(
         let rig = || Rig::new(device, size, d_in, d_out);
         let mut adapted = Vec::new();
         for method in methods {
-            for (variant, config) in configs(method, options) {
-                progress(&format!("checking {} {variant} on {shape}", method.name));
-                let verified = Some(verify(device, method, &config, shape)?);
-                let body = frozen.adapted(device, method, &config, shape)?;
-                adapted.push(Entry { name: method.name.into(), variant, hook, body, rig: rig()?, verified });
+            for (variant, method) in variants(method, options)? {
+                progress(&format!("checking {} {variant} on {shape}", method.name()));
+                let verified = Some(verify(device, &method, shape)?);
+                let body = frozen.adapted(device, &method, shape)?;
+                adapted.push(Entry {
+                    name: method.name().into(),
+                    variant,
+                    hook,
+                    body,
+                    rig: rig()?,
+                    verified,
+                });
             }
         }
         all.push(Entry { name, variant: String::new(), hook, body: frozen, rig: rig()?, verified: None });
@@ -269,23 +271,10 @@ fn entries(
 }
 
 /// The options that a method is timed with, and what to call them.
-fn configs(method: &MethodSpec, options: &LayerOptions) -> Vec<(String, MethodConfig)> {
-    let defaults = (method.defaults)();
-    if CONDITIONAL.contains(&method.name) {
-        let with = |&e: &usize| {
-            (
-                format!("E {e} r {}", options.r),
-                MethodConfig { num_factors: e, r: options.r, ..defaults.clone() },
-            )
-        };
-        return options.factors.iter().map(with).collect();
-    }
-    let name = match (method.hook, method.has_router) {
-        (Hook::Mlp, _) => format!("E {} r {} top {}", defaults.num_experts, defaults.r, defaults.top_k),
-        (_, true) => format!("r {} top {}", defaults.r, defaults.top_k),
-        (_, false) => format!("r {}", defaults.r),
-    };
-    vec![(name, defaults)]
+fn variants(method: &'static MethodSpec, options: &LayerOptions) -> Result<Vec<(String, Method)>> {
+    let defaults = method.defaults();
+    let all = defaults.options().variants(&options.factors, options.r);
+    all.into_iter().map(|(name, changes)| Ok((name, defaults.set(&changes)?))).collect()
 }
 
 fn timed(

@@ -16,14 +16,13 @@ mod roof;
 mod row;
 mod stats;
 mod train;
-#[cfg(feature = "gpu")]
 pub mod tune;
 mod watch;
 
 pub use crate::device::Place;
 pub use cases::DEFAULT_SHAPES;
 pub use compare::{Change, WORSE, changes};
-pub use layer::{CONDITIONAL, LayerOptions, layer};
+pub use layer::{LayerOptions, layer};
 pub use model::{ModelOptions, model};
 pub use ops::{OpsOptions, ops};
 pub use picture::roofline;

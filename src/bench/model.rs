@@ -3,10 +3,11 @@
 use super::kernels::kernels;
 use super::layer::randomise;
 use super::{Candidate, Place, Rounds, Row, Timer, Watch, Work, measure};
-use crate::adapter::{Adapter, Conversation, TARGETS};
-use crate::mixture::{MethodConfig, MethodSpec};
-use crate::model::{Llama, Sampler, Sampling};
+use crate::adapter::{ALL_LINEAR, Adapter, Conversation};
+use crate::mixture::Method;
+use crate::model::{Model, Sampler, Sampling};
 use crate::{Error, Result, Stream};
+use std::sync::Arc;
 
 /// What is timed of a model.
 pub struct ModelOptions {
@@ -20,12 +21,8 @@ pub struct ModelOptions {
 }
 
 /// Puts a method on all projections of a model, with values in place of the zeros it starts from.
-pub(super) fn attach(
-    model: &mut Llama,
-    method: &'static MethodSpec,
-    config: &MethodConfig,
-) -> Result<Adapter> {
-    let adapter = Adapter::attach(model, method, config, &TARGETS.map(String::from), Stream::new(2))?;
+pub(super) fn attach(model: &Model, method: &Method) -> Result<Adapter> {
+    let adapter = Adapter::attach(model, method, &[ALL_LINEAR.into()], Stream::new(2))?;
     randomise(&adapter.params())?;
     Ok(adapter)
 }
@@ -37,13 +34,8 @@ pub(super) fn tokens(n: usize, vocab: usize) -> Vec<u32> {
 }
 
 /// Format of a model's weights: that of its first linear.
-pub(super) fn format_of(model: &mut Llama) -> Result<&'static str> {
-    let mut found = None;
-    model.for_each_site(|site| {
-        found = found.or(site.group.linears.first().map(|l| l.weight.format().name()));
-        Ok(())
-    })?;
-    Ok(found.unwrap_or("f32"))
+pub(super) fn format_of(model: &Model) -> &'static str {
+    model.linears().next().map_or("f32", |(_, l)| l.weight.format().name())
 }
 
 /// Rows `pp<n>` (a prompt of n tokens at once) and `tg<n>` (n tokens one by one behind a single one), interleaved.
@@ -51,18 +43,17 @@ pub(super) fn format_of(model: &mut Llama) -> Result<&'static str> {
 /// # Errors
 /// The model's context is shorter than asked for, or the device failed.
 pub fn model(
-    model: &mut Llama,
-    method: Option<(&'static MethodSpec, MethodConfig)>,
+    model: &Arc<Model>,
+    method: Option<&Method>,
     adapter: Option<Adapter>,
     options: &ModelOptions,
 ) -> Result<Vec<Row>> {
-    let dtype = format_of(model)?;
+    let dtype = format_of(model);
     let adapter = match (adapter, method) {
         (Some(a), _) => Some(a),
-        (None, Some((method, config))) => Some(attach(model, method, &config)?),
+        (None, Some(method)) => Some(attach(model, method)?),
         (None, None) => None,
     };
-    let model = &*model;
     let device = model.device();
     let most = model.config().max_positions();
     let behind = usize::from(options.kernels);
@@ -97,7 +88,7 @@ pub fn model(
     let place = Place::of(device);
     let work = Work {
         bench: "model".into(),
-        variant: adapter.as_ref().map_or(String::new(), |a| a.method().name.into()),
+        variant: adapter.as_ref().map_or(String::new(), |a| a.method().name().into()),
         shape: model.origin().file_name().map_or(String::new(), |f| f.to_string_lossy().into_owned()),
         dtype: dtype.into(),
         ..Work::default()
@@ -111,7 +102,7 @@ pub fn model(
         && let Some(&n) = options.prompts.last()
     {
         let mut c = conversation();
-        let push = |variant: String, c: &mut Conversation<'_>, ids: &[u32]| {
+        let push = |variant: String, c: &mut Conversation, ids: &[u32]| {
             kernels(device, &Work { variant, ..work.clone() }, || c.push(ids))
         };
         rows.extend(push(format!("{} pp{n}", work.variant), &mut c, &ids[..n])?);

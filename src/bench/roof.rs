@@ -1,7 +1,6 @@
 //! The roof: how fast this device copies memory and multiplies and adds, measured once and kept.
 
 mod cpu;
-#[cfg(feature = "gpu")]
 mod gpu;
 
 use super::{Place, Row, Timer, Work, quantile};
@@ -68,7 +67,6 @@ impl Roof {
     pub fn measure(device: &Device) -> Result<Self> {
         let (timer, runs) = match device {
             Device::Cpu(c) => (Timer::Wall, cpu::measure(c)?),
-            #[cfg(feature = "gpu")]
             Device::Gpu(g) => gpu::measure(device, g)?,
             Device::Reference => {
                 return Err(Error::config("device", "the reference is a specification: use cpu or a GPU"));

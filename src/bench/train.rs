@@ -4,17 +4,17 @@ use super::kernels::kernels;
 use super::model::{attach, format_of, tokens};
 use super::{Candidate, Place, Rounds, Row, Summary, Timer, Watch, Work, measure};
 use crate::data::{Batch, Example};
-use crate::mixture::{MethodConfig, MethodSpec};
-use crate::model::Llama;
+use crate::mixture::Method;
+use crate::model::Model;
 use crate::train::{Session, StepReport, TrainConfig};
 use crate::{Error, Result, Stream, Tensor, Weight, backward};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// What is trained, and how.
 pub struct TrainingOptions {
-    pub method: &'static MethodSpec,
-    pub config: MethodConfig,
+    pub method: Method,
     pub batch: usize,
     pub seq: usize,
     pub steps: usize,
@@ -27,7 +27,7 @@ pub struct TrainingOptions {
 }
 
 impl TrainingOptions {
-    fn batch(&self, model: &Llama) -> Result<Batch> {
+    fn batch(&self, model: &Model) -> Result<Batch> {
         let (seq, most) = (self.seq, model.config().max_positions());
         if self.batch == 0 || seq < 2 || seq > most {
             return Err(Error::config(
@@ -43,7 +43,8 @@ impl TrainingOptions {
         let ids = tokens(self.batch * seq, model.config().vocab_size);
         let flags = || (0..seq).map(|i| i >= untrained).collect();
         let examples: Vec<Example> = ids.chunks(seq).map(|ids| Example::new(ids.to_vec(), flags())).collect();
-        Batch::new(&examples.iter().collect::<Vec<_>>(), self.config.pool, 0, model.device())
+        let pool = self.method.options().instance().map(|i| i.pool);
+        Batch::new(&examples.iter().collect::<Vec<_>>(), pool, 0, model.device())
     }
 }
 
@@ -56,13 +57,10 @@ struct Floor {
 }
 
 impl Floor {
-    fn new(model: &mut Llama, batch: &Batch) -> Result<Self> {
+    fn new(model: &Model, batch: &Batch) -> Result<Self> {
         let rows = batch.targets.len();
-        let mut weights = Vec::new();
-        model.for_each_site(|site| {
-            weights.extend(site.group.linears.iter().map(|l| (l.weight.clone(), rows)));
-            Ok(())
-        })?;
+        let mut weights: Vec<(Weight, usize)> = Vec::new();
+        weights.extend(model.linears().map(|(_, l)| (l.weight.clone(), rows)));
         // Positions without a loss need no logits.
         weights.push((model.head().clone(), batch.trained));
         let mut values = BTreeMap::new();
@@ -102,13 +100,13 @@ fn peak_rss_mib() -> Option<f64> {
 ///
 /// # Errors
 /// An option cannot work, the loss is not finite, or the device failed.
-pub fn training(mut model: Llama, options: &TrainingOptions) -> Result<Vec<Row>> {
+pub fn training(model: Arc<Model>, options: &TrainingOptions) -> Result<Vec<Row>> {
     let device = model.device().clone();
-    let dtype = format_of(&mut model)?;
+    let dtype = format_of(&model);
     let batch = options.batch(&model)?;
-    let floor = Floor::new(&mut model, &batch)?;
+    let floor = Floor::new(&model, &batch)?;
     let file = model.origin().file_name().map_or(String::new(), |f| f.to_string_lossy().into_owned());
-    let adapter = attach(&mut model, options.method, &options.config)?;
+    let adapter = attach(&model, &options.method)?;
     // One step warms up, one may be profiled.
     let config =
         TrainConfig { steps: options.steps + 2, recompute: options.recompute, ..TrainConfig::default() };
@@ -136,7 +134,10 @@ pub fn training(mut model: Llama, options: &TrainingOptions) -> Result<Vec<Row>>
             op: op.into(),
             variant: format!(
                 "{} {}x{} trained {}{recompute}",
-                options.method.name, options.batch, options.seq, options.trained_share
+                options.method.name(),
+                options.batch,
+                options.seq,
+                options.trained_share
             ),
             shape: file.clone(),
             dtype: dtype.into(),

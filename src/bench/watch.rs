@@ -38,7 +38,6 @@ impl Timer {
     /// The device failed.
     pub fn of(device: &Device, wall: bool) -> Result<Self> {
         match device {
-            #[cfg(feature = "gpu")]
             Device::Gpu(gpu) => {
                 let stamps = !wall && gpu.start_profile()?;
                 gpu.take_profile()?;
@@ -73,7 +72,6 @@ impl Watch {
     pub fn time(&mut self, f: impl FnOnce() -> Result<()>) -> Result<()> {
         self.device.sync()?;
         let total = match &self.device {
-            #[cfg(feature = "gpu")]
             Device::Gpu(gpu) if self.timer == Timer::GpuTimestamp => {
                 gpu.start_profile()?;
                 let done = f();

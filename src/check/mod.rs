@@ -3,9 +3,11 @@
 
 pub mod golden;
 mod gradcheck;
+mod method;
 mod parity;
 
 pub use gradcheck::{GRADCHECK_BOUND, GradError, gradcheck, gradcheck_params};
+pub use method::gradcheck_method;
 pub use parity::{F16_BOUND, Parity, bits, parity};
 
 /// Largest error relative to the largest reference value (or `floor`), and the normalised mean square error.

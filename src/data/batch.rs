@@ -52,11 +52,17 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Pads examples to their longest.
+    /// Pads examples to their longest. `pool` says how instances are pooled for their routers; none where no router
+    /// looks at instances, which then need no position to route on.
     ///
     /// # Errors
     /// There is no example, one is empty, or an instance has no position to route on.
-    pub fn new(examples: &[&Example], pool: Pool, pad: u32, device: &Device) -> Result<Self> {
+    pub fn new(
+        examples: &[&Example],
+        pool: impl Into<Option<Pool>>,
+        pad: u32,
+        device: &Device,
+    ) -> Result<Self> {
         let (b, s) = (examples.len(), examples.iter().map(|e| e.ids.len()).max().unwrap_or(0));
         if b == 0 || examples.iter().any(|e| e.ids.is_empty() || e.ids.len() != e.trained.len()) {
             return Err(Error::config("batch", "an example is empty, or its flags do not match its tokens"));
@@ -81,7 +87,7 @@ impl Batch {
             targets: Tensor::from_u32(device, &[b * s], &targets)?,
             valid: Tensor::from_u32(device, &[b, s], &valid)?,
             weights: Tensor::from_f32(device, &[b * s, 1], &weights)?,
-            units: pool.units(device, &spans, s)?,
+            units: pool.into().unwrap_or(Pool::All).units(device, &spans, s)?,
             tokens: spans.iter().map(|s| s.len).sum(),
             trained: targets.iter().filter(|t| **t != u32::MAX).count(),
         })

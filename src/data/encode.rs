@@ -58,21 +58,21 @@ type Said<T> = std::result::Result<T, String>;
 
 /// Encodes samples for one model.
 #[derive(Debug)]
-pub struct Encoder<'a> {
-    tokenizer: &'a Tokenizer,
-    template: Option<&'a ChatTemplate>,
+pub struct Encoder {
+    tokenizer: Tokenizer,
+    template: Option<ChatTemplate>,
     options: EncodeOptions,
     ends: Vec<u32>,
 }
 
-impl<'a> Encoder<'a> {
+impl Encoder {
     /// An encoder; only conversations need a template.
     ///
     /// # Errors
     /// The length leaves no room for a trained token.
     pub fn new(
-        tokenizer: &'a Tokenizer,
-        template: Option<&'a ChatTemplate>,
+        tokenizer: &Tokenizer,
+        template: Option<&ChatTemplate>,
         options: EncodeOptions,
     ) -> Result<Self> {
         if options.max_length < 2 {
@@ -82,7 +82,7 @@ impl<'a> Encoder<'a> {
             ));
         }
         let ends = tokenizer.end_tokens();
-        Ok(Encoder { tokenizer, template, options, ends })
+        Ok(Encoder { tokenizer: tokenizer.clone(), template: template.cloned(), options, ends })
     }
 
     /// Encodes one sample; one without content gives an example without tokens.
@@ -256,7 +256,8 @@ impl<'a> Encoder<'a> {
 
     /// A conversation, of which some turns are not trained.
     fn conversation(&self, messages: &[Message], untrained: &[usize]) -> Said<Example> {
-        let template = self.template.ok_or("the model has no chat template; name one, for example chatml")?;
+        let template =
+            self.template.as_ref().ok_or("the model has no chat template; name one, for example chatml")?;
         let all = self.options.loss_on == LossOn::All;
         let fail = |e: Error| e.to_string();
         let (text, generated) = if template.marks_generation() && !all {
@@ -272,7 +273,7 @@ impl<'a> Encoder<'a> {
         } else if !all || !untrained.is_empty() {
             let ends = &self.ends;
             let turns =
-                Turns { tokenizer: self.tokenizer, template, messages, text: &text, pieces: &pieces, ends };
+                Turns { tokenizer: &self.tokenizer, template, messages, text: &text, pieces: &pieces, ends };
             // Of all tokens, those of the turns that the sample leaves out are not trained; else those of the others.
             for (i, range) in turns.find()?.into_iter().filter(|(i, _)| untrained.contains(i) == all) {
                 let turn = self.tokens_of_turn(i, range, &pieces)?;

@@ -1,6 +1,7 @@
 //! Finding adapters.
 
-use super::gpu::{AdapterClass, FloorLimit};
+use super::dispatch::AdapterClass;
+use super::gpu::FloorLimit;
 
 /// What one adapter is, for lists and error messages.
 #[derive(Debug, Clone)]

@@ -73,7 +73,7 @@ impl Gpu {
         let bytes = 4 * words as u64;
         let guard = self.guard.load(Relaxed);
         let size = class(bytes) + if guard { 4 * GUARD_WORDS } else { 0 };
-        let limit = self.limits.max_storage_buffer_binding_size.min(self.limits.max_buffer_size);
+        let limit = self.largest_binding();
         if bytes > limit {
             let what = format!(
                 "{bytes} bytes are more than one binding of this adapter holds ({limit}); use a smaller batch or sequence, or split by rows"

@@ -2,29 +2,19 @@
 
 use super::adapter::{adapters, heap_bytes};
 use super::buffer::Pool;
-use super::coop::{self, Coop, CoopSize, GpuOptions};
+use super::coop::{self, Coop};
+use super::dispatch::{AdapterClass, CoopSize, GpuOptions, Tuned};
 use super::kept::Kept;
 use super::kernel::Pipelines;
 use super::lock;
 use super::memory::Memory;
 use super::record::Recorder;
 use super::shader::MAX_PARAM_BYTES;
-use super::tuned::{self, Tuned};
+use super::tuned;
 use crate::{Error, Result};
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
-
-/// What kind of adapter this is; variants are chosen by it. In order of preference.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum AdapterClass {
-    Discrete,
-    Integrated,
-    Virtual,
-    Other,
-    /// A software driver (lavapipe, WARP): correct, not fast.
-    Software,
-}
 
 impl AdapterClass {
     pub(super) fn of(info: &wgpu::AdapterInfo) -> Self {
@@ -249,6 +239,21 @@ impl Gpu {
     /// The adapter.
     pub fn info(&self) -> &wgpu::AdapterInfo {
         &self.info
+    }
+    /// The adapter's name.
+    pub fn name(&self) -> &str {
+        &self.info.name
+    }
+    /// Backend, name, driver and kind.
+    pub(super) fn describe(&self) -> [String; 4] {
+        let info = &self.info;
+        let driver = format!("{} {}", info.driver, info.driver_info);
+        let class = format!("{:?}", self.class()).to_lowercase();
+        [info.backend.to_string(), info.name.clone(), driver.trim().into(), class]
+    }
+    /// Bytes that one binding of a kernel can hold.
+    pub(crate) fn largest_binding(&self) -> u64 {
+        self.limits.max_storage_buffer_binding_size.min(self.limits.max_buffer_size)
     }
     /// What kind of adapter this is.
     pub fn class(&self) -> AdapterClass {

@@ -1,27 +1,15 @@
 //! Compiling and dispatching kernels.
 
-use super::buffer::GpuBuffer;
+use super::dispatch::{Bind, Dispatch, Launched};
 use super::gpu::Gpu;
 use super::kept::{Compiler, Kept, Recipe};
 use super::lock;
-use super::shader::{Shader, source};
+use super::shader::source;
 use crate::{Error, Result};
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// One operand of a dispatch: binding i of group 0 is operand i.
-pub(crate) enum Bind<'a> {
-    Read(&'a GpuBuffer),
-    Write(&'a GpuBuffer),
-    /// An operand that this dispatch does not touch: any buffer that is bound for reading.
-    Unused(&'a GpuBuffer),
-}
-
 impl<'a> Bind<'a> {
-    /// The buffer to read, or a stand-in for an absent operand.
-    pub fn or_unused(operand: Option<&'a GpuBuffer>, stand_in: &'a GpuBuffer) -> Self {
-        operand.map_or(Bind::Unused(stand_in), Bind::Read)
-    }
     /// The range that is bound: of a stand-in no more than the least.
     pub(super) fn resource(&self) -> wgpu::BindingResource<'a> {
         match self {
@@ -38,40 +26,9 @@ impl<'a> Bind<'a> {
     }
 }
 
-/// How many workgroups.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Grid {
-    /// So many workgroups, folded to two dimensions above 65 535: shaders use `linear_group()`.
-    Linear(usize),
-    /// As given.
-    Xyz(usize, usize, usize),
-}
-
-/// One kernel launch.
-pub(crate) struct Dispatch<'a> {
-    pub shader: &'static Shader,
-    pub entry: &'static str,
-    pub consts: &'a [(&'static str, u32)],
-    pub parts: &'a [&'static str],
-    pub bind: &'a [Bind<'a>],
-    /// The bytes of `Params`: at most [`MAX_PARAM_BYTES`](super::MAX_PARAM_BYTES).
-    pub params: &'a [u8],
-    pub grid: Grid,
-    /// Rough work, which bounds how much goes into one submit.
-    pub flops: u64,
-}
-
 pub(super) struct Pipeline {
     pub raw: wgpu::ComputePipeline,
     pub layout: wgpu::BindGroupLayout,
-}
-
-/// A kernel that was launched: an entry of a shader with values of its constants.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Launched {
-    pub shader: &'static str,
-    pub entry: &'static str,
-    pub consts: Vec<(&'static str, u32)>,
 }
 
 /// What tells pipelines apart: fragments by their addresses, and which operands are written.
@@ -87,11 +44,6 @@ struct Key {
 pub(super) struct Pipelines {
     by_key: HashMap<Key, Arc<Pipeline>>,
     params: Option<Arc<wgpu::BindGroupLayout>>,
-}
-
-/// The text of a kernel as it is compiled: prelude, fragments, file.
-pub fn compose(shader: &Shader, consts: &[(&str, u32)], parts: &[&str], immediates: bool) -> String {
-    source(shader, consts, parts, immediates)
 }
 
 impl Gpu {
@@ -179,6 +131,7 @@ mod tests {
     use super::*;
     use crate::Device;
     use crate::device::{Entry, PORTABLE, Variant};
+    use crate::device::{Grid, Shader};
 
     static VARIANTS: &[Variant] =
         &[Variant { name: "wg1", consts: &[], parts: &[], backends: PORTABLE, workgroup_bytes: 0 }];

@@ -9,6 +9,14 @@ mod host;
 mod memory;
 mod place;
 
+// Without GPUs, nothing looks at what is to be launched.
+#[cfg_attr(not(feature = "gpu"), allow(dead_code))]
+mod dispatch;
+pub mod parts;
+mod shader;
+
+#[cfg(not(feature = "gpu"))]
+mod absent;
 #[cfg(feature = "gpu")]
 mod adapter;
 #[cfg(feature = "gpu")]
@@ -25,38 +33,27 @@ mod kernel;
 mod pending;
 #[cfg(feature = "gpu")]
 mod record;
+#[cfg(feature = "gpu")]
+mod tuned;
 
+#[cfg(feature = "gpu")]
+pub use self::{
+    adapter::AdapterSummary,
+    gpu::{FloorLimit, Gpu},
+    pending::Pending,
+};
+#[cfg(not(feature = "gpu"))]
+pub(crate) use absent::GpuBuffer;
+#[cfg(not(feature = "gpu"))]
+pub use absent::{Gpu, Pending};
+#[cfg(feature = "gpu")]
+pub(crate) use buffer::GpuBuffer;
+pub use dispatch::{AdapterClass, GpuOptions, KernelTime, Launched, Stats, compose};
+pub(crate) use dispatch::{Bind, CoopSize, Dispatch, Grid, Tuned};
 pub use host::{Cpu, Host};
 pub use memory::Memory;
 pub use place::Place;
 pub(crate) use place::unix_time;
-
-#[cfg(feature = "gpu")]
-pub use adapter::AdapterSummary;
-#[cfg(feature = "gpu")]
-pub(crate) use buffer::GpuBuffer;
-#[cfg(feature = "gpu")]
-pub(crate) use coop::CoopSize;
-#[cfg(feature = "gpu")]
-pub use coop::GpuOptions;
-#[cfg(feature = "gpu")]
-pub use gpu::{AdapterClass, FloorLimit, Gpu};
-#[cfg(feature = "gpu")]
-pub(crate) use kernel::{Bind, Dispatch, Grid};
-#[cfg(feature = "gpu")]
-pub use kernel::{Launched, compose};
-#[cfg(feature = "gpu")]
-pub use pending::Pending;
-#[cfg(feature = "gpu")]
-pub use record::{KernelTime, Stats};
-
-#[cfg(feature = "gpu")]
-mod tuned;
-#[cfg(feature = "gpu")]
-pub(crate) use tuned::Tuned;
-
-pub mod parts;
-mod shader;
 pub use shader::{Backends, COOP_8, COOP_16, Entry, MAX_PARAM_BYTES, PORTABLE, Shader, Variant};
 
 use crate::{Error, Result};
@@ -80,8 +77,7 @@ pub enum Device {
     Reference,
     /// Host memory, rayon threads, f32.
     Cpu(Arc<Cpu>),
-    /// A wgpu adapter, f32.
-    #[cfg(feature = "gpu")]
+    /// A wgpu adapter, f32; builds without feature `gpu` have none.
     Gpu(Arc<Gpu>),
 }
 
@@ -144,16 +140,12 @@ impl Device {
         name.filter(|name| !name.is_empty() && name != "auto")
     }
 
-    #[cfg_attr(not(feature = "gpu"), allow(unused_variables))]
     fn best(cache: Option<&Path>) -> Result<Self> {
-        #[cfg(feature = "gpu")]
-        {
-            let required = std::env::var("MIXLORA_REQUIRE_GPU").is_ok_and(|v| v == "1");
-            match Gpu::best(&GpuOptions::with_cache(cache)) {
-                Ok(gpu) => return Ok(Device::Gpu(gpu)),
-                Err(e) if required => return Err(e),
-                Err(_) => {}
-            }
+        let required = std::env::var("MIXLORA_REQUIRE_GPU").is_ok_and(|v| v == "1");
+        match Gpu::best(&GpuOptions::with_cache(cache)) {
+            Ok(gpu) => return Ok(Device::Gpu(gpu)),
+            Err(e) if required => return Err(e),
+            Err(_) => {}
         }
         Ok(Device::cpu())
     }
@@ -163,19 +155,16 @@ impl Device {
     ///
     /// # Errors
     /// There is none, it is below the floor of this crate, or it could not be opened.
-    #[cfg(feature = "gpu")]
     pub fn gpu() -> Result<Self> {
         Device::gpu_with(&GpuOptions::from_env())
     }
 
     /// The same with given options, whatever the environment says.
-    #[cfg(feature = "gpu")]
     pub fn gpu_with(options: &GpuOptions) -> Result<Self> {
         Ok(Device::Gpu(Gpu::best(options)?))
     }
 
     /// The first adapter whose name contains `name` (case ignored), software adapters included.
-    #[cfg(feature = "gpu")]
     pub fn gpu_named(name: &str) -> Result<Self> {
         Ok(Device::Gpu(Gpu::named(name, &GpuOptions::from_env())?))
     }
@@ -186,7 +175,6 @@ impl Device {
     /// The adapter could not be opened again.
     pub fn again(&self) -> Result<Self> {
         match self {
-            #[cfg(feature = "gpu")]
             Device::Gpu(gpu) => Ok(Device::Gpu(gpu.again()?)),
             other => Ok(other.clone()),
         }
@@ -222,12 +210,8 @@ impl Device {
                 None => Device::best(cache),
             },
             "" => Err(Error::config("device", "is empty; use cpu, gpu, auto or part of an adapter's name")),
-            #[cfg(feature = "gpu")]
             "gpu" => Device::gpu_with(&GpuOptions::with_cache(cache)),
-            #[cfg(feature = "gpu")]
             name => Ok(Device::Gpu(Gpu::named(name, &GpuOptions::with_cache(cache))?)),
-            #[cfg(not(feature = "gpu"))]
-            name => Err(Error::NoAdapter(format!("'{name}': this build has no GPU support (feature gpu)"))),
         }
     }
 
@@ -236,8 +220,7 @@ impl Device {
         match self {
             Device::Reference => "reference",
             Device::Cpu(_) => "cpu",
-            #[cfg(feature = "gpu")]
-            Device::Gpu(g) => &g.info().name,
+            Device::Gpu(g) => g.name(),
         }
     }
 
@@ -246,7 +229,6 @@ impl Device {
         match self {
             Device::Reference => None,
             Device::Cpu(c) => Some(&c.memory),
-            #[cfg(feature = "gpu")]
             Device::Gpu(g) => Some(g.memory()),
         }
     }
@@ -254,7 +236,6 @@ impl Device {
     /// Whether products may round their operands to f16: a GPU that uses cooperative matrices.
     pub fn rounds_operands(&self) -> bool {
         match self {
-            #[cfg(feature = "gpu")]
             Device::Gpu(g) => g.coop_note().is_none(),
             _ => false,
         }
@@ -265,11 +246,9 @@ impl Device {
     pub fn free_memory(&self) -> Option<u64> {
         match self {
             Device::Reference | Device::Cpu(_) => free::free_memory(),
-            #[cfg(feature = "gpu")]
             Device::Gpu(g) if matches!(g.class(), AdapterClass::Integrated | AdapterClass::Software) => {
                 free::free_memory()
             }
-            #[cfg(feature = "gpu")]
             Device::Gpu(g) => g.heap_bytes(),
         }
     }
@@ -279,7 +258,6 @@ impl Device {
         match (self, other) {
             (Device::Reference, Device::Reference) => true,
             (Device::Cpu(a), Device::Cpu(b)) => Arc::ptr_eq(a, b),
-            #[cfg(feature = "gpu")]
             (Device::Gpu(a), Device::Gpu(b)) => Arc::ptr_eq(a, b),
             _ => false,
         }
@@ -288,7 +266,6 @@ impl Device {
     /// Submits what is recorded and waits until the device has done it. Reports any error so far.
     pub fn sync(&self) -> Result<()> {
         match self {
-            #[cfg(feature = "gpu")]
             Device::Gpu(g) => g.sync(),
             _ => Ok(()),
         }
@@ -301,7 +278,6 @@ impl Device {
         match self {
             Device::Reference => {}
             Device::Cpu(c) => c.guard.store(on, Relaxed),
-            #[cfg(feature = "gpu")]
             Device::Gpu(g) => g.set_guard(on),
         }
     }
@@ -312,7 +288,6 @@ impl Device {
         match self {
             Device::Reference => Ok(true),
             Device::Cpu(c) => Ok(!c.take_broken()),
-            #[cfg(feature = "gpu")]
             Device::Gpu(g) => g.check_guards(),
         }
     }

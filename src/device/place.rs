@@ -49,13 +49,7 @@ impl Place {
 /// Backend, name, driver and kind of a device.
 fn describe(device: &Device) -> [String; 4] {
     match device {
-        #[cfg(feature = "gpu")]
-        Device::Gpu(g) => {
-            let info = g.info();
-            let driver = format!("{} {}", info.driver, info.driver_info);
-            let class = format!("{:?}", g.class()).to_lowercase();
-            [info.backend.to_string(), info.name.clone(), driver.trim().into(), class]
-        }
+        Device::Gpu(gpu) => gpu.describe(),
         Device::Cpu(c) => {
             let threads = c.threads();
             ["cpu".into(), processor(), format!("{threads} threads"), "cpu".into()]

@@ -2,8 +2,8 @@
 //! or when something is read.
 
 use super::buffer::GpuBuffer;
+use super::dispatch::{Bind, Dispatch, Grid, KernelTime, Stats};
 use super::gpu::Gpu;
-use super::kernel::{Bind, Dispatch, Grid};
 use super::lock;
 use super::pending::{Pending, Slot};
 use super::shader::MAX_PARAM_BYTES;
@@ -19,24 +19,6 @@ const MAX_BYTES: u64 = 8 << 30;
 const PARAM_SLOT: usize = 256;
 /// Launches that one set of timestamps holds.
 const PROFILED_PER_SET: usize = 2048;
-
-/// Counters since the device was opened or [`Gpu::reset_stats`] was called.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub struct Stats {
-    pub dispatches: u64,
-    pub submits: u64,
-    pub readbacks: u64,
-    /// Bytes of the operands of all dispatches. A stand-in for an absent operand is none.
-    pub bytes_bound: u64,
-}
-
-/// One profiled kernel launch.
-#[derive(Debug, Clone)]
-pub struct KernelTime {
-    pub shader: &'static str,
-    pub entry: &'static str,
-    pub nanoseconds: f64,
-}
 
 /// Timestamps of launches: two each, in sets that are full but for the last.
 #[derive(Default)]

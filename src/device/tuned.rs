@@ -1,13 +1,10 @@
 //! Kernels that were measured best: shape class to kernel, in one file per adapter, driver and version.
 
-use super::gpu::{AdapterClass, Gpu};
+use super::dispatch::{AdapterClass, Tuned};
+use super::gpu::Gpu;
 use super::kept::{file_name, write};
 use crate::{Error, Result};
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-
-/// Names of shape classes, and of the kernels to use for them.
-pub(crate) type Tuned = BTreeMap<String, String>;
 
 /// Larger files are none.
 const MAX_BYTES: u64 = 64 << 10;

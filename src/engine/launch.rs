@@ -1,10 +1,7 @@
 //! Launching kernels: the variants that most ops share, and one call per dispatch.
 
-use crate::device::{PORTABLE, Variant, parts};
-
-#[cfg(feature = "gpu")]
-use crate::device::{Bind, Dispatch, Gpu, Grid, Shader};
-#[cfg(feature = "gpu")]
+use super::Operands;
+use crate::device::{Bind, Dispatch, Gpu, Grid, PORTABLE, Shader, Variant, parts};
 use crate::{Result, Tensor};
 
 /// Invocations of a workgroup of [`ELEMENTS`].
@@ -38,14 +35,12 @@ pub(crate) static ROWS: &[Variant] = &[
 ];
 
 /// An entry point in one of its variants.
-#[cfg(feature = "gpu")]
 pub(crate) struct Kernel {
     pub shader: &'static Shader,
     pub entry: &'static str,
     pub variant: &'static Variant,
 }
 
-#[cfg(feature = "gpu")]
 impl Kernel {
     /// Records a launch of `groups` workgroups, folded to two dimensions above 65 535.
     pub fn run(
@@ -70,23 +65,23 @@ impl Kernel {
 }
 
 /// Inputs to read, then outputs to write.
-#[cfg(feature = "gpu")]
-pub(crate) fn binds<'a>(x: &[&'a Tensor], y: &'a [Tensor]) -> Vec<Bind<'a>> {
-    let reads = x.iter().map(|t| Bind::Read(t.buffer()));
+pub(crate) fn binds<'a>(x: &impl Operands<'a>, y: &'a [Tensor]) -> Vec<Bind<'a>> {
+    let reads = x.all().into_iter().map(|t| Bind::Read(t.buffer()));
     reads.chain(y.iter().map(|t| Bind::Write(t.buffer()))).collect()
 }
 
-/// Records an entry of [`ROWS`], one workgroup for every row of `x[0]`. Its parameters: rows, D, then `more`.
-#[cfg(feature = "gpu")]
-pub(crate) fn per_row(
+/// Records an entry of [`ROWS`], one workgroup for every row of the first input. Its parameters: rows, D, then `more`.
+pub(crate) fn per_row<'a>(
     gpu: &Gpu,
     shader: &'static Shader,
     entry: &'static str,
-    x: &[&Tensor],
-    y: &[Tensor],
+    x: &impl Operands<'a>,
+    y: &'a [Tensor],
     more: &[u32],
 ) -> Result<()> {
-    let (n, d) = (x[0].shape().rows(), x[0].shape().last());
+    let x_shape = x.all()[0].shape();
+    let n = x_shape.rows();
+    let d = x_shape.last();
     let params = [&[n as u32, d as u32], more].concat();
     let kernel = Kernel { shader, entry, variant: &ROWS[usize::from(d > 512)] };
     kernel.run(gpu, &binds(x, y), &params, n, 10 * n * d)

@@ -7,4 +7,4 @@ pub(crate) mod op;
 pub(crate) mod product;
 
 pub use case::{Case, OpSpec, Operand};
-pub(crate) use op::{Meta, Op, rows_in_parallel, rows_per_task, run, run_in_place};
+pub(crate) use op::{Meta, Op, Operands, operands, rows_in_parallel, rows_per_task, run, run_in_place, run1};

@@ -8,9 +8,7 @@ use super::launch::each_format;
 use crate::Format;
 use crate::device::parts;
 
-#[cfg(feature = "gpu")]
 use crate::Result;
-#[cfg(feature = "gpu")]
 use crate::device::{AdapterClass, Bind, CoopSize, Dispatch, Gpu, Grid, Shader, Tuned};
 
 /// A kernel with its sizes. All give the same result within rounding; tests force each by name.
@@ -54,21 +52,18 @@ pub(crate) const VECTOR_BYTES: u32 = 64 * 8 * 16;
 pub(crate) const COOP_BYTES: u32 = 2 * (64 * 24 + 16 * 72) + 4 * 8 * 16 * 16;
 
 /// Shapes that share a kernel on hardware, one that stands for them, and the built-in choice.
-#[cfg(feature = "gpu")]
 pub(crate) struct ShapeClass {
     pub name: &'static str,
     pub shape: [usize; 3],
     tiling: Tiling,
 }
 
-#[cfg(feature = "gpu")]
 const fn class(name: &'static str, shape: [usize; 3], tiling: Tiling) -> ShapeClass {
     ShapeClass { name, shape, tiling }
 }
 
 /// Few rows are a stream of the second operand, and narrow results get narrow tiles. A step of k is 16: shorter sums
 /// would fill little of it.
-#[cfg(feature = "gpu")]
 pub(crate) static CLASSES: [ShapeClass; 8] = [
     class("one row", [1, 2048, 2048], VECTOR_M1),
     class("four rows", [4, 2048, 2048], VECTOR_M4),
@@ -81,7 +76,6 @@ pub(crate) static CLASSES: [ShapeClass; 8] = [
 ];
 
 /// The class of `[m, k] [k, n]`.
-#[cfg(feature = "gpu")]
 pub(crate) fn class_of(m: usize, n: usize, k: usize) -> &'static ShapeClass {
     let at = match (m, n) {
         (0..=1, _) => 0,
@@ -98,7 +92,6 @@ pub(crate) fn class_of(m: usize, n: usize, k: usize) -> &'static ShapeClass {
 
 /// The tiling for `[m, k] [k, n]`: what was measured best on this adapter, else the built-in one. Software adapters pay
 /// for barriers and for every load, so that registers alone are best there; they are not tuned.
-#[cfg(feature = "gpu")]
 pub(crate) fn choose(class: AdapterClass, tuned: &Tuned, m: usize, n: usize, k: usize) -> Tiling {
     match (class, m, n) {
         (AdapterClass::Software, 0..=1, _) => DIRECT_M1,
@@ -114,7 +107,6 @@ pub(crate) fn choose(class: AdapterClass, tuned: &Tuned, m: usize, n: usize, k: 
 }
 
 /// The tiling of cooperative matrices of that size.
-#[cfg(feature = "gpu")]
 pub(crate) fn cooperative(CoopSize { side, lanes }: CoopSize) -> Tiling {
     let (name, sizes, fragments): (_, _, Parts) = match side {
         16 => ("coop 16", [8, 2, 8, 8], &[parts::COOP_16, parts::PRODUCT_COOP]),
@@ -125,13 +117,11 @@ pub(crate) fn cooperative(CoopSize { side, lanes }: CoopSize) -> Tiling {
 
 impl Tiling {
     /// Values of the constants that every tiling has.
-    #[cfg(feature = "gpu")]
     fn consts(&self) -> [(&'static str, u32); 5] {
         [("R", self.r), ("V", self.v), ("X", self.x), ("Y", self.y), ("LANES", self.lanes)]
     }
 
     /// Rows and columns of the result that a workgroup computes.
-    #[cfg(feature = "gpu")]
     fn sides(&self) -> (usize, usize) {
         let (rows, cols) = match self.entry {
             "vector" => (self.r, 4 * self.y),
@@ -142,7 +132,6 @@ impl Tiling {
 }
 
 /// One launch: what the shader of an op adds to the product is in `consts`, `parts`, and `params`.
-#[cfg(feature = "gpu")]
 pub(crate) struct Product<'a> {
     pub shader: &'static Shader,
     pub tiling: Tiling,
@@ -166,7 +155,6 @@ pub(crate) struct Product<'a> {
     pub params: &'a [u8],
 }
 
-#[cfg(feature = "gpu")]
 impl Product<'_> {
     /// Records the launch.
     pub fn run(self, gpu: &Gpu) -> Result<()> {
@@ -218,7 +206,7 @@ pub(crate) fn loader(format: Format, row: usize) -> Parts {
     all[format as usize]
 }
 
-#[cfg(all(test, feature = "gpu"))]
+#[cfg(test)]
 mod tests {
     use super::*;
     use AdapterClass::{Discrete, Integrated, Software};

@@ -20,16 +20,16 @@ pub(super) fn load_balance_loss(logits: &Tensor, idx: &Tensor, pass: &Pass) -> R
 }
 
 /// A bias per factor that is moved towards an even load after each optimizer step.
-pub(super) struct BiasBalance {
+pub(super) struct LoadBias {
     /// `[L, E]`, not trained.
     pub bias: Param,
     rate: f32,
     load: Mutex<Option<Tensor>>,
 }
 
-impl BiasBalance {
+impl LoadBias {
     pub fn new(bias: Param, rate: f32) -> Self {
-        BiasBalance { bias, rate, load: Mutex::default() }
+        LoadBias { bias, rate, load: Mutex::default() }
     }
 
     /// Counts the choices of a training pass, once: a pass that replays choices is a recomputation.

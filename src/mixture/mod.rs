@@ -1,31 +1,42 @@
-//! The LoRA-mixture family: each method is a router, a factor layout and a balance rule over one operator.
+//! The LoRA-mixture family: each method is a router, a layout of factors and a balance rule over one operator.
 //!
-//! A method's file holds its layer and its [`MethodSpec`]. The list below is the only place that names them all;
-//! see docs/ADD_A_METHOD.md. A method can also live in another crate: a `MethodSpec` of its own is attached like one of
-//! the list, and [`route`], [`route_rows`] and [`mixture_linears`] are the parts that it is made of. See examples/custom_method.rs.
+//! | word | meaning |
+//! |---|---|
+//! | method | what is trained: [`MethodSpec`] in the list, [`Method`] with its options |
+//! | option | a named value of a method, declared once with [`options!`](crate::options) |
+//! | site | a place in a model: a group of linears that read one input, or an MLP block |
+//! | unit | rows that choose together: an instance, a token, a task ([`Routes`]) |
+//! | router | chooses factors for units: score, select, gate ([`Router`]) |
+//! | factor, expert | an entry of a pool: a rank-1 update, or a LoRA of its own |
+//!
+//! A method's file in `methods/` declares its options and says which router of `routers/` it puts over which pools. A
+//! method can also live in another crate: see docs/ADD_A_METHOD.md and examples/custom_method.rs.
 
 mod balance;
-mod conditional;
-mod config;
-mod names;
+mod groups;
+pub mod methods;
+mod options;
 mod pooling;
+mod registry;
+mod routed;
+mod routed_mlp;
+mod router;
+pub mod routers;
+mod site;
 mod spec;
-mod token;
 
 pub use crate::ops::mixture_linears::mixture_linears;
 pub use crate::ops::topk_routing::{Condition, Routing, Score, Table, first_choices, route, route_rows};
 pub use crate::routing::{Dropout, Selection, Units};
-pub use config::{CfsForm, DecodeRoute, GateScale, MethodConfig};
-pub use names::find;
+pub use groups::{
+    AuxLoss, BiasBalance, Cfs, CfsForm, DecodeRoute, Experts, Factors, GateScale, Instance, Lora, Sparse,
+    TopK, enough,
+};
+pub use options::{Field, Kind, OptionValue, Options, Range, Tree, read_option};
 pub use pooling::{Pool, Span};
-pub use spec::{Hook, LinearSite, MethodSpec, MlpSite};
-
-macro_rules! methods {
-    ($($name:ident),+ $(,)?) => {
-        $(mod $name;)+
-        /// Every method, in the order of the list.
-        pub static ALL: &[&MethodSpec] = &[$(&$name::SPEC),+];
-    };
-}
-
-methods! { lora, mixlora_cond, mixlora_cond_gated, vt_nlp, mixlora_ffn, smora, rank_wise, flylora }
+pub use registry::{Methods, find};
+pub use routed::RoutedLinears;
+pub use routed_mlp::RoutedMlp;
+pub use router::{Ask, Router, decide};
+pub use site::{Build, Depth, LinearBuild, LinearSite, MlpBuild, MlpSite, SitePart};
+pub use spec::{Files, Hook, Method, MethodOptions, MethodSpec, RouterGradient, Routes, RowMemory};

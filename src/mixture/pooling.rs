@@ -1,23 +1,22 @@
 //! From a padded batch to routing units: which rows of an instance its router looks at.
 
 use super::Units;
-use crate::{Device, Error, Result};
-use serde::{Deserialize, Serialize};
+use crate::{Device, Error, Result, words};
 
-/// How the rows of an instance are pooled into its routing input.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Pool {
-    /// Mean over the positions before the first trained token; padding and the answer stay out.
-    PromptMask,
-    /// Mean over every position that the layer sees, padding and answer included (as released).
-    All,
-    /// Mean over the real positions.
-    Real,
-    /// The first position.
-    Instr,
-    /// The last prompt position.
-    LastToken,
+words! {
+    /// How the rows of an instance are pooled into its routing input.
+    pub enum Pool {
+        /// Mean over the positions before the first trained token; padding and the answer stay out.
+        PromptMask = "prompt_mask",
+        /// Mean over every position that the layer sees, padding and answer included (as released).
+        All = "all",
+        /// Mean over the real positions.
+        Real = "real",
+        /// The first position.
+        Instr = "instr",
+        /// The last prompt position.
+        LastToken = "last_token",
+    }
 }
 
 /// One instance of a batch: how many positions are real, and how many of these come before the first trained one.
@@ -28,6 +27,11 @@ pub struct Span {
 }
 
 impl Pool {
+    /// Whether an instance needs a prompt to route on.
+    pub fn needs_prompt(self) -> bool {
+        matches!(self, Pool::PromptMask | Pool::LastToken)
+    }
+
     /// Routing units of a batch padded on the right to `seq` rows per instance.
     ///
     /// # Errors

@@ -1,8 +1,12 @@
-//! What a method tells the list: its options, and how it builds its layers.
+//! What a method tells the list, and a method with its options.
 
-use super::MethodConfig;
+use super::options::{Field, Options, Tree};
+use super::{Instance, LinearBuild, LinearSite, Lora, MlpBuild, MlpSite};
+use crate::names::nearest;
 use crate::nn::{LinearAdapter, MlpAdapter};
 use crate::{Device, Error, Result, Stream};
+use serde_json::Value;
+use std::fmt;
 use std::sync::Arc;
 
 /// Where a method joins a model.
@@ -10,7 +14,7 @@ use std::sync::Arc;
 pub enum Hook {
     /// Every adapted linear, in groups that read the same input.
     Linear,
-    /// The MLP block as a whole; the other linears get a plain LoRA.
+    /// The MLP block as a whole; the other linears get what the method's `linear` builds.
     Mlp,
 }
 
@@ -24,127 +28,336 @@ impl Hook {
     }
 }
 
-/// A group of linears that read the same input.
-#[derive(Debug, Clone, PartialEq)]
-pub struct LinearSite {
-    /// Where in the model; also the key of its choices and random streams.
-    pub name: String,
-    pub d_in: usize,
-    /// Name and outputs of each linear.
-    pub linears: Vec<(String, usize)>,
+/// Which rows of a batch choose together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Routes {
+    /// Nothing is chosen.
+    None,
+    /// An instance: the rows that [`Instance::pool`] names stand for it.
+    Instance,
+    /// Every token by itself.
+    Token,
+    /// The instances of one task, by its label.
+    Task,
 }
 
-/// The name of a part: `linear.what`, or `what` for a linear without a name.
-pub(super) fn part(linear: &str, what: &str) -> String {
-    if linear.is_empty() { what.to_string() } else { format!("{linear}.{what}") }
-}
-
-/// Refuses an update of a rank above both sides of a linear.
-pub(super) fn fits(name: &str, what: &str, rank: usize, d_in: usize, d_out: usize) -> Result<()> {
-    let most = d_in.min(d_out);
-    match rank <= most {
-        true => Ok(()),
-        false => Err(Error::config(
-            what,
-            format!("is {rank}, must be in 1..={most}: {name} is a linear {d_in} -> {d_out}"),
-        )),
+impl Routes {
+    /// For tables.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Routes::None => "-",
+            Routes::Instance => "instance",
+            Routes::Token => "token",
+            Routes::Task => "task",
+        }
     }
 }
 
-impl LinearSite {
-    /// Refuses an update of a rank that no linear of this size can have.
-    pub fn fits(&self, what: &str, rank: usize) -> Result<()> {
-        self.linears.iter().try_for_each(|(n, out)| fits(&part(&self.name, n), what, rank, self.d_in, *out))
-    }
-    /// The names of one part of every linear, with its rows.
-    pub fn parts(&self, what: &str, rows: usize) -> Vec<(String, usize)> {
-        self.linears.iter().map(|(n, _)| (part(n, what), rows)).collect()
+/// Whether the task trains a method's router.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RouterGradient {
+    /// There is no router.
+    NoRouter,
+    Yes,
+    /// It stays as drawn, or other losses alone train it: why.
+    No(&'static str),
+}
+
+impl RouterGradient {
+    /// For tables.
+    pub const fn name(self) -> &'static str {
+        match self {
+            RouterGradient::NoRouter => "-",
+            RouterGradient::Yes => "yes",
+            RouterGradient::No(_) => "no",
+        }
     }
 }
 
-/// A gated MLP block.
-#[derive(Debug, Clone, PartialEq)]
-pub struct MlpSite {
-    /// Where in the model; also the key of its choices and random streams.
-    pub name: String,
-    /// In front of the names of its parameters; may be empty.
-    pub path: String,
-    pub hidden_size: usize,
-    pub intermediate_size: usize,
+/// How a method's adapters are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Files {
+    /// As a LoRA of PEFT, which other programs load.
+    Peft,
+    /// With the names and shapes of this crate.
+    Own,
+    /// The same; adapters of VT-NLP's release are read as this method.
+    OwnOrReleased,
 }
 
-type BuildLinear = fn(&MethodConfig, &LinearSite, &Device, Stream) -> Result<Arc<dyn LinearAdapter>>;
-type BuildMlp = fn(&MethodConfig, &MlpSite, &Device, Stream) -> Result<Arc<dyn MlpAdapter>>;
+/// What a layer keeps per row for the backward pass besides what the frozen model keeps, for memory plans.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RowMemory {
+    /// Floats per adapted linear, such as the products with the chosen A factors.
+    pub per_linear: f64,
+    /// How many times gate, up and their product are kept: once per chosen expert of a block.
+    pub mlp_copies: f64,
+}
+
+/// A method's options, and what is made from them. Implemented by a struct that [`options!`](crate::options) declares.
+pub trait MethodOptions: Options + fmt::Debug + Send + Sync + 'static {
+    /// The method whose options these are.
+    fn spec(&self) -> &'static MethodSpec;
+    /// Rank, alpha and dropout.
+    fn lora(&self) -> &Lora;
+    /// `lora_alpha` where none is set.
+    fn default_alpha(&self) -> f32 {
+        2.0 * self.lora().r as f32
+    }
+    /// `lora_alpha`: the one that is set, or the method's own.
+    fn alpha(&self) -> f32 {
+        self.lora().lora_alpha.unwrap_or(self.default_alpha())
+    }
+    /// Factor on the update.
+    fn scale(&self) -> f32 {
+        self.alpha() / self.lora().r as f32
+    }
+    /// Refuses combinations that cannot work. Ranges are checked before.
+    ///
+    /// # Errors
+    /// The first that cannot work; the error names an option.
+    fn check(&self) -> Result<()> {
+        Ok(())
+    }
+    /// Whether the task trains the router.
+    fn router_gradient(&self) -> RouterGradient;
+    /// How instances are pooled and decoded, of methods that route by instance.
+    fn instance(&self) -> Option<&Instance> {
+        None
+    }
+    /// What a row keeps for the backward pass.
+    fn row_memory(&self) -> RowMemory {
+        RowMemory { per_linear: self.lora().r as f64, mlp_copies: 1.0 }
+    }
+    /// What `bench layer` times: labels, and the options that differ from the defaults. `factors` and `r` are the sizes
+    /// that its user asks for, for methods that have pools of factors.
+    fn variants(&self, _factors: &[usize], _r: usize) -> Vec<(String, Tree)> {
+        vec![(format!("r {}", self.lora().r), Tree::new())]
+    }
+    /// The adapter of a group of linears.
+    ///
+    /// # Errors
+    /// The options do not fit the site.
+    fn linear(&self, at: &LinearBuild<'_>) -> Result<Arc<dyn LinearAdapter>>;
+    /// The adapter of an MLP block, of methods that take blocks.
+    ///
+    /// # Errors
+    /// The options do not fit the site.
+    fn mlp(&self, _at: &MlpBuild<'_>) -> Result<Option<Arc<dyn MlpAdapter>>> {
+        Ok(None)
+    }
+}
 
 /// One entry of the method list.
 pub struct MethodSpec {
     /// Name in files and on the command line.
     pub name: &'static str,
+    /// Other names, such as those of papers.
+    pub aliases: &'static [&'static str],
     /// Source.
     pub paper: &'static str,
+    /// When to take it, in a few words.
+    pub when: &'static str,
     pub hook: Hook,
+    /// Which rows choose together.
+    pub routes: Routes,
     /// Trained parameters of one linear `d_in -> d_out` (of one block for the MLP hook).
     pub trainable: &'static str,
     /// Whether the adapter can be merged into the weights: only where the update does not depend on the input.
     pub mergeable: bool,
-    /// The options it starts from.
-    pub defaults: fn() -> MethodConfig,
-    /// Refuses options that cannot work.
-    pub check: fn(&MethodConfig) -> Result<()>,
-    /// Why the router gets no gradient from the task, if it has a router and gets none.
-    pub router_without_gradient: fn(&MethodConfig) -> Option<&'static str>,
-    /// `lora_alpha` where none is set.
-    pub alpha: fn(&MethodConfig) -> usize,
-    /// Whether it has a router at all.
-    pub has_router: bool,
-    pub linear: BuildLinear,
-    /// For the MLP hook.
-    pub mlp: Option<BuildMlp>,
+    pub files: Files,
+    /// Settings of a run that the method's authors used, where they are not this program's: path and JSON value.
+    pub run: &'static [(&'static str, &'static str)],
+    /// Its options with their defaults.
+    pub options: fn() -> Box<dyn MethodOptions>,
 }
 
 impl MethodSpec {
-    /// Whether the router learns from the task, for tables: yes, no, or - without a router.
-    pub fn router_gradient(&self, config: &MethodConfig) -> &'static str {
-        match ((self.router_without_gradient)(config), self.has_router) {
-            (_, false) => "-",
-            (Some(_), true) => "no",
-            (None, true) => "yes",
+    /// What most methods have in common, to be completed: an own name, options and texts are needed.
+    pub const PLAIN: MethodSpec = MethodSpec {
+        name: "",
+        aliases: &[],
+        paper: "",
+        when: "",
+        hook: Hook::Linear,
+        routes: Routes::None,
+        trainable: "",
+        mergeable: false,
+        files: Files::Own,
+        run: &[],
+        options: || Box::new(super::methods::lora::PlainLora::default()),
+    };
+
+    /// The method with its defaults.
+    pub fn defaults(&'static self) -> Method {
+        Method { options: Arc::from((self.options)()) }
+    }
+    /// The names of its options.
+    pub fn option_names(&self) -> Vec<&'static str> {
+        (self.options)().fields().iter().map(|f| f.name).collect()
+    }
+}
+
+impl fmt::Debug for MethodSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "MethodSpec({})", self.name)
+    }
+}
+
+/// A method with its options, all of which are in their ranges.
+///
+/// ```
+/// use mixlora::mixture::find;
+/// let method = find("smora")?.defaults().with("r", 32)?;
+/// assert_eq!(method.options().lora().r, 32);
+/// let error = method.with("num_factors", 8).unwrap_err().to_string();
+/// assert!(error.contains("no option of smora") && error.contains("bias_lr"));
+/// # Ok::<(), mixlora::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Method {
+    options: Arc<dyn MethodOptions>,
+}
+
+impl Method {
+    /// A method with typed options.
+    ///
+    /// # Errors
+    /// An option is out of its range, or options do not work together.
+    pub fn new(options: impl MethodOptions) -> Result<Self> {
+        Self::checked(Arc::new(options))
+    }
+
+    fn checked(options: Arc<dyn MethodOptions>) -> Result<Self> {
+        options.fields().iter().try_for_each(Field::check)?;
+        options.check()?;
+        Ok(Method { options })
+    }
+
+    /// What the method is.
+    pub fn spec(&self) -> &'static MethodSpec {
+        self.options.spec()
+    }
+    /// Its name.
+    pub fn name(&self) -> &'static str {
+        self.spec().name
+    }
+    /// Its options.
+    pub fn options(&self) -> &dyn MethodOptions {
+        &*self.options
+    }
+    /// Its options by name.
+    pub fn tree(&self) -> Tree {
+        self.options.fields().into_iter().map(|f| (f.name.to_string(), f.value)).collect()
+    }
+
+    /// The same with one option changed.
+    ///
+    /// # Errors
+    /// As [`set`](Method::set).
+    pub fn with(&self, name: &str, value: impl Into<Value>) -> Result<Self> {
+        self.set(&Tree::from_iter([(name.to_string(), value.into())]))
+    }
+
+    /// The same with options changed.
+    ///
+    /// # Errors
+    /// A name is no option of this method (its own are listed, the nearest is named), or a value cannot be.
+    pub fn set(&self, changes: &Tree) -> Result<Self> {
+        for name in changes.keys() {
+            self.must_have(name)?;
+        }
+        self.merged(changes)
+    }
+
+    /// The options of a stored file over the defaults: what the file does not say has the method's default. Names that
+    /// are no option of the method are returned.
+    ///
+    /// # Errors
+    /// A value cannot be.
+    pub fn stored(&self, tree: &Tree) -> Result<(Self, Vec<String>)> {
+        let names = self.spec().option_names();
+        let unknown = tree.keys().filter(|k| !names.contains(&k.as_str())).cloned().collect();
+        Ok((self.merged(tree)?, unknown))
+    }
+
+    fn merged(&self, changes: &Tree) -> Result<Self> {
+        let mut options = (self.spec().options)();
+        options.read(&self.tree())?;
+        options.read(changes)?;
+        Self::checked(Arc::from(options))
+    }
+
+    /// Refuses a name that is no option of this method.
+    ///
+    /// # Errors
+    /// It is none; the method's own are listed, and the nearest is named.
+    pub fn must_have(&self, name: &str) -> Result<()> {
+        let own = self.spec().option_names();
+        if own.contains(&name) {
+            return Ok(());
+        }
+        let known: Vec<String> = own.iter().map(|n| n.to_string()).collect();
+        let near = nearest(name, &known).map_or(String::new(), |n| format!("; did you mean '{n}'?"));
+        let what = format!("is no option of {}{near}; its options are {}", self.name(), own.join(", "));
+        Err(Error::config(name, what))
+    }
+
+    /// The same with the alpha that is computed with, whoever chose it.
+    pub fn resolved(&self) -> Self {
+        self.with("lora_alpha", as_written(self.options.alpha())).unwrap_or_else(|_| self.clone())
+    }
+
+    /// What the user should know about these options: printed when a method is configured.
+    pub fn notes(&self) -> Vec<String> {
+        match self.options.router_gradient() {
+            RouterGradient::No(why) => {
+                vec![format!("{}: the router receives no task gradient: {why}", self.name())]
+            }
+            _ => Vec::new(),
         }
     }
-    /// What the user should know about these options: printed when a method is configured.
-    pub fn notes(&self, config: &MethodConfig) -> Vec<String> {
-        let why = (self.router_without_gradient)(config).filter(|_| self.has_router);
-        why.map(|w| format!("{}: the router receives no task gradient: {w}", self.name)).into_iter().collect()
-    }
-    /// The options with the alpha that is computed with.
-    pub fn resolved(&self, config: &MethodConfig) -> MethodConfig {
-        let alpha = config.lora_alpha.unwrap_or((self.alpha)(config) as f32);
-        MethodConfig { lora_alpha: Some(alpha), ..config.clone() }
-    }
-    /// Checks the options and builds the adapter of a group of linears.
+
+    /// Builds the adapter of a group of linears.
+    ///
+    /// # Errors
+    /// The options do not fit the site.
     pub fn build(
         &self,
-        config: &MethodConfig,
         site: &LinearSite,
         device: &Device,
         stream: Stream,
     ) -> Result<Arc<dyn LinearAdapter>> {
-        config.check()?;
-        (self.check)(config)?;
-        (self.linear)(&self.resolved(config), site, device, stream.named(&site.name))
+        self.options.linear(&LinearBuild { site, device, stream: stream.named(&site.name) })
     }
-    /// Checks the options and builds the adapter of an MLP block, for methods that take blocks.
+
+    /// Builds the adapter of an MLP block, for methods that take blocks.
+    ///
+    /// # Errors
+    /// The options do not fit the site.
     pub fn build_mlp(
         &self,
-        config: &MethodConfig,
         site: &MlpSite,
         device: &Device,
         stream: Stream,
     ) -> Result<Option<Arc<dyn MlpAdapter>>> {
-        config.check()?;
-        (self.check)(config)?;
-        self.mlp
-            .map(|build| build(&self.resolved(config), site, device, stream.named(&site.name)))
-            .transpose()
+        self.options.mlp(&MlpBuild { site, device, stream: stream.named(&site.name) })
+    }
+}
+
+/// An f32 as JSON has it when it is written as text.
+fn as_written(v: f32) -> Value {
+    serde_json::from_str(&v.to_string()).unwrap_or(Value::Null)
+}
+
+impl PartialEq for Method {
+    fn eq(&self, other: &Self) -> bool {
+        std::ptr::eq(self.spec(), other.spec()) && self.tree() == other.tree()
+    }
+}
+
+impl fmt::Debug for Method {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {:?}", self.name(), self.options)
     }
 }

@@ -33,7 +33,7 @@ impl Llama3Scaling {
 
 /// A Llama-family decoder: Llama 2 and 3, Mistral, Qwen2, SmolLM2.
 #[derive(Debug, Clone, PartialEq)]
-pub struct LlamaConfig {
+pub struct ModelConfig {
     pub model_type: String,
     pub hidden_size: usize,
     pub intermediate_size: usize,
@@ -58,7 +58,7 @@ pub struct LlamaConfig {
     pub mlp_bias: bool,
 }
 
-impl LlamaConfig {
+impl ModelConfig {
     /// Checks that the sizes fit each other.
     ///
     /// # Errors
@@ -118,7 +118,7 @@ impl LlamaConfig {
     pub(super) fn llama3_of(&self, factors: &[f32]) -> Option<Llama3Scaling> {
         let factor = factors.iter().fold(1.0f64, |a, &b| a.max(b as f64));
         let original = 8192.0;
-        let plain = LlamaConfig { rope_scaling: None, ..self.clone() }.rope_frequencies();
+        let plain = ModelConfig { rope_scaling: None, ..self.clone() }.rope_frequencies();
         // Blended frequencies lie on a line: smooth = (turns - low) / (high - low).
         let blended = plain.iter().zip(factors).filter_map(|(f, &by)| {
             let smooth = (1.0 / by as f64 - 1.0 / factor) / (1.0 - 1.0 / factor);
@@ -154,7 +154,7 @@ impl LlamaConfig {
     pub fn has_bias(&self, projection: &str) -> bool {
         match projection {
             p if p.ends_with("o_proj") => self.o_proj_bias,
-            p if p.starts_with("mlp.") => self.mlp_bias,
+            p if p.contains("mlp.") => self.mlp_bias,
             _ => self.attention_bias,
         }
     }
@@ -182,8 +182,8 @@ impl LlamaConfig {
 mod tests {
     use super::*;
 
-    fn smollm2() -> LlamaConfig {
-        LlamaConfig {
+    fn smollm2() -> ModelConfig {
+        ModelConfig {
             model_type: "llama".into(),
             hidden_size: 576,
             intermediate_size: 1536,
@@ -212,10 +212,10 @@ mod tests {
     #[test]
     fn refuses_what_cannot_be() {
         assert!(smollm2().check().is_ok());
-        let e = LlamaConfig { num_key_value_heads: 4, ..smollm2() }.check().unwrap_err().to_string();
+        let e = ModelConfig { num_key_value_heads: 4, ..smollm2() }.check().unwrap_err().to_string();
         assert!(e.contains("(9)") && e.contains("(4)"), "{e}");
-        assert!(LlamaConfig { head_dim: 0, ..smollm2() }.check().is_err());
-        assert!(LlamaConfig { vocab_size: 1 << 31, ..smollm2() }.check().is_err());
+        assert!(ModelConfig { head_dim: 0, ..smollm2() }.check().is_err());
+        assert!(ModelConfig { vocab_size: 1 << 31, ..smollm2() }.check().is_err());
     }
 
     #[test]
@@ -227,13 +227,13 @@ mod tests {
             original_max_position_embeddings: 8192.0,
         };
         let plain = smollm2().rope_frequencies();
-        let llama3 = LlamaConfig { rope_scaling: Some(RopeScaling::Llama3(scaling)), ..smollm2() };
+        let llama3 = ModelConfig { rope_scaling: Some(RopeScaling::Llama3(scaling)), ..smollm2() };
         let scaled = llama3.rope_frequencies();
         assert_eq!(plain[0], scaled[0]);
         approx::assert_relative_eq!(plain[31] / scaled[31], 8.0, epsilon = 1e-12);
         let factors: Vec<f32> = plain.iter().zip(&scaled).map(|(a, b)| (a / b) as f32).collect();
         assert_eq!(smollm2().llama3_of(&factors), Some(scaling), "what the factors came from");
-        let table = LlamaConfig { rope_scaling: Some(RopeScaling::Factors(factors.clone())), ..smollm2() };
+        let table = ModelConfig { rope_scaling: Some(RopeScaling::Factors(factors.clone())), ..smollm2() };
         for (a, b) in table.rope_frequencies().iter().zip(&scaled) {
             approx::assert_relative_eq!(a, b, max_relative = 1e-7);
         }

@@ -1,7 +1,7 @@
 //! A decoder's files by the names of Hugging Face, whichever kind they are: a GGUF file, or a folder of safetensors.
 
 use super::names::{self, Names};
-use super::{LlamaConfig, ModelPlace, gguf_config, hf_config};
+use super::{ModelConfig, ModelPlace, gguf_config, hf_config};
 use crate::io::{Checkpoint, GgufFile, RawTensor};
 use crate::{Device, Error, Format, Result, Weight};
 use std::path::Path;
@@ -10,7 +10,7 @@ use std::path::Path;
 #[derive(Debug)]
 pub struct ModelFiles {
     kind: Kind,
-    config: LlamaConfig,
+    config: ModelConfig,
 }
 
 #[derive(Debug)]
@@ -57,7 +57,7 @@ pub fn gguf_name(name: &str) -> String {
 
 /// Whether the rows of a tensor stand in another order in GGUF files: llama.cpp interleaves the halves of each q and
 /// k head of the llama architecture; Hugging Face's order has the first halves of all pairs, then the second ones.
-fn interleaved(config: &LlamaConfig, name: &str) -> bool {
+fn interleaved(config: &ModelConfig, name: &str) -> bool {
     config.is_llama() && (name.contains("q_proj") || name.contains("k_proj"))
 }
 
@@ -69,7 +69,7 @@ fn interleaved_row(head_dim: usize, row: usize) -> usize {
 }
 
 /// Hugging Face's row that stands at row `at` of a GGUF file's tensor.
-pub fn gguf_row(config: &LlamaConfig, name: &str, at: usize) -> usize {
+pub fn gguf_row(config: &ModelConfig, name: &str, at: usize) -> usize {
     if !interleaved(config, name) {
         return at;
     }
@@ -85,14 +85,14 @@ const LAYER_TENSORS: usize = 9;
 ///
 /// # Errors
 /// The path holds no supported model.
-pub fn model_config(path: &Path) -> Result<LlamaConfig> {
+pub fn model_config(path: &Path) -> Result<ModelConfig> {
     match ModelPlace::of(path)? {
         ModelPlace::Folder(dir) => hf_config::read(&dir),
         ModelPlace::Gguf(file) => gguf_config::read(&GgufFile::open(file)?),
     }
 }
 
-impl LlamaConfig {
+impl ModelConfig {
     /// The configuration of an open GGUF file.
     ///
     /// # Errors
@@ -132,7 +132,7 @@ impl ModelFiles {
     }
 
     /// Its configuration.
-    pub fn config(&self) -> &LlamaConfig {
+    pub fn config(&self) -> &ModelConfig {
         &self.config
     }
     /// The GGUF file, if it is one.
@@ -260,7 +260,7 @@ impl ModelFiles {
 }
 
 /// Every tensor that a configuration asks for: name and shape, with the fields that give it.
-pub(super) fn expected(c: &LlamaConfig) -> Vec<Expected> {
+pub(super) fn expected(c: &ModelConfig) -> Vec<Expected> {
     let (d, f) = ((c.hidden_size, "hidden_size"), (c.intermediate_size, "intermediate_size"));
     let q = (c.num_attention_heads * c.head_dim, "num_attention_heads x head_dim");
     let kv = (c.num_key_value_heads * c.head_dim, "num_key_value_heads x head_dim");
@@ -294,7 +294,7 @@ pub(super) fn expected(c: &LlamaConfig) -> Vec<Expected> {
 
 /// Refuses more layers than the tensors of the files are half enough for: the list of what is missing would be as long
 /// as the number says.
-fn check_layers(path: &Path, config: &LlamaConfig, tensors: usize) -> Result<()> {
+fn check_layers(path: &Path, config: &ModelConfig, tensors: usize) -> Result<()> {
     let layers = config.num_hidden_layers;
     if LAYER_TENSORS * layers <= 2 * tensors {
         return Ok(());

@@ -1,9 +1,10 @@
 //! Generation: the prompt at once, then token by token over the key/value cache.
 
-use super::{KvCache, Llama, Step};
+use super::{KvCache, Model, Step};
 use crate::nn::Pass;
 use crate::tape::inside;
 use crate::{Error, Result, Stream, Tensor, no_grad};
+use std::sync::Arc;
 
 /// How the next token is drawn from the logits.
 #[derive(Debug, Clone, PartialEq)]
@@ -96,17 +97,17 @@ impl Sampler {
 }
 
 /// Sequences being generated together: one, or a batch of equally long ones.
-pub struct Generation<'a> {
-    model: &'a Llama,
+pub struct Generation {
+    model: Arc<Model>,
     cache: KvCache,
     rows: usize,
     logits: Vec<f32>,
 }
 
-impl<'a> Generation<'a> {
+impl Generation {
     /// Sequences without a token yet.
-    pub fn new(model: &'a Llama, rows: usize) -> Self {
-        Generation { model, cache: KvCache::default(), rows, logits: Vec::new() }
+    pub fn new(model: &Arc<Model>, rows: usize) -> Self {
+        Generation { model: model.clone(), cache: KvCache::default(), rows, logits: Vec::new() }
     }
 
     /// Runs tokens `[rows, n]`, which come behind those before. `pass` decides what adapters do; its units must cover

@@ -1,13 +1,13 @@
 //! The configuration of a decoder from the metadata of a GGUF file.
 
-use super::{LlamaConfig, RopeScaling};
+use super::{ModelConfig, RopeScaling};
 use crate::io::GgufFile;
 use crate::{Error, Result};
 
 /// Architectures of GGUF files that the decoder computes; Mistral's files say llama.
 const SUPPORTED: [&str; 2] = ["llama", "qwen2"];
 
-pub(super) fn read(file: &GgufFile) -> Result<LlamaConfig> {
+pub(super) fn read(file: &GgufFile) -> Result<ModelConfig> {
     let fail = |what: String| Err(Error::file(file.path(), what));
     if file.str("general.type") == Ok("adapter") {
         return fail("is a GGUF adapter, not a model".into());
@@ -35,7 +35,7 @@ pub(super) fn read(file: &GgufFile) -> Result<LlamaConfig> {
         None => optional("rope.dimension_count")?.unwrap_or(hidden_size / heads.max(1)),
     };
     let has = |name: &str| file.tensors().contains_key(name);
-    LlamaConfig {
+    ModelConfig {
         hidden_size,
         intermediate_size: size("feed_forward_length")?,
         num_hidden_layers: size("block_count")?,

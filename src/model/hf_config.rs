@@ -1,6 +1,6 @@
 //! The configuration of a decoder from Hugging Face's `config.json`.
 
-use super::{Llama3Scaling, LlamaConfig, RopeScaling, quantised};
+use super::{Llama3Scaling, ModelConfig, RopeScaling, quantised};
 use crate::io::read_json;
 use crate::{Error, Result};
 use serde::Deserialize;
@@ -92,7 +92,7 @@ impl HfConfig {
     }
 }
 
-pub(super) fn read(dir: &Path) -> Result<LlamaConfig> {
+pub(super) fn read(dir: &Path) -> Result<ModelConfig> {
     let path = &dir.join("config.json");
     let fail = |what: String| Error::file(path, what);
     if !path.is_file() {
@@ -121,7 +121,7 @@ pub(super) fn read(dir: &Path) -> Result<LlamaConfig> {
     let windowed = c.windowed(&model_type);
     let is_llama = model_type == "llama";
     let attention_bias = is_llama && c.attention_bias == Some(true);
-    LlamaConfig {
+    ModelConfig {
         hidden_size: c.hidden_size,
         intermediate_size: c.intermediate_size,
         num_hidden_layers: c.num_hidden_layers,

@@ -8,6 +8,8 @@ pub struct KvCache {
     /// Keys and values `[B, room, KV, D]` of the layers so far.
     layers: Vec<(Tensor, Tensor)>,
     len: usize,
+    /// The cache of the same tokens in passes without adapters, where an adapter asks for them.
+    base: Option<Box<KvCache>>,
 }
 
 impl KvCache {
@@ -18,6 +20,11 @@ impl KvCache {
     /// True before the first step.
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// The cache of the same positions without adapters.
+    pub(super) fn base(&mut self) -> &mut KvCache {
+        self.base.get_or_insert_default()
     }
 
     /// Puts a layer's new keys and values behind the old ones and returns all of them, with the room behind them.

@@ -1,8 +1,8 @@
 //! Decoders from files: what is checked, and how the parts are put together.
 
-use super::llama::Layer;
+use super::decoder::Layer;
 use super::positions::Positions;
-use super::{Fingerprint, Llama, LlamaConfig, ModelFiles};
+use super::{Fingerprint, Model, ModelConfig, ModelFiles};
 use crate::nn::{LinearGroup, Mlp};
 use crate::{Device, Error, Linear, Result, Tensor, Weight};
 use std::path::{Path, PathBuf};
@@ -22,28 +22,29 @@ pub struct LoadOptions {
     pub allow_nonfinite: bool,
 }
 
-impl Llama {
+impl Model {
     /// Reads a model: a `.gguf` file, or a directory with `config.json` and safetensors.
     ///
     /// Weights keep their storage format; `dequantize` turns them into f32.
     ///
     /// # Errors
     /// The path holds no supported model; the error names the file, the field or the tensor.
-    pub fn open(path: &Path, device: &Device, dequantize: bool) -> Result<Self> {
+    pub fn open(path: &Path, device: &Device, dequantize: bool) -> Result<Arc<Self>> {
         Self::load(&ModelFiles::open(path)?, device, LoadOptions { dequantize, ..LoadOptions::default() })
     }
 
     /// Builds a model from open files. Some rows of every matrix and all values of every vector are looked at; what
-    /// is odd but no error is kept in [`notes`](Llama::notes).
+    /// is odd but no error is kept in [`notes`](Model::notes).
     ///
     /// # Errors
     /// Tensors are missing or have other shapes than the configuration says, values are not finite, or the device
     /// refuses them.
-    pub fn load(files: &ModelFiles, device: &Device, options: LoadOptions) -> Result<Self> {
+    pub fn load(files: &ModelFiles, device: &Device, options: LoadOptions) -> Result<Arc<Self>> {
         let notes = check(files, options)?;
         let source = Stored { files, device, dequantize: options.dequantize };
         let model = assemble(files.config().clone(), device, &source)?;
-        Ok(Llama { notes, origin: files.path().to_path_buf(), fingerprint: Fingerprint::of(files)?, ..model })
+        let fingerprint = Fingerprint::of(files)?;
+        Ok(Arc::new(Model { notes, origin: files.path().to_path_buf(), fingerprint, ..model }))
     }
 }
 
@@ -71,30 +72,34 @@ impl Source for Stored<'_> {
 }
 
 /// Puts a decoder together; it has no origin yet.
-pub(super) fn assemble(config: LlamaConfig, device: &Device, source: &impl Source) -> Result<Llama> {
+pub(super) fn assemble(config: ModelConfig, device: &Device, source: &impl Source) -> Result<Model> {
+    let sites = config.sites();
+    let linear = |path: &str| -> Result<Linear> {
+        let bias = config.has_bias(path).then(|| source.vector(&format!("{path}.bias"))).transpose()?;
+        Ok(Linear { weight: source.weight(&format!("{path}.weight"))?, bias })
+    };
+    let group = |site: usize| -> Result<LinearGroup> {
+        let linears = sites[site].linears.iter().map(|l| linear(&l.path)).collect::<Result<_>>()?;
+        Ok(LinearGroup::at(site, linears))
+    };
     let mut layers = Vec::with_capacity(config.num_hidden_layers);
     for i in 0..config.num_hidden_layers {
+        let site = |name: &str| {
+            let name = format!("layers.{i}.{name}");
+            let at = sites.iter().position(|s| s.name == name);
+            at.ok_or_else(|| Error::config("model", format!("has no site {name}")))
+        };
         let name = |part: &str| format!("model.layers.{i}.{part}");
-        let linear = |part: &str| -> Result<Linear> {
-            let bias = if config.has_bias(part) {
-                Some(source.vector(&name(&format!("{part}.bias")))?)
-            } else {
-                None
-            };
-            Ok(Linear { weight: source.weight(&name(&format!("{part}.weight")))?, bias })
-        };
-        let group = |parts: &[&str]| -> Result<LinearGroup> {
-            Ok(LinearGroup::frozen(parts.iter().map(|p| linear(p)).collect::<Result<_>>()?))
-        };
         layers.push(Arc::new(Layer {
+            site: site("block")?,
             input_norm: source.vector(&name("input_layernorm.weight"))?,
-            qkv: group(&["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"])?,
-            o: group(&["self_attn.o_proj"])?,
+            qkv: group(site("qkv")?)?,
+            o: group(site("o")?)?,
             post_norm: source.vector(&name("post_attention_layernorm.weight"))?,
             mlp: Mlp {
-                gate_up: group(&["mlp.gate_proj", "mlp.up_proj"])?,
-                down: group(&["mlp.down_proj"])?,
-                adapter: None,
+                gate_up: group(site("gate_up")?)?,
+                down: group(site("down")?)?,
+                site: Some(site("mlp")?),
             },
         }));
     }
@@ -102,14 +107,15 @@ pub(super) fn assemble(config: LlamaConfig, device: &Device, source: &impl Sourc
     let head = if config.tie_word_embeddings { embed.clone() } else { source.weight("lm_head.weight")? };
     let norm = source.vector("model.norm.weight")?;
     let positions = Positions::new(config.rope_frequencies(), config.max_positions());
-    Ok(Llama {
+    Ok(Model {
         device: device.clone(),
         embed,
         layers,
+        sites,
         norm,
         head,
         positions,
-        config,
+        config: Arc::new(config),
         notes: Vec::new(),
         origin: PathBuf::new(),
         fingerprint: Fingerprint::of_values(&[], &[]),

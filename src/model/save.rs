@@ -1,6 +1,6 @@
 //! A decoder as a Hugging Face directory: config.json and safetensors, in several files where it is large.
 
-use super::{Llama, LlamaConfig, RopeScaling};
+use super::{Model, ModelConfig, RopeScaling};
 use crate::atomic;
 use crate::{Error, Format, Result, Weight};
 use half::{bf16, f16};
@@ -15,7 +15,7 @@ const SHARD_BYTES: usize = 4 << 30;
 /// Changes the values `[rows, cols]` of a named matrix before they are written.
 pub type Change<'a> = &'a dyn Fn(&str, &mut [f32]) -> Result<()>;
 
-impl LlamaConfig {
+impl ModelConfig {
     /// As `config.json` has it.
     pub fn to_json(&self, format: Format) -> Value {
         // GGUF files of Mistral say llama; the window is Mistral's.
@@ -103,7 +103,7 @@ struct Shards<'a> {
     total: usize,
 }
 
-impl Llama {
+impl Model {
     /// Writes the model's weights, changed on the way, and its configuration into an existing directory. Adapters are
     /// left out.
     ///
@@ -126,25 +126,20 @@ impl Llama {
         };
         matrix(&mut shards, "model.embed_tokens.weight".into(), &self.embed)?;
         for (i, layer) in self.layers.iter().enumerate() {
-            let path = |n: &str| format!("model.layers.{i}.{n}");
-            let groups = [
-                (["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"].as_slice(), &layer.qkv),
-                (&["self_attn.o_proj"], &layer.o),
-                (&["mlp.gate_proj", "mlp.up_proj"], &layer.mlp.gate_up),
-                (&["mlp.down_proj"], &layer.mlp.down),
-            ];
-            for (names, group) in groups {
-                for (name, linear) in names.iter().zip(&group.linears) {
-                    matrix(&mut shards, path(&format!("{name}.weight")), &linear.weight)?;
+            for group in [&layer.qkv, &layer.o, &layer.mlp.gate_up, &layer.mlp.down] {
+                let paths = group.site.into_iter().flat_map(|site| &self.sites[site].linears);
+                for (place, linear) in paths.zip(&group.linears) {
+                    matrix(&mut shards, format!("{}.weight", place.path), &linear.weight)?;
                     if let Some(bias) = &linear.bias {
-                        shards.add(path(&format!("{name}.bias")), bias.dims().to_vec(), &bias.to_f32()?)?;
+                        shards.add(format!("{}.bias", place.path), bias.dims().to_vec(), &bias.to_f32()?)?;
                     }
                 }
             }
             for (name, norm) in
                 [("input_layernorm", &layer.input_norm), ("post_attention_layernorm", &layer.post_norm)]
             {
-                shards.add(path(&format!("{name}.weight")), norm.dims().to_vec(), &norm.to_f32()?)?;
+                let name = format!("model.layers.{i}.{name}.weight");
+                shards.add(name, norm.dims().to_vec(), &norm.to_f32()?)?;
             }
         }
         shards.add("model.norm.weight".into(), self.norm.dims().to_vec(), &self.norm.to_f32()?)?;

@@ -2,17 +2,18 @@
 
 use super::files::expected;
 use super::load::{Source, assemble};
-use super::{Llama, LlamaConfig};
+use super::{Model, ModelConfig};
 use crate::{Device, Error, Format, Result, Tensor, Weight};
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// The sizes of a published model, and a storage format for its matrices.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelShape {
     /// As it was asked for.
     pub name: String,
-    pub config: LlamaConfig,
+    pub config: ModelConfig,
     pub format: Format,
 }
 
@@ -100,7 +101,7 @@ impl ModelShape {
                 format.name()
             ));
         }
-        let config = LlamaConfig {
+        let config = ModelConfig {
             model_type: "llama".into(),
             hidden_size: sizes.hidden,
             intermediate_size: sizes.intermediate,
@@ -152,17 +153,17 @@ impl Source for MadeUp<'_> {
     }
 }
 
-impl Llama {
+impl Model {
     /// A model with the sizes of a shape and random weights, the same each time.
     ///
     /// # Errors
     /// The device refuses it.
-    pub fn of_shape(shape: &ModelShape, device: &Device) -> Result<Self> {
+    pub fn of_shape(shape: &ModelShape, device: &Device) -> Result<Arc<Self>> {
         let dims = expected(&shape.config).into_iter();
         let dims = dims.map(|e| (e.name, e.axes.iter().map(|a| a.0).collect())).collect();
         let source = MadeUp { device, format: shape.format, dims };
         let model = assemble(shape.config.clone(), device, &source)?;
-        Ok(Llama { origin: PathBuf::from(&shape.name), ..model })
+        Ok(Arc::new(Model { origin: PathBuf::from(&shape.name), ..model }))
     }
 }
 

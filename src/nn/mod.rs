@@ -1,13 +1,16 @@
 //! Layers, and the hooks through which adapters join them.
 //!
-//! A model offers its linears in groups that read the same input, and its MLP blocks; an adapter takes their
-//! place. Layers know the hooks, never a method.
+//! A model offers its linears in groups that read the same input, its MLP blocks, its whole blocks, and the moment
+//! before its first layer; an adapter takes their place. Adapters travel with the pass: a model is never changed, and
+//! threads share one. Layers know the hooks, never a method.
 
+mod hooks;
 mod layers;
 mod param;
 mod pass;
 
 pub use crate::weight::{Format, Linear, Weight};
-pub use layers::{LinearAdapter, LinearGroup, Mlp, MlpAdapter};
+pub use hooks::{BeforeForward, BlockAdapter, LinearAdapter, MlpAdapter, SiteAdapter, SiteAdapters};
+pub use layers::{LinearGroup, Mlp};
 pub use param::Param;
 pub use pass::{Choices, Kept, Pass};

@@ -1,5 +1,6 @@
 //! [`Pass`]: what one forward pass carries along besides its tensors.
 
+use super::{SiteAdapter, SiteAdapters};
 use crate::routing::{Dropout, Selection, Units};
 use crate::{Error, Result, Stream, Tensor};
 use std::collections::BTreeMap;
@@ -113,14 +114,26 @@ pub struct Pass {
     pub choices: Choices,
     /// Tokens that count in balance statistics: 1 or 0 for each, `[M, 1]`, and how many are 1. All when absent.
     pub valid: Option<(Tensor, usize)>,
+    /// The adapters of this pass; none for the frozen model.
+    pub adapters: Option<Arc<SiteAdapters>>,
+    /// What was decided before the first layer, for all sites; empty where nothing was.
+    pub decision: Vec<Tensor>,
     aux: Arc<Mutex<Vec<Tensor>>>,
 }
 
 impl Pass {
     /// A pass for inference.
     pub fn new(units: Units) -> Self {
-        let (train, choices, aux) = (false, Choices::Free, Arc::default());
-        Pass { units, train, stream: Stream::new(0), choices, valid: None, aux }
+        Pass {
+            units,
+            train: false,
+            stream: Stream::new(0),
+            choices: Choices::Free,
+            valid: None,
+            adapters: None,
+            decision: Vec::new(),
+            aux: Arc::default(),
+        }
     }
     /// A pass for training, with the randomness of this step.
     pub fn training(units: Units, stream: Stream) -> Self {
@@ -129,6 +142,18 @@ impl Pass {
     /// The same pass with other routing choices.
     pub fn with_choices(self, choices: Choices) -> Self {
         Pass { choices, ..self }
+    }
+    /// The same pass with these adapters, or with none.
+    pub fn with_adapters(self, adapters: impl Into<Option<Arc<SiteAdapters>>>) -> Self {
+        Pass { adapters: adapters.into(), ..self }
+    }
+    /// The same pass after a decision before the first layer.
+    pub(crate) fn decided(&self, decision: Vec<Tensor>) -> Self {
+        Pass { decision, ..self.clone() }
+    }
+    /// The adapter of a site in this pass.
+    pub fn adapter(&self, site: Option<usize>) -> Option<&SiteAdapter> {
+        self.adapters.as_ref()?.get(site?)
     }
     /// This pass for a block that is computed twice: the first records its choices, the second repeats them and
     /// counts nothing. Both collect their auxiliary losses apart from this one.
@@ -143,6 +168,10 @@ impl Pass {
         };
         let own = |choices| Pass { choices, aux: Arc::default(), ..self.clone() };
         (own(choices), own(again))
+    }
+    /// A pass of the frozen model over the same rows: without adapters, and without a trace in this one.
+    pub(crate) fn of_base(&self) -> Pass {
+        Pass { adapters: None, choices: Choices::Free, aux: Arc::default(), ..self.clone() }
     }
     /// Dropout of an adapter's input in this pass, drawn by site; none outside of training.
     pub fn dropout(&self, site: &str, p: f32) -> Option<Dropout> {

@@ -1,13 +1,13 @@
 //! Activations: SiLU, GELU in both forms, the logistic function, and SwiGLU.
 
-use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
-#[cfg(feature = "gpu")]
+use crate::device::{Entry, Gpu, Host, PORTABLE, Shader, Variant, parts};
 use crate::engine::launch::{Kernel, binds};
-use crate::engine::{Case, Meta, Op, OpSpec, Operand, cpu::math, launch, run};
+use crate::engine::{Case, Meta, Op, OpSpec, Operand, Operands, cpu::math, launch, operands, run, run1};
 use crate::simd::{Target, wide};
-use crate::tape::{Node, recording};
+use crate::tape::Node;
 use crate::{DType, Error, Result, Tensor};
 use rayon::prelude::*;
+use std::sync::Arc;
 
 pub(super) static SPEC: OpSpec = OpSpec {
     name: "activation",
@@ -27,6 +27,7 @@ static VARIANTS: &[Variant] = &[
     variant("sigmoid", &[WG, ("KIND", 3)]),
 ];
 static SWIGLU: &[Variant] = &[variant("swiglu", &[WG, ("KIND", 0)])];
+const NAME: &str = "activation";
 static SHADER: Shader = Shader {
     name: "activation",
     source: include_str!("../../shaders/activation.wgsl"),
@@ -50,17 +51,30 @@ enum Kind {
     Sigmoid,
 }
 
-#[derive(Debug, Clone, Copy)]
-enum Activation {
-    /// `x -> f(x)`
-    Forward(Kind),
-    /// `(x, dy) -> f'(x) dy`
-    Backward(Kind),
-    /// `(gate, up) -> silu(gate) up`
-    Swiglu,
-    /// `(gate, up, dy) -> (dgate, dup)`
-    SwigluBackward,
+operands! {
+    struct In { x }
 }
+
+operands! {
+    struct BackwardIn { x, dy }
+}
+
+operands! {
+    struct Gated { gate, up }
+}
+
+operands! {
+    struct GatedBackward { gate, up, dy }
+}
+
+/// `x -> f(x)`
+struct Forward(Kind);
+/// `(x, dy) -> f'(x) dy`
+struct Backward(Kind);
+/// `(gate, up) -> silu(gate) up`
+struct Swiglu;
+/// `(gate, up, dy) -> (dgate, dup)`
+struct SwigluBackward;
 
 /// `(f(x), f'(x))`
 fn exact(kind: Kind, x: f64) -> (f64, f64) {
@@ -130,105 +144,173 @@ fn gelu_erf(x: f32) -> (f32, f32) {
     (x * phi, phi + x.clamp(-13.0, 13.0) * e * 0.398_942_3)
 }
 
-/// `y = f(x)` of one input, or of two.
-fn each(x: &[&[f32]], y: &mut [f32], f: impl Fn(f32, f32) -> f32 + Sync) {
-    let tasks = y.par_chunks_mut(CHUNK).zip(x[0].par_chunks(CHUNK));
-    match x.get(1) {
-        None => tasks.for_each(|(y, x)| wide(|| y.iter_mut().zip(x).for_each(|(y, &x)| *y = f(x, 0.0)))),
-        Some(b) => tasks.zip(b.par_chunks(CHUNK)).for_each(|((y, x), b)| {
-            wide(|| y.iter_mut().zip(x.iter().zip(b)).for_each(|(y, (&x, &b))| *y = f(x, b)));
-        }),
-    }
+/// `y = f(x)`
+fn map(y: &mut Host, x: &Tensor, f: impl Fn(f32) -> f32 + Sync) {
+    let tasks = y.f32_mut().par_chunks_mut(CHUNK).zip(x.f32().par_chunks(CHUNK));
+    tasks.for_each(|(y, x)| wide(|| y.iter_mut().zip(x).for_each(|(y, &x)| *y = f(x))));
 }
 
-fn swiglu_backward(x: [&[f32]; 3], y: &mut [Host]) {
-    let [dgate, dup] = y else { unreachable!("outputs are as inferred") };
-    let tasks = dgate.f32_mut().par_chunks_mut(CHUNK).zip(dup.f32_mut().par_chunks_mut(CHUNK));
-    tasks.enumerate().for_each(|(c, (dgate, dup))| {
-        let [gate, up, dy] = x.map(|v| &v[c * CHUNK..][..dgate.len()]);
-        wide(|| {
-            let outputs = dgate.iter_mut().zip(dup);
-            for ((dgate, dup), ((gate, up), dy)) in outputs.zip(gate.iter().zip(up).zip(dy)) {
-                let (value, slope) = silu(*gate);
-                *dgate = slope * up * dy;
-                *dup = value * dy;
-            }
-        });
+/// `y = f(a, b)`
+fn map_pairs(y: &mut Host, a: &Tensor, b: &Tensor, f: impl Fn(f32, f32) -> f32 + Sync) {
+    let inputs = a.f32().par_chunks(CHUNK).zip(b.f32().par_chunks(CHUNK));
+    y.f32_mut().par_chunks_mut(CHUNK).zip(inputs).for_each(|(y, (a, b))| {
+        wide(|| y.iter_mut().zip(a.iter().zip(b)).for_each(|(y, (&a, &b))| *y = f(a, b)));
     });
 }
 
-impl Op for Activation {
+/// Outputs like the first input, which all others must be like too.
+fn alike<'a, const N: usize>(x: &impl Operands<'a>) -> Result<[Meta; N]> {
+    x.require(NAME, DType::F32)?;
+    let all = x.all();
+    if let Some(other) = all.iter().find(|t| t.shape() != all[0].shape()) {
+        let what = format!("{} with {}: shapes must agree", all[0].shape(), other.shape());
+        return Err(Error::shape(NAME, what));
+    }
+    Ok([(); N].map(|()| Meta::like(all[0])))
+}
+
+fn launch<'a>(
+    gpu: &Gpu,
+    entry: &'static str,
+    variant: &'static Variant,
+    x: &impl Operands<'a>,
+    y: &'a [Tensor],
+) -> Result<()> {
+    let n = y[0].len();
+    let kernel = Kernel { shader: &SHADER, entry, variant };
+    kernel.run(gpu, &binds(x, y), &[n as u32], n.div_ceil(launch::WG), 20 * n)
+}
+
+impl Op for Forward {
+    type In<'a> = In<'a>;
+
     fn name(&self) -> &'static str {
-        "activation"
+        NAME
     }
 
-    fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
-        x.iter().try_for_each(|t| t.expect(self.name(), DType::F32))?;
-        if let Some(t) = x.iter().find(|t| t.shape() != x[0].shape()) {
-            let what = format!("{} with {}: shapes must agree", x[0].shape(), t.shape());
-            return Err(Error::shape(self.name(), what));
+    fn infer(&self, x: &In<'_>) -> Result<[Meta; 1]> {
+        alike(x)
+    }
+
+    fn reference(&self, &In { x }: &In<'_>, [y]: [&mut Host; 1]) {
+        y.f64_mut().iter_mut().zip(x.f64()).for_each(|(y, x)| *y = exact(self.0, *x).0);
+    }
+
+    fn cpu(&self, &In { x }: &In<'_>, [y]: [&mut Host; 1]) {
+        match self.0 {
+            Kind::Silu => map(y, x, |x| silu(x).0),
+            Kind::Gelu => map(y, x, |x| gelu(x).0),
+            Kind::GeluErf => map(y, x, |x| gelu_erf(x).0),
+            Kind::Sigmoid => map(y, x, |x| sigmoid(x).0),
         }
-        let outputs = if matches!(self, Activation::SwigluBackward) { 2 } else { 1 };
-        Ok(vec![Meta::like(x[0]); outputs])
     }
 
-    fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
-        for i in 0..x[0].len() {
-            let at = |k: usize| x[k].f64()[i];
-            match *self {
-                Activation::Forward(kind) => y[0].f64_mut()[i] = exact(kind, at(0)).0,
-                Activation::Backward(kind) => y[0].f64_mut()[i] = exact(kind, at(0)).1 * at(1),
-                Activation::Swiglu => y[0].f64_mut()[i] = exact(Kind::Silu, at(0)).0 * at(1),
-                Activation::SwigluBackward => {
-                    let (value, slope) = exact(Kind::Silu, at(0));
-                    y[0].f64_mut()[i] = slope * at(1) * at(2);
-                    y[1].f64_mut()[i] = value * at(2);
+    fn gpu(&self, gpu: &Arc<Gpu>, x: &In<'_>, y: &[Tensor; 1]) -> Result<()> {
+        launch(gpu, "forward", &VARIANTS[self.0 as usize], x, y)
+    }
+}
+
+impl Op for Backward {
+    type In<'a> = BackwardIn<'a>;
+
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn infer(&self, x: &BackwardIn<'_>) -> Result<[Meta; 1]> {
+        alike(x)
+    }
+
+    fn reference(&self, &BackwardIn { x, dy }: &BackwardIn<'_>, [dx]: [&mut Host; 1]) {
+        let inputs = x.f64().iter().zip(dy.f64());
+        dx.f64_mut().iter_mut().zip(inputs).for_each(|(dx, (x, dy))| *dx = exact(self.0, *x).1 * dy);
+    }
+
+    fn cpu(&self, &BackwardIn { x, dy }: &BackwardIn<'_>, [dx]: [&mut Host; 1]) {
+        match self.0 {
+            Kind::Silu => map_pairs(dx, x, dy, |x, dy| silu(x).1 * dy),
+            Kind::Gelu => map_pairs(dx, x, dy, |x, dy| gelu(x).1 * dy),
+            Kind::GeluErf => map_pairs(dx, x, dy, |x, dy| gelu_erf(x).1 * dy),
+            Kind::Sigmoid => map_pairs(dx, x, dy, |x, dy| sigmoid(x).1 * dy),
+        }
+    }
+
+    fn gpu(&self, gpu: &Arc<Gpu>, x: &BackwardIn<'_>, y: &[Tensor; 1]) -> Result<()> {
+        launch(gpu, "backward", &VARIANTS[self.0 as usize], x, y)
+    }
+}
+
+impl Op for Swiglu {
+    type In<'a> = Gated<'a>;
+
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn infer(&self, x: &Gated<'_>) -> Result<[Meta; 1]> {
+        alike(x)
+    }
+
+    fn reference(&self, &Gated { gate, up }: &Gated<'_>, [y]: [&mut Host; 1]) {
+        let inputs = gate.f64().iter().zip(up.f64());
+        y.f64_mut().iter_mut().zip(inputs).for_each(|(y, (gate, up))| *y = exact(Kind::Silu, *gate).0 * up);
+    }
+
+    fn cpu(&self, &Gated { gate, up }: &Gated<'_>, [y]: [&mut Host; 1]) {
+        map_pairs(y, gate, up, |gate, up| silu(gate).0 * up);
+    }
+
+    fn gpu(&self, gpu: &Arc<Gpu>, x: &Gated<'_>, y: &[Tensor; 1]) -> Result<()> {
+        launch(gpu, "swiglu", &SWIGLU[0], x, y)
+    }
+}
+
+impl Op<2> for SwigluBackward {
+    type In<'a> = GatedBackward<'a>;
+
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn infer(&self, x: &GatedBackward<'_>) -> Result<[Meta; 2]> {
+        alike(x)
+    }
+
+    fn reference(&self, x: &GatedBackward<'_>, [dgate, dup]: [&mut Host; 2]) {
+        for (i, dy) in x.dy.f64().iter().enumerate() {
+            let (value, slope) = exact(Kind::Silu, x.gate.f64()[i]);
+            dgate.f64_mut()[i] = slope * x.up.f64()[i] * dy;
+            dup.f64_mut()[i] = value * dy;
+        }
+    }
+
+    fn cpu(&self, x: &GatedBackward<'_>, [dgate, dup]: [&mut Host; 2]) {
+        let inputs = [x.gate, x.up, x.dy].map(|t| t.f32());
+        let tasks = dgate.f32_mut().par_chunks_mut(CHUNK).zip(dup.f32_mut().par_chunks_mut(CHUNK));
+        tasks.enumerate().for_each(|(c, (dgate, dup))| {
+            let [gate, up, dy] = inputs.map(|v| &v[c * CHUNK..][..dgate.len()]);
+            wide(|| {
+                let outputs = dgate.iter_mut().zip(dup);
+                for ((dgate, dup), ((gate, up), dy)) in outputs.zip(gate.iter().zip(up).zip(dy)) {
+                    let (value, slope) = silu(*gate);
+                    *dgate = slope * up * dy;
+                    *dup = value * dy;
                 }
-            }
-        }
+            });
+        });
     }
 
-    fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
-        use Activation::*;
-        let x: Vec<&[f32]> = x.iter().map(|t| t.f32()).collect();
-        if let SwigluBackward = self {
-            return swiglu_backward([x[0], x[1], x[2]], y);
-        }
-        let y = y[0].f32_mut();
-        match self {
-            Forward(Kind::Silu) => each(&x, y, |x, _| silu(x).0),
-            Forward(Kind::Gelu) => each(&x, y, |x, _| gelu(x).0),
-            Forward(Kind::GeluErf) => each(&x, y, |x, _| gelu_erf(x).0),
-            Forward(Kind::Sigmoid) => each(&x, y, |x, _| sigmoid(x).0),
-            Backward(Kind::Silu) => each(&x, y, |x, dy| silu(x).1 * dy),
-            Backward(Kind::Gelu) => each(&x, y, |x, dy| gelu(x).1 * dy),
-            Backward(Kind::GeluErf) => each(&x, y, |x, dy| gelu_erf(x).1 * dy),
-            Backward(Kind::Sigmoid) => each(&x, y, |x, dy| sigmoid(x).1 * dy),
-            Swiglu | SwigluBackward => each(&x, y, |gate, up| silu(gate).0 * up),
-        }
-    }
-
-    #[cfg(feature = "gpu")]
-    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
-        let (entry, variant) = match *self {
-            Activation::Forward(kind) => ("forward", &VARIANTS[kind as usize]),
-            Activation::Backward(kind) => ("backward", &VARIANTS[kind as usize]),
-            Activation::Swiglu => ("swiglu", &SWIGLU[0]),
-            Activation::SwigluBackward => ("swiglu_backward", &SWIGLU[0]),
-        };
-        let n = y[0].len();
-        let kernel = Kernel { shader: &SHADER, entry, variant };
-        kernel.run(gpu, &binds(x, y), &[n as u32], n.div_ceil(launch::WG), 20 * n)
+    fn gpu(&self, gpu: &Arc<Gpu>, x: &GatedBackward<'_>, y: &[Tensor; 2]) -> Result<()> {
+        launch(gpu, "swiglu_backward", &SWIGLU[0], x, y)
     }
 }
 
 impl Tensor {
     fn activation(&self, name: &'static str, kind: Kind) -> Result<Tensor> {
-        let y = run(&Activation::Forward(kind), &[self])?.swap_remove(0);
-        let x = recording(&[self]).then(|| self.detach());
+        let y = run1(&Forward(kind), In { x: self })?;
+        let x = self.detach();
         Ok(Node::record(name, &[self], y, move |dy| {
-            let x = x.expect("kept while recording");
-            Ok(vec![Some(run(&Activation::Backward(kind), &[&x, &dy])?.swap_remove(0))])
+            Ok(vec![Some(run1(&Backward(kind), BackwardIn { x: &x, dy: &dy })?)])
         }))
     }
 
@@ -268,16 +350,16 @@ impl Tensor {
     /// # Errors
     /// The shapes differ.
     pub fn swiglu(&self, up: &Tensor) -> Result<Tensor> {
-        let y = run(&Activation::Swiglu, &[self, up])?.swap_remove(0);
+        let y = run1(&Swiglu, Gated { gate: self, up })?;
         let (gate, up_value) = (self.detach(), up.detach());
         let again = {
             let (gate, up) = (gate.clone(), up_value.clone());
-            move || Ok(run(&Activation::Swiglu, &[&gate, &up])?.swap_remove(0))
+            move || run1(&Swiglu, Gated { gate: &gate, up: &up })
         };
         let (need_gate, need_up) = (self.requires_grad(), up.requires_grad());
         Ok(Node::record_again("swiglu", &[self, up], y, again, move |dy| {
-            let mut d = run(&Activation::SwigluBackward, &[&gate, &up_value, &dy])?;
-            let (dup, dgate) = (d.swap_remove(1), d.swap_remove(0));
+            let inputs = GatedBackward { gate: &gate, up: &up_value, dy: &dy };
+            let [dgate, dup] = run(&SwigluBackward, inputs)?;
             Ok(vec![need_gate.then_some(dgate), need_up.then_some(dup)])
         }))
     }

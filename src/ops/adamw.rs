@@ -1,9 +1,10 @@
 //! One step of AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101), in place.
 
-use crate::device::{Entry, Host, Shader};
-use crate::engine::{Case, Meta, Op, OpSpec, Operand, launch, run_in_place};
+use crate::device::{Entry, Gpu, Host, Shader};
+use crate::engine::{Case, Meta, Op, OpSpec, Operand, Operands, launch, operands, run_in_place};
 use crate::{DType, Error, Result, Tensor};
 use rayon::prelude::*;
+use std::sync::Arc;
 
 pub(super) static SPEC: OpSpec = OpSpec {
     name: "adamw",
@@ -92,37 +93,33 @@ impl AdamWStep {
 /// `(grad[, factor])` updates `(w, m, v)`.
 struct Step(AdamWStep);
 
-impl Op for Step {
+operands! {
+    struct In { grad; factor }
+}
+
+impl Op<3> for Step {
+    type In<'a> = In<'a>;
+
     fn name(&self) -> &'static str {
         "adamw"
     }
 
-    fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
+    fn infer(&self, x: &In<'_>) -> Result<[Meta; 3]> {
         self.0.check()?;
-        x.iter().try_for_each(|t| t.expect(self.name(), DType::F32))?;
-        let names = ["parameter", "first moment", "second moment", "gradient"];
-        for (name, t) in names.iter().zip(x) {
-            if t.shape() != x[0].shape() {
-                let what = format!("{name} {} of a parameter {}", t.shape(), x[0].shape());
-                return Err(Error::shape(self.name(), what));
-            }
+        x.require(self.name(), DType::F32)?;
+        if let Some(factor) = x.factor.filter(|f| f.len() != 1) {
+            let what = format!("the gradient's factor must be one number, got {}", factor.shape());
+            return Err(Error::shape(self.name(), what));
         }
-        match x.get(4) {
-            Some(f) if f.len() != 1 => Err(Error::shape(
-                self.name(),
-                format!("the gradient's factor must be one number, got {}", f.shape()),
-            )),
-            _ => Ok(x[..3].iter().map(|t| Meta::like(t)).collect()),
-        }
+        Ok([(); 3].map(|()| Meta::like(x.grad)))
     }
 
-    fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
+    fn reference(&self, &In { grad, factor }: &In<'_>, [w, m, v]: [&mut Host; 3]) {
         let o = &self.0;
         let (c1, c2) = o.corrections();
-        let scale = o.grad_scale * x.get(1).map_or(1.0, |f| f.f64()[0]);
-        let [w, m, v] = y else { unreachable!("run in place on three tensors") };
+        let scale = o.grad_scale * factor.map_or(1.0, |f| f.f64()[0]);
         let (w, m, v) = (w.f64_mut(), m.f64_mut(), v.f64_mut());
-        for (i, grad) in x[0].f64().iter().enumerate() {
+        for (i, grad) in grad.f64().iter().enumerate() {
             let g = scale * grad;
             m[i] = o.beta1 * m[i] + (1.0 - o.beta1) * g;
             v[i] = o.beta2 * v[i] + (1.0 - o.beta2) * g * g;
@@ -131,12 +128,11 @@ impl Op for Step {
         }
     }
 
-    fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
+    fn cpu(&self, &In { grad, factor }: &In<'_>, [w, m, v]: [&mut Host; 3]) {
         let [beta1, rest1, beta2, rest2, keep, rate, inv_root_c2, eps, scale] = self.0.constants();
-        let scale = scale * x.get(1).map_or(1.0, |f| f.f32()[0]);
-        let [w, m, v] = y else { unreachable!("run in place on three tensors") };
+        let scale = scale * factor.map_or(1.0, |f| f.f32()[0]);
         let state = m.f32_mut().par_chunks_mut(CHUNK).zip(v.f32_mut().par_chunks_mut(CHUNK));
-        let all = w.f32_mut().par_chunks_mut(CHUNK).zip(state).zip(x[0].f32().par_chunks(CHUNK));
+        let all = w.f32_mut().par_chunks_mut(CHUNK).zip(state).zip(grad.f32().par_chunks(CHUNK));
         all.for_each(|((w, (m, v)), grad)| {
             for (((w, m), v), grad) in w.iter_mut().zip(m).zip(v).zip(grad) {
                 let g = scale * grad;
@@ -147,13 +143,12 @@ impl Op for Step {
         });
     }
 
-    #[cfg(feature = "gpu")]
-    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
+    fn gpu(&self, gpu: &Arc<Gpu>, x: &In<'_>, y: &[Tensor; 3]) -> Result<()> {
         use crate::device::Bind;
-        let n = x[0].len();
-        let mut bind = launch::binds(&x[..1], y);
-        bind.extend(x.get(1).map(|f| Bind::Read(f.buffer())));
-        let entry = if x.len() > 1 { "step_by_factor" } else { "step" };
+        let n = x.grad.len();
+        let mut bind = launch::binds(&[x.grad], y);
+        bind.extend(x.factor.map(|f| Bind::Read(f.buffer())));
+        let entry = if x.factor.is_some() { "step_by_factor" } else { "step" };
         let mut params = vec![n as u32];
         params.extend(self.0.constants().map(f32::to_bits));
         let kernel = launch::Kernel { shader: &SHADER, entry, variant: &launch::ELEMENTS[0] };
@@ -188,9 +183,7 @@ pub fn adamw(
     factor: Option<&Tensor>,
     options: &AdamWStep,
 ) -> Result<()> {
-    let mut x = vec![grad];
-    x.extend(factor);
-    run_in_place(&Step(*options), &mut [w, m, v], &x)
+    run_in_place(&Step(*options), [w, m, v], In { grad, factor })
 }
 
 fn cases() -> Vec<Case> {

@@ -3,16 +3,16 @@
 //! The rows of the condition's table that the instances of a batch need, where these are fewer than the factors of the
 //! pool; slot `s = min(k, S-1)`. Shen et al. 2024 (ACL, long.38), conditional factor selection.
 
-use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
+use crate::device::{Entry, Gpu, Host, PORTABLE, Shader, Variant, parts};
 use crate::engine::cpu::tile::{Tile, columns_in_parallel};
-use crate::engine::{Case, Meta, Op, OpSpec, Operand, run};
+use crate::engine::{Case, Meta, Op, OpSpec, Operand, Operands, operands, run1};
 use crate::rng::Stream;
 use crate::simd::{add_rows, all_dots, vectorised};
 use crate::tape::Node;
 use crate::{DType, Error, Result, Tensor};
 use rayon::prelude::*;
+use std::sync::Arc;
 
-#[cfg(feature = "gpu")]
 use crate::engine::launch::{Kernel, binds};
 
 pub(super) static SPEC: OpSpec = OpSpec {
@@ -150,13 +150,12 @@ fn rows_of(d: usize) -> usize {
     (131_072 / d.max(1)).max(1)
 }
 
-#[cfg(feature = "gpu")]
-fn launch(
-    gpu: &crate::device::Gpu,
+fn launch<'a>(
+    gpu: &Gpu,
     entry: &'static str,
     s: &Sizes,
-    x: &[&Tensor],
-    y: &[Tensor],
+    x: &impl Operands<'a>,
+    y: &'a [Tensor],
     groups: usize,
 ) -> Result<()> {
     let params = [s.linears, s.sides, s.units, s.k, s.e, s.slots, s.d].map(|v| v as u32);
@@ -164,30 +163,36 @@ fn launch(
     kernel.run(gpu, &binds(x, y), &params, groups, 2 * s.linears * s.units * s.k * s.e * s.d)
 }
 
+operands! {
+    struct In { a, w, idx }
+}
+
 impl Op for Forward {
+    type In<'a> = In<'a>;
+
     fn name(&self) -> &'static str {
         NAME
     }
 
-    fn infer(&self, _: &[&Tensor]) -> Result<Vec<Meta>> {
+    fn infer(&self, _: &In<'_>) -> Result<[Meta; 1]> {
         let s = &self.0;
-        Ok(vec![Meta::f32(&[s.linears, s.units, s.k, s.e])?])
+        Ok([Meta::f32(&[s.linears, s.units, s.k, s.e])?])
     }
 
-    fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
-        let (s, chosen) = (&self.0, Chosen { idx: x[2].u32(), sizes: self.0 });
-        for (i, y) in y[0].f64_mut().iter_mut().enumerate() {
+    fn reference(&self, &In { a, w, idx }: &In<'_>, [y]: [&mut Host; 1]) {
+        let (s, chosen) = (&self.0, Chosen { idx: idx.u32(), sizes: self.0 });
+        for (i, y) in y.f64_mut().iter_mut().enumerate() {
             let (l, j, e) = (i / (chosen.count() * s.e), i / s.e % chosen.count(), i % s.e);
-            let a = &x[0].f64()[chosen.row(l, j) * s.d..][..s.d];
-            let w = &x[1].f64()[chosen.col(l, e, j) * s.d..][..s.d];
+            let a = &a.f64()[chosen.row(l, j) * s.d..][..s.d];
+            let w = &w.f64()[chosen.col(l, e, j) * s.d..][..s.d];
             *y = a.iter().zip(w).map(|(a, w)| a * w).sum();
         }
     }
 
-    fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
-        let (s, chosen) = (&self.0, Chosen { idx: x[2].u32(), sizes: self.0 });
-        let (a, w, n) = (x[0].f32(), x[1].f32(), chosen.count());
-        if y[0].f32().is_empty() {
+    fn cpu(&self, &In { a, w, idx }: &In<'_>, [y]: [&mut Host; 1]) {
+        let (s, chosen) = (&self.0, Chosen { idx: idx.u32(), sizes: self.0 });
+        let (a, w, n) = (a.f32(), w.f32(), chosen.count());
+        if y.f32().is_empty() {
             return;
         }
         // By factors of B, whose rows are read once; then in the order of choices.
@@ -195,30 +200,35 @@ impl Op for Forward {
         let rows = rows_of(s.d * s.slots);
         let parts = by_factor.par_chunks_mut(rows * n);
         parts.enumerate().for_each(|(t, out)| products(a, w, chosen, t * rows, out));
-        for (i, y) in y[0].f32_mut().chunks_mut(s.e).enumerate() {
+        for (i, y) in y.f32_mut().chunks_mut(s.e).enumerate() {
             let (l, j) = (i / n, i % n);
             y.iter_mut().enumerate().for_each(|(e, y)| *y = by_factor[(l * s.e + e) * n + j]);
         }
     }
 
-    #[cfg(feature = "gpu")]
-    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
+    fn gpu(&self, gpu: &Arc<Gpu>, x: &In<'_>, y: &[Tensor; 1]) -> Result<()> {
         launch(gpu, "forward", &self.0, x, y, y[0].len())
     }
 }
 
+operands! {
+    struct GradAIn { dc, w, idx }
+}
+
 impl Op for GradA {
+    type In<'a> = GradAIn<'a>;
+
     fn name(&self) -> &'static str {
         NAME
     }
 
-    fn infer(&self, _: &[&Tensor]) -> Result<Vec<Meta>> {
-        Ok(vec![Meta::f32(&[self.0.linears * self.0.e, self.0.d])?])
+    fn infer(&self, _: &GradAIn<'_>) -> Result<[Meta; 1]> {
+        Ok([Meta::f32(&[self.0.linears * self.0.e, self.0.d])?])
     }
 
-    fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
-        let (s, chosen) = (&self.0, Chosen { idx: x[2].u32(), sizes: self.0 });
-        let (dc, w, da) = (x[0].f64(), x[1].f64(), y[0].f64_mut());
+    fn reference(&self, &GradAIn { dc, w, idx }: &GradAIn<'_>, [y]: [&mut Host; 1]) {
+        let (s, chosen) = (&self.0, Chosen { idx: idx.u32(), sizes: self.0 });
+        let (dc, w, da) = (dc.f64(), w.f64(), y.f64_mut());
         da.fill(0.0);
         for (i, dc) in dc.iter().enumerate() {
             let (l, j, e) = (i / (chosen.count() * s.e), i / s.e % chosen.count(), i % s.e);
@@ -227,30 +237,35 @@ impl Op for GradA {
         }
     }
 
-    fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
-        let chosen = Chosen { idx: x[2].u32(), sizes: self.0 };
-        let (dc, w) = (x[0].f32(), x[1].f32());
-        columns_in_parallel(y[0].f32_mut(), self.0.d, |tile| sums_of_w(dc, w, chosen, tile));
+    fn cpu(&self, &GradAIn { dc, w, idx }: &GradAIn<'_>, [y]: [&mut Host; 1]) {
+        let chosen = Chosen { idx: idx.u32(), sizes: self.0 };
+        let (dc, w) = (dc.f32(), w.f32());
+        columns_in_parallel(y.f32_mut(), self.0.d, |tile| sums_of_w(dc, w, chosen, tile));
     }
 
-    #[cfg(feature = "gpu")]
-    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
+    fn gpu(&self, gpu: &Arc<Gpu>, x: &GradAIn<'_>, y: &[Tensor; 1]) -> Result<()> {
         launch(gpu, "grad_a", &self.0, x, y, y[0].len().div_ceil(WG as usize))
     }
 }
 
+operands! {
+    struct GradWIn { dc, a, idx }
+}
+
 impl Op for GradW {
+    type In<'a> = GradWIn<'a>;
+
     fn name(&self) -> &'static str {
         NAME
     }
 
-    fn infer(&self, _: &[&Tensor]) -> Result<Vec<Meta>> {
-        Ok(vec![Meta::f32(&[self.0.linears * self.0.e * self.0.slots, self.0.d])?])
+    fn infer(&self, _: &GradWIn<'_>) -> Result<[Meta; 1]> {
+        Ok([Meta::f32(&[self.0.linears * self.0.e * self.0.slots, self.0.d])?])
     }
 
-    fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
-        let (s, chosen) = (&self.0, Chosen { idx: x[2].u32(), sizes: self.0 });
-        let (dc, a, dw) = (x[0].f64(), x[1].f64(), y[0].f64_mut());
+    fn reference(&self, &GradWIn { dc, a, idx }: &GradWIn<'_>, [y]: [&mut Host; 1]) {
+        let (s, chosen) = (&self.0, Chosen { idx: idx.u32(), sizes: self.0 });
+        let (dc, a, dw) = (dc.f64(), a.f64(), y.f64_mut());
         dw.fill(0.0);
         for (i, dc) in dc.iter().enumerate() {
             let (l, j, e) = (i / (chosen.count() * s.e), i / s.e % chosen.count(), i % s.e);
@@ -259,15 +274,14 @@ impl Op for GradW {
         }
     }
 
-    fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
-        let chosen = Chosen { idx: x[2].u32(), sizes: self.0 };
-        let (dc, a, rows) = (x[0].f32(), x[1].f32(), rows_of(self.0.d));
-        let parts = y[0].f32_mut().par_chunks_mut(rows * self.0.d.max(1));
+    fn cpu(&self, &GradWIn { dc, a, idx }: &GradWIn<'_>, [y]: [&mut Host; 1]) {
+        let chosen = Chosen { idx: idx.u32(), sizes: self.0 };
+        let (dc, a, rows) = (dc.f32(), a.f32(), rows_of(self.0.d));
+        let parts = y.f32_mut().par_chunks_mut(rows * self.0.d.max(1));
         parts.enumerate().for_each(|(t, out)| sums_of_a(dc, a, chosen, t * rows, out));
     }
 
-    #[cfg(feature = "gpu")]
-    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
+    fn gpu(&self, gpu: &Arc<Gpu>, x: &GradWIn<'_>, y: &[Tensor; 1]) -> Result<()> {
         launch(gpu, "grad_w", &self.0, x, y, y[0].len().div_ceil(WG as usize))
     }
 }
@@ -280,9 +294,9 @@ impl Op for GradW {
 /// # Errors
 /// The shapes do not fit, or on a host device an index is E or more.
 pub fn condition_rows(a: &Tensor, w: &Tensor, idx: &Tensor) -> Result<Tensor> {
-    a.expect(NAME, DType::F32)?;
-    w.expect(NAME, DType::F32)?;
-    idx.expect(NAME, DType::U32)?;
+    a.require(NAME, DType::F32)?;
+    w.require(NAME, DType::F32)?;
+    idx.require(NAME, DType::U32)?;
     let shapes = || Error::shape(NAME, format!("a {}, w {}, choices {}", a.shape(), w.shape(), idx.shape()));
     let (&[rows, d], &[cols, wide], &[linears, sides, units, k]) = (a.dims(), w.dims(), idx.dims()) else {
         return Err(shapes());
@@ -294,15 +308,14 @@ pub fn condition_rows(a: &Tensor, w: &Tensor, idx: &Tensor) -> Result<Tensor> {
     if let Some(i) = idx.first_above(s.e) {
         return Err(Error::shape(NAME, format!("choice {i}, but there are {} factors", s.e)));
     }
-    let c = run(&Forward(s), &[a, w, idx])?.swap_remove(0);
+    let c = run1(&Forward(s), In { a, w, idx })?;
     let (ad, wd, idx) = (a.detach(), w.detach(), idx.detach());
     let need = [a.requires_grad(), w.requires_grad()];
     Ok(Node::record(NAME, &[a, w], c, move |dc| {
-        let grad = |needed: bool, op: &dyn Op, other: &Tensor| match needed {
-            true => Ok(run(op, &[&dc, other, &idx])?.pop()),
-            false => Ok(None),
-        };
-        Ok(vec![grad(need[0], &GradA(s), &wd)?, grad(need[1], &GradW(s), &ad)?])
+        let (dc, idx) = (&dc, &idx);
+        let da = need[0].then(|| run1(&GradA(s), GradAIn { dc, w: &wd, idx })).transpose()?;
+        let dw = need[1].then(|| run1(&GradW(s), GradWIn { dc, a: &ad, idx })).transpose()?;
+        Ok(vec![da, dw])
     }))
 }
 

@@ -1,11 +1,12 @@
 //! Dropout (Srivastava et al. 2014, JMLR 15) with a counter-based mask.
 
-use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
-use crate::engine::{Case, Meta, Op, OpSpec, Operand, launch, run};
+use crate::device::{Entry, Gpu, Host, PORTABLE, Shader, Variant, parts};
+use crate::engine::{Case, Meta, Op, OpSpec, Operand, launch, operands, run1};
 use crate::rng::{Stream, threefry2x32};
 use crate::tape::Node;
 use crate::{DType, Error, Result, Tensor};
 use rayon::prelude::*;
+use std::sync::Arc;
 
 pub(super) static SPEC: OpSpec = OpSpec {
     name: "dropout",
@@ -36,26 +37,32 @@ struct Dropout {
     stream: Stream,
 }
 
+operands! {
+    struct In { x }
+}
+
 impl Op for Dropout {
+    type In<'a> = In<'a>;
+
     fn name(&self) -> &'static str {
         "dropout"
     }
 
-    fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
-        x[0].expect(self.name(), DType::F32)?;
-        Ok(vec![Meta::like(x[0])])
+    fn infer(&self, &In { x }: &In<'_>) -> Result<[Meta; 1]> {
+        x.require(self.name(), DType::F32)?;
+        Ok([Meta::like(x)])
     }
 
-    fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
-        for (i, (y, x)) in y[0].f64_mut().iter_mut().zip(x[0].f64()).enumerate() {
+    fn reference(&self, &In { x }: &In<'_>, [y]: [&mut Host; 1]) {
+        for (i, (y, x)) in y.f64_mut().iter_mut().zip(x.f64()).enumerate() {
             let keep = self.stream.uniform(i as u32) >= self.rate;
             *y = if keep { x / (1.0 - self.rate as f64) } else { 0.0 };
         }
     }
 
-    fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
+    fn cpu(&self, &In { x }: &In<'_>, [y]: [&mut Host; 1]) {
         let (key, scale) = (self.stream.words(), scale(self.rate));
-        y[0].f32_mut().par_chunks_mut(CHUNK).zip(x[0].f32().par_chunks(CHUNK)).enumerate().for_each(
+        y.f32_mut().par_chunks_mut(CHUNK).zip(x.f32().par_chunks(CHUNK)).enumerate().for_each(
             |(c, (y, x))| {
                 for (i, (y, x)) in y.chunks_mut(2).zip(x.chunks(2)).enumerate() {
                     let bits = threefry2x32(key, [(c * CHUNK / 2 + i) as u32, 0]);
@@ -68,9 +75,8 @@ impl Op for Dropout {
         );
     }
 
-    #[cfg(feature = "gpu")]
-    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
-        let (n, [key0, key1]) = (x[0].len(), self.stream.words());
+    fn gpu(&self, gpu: &Arc<Gpu>, x: &In<'_>, y: &[Tensor; 1]) -> Result<()> {
+        let (n, [key0, key1]) = (x.x.len(), self.stream.words());
         let params = [n as u32, key0, key1, self.rate.to_bits(), scale(self.rate).to_bits()];
         let kernel = launch::Kernel { shader: &SHADER, entry: "forward", variant: &VARIANTS[0] };
         kernel.run(gpu, &launch::binds(x, y), &params, n.div_ceil(2).div_ceil(launch::WG), 60 * n)
@@ -106,8 +112,8 @@ impl Tensor {
             return Ok(self.clone());
         }
         let op = Dropout { rate: p, stream };
-        let y = run(&op, &[self])?.swap_remove(0);
-        Ok(Node::record("dropout", &[self], y, move |dy| Ok(vec![Some(run(&op, &[&dy])?.swap_remove(0))])))
+        let y = run1(&op, In { x: self })?;
+        Ok(Node::record("dropout", &[self], y, move |dy| Ok(vec![Some(run1(&op, In { x: &dy })?)])))
     }
 }
 

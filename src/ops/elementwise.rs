@@ -1,14 +1,16 @@
 //! Sums, products, scaling and constants, element by element.
 
-use crate::device::{Entry, Host, Shader};
+use crate::device::{Entry, Gpu, Host, Shader};
 use crate::engine::launch::ELEMENTS;
-use crate::engine::{Case, Meta, Op, OpSpec, Operand, rows_in_parallel, run, run_in_place};
+use crate::engine::{
+    Case, Meta, Op, OpSpec, Operand, Operands, operands, rows_in_parallel, run_in_place, run1,
+};
 use crate::simd::wide;
 use crate::tape::Node;
 use crate::{DType, Device, Error, Result, Shape, Tensor};
 use rayon::prelude::*;
+use std::sync::Arc;
 
-#[cfg(feature = "gpu")]
 use crate::engine::launch::{self, Kernel, binds};
 
 pub(super) static SPEC: OpSpec =
@@ -26,26 +28,44 @@ static SHADER: Shader = Shader {
     ],
 };
 
+operands! {
+    struct Pair { a, b }
+}
+
+operands! {
+    struct Single { a }
+}
+
+/// Of two operands, of which the second may be broadcast.
 #[derive(Debug, Clone, Copy)]
-enum Kind {
+enum Binary {
     /// `a + s b`
     Add(f32),
     /// `a b`
     Mul,
+}
+
+/// Of one operand.
+#[derive(Debug, Clone, Copy)]
+enum Unary {
     /// `s a`
     Scale(f32),
-    /// `y += a`; the output comes first.
+    /// `y += a`, in place.
     AddAssign,
-    /// `y = s`; the output comes first.
-    Fill(f32),
+}
+
+/// `y = value`, in place.
+struct Fill {
+    shape: Shape,
+    value: f32,
 }
 
 /// Elements of one parallel task.
 const CHUNK: usize = 1 << 14;
 
-/// How the second operand spreads over the first: element i meets element `(i / div) % len`.
+/// How the second operand is broadcast over the first: element i meets element `(i / div) % len`.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Spread {
+enum Broadcast {
     Same,
     /// One row `[D]` for all rows.
     Row,
@@ -53,64 +73,56 @@ enum Spread {
     Column,
 }
 
-impl Spread {
-    fn of(a: &Tensor, b: &Tensor) -> Option<Self> {
+impl Broadcast {
+    fn of(a: &Tensor, b: &Tensor) -> Result<Self> {
         if a.shape() == b.shape() {
-            Some(Spread::Same)
-        } else if b.dims() == [a.shape().last()] {
-            Some(Spread::Row)
-        } else if a.shape().rank() > 0 && a.shape().with_last(1).ok()? == *b.shape() {
-            Some(Spread::Column)
-        } else {
-            None
+            return Ok(Broadcast::Same);
         }
+        if b.dims() == [a.shape().last()] {
+            return Ok(Broadcast::Row);
+        }
+        if a.shape().rank() > 0 && a.shape().with_last(1)? == *b.shape() {
+            return Ok(Broadcast::Column);
+        }
+        let how = "shapes must agree, or the second be one row or one value per row";
+        Err(Error::shape(NAME, format!("{} with {}: {how}", a.shape(), b.shape())))
     }
 
     /// `(div, len)`
     fn steps(self, a: &Tensor) -> (usize, usize) {
         match self {
-            Spread::Same => (1, a.len().max(1)),
-            Spread::Row => (1, a.shape().last().max(1)),
-            Spread::Column => (a.shape().last().max(1), a.shape().rows().max(1)),
+            Broadcast::Same => (1, a.len().max(1)),
+            Broadcast::Row => (1, a.shape().last().max(1)),
+            Broadcast::Column => (a.shape().last().max(1), a.shape().rows().max(1)),
         }
     }
 
     /// Sums a gradient of the first operand's shape back to the second's.
     fn gather(self, g: Tensor, shape: &crate::Shape) -> Result<Tensor> {
         match self {
-            Spread::Same => Ok(g),
-            Spread::Row => g.sum_rows(),
-            Spread::Column => g.sum_last()?.reshape(shape.dims()),
+            Broadcast::Same => Ok(g),
+            Broadcast::Row => g.sum_rows(),
+            Broadcast::Column => g.sum_last()?.reshape(shape.dims()),
         }
-    }
-}
-
-/// The second operand's spread over the first, and `(div, len)`; `(1, n)` where there is no second.
-fn steps(x: &[&Tensor]) -> (Spread, usize, usize) {
-    match x {
-        [a, b] => {
-            let spread = Spread::of(a, b).unwrap_or(Spread::Same);
-            let (div, len) = spread.steps(a);
-            (spread, div, len)
-        }
-        _ => (Spread::Same, 1, x.first().map_or(1, |t| t.len().max(1))),
     }
 }
 
 /// `y = f(a, b)`, in loops over plain slices that vectorise.
-fn combine(y: &mut [f32], a: &Tensor, b: &Tensor, spread: Spread, f: impl Fn(f32, f32) -> f32 + Sync) {
-    let (d, a, b) = (a.shape().last(), a.f32(), b.f32());
-    match spread {
-        Spread::Same => {
+fn combine(y: &mut [f32], &Pair { a, b }: &Pair<'_>, f: impl Fn(f32, f32) -> f32 + Sync) {
+    let Ok(broadcast) = Broadcast::of(a, b) else { return };
+    let d = a.shape().last();
+    let (a, b) = (a.f32(), b.f32());
+    match broadcast {
+        Broadcast::Same => {
             let parts = y.par_chunks_mut(CHUNK).zip(a.par_chunks(CHUNK)).zip(b.par_chunks(CHUNK));
             parts.for_each(|((y, a), b)| {
                 wide(|| y.iter_mut().zip(a).zip(b).for_each(|((y, &a), &b)| *y = f(a, b)));
             });
         }
-        Spread::Row => rows_in_parallel(y, d, |i, y| {
+        Broadcast::Row => rows_in_parallel(y, d, |i, y| {
             y.iter_mut().zip(&a[i * d..]).zip(b).for_each(|((y, &a), &b)| *y = f(a, b));
         }),
-        Spread::Column => rows_in_parallel(y, d, |i, y| {
+        Broadcast::Column => rows_in_parallel(y, d, |i, y| {
             y.iter_mut().zip(&a[i * d..]).for_each(|(y, &a)| *y = f(a, b[i]));
         }),
     }
@@ -122,73 +134,119 @@ fn update(y: &mut [f32], a: &[f32], f: impl Fn(&mut f32, f32) + Sync) {
     parts.for_each(|(y, a)| wide(|| y.iter_mut().zip(a).for_each(|(y, &a)| f(y, a))));
 }
 
-impl Op for Kind {
+const NAME: &str = "elementwise";
+
+impl Op for Binary {
+    type In<'a> = Pair<'a>;
+
     fn name(&self) -> &'static str {
-        "elementwise"
+        NAME
     }
 
-    fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
-        x.iter().try_for_each(|t| t.expect(self.name(), DType::F32))?;
-        if let [a, b] = x {
-            let fits = match self {
-                Kind::AddAssign => a.shape() == b.shape(),
-                _ => Spread::of(a, b).is_some(),
-            };
-            if !fits {
-                let how = "shapes must agree, or the second be one row or one value per row";
-                return Err(Error::shape(self.name(), format!("{} with {}: {how}", a.shape(), b.shape())));
-            }
-        }
-        Ok(vec![Meta::like(x[0])])
+    fn infer(&self, x: &Pair<'_>) -> Result<[Meta; 1]> {
+        x.require(NAME, DType::F32)?;
+        Broadcast::of(x.a, x.b)?;
+        Ok([Meta::like(x.a)])
     }
 
-    fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
-        let (_, div, len) = steps(x);
-        let a = |i: usize| x[0].f64()[i];
-        let b = |i: usize| x[1].f64()[i / div % len];
-        for (i, y) in y[0].f64_mut().iter_mut().enumerate() {
+    fn reference(&self, &Pair { a, b }: &Pair<'_>, [y]: [&mut Host; 1]) {
+        let Ok(broadcast) = Broadcast::of(a, b) else { return };
+        let (div, len) = broadcast.steps(a);
+        for (i, (y, a)) in y.f64_mut().iter_mut().zip(a.f64()).enumerate() {
+            let b = b.f64()[i / div % len];
             *y = match *self {
-                Kind::Add(s) => a(i) + s as f64 * b(i),
-                Kind::Mul => a(i) * b(i),
-                Kind::Scale(s) => s as f64 * a(i),
-                Kind::AddAssign => *y + a(i),
-                Kind::Fill(s) => s as f64,
+                Binary::Add(s) => a + s as f64 * b,
+                Binary::Mul => a * b,
             };
         }
     }
 
-    fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
-        let ((spread, ..), y) = (steps(x), y[0].f32_mut());
+    fn cpu(&self, x: &Pair<'_>, [y]: [&mut Host; 1]) {
         match *self {
-            Kind::Add(s) => combine(y, x[0], x[1], spread, |a, b| a + s * b),
-            Kind::Mul => combine(y, x[0], x[1], spread, |a, b| a * b),
-            Kind::Scale(s) => update(y, x[0].f32(), |y, a| *y = s * a),
-            Kind::AddAssign => update(y, x[0].f32(), |y, a| *y += a),
-            Kind::Fill(s) => y.par_chunks_mut(CHUNK).for_each(|y| y.fill(s)),
+            Binary::Add(s) => combine(y.f32_mut(), x, |a, b| a + s * b),
+            Binary::Mul => combine(y.f32_mut(), x, |a, b| a * b),
         }
     }
 
-    #[cfg(feature = "gpu")]
-    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
-        let (_, div, len) = steps(x);
+    fn gpu(&self, gpu: &Arc<Gpu>, x: &Pair<'_>, y: &[Tensor; 1]) -> Result<()> {
+        let steps = Broadcast::of(x.a, x.b)?.steps(x.a);
         match *self {
-            Kind::Add(s) => launch(gpu, "add", x, y, [div, len], s),
-            Kind::Mul => launch(gpu, "mul", x, y, [div, len], 0.0),
-            Kind::Scale(s) => launch(gpu, "scale", x, y, [div, len], s),
-            Kind::AddAssign => launch(gpu, "add_assign", x, y, [div, len], 0.0),
-            Kind::Fill(s) if s.to_bits() == 0 => gpu.clear(y[0].buffer()),
-            Kind::Fill(s) => launch(gpu, "fill", x, y, [div, len], s),
+            Binary::Add(s) => launch(gpu, "add", x, y, steps, s),
+            Binary::Mul => launch(gpu, "mul", x, y, steps, 0.0),
         }
     }
 }
 
-#[cfg(feature = "gpu")]
-fn launch(
-    gpu: &crate::device::Gpu,
+impl Op for Unary {
+    type In<'a> = Single<'a>;
+
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn infer(&self, &Single { a }: &Single<'_>) -> Result<[Meta; 1]> {
+        a.require(NAME, DType::F32)?;
+        Ok([Meta::like(a)])
+    }
+
+    fn reference(&self, &Single { a }: &Single<'_>, [y]: [&mut Host; 1]) {
+        for (y, a) in y.f64_mut().iter_mut().zip(a.f64()) {
+            match *self {
+                Unary::Scale(s) => *y = s as f64 * a,
+                Unary::AddAssign => *y += a,
+            }
+        }
+    }
+
+    fn cpu(&self, &Single { a }: &Single<'_>, [y]: [&mut Host; 1]) {
+        match *self {
+            Unary::Scale(s) => update(y.f32_mut(), a.f32(), |y, a| *y = s * a),
+            Unary::AddAssign => update(y.f32_mut(), a.f32(), |y, a| *y += a),
+        }
+    }
+
+    fn gpu(&self, gpu: &Arc<Gpu>, x: &Single<'_>, y: &[Tensor; 1]) -> Result<()> {
+        let steps = (1, x.a.len().max(1));
+        match *self {
+            Unary::Scale(s) => launch(gpu, "scale", x, y, steps, s),
+            Unary::AddAssign => launch(gpu, "add_assign", x, y, steps, 0.0),
+        }
+    }
+}
+
+impl Op for Fill {
+    type In<'a> = ();
+
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn infer(&self, (): &()) -> Result<[Meta; 1]> {
+        Ok([Meta { shape: self.shape.clone(), dtype: DType::F32 }])
+    }
+
+    fn reference(&self, (): &(), [y]: [&mut Host; 1]) {
+        y.f64_mut().fill(self.value as f64);
+    }
+
+    fn cpu(&self, (): &(), [y]: [&mut Host; 1]) {
+        y.f32_mut().par_chunks_mut(CHUNK).for_each(|y| y.fill(self.value));
+    }
+
+    fn gpu(&self, gpu: &Arc<Gpu>, x: &(), y: &[Tensor; 1]) -> Result<()> {
+        if self.value.to_bits() == 0 {
+            return gpu.clear(y[0].buffer());
+        }
+        launch(gpu, "fill", x, y, (1, 1), self.value)
+    }
+}
+
+fn launch<'a>(
+    gpu: &Gpu,
     entry: &'static str,
-    x: &[&Tensor],
-    y: &[Tensor],
-    [div, len]: [usize; 2],
+    x: &impl Operands<'a>,
+    y: &'a [Tensor; 1],
+    (div, len): (usize, usize),
     s: f32,
 ) -> Result<()> {
     let n = y[0].len();
@@ -204,37 +262,37 @@ struct Repeat<'a> {
 }
 
 impl Op for Repeat<'_> {
+    type In<'a> = Single<'a>;
+
     fn name(&self) -> &'static str {
         "repeat"
     }
 
-    fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
-        x[0].expect(self.name(), DType::F32)?;
-        let period = self.each * x[0].len();
-        match self.shape.is_empty() || (period > 0 && self.shape.len().is_multiple_of(period)) {
-            true => Ok(vec![Meta { shape: self.shape.clone(), dtype: DType::F32 }]),
-            false => {
-                Err(Error::shape(self.name(), format!("{} x {} to {}", x[0].shape(), self.each, self.shape)))
-            }
+    fn infer(&self, &Single { a: x }: &Single<'_>) -> Result<[Meta; 1]> {
+        x.require(self.name(), DType::F32)?;
+        let period = self.each * x.len();
+        if !self.shape.is_empty() && (period == 0 || !self.shape.len().is_multiple_of(period)) {
+            let what = format!("{} x {} to {}", x.shape(), self.each, self.shape);
+            return Err(Error::shape(self.name(), what));
         }
+        Ok([Meta { shape: self.shape.clone(), dtype: DType::F32 }])
     }
 
-    fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
-        let (each, x) = (self.each, x[0].f64());
-        y[0].f64_mut().iter_mut().enumerate().for_each(|(i, y)| *y = x[i / each % x.len()]);
+    fn reference(&self, &Single { a: x }: &Single<'_>, [y]: [&mut Host; 1]) {
+        let (each, x) = (self.each, x.f64());
+        y.f64_mut().iter_mut().enumerate().for_each(|(i, y)| *y = x[i / each % x.len()]);
     }
 
-    fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
-        let (each, x, y) = (self.each, x[0].f32(), y[0].f32_mut());
+    fn cpu(&self, &Single { a: x }: &Single<'_>, [y]: [&mut Host; 1]) {
+        let (each, x, y) = (self.each, x.f32(), y.f32_mut());
         match each {
             1 => rows_in_parallel(y, x.len(), |_, y| y.copy_from_slice(x)),
             _ => rows_in_parallel(y, each, |i, y| y.fill(x[i % x.len()])),
         }
     }
 
-    #[cfg(feature = "gpu")]
-    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
-        launch(gpu, "scale", x, y, [self.each, x[0].len()], 1.0)
+    fn gpu(&self, gpu: &Arc<Gpu>, x: &Single<'_>, y: &[Tensor; 1]) -> Result<()> {
+        launch(gpu, "scale", x, y, (self.each, x.a.len()), 1.0)
     }
 }
 
@@ -250,14 +308,14 @@ impl Tensor {
         if device.is_shapes_only() {
             return Ok(y);
         }
-        run_in_place(&Kind::Fill(value), &mut [&mut y], &[])?;
+        run_in_place(&Fill { shape: y.shape().clone(), value }, [&mut y], ())?;
         Ok(y)
     }
 
     /// Every value `each` times, and all of that again until `dims` is full. Not recorded.
     pub(crate) fn repeat_to(&self, dims: &[usize], each: usize) -> Result<Tensor> {
         let shape = Shape::new(dims)?;
-        Ok(run(&Repeat { shape: &shape, each }, &[self])?.swap_remove(0))
+        run1(&Repeat { shape: &shape, each }, Single { a: self })
     }
 
     /// `self + other`. `other` has the same shape, or is one row `[D]`, or one value per row `[.., 1]`.
@@ -275,25 +333,25 @@ impl Tensor {
 
     /// `self + s * other`, shapes as in [`add`](Tensor::add).
     pub fn add_scaled(&self, other: &Tensor, s: f32) -> Result<Tensor> {
-        let y = run(&Kind::Add(s), &[self, other])?.swap_remove(0);
+        let y = run1(&Binary::Add(s), Pair { a: self, b: other })?;
         let (ga, gb, shape) = (self.requires_grad(), other.requires_grad(), other.shape().clone());
-        let spread = Spread::of(self, other).expect("checked by infer");
+        let broadcast = Broadcast::of(self, other)?;
         Ok(Node::record("add", &[self, other], y, move |dy| {
-            let db = if gb { Some(spread.gather(dy.clone(), &shape)?.scale(s)?) } else { None };
+            let db = if gb { Some(broadcast.gather(dy.clone(), &shape)?.scale(s)?) } else { None };
             Ok(vec![ga.then_some(dy), db])
         }))
     }
 
     /// `self * other`, element by element, shapes as in [`add`](Tensor::add).
     pub fn mul(&self, other: &Tensor) -> Result<Tensor> {
-        let y = run(&Kind::Mul, &[self, other])?.swap_remove(0);
-        let spread = Spread::of(self, other).expect("checked by infer");
+        let y = run1(&Binary::Mul, Pair { a: self, b: other })?;
+        let broadcast = Broadcast::of(self, other)?;
         let shape = other.shape().clone();
         let (a, b) =
             (other.requires_grad().then(|| self.detach()), self.requires_grad().then(|| other.detach()));
         Ok(Node::record("mul", &[self, other], y, move |dy| {
             let db = match &a {
-                Some(a) => Some(spread.gather(dy.mul(a)?, &shape)?),
+                Some(a) => Some(broadcast.gather(dy.mul(a)?, &shape)?),
                 None => None,
             };
             Ok(vec![b.map(|b| dy.mul(&b)).transpose()?, db])
@@ -305,13 +363,13 @@ impl Tensor {
         if s == 1.0 {
             return Ok(self.clone());
         }
-        let y = run(&Kind::Scale(s), &[self])?.swap_remove(0);
+        let y = run1(&Unary::Scale(s), Single { a: self })?;
         Ok(Node::record("scale", &[self], y, move |dy| Ok(vec![Some(dy.scale(s)?)])))
     }
 
     /// `self += other`, in place when no one else holds the memory. Not recorded.
     pub(crate) fn add_assign(&mut self, other: &Tensor) -> Result<()> {
-        run_in_place(&Kind::AddAssign, &mut [self], &[other])
+        run_in_place(&Unary::AddAssign, [self], Single { a: other })
     }
 }
 

@@ -1,12 +1,13 @@
 //! Rows of a frozen weight by index: the token embedding of a model whose base does not train.
 
 use super::gather_rows::check_indices;
-use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
+use crate::device::{Entry, Gpu, Host, PORTABLE, Shader, Variant, parts};
 use crate::engine::launch::each_format;
-use crate::engine::{Case, Meta, Op, OpSpec, Operand, launch, rows_in_parallel, run};
+use crate::engine::{Case, Meta, Op, OpSpec, Operand, launch, operands, rows_in_parallel, run1};
 use crate::rng::Stream;
 use crate::weight::sample;
 use crate::{DType, Error, Format, Result, Tensor, Weight};
+use std::sync::Arc;
 
 pub(super) static SPEC: OpSpec =
     OpSpec { name: NAME, formula: "y[i] = W[index[i]]", shaders: &[&SHADER], cases };
@@ -34,33 +35,39 @@ static SHADER: Shader = Shader {
 /// `index [..] -> y [.., cols]`
 struct Embedding<'a>(&'a Weight);
 
+operands! {
+    struct In { index }
+}
+
 impl Op for Embedding<'_> {
+    type In<'a> = In<'a>;
+
     fn name(&self) -> &'static str {
         NAME
     }
 
-    fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
-        let (index, w) = (x[0], self.0);
-        index.expect(NAME, DType::U32)?;
+    fn infer(&self, &In { index }: &In<'_>) -> Result<[Meta; 1]> {
+        let (index, w) = (index, self.0);
+        index.require(NAME, DType::U32)?;
         if !w.device().same(index.device()) {
             let (w, index) = (w.device().name(), index.device().name());
             return Err(Error::shape(NAME, format!("the weight is on '{w}', the indices are on '{index}'")));
         }
         check_indices(NAME, index, w.rows())?;
-        Ok(vec![Meta::f32(&[index.dims(), &[w.cols()]].concat())?])
+        Ok([Meta::f32(&[index.dims(), &[w.cols()]].concat())?])
     }
 
-    fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
+    fn reference(&self, &In { index }: &In<'_>, [y]: [&mut Host; 1]) {
         let cols = self.0.cols();
-        for (y, &row) in y[0].f64_mut().chunks_mut(cols.max(1)).zip(x[0].u32()) {
+        for (y, &row) in y.f64_mut().chunks_mut(cols.max(1)).zip(index.u32()) {
             let Some(shard) = self.0.shard_of(row as usize) else { continue };
             y.copy_from_slice(&shard.data.f64()[(row as usize - shard.first) * cols..][..cols]);
         }
     }
 
-    fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
-        let index = x[0].u32();
-        rows_in_parallel(y[0].f32_mut(), self.0.cols(), |i, y| {
+    fn cpu(&self, &In { index }: &In<'_>, [y]: [&mut Host; 1]) {
+        let index = index.u32();
+        rows_in_parallel(y.f32_mut(), self.0.cols(), |i, y| {
             let row = index[i] as usize;
             if let Some(shard) = self.0.shard_of(row) {
                 self.0.decode_row(shard, row - shard.first, y);
@@ -68,14 +75,13 @@ impl Op for Embedding<'_> {
         });
     }
 
-    #[cfg(feature = "gpu")]
-    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
+    fn gpu(&self, gpu: &Arc<Gpu>, x: &In<'_>, y: &[Tensor; 1]) -> Result<()> {
         use crate::device::Bind;
-        let (w, n, d) = (self.0, x[0].len(), self.0.cols());
+        let (w, n, d) = (self.0, x.index.len(), self.0.cols());
         for shard in w.shards() {
             let params = [n, d, w.rows(), shard.first, shard.rows, w.format().row_words(d)].map(|v| v as u32);
             let bind =
-                [Bind::Read(shard.data.buffer()), Bind::Read(x[0].buffer()), Bind::Write(y[0].buffer())];
+                [Bind::Read(shard.data.buffer()), Bind::Read(x.index.buffer()), Bind::Write(y[0].buffer())];
             let variant = &VARIANTS[w.format() as usize];
             let kernel = launch::Kernel { shader: &SHADER, entry: "forward", variant };
             kernel.run(gpu, &bind, &params, (n * d).div_ceil(launch::WG), n * d)?;
@@ -101,7 +107,7 @@ impl Weight {
     /// The indices are on another device, or one is V or more. A GPU's indices are not read back to check them: there,
     /// larger ones count as V - 1.
     pub fn embedding(&self, index: &Tensor) -> Result<Tensor> {
-        Ok(run(&Embedding(self), &[index])?.swap_remove(0))
+        run1(&Embedding(self), In { index })
     }
 }
 
@@ -152,7 +158,6 @@ mod tests {
         assert!(w.embedding(&Tensor::from_u32(&Device::cpu(), &[1], &[0]).unwrap()).is_err());
     }
 
-    #[cfg(feature = "gpu")]
     #[test]
     fn bad_indices_are_clamped_on_the_gpu() {
         let Ok(gpu) = Device::gpu() else { return eprintln!("SKIPPED: no adapter") };

@@ -4,16 +4,15 @@
 use super::factor_gather::shrink;
 use super::factor_scatter::scatter;
 use super::fused_ba_matmul::Expand;
-use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
-use crate::engine::{Case, Meta, Op, OpSpec, Operand, run_in_place};
+use crate::device::{Entry, Gpu, Host, PORTABLE, Shader, Variant, parts};
+use crate::engine::{Case, Meta, Op, OpSpec, Operand, Operands, operands, run_in_place};
 use crate::routing::Selection;
 use crate::routing::Units;
 use crate::tape::Node;
-use crate::{DType, Error, Result, Tensor};
+use crate::{DType, Error, Result, Shape, Tensor};
+use std::sync::Arc;
 
-#[cfg(feature = "gpu")]
 use crate::device::Bind;
-#[cfg(feature = "gpu")]
 use crate::engine::launch::{Kernel, binds};
 
 pub(super) static SPEC: OpSpec = OpSpec {
@@ -38,51 +37,59 @@ static SHADER: Shader = Shader {
 };
 
 /// In place: `(y [M, N]; u [M, slots of all linears], pool [P, N])`.
-struct Add<'a>(Expand<'a>);
+struct Add<'a> {
+    expand: Expand<'a>,
+    /// Shape of `y`.
+    to: Shape,
+}
+
+operands! {
+    struct In { u, pool }
+}
 
 impl Op for Add<'_> {
+    type In<'a> = In<'a>;
+
     fn name(&self) -> &'static str {
         NAME
     }
 
-    fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
-        let [y, u, pool] = x else { return Err(Error::shape(NAME, "needs y, u and a pool")) };
-        x.iter().try_for_each(|t| t.expect(NAME, DType::F32))?;
-        let slots = self.0.slots;
-        slots.check(NAME, y.shape().rows(), pool)?;
-        if u.dims() != [y.shape().rows(), slots.all_columns()] || pool.shape().last() != y.shape().last() {
-            return Err(Error::shape(
-                NAME,
-                format!("u {} and pool {} for rows of {}", u.shape(), pool.shape(), y.shape()),
-            ));
+    fn infer(&self, x: &In<'_>) -> Result<[Meta; 1]> {
+        x.require(NAME, DType::F32)?;
+        let &In { u, pool } = x;
+        let Add { expand: Expand { slots, .. }, to } = self;
+        slots.check(NAME, to.rows(), pool)?;
+        if u.dims() != [to.rows(), slots.all_columns()] || pool.shape().last() != to.last() {
+            let what = format!("u {} and pool {} for rows of {to}", u.shape(), pool.shape());
+            return Err(Error::shape(NAME, what));
         }
-        Ok(vec![Meta::like(y)])
+        Ok([Meta { shape: to.clone(), dtype: DType::F32 }])
     }
 
-    fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
-        let (n, slots) = (x[1].shape().last().max(1), self.0.slots);
+    fn reference(&self, &In { u, pool }: &In<'_>, [y]: [&mut Host; 1]) {
+        let (n, slots) = (pool.shape().last().max(1), self.expand.slots);
         let view = slots.view();
-        for (m, y) in y[0].f64_mut().chunks_mut(n).enumerate() {
+        for (m, y) in y.f64_mut().chunks_mut(n).enumerate() {
             for j in 0..slots.width() {
-                let c = self.0.scale as f64 * x[0].f64()[m * slots.all_columns() + slots.first_column() + j];
-                let factor = &x[1].f64()[view.pick(m, j) * n..];
+                let c =
+                    self.expand.scale as f64 * u.f64()[m * slots.all_columns() + slots.first_column() + j];
+                let factor = &pool.f64()[view.pick(m, j) * n..];
                 y.iter_mut().zip(factor).for_each(|(y, b)| *y += c * b);
             }
         }
     }
 
-    fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
-        self.0.cpu(x[0].f32(), x[1].f32(), y[0].f32_mut(), x[1].shape().last());
+    fn cpu(&self, &In { u, pool }: &In<'_>, [y]: [&mut Host; 1]) {
+        self.expand.cpu(u.f32(), pool.f32(), y.f32_mut(), pool.shape().last());
     }
 
-    #[cfg(feature = "gpu")]
-    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
-        let (slots, rows, n) = (self.0.slots, y[0].shape().rows(), y[0].shape().last());
+    fn gpu(&self, gpu: &Arc<Gpu>, x: &In<'_>, y: &[Tensor; 1]) -> Result<()> {
+        let (slots, rows, n) = (self.expand.slots, y[0].shape().rows(), y[0].shape().last());
         let units = slots.units.row_unit().map(|t| t.buffer());
-        let mut bind = binds(&[x[0], x[1], &slots.idx], y);
-        bind.insert(3, Bind::or_unused(units, x[0].buffer()));
+        let mut bind = binds(&[x.u, x.pool, &slots.idx], y);
+        bind.insert(3, Bind::or_unused(units, x.u.buffer()));
         let sizes = [rows, n, slots.width(), slots.all_columns(), slots.first_column()].map(|v| v as u32);
-        let params = [&sizes[..], &[self.0.scale.to_bits()], &slots.params()].concat();
+        let params = [&sizes[..], &[self.expand.scale.to_bits()], &slots.params()].concat();
         let variant = &VARIANTS[usize::from(units.is_some())];
         let groups = (rows * n.div_ceil(4)).div_ceil(WG as usize);
         let kernel = Kernel { shader: &SHADER, entry: "add", variant };
@@ -92,7 +99,8 @@ impl Op for Add<'_> {
 
 fn expand_into(y: &mut Tensor, u: &Tensor, pool: &Tensor, s: &Selection, scale: f32) -> Result<()> {
     let slots = s.slots_a();
-    run_in_place(&Add(Expand { slots: &slots, scale, dropout: None }), &mut [y], &[u, pool])
+    let add = Add { expand: Expand { slots: &slots, scale, dropout: None }, to: y.shape().clone() };
+    run_in_place(&add, [y], In { u, pool })
 }
 
 /// `u[m,k] = pool[I[m,k]] . x[m]` on the tape, for a selection of one linear: gradients for `x` and `pool`.

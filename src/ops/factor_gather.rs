@@ -2,13 +2,14 @@
 //!
 //! The backward pass uses it too: `v[m,k] = s b_{J[m,k]} . dy[m]`.
 
-use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
-use crate::engine::{Case, Meta, Op, OpSpec, Operand, run, run_in_place};
+use crate::device::{Entry, Gpu, Host, PORTABLE, Shader, Variant, parts};
+use crate::engine::{Case, Meta, Op, OpSpec, Operand, Operands, operands, run, run_in_place};
 use crate::routing::{Dropout, Slots};
 use crate::routing::{Selection, Units};
 use crate::simd::{dots, vectorised};
 use crate::{DType, Error, Result, Tensor};
 use rayon::prelude::*;
+use std::sync::Arc;
 
 pub(super) static SPEC: OpSpec = OpSpec {
     name: "factor_gather",
@@ -53,10 +54,7 @@ pub(crate) struct FactorGather<'a> {
     pub slots: &'a Slots,
     pub scale: f32,
     pub dropout: Option<Dropout>,
-    /// The outputs already exist (see `run_in_place`).
-    pub in_place: bool,
     /// What to use on a GPU instead of the chosen entry; only tests set it.
-    #[cfg_attr(not(feature = "gpu"), allow(dead_code))]
     pub force: Option<&'static str>,
 }
 
@@ -69,30 +67,23 @@ pub(crate) fn shrink(
     scale: f32,
     dropout: Option<Dropout>,
 ) -> Result<(Tensor, Tensor)> {
-    let op = FactorGather { slots, scale, dropout, in_place: false, force: None };
-    let mut out = match gates {
-        Some(g) => run(&op, &[x, pool, g])?,
-        None => run(&op, &[x, pool])?,
-    };
-    let u = out.swap_remove(0);
-    let gated = out.pop().unwrap_or_else(|| u.clone());
+    let op = FactorGather { slots, scale, dropout, force: None };
+    let [u, gated] = run(&op, In { x, pool, gates })?;
+    let gated = if gates.is_some() { gated } else { u.clone() };
     Ok((u, gated))
 }
 
-/// Like [`shrink`] for the columns of some linears of a shared array.
+/// Like [`shrink`] for the columns of some linears of shared arrays; the second is empty where there are no gates.
 pub(crate) fn shrink_into(
-    out: &mut [&mut Tensor],
+    out: [&mut Tensor; 2],
     x: &Tensor,
     pool: &Tensor,
     gates: Option<&Tensor>,
     slots: &Slots,
     scale: f32,
 ) -> Result<()> {
-    let op = FactorGather { slots, scale, dropout: None, in_place: true, force: None };
-    match gates {
-        Some(g) => run_in_place(&op, out, &[x, pool, g]),
-        None => run_in_place(&op, out, &[x, pool]),
-    }
+    let op = FactorGather { slots, scale, dropout: None, force: None };
+    run_in_place(&op, out, In { x, pool, gates })
 }
 
 /// Values of the input that one task reads.
@@ -149,23 +140,26 @@ impl FactorGather<'_> {
     }
 }
 
-impl Op for FactorGather<'_> {
+operands! {
+    pub(crate) struct In { x, pool; gates }
+}
+
+impl Op<2> for FactorGather<'_> {
+    type In<'a> = In<'a>;
+
     fn name(&self) -> &'static str {
         NAME
     }
 
-    fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
-        // In place, the outputs come first: one for (x, pool), two for (x, pool, gates).
-        let outputs = if self.in_place { x.len() / 2 } else { 0 };
-        let rest = &x[outputs..];
-        rest.iter().try_for_each(|t| t.expect(NAME, DType::F32))?;
-        let (input, pool) = (rest[0], rest[1]);
+    fn infer(&self, operands: &In<'_>) -> Result<[Meta; 2]> {
+        operands.require(NAME, DType::F32)?;
+        let &In { x: input, pool, gates } = operands;
         self.slots.check(NAME, input.shape().rows(), pool)?;
         if pool.shape().last() != input.shape().last() {
             return Err(Error::shape(NAME, format!("pool {} for rows of {}", pool.shape(), input.shape())));
         }
         let (l, _, g, k) = self.slots.dims();
-        if let Some(gates) = rest.get(2)
+        if let Some(gates) = gates
             && gates.dims() != [l, g, k]
         {
             return Err(Error::shape(
@@ -174,54 +168,54 @@ impl Op for FactorGather<'_> {
             ));
         }
         let out = Meta::f32(&[input.shape().rows(), self.slots.all_columns()])?;
-        Ok(vec![out; rest.len() - 1])
+        let gated = if gates.is_some() { out.clone() } else { Meta::f32(&[0])? };
+        Ok([out, gated])
     }
 
-    fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
-        let (d, view) = (x[0].shape().last(), self.slots.view());
+    fn reference(&self, &In { x, pool, gates }: &In<'_>, [u, gated]: [&mut Host; 2]) {
+        let (d, view) = (x.shape().last(), self.slots.view());
         let (stride, first) = (self.slots.all_columns(), self.slots.first_column());
-        for m in 0..x[0].shape().rows() {
-            let row = &x[0].f64()[m * d..(m + 1) * d];
+        for m in 0..x.shape().rows() {
+            let row = &x.f64()[m * d..(m + 1) * d];
             for j in 0..self.slots.width() {
-                let factor = &x[1].f64()[view.pick(m, j) * d..][..d];
+                let factor = &pool.f64()[view.pick(m, j) * d..][..d];
                 let keep = |c| self.dropout.map_or(1.0, |p| p.factor(m * d + c) as f64);
                 let sum: f64 = (0..d).map(|c| factor[c] * row[c] * keep(c)).sum();
-                let u = self.scale as f64 * sum;
-                y[0].f64_mut()[m * stride + first + j] = u;
-                if let Some(gates) = x.get(2) {
-                    y[1].f64_mut()[m * stride + first + j] = u * gates.f64()[self.slots.gate_index(m, j)];
+                let product = self.scale as f64 * sum;
+                u.f64_mut()[m * stride + first + j] = product;
+                if let Some(gates) = gates {
+                    let gate = gates.f64()[self.slots.gate_index(m, j)];
+                    gated.f64_mut()[m * stride + first + j] = product * gate;
                 }
             }
         }
     }
 
-    fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
-        let (d, stride) = (x[0].shape().last(), self.slots.all_columns());
+    fn cpu(&self, &In { x, pool, gates }: &In<'_>, [u, gated]: [&mut Host; 2]) {
+        let (d, stride) = (x.shape().last(), self.slots.all_columns());
         if stride == 0 {
             return;
         }
-        let (input, pool) = (x[0].f32(), x[1].f32());
+        let inputs = [x.f32(), pool.f32()];
         let rows = (ROWS_OF / d.max(1)).max(1);
-        match (y, x.get(2)) {
-            ([u, gated], Some(gates)) => {
-                let parts = u.f32_mut().par_chunks_mut(rows * stride);
-                let parts = parts.zip(gated.f32_mut().par_chunks_mut(rows * stride)).enumerate();
-                parts.for_each(|(t, (u, gated))| {
-                    self.rows([input, pool], Some(gates.f32()), d, t * rows, [u, gated]);
+        let tasks = u.f32_mut().par_chunks_mut(rows * stride);
+        match gates {
+            Some(gates) => {
+                let tasks = tasks.zip(gated.f32_mut().par_chunks_mut(rows * stride)).enumerate();
+                tasks.for_each(|(t, (u, gated))| {
+                    self.rows(inputs, Some(gates.f32()), d, t * rows, [u, gated]);
                 });
             }
-            ([u, ..], _) => u.f32_mut().par_chunks_mut(rows * stride).enumerate().for_each(|(t, u)| {
-                self.rows([input, pool], None, d, t * rows, [u, &mut []]);
+            None => tasks.enumerate().for_each(|(t, u)| {
+                self.rows(inputs, None, d, t * rows, [u, &mut []]);
             }),
-            ([], _) => {}
         }
     }
 
-    #[cfg(feature = "gpu")]
-    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
+    fn gpu(&self, gpu: &Arc<Gpu>, x: &In<'_>, y: &[Tensor; 2]) -> Result<()> {
         use crate::device::{AdapterClass, Bind, Dispatch, Grid};
-        let (rows, d, slots) = (x[0].shape().rows(), x[0].shape().last(), self.slots.width());
-        let gates = x.get(2).map(|g| g.buffer());
+        let (rows, d, slots) = (x.x.shape().rows(), x.x.shape().last(), self.slots.width());
+        let gates = x.gates.map(|g| g.buffer());
         let (_, _, g, k) = self.slots.dims();
         let (key, drop_p, keep) = Dropout::params(&self.dropout);
         let [base, step, per_k, block, pool_rows] = self.slots.params();
@@ -242,11 +236,8 @@ impl Op for FactorGather<'_> {
             "row" => (WG, items),
             _ => (WG_BLOCK, (rows.div_ceil(4) * slots.div_ceil(4)).div_ceil(WG_BLOCK as usize)),
         };
-        let input = x[0].buffer();
+        let input = x.x.buffer();
         let units = self.slots.units.row_unit().map(|t| t.buffer());
-        // An absent second output still needs a binding that may be written: a scratch word.
-        let scratch = if y.len() == 1 { Some(gpu.alloc(1)?) } else { None };
-        let second = scratch.as_ref().unwrap_or_else(|| y[1].buffer());
         gpu.dispatch(Dispatch {
             shader: &SHADER,
             entry,
@@ -259,12 +250,12 @@ impl Op for FactorGather<'_> {
             parts: PARTS,
             bind: &[
                 Bind::Read(input),
-                Bind::Read(x[1].buffer()),
+                Bind::Read(x.pool.buffer()),
                 Bind::Read(self.slots.idx.buffer()),
                 Bind::or_unused(units, input),
                 Bind::or_unused(gates, input),
                 Bind::Write(y[0].buffer()),
-                Bind::Write(second),
+                Bind::Write(y[1].buffer()),
             ],
             params: bytemuck::bytes_of(&params),
             grid: Grid::Linear(groups),
@@ -273,7 +264,6 @@ impl Op for FactorGather<'_> {
     }
 }
 
-#[cfg(feature = "gpu")]
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::NoUninit)]
 struct Params {
@@ -310,9 +300,9 @@ fn cases() -> Vec<Case> {
         all.push(Case::new(format!("{entry}, tokens {tokens}"), inputs, move |x| {
             let selection = forced_selection(&x[0], tokens)?;
             let (slots, dropout) = (selection.slots_a(), forced_dropout(tokens));
-            let op = FactorGather { slots: &slots, scale: 0.5, dropout, in_place: false, force: Some(entry) };
-            let inputs: Vec<&Tensor> = x.iter().chain(selection.gates()).collect();
-            run(&op, &inputs)
+            let op = FactorGather { slots: &slots, scale: 0.5, dropout, force: Some(entry) };
+            let [u, gated] = run(&op, In { x: &x[0], pool: &x[1], gates: selection.gates() })?;
+            Ok(vec![u, gated])
         }));
     }
     all

@@ -1,14 +1,13 @@
 //! Gradient of gates: `dg[i,k] = sum over the rows m of unit i of u[m,k] v[m,k]`.
 
-use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
-use crate::engine::{Case, Meta, Op, OpSpec, Operand, run};
+use crate::device::{Entry, Gpu, Host, PORTABLE, Shader, Variant, parts};
+use crate::engine::{Case, Meta, Op, OpSpec, Operand, Operands, operands, run1};
 use crate::routing::{Selection, Units};
 use crate::{DType, Error, Result, Tensor};
 use rayon::prelude::*;
+use std::sync::Arc;
 
-#[cfg(feature = "gpu")]
 use crate::device::Bind;
-#[cfg(feature = "gpu")]
 use crate::engine::launch::{Kernel, binds};
 
 pub(super) static SPEC: OpSpec = OpSpec {
@@ -36,7 +35,12 @@ static SHADER: Shader = Shader {
 };
 
 /// `(u, v) [M, slots of all linears] -> dg [L, G, K]`
-pub(crate) struct GateGrad<'a>(pub &'a Selection);
+struct GateGrad<'a>(&'a Selection);
+
+/// Gradients of the gates `[L, G, K]` of a selection, from the products `u` and `v` `[M, slots of all linears]`.
+pub(crate) fn gate_grad(u: &Tensor, v: &Tensor, selection: &Selection) -> Result<Tensor> {
+    run1(&GateGrad(selection), In { u, v })
+}
 
 impl GateGrad<'_> {
     /// For every gate: its unit, and the column of its first slot.
@@ -51,37 +55,41 @@ impl GateGrad<'_> {
     }
 }
 
+operands! {
+    struct In { u, v }
+}
+
 impl Op for GateGrad<'_> {
+    type In<'a> = In<'a>;
+
     fn name(&self) -> &'static str {
         NAME
     }
 
-    fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
+    fn infer(&self, x: &In<'_>) -> Result<[Meta; 1]> {
+        x.require(NAME, DType::F32)?;
         let slots = self.0.slots_a();
         let want = [self.0.units().rows(), slots.all_columns()];
-        for t in x {
-            t.expect(NAME, DType::F32)?;
-            if t.dims() != want {
-                return Err(Error::shape(NAME, format!("{} instead of {want:?}", t.shape())));
-            }
+        if let Some(t) = x.all().iter().find(|t| t.dims() != want) {
+            return Err(Error::shape(NAME, format!("{} instead of {want:?}", t.shape())));
         }
         let (l, _, g, k) = slots.dims();
-        Ok(vec![Meta::f32(&[l, g, k])?])
+        Ok([Meta::f32(&[l, g, k])?])
     }
 
-    fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
-        let (stride, block) = (x[0].shape().last(), self.block());
-        for (i, y) in y[0].f64_mut().iter_mut().enumerate() {
+    fn reference(&self, &In { u, v }: &In<'_>, [y]: [&mut Host; 1]) {
+        let (stride, block) = (u.shape().last(), self.block());
+        for (i, y) in y.f64_mut().iter_mut().enumerate() {
             let (unit, column) = self.place(i);
             let at = |m| m * stride + column..m * stride + column + block;
             let rows = self.0.units().range(unit);
-            *y = rows.flat_map(at).map(|j| x[0].f64()[j] * x[1].f64()[j]).sum();
+            *y = rows.flat_map(at).map(|j| u.f64()[j] * v.f64()[j]).sum();
         }
     }
 
-    fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
-        let (stride, block, units) = (x[0].shape().last(), self.block(), self.0.units());
-        let (u, v) = (x[0].f32(), x[1].f32());
+    fn cpu(&self, &In { u, v }: &In<'_>, [y]: [&mut Host; 1]) {
+        let (stride, block, units) = (u.shape().last(), self.block(), self.0.units());
+        let (u, v) = (u.f32(), v.f32());
         let (_, _, g, k) = self.0.slots_a().dims();
         // The gates of a unit, for one linear.
         let gates = |i: usize, y: &mut [f32]| {
@@ -96,12 +104,11 @@ impl Op for GateGrad<'_> {
             }
             y.iter_mut().zip(sums).for_each(|(y, sum)| *y = sum as f32);
         };
-        let parts = y[0].f32_mut().par_chunks_mut(k.max(1)).with_min_len(UNITS);
+        let parts = y.f32_mut().par_chunks_mut(k.max(1)).with_min_len(UNITS);
         parts.enumerate().for_each(|(i, y)| gates(i, y));
     }
 
-    #[cfg(feature = "gpu")]
-    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
+    fn gpu(&self, gpu: &Arc<Gpu>, x: &In<'_>, y: &[Tensor; 1]) -> Result<()> {
         let (l, _, g, k) = self.0.slots_a().dims();
         let start = self.0.units().start();
         let items = l * g * k;
@@ -110,10 +117,10 @@ impl Op for GateGrad<'_> {
             None => ("token", items.div_ceil(WG as usize)),
         };
         let mut bind = binds(x, y);
-        bind.insert(2, Bind::or_unused(start.map(|t| t.buffer()), x[0].buffer()));
+        bind.insert(2, Bind::or_unused(start.map(|t| t.buffer()), x.u.buffer()));
         let params = [l, g, k, self.block()].map(|v| v as u32);
         let kernel = Kernel { shader: &SHADER, entry, variant: &VARIANTS[0] };
-        kernel.run(gpu, &bind, &params, groups, 2 * x[0].len())
+        kernel.run(gpu, &bind, &params, groups, 2 * x.u.len())
     }
 }
 
@@ -141,7 +148,7 @@ fn cases() -> Vec<Case> {
             let dims = [2, 1, units.count(), k];
             let idx: Vec<u32> = (0..dims.iter().product()).map(|i| (i % k) as u32).collect();
             let selection = Selection::new(Tensor::from_u32(device, &dims, &idx)?, None, &units, k, block)?;
-            run(&GateGrad(&selection), &[&x[0], &x[1]])
+            Ok(vec![gate_grad(&x[0], &x[1], &selection)?])
         };
         Case::new(label, inputs.to_vec(), run).sums(ROWS * block).cost(2 * ROWS * columns, 8 * ROWS * columns)
     };

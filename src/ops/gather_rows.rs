@@ -1,10 +1,11 @@
 //! Rows of a table by index (embedding lookup); its gradient is a sum over the occurrences of each row.
 
-use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
-use crate::engine::{Case, Meta, Op, OpSpec, Operand, launch, rows_in_parallel, run};
+use crate::device::{Entry, Gpu, Host, PORTABLE, Shader, Variant, parts};
+use crate::engine::{Case, Meta, Op, OpSpec, Operand, launch, operands, rows_in_parallel, run1};
 use crate::rng::Stream;
 use crate::tape::Node;
 use crate::{DType, Device, Error, Result, Tensor};
+use std::sync::Arc;
 
 pub(super) static SPEC: OpSpec =
     OpSpec { name: "gather_rows", formula: "y[i] = table[index[i]]", shaders: &[&SHADER], cases };
@@ -38,11 +39,8 @@ struct Backward {
 /// Refuses indices of `rows` or more, where the host can see them.
 pub(super) fn check_indices(op: &'static str, index: &Tensor, rows: usize) -> Result<()> {
     match index.device() {
-        #[cfg(feature = "gpu")]
         Device::Gpu(_) if rows > 0 => Ok(()),
-        #[cfg(feature = "gpu")]
         Device::Gpu(_) if index.is_empty() => Ok(()),
-        #[cfg(feature = "gpu")]
         Device::Gpu(_) => Err(Error::shape(op, format!("{} indices into a table without rows", index.len()))),
         Device::Cpu(_) | Device::Reference => match index.u32().iter().position(|&i| i as usize >= rows) {
             None => Ok(()),
@@ -54,73 +52,82 @@ pub(super) fn check_indices(op: &'static str, index: &Tensor, rows: usize) -> Re
     }
 }
 
-#[cfg(feature = "gpu")]
 fn kernel(entry: &'static str) -> launch::Kernel {
     launch::Kernel { shader: &SHADER, entry, variant: &VARIANTS[0] }
 }
 
+operands! {
+    struct In { table, index }
+}
+
 impl Op for Forward {
+    type In<'a> = In<'a>;
+
     fn name(&self) -> &'static str {
         "gather_rows"
     }
 
-    fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
-        let (table, index) = (x[0], x[1]);
-        table.expect(self.name(), DType::F32)?;
-        index.expect(self.name(), DType::U32)?;
+    fn infer(&self, &In { table, index }: &In<'_>) -> Result<[Meta; 1]> {
+        table.require(self.name(), DType::F32)?;
+        index.require(self.name(), DType::U32)?;
         let &[rows, d] = table.dims() else {
             return Err(Error::shape(self.name(), format!("table {} must be [V, D]", table.shape())));
         };
         check_indices(self.name(), index, rows)?;
-        Ok(vec![Meta::f32(&[index.dims(), &[d]].concat())?])
+        Ok([Meta::f32(&[index.dims(), &[d]].concat())?])
     }
 
-    fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
-        let (d, table) = (x[0].shape().last(), x[0].f64());
-        for (y, &row) in y[0].f64_mut().chunks_mut(d.max(1)).zip(x[1].u32()) {
+    fn reference(&self, &In { table, index }: &In<'_>, [y]: [&mut Host; 1]) {
+        let (d, table) = (table.shape().last(), table.f64());
+        for (y, &row) in y.f64_mut().chunks_mut(d.max(1)).zip(index.u32()) {
             y.copy_from_slice(&table[row as usize * d..][..d]);
         }
     }
 
-    fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
-        let (d, table, index) = (x[0].shape().last(), x[0].f32(), x[1].u32());
-        rows_in_parallel(y[0].f32_mut(), d, |i, y| {
+    fn cpu(&self, &In { table, index }: &In<'_>, [y]: [&mut Host; 1]) {
+        let (d, table, index) = (table.shape().last(), table.f32(), index.u32());
+        rows_in_parallel(y.f32_mut(), d, |i, y| {
             y.copy_from_slice(&table[index[i] as usize * d..][..d]);
         });
     }
 
-    #[cfg(feature = "gpu")]
-    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
-        let (rows, d, n) = (x[0].shape().rows(), x[0].shape().last(), x[1].len());
+    fn gpu(&self, gpu: &Arc<Gpu>, x: &In<'_>, y: &[Tensor; 1]) -> Result<()> {
+        let (rows, d, n) = (x.table.shape().rows(), x.table.shape().last(), x.index.len());
         let params = [n as u32, d as u32, rows as u32];
         kernel("forward").run(gpu, &launch::binds(x, y), &params, (n * d).div_ceil(launch::WG), n * d)
     }
 }
 
+operands! {
+    struct BackwardIn { dy, index }
+}
+
 impl Op for Backward {
+    type In<'a> = BackwardIn<'a>;
+
     fn name(&self) -> &'static str {
         "gather_rows"
     }
 
-    fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
-        Ok(vec![Meta::f32(&[self.rows, x[0].shape().last()])?])
+    fn infer(&self, &BackwardIn { dy, .. }: &BackwardIn<'_>) -> Result<[Meta; 1]> {
+        Ok([Meta::f32(&[self.rows, dy.shape().last()])?])
     }
 
-    fn reference(&self, x: &[&Tensor], dtable: &mut [Host]) {
-        let (d, dtable) = (x[0].shape().last(), dtable[0].f64_mut());
+    fn reference(&self, &BackwardIn { dy, index }: &BackwardIn<'_>, [dtable]: [&mut Host; 1]) {
+        let (d, dtable) = (dy.shape().last(), dtable.f64_mut());
         dtable.fill(0.0);
-        for (dy, &row) in x[0].f64().chunks(d.max(1)).zip(x[1].u32()) {
+        for (dy, &row) in dy.f64().chunks(d.max(1)).zip(index.u32()) {
             let sum = &mut dtable[row as usize * d..][..d];
             sum.iter_mut().zip(dy).for_each(|(s, dy)| *s += dy);
         }
     }
 
-    fn cpu(&self, x: &[&Tensor], dtable: &mut [Host]) {
-        let (d, dy, index) = (x[0].shape().last(), x[0].f32(), x[1].u32());
+    fn cpu(&self, &BackwardIn { dy, index }: &BackwardIn<'_>, [dtable]: [&mut Host; 1]) {
+        let (d, dy, index) = (dy.shape().last(), dy.f32(), index.u32());
         // Positions by row, in order within a row.
         let mut order: Vec<u32> = (0..index.len() as u32).collect();
         order.sort_by_key(|&i| index[i as usize]);
-        rows_in_parallel(dtable[0].f32_mut(), d, |row, sum| {
+        rows_in_parallel(dtable.f32_mut(), d, |row, sum| {
             sum.fill(0.0);
             let from = order.partition_point(|&i| (index[i as usize] as usize) < row);
             for &i in order[from..].iter().take_while(|&&i| index[i as usize] as usize == row) {
@@ -129,18 +136,17 @@ impl Op for Backward {
         });
     }
 
-    #[cfg(feature = "gpu")]
-    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
+    fn gpu(&self, gpu: &Arc<Gpu>, x: &BackwardIn<'_>, y: &[Tensor; 1]) -> Result<()> {
         use crate::device::Bind;
-        let (d, n) = (x[0].shape().last(), x[1].len());
+        let (d, n) = (x.dy.shape().last(), x.index.len());
         gpu.clear(y[0].buffer())?;
         let (next, head) = (gpu.alloc(n)?, gpu.alloc(n)?);
         let params = [n as u32, d as u32, self.rows as u32];
-        let bind = [Bind::Read(x[1].buffer()), Bind::Write(&next), Bind::Write(&head)];
+        let bind = [Bind::Read(x.index.buffer()), Bind::Write(&next), Bind::Write(&head)];
         kernel("links").run(gpu, &bind, &params, n.div_ceil(launch::WG), n * n)?;
         let bind = [
-            Bind::Read(x[0].buffer()),
-            Bind::Read(x[1].buffer()),
+            Bind::Read(x.dy.buffer()),
+            Bind::Read(x.index.buffer()),
             Bind::Read(&next),
             Bind::Read(&head),
             Bind::Write(y[0].buffer()),
@@ -169,10 +175,10 @@ impl Tensor {
     /// The table is not `[V, D]`, or an index is V or more. A GPU's indices are not read back to check them: there,
     /// larger ones count as V - 1.
     pub fn gather_rows(&self, index: &Tensor) -> Result<Tensor> {
-        let y = run(&Forward, &[self, index])?.swap_remove(0);
+        let y = run1(&Forward, In { table: self, index })?;
         let (index, rows) = (index.detach(), self.shape().rows());
         Ok(Node::record("gather_rows", &[self], y, move |dy| {
-            Ok(vec![Some(run(&Backward { rows }, &[&dy, &index])?.swap_remove(0))])
+            Ok(vec![Some(run1(&Backward { rows }, BackwardIn { dy: &dy, index: &index })?)])
         }))
     }
 }
@@ -226,7 +232,6 @@ mod tests {
         }
     }
 
-    #[cfg(feature = "gpu")]
     #[test]
     fn bad_indices_are_clamped_on_the_gpu() {
         let Ok(gpu) = Device::gpu() else { return };

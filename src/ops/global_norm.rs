@@ -1,9 +1,10 @@
 //! The norm of a list of tensors, and the factor that clips it; both stay on the device.
 
-use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
-use crate::engine::{Case, Meta, Op, OpSpec, Operand, launch, run};
+use crate::device::{Entry, Gpu, Host, PORTABLE, Shader, Variant, parts};
+use crate::engine::{Case, Meta, Op, OpSpec, Operand, Operands, launch, operands, run1};
 use crate::{DType, Error, Result, Tensor};
 use rayon::prelude::*;
+use std::sync::Arc;
 
 pub(super) static SPEC: OpSpec = OpSpec {
     name: "global_norm",
@@ -30,10 +31,8 @@ static SHADER: Shader = Shader {
 };
 
 /// Elements that one workgroup of `squares` sums.
-#[cfg(feature = "gpu")]
 const CHUNK: usize = 4096;
 
-#[cfg(feature = "gpu")]
 fn kernel(entry: &'static str) -> launch::Kernel {
     launch::Kernel { shader: &SHADER, entry, variant: &VARIANTS[0] }
 }
@@ -47,36 +46,37 @@ struct Clip {
 }
 
 impl Op for Norm {
+    type In<'a> = &'a [&'a Tensor];
+
     fn name(&self) -> &'static str {
         "global_norm"
     }
 
-    fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
-        x.iter().try_for_each(|t| t.expect(self.name(), DType::F32))?;
-        Ok(vec![Meta::f32(&[])?])
+    fn infer(&self, x: &&[&Tensor]) -> Result<[Meta; 1]> {
+        x.require(self.name(), DType::F32)?;
+        Ok([Meta::f32(&[])?])
     }
 
-    fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
+    fn reference(&self, x: &&[&Tensor], [y]: [&mut Host; 1]) {
         let sum: f64 = x.iter().flat_map(|t| t.f64()).map(|v| v * v).sum();
-        y[0].f64_mut()[0] = sum.sqrt();
+        y.f64_mut()[0] = sum.sqrt();
     }
 
-    fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
+    fn cpu(&self, x: &&[&Tensor], [y]: [&mut Host; 1]) {
         let square = |v: &[f32]| v.iter().map(|&v| v as f64 * v as f64).sum::<f64>();
         let mut sum = 0.0;
-        for t in x {
+        for t in *x {
             let partial: Vec<f64> = t.f32().par_chunks(1 << 16).map(square).collect();
             sum += partial.iter().sum::<f64>();
         }
-        y[0].f32_mut()[0] = sum.sqrt() as f32;
+        y.f32_mut()[0] = sum.sqrt() as f32;
     }
 
-    #[cfg(feature = "gpu")]
-    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
+    fn gpu(&self, gpu: &Arc<Gpu>, x: &&[&Tensor], y: &[Tensor; 1]) -> Result<()> {
         use crate::device::Bind;
         let partial = gpu.alloc(x.iter().map(|t| t.len().div_ceil(CHUNK)).sum())?;
         let mut offset = 0;
-        for t in x {
+        for t in *x {
             let (n, chunks) = (t.len(), t.len().div_ceil(CHUNK));
             let bind = [Bind::Read(t.buffer()), Bind::Write(&partial)];
             kernel("squares").run(gpu, &bind, &[n as u32, offset as u32, 0], chunks, 2 * n)?;
@@ -87,34 +87,39 @@ impl Op for Norm {
     }
 }
 
+operands! {
+    struct In { norm }
+}
+
 impl Op for Clip {
+    type In<'a> = In<'a>;
+
     fn name(&self) -> &'static str {
         "clip_factor"
     }
 
-    fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
-        x[0].expect(self.name(), DType::F32)?;
-        if x[0].len() != 1 {
+    fn infer(&self, &In { norm }: &In<'_>) -> Result<[Meta; 1]> {
+        norm.require(self.name(), DType::F32)?;
+        if norm.len() != 1 {
             return Err(Error::shape(
                 self.name(),
-                format!("the norm must be one number, got {}", x[0].shape()),
+                format!("the norm must be one number, got {}", norm.shape()),
             ));
         }
-        Ok(vec![Meta::f32(&[])?])
+        Ok([Meta::f32(&[])?])
     }
 
-    fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
-        let f = self.max_norm as f64 / (x[0].f64()[0] + 1e-6);
-        y[0].f64_mut()[0] = if f > 1.0 { 1.0 } else { f };
+    fn reference(&self, &In { norm }: &In<'_>, [y]: [&mut Host; 1]) {
+        let f = self.max_norm as f64 / (norm.f64()[0] + 1e-6);
+        y.f64_mut()[0] = if f > 1.0 { 1.0 } else { f };
     }
 
-    fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
-        let f = self.max_norm / (x[0].f32()[0] + 1e-6);
-        y[0].f32_mut()[0] = if f > 1.0 { 1.0 } else { f };
+    fn cpu(&self, &In { norm }: &In<'_>, [y]: [&mut Host; 1]) {
+        let f = self.max_norm / (norm.f32()[0] + 1e-6);
+        y.f32_mut()[0] = if f > 1.0 { 1.0 } else { f };
     }
 
-    #[cfg(feature = "gpu")]
-    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
+    fn gpu(&self, gpu: &Arc<Gpu>, x: &In<'_>, y: &[Tensor; 1]) -> Result<()> {
         kernel("clip").run(gpu, &launch::binds(x, y), &[1, 0, self.max_norm.to_bits()], 1, 1)
     }
 }
@@ -136,10 +141,7 @@ impl Op for Clip {
 /// # Errors
 /// The list is empty, or the tensors are on different devices.
 pub fn global_norm(tensors: &[&Tensor]) -> Result<Tensor> {
-    if tensors.is_empty() {
-        return Err(Error::shape("global_norm", "needs at least one tensor"));
-    }
-    Ok(run(&Norm, tensors)?.swap_remove(0))
+    run1(&Norm, tensors)
 }
 
 impl Tensor {
@@ -154,7 +156,7 @@ impl Tensor {
         if max_norm.is_nan() || max_norm <= 0.0 {
             return Err(Error::config("max_norm", format!("must be positive, got {max_norm}")));
         }
-        Ok(run(&Clip { max_norm }, &[self])?.swap_remove(0))
+        run1(&Clip { max_norm }, In { norm: self })
     }
 }
 
@@ -190,7 +192,6 @@ mod tests {
     fn nan_is_not_clipped_away() {
         #[allow(unused_mut)]
         let mut devices = vec![Device::reference(), Device::cpu()];
-        #[cfg(feature = "gpu")]
         devices.extend(Device::gpu());
         for d in devices {
             let factor = |v: f32| Tensor::full(&d, &[], v).unwrap().clip_factor(1.0).unwrap().item().unwrap();

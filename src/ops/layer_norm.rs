@@ -1,10 +1,13 @@
 //! Layer normalisation (Ba et al. 2016, arXiv:1607.06450).
 
-use crate::device::{Entry, Host, Shader};
-use crate::engine::{Case, Meta, Op, OpSpec, Operand, cpu::math, launch, rows_in_parallel, run};
+use crate::device::{Entry, Gpu, Host, Shader};
+use crate::engine::{
+    Case, Meta, Op, OpSpec, Operand, Operands, cpu::math, launch, operands, rows_in_parallel, run, run1,
+};
 use crate::tape::{Node, recording};
 use crate::{DType, Error, Result, Tensor};
 use rayon::prelude::*;
+use std::sync::Arc;
 
 pub(super) static SPEC: OpSpec = OpSpec {
     name: "layer_norm",
@@ -30,14 +33,20 @@ struct Forward {
 /// `(x, w, stats, dy) -> dx`
 struct BackwardX;
 
-impl Op for Forward {
+operands! {
+    struct In { x, w, b }
+}
+
+impl Op<2> for Forward {
+    type In<'a> = In<'a>;
+
     fn name(&self) -> &'static str {
         "layer_norm"
     }
 
-    fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
-        x.iter().try_for_each(|t| t.expect(self.name(), DType::F32))?;
-        let (x, w, b) = (x[0], x[1], x[2]);
+    fn infer(&self, input: &In<'_>) -> Result<[Meta; 2]> {
+        let &In { x, w, b } = input;
+        input.require(self.name(), DType::F32)?;
         for (what, t) in [("weight", w), ("bias", b)] {
             if t.dims() != [x.shape().last()] {
                 return Err(Error::shape(
@@ -46,12 +55,11 @@ impl Op for Forward {
                 ));
             }
         }
-        Ok(vec![Meta::like(x), Meta::f32(&[x.shape().rows(), 2])?])
+        Ok([Meta::like(x), Meta::f32(&[x.shape().rows(), 2])?])
     }
 
-    fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
-        let (d, x, w, b) = (x[0].shape().last(), x[0].f64(), x[1].f64(), x[2].f64());
-        let [y, stats] = y else { unreachable!("outputs are as inferred") };
+    fn reference(&self, &In { x, w, b }: &In<'_>, [y, stats]: [&mut Host; 2]) {
+        let (d, x, w, b) = (x.shape().last(), x.f64(), w.f64(), b.f64());
         let rows = y.f64_mut().chunks_mut(d.max(1)).zip(x.chunks(d.max(1)));
         for ((y, x), stats) in rows.zip(stats.f64_mut().chunks_mut(2)) {
             let mean = x.iter().sum::<f64>() / d as f64;
@@ -64,9 +72,8 @@ impl Op for Forward {
         }
     }
 
-    fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
-        let (d, x, w, b) = (x[0].shape().last(), x[0].f32(), x[1].f32(), x[2].f32());
-        let [y, stats] = y else { unreachable!("outputs are as inferred") };
+    fn cpu(&self, &In { x, w, b }: &In<'_>, [y, stats]: [&mut Host; 2]) {
+        let (d, x, w, b) = (x.shape().last(), x.f32(), w.f32(), b.f32());
         stats.f32_mut().par_chunks_mut(2).zip(x.par_chunks(d.max(1))).with_min_len(16).for_each(
             |(stats, x)| {
                 let mean = math::sum_of(d, |k| x[k]) / d as f32;
@@ -83,25 +90,30 @@ impl Op for Forward {
         });
     }
 
-    #[cfg(feature = "gpu")]
-    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
+    fn gpu(&self, gpu: &Arc<Gpu>, x: &In<'_>, y: &[Tensor; 2]) -> Result<()> {
         launch::per_row(gpu, &SHADER, "forward", x, y, &[self.eps.to_bits()])
     }
 }
 
+operands! {
+    struct BackwardIn { x, w, stats, dy }
+}
+
 impl Op for BackwardX {
+    type In<'a> = BackwardIn<'a>;
+
     fn name(&self) -> &'static str {
         "layer_norm"
     }
 
-    fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
-        Ok(vec![Meta::like(x[0])])
+    fn infer(&self, &BackwardIn { x, .. }: &BackwardIn<'_>) -> Result<[Meta; 1]> {
+        Ok([Meta::like(x)])
     }
 
-    fn reference(&self, x: &[&Tensor], dx: &mut [Host]) {
-        let d = x[0].shape().last().max(1);
-        let (x, w, stats, dy) = (x[0].f64(), x[1].f64(), x[2].f64(), x[3].f64());
-        for (i, dx) in dx[0].f64_mut().chunks_mut(d).enumerate() {
+    fn reference(&self, &BackwardIn { x, w, stats, dy }: &BackwardIn<'_>, [dx]: [&mut Host; 1]) {
+        let d = x.shape().last().max(1);
+        let (x, w, stats, dy) = (x.f64(), w.f64(), stats.f64(), dy.f64());
+        for (i, dx) in dx.f64_mut().chunks_mut(d).enumerate() {
             let (x, dy) = (&x[i * d..], &dy[i * d..]);
             let (mean, scale) = (stats[2 * i], stats[2 * i + 1]);
             let xhat = |k: usize| (x[k] - mean) * scale;
@@ -113,10 +125,10 @@ impl Op for BackwardX {
         }
     }
 
-    fn cpu(&self, x: &[&Tensor], dx: &mut [Host]) {
-        let d = x[0].shape().last();
-        let (x, w, stats, dy) = (x[0].f32(), &x[1].f32()[..d], x[2].f32(), x[3].f32());
-        rows_in_parallel(dx[0].f32_mut(), d, |i, dx| {
+    fn cpu(&self, &BackwardIn { x, w, stats, dy }: &BackwardIn<'_>, [dx]: [&mut Host; 1]) {
+        let d = x.shape().last();
+        let (x, w, stats, dy) = (x.f32(), &w.f32()[..d], stats.f32(), dy.f32());
+        rows_in_parallel(dx.f32_mut(), d, |i, dx| {
             let (x, dy) = (&x[i * d..][..d], &dy[i * d..][..d]);
             let (mean, scale) = (stats[2 * i], stats[2 * i + 1]);
             let sum = math::sum_of(d, |k| w[k] * dy[k]) / d as f32;
@@ -127,8 +139,7 @@ impl Op for BackwardX {
         });
     }
 
-    #[cfg(feature = "gpu")]
-    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
+    fn gpu(&self, gpu: &Arc<Gpu>, x: &BackwardIn<'_>, y: &[Tensor; 1]) -> Result<()> {
         launch::per_row(gpu, &SHADER, "backward_x", x, y, &[0])
     }
 }
@@ -140,27 +151,22 @@ impl Tensor {
     /// # Errors
     /// `w` or `b` is not `[D]`.
     pub fn layer_norm(&self, w: &Tensor, b: &Tensor, eps: f32) -> Result<Tensor> {
-        let mut out = run(&Forward { eps }, &[self, w, b])?;
-        let (stats, y) = (out.swap_remove(1), out.swap_remove(0));
+        let [y, stats] = run(&Forward { eps }, In { x: self, w, b })?;
         let (need_x, need_w, need_b) = (self.requires_grad(), w.requires_grad(), b.requires_grad());
         let kept =
             (recording(&[self, w, b]) && (need_x || need_w)).then(|| (self.detach(), w.detach(), stats));
         Ok(Node::record("layer_norm", &[self, w, b], y, move |dy| {
             let db = need_b.then(|| dy.sum_rows()).transpose()?;
             let Some((x, w, stats)) = kept else { return Ok(vec![None, None, db]) };
-            let dx = match need_x {
-                true => Some(run(&BackwardX, &[&x, &w, &stats, &dy])?.swap_remove(0)),
-                false => None,
-            };
+            let inputs = BackwardIn { x: &x, w: &w, stats: &stats, dy: &dy };
+            let dx = need_x.then(|| run1(&BackwardX, inputs)).transpose()?;
             // dw = sum over rows of dy * xhat; xhat is the output for a weight of ones and a bias of zeros.
-            let dw = match need_w {
-                true => {
-                    let (ones, zeros) =
-                        (Tensor::full(x.device(), w.dims(), 1.0)?, Tensor::zeros(x.device(), w.dims())?);
-                    Some(x.layer_norm(&ones, &zeros, eps)?.mul(&dy)?.sum_rows()?)
-                }
-                false => None,
-            };
+            let mut dw = None;
+            if need_w {
+                let ones = Tensor::full(x.device(), w.dims(), 1.0)?;
+                let zeros = Tensor::zeros(x.device(), w.dims())?;
+                dw = Some(x.layer_norm(&ones, &zeros, eps)?.mul(&dy)?.sum_rows()?);
+            }
             Ok(vec![dx, dw, db])
         }))
     }

@@ -1,12 +1,13 @@
 //! Dense products of two tensors, one or a batch of them.
 
-use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
+use crate::device::{Entry, Gpu, Host, PORTABLE, Shader, Variant, parts};
 use crate::engine::cpu::gemm::{Mat, gemm, gemm_f64};
 use crate::engine::product::{TILE_BYTES, TILINGS, Tiling, VECTOR_BYTES};
-use crate::engine::{Case, Meta, Op, OpSpec, Operand, run};
+use crate::engine::{Case, Meta, Op, OpSpec, Operand, Operands, operands, run1};
 use crate::tape::Node;
 use crate::{DType, Error, Result, Tensor};
 use rayon::prelude::*;
+use std::sync::Arc;
 
 pub(super) static SPEC: OpSpec =
     OpSpec { name: "matmul", formula: "c = a b, a b^T, a^T b", shaders: &[&SHADER], cases };
@@ -58,7 +59,6 @@ enum Form {
 struct Product {
     form: Form,
     /// Only tests set it.
-    #[cfg_attr(not(feature = "gpu"), allow(dead_code))]
     force: Option<Tiling>,
 }
 
@@ -97,13 +97,14 @@ impl Product {
         Ok(Plan { batch, m, n, k, out })
     }
 
-    fn checked(self, x: &[&Tensor]) -> Plan {
-        self.plan(x[0].dims(), x[1].dims()).expect("checked by infer")
+    /// The plan of operands that `infer` has accepted.
+    fn checked(self, x: &In<'_>) -> Plan {
+        self.plan(x.a.dims(), x.b.dims()).expect("checked by infer")
     }
 
     /// The product as one tensor function, with its derivative.
     fn record(self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
-        let y = run(&self, &[a, b])?.swap_remove(0);
+        let y = run1(&self, In { a, b })?;
         let (need_a, need_b) = (a.requires_grad(), b.requires_grad());
         let (a_dims, b_dims) = (a.dims().to_vec(), b.dims().to_vec());
         let keep = |t: &Tensor, need: bool| need.then(|| t.detach());
@@ -111,9 +112,7 @@ impl Product {
         let Plan { batch, m, n, .. } = self.plan(&a_dims, &b_dims)?;
         Ok(Node::record("matmul", &[a, b], y, move |dy| {
             let dy = dy.reshape(&[batch, m, n])?;
-            let product = |form, a: &Tensor, b: &Tensor| {
-                Ok::<_, Error>(run(&Product { form, ..self }, &[a, b])?.swap_remove(0))
-            };
+            let product = |form, a: &Tensor, b: &Tensor| run1(&Product { form, ..self }, In { a, b });
             let da = match b_value {
                 Some(b) => {
                     let b = matrices(&b, batch)?;
@@ -152,19 +151,27 @@ fn matrices(t: &Tensor, batch: usize) -> Result<Tensor> {
     t.reshape(&[batch, rows, t.shape().last()])
 }
 
+operands! {
+    struct In { a, b }
+}
+
 impl Op for Product {
+    type In<'a> = In<'a>;
+
     fn name(&self) -> &'static str {
         "matmul"
     }
 
-    fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
-        x.iter().try_for_each(|t| t.expect(self.name(), DType::F32))?;
-        Ok(vec![Meta::f32(&self.plan(x[0].dims(), x[1].dims())?.out)?])
+    fn infer(&self, input: &In<'_>) -> Result<[Meta; 1]> {
+        let &In { a, b } = input;
+        input.require(self.name(), DType::F32)?;
+        Ok([Meta::f32(&self.plan(a.dims(), b.dims())?.out)?])
     }
 
-    fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
+    fn reference(&self, x: &In<'_>, [c]: [&mut Host; 1]) {
         let Plan { batch, m, n, k, .. } = self.checked(x);
-        let (a, b, c) = (x[0].f64(), x[1].f64(), y[0].f64_mut());
+        let &In { a, b } = x;
+        let (a, b, c) = (a.f64(), b.f64(), c.f64_mut());
         for g in 0..batch {
             let (a, b) = (&a[g * m * k..][..m * k], &b[g * k * n..][..k * n]);
             let c = &mut c[g * m * n..][..m * n];
@@ -172,9 +179,10 @@ impl Op for Product {
         }
     }
 
-    fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
+    fn cpu(&self, x: &In<'_>, [c]: [&mut Host; 1]) {
         let Plan { m, n, k, .. } = self.checked(x);
-        let (a, b) = (x[0].f32(), x[1].f32());
+        let &In { a, b } = x;
+        let (a, b) = (a.f32(), b.f32());
         let one = |g: usize, c: &mut [f32]| {
             let (a, b) = (&a[g * m * k..], &b[g * k * n..]);
             let (a, b) = match self.form {
@@ -184,7 +192,7 @@ impl Op for Product {
             };
             gemm(c, a, b, 1.0, false);
         };
-        let c = y[0].f32_mut();
+        let c = c.f32_mut();
         match c.len() {
             len if len == m * n => one(0, c),
             len if len * k < 1 << 18 => c.chunks_mut((m * n).max(1)).enumerate().for_each(|(g, c)| one(g, c)),
@@ -192,8 +200,7 @@ impl Op for Product {
         }
     }
 
-    #[cfg(feature = "gpu")]
-    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
+    fn gpu(&self, gpu: &Arc<Gpu>, x: &In<'_>, y: &[Tensor; 1]) -> Result<()> {
         use crate::engine::{launch, product};
         let Plan { batch, m, n, k, .. } = self.checked(x);
         let (ta, tb) = (self.form == Form::TN, self.form == Form::NT);
@@ -257,9 +264,8 @@ impl Tensor {
 }
 
 /// `a b^T` by one kernel, without a derivative.
-#[cfg(feature = "gpu")]
 pub(crate) fn forced(a: &Tensor, b: &Tensor, tiling: Tiling) -> Result<Tensor> {
-    Ok(run(&Product { form: Form::NT, force: Some(tiling) }, &[a, b])?.swap_remove(0))
+    run1(&Product { form: Form::NT, force: Some(tiling) }, In { a, b })
 }
 
 fn case(form: Form, force: Option<Tiling>, lead: &[usize], (m, n, k): (usize, usize, usize)) -> Case {

@@ -1,14 +1,14 @@
 //! The pooled routing input: one row per routing unit, by the units' pooling weights.
 
-use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
+use crate::device::{Entry, Gpu, Host, PORTABLE, Shader, Variant, parts};
 use crate::engine::cpu::tile::{Tile, columns_in_parallel};
-use crate::engine::{Case, Meta, Op, OpSpec, Operand, rows_in_parallel, run};
+use crate::engine::{Case, Meta, Op, OpSpec, Operand, operands, rows_in_parallel, run1};
 use crate::routing::Units;
 use crate::simd::{add_rows, vectorised};
 use crate::tape::Node;
 use crate::{DType, Error, Result, Tensor};
+use std::sync::Arc;
 
-#[cfg(feature = "gpu")]
 use crate::engine::launch::{Kernel, binds};
 
 pub(super) static SPEC: OpSpec = OpSpec {
@@ -23,7 +23,6 @@ const NAME: &str = "pool_rows";
 const WG_FORWARD: u32 = 256;
 const WG_BACKWARD: u32 = 64;
 /// Columns that a workgroup of `forward` has.
-#[cfg(feature = "gpu")]
 const COLUMNS: usize = 32;
 
 const fn variant(wg: &'static [(&'static str, u32)], workgroup_bytes: u32) -> Variant {
@@ -66,26 +65,32 @@ vectorised! {
     }
 }
 
+operands! {
+    struct In { x }
+}
+
 impl Op for Pool<'_> {
+    type In<'a> = In<'a>;
+
     fn name(&self) -> &'static str {
         NAME
     }
 
-    fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
-        x[0].expect(NAME, DType::F32)?;
+    fn infer(&self, &In { x }: &In<'_>) -> Result<[Meta; 1]> {
+        x.require(NAME, DType::F32)?;
         let (mut from, mut to) = (self.units.rows(), self.units.count());
         if self.backward {
             std::mem::swap(&mut from, &mut to);
         }
-        if x[0].shape().rows() != from {
-            return Err(Error::shape(NAME, format!("{} rows for {:?}", x[0].shape(), self.units)));
+        if x.shape().rows() != from {
+            return Err(Error::shape(NAME, format!("{} rows for {:?}", x.shape(), self.units)));
         }
-        Ok(vec![Meta::f32(&[to, x[0].shape().last()])?])
+        Ok([Meta::f32(&[to, x.shape().last()])?])
     }
 
-    fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
-        let d = x[0].shape().last().max(1);
-        let (x, y) = (x[0].f64(), y[0].f64_mut());
+    fn reference(&self, &In { x }: &In<'_>, [y]: [&mut Host; 1]) {
+        let d = x.shape().last().max(1);
+        let (x, y) = (x.f64(), y.f64_mut());
         let weight = self.units.weight().map_or(&[][..], |w| w.f64());
         if !self.backward {
             y.fill(0.0);
@@ -102,28 +107,27 @@ impl Op for Pool<'_> {
         }
     }
 
-    fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
-        let d = x[0].shape().last();
-        let x = x[0].f32();
+    fn cpu(&self, &In { x }: &In<'_>, [y]: [&mut Host; 1]) {
+        let d = x.shape().last();
+        let x = x.f32();
         let (Some(weight), Some(row_unit)) = (self.units.weight(), self.units.row_unit()) else { return };
         let (weight, row_unit) = (weight.f32(), row_unit.u32());
         match self.backward {
-            true => rows_in_parallel(y[0].f32_mut(), d, |m, y| {
+            true => rows_in_parallel(y.f32_mut(), d, |m, y| {
                 let from = &x[row_unit[m] as usize * d..][..d];
                 y.iter_mut().zip(from).for_each(|(y, v)| *y = weight[m] * v);
             }),
-            false => columns_in_parallel(y[0].f32_mut(), d, |tile| sums(self.units, weight, x, d, tile)),
+            false => columns_in_parallel(y.f32_mut(), d, |tile| sums(self.units, weight, x, d, tile)),
         }
     }
 
-    #[cfg(feature = "gpu")]
-    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
+    fn gpu(&self, gpu: &Arc<Gpu>, x: &In<'_>, y: &[Tensor; 1]) -> Result<()> {
         let (Some(weight), Some(start), Some(row_unit)) =
             (self.units.weight(), self.units.start(), self.units.row_unit())
         else {
             return Ok(());
         };
-        let (rows, d) = (self.units.rows(), x[0].shape().last());
+        let (rows, d) = (self.units.rows(), x.x.shape().last());
         let params = [self.units.count(), rows, d].map(|v| v as u32);
         let (kernel, map, groups) = if self.backward {
             let kernel = Kernel { shader: &SHADER, entry: "backward", variant: &BACKWARD[0] };
@@ -132,7 +136,7 @@ impl Op for Pool<'_> {
             let kernel = Kernel { shader: &SHADER, entry: "forward", variant: &FORWARD[0] };
             (kernel, start, self.units.count() * d.div_ceil(COLUMNS))
         };
-        kernel.run(gpu, &binds(&[x[0], weight, map], y), &params, groups, 2 * rows * d)
+        kernel.run(gpu, &binds(&[x.x, weight, map], y), &params, groups, 2 * rows * d)
     }
 }
 
@@ -148,10 +152,10 @@ impl Tensor {
         if units.is_tokens() {
             return self.reshape(&[units.rows(), d]);
         }
-        let h = run(&Pool { units, backward: false }, &[self])?.swap_remove(0);
+        let h = run1(&Pool { units, backward: false }, In { x: self })?;
         let (units, dims) = (units.clone(), self.dims().to_vec());
         Ok(Node::record(NAME, &[self], h, move |dh| {
-            let dx = run(&Pool { units: &units, backward: true }, &[&dh])?.swap_remove(0);
+            let dx = run1(&Pool { units: &units, backward: true }, In { x: &dh })?;
             Ok(vec![Some(dx.reshape(&dims)?)])
         }))
     }

@@ -1,14 +1,13 @@
 //! Sums over everything, over rows, and over the innermost axis.
 
 use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
-use crate::engine::{Case, Meta, Op, OpSpec, Operand, run};
+use crate::engine::{Case, Meta, Op, OpSpec, Operand, operands, run1};
 use crate::tape::Node;
 use crate::{DType, Result, Tensor};
 use rayon::prelude::*;
+use std::sync::Arc;
 
-#[cfg(feature = "gpu")]
 use crate::device::{Bind, Gpu, GpuBuffer};
-#[cfg(feature = "gpu")]
 use crate::engine::launch::Kernel;
 
 pub(super) static SPEC: OpSpec = OpSpec {
@@ -20,10 +19,8 @@ pub(super) static SPEC: OpSpec = OpSpec {
 
 const WG: u32 = 256;
 /// Elements that one workgroup of `total` sums.
-#[cfg(feature = "gpu")]
 const CHUNK: usize = 4096;
 /// Rows that one invocation of `rows` sums.
-#[cfg(feature = "gpu")]
 const ROWS: usize = 256;
 static VARIANTS: &[Variant] = &[Variant {
     name: "wg256",
@@ -52,23 +49,31 @@ enum Sum {
     Last,
 }
 
+operands! {
+    struct In { x }
+}
+
 impl Op for Sum {
+    type In<'a> = In<'a>;
+
     fn name(&self) -> &'static str {
         "reduce"
     }
 
-    fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
-        x[0].expect(self.name(), DType::F32)?;
-        let dims = x[0].dims();
-        Ok(vec![match self {
+    fn infer(&self, &In { x }: &In<'_>) -> Result<[Meta; 1]> {
+        x.require(self.name(), DType::F32)?;
+        let dims = x.dims();
+        Ok([match self {
             Sum::Total => Meta::f32(&[])?,
-            Sum::Rows => Meta::f32(&[x[0].shape().last()])?,
+            Sum::Rows => Meta::f32(&[x.shape().last()])?,
             Sum::Last => Meta::f32(&dims[..dims.len().saturating_sub(1)])?,
         }])
     }
 
-    fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
-        let (d, x, y) = (x[0].shape().last(), x[0].f64(), y[0].f64_mut());
+    fn reference(&self, &In { x }: &In<'_>, [y]: [&mut Host; 1]) {
+        let d = x.shape().last();
+        let x = x.f64();
+        let y = y.f64_mut();
         match self {
             Sum::Total => y[0] = x.iter().sum(),
             Sum::Rows => {
@@ -80,8 +85,10 @@ impl Op for Sum {
         }
     }
 
-    fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
-        let (d, x, y) = (x[0].shape().last(), x[0].f32(), y[0].f32_mut());
+    fn cpu(&self, &In { x }: &In<'_>, [y]: [&mut Host; 1]) {
+        let d = x.shape().last();
+        let x = x.f32();
+        let y = y.f32_mut();
         let sum = |v: &[f32]| v.iter().map(|&v| v as f64).sum::<f64>();
         match self {
             Sum::Total => {
@@ -94,13 +101,12 @@ impl Op for Sum {
         }
     }
 
-    #[cfg(feature = "gpu")]
-    fn gpu(&self, gpu: &std::sync::Arc<Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
-        let (n, d) = (x[0].shape().rows(), x[0].shape().last());
+    fn gpu(&self, gpu: &Arc<Gpu>, x: &In<'_>, y: &[Tensor; 1]) -> Result<()> {
+        let (n, d) = (x.x.shape().rows(), x.x.shape().last());
         match self {
-            Sum::Total => passes(gpu, "total", x[0], &y[0], [x[0].len(), 1], CHUNK),
-            Sum::Rows => passes(gpu, "rows", x[0], &y[0], [n, d], ROWS),
-            Sum::Last => launch(gpu, "last", [x[0].buffer(), y[0].buffer()], [n, d], n),
+            Sum::Total => passes(gpu, "total", x.x, &y[0], [x.x.len(), 1], CHUNK),
+            Sum::Rows => passes(gpu, "rows", x.x, &y[0], [n, d], ROWS),
+            Sum::Last => launch(gpu, "last", [x.x.buffer(), y[0].buffer()], [n, d], n),
         }
     }
 }
@@ -125,7 +131,6 @@ fn column_sums(x: &[f32], d: usize, y: &mut [f32]) {
     });
 }
 
-#[cfg(feature = "gpu")]
 fn launch(
     gpu: &Gpu,
     entry: &'static str,
@@ -138,9 +143,8 @@ fn launch(
 }
 
 /// Sums `x [N, D]` to `[ceil(N / per), D]`, and that again, until one row is left.
-#[cfg(feature = "gpu")]
 fn passes(
-    gpu: &std::sync::Arc<Gpu>,
+    gpu: &Arc<Gpu>,
     entry: &'static str,
     x: &Tensor,
     y: &Tensor,
@@ -161,7 +165,7 @@ fn passes(
 impl Tensor {
     /// Sum of all elements, a scalar.
     pub fn sum(&self) -> Result<Tensor> {
-        let y = run(&Sum::Total, &[self])?.swap_remove(0);
+        let y = run1(&Sum::Total, In { x: self })?;
         let dims = self.dims().to_vec();
         Ok(Node::record("sum", &[self], y, move |dy| Ok(vec![Some(dy.repeat_to(&dims, 1)?)])))
     }
@@ -173,14 +177,14 @@ impl Tensor {
 
     /// Sum over all axes but the last: `[.., D] -> [D]`.
     pub fn sum_rows(&self) -> Result<Tensor> {
-        let y = run(&Sum::Rows, &[self])?.swap_remove(0);
+        let y = run1(&Sum::Rows, In { x: self })?;
         let dims = self.dims().to_vec();
         Ok(Node::record("sum_rows", &[self], y, move |dy| Ok(vec![Some(dy.repeat_to(&dims, 1)?)])))
     }
 
     /// Sum over the last axis: `[.., D] -> [..]`.
     pub fn sum_last(&self) -> Result<Tensor> {
-        let y = run(&Sum::Last, &[self])?.swap_remove(0);
+        let y = run1(&Sum::Last, In { x: self })?;
         let dims = self.dims().to_vec();
         Ok(Node::record("sum_last", &[self], y, move |dy| {
             Ok(vec![Some(dy.repeat_to(&dims, dims.last().copied().unwrap_or(1))?)])

@@ -1,12 +1,12 @@
 //! Rows repeated for the experts that they go to, and summed back.
 
-use crate::device::{Entry, Host, Shader};
+use crate::device::{Entry, Gpu, Host, Shader};
 use crate::engine::launch::ELEMENTS;
-use crate::engine::{Case, Meta, Op, OpSpec, Operand, rows_in_parallel, run};
+use crate::engine::{Case, Meta, Op, OpSpec, Operand, operands, rows_in_parallel, run1};
 use crate::tape::Node;
 use crate::{DType, Error, Result, Tensor};
+use std::sync::Arc;
 
-#[cfg(feature = "gpu")]
 use crate::engine::launch::{Kernel, WG, binds};
 
 pub(super) static SPEC: OpSpec = OpSpec {
@@ -29,34 +29,40 @@ struct Rows {
     sum: bool,
 }
 
+operands! {
+    struct In { x }
+}
+
 impl Op for Rows {
+    type In<'a> = In<'a>;
+
     fn name(&self) -> &'static str {
         NAME
     }
 
-    fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
-        x[0].expect(NAME, DType::F32)?;
-        let (rows, d) = (x[0].shape().rows(), x[0].shape().last());
+    fn infer(&self, &In { x }: &In<'_>) -> Result<[Meta; 1]> {
+        x.require(NAME, DType::F32)?;
+        let (rows, d) = (x.shape().rows(), x.shape().last());
         if self.k == 0 || (self.sum && !rows.is_multiple_of(self.k)) {
             return Err(Error::shape(NAME, format!("{rows} rows in groups of {}", self.k)));
         }
-        Ok(vec![Meta::f32(&[if self.sum { rows / self.k } else { rows * self.k }, d])?])
+        Ok([Meta::f32(&[if self.sum { rows / self.k } else { rows * self.k }, d])?])
     }
 
-    fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
-        let d = x[0].shape().last().max(1);
-        for (i, y) in y[0].f64_mut().iter_mut().enumerate() {
+    fn reference(&self, &In { x }: &In<'_>, [y]: [&mut Host; 1]) {
+        let d = x.shape().last().max(1);
+        for (i, y) in y.f64_mut().iter_mut().enumerate() {
             let (m, c) = (i / d, i % d);
             *y = match self.sum {
-                true => (0..self.k).map(|j| x[0].f64()[(m * self.k + j) * d + c]).sum(),
-                false => x[0].f64()[m / self.k * d + c],
+                true => (0..self.k).map(|j| x.f64()[(m * self.k + j) * d + c]).sum(),
+                false => x.f64()[m / self.k * d + c],
             };
         }
     }
 
-    fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
-        let (d, x) = (x[0].shape().last(), x[0].f32());
-        rows_in_parallel(y[0].f32_mut(), d, |m, y| match self.sum {
+    fn cpu(&self, &In { x }: &In<'_>, [y]: [&mut Host; 1]) {
+        let (d, x) = (x.shape().last(), x.f32());
+        rows_in_parallel(y.f32_mut(), d, |m, y| match self.sum {
             false => y.copy_from_slice(&x[m / self.k * d..][..d]),
             true => {
                 y.fill(0.0);
@@ -67,10 +73,9 @@ impl Op for Rows {
         });
     }
 
-    #[cfg(feature = "gpu")]
-    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
+    fn gpu(&self, gpu: &Arc<Gpu>, x: &In<'_>, y: &[Tensor; 1]) -> Result<()> {
         let (n, entry) = (y[0].len(), if self.sum { "group_sum" } else { "repeat" });
-        let params = [n, x[0].shape().last(), self.k].map(|v| v as u32);
+        let params = [n, x.x.shape().last(), self.k].map(|v| v as u32);
         let kernel = Kernel { shader: &SHADER, entry, variant: &ELEMENTS[0] };
         kernel.run(gpu, &binds(x, y), &params, n.div_ceil(WG), n)
     }
@@ -79,14 +84,14 @@ impl Op for Rows {
 impl Tensor {
     /// Every row `k` times in a row: `[M, D] -> [M k, D]`.
     pub fn repeat_rows(&self, k: usize) -> Result<Tensor> {
-        let y = run(&Rows { k, sum: false }, &[self])?.swap_remove(0);
+        let y = run1(&Rows { k, sum: false }, In { x: self })?;
         let dims = self.dims().to_vec();
         Ok(Node::record(NAME, &[self], y, move |dy| Ok(vec![Some(dy.sum_groups(k)?.reshape(&dims)?)])))
     }
 
     /// Sums of `k` neighbouring rows: `[M k, D] -> [M, D]`.
     pub fn sum_groups(&self, k: usize) -> Result<Tensor> {
-        let y = run(&Rows { k, sum: true }, &[self])?.swap_remove(0);
+        let y = run1(&Rows { k, sum: true }, In { x: self })?;
         let dims = self.dims().to_vec();
         Ok(Node::record(NAME, &[self], y, move |dy| Ok(vec![Some(dy.repeat_rows(k)?.reshape(&dims)?)])))
     }

@@ -1,13 +1,14 @@
 //! Root-mean-square normalisation (Zhang & Sennrich 2019, arXiv:1910.07467).
 
-use crate::device::{Entry, Host, Shader};
+use crate::device::{Entry, Gpu, Host, Shader};
 use crate::engine::{
-    Case, Meta, Op, OpSpec, Operand, cpu::math, launch, rows_in_parallel, rows_per_task, run,
+    Case, Meta, Op, OpSpec, Operand, cpu::math, launch, operands, rows_in_parallel, rows_per_task, run, run1,
 };
 use crate::simd::wide;
 use crate::tape::Node;
 use crate::{DType, Error, Result, Tensor};
 use rayon::prelude::*;
+use std::sync::Arc;
 
 pub(super) static SPEC: OpSpec =
     OpSpec { name: "rms_norm", formula: "y = x / sqrt(mean(x^2) + eps) * w", shaders: &[&SHADER], cases };
@@ -29,24 +30,28 @@ struct Forward {
 /// `(x, w, inv_rms, dy) -> dx`
 struct BackwardX;
 
-impl Op for Forward {
+operands! {
+    struct In { x, w }
+}
+
+impl Op<2> for Forward {
+    type In<'a> = In<'a>;
+
     fn name(&self) -> &'static str {
         "rms_norm"
     }
 
-    fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
-        let (x, w) = (x[0], x[1]);
-        x.expect(self.name(), DType::F32)?;
-        w.expect(self.name(), DType::F32)?;
+    fn infer(&self, &In { x, w }: &In<'_>) -> Result<[Meta; 2]> {
+        x.require(self.name(), DType::F32)?;
+        w.require(self.name(), DType::F32)?;
         if w.dims() != [x.shape().last()] {
             return Err(Error::shape(self.name(), format!("weight {} for rows of {}", w.shape(), x.shape())));
         }
-        Ok(vec![Meta::like(x), Meta::f32(&[x.shape().rows()])?])
+        Ok([Meta::like(x), Meta::f32(&[x.shape().rows()])?])
     }
 
-    fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
-        let (d, x, w) = (x[0].shape().last(), x[0].f64(), x[1].f64());
-        let [y, inv] = y else { unreachable!("outputs are as inferred") };
+    fn reference(&self, &In { x, w }: &In<'_>, [y, inv]: [&mut Host; 2]) {
+        let (d, x, w) = (x.shape().last(), x.f64(), w.f64());
         let rows = y.f64_mut().chunks_mut(d.max(1)).zip(x.chunks(d.max(1)));
         for ((y, x), inv) in rows.zip(inv.f64_mut()) {
             let mean = x.iter().map(|v| v * v).sum::<f64>() / d as f64;
@@ -57,9 +62,8 @@ impl Op for Forward {
         }
     }
 
-    fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
-        let (d, x, w) = (x[0].shape().last().max(1), x[0].f32(), x[1].f32());
-        let [y, inv] = y else { unreachable!("outputs are as inferred") };
+    fn cpu(&self, &In { x, w }: &In<'_>, [y, inv]: [&mut Host; 2]) {
+        let (d, x, w) = (x.shape().last().max(1), x.f32(), w.f32());
         let rows = y.f32_mut().par_chunks_mut(d).zip(inv.f32_mut()).zip(x.par_chunks(d));
         rows.with_min_len(rows_per_task(d)).for_each(|((y, inv), x)| {
             wide(|| {
@@ -71,25 +75,30 @@ impl Op for Forward {
         });
     }
 
-    #[cfg(feature = "gpu")]
-    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
+    fn gpu(&self, gpu: &Arc<Gpu>, x: &In<'_>, y: &[Tensor; 2]) -> Result<()> {
         launch::per_row(gpu, &SHADER, "forward", x, y, &[self.eps.to_bits()])
     }
 }
 
+operands! {
+    struct BackwardIn { x, w, inv, dy }
+}
+
 impl Op for BackwardX {
+    type In<'a> = BackwardIn<'a>;
+
     fn name(&self) -> &'static str {
         "rms_norm"
     }
 
-    fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
-        Ok(vec![Meta::like(x[0])])
+    fn infer(&self, &BackwardIn { x, .. }: &BackwardIn<'_>) -> Result<[Meta; 1]> {
+        Ok([Meta::like(x)])
     }
 
-    fn reference(&self, x: &[&Tensor], dx: &mut [Host]) {
-        let d = x[0].shape().last().max(1);
-        let (x, w, inv, dy) = (x[0].f64(), x[1].f64(), x[2].f64(), x[3].f64());
-        for (i, dx) in dx[0].f64_mut().chunks_mut(d).enumerate() {
+    fn reference(&self, &BackwardIn { x, w, inv, dy }: &BackwardIn<'_>, [dx]: [&mut Host; 1]) {
+        let d = x.shape().last().max(1);
+        let (x, w, inv, dy) = (x.f64(), w.f64(), inv.f64(), dy.f64());
+        for (i, dx) in dx.f64_mut().chunks_mut(d).enumerate() {
             let (x, dy) = (&x[i * d..], &dy[i * d..]);
             let dot: f64 = (0..d).map(|k| w[k] * dy[k] * x[k]).sum();
             let c = dot * inv[i] * inv[i] / d as f64;
@@ -99,10 +108,10 @@ impl Op for BackwardX {
         }
     }
 
-    fn cpu(&self, x: &[&Tensor], dx: &mut [Host]) {
-        let d = x[0].shape().last().max(1);
-        let (x, w, inv, dy) = (x[0].f32(), x[1].f32(), x[2].f32(), x[3].f32());
-        rows_in_parallel(dx[0].f32_mut(), d, |i, dx| {
+    fn cpu(&self, &BackwardIn { x, w, inv, dy }: &BackwardIn<'_>, [dx]: [&mut Host; 1]) {
+        let d = x.shape().last().max(1);
+        let (x, w, inv, dy) = (x.f32(), w.f32(), inv.f32(), dy.f32());
+        rows_in_parallel(dx.f32_mut(), d, |i, dx| {
             let (x, dy) = (&x[i * d..][..d], &dy[i * d..][..d]);
             let dot = math::sum_of(d, |k| w[k] * dy[k] * x[k]);
             let c = dot * inv[i] * inv[i] / d as f32;
@@ -112,8 +121,7 @@ impl Op for BackwardX {
         });
     }
 
-    #[cfg(feature = "gpu")]
-    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
+    fn gpu(&self, gpu: &Arc<Gpu>, x: &BackwardIn<'_>, y: &[Tensor; 1]) -> Result<()> {
         launch::per_row(gpu, &SHADER, "backward_x", x, y, &[0])
     }
 }
@@ -124,27 +132,25 @@ impl Tensor {
     /// # Errors
     /// `w` is not `[D]`.
     pub fn rms_norm(&self, w: &Tensor, eps: f32) -> Result<Tensor> {
-        let mut out = run(&Forward { eps }, &[self, w])?;
-        let (inv, y) = (out.swap_remove(1), out.swap_remove(0));
+        let [y, inv] = run(&Forward { eps }, In { x: self, w })?;
         let (x, w_value) = (self.detach(), w.detach());
         let (need_x, need_w) = (self.requires_grad(), w.requires_grad());
         let again = {
             let (x, w) = (x.clone(), w_value.clone());
-            move || Ok(run(&Forward { eps }, &[&x, &w])?.swap_remove(0))
+            move || {
+                let [y, _] = run(&Forward { eps }, In { x: &x, w: &w })?;
+                Ok(y)
+            }
         };
         Ok(Node::record_again("rms_norm", &[self, w], y, again, move |dy| {
-            let dx = match need_x {
-                true => Some(run(&BackwardX, &[&x, &w_value, &inv, &dy])?.swap_remove(0)),
-                false => None,
-            };
+            let inputs = BackwardIn { x: &x, w: &w_value, inv: &inv, dy: &dy };
+            let dx = need_x.then(|| run1(&BackwardX, inputs)).transpose()?;
             // dw = sum over rows of dy * y / w; y / w = x * inv is the output for a weight of ones.
-            let dw = match need_w {
-                true => {
-                    let ones = Tensor::full(x.device(), w_value.dims(), 1.0)?;
-                    Some(x.rms_norm(&ones, eps)?.mul(&dy)?.sum_rows()?)
-                }
-                false => None,
-            };
+            let mut dw = None;
+            if need_w {
+                let ones = Tensor::full(x.device(), w_value.dims(), 1.0)?;
+                dw = Some(x.rms_norm(&ones, eps)?.mul(&dy)?.sum_rows()?);
+            }
             Ok(vec![dx, dw])
         }))
     }

@@ -1,11 +1,12 @@
 //! Rotary position embedding (Su et al. 2021, arXiv:2104.09864), in the half-split layout of Llama models.
 
 use super::gather_rows::check_indices;
-use crate::device::{Entry, Host, Shader};
-use crate::engine::{Case, Meta, Op, OpSpec, Operand, launch, rows_in_parallel, run};
+use crate::device::{Entry, Gpu, Host, Shader};
+use crate::engine::{Case, Meta, Op, OpSpec, Operand, launch, operands, rows_in_parallel, run1};
 use crate::rng::Stream;
 use crate::tape::Node;
 use crate::{DType, Device, Error, Result, Tensor};
+use std::sync::Arc;
 
 pub(super) static SPEC: OpSpec = OpSpec {
     name: "rope",
@@ -71,6 +72,10 @@ impl Rope {
         self.cos.shape().rows()
     }
 
+    fn operands<'a>(&'a self, x: &'a Tensor, position: &'a Tensor) -> In<'a> {
+        In { x, cos: &self.cos, sin: &self.sin, position }
+    }
+
     /// Values of a head.
     pub fn head_dim(&self) -> usize {
         2 * self.cos.shape().last()
@@ -82,15 +87,20 @@ struct Rotate {
     back: bool,
 }
 
+operands! {
+    struct In { x, cos, sin, position }
+}
+
 impl Op for Rotate {
+    type In<'a> = In<'a>;
+
     fn name(&self) -> &'static str {
         "rope"
     }
 
-    fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
-        let (x, cos, position) = (x[0], x[1], x[3]);
-        x.expect(self.name(), DType::F32)?;
-        position.expect(self.name(), DType::U32)?;
+    fn infer(&self, &In { x, cos, position, .. }: &In<'_>) -> Result<[Meta; 1]> {
+        x.require(self.name(), DType::F32)?;
+        position.require(self.name(), DType::U32)?;
         let [outer @ .., _, d] = x.dims() else {
             return Err(Error::shape(self.name(), format!("{} must be [.., heads, head_dim]", x.shape())));
         };
@@ -108,13 +118,13 @@ impl Op for Rotate {
             ));
         }
         check_indices(self.name(), position, cos.shape().rows())?;
-        Ok(vec![Meta::like(x)])
+        Ok([Meta::like(x)])
     }
 
-    fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
-        let (heads, half) = (x[0].dims()[x[0].shape().rank() - 2], x[1].shape().last());
-        let (x, cos, sin, position) = (x[0].f64(), x[1].f64(), x[2].f64(), x[3].u32());
-        for (i, (y, x)) in y[0].f64_mut().chunks_mut(2 * half).zip(x.chunks(2 * half)).enumerate() {
+    fn reference(&self, &In { x, cos, sin, position }: &In<'_>, [y]: [&mut Host; 1]) {
+        let (heads, half) = (x.dims()[x.shape().rank() - 2], cos.shape().last());
+        let (x, cos, sin, position) = (x.f64(), cos.f64(), sin.f64(), position.u32());
+        for (i, (y, x)) in y.f64_mut().chunks_mut(2 * half).zip(x.chunks(2 * half)).enumerate() {
             let row = position[i / heads] as usize * half;
             for k in 0..half {
                 let c = cos[row + k];
@@ -125,11 +135,11 @@ impl Op for Rotate {
         }
     }
 
-    fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
-        let (heads, half) = (x[0].dims()[x[0].shape().rank() - 2], x[1].shape().last());
-        let (x, cos, sin, position) = (x[0].f32(), x[1].f32(), x[2].f32(), x[3].u32());
+    fn cpu(&self, &In { x, cos, sin, position }: &In<'_>, [y]: [&mut Host; 1]) {
+        let (heads, half) = (x.dims()[x.shape().rank() - 2], cos.shape().last());
+        let (x, cos, sin, position) = (x.f32(), cos.f32(), sin.f32(), position.u32());
         let sign = if self.back { -1.0 } else { 1.0 };
-        rows_in_parallel(y[0].f32_mut(), 2 * half, |i, y| {
+        rows_in_parallel(y.f32_mut(), 2 * half, |i, y| {
             let row = position[i / heads] as usize * half;
             let (cos, sin) = (&cos[row..][..half], &sin[row..][..half]);
             let (x1, x2) = x[i * 2 * half..][..2 * half].split_at(half);
@@ -142,10 +152,9 @@ impl Op for Rotate {
         });
     }
 
-    #[cfg(feature = "gpu")]
-    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
-        let (heads, half) = (x[0].dims()[x[0].shape().rank() - 2], x[1].shape().last());
-        let (pairs, rows) = (x[0].len() / 2, x[1].shape().rows());
+    fn gpu(&self, gpu: &Arc<Gpu>, x: &In<'_>, y: &[Tensor; 1]) -> Result<()> {
+        let (heads, half) = (x.x.dims()[x.x.shape().rank() - 2], x.cos.shape().last());
+        let (pairs, rows) = (x.x.len() / 2, x.cos.shape().rows());
         let sign: f32 = if self.back { -1.0 } else { 1.0 };
         let params = [pairs as u32, heads as u32, half as u32, rows as u32, sign.to_bits()];
         let kernel = launch::Kernel { shader: &SHADER, entry: "rotate", variant: &launch::ELEMENTS[0] };
@@ -173,12 +182,10 @@ impl Tensor {
     /// The shapes do not fit, or a position is beyond the table. Positions on a GPU are not read back to check
     /// them: there, larger ones count as the last.
     pub fn rope(&self, rope: &Rope, positions: &Tensor) -> Result<Tensor> {
-        let y = run(&Rotate { back: false }, &[self, &rope.cos, &rope.sin, positions])?.swap_remove(0);
+        let y = run1(&Rotate { back: false }, rope.operands(self, positions))?;
         let (rope, positions) = (rope.clone(), positions.detach());
         Ok(Node::record("rope", &[self], y, move |dy| {
-            Ok(vec![Some(
-                run(&Rotate { back: true }, &[&dy, &rope.cos, &rope.sin, &positions])?.swap_remove(0),
-            )])
+            Ok(vec![Some(run1(&Rotate { back: true }, rope.operands(&dy, &positions))?)])
         }))
     }
 }

@@ -1,13 +1,12 @@
 //! How often each factor was chosen, and the balancing bias that this moves: no gradients, no readback.
 
-use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
-use crate::engine::{Case, Meta, Op, OpSpec, Operand, run, run_in_place};
+use crate::device::{Entry, Gpu, Host, PORTABLE, Shader, Variant, parts};
+use crate::engine::{Case, Meta, Op, OpSpec, Operand, operands, run_in_place, run1};
 use crate::{DType, Error, Result, Tensor};
 use rayon::prelude::*;
+use std::sync::Arc;
 
-#[cfg(feature = "gpu")]
 use crate::device::Bind;
-#[cfg(feature = "gpu")]
 use crate::engine::launch::{Kernel, binds};
 
 pub(super) static SPEC: OpSpec = OpSpec {
@@ -41,37 +40,43 @@ struct Balance {
     rate: f32,
 }
 
+operands! {
+    struct In { idx; weight }
+}
+
 impl Op for Count {
+    type In<'a> = In<'a>;
+
     fn name(&self) -> &'static str {
         NAME
     }
 
-    fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
-        x[0].expect(NAME, DType::U32)?;
-        let [l, _, g, _] = *x[0].dims() else {
-            return Err(Error::shape(NAME, format!("choices {} are not [L, P, G, K]", x[0].shape())));
+    fn infer(&self, &In { idx, weight }: &In<'_>) -> Result<[Meta; 1]> {
+        idx.require(NAME, DType::U32)?;
+        let [l, _, g, _] = *idx.dims() else {
+            return Err(Error::shape(NAME, format!("choices {} are not [L, P, G, K]", idx.shape())));
         };
-        if let Some(w) = x.get(1)
+        if let Some(w) = weight
             && (w.dtype() != DType::F32 || w.len() != g)
         {
             return Err(Error::shape(NAME, format!("weights {} for {g} units", w.shape())));
         }
-        Ok(vec![Meta::f32(&[l, self.factors])?])
+        Ok([Meta::f32(&[l, self.factors])?])
     }
 
-    fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
-        let [_, p, g, k] = *x[0].dims() else { unreachable!() };
-        let y = y[0].f64_mut();
+    fn reference(&self, &In { idx, weight }: &In<'_>, [y]: [&mut Host; 1]) {
+        let [_, p, g, k] = *idx.dims() else { unreachable!() };
+        let y = y.f64_mut();
         y.fill(0.0);
-        for (i, &e) in x[0].u32().iter().enumerate().filter(|(i, _)| i / (g * k) % p == 0) {
-            y[i / (p * g * k) * self.factors + e as usize] += x.get(1).map_or(1.0, |w| w.f64()[i / k % g]);
+        for (i, &e) in idx.u32().iter().enumerate().filter(|(i, _)| i / (g * k) % p == 0) {
+            y[i / (p * g * k) * self.factors + e as usize] += weight.map_or(1.0, |w| w.f64()[i / k % g]);
         }
     }
 
-    fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
-        let [_, p, g, k] = *x[0].dims() else { unreachable!() };
-        let (idx, weight) = (x[0].u32(), x.get(1).map(|w| w.f32()));
-        y[0].f32_mut().par_chunks_mut(self.factors.max(1)).enumerate().for_each(|(l, y)| {
+    fn cpu(&self, &In { idx, weight }: &In<'_>, [y]: [&mut Host; 1]) {
+        let [_, p, g, k] = *idx.dims() else { unreachable!() };
+        let (idx, weight) = (idx.u32(), weight.map(|w| w.f32()));
+        y.f32_mut().par_chunks_mut(self.factors.max(1)).enumerate().for_each(|(l, y)| {
             y.fill(0.0);
             for (i, &e) in idx[l * p * g * k..][..g * k].iter().enumerate() {
                 y[e as usize] += weight.map_or(1.0, |w| w[i / k]);
@@ -79,14 +84,13 @@ impl Op for Count {
         });
     }
 
-    #[cfg(feature = "gpu")]
-    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
-        let [l, p, g, k] = *x[0].dims() else { unreachable!() };
-        let weight = x.get(1).map(|w| w.buffer());
+    fn gpu(&self, gpu: &Arc<Gpu>, x: &In<'_>, y: &[Tensor; 1]) -> Result<()> {
+        let [l, p, g, k] = *x.idx.dims() else { unreachable!() };
+        let weight = x.weight.map(|w| w.buffer());
         let sizes = [l, p, g, k, self.factors].map(|v| v as u32);
         let variant = &VARIANTS[usize::from(weight.is_some())];
         let bind =
-            [Bind::Read(x[0].buffer()), Bind::or_unused(weight, x[0].buffer()), Bind::Write(y[0].buffer())];
+            [Bind::Read(x.idx.buffer()), Bind::or_unused(weight, x.idx.buffer()), Bind::Write(y[0].buffer())];
         launch(gpu, "count", variant, &bind, sizes, 0.0)
     }
 }
@@ -98,46 +102,47 @@ impl Balance {
     }
 }
 
+operands! {
+    struct BalanceIn { load }
+}
+
 impl Op for Balance {
+    type In<'a> = BalanceIn<'a>;
+
     fn name(&self) -> &'static str {
         NAME
     }
 
-    fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
-        x.iter().try_for_each(|t| t.expect(NAME, DType::F32))?;
-        if x[0].shape() != x[1].shape() {
-            return Err(Error::shape(NAME, format!("bias {} and load {}", x[0].shape(), x[1].shape())));
-        }
-        Ok(vec![Meta::like(x[0])])
+    fn infer(&self, &BalanceIn { load }: &BalanceIn<'_>) -> Result<[Meta; 1]> {
+        load.require(NAME, DType::F32)?;
+        Ok([Meta::like(load)])
     }
 
-    fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
-        let e = x[0].shape().last().max(1);
-        for (bias, load) in y[0].f64_mut().chunks_mut(e).zip(x[0].f64().chunks(e)) {
+    fn reference(&self, &BalanceIn { load }: &BalanceIn<'_>, [y]: [&mut Host; 1]) {
+        let e = load.shape().last().max(1);
+        for (bias, load) in y.f64_mut().chunks_mut(e).zip(load.f64().chunks(e)) {
             let mean = load.iter().sum::<f64>() / e as f64;
             bias.iter_mut().zip(load).for_each(|(b, l)| *b = self.step(*b, *l, mean));
         }
     }
 
-    fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
-        let e = x[0].shape().last().max(1);
-        for (bias, load) in y[0].f32_mut().chunks_mut(e).zip(x[0].f32().chunks(e)) {
+    fn cpu(&self, &BalanceIn { load }: &BalanceIn<'_>, [y]: [&mut Host; 1]) {
+        let e = load.shape().last().max(1);
+        for (bias, load) in y.f32_mut().chunks_mut(e).zip(load.f32().chunks(e)) {
             let mean = load.iter().map(|&v| v as f64).sum::<f64>() / e as f64;
             bias.iter_mut().zip(load).for_each(|(b, l)| *b = self.step(*b as f64, *l as f64, mean) as f32);
         }
     }
 
-    #[cfg(feature = "gpu")]
-    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
-        let (l, e) = (x[0].shape().rows() as u32, x[0].shape().last() as u32);
+    fn gpu(&self, gpu: &Arc<Gpu>, x: &BalanceIn<'_>, y: &[Tensor; 1]) -> Result<()> {
+        let (l, e) = (x.load.shape().rows() as u32, x.load.shape().last() as u32);
         launch(gpu, "balance", &VARIANTS[0], &binds(x, y), [l, 0, 0, 0, e], self.rate)
     }
 }
 
 /// `sizes`: linears, sides, units, choices, factors.
-#[cfg(feature = "gpu")]
 fn launch(
-    gpu: &crate::device::Gpu,
+    gpu: &Gpu,
     entry: &'static str,
     variant: &'static Variant,
     bind: &[Bind<'_>],
@@ -153,14 +158,12 @@ fn launch(
 
 /// How often side A chose each of `factors`: `idx [L, P, G, K] -> [L, E]`, units weighted by `weight [G]`.
 pub(crate) fn routing_load(idx: &Tensor, factors: usize, weight: Option<&Tensor>) -> Result<Tensor> {
-    let mut inputs = vec![idx];
-    inputs.extend(weight);
-    Ok(run(&Count { factors }, &inputs)?.swap_remove(0))
+    run1(&Count { factors }, In { idx, weight })
 }
 
 /// `bias += rate * sign(mean(load) - load)`, per linear: factors that are chosen too rarely become likelier.
 pub(crate) fn balance(bias: &mut Tensor, load: &Tensor, rate: f32) -> Result<()> {
-    run_in_place(&Balance { rate }, &mut [bias], &[load])
+    run_in_place(&Balance { rate }, [bias], BalanceIn { load })
 }
 
 fn cases() -> Vec<Case> {

@@ -1,10 +1,11 @@
 //! Softmax over the last axis, and its derivative from the output.
 
-use crate::device::{Entry, Host, Shader};
-use crate::engine::{Case, Meta, Op, OpSpec, Operand, cpu::math, launch, rows_in_parallel, run};
+use crate::device::{Entry, Gpu, Host, Shader};
+use crate::engine::{Case, Meta, Op, OpSpec, Operand, cpu::math, launch, operands, rows_in_parallel, run1};
 use crate::simd::Target;
 use crate::tape::Node;
 use crate::{DType, Error, Result, Tensor};
+use std::sync::Arc;
 
 pub(super) static SPEC: OpSpec =
     OpSpec { name: "softmax", formula: "y = e^x / sum e^x, over the last axis", shaders: &[&SHADER], cases };
@@ -23,31 +24,37 @@ struct Forward;
 /// `(y, dy) -> dx`
 struct Backward;
 
+operands! {
+    struct In { x }
+}
+
 impl Op for Forward {
+    type In<'a> = In<'a>;
+
     fn name(&self) -> &'static str {
         "softmax"
     }
 
-    fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
-        x[0].expect(self.name(), DType::F32)?;
-        if x[0].shape().rank() == 0 {
+    fn infer(&self, &In { x }: &In<'_>) -> Result<[Meta; 1]> {
+        x.require(self.name(), DType::F32)?;
+        if x.shape().rank() == 0 {
             return Err(Error::shape(self.name(), "needs at least one axis, got a scalar"));
         }
-        Ok(vec![Meta::like(x[0])])
+        Ok([Meta::like(x)])
     }
 
-    fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
-        let d = x[0].shape().last().max(1);
-        for (y, x) in y[0].f64_mut().chunks_mut(d).zip(x[0].f64().chunks(d)) {
+    fn reference(&self, &In { x }: &In<'_>, [y]: [&mut Host; 1]) {
+        let d = x.shape().last().max(1);
+        for (y, x) in y.f64_mut().chunks_mut(d).zip(x.f64().chunks(d)) {
             let top = x.iter().fold(f64::MIN, |m, &v| m.max(v));
             let sum: f64 = x.iter().map(|v| (v - top).exp()).sum();
             y.iter_mut().zip(x).for_each(|(y, v)| *y = (v - top).exp() / sum);
         }
     }
 
-    fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
-        let (d, x) = (x[0].shape().last(), x[0].f32());
-        rows_in_parallel(y[0].f32_mut(), d, |i, y| {
+    fn cpu(&self, &In { x }: &In<'_>, [y]: [&mut Host; 1]) {
+        let (d, x) = (x.shape().last(), x.f32());
+        rows_in_parallel(y.f32_mut(), d, |i, y| {
             let x = &x[i * d..][..d];
             let top = x.iter().fold(f32::MIN, |m, &v| m.max(v));
             y.iter_mut().zip(x).for_each(|(y, v)| *y = math::exp::<Target>(v - top));
@@ -56,25 +63,30 @@ impl Op for Forward {
         });
     }
 
-    #[cfg(feature = "gpu")]
-    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
+    fn gpu(&self, gpu: &Arc<Gpu>, x: &In<'_>, y: &[Tensor; 1]) -> Result<()> {
         launch::per_row(gpu, &SHADER, "forward", x, y, &[])
     }
 }
 
+operands! {
+    struct BackwardIn { y, dy }
+}
+
 impl Op for Backward {
+    type In<'a> = BackwardIn<'a>;
+
     fn name(&self) -> &'static str {
         "softmax"
     }
 
-    fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
-        Ok(vec![Meta::like(x[0])])
+    fn infer(&self, &BackwardIn { y, .. }: &BackwardIn<'_>) -> Result<[Meta; 1]> {
+        Ok([Meta::like(y)])
     }
 
-    fn reference(&self, x: &[&Tensor], dx: &mut [Host]) {
-        let d = x[0].shape().last().max(1);
-        let rows = x[0].f64().chunks(d).zip(x[1].f64().chunks(d));
-        for (dx, (y, dy)) in dx[0].f64_mut().chunks_mut(d).zip(rows) {
+    fn reference(&self, &BackwardIn { y, dy }: &BackwardIn<'_>, [dx]: [&mut Host; 1]) {
+        let d = y.shape().last().max(1);
+        let rows = y.f64().chunks(d).zip(dy.f64().chunks(d));
+        for (dx, (y, dy)) in dx.f64_mut().chunks_mut(d).zip(rows) {
             let dot: f64 = y.iter().zip(dy).map(|(y, dy)| y * dy).sum();
             for k in 0..d {
                 dx[k] = y[k] * (dy[k] - dot);
@@ -82,17 +94,16 @@ impl Op for Backward {
         }
     }
 
-    fn cpu(&self, x: &[&Tensor], dx: &mut [Host]) {
-        let (d, y, dy) = (x[0].shape().last(), x[0].f32(), x[1].f32());
-        rows_in_parallel(dx[0].f32_mut(), d, |i, dx| {
+    fn cpu(&self, &BackwardIn { y, dy }: &BackwardIn<'_>, [dx]: [&mut Host; 1]) {
+        let (d, y, dy) = (y.shape().last(), y.f32(), dy.f32());
+        rows_in_parallel(dx.f32_mut(), d, |i, dx| {
             let (y, dy) = (&y[i * d..][..d], &dy[i * d..][..d]);
             let dot = math::sum_of(d, |k| y[k] * dy[k]);
             dx.iter_mut().zip(y.iter().zip(dy)).for_each(|(dx, (y, dy))| *dx = y * (dy - dot));
         });
     }
 
-    #[cfg(feature = "gpu")]
-    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
+    fn gpu(&self, gpu: &Arc<Gpu>, x: &BackwardIn<'_>, y: &[Tensor; 1]) -> Result<()> {
         launch::per_row(gpu, &SHADER, "backward", x, y, &[])
     }
 }
@@ -113,10 +124,10 @@ impl Tensor {
     /// # Errors
     /// The tensor is a scalar, or holds indices.
     pub fn softmax(&self) -> Result<Tensor> {
-        let y = run(&Forward, &[self])?.swap_remove(0);
+        let y = run1(&Forward, In { x: self })?;
         let kept = y.detach();
         Ok(Node::record("softmax", &[self], y, move |dy| {
-            Ok(vec![Some(run(&Backward, &[&kept, &dy])?.swap_remove(0))])
+            Ok(vec![Some(run1(&Backward, BackwardIn { y: &kept, dy: &dy })?)])
         }))
     }
 }

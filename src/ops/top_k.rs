@@ -1,8 +1,9 @@
 //! Positions of the k largest values of each row.
 
-use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
-use crate::engine::{Case, Meta, Op, OpSpec, Operand, rows_in_parallel, run};
+use crate::device::{Entry, Gpu, Host, PORTABLE, Shader, Variant, parts};
+use crate::engine::{Case, Meta, Op, OpSpec, Operand, operands, rows_in_parallel, run1};
 use crate::{DType, Error, Result, Tensor};
+use std::sync::Arc;
 
 pub(super) static SPEC: OpSpec =
     OpSpec { name: "top_k", formula: "positions of the k largest of each row", shaders: &[&SHADER], cases };
@@ -50,29 +51,35 @@ pub(super) fn largest(values: &[f32], order: &mut Vec<u64>, index: &mut [u32]) {
     index.iter_mut().zip(order).for_each(|(index, w)| *index = *w as u32);
 }
 
+operands! {
+    struct In { x }
+}
+
 impl Op for TopK {
+    type In<'a> = In<'a>;
+
     fn name(&self) -> &'static str {
         "top_k"
     }
 
-    fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
-        x[0].expect(self.name(), DType::F32)?;
-        let d = x[0].shape().last();
-        if x[0].shape().rank() == 0 || self.k > d || d > MAX_ROW {
+    fn infer(&self, &In { x }: &In<'_>) -> Result<[Meta; 1]> {
+        x.require(self.name(), DType::F32)?;
+        let d = x.shape().last();
+        if x.shape().rank() == 0 || self.k > d || d > MAX_ROW {
             let what = format!(
                 "{} of each row of {}: rows of at least that and at most {MAX_ROW} values are needed",
                 self.k,
-                x[0].shape()
+                x.shape()
             );
             return Err(Error::shape(self.name(), what));
         }
-        let shape = x[0].shape().with_last(self.k)?;
-        Ok(vec![Meta::u32(shape.dims())?])
+        let shape = x.shape().with_last(self.k)?;
+        Ok([Meta::u32(shape.dims())?])
     }
 
-    fn reference(&self, x: &[&Tensor], index: &mut [Host]) {
-        let d = x[0].shape().last().max(1);
-        for (index, x) in index[0].u32_mut().chunks_mut(self.k.max(1)).zip(x[0].f64().chunks(d)) {
+    fn reference(&self, &In { x }: &In<'_>, [index]: [&mut Host; 1]) {
+        let d = x.shape().last().max(1);
+        for (index, x) in index.u32_mut().chunks_mut(self.k.max(1)).zip(x.f64().chunks(d)) {
             let mut order: Vec<usize> = (0..x.len()).collect();
             // A stable sort keeps the lowest position first among equals.
             let value = |i: usize| if x[i].is_nan() { (false, 0.0) } else { (true, x[i]) };
@@ -81,16 +88,15 @@ impl Op for TopK {
         }
     }
 
-    fn cpu(&self, x: &[&Tensor], index: &mut [Host]) {
-        let (d, x, k) = (x[0].shape().last(), x[0].f32(), self.k);
-        rows_in_parallel(index[0].u32_mut(), k, |row, index| {
+    fn cpu(&self, &In { x }: &In<'_>, [index]: [&mut Host; 1]) {
+        let (d, x, k) = (x.shape().last(), x.f32(), self.k);
+        rows_in_parallel(index.u32_mut(), k, |row, index| {
             largest(&x[row * d..][..d], &mut Vec::with_capacity(d), index);
         });
     }
 
-    #[cfg(feature = "gpu")]
-    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
-        let (n, d, k) = (x[0].shape().rows(), x[0].shape().last(), self.k);
+    fn gpu(&self, gpu: &Arc<Gpu>, x: &In<'_>, y: &[Tensor; 1]) -> Result<()> {
+        let (n, d, k) = (x.x.shape().rows(), x.x.shape().last(), self.k);
         if k == 0 {
             return Ok(());
         }
@@ -120,7 +126,7 @@ impl Tensor {
     /// # Errors
     /// `k` is more than D, or D is more than 4096.
     pub fn top_k(&self, k: usize) -> Result<Tensor> {
-        Ok(run(&TopK { k }, &[self])?.swap_remove(0))
+        run1(&TopK { k }, In { x: self })
     }
 }
 

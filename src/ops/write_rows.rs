@@ -1,9 +1,10 @@
 //! New positions in the room that an array has for them, sequence by sequence: what a key/value cache does.
 
-use crate::device::{Entry, Host, Shader};
+use crate::device::{Entry, Gpu, Host, Shader};
 use crate::engine::launch::ELEMENTS;
-use crate::engine::{Case, Meta, Op, OpSpec, Operand, run_in_place};
-use crate::{DType, Error, Result, Tensor};
+use crate::engine::{Case, Meta, Op, OpSpec, Operand, operands, run_in_place};
+use crate::{DType, Error, Result, Shape, Tensor};
+use std::sync::Arc;
 
 pub(super) static SPEC: OpSpec = OpSpec {
     name: "write_rows",
@@ -22,8 +23,8 @@ static SHADER: Shader = Shader {
 /// In place: `y [B, T, ..]`, of `c [B, S, ..]`.
 struct Write {
     at: usize,
-    /// Rows of a sequence in `y`.
-    room: usize,
+    /// Shape of `y`.
+    into: Shape,
 }
 
 impl Write {
@@ -33,45 +34,51 @@ impl Write {
         if s * r == 0 {
             return;
         }
-        for (from, y) in from.chunks(s * r).zip(y.chunks_mut(self.room * r)) {
+        for (from, y) in from.chunks(s * r).zip(y.chunks_mut(self.into.dims()[1] * r)) {
             y[self.at * r..][..s * r].copy_from_slice(from);
         }
     }
 }
 
+operands! {
+    struct In { next }
+}
+
 impl Op for Write {
+    type In<'a> = In<'a>;
+
     fn name(&self) -> &'static str {
         NAME
     }
 
-    fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
-        x.iter().try_for_each(|t| t.expect(NAME, DType::F32))?;
-        let (y, c) = (x[0].dims(), x[1].dims());
-        if y.len() < 2 || y.len() != c.len() || y[0] != c[0] || y[2..] != c[2..] {
-            return Err(Error::shape(NAME, format!("{} into {}", x[1].shape(), x[0].shape())));
+    fn infer(&self, &In { next }: &In<'_>) -> Result<[Meta; 1]> {
+        next.require(NAME, DType::F32)?;
+        let into = &self.into;
+        let to = into.dims();
+        let from = next.dims();
+        if to.len() < 2 || to.len() != from.len() || to[0] != from[0] || to[2..] != from[2..] {
+            return Err(Error::shape(NAME, format!("{} into {into}", next.shape())));
         }
-        if self.at.checked_add(c[1]).is_none_or(|end| end > y[1]) {
-            let what = format!("{} rows from row {} into {}", c[1], self.at, x[0].shape());
-            return Err(Error::shape(NAME, what));
+        if self.at.checked_add(from[1]).is_none_or(|end| end > to[1]) {
+            return Err(Error::shape(NAME, format!("{} rows from row {} into {into}", from[1], self.at)));
         }
-        Ok(vec![Meta::like(x[0])])
+        Ok([Meta { shape: into.clone(), dtype: DType::F32 }])
     }
 
-    fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
-        self.copy(x[0], x[0].f64(), y[0].f64_mut());
+    fn reference(&self, &In { next }: &In<'_>, [y]: [&mut Host; 1]) {
+        self.copy(next, next.f64(), y.f64_mut());
     }
 
-    fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
-        self.copy(x[0], x[0].f32(), y[0].f32_mut());
+    fn cpu(&self, &In { next }: &In<'_>, [y]: [&mut Host; 1]) {
+        self.copy(next, next.f32(), y.f32_mut());
     }
 
-    #[cfg(feature = "gpu")]
-    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
+    fn gpu(&self, gpu: &Arc<Gpu>, x: &In<'_>, y: &[Tensor; 1]) -> Result<()> {
         use crate::engine::launch::{Kernel, WG, binds};
-        let (n, dims) = (x[0].len(), x[0].dims());
+        let (n, dims) = (x.next.len(), x.next.dims());
         let row = dims[2..].iter().product::<usize>();
         let kernel = Kernel { shader: &SHADER, entry: "forward", variant: &ELEMENTS[0] };
-        let params = [n, self.at, dims[1], self.room, row].map(|v| v as u32);
+        let params = [n, self.at, dims[1], self.into.dims()[1], row].map(|v| v as u32);
         kernel.run(gpu, &binds(x, y), &params, n.div_ceil(WG), n)
     }
 }
@@ -92,8 +99,8 @@ impl Tensor {
     /// # Errors
     /// The rows do not fit, or other axes differ.
     pub fn write_rows(&mut self, at: usize, next: &Tensor) -> Result<()> {
-        let room = self.dims().get(1).copied().unwrap_or(0);
-        run_in_place(&Write { at, room }, &mut [self], &[next])
+        let into = self.shape().clone();
+        run_in_place(&Write { at, into }, [self], In { next })
     }
 }
 

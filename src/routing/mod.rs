@@ -3,7 +3,6 @@
 pub(crate) mod selection;
 pub(crate) mod slots;
 
-#[cfg(feature = "gpu")]
 pub(crate) use selection::Lists;
 pub use selection::Selection;
 pub(crate) use slots::Slots;

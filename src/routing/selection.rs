@@ -2,11 +2,9 @@
 
 use super::slots::{Slots, Units};
 use crate::{Error, Result, Tensor};
-#[cfg(feature = "gpu")]
 use std::sync::{Arc, OnceLock};
 
 /// Choices sorted by factor, for every linear and side of a selection, on a GPU.
-#[cfg(feature = "gpu")]
 #[derive(Debug, Clone)]
 pub(crate) struct Lists {
     /// `[L, P, E+1]`
@@ -23,7 +21,6 @@ pub struct Selection {
     units: Units,
     factors: usize,
     block: usize,
-    #[cfg(feature = "gpu")]
     lists: Arc<OnceLock<Lists>>,
 }
 
@@ -42,7 +39,7 @@ impl Selection {
         block: usize,
     ) -> Result<Self> {
         const OP: &str = "selection";
-        idx.expect(OP, crate::DType::U32)?;
+        idx.require(OP, crate::DType::U32)?;
         let [l, p, g, k] = *idx.dims() else {
             return Err(Error::shape(OP, format!("choices {} are not [L, P, G, K]", idx.shape())));
         };
@@ -57,15 +54,7 @@ impl Selection {
         if let Some(e) = idx.first_above(factors) {
             return Err(Error::shape(OP, format!("choice {e}, but there are {factors} factors")));
         }
-        Ok(Selection {
-            idx,
-            gates,
-            units: units.clone(),
-            factors,
-            block,
-            #[cfg(feature = "gpu")]
-            lists: Arc::default(),
-        })
+        Ok(Selection { idx, gates, units: units.clone(), factors, block, lists: Arc::default() })
     }
 
     /// Choices `[L, P, G, K]`.
@@ -109,7 +98,6 @@ impl Selection {
         Slots { idx, units, first, count, side, block: self.block, pool_rows: self.pool_rows() }
     }
     /// The choices sorted by factor: sorted once by `sort`, then used by every gradient that needs them.
-    #[cfg(feature = "gpu")]
     pub(crate) fn lists(&self, sort: impl FnOnce(&Tensor, usize) -> Result<Lists>) -> Result<&Lists> {
         if let Some(lists) = self.lists.get() {
             return Ok(lists);
@@ -124,7 +112,6 @@ impl Tensor {
     pub(crate) fn first_above(&self, factors: usize) -> Option<u32> {
         match &*self.storage {
             crate::tensor::Storage::Host(_) => self.u32().iter().find(|&&e| e as usize >= factors).copied(),
-            #[cfg(feature = "gpu")]
             crate::tensor::Storage::Gpu(_) => None,
         }
     }

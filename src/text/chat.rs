@@ -16,9 +16,9 @@ pub struct Turn {
 }
 
 /// A conversation in turns. What routers chose for its first turn stays, as the adapter's `decode_route` says.
-pub struct Chat<'m> {
-    text: &'m ModelText,
-    conversation: Conversation<'m>,
+pub struct Chat {
+    text: ModelText,
+    conversation: Conversation,
     messages: Vec<Message>,
     /// The text of the tokens that are read, and of the one that was drawn and is not; none where the conversation
     /// cannot go on from there.
@@ -26,11 +26,11 @@ pub struct Chat<'m> {
     unread: Option<u32>,
 }
 
-impl<'m> Chat<'m> {
+impl Chat {
     /// A conversation at its start.
-    pub fn new(text: &'m ModelText, conversation: Conversation<'m>, system: Option<&str>) -> Self {
+    pub fn new(text: &ModelText, conversation: Conversation, system: Option<&str>) -> Self {
         let messages = system.map(|s| Message::new(Role::System, s)).into_iter().collect();
-        Chat { text, conversation, messages, read: None, unread: None }
+        Chat { text: text.clone(), conversation, messages, read: None, unread: None }
     }
 
     /// The turns so far.
@@ -71,7 +71,7 @@ impl<'m> Chat<'m> {
     }
 
     /// The answer to the last question; hand what was said to [`keep`](Chat::keep).
-    pub fn reply<'a>(&'a mut self, sampler: &'a mut Sampler, options: &'a ReplyOptions) -> Reply<'a, 'm> {
+    pub fn reply<'a>(&'a mut self, sampler: &'a mut Sampler, options: &'a ReplyOptions) -> Reply<'a> {
         Reply::new(&mut self.conversation, sampler, &self.text.tokenizer, options)
     }
 

@@ -7,8 +7,8 @@ use crate::model::ModelPlace;
 use crate::{Error, Result};
 use std::path::Path;
 
-/// A tokenizer and, if the model has one, its chat template.
-#[derive(Debug)]
+/// A tokenizer and, if the model has one, its chat template. Cloning gives the same ones.
+#[derive(Debug, Clone)]
 pub struct ModelText {
     pub tokenizer: Tokenizer,
     pub template: Option<ChatTemplate>,

@@ -4,7 +4,7 @@ use super::library::guarded;
 use super::tokenizer::Kind;
 use super::{SpecialTokens, Tokenizer};
 use crate::{Error, Result};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use tokenizers::AddedToken;
 
 /// Names under which models end a text or a turn.
@@ -44,14 +44,14 @@ impl Tokenizer {
     }
 
     fn is_special(&self, token: &str) -> bool {
-        match &self.kind {
+        match &*self.kind {
             Kind::Spm(spm) => spm.is_control(token),
             Kind::Library(library, _) => library.get_added_vocabulary().is_special_token(token),
         }
     }
 
     pub(super) fn count(&self) -> usize {
-        match &self.kind {
+        match &*self.kind {
             Kind::Spm(_) => self.size,
             Kind::Library(library, _) => {
                 library.get_vocab(true).values().max().map_or(0, |id| *id as usize + 1)
@@ -97,7 +97,8 @@ impl Tokenizer {
 
     /// Adds what is not there as an added token.
     fn add_tokens(&mut self, tokens: Vec<AddedToken>) -> Result<()> {
-        let Kind::Library(library, literal) = &mut self.kind else { return Ok(()) };
+        // Tokens are added before anyone else has the tokenizer.
+        let Some(Kind::Library(library, literal)) = Arc::get_mut(&mut self.kind) else { return Ok(()) };
         let known = library.get_added_vocabulary().get_vocab();
         let new: Vec<AddedToken> = tokens.into_iter().filter(|t| !known.contains_key(&t.content)).collect();
         if new.is_empty() {

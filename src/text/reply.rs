@@ -50,8 +50,8 @@ pub struct Said {
 
 /// An answer in the making: an iterator over its text, in whole characters. What may become a stop text is held back
 /// until it is clear.
-pub struct Reply<'a, 'm> {
-    conversation: &'a mut Conversation<'m>,
+pub struct Reply<'a> {
+    conversation: &'a mut Conversation,
     sampler: &'a mut Sampler,
     options: &'a ReplyOptions,
     decoder: Decoder<'a>,
@@ -63,10 +63,10 @@ pub struct Reply<'a, 'm> {
     ending: Option<Ending>,
 }
 
-impl<'a, 'm> Reply<'a, 'm> {
+impl<'a> Reply<'a> {
     /// An answer to what a conversation of one row has read.
     pub fn new(
-        conversation: &'a mut Conversation<'m>,
+        conversation: &'a mut Conversation,
         sampler: &'a mut Sampler,
         tokenizer: &'a Tokenizer,
         options: &'a ReplyOptions,
@@ -141,7 +141,7 @@ impl<'a, 'm> Reply<'a, 'm> {
     }
 }
 
-impl Iterator for Reply<'_, '_> {
+impl Iterator for Reply<'_> {
     type Item = Result<String>;
 
     /// The text that one more token made clear, which may be empty; none when the answer has ended.

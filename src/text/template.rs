@@ -7,6 +7,7 @@ use minijinja::value::Value;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// Who speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -63,8 +64,9 @@ pub(crate) struct ContentPlace {
 }
 
 /// A compiled chat template.
+#[derive(Clone)]
 pub struct ChatTemplate {
-    program: Program,
+    program: Arc<Program>,
     source: String,
 }
 
@@ -94,7 +96,7 @@ impl ChatTemplate {
     }
 
     fn compile(source: &str, today: Option<u64>) -> Result<Self> {
-        Ok(ChatTemplate { program: Program::compile(source, today)?, source: source.to_string() })
+        Ok(ChatTemplate { program: Arc::new(Program::compile(source, today)?), source: source.to_string() })
     }
 
     /// The template's own text.

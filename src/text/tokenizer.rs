@@ -7,7 +7,7 @@ use super::{ChatTemplate, SpecialTokens, Vocab, bpe};
 use crate::{Error, Result};
 use std::ops::Range;
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 /// A token and the bytes of the text that it stands for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,9 +22,10 @@ pub(super) enum Kind {
     Spm(Box<Spm>),
 }
 
-/// Text to tokens and back.
+/// Text to tokens and back. Cloning gives the same tokenizer.
+#[derive(Clone)]
 pub struct Tokenizer {
-    pub(super) kind: Kind,
+    pub(super) kind: Arc<Kind>,
     pub(super) size: usize,
     /// One more than the largest id of an ordinary token.
     ordinary: usize,
@@ -72,7 +73,7 @@ impl Tokenizer {
         library.with_post_processor(None::<tokenizers::PostProcessorWrapper>);
         let ordinary = library.get_vocab(false).values().max().map_or(0, |id| *id as usize + 1);
         let mut tokenizer = Tokenizer {
-            kind: Kind::Library(Box::new(library), OnceLock::new()),
+            kind: Arc::new(Kind::Library(Box::new(library), OnceLock::new())),
             size: 0,
             ordinary,
             bos,
@@ -128,7 +129,7 @@ impl Tokenizer {
         let ordinary =
             vocab.types.iter().rposition(|kind| matches!(*kind, NORMAL | BYTE)).map_or(0, |i| i + 1);
         let mut tokenizer = Tokenizer {
-            kind,
+            kind: Arc::new(kind),
             size,
             ordinary,
             bos: vocab.bos,
@@ -156,7 +157,7 @@ impl Tokenizer {
     /// # Errors
     /// The library refuses.
     pub fn to_json(&self) -> Result<Option<String>> {
-        match &self.kind {
+        match &*self.kind {
             Kind::Spm(_) => Ok(None),
             Kind::Library(library, _) => {
                 let token = |id: Option<u32>| id.and_then(|id| Some((id, self.token(id)?)));
@@ -189,7 +190,7 @@ impl Tokenizer {
 
     /// Like [`encode`](Self::encode), with the place of each token.
     pub fn encode_pieces(&self, text: &str, special: bool) -> Result<Vec<Piece>> {
-        let (library, literal) = match &self.kind {
+        let (library, literal) = match &*self.kind {
             Kind::Spm(spm) => return spm.encode(text, special, true),
             Kind::Library(library, literal) => (library, literal),
         };
@@ -215,7 +216,7 @@ impl Tokenizer {
             return Ok(pieces[at..].iter().map(|p| p.id).collect());
         }
         let rest = text.get(start..).unwrap_or("");
-        match &self.kind {
+        match &*self.kind {
             Kind::Spm(spm) => Ok(spm.encode(rest, true, false)?.into_iter().map(|p| p.id).collect()),
             Kind::Library(..) => self.encode(rest, true),
         }
@@ -223,7 +224,7 @@ impl Tokenizer {
 
     /// Text of tokens. Bytes that are not UTF-8 become U+FFFD; ids outside the vocabulary are left out.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> String {
-        match &self.kind {
+        match &*self.kind {
             Kind::Spm(spm) => spm.decode(ids, skip_special),
             Kind::Library(library, _) => {
                 guarded("tokenizer", || library.decode(ids, skip_special)).unwrap_or_default()
@@ -233,14 +234,14 @@ impl Tokenizer {
 
     /// The id of a token's text.
     pub fn token_id(&self, token: &str) -> Option<u32> {
-        match &self.kind {
+        match &*self.kind {
             Kind::Spm(spm) => spm.token_id(token),
             Kind::Library(library, _) => library.token_to_id(token),
         }
     }
     /// A token's text as the vocabulary writes it.
     pub fn token(&self, id: u32) -> Option<String> {
-        match &self.kind {
+        match &*self.kind {
             Kind::Spm(spm) => spm.token(id).map(String::from),
             Kind::Library(library, _) => library.id_to_token(id),
         }

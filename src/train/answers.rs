@@ -3,10 +3,11 @@
 use crate::adapter::{Adapter, Conversation};
 use crate::data::{Body, Sample};
 use crate::mixture::DecodeRoute;
-use crate::model::{Llama, Sampler, Sampling};
+use crate::model::{Model, Sampler, Sampling};
 use crate::text::{Message, ModelText, Role};
 use crate::{Error, Result};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Tokens that an answer may have beyond its reference: what is longer cannot be equal.
 const SLACK: usize = 4;
@@ -25,8 +26,8 @@ pub struct Question {
 }
 
 /// Questions of a file, encoded once and answered by one model or several.
-pub struct Questions<'a> {
-    text: &'a ModelText,
+pub struct Questions {
+    text: ModelText,
     pub list: Vec<Question>,
     /// Samples with an answer that is longer than was asked for.
     pub too_long: usize,
@@ -51,13 +52,13 @@ impl TaskScore {
     }
 }
 
-impl<'a> Questions<'a> {
+impl Questions {
     /// The samples whose last turn is the assistant's, or that have a completion, and whose answer has at most
     /// `max_tokens` tokens; plain text has no answer. The prompt is all before that turn.
     ///
     /// # Errors
     /// The template or the tokenizer fails on a sample; its line is named.
-    pub fn new(text: &'a ModelText, samples: &[Sample], max_tokens: usize) -> Result<Self> {
+    pub fn new(text: &ModelText, samples: &[Sample], max_tokens: usize) -> Result<Self> {
         let mut list = Vec::new();
         let mut too_long = 0;
         for sample in samples {
@@ -89,7 +90,7 @@ impl<'a> Questions<'a> {
             let task = sample.task.clone().unwrap_or_else(|| "-".into());
             list.push(Question { task, shown, reference, ids, reference_tokens });
         }
-        Ok(Questions { text, list, too_long, route: None })
+        Ok(Questions { text: text.clone(), list, too_long, route: None })
     }
 
     /// Keeps so many questions at most. Says how many are not asked, if any are not; `max_tokens` is the longest answer
@@ -118,7 +119,7 @@ impl<'a> Questions<'a> {
     /// The device fails, or the model gives no finite logits.
     pub fn answer(
         &self,
-        model: &Llama,
+        model: &Arc<Model>,
         adapter: Option<&Adapter>,
         progress: &mut dyn FnMut(usize) -> bool,
     ) -> Result<Vec<Option<String>>> {
@@ -143,7 +144,12 @@ impl<'a> Questions<'a> {
         Ok(answers)
     }
 
-    fn answer_group(&self, model: &Llama, adapter: Option<&Adapter>, group: &[usize]) -> Result<Vec<String>> {
+    fn answer_group(
+        &self,
+        model: &Arc<Model>,
+        adapter: Option<&Adapter>,
+        group: &[usize],
+    ) -> Result<Vec<String>> {
         let tokenizer = &self.text.tokenizer;
         let ends = tokenizer.end_tokens();
         let questions: Vec<&Question> = group.iter().map(|&i| &self.list[i]).collect();

@@ -1,26 +1,24 @@
 //! The options of a run: their names and defaults, and how layers of settings are put over each other.
 
 use super::{Decay, Schedule, TrainConfig};
-use crate::adapter::{TARGETS, check_targets};
-use crate::mixture::{MethodConfig, find};
+use crate::adapter::{ALL_LINEAR, check_targets};
+use crate::mixture::{Method, MethodSpec};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::path::{Component, Path, PathBuf};
 
-/// Everything that a training run is told. A file of it (TOML or JSON) has these names.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+/// Everything that a training run is told. A file of it (TOML or JSON) has these names, with the method's name in
+/// `method` and its options in `options`.
+#[derive(Debug, Clone, PartialEq)]
 pub struct RunConfig {
     /// A `.gguf` file or a Hugging Face directory.
     pub model: PathBuf,
     /// A JSONL file, or a folder with train.jsonl.
     pub data: PathBuf,
-    /// Name of a method: `mixture::ALL` lists them.
-    pub method: String,
+    /// The method with its options.
+    pub method: Method,
     /// Projections that get an adapter.
     pub target_modules: Vec<String>,
-    /// Options of the method.
-    pub options: MethodConfig,
     pub train: TrainOptions,
     pub text: TextOptions,
     pub device: DeviceOptions,
@@ -95,35 +93,21 @@ pub struct DeviceOptions {
 }
 
 impl RunConfig {
-    /// The defaults of a method; without a model and data.
+    /// The defaults of a method, with the settings of a run that its authors used; without a model and data.
     ///
     /// # Errors
-    /// The method is unknown.
-    pub fn defaults(method: &str) -> Result<Self> {
-        let spec = find(method)?;
-        let mut config = RunConfig {
+    /// The method's settings are none of a run.
+    pub fn defaults(method: &'static MethodSpec) -> Result<Self> {
+        let plain = RunConfig {
             model: PathBuf::new(),
             data: PathBuf::new(),
-            method: method.into(),
-            target_modules: TARGETS.map(String::from).to_vec(),
-            options: (spec.defaults)(),
+            method: method.defaults(),
+            target_modules: vec![ALL_LINEAR.into()],
             train: TrainOptions::default(),
             text: TextOptions::default(),
             device: DeviceOptions::default(),
         };
-        if method == "vt-nlp" {
-            // As their training script has it, METHODS.md A.4: batch 16 x 2, three epochs, 1792 tokens.
-            let (micro_batch, grad_accumulation, learning_rate) = (16, 2, 4e-5);
-            config.train = TrainOptions {
-                micro_batch,
-                grad_accumulation,
-                learning_rate,
-                max_grad_norm: 1.0,
-                ..config.train
-            };
-            config.text.max_length = 1792;
-        }
-        Ok(config)
+        plain.with_settings(method.run)
     }
 
     /// The same with paths that do not depend on the folder where the program runs, to be kept for later.
@@ -143,12 +127,7 @@ impl RunConfig {
 
     /// Refuses values that cannot work, whatever the model and the data are.
     pub fn check(&self) -> Result<()> {
-        let method = find(&self.method)?;
         check_targets(&self.target_modules)?;
-        self.options
-            .check()
-            .and_then(|()| (method.check)(&self.options))
-            .map_err(|e| within("options", e))?;
         self.train.check().map_err(|e| within("train", e))?;
         if !(0.0..=1.0).contains(&self.text.max_untrained) {
             return Err(Error::config(
@@ -171,7 +150,7 @@ fn anchored(path: &Path) -> PathBuf {
 }
 
 /// Names a field by its section.
-fn within(section: &str, e: Error) -> Error {
+pub(super) fn within(section: &str, e: Error) -> Error {
     match e {
         Error::Config { field, what } => Error::Config { field: format!("{section}.{field}"), what },
         e => e,

@@ -1,18 +1,42 @@
 //! Settings in layers: the defaults of a method, a file, the command line; each a tree of the names of [`RunConfig`].
 
-use super::RunConfig;
-use crate::mixture::find;
+use super::config::within;
+use super::{DeviceOptions, RunConfig, TextOptions, TrainOptions};
+use crate::mixture::{Method, MethodSpec, Methods};
 use crate::names::nearest;
 use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use std::path::PathBuf;
+
+/// A configuration without its method, as files have it.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Sections {
+    model: PathBuf,
+    data: PathBuf,
+    target_modules: Vec<String>,
+    train: TrainOptions,
+    text: TextOptions,
+    device: DeviceOptions,
+}
 
 impl RunConfig {
     /// The configuration as a tree of its names.
+    ///
+    /// # Errors
+    /// A path is not UTF-8.
     pub fn tree(&self) -> Result<Value> {
+        let RunConfig { model, data, method, target_modules, train, text, device } = self.clone();
+        let sections = Sections { model, data, target_modules, train, text, device };
         // By way of text: it keeps an f32 such as 0.01 as it is written.
-        let text = serde_json::to_string(self);
-        let tree = text.and_then(|t| serde_json::from_str(&t));
-        tree.map_err(|e| Error::config("configuration", e.to_string()))
+        let written = serde_json::to_string(&sections);
+        let mut tree: Map<String, Value> = written
+            .and_then(|t| serde_json::from_str(&t))
+            .map_err(|e| Error::config("configuration", e.to_string()))?;
+        tree.insert("method".into(), method.name().into());
+        tree.insert("options".into(), method.tree().into());
+        Ok(Value::Object(tree))
     }
 
     /// Layers of settings over the defaults of the method that they name, the last one wins. Each layer is a tree of
@@ -20,26 +44,26 @@ impl RunConfig {
     ///
     /// # Errors
     /// A key is unknown (a near one is named), or a value has the wrong type or cannot work: the first of these.
-    pub fn layered(layers: &[(String, Value)]) -> Result<Self> {
-        Self::checked(layers).map_err(|mut errors| errors.swap_remove(0))
+    pub fn layered(layers: &[(String, Value)], methods: &Methods) -> Result<Self> {
+        Self::checked(layers, methods).map_err(|mut errors| errors.swap_remove(0))
     }
 
     /// The same with everything that is wrong.
     ///
     /// # Errors
     /// All of them, at least one. A setting that cannot work is set back to its default to find the next.
-    pub fn checked(layers: &[(String, Value)]) -> std::result::Result<Self, Vec<Error>> {
-        let defaults =
-            method_of(layers).and_then(RunConfig::defaults).and_then(|c| c.tree()).map_err(|e| vec![e])?;
+    pub fn checked(layers: &[(String, Value)], methods: &Methods) -> std::result::Result<Self, Vec<Error>> {
+        let method = method_of(layers, methods).map_err(|e| vec![e])?;
+        let defaults = RunConfig::defaults(method).and_then(|c| c.tree()).map_err(|e| vec![e])?;
         let mut all = defaults.clone();
         let mut errors = Vec::new();
         for (from, layer) in layers {
             let mut unfit = Vec::new();
-            merge(&mut all, layer, "", &mut unfit);
+            merge(&mut all, layer, "", &method.defaults(), &mut unfit);
             errors.extend(unfit.into_iter().map(|e| of_layer(from, e)));
         }
         loop {
-            match RunConfig::of_tree(&all) {
+            match RunConfig::of_tree(&all, method) {
                 Ok(config) if errors.is_empty() => return Ok(config),
                 Ok(_) => return Err(errors),
                 Err(e) => {
@@ -53,14 +77,63 @@ impl RunConfig {
         }
     }
 
-    fn of_tree(tree: &Value) -> Result<Self> {
-        let mut config: RunConfig = serde_path_to_error::deserialize(tree).map_err(|e| {
+    /// The settings of a stored run over the defaults of its method: what was not known when it was stored has the
+    /// method's default, and what is not known here is passed over, with a note for each.
+    ///
+    /// # Errors
+    /// The method is unknown, or a value cannot work.
+    pub fn stored(tree: &Value, methods: &Methods) -> Result<(Self, Vec<String>)> {
+        let layers = [(String::new(), tree.clone())];
+        let method = method_of(&layers, methods)?;
+        let mut all = RunConfig::defaults(method)?.tree()?;
+        let mut unfit = Vec::new();
+        merge(&mut all, tree, "", &method.defaults(), &mut unfit);
+        let note = |e: Error| match e {
+            // Runs of version 0.1.0 have the options of all methods.
+            Error::Config { field, .. }
+                if field.strip_prefix("options.").is_some_and(|n| methods.know_option(n)) =>
+            {
+                None
+            }
+            Error::Config { field, .. } => Some(format!("{field}: unknown to this version, passed over")),
+            e => Some(e.to_string()),
+        };
+        let notes = unfit.into_iter().filter_map(note).collect();
+        Ok((RunConfig::of_tree(&all, method)?, notes))
+    }
+
+    fn of_tree(tree: &Value, method: &'static MethodSpec) -> Result<Self> {
+        let mut sections = tree.as_object().cloned().unwrap_or_default();
+        sections.remove("method");
+        let options = sections.remove("options").and_then(|o| o.as_object().cloned()).unwrap_or_default();
+        let method = method.defaults().set(&options).map_err(|e| within("options", e))?;
+        let sections = serde_path_to_error::deserialize(&Value::Object(sections)).map_err(|e| {
             let path = e.path().to_string();
             Error::config(path, e.into_inner().to_string())
         })?;
+        let Sections { model, data, target_modules, train, text, device } = sections;
+        let config = RunConfig { model, data, method, target_modules, train, text, device };
         config.check()?;
-        config.method = find(&config.method)?.name.into();
         Ok(config)
+    }
+
+    /// The same with settings as a method's list has them: paths, and values as JSON.
+    pub(super) fn with_settings(self, settings: &[(&str, &str)]) -> Result<Self> {
+        let mut all = self.tree()?;
+        for (path, text) in settings {
+            let value: Value = serde_json::from_str(text).map_err(|e| Error::config(*path, e.to_string()))?;
+            let mut unfit = Vec::new();
+            merge(&mut all, &at(path, value), "", &self.method, &mut unfit);
+            if let Some(e) = unfit.pop() {
+                return Err(e);
+            }
+        }
+        Self::of_tree(&all, self.method.spec())
+    }
+
+    /// The layer of one value at a path such as `train.seed`.
+    pub fn at(path: &str, value: Value) -> Value {
+        at(path, value)
     }
 
     /// The layer of one setting `key = value`. The key is a path such as `train.seed`, or the name alone where only one
@@ -68,24 +141,23 @@ impl RunConfig {
     ///
     /// # Errors
     /// There is no such name, or several sections have it.
-    pub fn setting(method: &str, key: &str, value: Value) -> Result<Value> {
+    pub fn setting(method: &'static MethodSpec, key: &str, value: Value) -> Result<Value> {
         let all = RunConfig::defaults(method)?.tree()?;
-        let at = |path: &[&str]| {
-            path.iter().rev().fold(value.clone(), |v, k| Value::Object(Map::from_iter([(k.to_string(), v)])))
-        };
-        let path: Vec<&str> = key.split('.').collect();
-        if path.len() > 1 || all.get(key).is_some() {
-            return Ok(at(&path));
+        if key.contains('.') || all.get(key).is_some() {
+            return Ok(at(key, value));
         }
         let sections: Vec<(&String, &Map<String, Value>)> =
             all.as_object().into_iter().flatten().filter_map(|(k, v)| Some((k, v.as_object()?))).collect();
         let having: Vec<&str> =
             sections.iter().filter(|(_, v)| v.contains_key(key)).map(|(k, _)| k.as_str()).collect();
         match having[..] {
-            [section] => Ok(at(&[section, key])),
+            [section] => Ok(at(&format!("{section}.{key}"), value)),
             [] => {
                 let known: Vec<String> = sections.iter().flat_map(|(_, v)| v.keys().cloned()).collect();
-                Err(Error::config(key, unknown(key, &known)))
+                let hint = hint(key, &known);
+                let own = method.option_names().join(", ");
+                let what = format!("is unknown{hint}; the options of {} are {own}", method.name);
+                Err(Error::config(key, what))
             }
             _ => Err(Error::config(
                 key,
@@ -108,11 +180,17 @@ impl RunConfig {
     }
 }
 
+/// The tree of one value at a path of names with dots.
+pub(super) fn at(path: &str, value: Value) -> Value {
+    let put = |v, key: &str| Value::Object(Map::from_iter([(key.to_string(), v)]));
+    path.rsplit('.').fold(value, put)
+}
+
 /// The method that the layers name last.
-fn method_of(layers: &[(String, Value)]) -> Result<&str> {
+fn method_of(layers: &[(String, Value)], methods: &Methods) -> Result<&'static MethodSpec> {
     match layers.iter().rev().find_map(|(_, v)| v.get("method")) {
-        None => Ok("mixlora-cond"),
-        Some(Value::String(name)) => Ok(name),
+        None => Ok(methods.standard()),
+        Some(Value::String(name)) => methods.find(name),
         Some(other) => Err(Error::config("method", format!("is {other}, must be a name"))),
     }
 }
@@ -148,7 +226,7 @@ fn joined(path: &str, key: &str) -> String {
 }
 
 /// Puts a layer over a tree that has every key there is; what does not fit in is an error.
-fn merge(into: &mut Value, layer: &Value, path: &str, errors: &mut Vec<Error>) {
+fn merge(into: &mut Value, layer: &Value, path: &str, method: &Method, errors: &mut Vec<Error>) {
     let Some(layer) = section(layer) else {
         errors.push(Error::config(path, format!("is {layer}, must be a section of options")));
         return;
@@ -157,8 +235,11 @@ fn merge(into: &mut Value, layer: &Value, path: &str, errors: &mut Vec<Error>) {
         let here = joined(path, key);
         let known: Vec<String> = section(into).into_iter().flatten().map(|(k, _)| k.clone()).collect();
         match into.get_mut(key) {
+            None if path == "options" && elsewhere(key).is_none() => {
+                errors.extend(method.must_have(key).err().map(|e| within(path, e)));
+            }
             None => errors.push(Error::config(here, unknown(key, &known))),
-            Some(slot) if slot.is_object() => merge(slot, value, &here, errors),
+            Some(slot) if slot.is_object() => merge(slot, value, &here, method, errors),
             Some(slot) => *slot = value.clone(),
         }
     }
@@ -193,13 +274,24 @@ const ELSEWHERE: &[(&[&str], &str)] = &[
     (&["lora_target_modules", "targets"], "target_modules"),
 ];
 
+/// The name here of a setting of another program.
+fn elsewhere(name: &str) -> Option<&'static str> {
+    ELSEWHERE.iter().find(|(names, _)| names.contains(&name)).map(|(_, here)| *here)
+}
+
+/// The name that was meant, where that can be told.
+fn hint(name: &str, known: &[String]) -> String {
+    match elsewhere(name) {
+        Some(here) => format!("; here it is {here}"),
+        None => nearest(name, known).map_or(String::new(), |n| format!("; did you mean '{n}'?")),
+    }
+}
+
 /// What is said of a name that is none: the one that was meant, where that can be told, else where the list is.
 fn unknown(name: &str, known: &[String]) -> String {
-    let elsewhere = ELSEWHERE.iter().find(|(names, _)| names.contains(&name));
-    let here = elsewhere.map(|(_, here)| format!("; here it is {here}"));
-    let near = || nearest(name, known).map(|n| format!("; did you mean '{n}'?"));
-    match here.or_else(near) {
-        Some(hint) => format!("is unknown{hint}"),
-        None => "is unknown; `mixlora config init` prints all settings".into(),
+    let hint = hint(name, known);
+    if hint.is_empty() {
+        return "is unknown; `mixlora config init` prints all settings".into();
     }
+    format!("is unknown{hint}")
 }

@@ -3,7 +3,7 @@
 use super::StepReport;
 use crate::Result;
 use crate::adapter::Adapter;
-use crate::model::Llama;
+use crate::model::Model;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -52,7 +52,7 @@ pub trait Observer {
     /// A checkpoint is complete.
     fn saved(&mut self, _dir: &Path, _best: bool) {}
     /// Asked at the last validation: figures beyond the loss, by name, to be reported with it.
-    fn score(&mut self, _model: &Llama, _adapter: &Adapter) -> Result<Vec<(String, f64)>> {
+    fn score(&mut self, _model: &Arc<Model>, _adapter: &Adapter) -> Result<Vec<(String, f64)>> {
         Ok(Vec::new())
     }
     /// Something that the user should know, while training goes on.

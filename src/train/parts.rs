@@ -8,17 +8,19 @@ use crate::data::Dataset;
 use crate::data::{DataFiles, EncodeOptions, Encoder, LossOn, Sample, read_samples};
 #[cfg(feature = "tokenizer")]
 use crate::io::folder::fingerprint;
-use crate::mixture::{Pool, find};
-use crate::model::{Llama, ModelPlace};
+use crate::model::Model;
+#[cfg(feature = "tokenizer")]
+use crate::model::ModelPlace;
 #[cfg(feature = "tokenizer")]
 use crate::text::{ChatTemplate, ModelText, Tokenizer};
 use crate::{Error, Result};
 #[cfg(feature = "tokenizer")]
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// What a run is made of besides its options.
 pub struct Parts {
-    pub model: Llama,
+    pub model: Arc<Model>,
     pub train: Dataset,
     pub valid: Option<Dataset>,
     /// The token that fills batches up.
@@ -53,7 +55,7 @@ impl TextOptions {
     ///
     /// # Errors
     /// The length leaves no room for a trained token.
-    pub fn encoder<'a>(&self, text: &'a ModelText) -> Result<Encoder<'a>> {
+    pub fn encoder(&self, text: &ModelText) -> Result<Encoder> {
         let options = EncodeOptions {
             loss_on: if self.loss_on_all { LossOn::All } else { LossOn::Assistant },
             max_length: self.max_length,
@@ -117,7 +119,7 @@ impl TrainingData {
     ///
     /// # Errors
     /// The vocabulary does not fit the model, or the model's files cannot be read.
-    pub fn with(&self, config: &RunConfig, text: &ModelText, model: Llama) -> Result<Parts> {
+    pub fn with(&self, config: &RunConfig, text: &ModelText, model: Arc<Model>) -> Result<Parts> {
         let rows = model.config().vocab_size;
         text.tokenizer.check_rows(rows)?;
         for data in [Some(&self.train), self.valid.as_ref()].into_iter().flatten() {
@@ -151,8 +153,7 @@ fn model_files(path: &Path) -> Result<Vec<PathBuf>> {
 
 /// Refuses examples that leave an instance's router nothing to look at, by their lines.
 pub(super) fn check_prompts(config: &RunConfig, data: &Dataset) -> Result<()> {
-    if !matches!(config.options.pool, Pool::PromptMask | Pool::LastToken) || !find(&config.method)?.has_router
-    {
+    if !config.method.options().instance().is_some_and(|i| i.pool.needs_prompt()) {
         return Ok(());
     }
     let empty: Vec<String> = data

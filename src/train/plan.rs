@@ -1,9 +1,9 @@
 //! How much memory a run will take, from the headers of the model's files: nothing is loaded.
 
 use super::RunConfig;
-use crate::adapter::TARGETS;
-use crate::mixture::{Hook, LinearSite, MlpSite, find};
-use crate::model::{LlamaConfig, ModelFiles};
+use crate::adapter::{build_sites, resolve_targets};
+use crate::mixture::{Hook, Routes};
+use crate::model::{ModelConfig, ModelFiles};
 use crate::nn::Param;
 use crate::{Device, Error, Format, Result, Stream};
 
@@ -154,15 +154,7 @@ fn rows(files: &ModelFiles, config: &RunConfig, seq: usize) -> Result<Vec<(&'sta
 }
 
 /// Values of the adapter that are trained, and others: those of the first layer, times the layers.
-fn adapter_values(c: &LlamaConfig, config: &RunConfig) -> Result<[f64; 2]> {
-    let method = find(&config.method)?;
-    let (d, f) = (c.hidden_size, c.intermediate_size);
-    let (q, kv) = (c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim);
-    let outs = [q, kv, kv, d, f, f, d];
-    let sites: [(&str, usize, &[usize]); 4] =
-        [("qkv", d, &[0, 1, 2]), ("o", q, &[3]), ("gate_up", d, &[4, 5]), ("down", f, &[6])];
-    let device = Device::shapes_only();
-    let stream = Stream::new(0);
+fn adapter_values(c: &ModelConfig, config: &RunConfig) -> Result<[f64; 2]> {
     let too_large = |e: Error| match e {
         Error::Shape { what, .. } => Error::config(
             "options",
@@ -170,24 +162,10 @@ fn adapter_values(c: &LlamaConfig, config: &RunConfig) -> Result<[f64; 2]> {
         ),
         e => e,
     };
-    let mut params: Vec<Param> = Vec::new();
-    for (name, d_in, linears) in sites {
-        let wanted = |i: &&usize| {
-            let block = method.hook == Hook::Mlp && **i > 3;
-            !block && config.target_modules.iter().any(|t| t == TARGETS[**i])
-        };
-        let linears: Vec<(String, usize)> =
-            linears.iter().filter(wanted).map(|&i| (TARGETS[i].to_string(), outs[i])).collect();
-        if !linears.is_empty() {
-            let site = LinearSite { name: name.into(), d_in, linears };
-            params.extend(method.build(&config.options, &site, &device, stream).map_err(too_large)?.params());
-        }
-    }
-    if method.hook == Hook::Mlp {
-        let site = MlpSite { name: "mlp".into(), path: String::new(), hidden_size: d, intermediate_size: f };
-        let built = method.build_mlp(&config.options, &site, &device, stream).map_err(too_large)?;
-        params.extend(built.into_iter().flat_map(|b| b.params()));
-    }
+    let device = Device::shapes_only();
+    let targets = &resolve_targets(&config.target_modules, c)?;
+    let layer = build_sites(&c.layer_sites(0), &config.method, targets, &device, Stream::new(0));
+    let params: Vec<Param> = layer.map_err(too_large)?.iter().flat_map(|a| a.params()).collect();
     let sum = |trainable: bool| {
         let some = params.iter().filter(|p| p.trainable() == trainable);
         some.map(|p| p.value().len() as f64).sum::<f64>() * c.num_hidden_layers as f64
@@ -201,21 +179,19 @@ fn adapter_values(c: &LlamaConfig, config: &RunConfig) -> Result<[f64; 2]> {
 /// (2 Q + 2 KV) and its row statistics; gate and up (2 F); and the products with the chosen A factors. Routers that
 /// score every token also keep what they read: both norms' outputs and the product of gate and up (2 D + F). With
 /// recomputation only the input is kept, and one layer at a time is whole.
-fn activations(c: &LlamaConfig, config: &RunConfig, seq: usize) -> (f64, f64) {
+fn activations(c: &ModelConfig, config: &RunConfig, seq: usize) -> (f64, f64) {
     // Whatever is asked for, these do not overflow.
     let n = |v: usize| v as f64;
     let rows = n(config.train.micro_batch) * n(seq);
     let (d, f) = (n(c.hidden_size), n(c.intermediate_size));
     let (heads, layers) = (n(c.num_attention_heads), n(c.num_hidden_layers));
     let (q, kv) = (heads * n(c.head_dim), n(c.num_key_value_heads * c.head_dim));
-    // mixlora-ffn keeps gate, up and their product for every chosen expert.
-    let block = find(&config.method).is_ok_and(|m| m.hook == Hook::Mlp);
-    let copies = if block { n(config.options.top_k) } else { 1.0 };
-    let by_token = matches!(config.method.as_str(), "smora" | "rank-wise" | "flylora" | "mixlora-ffn");
-    let shrunk = match config.method.as_str() {
-        "smora" | "rank-wise" | "flylora" => 7.0 * (n(config.options.r) + 3.0 * n(config.options.top_k)),
-        _ => 7.0 * n(config.options.r) * copies,
-    };
+    let method = config.method.spec();
+    let memory = config.method.options().row_memory();
+    let block = method.hook == Hook::Mlp;
+    let copies = memory.mlp_copies;
+    let by_token = method.routes == Routes::Token;
+    let shrunk = 7.0 * memory.per_linear;
     let read = if by_token { 2.0 * d + f * copies } else { 0.0 };
     let layer = 2.0 * (d + q + kv + f * copies) + heads + read + shrunk;
     let kept = match config.train.recompute {

@@ -6,11 +6,11 @@ use super::observe::{End, EvalReport, Observer, Progress, Stop};
 use super::parts::{Parts, check_prompts};
 use super::stored::StoredRun;
 use super::{MetricsLog, RunConfig, RunFolder, Session, StepReport, loss_curve, loss_of};
-use crate::adapter::Adapter;
+use crate::adapter::{Adapter, AdapterOptions};
 use crate::atomic;
 use crate::data::{Batch, Dataset, Sampler, SamplerConfig};
 use crate::device::Place;
-use crate::mixture::find;
+use crate::mixture::Methods;
 use crate::nn::Choices;
 use crate::{Device, Error, Result, Stream};
 use serde_json::{Value, json};
@@ -49,7 +49,7 @@ impl Run {
         if let Some(dir) = dir {
             RunFolder::check_free(dir)?;
         }
-        let stored = StoredRun::of(&config, &parts);
+        let stored = StoredRun::of(&config, &parts)?;
         let mut run = Run::from_the_start(config, parts)?;
         // Made when nothing can be refused any more, so that a mistyped option does not block the folder.
         if let Some(dir) = dir {
@@ -58,11 +58,9 @@ impl Run {
         Ok(run)
     }
 
-    fn from_the_start(config: RunConfig, mut parts: Parts) -> Result<Self> {
+    fn from_the_start(config: RunConfig, parts: Parts) -> Result<Self> {
         let stream = Stream::new(config.train.seed).named("adapter");
-        let method = find(&config.method)?;
-        let adapter =
-            Adapter::attach(&mut parts.model, method, &config.options, &config.target_modules, stream)?;
+        let adapter = Adapter::attach(&parts.model, &config.method, &config.target_modules, stream)?;
         Run::build(config, parts, adapter)
     }
 
@@ -86,10 +84,10 @@ impl Run {
     pub fn resume(
         stored: StoredRun,
         config: RunConfig,
-        mut parts: Parts,
+        parts: Parts,
         observer: &mut dyn Observer,
     ) -> Result<Self> {
-        let now = StoredRun::of(&config, &parts);
+        let now = StoredRun::of(&config, &parts)?;
         let other_base = stored.other_base(&now);
         let folder = stored.same_data(&now)?;
         let latest = folder.latest()?;
@@ -98,7 +96,9 @@ impl Run {
             Some((dir, passed_over)) => {
                 passed_over.iter().for_each(|w| observer.warning(w));
                 // It refuses another base model, and takes the same one in another precision.
-                let adapter = Adapter::load(&dir, &mut parts.model)?;
+                let methods = Methods::builtin().with(config.method.spec());
+                let options = AdapterOptions { methods, ..AdapterOptions::default() };
+                let adapter = Adapter::load_with(&dir, &parts.model, &options)?;
                 if let Some(e) = other_base {
                     observer.warning(&format!("{e}; its norms are the same, so training goes on with it"));
                 }
@@ -332,7 +332,7 @@ impl Run {
         let all: Vec<usize> = (0..valid.examples.len()).collect();
         for ids in all.chunks(self.config.train.micro_batch) {
             let batch = self.batch(valid, ids)?;
-            sum += loss_of(&self.session.model, &batch)?;
+            sum += loss_of(&self.session.model, Some(&self.session.adapter), &batch)?;
             trained += batch.trained;
         }
         let scores = match self.is_finished() {
@@ -375,7 +375,7 @@ impl Run {
         let dir = folder.save(self.state.step, &files, best, self.config.train.keep)?;
         // The picture is for people: a run does not fail for it.
         let metrics = folder.path().join("metrics.jsonl");
-        let title = format!("{} on {base}", self.config.method);
+        let title = format!("{} on {base}", self.config.method.name());
         let drawn = loss_curve(&metrics, &title)
             .and_then(|svg| atomic::write(&folder.path().join("loss.svg"), svg.as_bytes()));
         self.saved = Some(self.state.step);
@@ -406,7 +406,8 @@ impl Run {
 
     fn batch(&self, data: &Dataset, ids: &[usize]) -> Result<Batch> {
         let examples: Vec<_> = ids.iter().map(|&i| &data.examples[i]).collect();
-        Batch::new(&examples, self.config.options.pool, self.pad, self.device())
+        let pool = self.config.method.options().instance().map(|i| i.pool);
+        Batch::new(&examples, pool, self.pad, self.device())
     }
 
     /// Puts something that the user was told into the log.

@@ -3,10 +3,11 @@
 use super::{Decay, Optimizer, Schedule};
 use crate::adapter::Adapter;
 use crate::data::Batch;
-use crate::model::{Llama, Step};
+use crate::model::{Model, Step};
 use crate::nn::{Choices, Pass};
 use crate::tape::inside;
 use crate::{Error, Gradients, Result, Stream, Tensor, backward, no_grad};
+use std::sync::Arc;
 use std::time::Instant;
 
 /// What does not change during a run.
@@ -75,7 +76,7 @@ impl Clock {
 
 /// A model in training, one optimizer step at a time.
 pub struct Session {
-    pub model: Llama,
+    pub model: Arc<Model>,
     pub adapter: Adapter,
     pub optimizer: Optimizer,
     pub config: TrainConfig,
@@ -87,7 +88,7 @@ impl Session {
     ///
     /// # Errors
     /// An option cannot work, or nothing is trained.
-    pub fn new(model: Llama, adapter: Adapter, config: TrainConfig) -> Result<Self> {
+    pub fn new(model: Arc<Model>, adapter: Adapter, config: TrainConfig) -> Result<Self> {
         if config.steps == 0 {
             return Err(Error::config("steps", "is 0, must be at least 1"));
         }
@@ -131,8 +132,9 @@ impl Session {
         let (mut times, mut clock) = (StepTimes::default(), Clock(Instant::now()));
         let stream = Stream::new(self.config.seed).named("pass").fork(self.step as u64);
         for (i, (batch, choices)) in batches.iter().zip(choices).enumerate() {
-            let mut pass =
-                Pass::training(batch.units.clone(), stream.fork(i as u64)).with_choices(choices.clone());
+            let mut pass = Pass::training(batch.units.clone(), stream.fork(i as u64))
+                .with_choices(choices.clone())
+                .with_adapters(self.adapter.sites().clone());
             pass.valid = Some((batch.weights.clone(), batch.tokens));
             let loss = summed_loss(&self.model, batch, &pass, self.config.recompute)?;
             let aux = pass.take_aux();
@@ -193,7 +195,7 @@ impl Session {
         for (i, batch) in batches.iter().enumerate() {
             let mut hidden = Vec::new();
             let step = Step { valid: Some(&batch.valid), hidden: Some(&mut hidden), ..Step::default() };
-            no_grad(|| self.model.forward(&batch.ids, &Pass::new(batch.units.clone()), step))?;
+            no_grad(|| self.model.forward(&batch.ids, &plain_pass(Some(&self.adapter), batch), step))?;
             for (at, state) in hidden.iter().enumerate() {
                 if state.to_f32()?.iter().any(|v| !v.is_finite()) {
                     let place = match at {
@@ -211,13 +213,14 @@ impl Session {
     /// Mean cross-entropy over batches, without training.
     pub fn evaluate(&self, batches: &[Batch]) -> Result<f64> {
         let trained: usize = batches.iter().map(|b| b.trained).sum();
-        let sum = batches.iter().map(|b| loss_of(&self.model, b)).sum::<Result<f64>>()?;
+        let sum =
+            batches.iter().map(|b| loss_of(&self.model, Some(&self.adapter), b)).sum::<Result<f64>>()?;
         Ok(sum / trained.max(1) as f64)
     }
 }
 
 /// Sum of the cross-entropy over the trained tokens of a batch.
-fn summed_loss(model: &Llama, batch: &Batch, pass: &Pass, recompute: bool) -> Result<Tensor> {
+fn summed_loss(model: &Model, batch: &Batch, pass: &Pass, recompute: bool) -> Result<Tensor> {
     let step = Step { valid: Some(&batch.valid), recompute, ..Step::default() };
     let hidden = model.forward(&batch.ids, pass, step)?;
     let rows = hidden.reshape(&[batch.targets.len(), model.config().hidden_size])?;
@@ -225,6 +228,11 @@ fn summed_loss(model: &Llama, batch: &Batch, pass: &Pass, recompute: bool) -> Re
 }
 
 /// Sum of the cross-entropy over the trained tokens of a batch, without training.
-pub fn loss_of(model: &Llama, batch: &Batch) -> Result<f64> {
-    no_grad(|| summed_loss(model, batch, &Pass::new(batch.units.clone()), false))?.item()
+pub fn loss_of(model: &Model, adapter: Option<&Adapter>, batch: &Batch) -> Result<f64> {
+    no_grad(|| summed_loss(model, batch, &plain_pass(adapter, batch), false))?.item()
+}
+
+/// A pass over a batch without training.
+fn plain_pass(adapter: Option<&Adapter>, batch: &Batch) -> Pass {
+    Pass::new(batch.units.clone()).with_adapters(adapter.map(|a| a.sites().clone()))
 }

@@ -2,8 +2,10 @@
 
 use super::parts::Parts;
 use super::{RunConfig, RunFolder};
+use crate::mixture::Methods;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::path::Path;
 
 /// Options that a resumed run may change: they do not undo what was trained. Names, or sections with a dot.
@@ -60,46 +62,61 @@ fn tokens_checksum(parts: &Parts) -> String {
     format!("{:08x}", hash.finalize())
 }
 
-/// A run as its folder describes it.
+/// `run.json`.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct StoredRun {
+struct RunFile {
     /// Version of the program that wrote it last.
-    pub version: String,
-    pub config: RunConfig,
+    version: String,
+    config: Value,
     base: String,
     data: String,
     /// Of the examples' tokens: they depend on the tokenizer, the template and this program. Older runs have none.
     #[serde(default)]
     tokens: Option<String>,
-    #[serde(skip)]
+}
+
+/// A run as its folder describes it.
+#[derive(Debug)]
+pub struct StoredRun {
+    pub config: RunConfig,
+    /// What the user should know of the stored settings.
+    pub notes: Vec<String>,
+    file: RunFile,
     folder: Option<RunFolder>,
 }
 
 impl StoredRun {
-    pub(super) fn of(config: &RunConfig, parts: &Parts) -> Self {
-        StoredRun {
+    pub(super) fn of(config: &RunConfig, parts: &Parts) -> Result<Self> {
+        let config = config.anchored();
+        let file = RunFile {
             version: env!("CARGO_PKG_VERSION").into(),
-            config: config.anchored(),
+            config: config.tree()?,
             base: parts.base.clone(),
             data: parts.data.clone(),
             tokens: Some(tokens_checksum(parts)),
-            folder: None,
-        }
+        };
+        Ok(StoredRun { config, notes: Vec::new(), file, folder: None })
+    }
+
+    /// Version of the program that wrote it last.
+    pub fn version(&self) -> &str {
+        &self.file.version
     }
 
     /// The text of `run.json`, with a checksum of itself.
     pub(super) fn text(&self) -> Result<String> {
-        let text = serde_json::to_string_pretty(self);
+        let text = serde_json::to_string_pretty(&self.file);
         let text = text.map_err(|e| Error::config("run.json", e.to_string()))?;
         let blank = text.replacen('{', &format!("{{\n  {CHECKSUM}{BLANK}\","), 1);
         Ok(blank.replacen(BLANK, &format!("{:08x}", crc32fast::hash(blank.as_bytes())), 1))
     }
 
-    /// Opens the folder of a run and locks it.
+    /// Opens the folder of a run and locks it; `methods` are those that it may have trained. What was not known when it
+    /// was stored has its default.
     ///
     /// # Errors
     /// There is no run, it is malformed or was changed since it was written, or another process trains there.
-    pub fn open(dir: &Path) -> Result<Self> {
+    pub fn open(dir: &Path, methods: &Methods) -> Result<Self> {
         let folder = RunFolder::open(dir)?;
         let text = folder.read_run()?;
         let path = dir.join("run.json");
@@ -109,8 +126,10 @@ impl StoredRun {
                         its line crc32";
             return Err(Error::file(path, what));
         }
-        let stored: StoredRun = serde_json::from_str(&text).map_err(|e| Error::file(path, e.to_string()))?;
-        Ok(StoredRun { folder: Some(folder), ..stored })
+        let file: RunFile = serde_json::from_str(&text).map_err(|e| Error::file(&path, e.to_string()))?;
+        let (config, notes) =
+            RunConfig::stored(&file.config, methods).map_err(|e| Error::file(&path, e.to_string()))?;
+        Ok(StoredRun { config, notes, file, folder: Some(folder) })
     }
 
     /// What a changed configuration changes, as lines to show. What would undo the training so far is refused.
@@ -137,16 +156,16 @@ impl StoredRun {
     /// What is said where the base model has other bytes than when the run began: it may be the same in another
     /// precision, which the checkpoint's adapter can tell.
     pub(super) fn other_base(&self, now: &StoredRun) -> Option<Error> {
-        let what = differ("base model", &self.base, &now.base)?;
+        let what = differ("base model", &self.file.base, &now.file.base)?;
         Some(Error::file(&now.config.model, what))
     }
 
     /// Refuses other data; the folder, to go on in.
     pub(super) fn same_data(self, now: &StoredRun) -> Result<RunFolder> {
-        if let Some(what) = differ("training data", &self.data, &now.data) {
+        if let Some(what) = differ("training data", &self.file.data, &now.file.data) {
             return Err(Error::file(&now.config.data, what));
         }
-        if self.tokens.is_some() && self.tokens != now.tokens {
+        if self.file.tokens.is_some() && self.file.tokens != now.file.tokens {
             let what = "the examples have other tokens than when this run began: its chat template or its tokenizer \
                         is another, or this is another version of the program; put the old one back, or start a new run";
             return Err(Error::config("resume", what));

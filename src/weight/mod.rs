@@ -50,10 +50,7 @@ const MAX_SHARD_BYTES: u64 = 1 << 30;
 /// Bytes that one shard may take on a device.
 fn shard_limit(device: &Device) -> u64 {
     match device {
-        #[cfg(feature = "gpu")]
-        Device::Gpu(g) => {
-            g.limits().max_storage_buffer_binding_size.min(g.limits().max_buffer_size).min(MAX_SHARD_BYTES)
-        }
+        Device::Gpu(g) => g.largest_binding().min(MAX_SHARD_BYTES),
         _ => MAX_SHARD_BYTES,
     }
 }

@@ -1,8 +1,9 @@
 //! The tiny models that `fixtures/make_families.py` wrote, and their stored logits.
 
+use mixlora::adapter::Adapter;
 use mixlora::io::Checkpoint;
 use mixlora::mixture::Units;
-use mixlora::model::{Llama, Step};
+use mixlora::model::{Model, Step};
 use mixlora::nn::Pass;
 use mixlora::{Device, Result, Tensor, no_grad};
 use std::path::{Path, PathBuf};
@@ -14,15 +15,21 @@ pub fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
 }
 
-pub fn open(name: &str) -> Llama {
-    Llama::open(&fixture("families").join(name), &Device::cpu(), false).unwrap()
+pub fn open(name: &str) -> std::sync::Arc<Model> {
+    Model::open(&fixture("families").join(name), &Device::cpu(), false).unwrap()
 }
 
 /// Logits of one sequence.
-pub fn logits(model: &Llama, ids: &[u32]) -> Result<Vec<f32>> {
+pub fn logits(model: &Model, ids: &[u32]) -> Result<Vec<f32>> {
+    adapted_logits(model, None, ids)
+}
+
+/// Logits of one sequence with an adapter.
+pub fn adapted_logits(model: &Model, adapter: Option<&Adapter>, ids: &[u32]) -> Result<Vec<f32>> {
+    let adapters = adapter.map(|a| a.sites().clone());
     no_grad(|| {
         let t = Tensor::from_u32(model.device(), &[1, ids.len()], ids)?;
-        let pass = Pass::new(Units::instances(model.device(), 1, ids.len())?);
+        let pass = Pass::new(Units::instances(model.device(), 1, ids.len())?).with_adapters(adapters.clone());
         model.logits(&model.forward(&t, &pass, Step::default())?)?.to_f32()
     })
 }

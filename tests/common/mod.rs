@@ -23,3 +23,9 @@ pub mod gguf;
 #[cfg(feature = "gpu")]
 pub mod share;
 pub mod tiny;
+
+/// A method with those of the given options that it has.
+pub fn method(name: &str, options: serde_json::Value) -> mixlora::mixture::Method {
+    let defaults = mixlora::mixture::find(name).unwrap().defaults();
+    defaults.stored(options.as_object().unwrap()).unwrap().0
+}

@@ -8,7 +8,7 @@ mod files;
 use crate::common::cli::{mixlora, output};
 use crate::common::edit::Edit;
 use crate::common::tiny::write_text_model;
-use mixlora::{Device, model::Llama};
+use mixlora::{Device, model::Model};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -35,8 +35,8 @@ fn refused(model: &Path, expected: &[&str]) {
     }
 }
 
-fn open(model: &Path) -> Llama {
-    Llama::open(model, &Device::cpu(), false).unwrap()
+fn open(model: &Path) -> std::sync::Arc<Model> {
+    Model::open(model, &Device::cpu(), false).unwrap()
 }
 
 /// Changes a JSON file.

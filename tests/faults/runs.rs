@@ -295,7 +295,7 @@ fn no_look_at_the_machines_memory() {
     assert!(!cfg!(target_os = "linux") || out.contains("that this machine has free"), "{out}");
     let (out, _) = output(plan(&[&many[..], &["--memory-budget", "100TiB"]].concat()), 0);
     assert!(out.contains("fits into the budget"), "{out}");
-    for method in mixlora::mixture::ALL.iter().map(|m| m.name) {
+    for method in mixlora::mixture::methods::ALL.iter().map(|m| m.name) {
         let (out, _) = output(plan(&["--method", method, "--set", "r=8", "--json"]), 0);
         let planned: Value = serde_json::from_str(&out).unwrap();
         assert!(planned["bytes"]["adapter"].as_u64() > Some(0) && planned["fits"] == true, "{method}: {out}");

@@ -1,10 +1,11 @@
 //! Accumulation, padding and packing.
 
-use crate::rig::{D, Outcome, Rig, SEQ, SPANS, chosen, devices, groups, methods};
+use crate::rig::{D, Outcome, Rig, SEQ, SPANS, changed, chosen, devices, groups, methods};
 use mixlora::check::Deviation;
-use mixlora::mixture::{MethodConfig, MethodSpec, Pool, Span, Units};
+use mixlora::mixture::{Method, MethodSpec, Pool, Span, Units};
 use mixlora::nn::{Choices, Pass};
 use mixlora::{Device, Stream, Tensor, backward};
+use serde_json::json;
 use std::collections::BTreeMap;
 
 fn exact(device: &Device) -> bool {
@@ -12,8 +13,8 @@ fn exact(device: &Device) -> bool {
 }
 
 /// Methods without statistics over a batch.
-fn plain_methods() -> impl Iterator<Item = (&'static MethodSpec, MethodConfig)> {
-    methods().map(|(s, c)| (s, MethodConfig { aux_loss_coef: 0.0, ..c }))
+fn plain_methods() -> impl Iterator<Item = (&'static MethodSpec, Method)> {
+    methods().map(|(s, c)| (s, changed(&c, json!({ "aux_loss_coef": 0.0 }))))
 }
 
 /// Outputs and gradients of some instances of the batch, with seeds by row.
@@ -49,7 +50,7 @@ fn gradients_of_two_micro_batches_add_up_to_one_batch() {
         let bound = if exact(&device) { 1e-10 } else { 1e-5 };
         for (spec, config) in plain_methods() {
             for outs in groups(spec) {
-                let rig = Rig::new(spec, &config, outs, &device);
+                let rig = Rig::new(&config, outs, &device);
                 let (one, mut sum, second) = (part(&rig, 0..3), part(&rig, 0..1), part(&rig, 1..3));
                 assert!(!one.0.is_empty());
                 for (name, values) in &mut sum.0 {
@@ -66,9 +67,9 @@ fn gradients_of_two_micro_batches_add_up_to_one_batch() {
 fn padding_changes_nothing_of_real_rows() {
     for device in devices() {
         for (spec, config) in plain_methods() {
-            let config = MethodConfig { lora_dropout: 0.3, ..config };
+            let config = changed(&config, json!({ "lora_dropout": 0.3 }));
             for (outs, pool) in groups(spec).iter().flat_map(|g| [(g, Pool::Real), (g, Pool::PromptMask)]) {
-                let rig = Rig::new(spec, &config, outs, &device);
+                let rig = Rig::new(&config, outs, &device);
                 let run = |padding: f32| {
                     let mut x = rig.x().to_f32().unwrap();
                     for (i, s) in SPANS.iter().enumerate() {
@@ -99,7 +100,7 @@ fn packed_instances_are_separate_ones() {
         let bound = if exact(&device) { 1e-12 } else { 1e-5 };
         for (spec, config) in plain_methods() {
             for outs in groups(spec) {
-                let rig = Rig::new(spec, &config, outs, &device);
+                let rig = Rig::new(&config, outs, &device);
                 let x = Stream::new(12).normal_vec(11 * D, 1.0);
                 let run = |starts: &[usize]| {
                     let (first, last) = (starts[0], starts[starts.len() - 1]);

@@ -1,16 +1,17 @@
 //! Recorded, forced and refused choices; independence of linears.
 
-use crate::rig::{GROUPS, Rig, SITE, SPANS, chosen, devices, groups, methods, small};
+use crate::rig::{GROUPS, Rig, SITE, SPANS, changed, chosen, devices, groups, methods, number, small};
 use mixlora::check::Deviation;
-use mixlora::mixture::{Hook, MethodConfig, Pool, find};
+use mixlora::mixture::{Hook, Method, Pool, Routes, find};
 use mixlora::nn::Choices;
 use mixlora::{Device, Error, Tensor};
+use serde_json::json;
 
 #[test]
 fn a_replay_gives_the_same_bits() {
     for device in devices() {
         for (spec, config) in methods() {
-            let rig = Rig::new(spec, &config, GROUPS[1], &device);
+            let rig = Rig::new(&config, GROUPS[1], &device);
             let free = rig.step(&rig.x(), &rig.pass(Pool::Real)).unwrap();
             let record = Choices::record();
             let recorded = rig.pass(Pool::Real).with_choices(record.clone());
@@ -25,17 +26,18 @@ fn a_replay_gives_the_same_bits() {
 fn choices_can_be_read() {
     let spec = find("mixlora-cond").unwrap();
     let config = small(spec);
+    let r = number(&config, "r");
     for device in devices() {
-        let rig = Rig::new(spec, &config, GROUPS[1], &device);
+        let rig = Rig::new(&config, GROUPS[1], &device);
         let record = Choices::record();
         rig.forward(&rig.x(), &rig.pass(Pool::Real).with_choices(record.clone())).unwrap();
         let idx = record.get(SITE).unwrap();
-        assert_eq!(idx.dims(), [3, 2, SPANS.len(), config.r]);
-        for list in idx.to_u32().unwrap().chunks(config.r) {
+        assert_eq!(idx.dims(), [3, 2, SPANS.len(), r]);
+        for list in idx.to_u32().unwrap().chunks(r) {
             let mut sorted = list.to_vec();
             sorted.sort_unstable();
             sorted.dedup();
-            assert!(sorted.len() == config.r && sorted[config.r - 1] < config.num_factors as u32);
+            assert!(sorted.len() == r && sorted[r - 1] < number(&config, "num_factors") as u32);
         }
         assert!(record.get("elsewhere").is_none() && Choices::Free.get(SITE).is_none());
     }
@@ -45,12 +47,12 @@ fn choices_can_be_read() {
 fn choices_that_cannot_be_are_typed_errors() {
     for device in devices() {
         for (spec, config) in methods() {
-            let rig = Rig::new(spec, &config, GROUPS[1], &device);
+            let rig = Rig::new(&config, GROUPS[1], &device);
             let record = Choices::record();
             rig.forward(&rig.x(), &rig.pass(Pool::Real).with_choices(record.clone())).unwrap();
             // lora has nothing to choose, and takes no choices.
             let Some(idx) = chosen(&record) else {
-                assert!(!spec.has_router, "{}: choices are not kept", spec.name);
+                assert_eq!(spec.routes, Routes::None, "{}: choices are not kept", spec.name);
                 continue;
             };
             let run = |forced: Option<Tensor>| {
@@ -99,12 +101,12 @@ fn choices_that_cannot_be_are_typed_errors() {
 #[test]
 fn dropout_acts_after_routing_and_alike_on_all_lanes() {
     for (spec, config) in methods() {
-        let with = MethodConfig { lora_dropout: 0.5, ..config.clone() };
+        let with = changed(&config, json!({ "lora_dropout": 0.5 }));
         for outs in groups(spec) {
             let mut of_lanes = Vec::new();
             for device in devices() {
-                let choice = |c: &MethodConfig| {
-                    let rig = Rig::new(spec, c, outs, &device);
+                let choice = |c: &Method| {
+                    let rig = Rig::new(c, outs, &device);
                     let record = Choices::record();
                     let y =
                         rig.forward(&rig.x(), &rig.pass(Pool::Real).with_choices(record.clone())).unwrap();
@@ -129,8 +131,7 @@ fn no_dropout_outside_of_training() {
     for (spec, config) in methods() {
         let device = Device::cpu();
         let out = |dropout: f32| {
-            let rig =
-                Rig::new(spec, &MethodConfig { lora_dropout: dropout, ..config.clone() }, GROUPS[0], &device);
+            let rig = Rig::new(&changed(&config, json!({ "lora_dropout": dropout })), GROUPS[0], &device);
             let mut pass = rig.pass(Pool::Real);
             pass.train = false;
             rig.forward(&rig.x(), &pass).unwrap()[0].to_f32().unwrap()
@@ -144,10 +145,10 @@ fn no_dropout_outside_of_training() {
 fn linears_of_a_group_choose_for_themselves() {
     for device in devices() {
         for (spec, config) in methods().filter(|(s, _)| s.hook == Hook::Linear) {
-            let group = Rig::linears(spec, &config, &[6, 6], &device);
+            let group = Rig::linears(&config, &[6, 6], &device);
             let record = Choices::record();
             let y = group.forward(&group.x(), &group.pass(Pool::Real).with_choices(record.clone())).unwrap();
-            let alone = Rig::linears(spec, &config, &[6], &device);
+            let alone = Rig::linears(&config, &[6], &device);
             let own = Choices::record();
             let y0 = alone.forward(&alone.x(), &alone.pass(Pool::Real).with_choices(own.clone())).unwrap();
             // A matrix product may take another path for another width: rounding, no more.
@@ -171,9 +172,8 @@ fn dropout_acts_on_every_branch() {
     for (spec, config) in methods() {
         for outs in groups(spec) {
             let is_b = |name: &str| name.ends_with("_b") && !name.contains("router");
-            let rig = |dropout: f32| {
-                Rig::new(spec, &MethodConfig { lora_dropout: dropout, ..config.clone() }, outs, &device)
-            };
+            let rig =
+                |dropout: f32| Rig::new(&changed(&config, json!({ "lora_dropout": dropout })), outs, &device);
             let names: Vec<String> = rig(0.0).params().iter().map(|p| p.name()).filter(|n| is_b(n)).collect();
             assert!(!names.is_empty(), "{}: B factors are named *_b", spec.name);
             for name in names {

@@ -1,9 +1,10 @@
 //! The CPU and the GPU against the reference, and runs against each other.
 
-use crate::rig::{Rig, forced_on, gpu, groups, methods};
-use mixlora::mixture::{MethodConfig, Pool};
+use crate::rig::{Rig, changed, forced_on, gpu, groups, methods};
+use mixlora::mixture::Pool;
 use mixlora::nn::Choices;
 use mixlora::{Device, Result};
+use serde_json::json;
 
 const BOUND: f64 = 1e-5;
 
@@ -11,13 +12,13 @@ const BOUND: f64 = 1e-5;
 fn worst_error(device: &Device) -> Result<f64> {
     let mut worst = 0f64;
     for (spec, config) in methods() {
-        let config = MethodConfig { lora_dropout: 0.25, ..config };
+        let config = changed(&config, json!({ "lora_dropout": 0.25 }));
         for outs in groups(spec) {
-            let reference = Rig::new(spec, &config, outs, &Device::reference());
+            let reference = Rig::new(&config, outs, &Device::reference());
             let record = Choices::record();
             let pass = reference.pass(Pool::PromptMask).with_choices(record.clone());
             let want = reference.step(&reference.x(), &pass)?;
-            let rig = Rig::new(spec, &config, outs, device);
+            let rig = Rig::new(&config, outs, device);
             let forced = rig.pass(Pool::PromptMask).with_choices(forced_on(&record, device));
             let error = rig.step(&rig.x(), &forced)?.error(&want);
             assert!(error <= BOUND, "{} {outs:?} on {}: {error:.1e}", spec.name, device.name());
@@ -50,9 +51,9 @@ fn the_gpu_matches_the_reference() {
 fn bits(device: &Device) -> Vec<(&'static str, Vec<u32>)> {
     let mut all = Vec::new();
     for (spec, config) in methods() {
-        let config = MethodConfig { lora_dropout: 0.25, ..config };
+        let config = changed(&config, json!({ "lora_dropout": 0.25 }));
         for outs in groups(spec) {
-            let rig = Rig::new(spec, &config, outs, device);
+            let rig = Rig::new(&config, outs, device);
             let mut bits = rig.step(&rig.x(), &rig.pass(Pool::Real)).unwrap().bits();
             rig.after_step();
             bits.extend(rig.step(&rig.x(), &rig.pass(Pool::Real)).unwrap().bits());

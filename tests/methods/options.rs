@@ -1,62 +1,66 @@
-//! Options that cannot work are refused with their name and the allowed range.
+//! Options: every method has its own, and what cannot work is refused with its name and the allowed range.
 
-use crate::rig::{D, HIDDEN, methods, site, small};
-use mixlora::mixture::{Hook, LinearSite, MethodConfig, MethodSpec, MlpSite, find};
-use mixlora::{Device, Error, Stream};
+use crate::rig::{D, HIDDEN, changed, methods, number, site, small};
+use mixlora::mixture::{Hook, LinearSite, Method, Methods, MlpSite, Routes, find};
+use mixlora::{Device, Error, Result, Stream};
+use serde_json::{Value, json};
 
-/// The error of building the method's adapter.
-fn refusal(spec: &MethodSpec, config: &MethodConfig) -> String {
+/// Builds the adapter of a method's own hook.
+fn build(method: &Method) -> Result<()> {
     let device = Device::cpu();
-    let built = match spec.hook {
-        Hook::Linear => spec.build(config, &site(&[9, 12]), &device, Stream::new(1)).map(|_| ()),
-        Hook::Mlp => {
-            let site = MlpSite {
-                name: "mlp".into(),
-                path: String::new(),
-                hidden_size: D,
-                intermediate_size: HIDDEN,
-            };
-            spec.build_mlp(config, &site, &device, Stream::new(1)).map(|_| ())
-        }
-    };
-    match built {
+    match method.spec().hook {
+        Hook::Linear => method.build(&site(&[9, 12]), &device, Stream::new(1)).map(|_| ()),
+        Hook::Mlp => method.build_mlp(&MlpSite::alone("mlp", D, HIDDEN), &device, Stream::new(1)).map(|_| ()),
+    }
+}
+
+/// The error of a method with an option changed.
+fn refusal(method: &Method, name: &str, value: Value) -> String {
+    match method.with(name, value.clone()) {
         Err(e @ Error::Config { .. }) => e.to_string(),
-        other => panic!("{} {config:?}: {other:?}", spec.name),
+        other => panic!("{} {name} = {value}: {other:?}", method.name()),
     }
 }
 
 #[test]
 fn every_method_refuses_numbers_that_cannot_be() {
-    type Change = fn(&mut MethodConfig);
-    let changes: [(&str, Change); 19] = [
-        ("r: is 0", |c| c.r = 0),
-        ("num_factors: is 0", |c| c.num_factors = 0),
-        ("num_experts: is 0", |c| c.num_experts = 0),
-        ("top_k: is 0", |c| c.top_k = 0),
-        ("lora_dropout: is 1", |c| c.lora_dropout = 1.0),
-        ("lora_dropout: is -0.1", |c| c.lora_dropout = -0.1),
-        ("lora_dropout: is NaN", |c| c.lora_dropout = f32::NAN),
-        ("lora_alpha: is 0", |c| c.lora_alpha = Some(0.0)),
-        ("lora_alpha: is -2", |c| c.lora_alpha = Some(-2.0)),
-        ("lora_alpha: is NaN", |c| c.lora_alpha = Some(f32::NAN)),
-        ("lora_alpha: is inf", |c| c.lora_alpha = Some(f32::INFINITY)),
-        ("density: is 0", |c| c.density = 0.0),
-        ("density: is 1.5", |c| c.density = 1.5),
-        ("density: is NaN", |c| c.density = f32::NAN),
-        ("cfs_weight: is -1", |c| c.cfs_weight = -1.0),
-        ("cfs_weight: is NaN", |c| c.cfs_weight = f32::NAN),
-        ("aux_loss_coef: is NaN", |c| c.aux_loss_coef = f32::NAN),
-        ("bias_lr: is -0.5", |c| c.bias_lr = -0.5),
-        ("bias_lr: is inf", |c| c.bias_lr = f32::INFINITY),
+    let changes = [
+        ("r", json!(0), "r: is 0, must be at least 1"),
+        ("num_factors", json!(0), "num_factors: is 0, must be at least 1"),
+        ("num_experts", json!(0), "num_experts: is 0, must be at least 1"),
+        ("top_k", json!(0), "top_k: is 0, must be at least 1"),
+        ("lora_dropout", json!(1.0), "lora_dropout: is 1, must be in [0, 1)"),
+        ("lora_dropout", json!(-0.1), "lora_dropout: is -0.1, must be in [0, 1)"),
+        ("lora_alpha", json!(0.0), "lora_alpha: is 0, must be above 0"),
+        ("lora_alpha", json!(-2), "lora_alpha: is -2, must be above 0"),
+        ("lora_alpha", json!(1e300), "lora_alpha: is inf, must be above 0"),
+        ("density", json!(0.0), "density: is 0, must be in (0, 1]"),
+        ("density", json!(1.5), "density: is 1.5, must be in (0, 1]"),
+        ("cfs_weight", json!(-1.0), "cfs_weight: is -1, must be at least 0"),
+        ("aux_loss_coef", json!(-1.0), "aux_loss_coef: is -1, must be at least 0"),
+        ("bias_lr", json!(-0.5), "bias_lr: is -0.5, must be at least 0"),
+        ("bias_lr", json!(-1e300), "bias_lr: is -inf, must be at least 0"),
     ];
-    for (spec, config) in methods() {
-        for (text, change) in &changes {
-            let mut config = config.clone();
-            change(&mut config);
-            let e = refusal(spec, &config);
-            assert!(e.contains(text) && e.contains("must be"), "{} '{text}': {e}", spec.name);
+    let mut tried = 0;
+    for (spec, method) in methods() {
+        for (name, value, text) in &changes {
+            if spec.option_names().contains(name) {
+                assert_eq!(refusal(&method, name, value.clone()), *text, "{}", spec.name);
+                tried += 1;
+            }
         }
     }
+    assert!(tried > 50, "{tried}");
+}
+
+#[test]
+fn typed_options_are_checked_as_those_of_files_are() {
+    use mixlora::mixture::methods::smora::Smora;
+    let mut options = Smora::default();
+    options.lora.lora_dropout = f32::NAN;
+    let e = Method::new(options).unwrap_err().to_string();
+    assert_eq!(e, "lora_dropout: is NaN, must be in [0, 1)");
+    assert_eq!(Method::new(Smora::default()).unwrap(), find("smora").unwrap().defaults());
 }
 
 #[test]
@@ -71,63 +75,115 @@ fn more_choices_than_there_are_to_choose_from() {
         ("flylora", "r (8) must be >= top_k (9)"),
     ];
     for (name, text) in cases {
-        let spec = find(name).unwrap();
-        let top_k = if name == "mixlora-ffn" { 4 } else { 9 };
-        let e = refusal(spec, &MethodConfig { r: 8, num_factors: 4, top_k, ..small(spec) });
+        let method = changed(&small(find(name).unwrap()), json!({ "num_factors": 20, "r": 8 }));
+        let (option, value) = match name {
+            "mixlora-ffn" => ("top_k", 4),
+            _ if name.contains("cond") || name == "vt-nlp" => ("num_factors", 4),
+            _ => ("top_k", 9),
+        };
+        let e = refusal(&method, option, json!(value));
         assert!(e.contains(text), "{name}: {e}");
     }
 }
 
 #[test]
 fn a_rank_above_both_sides_of_a_linear() {
-    for (spec, config) in methods() {
+    for (spec, method) in methods() {
         // The rank of one update; methods that pick ranks from a pool may have a larger pool.
-        let from_pool = spec.build(
-            &MethodConfig { r: 40, num_factors: 40, ..config.clone() },
-            &site(&[9]),
-            &Device::cpu(),
-            Stream::new(1),
-        );
-        let large = match from_pool {
-            Ok(_) => MethodConfig { r: 40, top_k: 11, ..config },
-            Err(_) => MethodConfig { r: 11, num_factors: 40, ..config },
+        let from_pool = changed(&method, json!({ "r": 40, "num_factors": 40 }));
+        let large = match from_pool.build(&site(&[9]), &Device::cpu(), Stream::new(1)) {
+            Ok(_) => changed(&method, json!({ "r": 40, "top_k": 11 })),
+            Err(_) => changed(&method, json!({ "r": 11, "num_factors": 40 })),
         };
-        let e = refusal(spec, &large);
+        let e = build(&large).unwrap_err().to_string();
         let most = if spec.hook == Hook::Mlp { HIDDEN } else { 9 };
         assert!(e.contains(&format!("is 11, must be in 1..={most}: ")), "{}: {e}", spec.name);
         assert!(e.contains("is a linear 10 -> "), "{}: {e}", spec.name);
     }
-    let tiny = LinearSite { name: "head".into(), d_in: 3, linears: vec![("score".into(), 1)] };
-    let lora = find("lora").unwrap();
-    let e = lora.build(&small(lora), &tiny, &Device::cpu(), Stream::new(1)).map(|_| ()).unwrap_err();
+    let tiny = LinearSite::alone("head", 3, vec![("score".into(), 1)]);
+    let lora = small(find("lora").unwrap());
+    let e = lora.build(&tiny, &Device::cpu(), Stream::new(1)).map(|_| ()).unwrap_err();
     assert_eq!(e.to_string(), "r: is 4, must be in 1..=1: head.score is a linear 3 -> 1");
 }
 
+/// Options that were once accepted by methods that have no use for them.
 #[test]
-fn options_of_other_methods_say_which() {
-    let cond = find("mixlora-cond").unwrap();
-    let gated = find("mixlora-cond-gated").unwrap();
-    let e = refusal(cond, &MethodConfig { gated: true, ..small(cond) });
-    assert!(e.contains("mixlora-cond-gated"), "{e}");
-    let e = refusal(gated, &MethodConfig { gated: false, ..small(gated) });
-    assert!(e.contains("use the method mixlora-cond"), "{e}");
-    let e = refusal(cond, &MethodConfig { cfs_gated_input: true, ..small(cond) });
-    assert!(e.contains("needs gated = true"), "{e}");
+fn options_of_other_methods_are_refused_with_the_own_list() {
+    for (name, option, value) in [
+        ("lora", "num_factors", json!(7)),
+        ("lora", "top_k", json!(99)),
+        ("lora", "cfs_weight", json!(0.5)),
+        ("lora", "density", json!(0.5)),
+        ("lora", "pool", json!("real")),
+        ("smora", "gated", json!(false)),
+        ("smora", "gate_scale", json!("none")),
+        ("mixlora-ffn", "gated", json!(false)),
+        ("flylora", "gated", json!(true)),
+        ("mixlora-cond", "gated", json!(true)),
+        ("mixlora-cond-gated", "gated", json!(false)),
+    ] {
+        let method = find(name).unwrap().defaults();
+        let e = refusal(&method, option, value);
+        assert!(e.starts_with(&format!("{option}: is no option of {name}")), "{e}");
+        let own = method.spec().option_names().join(", ");
+        assert!(e.ends_with(&format!("its options are {own}")), "{e}");
+    }
+    let e = refusal(&find("smora").unwrap().defaults(), "topk", json!(2));
+    assert!(e.contains("did you mean 'top_k'?"), "{e}");
     let e = find("mixlora").map(|s| s.name).unwrap_err().to_string();
     assert!(e.contains("'mixlora' is unknown") && e.contains("mixlora-cond-gated, vt-nlp"), "{e}");
 }
 
 #[test]
-fn options_come_from_json_and_unknown_ones_are_refused() {
-    for (_, config) in methods() {
-        let text = serde_json::to_string(&config).unwrap();
-        assert_eq!(serde_json::from_str::<MethodConfig>(&text).unwrap(), config);
+fn options_come_from_files_and_go_back_as_they_are() {
+    for (spec, method) in methods() {
+        let text = serde_json::to_string(&method.tree()).unwrap();
+        let again = spec.defaults().set(&serde_json::from_str(&text).unwrap()).unwrap();
+        assert_eq!(again, method);
     }
-    let parse = |text: &str| serde_json::from_str::<MethodConfig>(text).map_err(|e| e.to_string());
-    let e = parse(r#"{"rank": 8}"#).unwrap_err();
-    assert!(e.contains("unknown field `rank`") && e.contains("`r`"), "{e}");
-    assert!(parse(r#"{"cfs_form": "quadratic"}"#).unwrap_err().contains("sum_product"));
-    assert!(parse(r#"{"pool": "mean"}"#).unwrap_err().contains("prompt_mask"));
-    assert!(parse(r#"{"r": -1}"#).is_err() && parse(r#"{"r": 2.5}"#).is_err());
-    assert_eq!(parse(r#"{"cfs_form": null}"#).unwrap().cfs_form, None);
+    let cond = find("mixlora-cond").unwrap().defaults();
+    assert!(refusal(&cond, "cfs_form", json!("quadratic")).contains("sum_product"));
+    assert!(refusal(&cond, "pool", json!("mean")).contains("prompt_mask"));
+    assert!(refusal(&cond, "r", json!(-1)).starts_with("r: "));
+    assert!(refusal(&cond, "r", json!(2.5)).starts_with("r: "));
+    assert_eq!(cond.with("cfs_form", Value::Null).unwrap().tree()["cfs_form"], Value::Null);
+    // An f32 is written as it was given.
+    assert_eq!(small(find("smora").unwrap()).tree()["bias_lr"].to_string(), "0.01");
+}
+
+/// What a stored file does not say has the method's default, and not that of another method.
+#[test]
+fn stored_options_are_laid_over_the_methods_own_defaults() {
+    let stored = json!({ "r": 8, "top_k": 2, "of_a_later_version": 1, "num_factors": 16 });
+    let smora = find("smora").unwrap().defaults();
+    let (method, unknown) = smora.stored(stored.as_object().unwrap()).unwrap();
+    assert_eq!((number(&method, "r"), number(&method, "top_k")), (8, 2));
+    assert_eq!(method.tree()["bias_lr"], json!(1e-5));
+    assert_eq!(method.options().alpha(), 16.0);
+    let mut unknown = unknown;
+    unknown.sort();
+    assert_eq!(unknown, ["num_factors", "of_a_later_version"]);
+    assert!(smora.stored(json!({ "r": "x" }).as_object().unwrap()).is_err());
+}
+
+/// The facts by which other parts of the program act on a method fit what the method builds.
+#[test]
+fn what_a_method_says_of_itself_is_so() {
+    for &spec in Methods::builtin().all() {
+        let method = spec.defaults();
+        let by_instance = method.options().instance().is_some();
+        assert_eq!(by_instance, spec.routes == Routes::Instance, "{}", spec.name);
+        assert_eq!(spec.option_names().contains(&"pool"), by_instance, "{}", spec.name);
+        assert!(!spec.mergeable || spec.routes == Routes::None, "{}", spec.name);
+        assert!(method.options().row_memory().per_linear >= 1.0, "{}", spec.name);
+        for (name, changes) in method.options().variants(&[8, 32], 2) {
+            assert!(!name.is_empty());
+            method.set(&changes).unwrap();
+        }
+        for field in method.options().fields() {
+            assert!(field.doc.len() > 10 && !field.doc.contains('\n'), "{} {}", spec.name, field.name);
+            field.check().unwrap();
+        }
+        mixlora::train::RunConfig::defaults(spec).unwrap();
+    }
 }

@@ -1,17 +1,18 @@
 //! What the methods' definitions promise: dense deltas, order, frozen routers, and what they reduce to.
 
-use crate::rig::{D, GROUPS, Rig, SEQ, SITE, SPANS, devices, small};
+use crate::rig::{D, GROUPS, Rig, SEQ, SITE, SPANS, changed, devices, small};
 use mixlora::check::Deviation;
-use mixlora::mixture::{MethodConfig, Pool, find};
+use mixlora::mixture::{Method, Pool, find};
 use mixlora::nn::Choices;
 use mixlora::{Device, Tensor};
+use serde_json::json;
 
 fn tolerance(device: &Device) -> f64 {
     if device.same(&Device::reference()) { 1e-12 } else { 1e-5 }
 }
 
-fn conditional(factors: usize, r: usize) -> MethodConfig {
-    MethodConfig { num_factors: factors, r, ..small(find("mixlora-cond").unwrap()) }
+fn conditional(factors: usize, r: usize) -> Method {
+    changed(&small(find("mixlora-cond").unwrap()), json!({ "num_factors": factors, "r": r }))
 }
 
 /// The outputs of every linear; with `zero` those of the frozen linears alone.
@@ -25,11 +26,10 @@ fn outputs(rig: &Rig, choices: &Choices, b_times: f32) -> Vec<Vec<f64>> {
 
 #[test]
 fn the_factored_update_is_the_dense_delta() {
-    let spec = find("mixlora-cond").unwrap();
     for (factors, r) in [(6, 4), (5, 1), (4, 4), (9, 3)] {
         // One rank on a GPU: every rank is a kernel of its own.
         for device in devices().into_iter().take(if r == 4 { 3 } else { 2 }) {
-            let rig = Rig::new(spec, &conditional(factors, r), GROUPS[1], &device);
+            let rig = Rig::new(&conditional(factors, r), GROUPS[1], &device);
             let pools: Vec<Vec<f64>> = rig.params().iter().map(|p| p.value().to_f64().unwrap()).collect();
             let record = Choices::record();
             let with = outputs(&rig, &record, 1.0);
@@ -64,9 +64,8 @@ fn the_factored_update_is_the_dense_delta() {
 
 #[test]
 fn the_order_of_choices_pairs_the_factors() {
-    let spec = find("mixlora-cond").unwrap();
     for device in devices() {
-        let rig = Rig::new(spec, &conditional(6, 4), GROUPS[0], &device);
+        let rig = Rig::new(&conditional(6, 4), GROUPS[0], &device);
         let record = Choices::record();
         let free = outputs(&rig, &record, 1.0);
         let idx = record.get(SITE).unwrap();
@@ -90,9 +89,9 @@ fn the_order_of_choices_pairs_the_factors() {
 fn ungated_routers_have_no_gradient_at_all() {
     for name in ["mixlora-cond", "vt-nlp"] {
         let spec = find(name).unwrap();
-        assert!(!spec.notes(&(spec.defaults)()).is_empty());
+        assert!(!spec.defaults().notes().is_empty());
         for device in devices() {
-            let rig = Rig::new(spec, &small(spec), GROUPS[1], &device);
+            let rig = Rig::new(&small(spec), GROUPS[1], &device);
             let routers: Vec<_> = rig.params().into_iter().filter(|p| p.name().contains("router")).collect();
             assert!(routers.len() == 2 && routers.iter().all(|p| !p.trainable()), "{routers:?}");
             let step = rig.step(&rig.x(), &rig.pass(Pool::Real)).unwrap();
@@ -103,13 +102,13 @@ fn ungated_routers_have_no_gradient_at_all() {
 }
 
 /// All gradients of the same loss, by the method's own names: x, A, B.
-fn same_as_lora(method: &str, config: &MethodConfig, parts: [&str; 2], force: bool, prepare: impl Fn(&Rig)) {
+fn same_as_lora(config: &Method, parts: [&str; 2], force: bool, prepare: impl Fn(&Rig)) {
     let lora = find("lora").unwrap();
     for device in devices() {
-        let rig = Rig::new(find(method).unwrap(), config, GROUPS[0], &device);
+        let rig = Rig::new(config, GROUPS[0], &device);
         prepare(&rig);
-        let plain_config = MethodConfig { lora_alpha: config.lora_alpha, ..small(lora) };
-        let plain = Rig::new(lora, &plain_config, GROUPS[0], &device);
+        let plain = changed(&small(lora), json!({ "lora_alpha": config.tree()["lora_alpha"] }));
+        let plain = Rig::new(&plain, GROUPS[0], &device);
         plain.param("lora_a").set(rig.param(parts[0]).value()).unwrap();
         plain.param("lora_b").set(rig.param(parts[1]).value()).unwrap();
         let mut pass = rig.pass(Pool::Real);
@@ -129,21 +128,22 @@ fn same_as_lora(method: &str, config: &MethodConfig, parts: [&str; 2], force: bo
         for (a, b) in names {
             // The gates of equal scores carry a gradient of their own to x: not with a router of zeros.
             let e = Deviation::of(&got.0[&a], &want.0[&b], 1e-3).max;
-            assert!(e <= tolerance(&device).max(1e-12), "{method} {a} on {device:?}: {e:.1e}");
+            assert!(e <= tolerance(&device).max(1e-12), "{config:?} {a} on {device:?}: {e:.1e}");
         }
     }
 }
 
 #[test]
 fn all_factors_in_order_are_a_lora() {
-    let config = MethodConfig { lora_alpha: Some(6.0), ..conditional(4, 4) };
-    same_as_lora("mixlora-cond", &config, ["factors_a", "factors_b"], true, |_| {});
+    let config = changed(&conditional(4, 4), json!({ "lora_alpha": 6.0 }));
+    same_as_lora(&config, ["factors_a", "factors_b"], true, |_| {});
 }
 
 #[test]
 fn smora_with_every_rank_and_equal_scores_is_a_lora() {
-    let config = MethodConfig { r: 4, top_k: 4, lora_alpha: Some(6.0), ..small(find("smora").unwrap()) };
-    same_as_lora("smora", &config, ["lora_a", "lora_b"], false, |rig| {
+    let smora = small(find("smora").unwrap());
+    let config = changed(&smora, json!({ "r": 4, "top_k": 4, "lora_alpha": 6.0 }));
+    same_as_lora(&config, ["lora_a", "lora_b"], false, |rig| {
         for name in ["router", "bias"] {
             let p = rig.param(name);
             p.set(p.value().scale(0.0).unwrap()).unwrap();
@@ -156,7 +156,7 @@ fn a_balancing_bias_moves_towards_balance() {
     for name in ["smora", "flylora"] {
         let spec = find(name).unwrap();
         for device in devices() {
-            let rig = Rig::new(spec, &MethodConfig { bias_lr: 0.01, ..small(spec) }, GROUPS[0], &device);
+            let rig = Rig::new(&changed(&small(spec), json!({ "bias_lr": 0.01 })), GROUPS[0], &device);
             let bias = rig.param("bias");
             let record = Choices::record();
             let before = bias.value().to_f64().unwrap();

@@ -1,9 +1,10 @@
 //! Adapters inside a checkpoint: recorded in the first pass, replayed in the second.
 
-use crate::rig::{Rig, devices, groups, methods, small};
-use mixlora::mixture::{MethodConfig, Pool, find};
+use crate::rig::{Rig, changed, devices, groups, methods, small};
+use mixlora::mixture::{Pool, find};
 use mixlora::nn::Choices;
 use mixlora::{Tensor, checkpoint};
+use serde_json::json;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// `sum_i <y_i, y_i>`, one scalar of all outputs.
@@ -19,10 +20,10 @@ fn loss(y: &[Tensor]) -> mixlora::Result<Tensor> {
 fn recompute_changes_no_bit_of_any_gradient() {
     for device in devices() {
         for (spec, config) in methods() {
-            let config = MethodConfig { lora_dropout: 0.3, ..config };
+            let config = changed(&config, json!({ "lora_dropout": 0.3 }));
             for outs in groups(spec) {
                 let run = |recompute: bool| {
-                    let rig = Rig::new(spec, &config, outs, &device);
+                    let rig = Rig::new(&config, outs, &device);
                     let (x, f) = (rig.x().leaf(), rig.function());
                     let first = rig.pass(Pool::PromptMask).with_choices(Choices::record());
                     let again = first.clone().with_choices(first.choices.replay());
@@ -55,7 +56,7 @@ fn a_replayed_pass_does_not_count_in_statistics() {
     for name in ["smora", "flylora"] {
         let spec = find(name).unwrap();
         for device in devices() {
-            let rig = Rig::new(spec, &small(spec), &[9], &device);
+            let rig = Rig::new(&small(spec), &[9], &device);
             let values = || rig.param("bias").value().to_f64().unwrap();
             let record = Choices::record();
             rig.forward(&rig.x(), &rig.pass(Pool::Real).with_choices(record.clone())).unwrap();

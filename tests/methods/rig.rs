@@ -1,8 +1,9 @@
 //! A method's adapter on random values, small enough for f64 differences.
 
-use mixlora::mixture::{ALL, Hook, LinearSite, MethodConfig, MethodSpec, MlpSite, Pool, Span};
-use mixlora::nn::{Choices, LinearAdapter, LinearGroup, Mlp, MlpAdapter, Param, Pass};
+use mixlora::mixture::{Hook, LinearSite, Method, MethodSpec, Methods, MlpSite, Pool, Span};
+use mixlora::nn::{Choices, LinearAdapter, Mlp, MlpAdapter, Param, Pass};
 use mixlora::{Device, Format, Linear, Result, Stream, Tensor, Weight, backward};
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
@@ -17,19 +18,24 @@ pub const SPANS: [Span; 3] =
 pub const SEQ: usize = 5;
 
 /// Small sizes that fit every method.
-pub fn small(spec: &MethodSpec) -> MethodConfig {
-    MethodConfig {
-        r: 4,
-        lora_alpha: None,
-        lora_dropout: 0.0,
-        num_factors: 6,
-        num_experts: 3,
-        top_k: 2,
-        density: 0.5,
-        aux_loss_coef: 0.5,
-        bias_lr: 0.01,
-        ..(spec.defaults)()
-    }
+pub fn small(spec: &'static MethodSpec) -> Method {
+    let sizes = json!({
+        "r": 4, "lora_alpha": null, "lora_dropout": 0.0, "num_factors": 6, "num_experts": 3, "top_k": 2, "density": 0.5,
+        "aux_loss_coef": 0.5, "bias_lr": 0.01,
+    });
+    changed(&spec.defaults(), sizes)
+}
+
+/// A method with those of the given options that it has.
+pub fn changed(method: &Method, options: Value) -> Method {
+    let own = method.spec().option_names();
+    let all = options.as_object().unwrap().clone();
+    method.set(&all.into_iter().filter(|(name, _)| own.contains(&name.as_str())).collect()).unwrap()
+}
+
+/// A number among a method's options.
+pub fn number(method: &Method, name: &str) -> usize {
+    method.tree()[name].as_u64().unwrap() as usize
 }
 
 enum Adapter {
@@ -55,36 +61,31 @@ fn linear(device: &Device, name: &str, out: usize, d: usize) -> Linear {
 
 pub fn site(outs: &[usize]) -> LinearSite {
     let linears = outs.iter().enumerate().map(|(i, &o)| (format!("l{i}"), o)).collect();
-    LinearSite { name: SITE.into(), d_in: D, linears }
+    LinearSite::alone(SITE, D, linears)
 }
 
 impl Rig {
     /// The method's own hook: a group of linears, or a block.
-    pub fn new(spec: &MethodSpec, config: &MethodConfig, outs: &[usize], device: &Device) -> Rig {
-        match spec.hook {
-            Hook::Linear => Rig::linears(spec, config, outs, device),
-            Hook::Mlp => Rig::block(spec, config, device),
+    pub fn new(method: &Method, outs: &[usize], device: &Device) -> Rig {
+        match method.spec().hook {
+            Hook::Linear => Rig::linears(method, outs, device),
+            Hook::Mlp => Rig::block(method, device),
         }
     }
 
-    pub fn linears(spec: &MethodSpec, config: &MethodConfig, outs: &[usize], device: &Device) -> Rig {
-        let adapter = spec.build(config, &site(outs), device, Stream::new(1)).unwrap();
+    pub fn linears(method: &Method, outs: &[usize], device: &Device) -> Rig {
+        let adapter = method.build(&site(outs), device, Stream::new(1)).unwrap();
         let linears = outs.iter().enumerate().map(|(i, &o)| linear(device, &format!("w{i}"), o, D)).collect();
         let rig = Rig { device: device.clone(), adapter: Adapter::Linears(adapter, linears) };
         rig.randomise();
         rig
     }
 
-    fn block(spec: &MethodSpec, config: &MethodConfig, device: &Device) -> Rig {
-        let site =
-            MlpSite { name: SITE.into(), path: String::new(), hidden_size: D, intermediate_size: HIDDEN };
-        let adapter = spec.build_mlp(config, &site, device, Stream::new(1)).unwrap().unwrap();
-        let group = LinearGroup::frozen;
-        let mlp = Mlp {
-            gate_up: group(vec![linear(device, "gate", HIDDEN, D), linear(device, "up", HIDDEN, D)]),
-            down: group(vec![linear(device, "down", D, HIDDEN)]),
-            adapter: Some(adapter.clone()),
-        };
+    fn block(method: &Method, device: &Device) -> Rig {
+        let site = MlpSite::alone(SITE, D, HIDDEN);
+        let adapter = method.build_mlp(&site, device, Stream::new(1)).unwrap().unwrap();
+        let w = |name: &str, rows: usize, cols: usize| linear(device, name, rows, cols);
+        let mlp = Mlp::frozen(w("gate", HIDDEN, D), w("up", HIDDEN, D), w("down", D, HIDDEN));
         let rig = Rig { device: device.clone(), adapter: Adapter::Block(adapter, Box::new(mlp)) };
         rig.randomise();
         rig
@@ -212,8 +213,8 @@ impl Outcome {
 }
 
 /// Every method with its small configuration.
-pub fn methods() -> impl Iterator<Item = (&'static MethodSpec, MethodConfig)> {
-    ALL.iter().map(|spec| (*spec, small(spec)))
+pub fn methods() -> impl Iterator<Item = (&'static MethodSpec, Method)> {
+    Methods::builtin().all().to_vec().into_iter().map(|spec| (spec, small(spec)))
 }
 
 /// The groups that a method is tried on: blocks have one shape.

@@ -3,7 +3,7 @@
 use super::{Case, Read, Target, gguf, said, text};
 use mixlora::data::{oddities, read_samples_from};
 use mixlora::io::{Checkpoint, GgufFile};
-use mixlora::model::LlamaConfig;
+use mixlora::model::ModelConfig;
 use serde_json::json;
 use std::io::Cursor;
 use std::path::Path;
@@ -102,7 +102,7 @@ fn gguf_file(input: &[u8]) -> mixlora::Result<()> {
         file.raw(name)?.scan(None)?;
     }
     // A file need not be a model.
-    let _ = LlamaConfig::of_gguf(&file).map_err(|e| e.to_string());
+    let _ = ModelConfig::of_gguf(&file).map_err(|e| e.to_string());
     Ok(())
 }
 

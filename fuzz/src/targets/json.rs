@@ -2,6 +2,7 @@
 
 use super::{Case, Read, Target, file, read, said, write};
 use mixlora::io::folder;
+use mixlora::mixture::{Methods, find};
 use mixlora::model::model_config;
 use mixlora::train::{RunConfig, StoredRun};
 use serde_json::{Value, json};
@@ -84,14 +85,14 @@ pub const RUN: Target = Target {
             seeds: ["mixlora-cond", "lora"].map(run).to_vec(),
             parse: Box::new(move |input| {
                 write(&dir.join("run.json"), input);
-                said(StoredRun::open(&dir).and_then(|run| run.config.check()))
+                said(StoredRun::open(&dir, &Methods::builtin()).and_then(|run| run.config.check()))
             }),
         }
     },
 };
 
 fn defaults(method: &str) -> Value {
-    RunConfig::defaults(method).and_then(|config| config.tree()).expect("defaults of a method")
+    find(method).and_then(RunConfig::defaults).and_then(|config| config.tree()).expect("defaults of a method")
 }
 
 pub const JSON: Target = Target {
@@ -125,7 +126,7 @@ const LONG: &str = "model = 'm.gguf'\ndata = 'd'\ntarget_modules = [\"q_proj\", 
                     [text]\ntemplate = '''chatml'''\n";
 
 fn layered(tree: Value) -> Read {
-    said(RunConfig::layered(&[("input".into(), tree)]).map(|_| ()))
+    said(RunConfig::layered(&[("input".into(), tree)], &Methods::builtin()).map(|_| ()))
 }
 
 pub const MANIFEST: Target = Target {

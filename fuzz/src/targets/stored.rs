@@ -1,10 +1,10 @@
 //! Adapters and reference files.
 
 use super::{Case, Target, file, read, said, tiny, write};
-use mixlora::adapter::{Adapter, AdapterOptions, TARGETS};
+use mixlora::adapter::{Adapter, AdapterOptions};
 use mixlora::check::golden::replay;
-use mixlora::mixture::{MethodConfig, find};
-use mixlora::model::Llama;
+use mixlora::mixture::find;
+use mixlora::model::Model;
 use mixlora::{Device, Stream};
 use std::path::Path;
 
@@ -43,31 +43,30 @@ pub const ADAPTER: Target = Target {
     open: |dir| {
         let base = dir.join("base");
         tiny::write_model(&base, 16, 32);
-        let mut model = Llama::open(&base, &Device::cpu(), false).expect("the tiny model");
-        let seeds = adapters(&mut model);
+        let model = Model::open(&base, &Device::cpu(), false).expect("the tiny model");
+        let seeds = adapters(&model);
         let dir = dir.join("adapter");
         std::fs::create_dir_all(&dir).expect("the scratch folder can be written");
         let parse = move |input: &[u8]| {
             put(&dir, input);
-            let options = AdapterOptions { force: true };
-            said(Adapter::load_with(&dir, &mut model, options).map(|_| ()))
+            let options = AdapterOptions { force: true, ..AdapterOptions::default() };
+            said(Adapter::load_with(&dir, &model, &options).map(|_| ()))
         };
         Case { seeds, parse: Box::new(parse) }
     },
 };
 
-fn adapters(model: &mut Llama) -> Vec<Vec<u8>> {
+fn adapters(model: &Model) -> Vec<Vec<u8>> {
     let mut seeds = Vec::new();
     for (name, targets) in [
-        ("lora", &TARGETS[..2]),
-        ("mixlora-cond", &TARGETS[1..2]),
-        ("smora", &TARGETS[1..2]),
-        ("mixlora-ffn", &TARGETS[4..]),
+        ("lora", &["q_proj", "k_proj"]),
+        ("mixlora-cond", &["k_proj"]),
+        ("smora", &["k_proj"]),
+        ("mixlora-ffn", &["gate_proj", "up_proj", "down_proj"]),
     ] {
-        let method = find(name).expect("a method's name");
-        let config = MethodConfig { r: 8, ..(method.defaults)() };
+        let method = find(name).expect("a method's name").defaults().with("r", 8).expect("a rank");
         let targets: Vec<String> = targets.iter().map(|target| target.to_string()).collect();
-        let adapter = Adapter::attach(model, method, &config, &targets, Stream::new(1)).expect("an adapter");
+        let adapter = Adapter::attach(model, &method, &targets, Stream::new(1)).expect("an adapter");
         let files = adapter.files(model, "base").expect("its files");
         let part =
             |wanted: &str| files.iter().find(|(name, _)| name == wanted).map_or(&[][..], |(_, bytes)| bytes);

@@ -30,7 +30,7 @@ pub struct Args {
 struct Dialogue<'a> {
     opened: &'a Opened,
     system: Option<String>,
-    chat: Chat<'a>,
+    chat: Chat,
     sampler: Sampler,
     options: ReplyOptions,
     /// The user knows that the conversation is read again.

@@ -2,6 +2,7 @@
 
 use crate::settings::read_file;
 use crate::{Failure, out};
+use mixlora::mixture::{Field, Methods, methods};
 use mixlora::train::RunConfig;
 use serde_json::Value;
 use std::path::PathBuf;
@@ -18,7 +19,7 @@ pub enum Config {
 #[command(after_help = "Example: mixlora config init --method mixlora-cond > run.toml")]
 pub struct InitArgs {
     /// Whose defaults; see `mixlora methods`. vt-nlp sets everything as its authors released it.
-    #[arg(long, default_value = "mixlora-cond")]
+    #[arg(long, default_value = methods::STANDARD.name)]
     method: String,
 }
 
@@ -32,40 +33,54 @@ pub struct CheckArgs {
 pub fn run(command: &Config) -> Result<(), Failure> {
     match command {
         Config::Init(args) => {
-            let config = RunConfig::defaults(&args.method)?;
-            Ok(out::text(&toml_text(&config.tree()?))?)
+            let config = RunConfig::defaults(Methods::builtin().find(&args.method)?)?;
+            Ok(out::text(&toml_text(&config)?)?)
         }
         Config::Check(args) => {
-            let config = RunConfig::checked(&[read_file(&args.file)?]).map_err(Failure::of_all)?;
-            let method = mixlora::mixture::find(&config.method)?;
-            method.notes(&config.options).iter().for_each(|n| out::note(&format!("note: {n}")));
-            Ok(out::text(&format!("{} is fine: method {}", args.file.display(), config.method))?)
+            let layers = [read_file(&args.file)?];
+            let config = RunConfig::checked(&layers, &Methods::builtin()).map_err(Failure::of_all)?;
+            config.method.notes().iter().for_each(|n| out::note(&format!("note: {n}")));
+            Ok(out::text(&format!("{} is fine: method {}", args.file.display(), config.method.name()))?)
         }
     }
 }
 
-/// A tree of settings as TOML with a comment for each; what has no default is commented out.
-fn toml_text(tree: &Value) -> String {
-    let mut text =
+/// Settings as TOML with a comment for each; what has no default is commented out.
+fn toml_text(config: &RunConfig) -> mixlora::Result<String> {
+    let tree = config.tree()?;
+    let options = config.method.options().fields();
+    let mut plain =
         String::from("# Settings of `mixlora train --config`. What is left out has the value shown.\n\n");
-    let (mut plain, mut sections) = (String::new(), String::new());
+    let mut sections = String::new();
     for (key, value) in tree.as_object().into_iter().flatten() {
         match value.as_object() {
-            None => plain += &setting(key, key, value),
+            None => plain += &setting(about(key), key, value),
+            Some(_) if key == "options" => {
+                sections += &format!("\n[options]\n# of {}\n", config.method.name());
+                options.iter().for_each(|f| sections += &option(f));
+            }
             Some(section) => {
                 sections += &format!("\n[{key}]\n");
                 for (name, value) in section {
-                    sections += &setting(&format!("{key}.{name}"), name, value);
+                    sections += &setting(about(&format!("{key}.{name}")), name, value);
                 }
             }
         }
     }
-    text += &plain;
-    text + &sections
+    Ok(plain + &sections)
 }
 
-fn setting(path: &str, name: &str, value: &Value) -> String {
-    let about = ABOUT.iter().find(|(p, _)| *p == path).map_or("", |(_, about)| about);
+/// An option of a method, with what it may be.
+fn option(field: &Field) -> String {
+    let range = if field.range.is_full() { String::new() } else { format!(", {}", field.range) };
+    setting(&format!("{} ({}{range})", field.doc, field.type_text()), field.name, &field.value)
+}
+
+fn about(path: &str) -> &'static str {
+    ABOUT.iter().find(|(p, _)| *p == path).map_or("", |(_, about)| about)
+}
+
+fn setting(about: &str, name: &str, value: &Value) -> String {
     // Numbers, strings, booleans and lists of strings are written alike in JSON and TOML.
     match value {
         Value::Null => format!("# {about}\n# {name} =\n"),
@@ -80,31 +95,6 @@ const ABOUT: &[(&str, &str)] = &[
     ("data", "a JSONL file, or a folder with train.jsonl and, if you like, valid.jsonl"),
     ("method", "see `mixlora methods`"),
     ("target_modules", "projections that get an adapter"),
-    (
-        "options.r",
-        "rank of the update that an input gets; of an expert, or of the whole pool, in other methods",
-    ),
-    (
-        "options.lora_alpha",
-        "the update is scaled by lora_alpha / r; default 2 num_factors in conditional methods, else 2 r",
-    ),
-    ("options.lora_dropout", "dropout on the input of the adapter, after routing"),
-    ("options.num_factors", "rank-1 factors in each pool (conditional methods)"),
-    ("options.num_experts", "whole LoRA experts (mixlora-ffn)"),
-    ("options.top_k", "experts or ranks per token (token methods)"),
-    ("options.cfs_form", "how B's choice looks at A's: linear, sum_product or choice; absent: not at all"),
-    ("options.cfs_weight", "weight of that condition"),
-    ("options.cfs_gated_input", "the condition sees A's factors times their gates"),
-    ("options.gated", "chosen factors are multiplied by gates"),
-    ("options.gate_scale", "r: gates sum to r; none: to 1"),
-    ("options.pool", "what routers look at: prompt_mask, all, real, instr or last_token"),
-    (
-        "options.decode_route",
-        "generated tokens keep the prompt's choice (freeze_prefill) or route anew (per_step)",
-    ),
-    ("options.aux_loss_coef", "coefficient of the load-balance loss"),
-    ("options.bias_lr", "step of the balancing bias"),
-    ("options.density", "share of each frozen A row that is not zero (flylora)"),
     ("train.steps", "optimizer steps; by default what epochs gives"),
     ("train.epochs", "times that every example is seen"),
     ("train.micro_batch", "examples that go through the model together"),
@@ -143,13 +133,13 @@ mod tests {
 
     #[test]
     fn every_setting_is_described_and_the_text_is_read_back() {
-        for method in mixlora::mixture::ALL {
-            let defaults = RunConfig::defaults(method.name).unwrap();
-            let tree = defaults.tree().unwrap();
+        for &method in Methods::builtin().all() {
+            let defaults = RunConfig::defaults(method).unwrap();
             let mut paths = Vec::new();
-            for (key, value) in tree.as_object().unwrap() {
+            for (key, value) in defaults.tree().unwrap().as_object().unwrap() {
                 match value.as_object() {
                     None => paths.push(key.clone()),
+                    Some(_) if key == "options" => {}
                     Some(s) => paths.extend(s.keys().map(|k| format!("{key}.{k}"))),
                 }
             }
@@ -157,8 +147,9 @@ mod tests {
             paths.sort();
             described.sort();
             assert_eq!(paths, described);
-            let read: Value = toml::from_str(&toml_text(&tree)).unwrap();
-            let again = RunConfig::layered(&[("text".into(), read)]).unwrap();
+            assert!(defaults.method.options().fields().iter().all(|f| !f.doc.is_empty()));
+            let read: Value = toml::from_str(&toml_text(&defaults).unwrap()).unwrap();
+            let again = RunConfig::layered(&[("text".into(), read)], &Methods::builtin()).unwrap();
             assert_eq!(again, defaults, "{}", method.name);
         }
     }

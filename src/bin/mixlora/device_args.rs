@@ -3,9 +3,10 @@
 use crate::{Failure, open_device, out};
 use mixlora::Device;
 use mixlora::adapter::{Adapter, AdapterOptions};
-use mixlora::model::{Llama, LoadOptions, ModelFiles};
+use mixlora::model::{LoadOptions, Model, ModelFiles};
 use mixlora::train::DeviceOptions;
 use std::path::Path;
+use std::sync::Arc;
 
 #[derive(clap::Args)]
 pub struct DeviceArgs {
@@ -102,15 +103,18 @@ pub struct CheckArgs {
 
 impl CheckArgs {
     /// A model; what is odd about it goes to stderr.
-    pub fn model(&self, path: &Path, device: &Device, dequantize: bool) -> Result<Llama, Failure> {
+    pub fn model(&self, path: &Path, device: &Device, dequantize: bool) -> Result<Arc<Model>, Failure> {
         let options = LoadOptions { dequantize, allow_nonfinite: self.allow_nonfinite };
-        let model = Llama::load(&ModelFiles::open(path)?, device, options)?;
+        let model = Model::load(&ModelFiles::open(path)?, device, options)?;
         out::notes(model.notes());
         Ok(model)
     }
 
     /// An adapter on a model.
-    pub fn adapter(&self, dir: &Path, model: &mut Llama) -> Result<Adapter, Failure> {
-        Ok(Adapter::load_with(dir, model, AdapterOptions { force: self.force })?)
+    pub fn adapter(&self, dir: &Path, model: &Model) -> Result<Adapter, Failure> {
+        let options = AdapterOptions { force: self.force, ..AdapterOptions::default() };
+        let adapter = Adapter::load_with(dir, model, &options)?;
+        adapter.notes().iter().for_each(|n| out::note(&format!("note: {n}")));
+        Ok(adapter)
     }
 }

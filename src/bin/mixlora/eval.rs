@@ -4,7 +4,6 @@ use crate::model_args::ModelArgs;
 use crate::progress::Progress;
 use crate::{Failure, out};
 use mixlora::data::{Batch, DataFiles, read_samples};
-use mixlora::mixture::Pool;
 use mixlora::train::{Questions, TextOptions, mean_exact_match};
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -78,7 +77,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     notes.for_each(|text| out::note(&format!("note: {text}")));
     data.check_rows(&path, opened.model.config().vocab_size)?;
 
-    let pool = opened.adapter.as_ref().map_or(Pool::Real, |a| a.config().pool);
+    let pool = opened.adapter.as_ref().and_then(|a| a.method().options().instance()).map(|i| i.pool);
     let mut losses: BTreeMap<String, Loss> = BTreeMap::new();
     let all: Vec<usize> = (0..data.examples.len()).collect();
     // Samples of one task go together, so that its loss is known.
@@ -97,7 +96,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
                 opened.model.device(),
             )?;
             let loss = losses.entry(task.clone()).or_default();
-            loss.sum += mixlora::train::loss_of(&opened.model, &batch)?;
+            loss.sum += mixlora::train::loss_of(&opened.model, opened.adapter.as_ref(), &batch)?;
             loss.tokens += batch.trained;
             loss.samples += chunk.len();
             measured.steps(chunk.len());
@@ -135,7 +134,7 @@ fn report(
     args: &Args,
     path: &str,
     losses: &BTreeMap<String, Loss>,
-    questions: Option<&Questions<'_>>,
+    questions: Option<&Questions>,
     answers: &[Option<String>],
 ) -> Result<(), Failure> {
     let scores = questions.map_or_else(Vec::new, |q| q.score(answers));

@@ -31,8 +31,8 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         let what = "exists; give another file name".to_string();
         return Err(Error::File { path: args.gguf_lora.clone(), what }.into());
     }
-    let mut model = args.checks.model(&args.model, &Device::cpu(), false)?;
-    let adapter = args.checks.adapter(&args.adapter, &mut model)?;
+    let model = args.checks.model(&args.model, &Device::cpu(), false)?;
+    let adapter = args.checks.adapter(&args.adapter, &model)?;
     adapter.export_gguf(&model, &args.gguf_lora)?;
     Ok(out::text(&format!("GGUF adapter in {}", args.gguf_lora.display()))?)
 }

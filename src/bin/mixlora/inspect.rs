@@ -3,7 +3,7 @@
 use crate::{Failure, out};
 use mixlora::adapter::locate;
 use mixlora::io::{Checkpoint, GgufFile, Scan, read_json, read_text};
-use mixlora::model::{LlamaConfig, ModelPlace, model_config};
+use mixlora::model::{ModelConfig, ModelPlace, model_config};
 use mixlora::{Error, Format};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -80,7 +80,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
 }
 
 /// The configuration of a model, its parameters, or why it is not one that can be used here.
-fn configuration(read: Result<LlamaConfig, Error>) -> Vec<(String, Value)> {
+fn configuration(read: Result<ModelConfig, Error>) -> Vec<(String, Value)> {
     match read {
         Ok(c) => vec![
             ("configuration".into(), c.to_json(Format::F32)),
@@ -131,7 +131,7 @@ fn of_gguf(file: &GgufFile) -> Report {
     }
     about.retain(|(_, v)| !v.is_null());
     if file.str("general.type").ok() != Some("adapter") {
-        about.extend(configuration(LlamaConfig::of_gguf(file)));
+        about.extend(configuration(ModelConfig::of_gguf(file)));
         about.push(("tokenizer".into(), text("tokenizer.ggml.model")));
         about.push(("pre-tokenizer".into(), text("tokenizer.ggml.pre")));
         let tokens = file.strings("tokenizer.ggml.tokens").map_or(0, <[String]>::len);

@@ -6,7 +6,7 @@ use crate::{Failure, out};
 use mixlora::adapter::Adapter;
 use mixlora::atomic;
 use mixlora::io::read_json;
-use mixlora::model::{Llama, ModelPlace};
+use mixlora::model::{Model, ModelPlace};
 use mixlora::text::ModelText;
 use mixlora::{Device, Error, Format};
 use serde_json::{Value, json};
@@ -43,7 +43,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     if args.out.exists() {
         return Err(fail(&args.out, "exists; merging writes a new directory and never over another"));
     }
-    let mut model = args.checks.model(&args.model, &Device::cpu(), false)?;
+    let model = args.checks.model(&args.model, &Device::cpu(), false)?;
     let format = match args.dtype.as_deref() {
         Some("f32") => Format::F32,
         Some("bf16") => Format::Bf16,
@@ -53,7 +53,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
             _ => Format::F16,
         },
     };
-    let adapter = args.checks.adapter(&args.adapter, &mut model)?;
+    let adapter = args.checks.adapter(&args.adapter, &model)?;
     // Refused before anything is made.
     adapter.check_mergeable()?;
     let name = args.out.file_name().ok_or_else(|| fail(&args.out, "is not the name of a directory"))?;
@@ -72,7 +72,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     Ok(out::text(&format!("merged model in {}, {} weights", args.out.display(), format.name()))?)
 }
 
-fn write(args: &Args, model: &Llama, adapter: &Adapter, format: Format, dir: &Path) -> Result<(), Failure> {
+fn write(args: &Args, model: &Model, adapter: &Adapter, format: Format, dir: &Path) -> Result<(), Failure> {
     adapter.merge(model, dir, format)?;
     match ModelPlace::of(&args.model)? {
         ModelPlace::Folder(model) => copy_side_files(&model, dir),

@@ -1,8 +1,7 @@
 //! `mixlora methods`
 
 use crate::{Failure, out};
-use mixlora::mixture::{ALL, MethodSpec};
-use mixlora::train::RunConfig;
+use mixlora::mixture::{Field, MethodSpec, Methods};
 use serde_json::{Value, json};
 
 #[derive(clap::Args)]
@@ -17,67 +16,49 @@ pub struct Args {
     json: bool,
 }
 
-/// Which method to take for what.
-const WHEN: &[(&str, &str)] = &[
-    ("lora", "a first run, or a result that must merge, or load in PEFT and llama.cpp"),
-    ("mixlora-cond", "several tasks with one adapter, as in the paper (Conditional MixLoRA)"),
-    ("mixlora-cond-gated", "the same, with routers that learn"),
-    ("vt-nlp", "repeating the paper's own runs"),
-    ("mixlora-ffn", "a choice per token: whole LoRA experts in the MLP blocks"),
-    ("smora", "a choice per token among single ranks"),
-    ("rank-wise", "the same as smora with softmax gates"),
-    ("flylora", "few trained values and no router"),
-];
-
-fn when(method: &MethodSpec) -> &'static str {
-    WHEN.iter().find(|(name, _)| *name == method.name).map_or("-", |(_, when)| when)
-}
-
 pub fn run(args: &Args) -> Result<(), Failure> {
+    let methods = Methods::builtin();
+    let methods = methods.all();
     if args.json {
-        return Ok(out::json(&ALL.iter().map(|m| described(m)).collect::<Result<_, _>>()?)?);
+        return Ok(out::json(&Value::Array(methods.iter().map(|m| described(m)).collect()))?);
     }
-    let rows: Vec<Vec<String>> = ALL
-        .iter()
-        .map(|m| {
-            let router = m.router_gradient(&(m.defaults)());
-            let mergeable = if m.mergeable { "yes" } else { "no" };
-            [m.name, when(m), m.hook.name(), m.trainable, router, mergeable, m.paper]
-                .map(String::from)
-                .to_vec()
-        })
-        .collect();
-    let head = ["method", "take it for", "hook", "trainable", "router gradient", "mergeable", "paper"];
-    let mut text = out::table(&head, &rows);
-    for note in ALL.iter().flat_map(|m| m.notes(&(m.defaults)())) {
+    let row = |m: &&'static MethodSpec| {
+        let router = m.defaults().options().router_gradient().name();
+        let mergeable = if m.mergeable { "yes" } else { "no" };
+        let cells = [m.name, m.when, m.hook.name(), m.routes.name(), m.trainable, router, mergeable, m.paper];
+        cells.map(String::from).to_vec()
+    };
+    let head =
+        ["method", "take it for", "hook", "routes", "trainable", "router gradient", "mergeable", "paper"];
+    let mut text = out::table(&head, &methods.iter().map(row).collect::<Vec<_>>());
+    for note in methods.iter().flat_map(|m| m.defaults().notes()) {
         text += &format!("note: {note}\n");
     }
     Ok(out::text(&text)?)
 }
 
-fn described(m: &MethodSpec) -> mixlora::Result<Value> {
-    let defaults = (m.defaults)();
-    Ok(json!({
+fn described(m: &'static MethodSpec) -> Value {
+    let defaults = m.defaults();
+    let options: Vec<Value> = defaults.options().fields().iter().map(option).collect();
+    json!({
         "name": m.name,
-        "when": when(m),
+        "aliases": m.aliases,
+        "when": m.when,
         "paper": m.paper,
         "hook": m.hook.name(),
+        "routes": m.routes.name(),
         "trainable": m.trainable,
-        "router_gradient": m.router_gradient(&defaults),
+        "router_gradient": defaults.options().router_gradient().name(),
         "mergeable": m.mergeable,
-        "notes": m.notes(&defaults),
-        // From the tree of settings, which keeps an f32 as it is written.
-        "defaults": RunConfig::defaults(m.name)?.tree()?["options"],
-    }))
+        "notes": defaults.notes(),
+        "options": options,
+        "defaults": defaults.tree(),
+    })
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_method_says_when_to_take_it() {
-        let names: Vec<&str> = ALL.iter().map(|m| m.name).collect();
-        assert_eq!(WHEN.iter().map(|(name, _)| *name).collect::<Vec<_>>(), names);
-    }
+fn option(f: &Field) -> Value {
+    let range = if f.range.is_full() { Value::Null } else { json!(f.range.to_string()) };
+    json!({
+        "name": f.name, "type": f.type_text(), "default": f.value, "range": range, "about": f.doc, "source": f.source,
+    })
 }

@@ -5,10 +5,11 @@ use crate::model_path::model_path;
 use crate::{Failure, out};
 use mixlora::adapter::{Adapter, Conversation};
 use mixlora::mixture::DecodeRoute;
-use mixlora::model::{Llama, Sampler, Sampling};
+use mixlora::model::{Model, Sampler, Sampling};
 use mixlora::text::{ModelText, ReplyOptions};
 use mixlora::train::TextOptions;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 #[derive(clap::Args)]
 pub struct ModelArgs {
@@ -36,7 +37,7 @@ pub struct ModelArgs {
 /// A model ready to be used.
 pub struct Opened {
     pub text: ModelText,
-    pub model: Llama,
+    pub model: Arc<Model>,
     pub adapter: Option<Adapter>,
     pub route: Option<DecodeRoute>,
 }
@@ -47,17 +48,17 @@ impl ModelArgs {
         let options = TextOptions { template: self.template.clone(), ..TextOptions::default() };
         let text = options.open(Some(&self.model))?;
         out::notes(&text.notes);
-        let mut model = self.checks.model(&self.model, &device, self.dequantise)?;
+        let model = self.checks.model(&self.model, &device, self.dequantise)?;
         text.tokenizer.check_rows(model.config().vocab_size)?;
         let adapter = self.adapter.as_deref();
-        let adapter = adapter.map(|dir| self.checks.adapter(dir, &mut model)).transpose()?;
+        let adapter = adapter.map(|dir| self.checks.adapter(dir, &model)).transpose()?;
         Ok(Opened { text, model, adapter, route: self.decode_route })
     }
 }
 
 impl Opened {
     /// A conversation at its start.
-    pub fn conversation(&self) -> Conversation<'_> {
+    pub fn conversation(&self) -> Conversation {
         Conversation::new(&self.model, self.adapter.as_ref(), self.route, 1)
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::train_args::TrainArgs;
 use crate::{Failure, out};
+use mixlora::mixture::Methods;
 use mixlora::model::ModelFiles;
 use mixlora::train::{Plan, RunConfig, TrainingData};
 use serde_json::json;
@@ -19,7 +20,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<(), Failure> {
-    let mut config = RunConfig::layered(&args.train.layers(None)?)?;
+    let mut config = RunConfig::layered(&args.train.layers(None)?, &Methods::builtin())?;
     if config.model.as_os_str().is_empty() {
         return Err(Failure::Usage("--model is needed".into()));
     }

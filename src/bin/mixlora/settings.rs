@@ -1,6 +1,7 @@
 //! From a configuration file, options and `--set` to one [`RunConfig`].
 
 use crate::Failure;
+use mixlora::mixture::{MethodSpec, Methods};
 use mixlora::train::RunConfig;
 use serde_json::Value;
 use std::path::Path;
@@ -20,8 +21,7 @@ pub fn read_file(path: &Path) -> Result<(String, Value), Failure> {
 }
 
 /// The layers of `--set key=value`. A value is JSON, or a string where it is none.
-pub fn set_layers(set: &[String], method: &str) -> Result<Layers, Failure> {
-    mixlora::mixture::find(method)?;
+pub fn set_layers(set: &[String], method: &'static MethodSpec) -> Result<Layers, Failure> {
     set.iter()
         .map(|pair| {
             let Some((key, value)) = pair.split_once('=') else {
@@ -38,14 +38,15 @@ pub fn set_layers(set: &[String], method: &str) -> Result<Layers, Failure> {
 /// The layers of options that were given: paths with values; null where an option was left out.
 pub fn option_layers(given: Vec<(&str, Value)>) -> Result<Layers, Failure> {
     let given = given.into_iter().filter(|(_, v)| !v.is_null());
-    given
-        .map(|(path, value)| Ok(("command line".to_string(), RunConfig::setting("lora", path, value)?)))
-        .collect()
+    given.map(|(path, value)| Ok(("command line".to_string(), RunConfig::at(path, value)))).collect()
 }
 
 /// The method that the layers name last.
-pub fn method(layers: &Layers) -> &str {
-    layers.iter().rev().find_map(|(_, v)| v["method"].as_str()).unwrap_or("mixlora-cond")
+pub fn method(layers: &Layers, methods: &Methods) -> Result<&'static MethodSpec, Failure> {
+    match layers.iter().rev().find_map(|(_, v)| v["method"].as_str()) {
+        Some(name) => Ok(methods.find(name)?),
+        None => Ok(methods.standard()),
+    }
 }
 
 fn usage(text: &str) -> Failure {

@@ -4,8 +4,8 @@ use crate::device_args::describe;
 use crate::train_args::TrainArgs;
 use crate::{Failure, out, plan, signals};
 use mixlora::adapter::Adapter;
-use mixlora::mixture::find;
-use mixlora::model::{Llama, LoadOptions, ModelFiles};
+use mixlora::mixture::Methods;
+use mixlora::model::{LoadOptions, Model, ModelFiles};
 use mixlora::train::{
     End, EvalReport, Observer, Progress, Questions, Run, RunConfig, RunFolder, StepReport, StoredRun,
     TrainingData, mean_exact_match,
@@ -20,8 +20,9 @@ const SILENCE: Duration = Duration::from_secs(5);
 const MAX_ANSWER: usize = 32;
 
 pub fn run(args: &TrainArgs) -> Result<(), Failure> {
-    let stored = args.resume.as_deref().map(StoredRun::open).transpose()?;
-    let mut config = RunConfig::layered(&args.layers(stored.as_ref().map(|s| &s.config))?)?;
+    let methods = Methods::builtin();
+    let stored = args.resume.as_deref().map(|dir| StoredRun::open(dir, &methods)).transpose()?;
+    let mut config = RunConfig::layered(&args.layers(stored.as_ref().map(|s| &s.config))?, &methods)?;
     for (name, path) in [("--model", &config.model), ("--data", &config.data)] {
         if path.as_os_str().is_empty() {
             return Err(Failure::Usage(format!("{name} is needed")));
@@ -38,8 +39,9 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
     let mut shown = Shown::new(args.quiet);
     if let Some(stored) = &stored {
         stored.changes(&config)?.iter().for_each(|c| shown.say(&format!("changed: {c}")));
-        if stored.version != env!("CARGO_PKG_VERSION") {
-            shown.say(&format!("note: the run was written by version {}", stored.version));
+        stored.notes.iter().for_each(|n| shown.say(&format!("note: {n}")));
+        if stored.version() != env!("CARGO_PKG_VERSION") {
+            shown.say(&format!("note: the run was written by version {}", stored.version()));
         }
     }
     if args.resume.is_some() {
@@ -65,7 +67,7 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
     }
     let options =
         LoadOptions { dequantize: !config.device.keep_quantised, allow_nonfinite: args.allow_nonfinite };
-    let model = Llama::load(&files, &device, options)?;
+    let model = Model::load(&files, &device, options)?;
     notes.extend(model.notes().iter().cloned());
     notes.extend(data.notes.iter().cloned());
     let parts = data.with(&config, &text, model)?;
@@ -73,7 +75,7 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
     let unasked = questions.limit(config.train.answers, MAX_ANSWER);
     notes.extend(unasked.filter(|_| config.train.answers > 0));
     shown.questions = Some(questions).filter(|q| !q.list.is_empty());
-    notes.extend(find(&config.method)?.notes(&config.options));
+    notes.extend(config.method.notes());
     notes.iter().for_each(|n| shown.say(&format!("note: {n}")));
     let mut run = match stored {
         Some(stored) => Run::resume(stored, config, parts, &mut shown)?,
@@ -92,7 +94,7 @@ fn still_there(option: &str, path: &Path) -> Result<(), Failure> {
     Err(mixlora::Error::File { path: path.into(), what }.into())
 }
 
-fn go(args: &TrainArgs, run: &mut Run, shown: &mut Shown<'_>, out_dir: &Path) -> Result<(), Failure> {
+fn go(args: &TrainArgs, run: &mut Run, shown: &mut Shown, out_dir: &Path) -> Result<(), Failure> {
     shown.start(run);
     let (stop, signal) = signals::stop_on_signals(args.stop_at)?;
     let first = run.state().step;
@@ -129,7 +131,7 @@ fn go(args: &TrainArgs, run: &mut Run, shown: &mut Shown<'_>, out_dir: &Path) ->
     }
 }
 
-fn summary(run: &Run, shown: &Shown<'_>, end: End, took: &str, dir: &Path) -> String {
+fn summary(run: &Run, shown: &Shown, end: End, took: &str, dir: &Path) -> String {
     let state = run.state();
     let mut text = match (shown.first, shown.last) {
         (Some(first), Some(last)) => format!("loss {first:.4} -> {last:.4}"),
@@ -163,7 +165,7 @@ fn summary(run: &Run, shown: &Shown<'_>, end: End, took: &str, dir: &Path) -> St
 }
 
 /// Progress on stderr.
-pub struct Shown<'a> {
+pub struct Shown {
     pub bar: indicatif::ProgressBar,
     quiet: bool,
     /// Losses of the first step and of the last one.
@@ -172,10 +174,10 @@ pub struct Shown<'a> {
     /// When something was last said of the steps, where no bar is seen.
     said: Instant,
     /// Answered at the last validation.
-    questions: Option<Questions<'a>>,
+    questions: Option<Questions>,
 }
 
-impl Shown<'_> {
+impl Shown {
     pub fn new(quiet: bool) -> Self {
         let bar = indicatif::ProgressBar::hidden();
         Shown { bar, quiet, first: None, last: None, said: Instant::now(), questions: None }
@@ -184,7 +186,7 @@ impl Shown<'_> {
     pub fn start(&mut self, run: &Run) {
         self.say(&format!(
             "{}: {} trained values on {}, {} examples, {} steps of {} examples",
-            run.session.adapter.method().name,
+            run.session.adapter.method().name(),
             run.session.adapter.trainable_values(),
             run.session.model.device().name(),
             run.examples(),
@@ -207,7 +209,7 @@ impl Shown<'_> {
     }
 }
 
-impl Observer for Shown<'_> {
+impl Observer for Shown {
     fn step(&mut self, r: &StepReport, p: &Progress) {
         self.first.get_or_insert(r.loss);
         self.last = Some(r.loss);
@@ -229,7 +231,11 @@ impl Observer for Shown<'_> {
         self.say(&(line + if r.best { " (best)" } else { "" }));
     }
 
-    fn score(&mut self, model: &Llama, adapter: &Adapter) -> mixlora::Result<Vec<(String, f64)>> {
+    fn score(
+        &mut self,
+        model: &std::sync::Arc<Model>,
+        adapter: &Adapter,
+    ) -> mixlora::Result<Vec<(String, f64)>> {
         let Some(questions) = &self.questions else { return Ok(Vec::new()) };
         self.bar.set_message(format!("answering {} validation questions", questions.list.len()));
         let answers = questions.answer(model, Some(adapter), &mut |_| true)?;

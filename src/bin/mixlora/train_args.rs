@@ -3,6 +3,7 @@
 use crate::Failure;
 use crate::model_path::model_path;
 use crate::settings::{Layers, method, option_layers, read_file, set_layers};
+use mixlora::mixture::Methods;
 use mixlora::train::RunConfig;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -153,7 +154,14 @@ impl TrainArgs {
             ("device.memory_budget", json!(self.memory_budget)),
             ("device.keep_quantised", flag(self.keep_quantised)),
         ])?);
-        let set = set_layers(&self.set, method(&layers))?;
+        let method = method(&layers, &Methods::builtin())?;
+        // Options of the stored method are none of another one; that the method is another is refused elsewhere.
+        if stored.is_some_and(|s| s.method.spec().name != method.name)
+            && let Some(first) = layers[0].1.as_object_mut()
+        {
+            first.remove("options");
+        }
+        let set = set_layers(&self.set, method)?;
         layers.extend(set);
         Ok(layers)
     }

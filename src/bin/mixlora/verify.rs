@@ -5,7 +5,7 @@ use crate::progress::Progress;
 use crate::{Failure, ops_test, out};
 use mixlora::Device;
 use mixlora::check::golden::{BOUND, Replay, find_files, needs_model, replay, replay_model};
-use mixlora::model::Llama;
+use mixlora::model::Model;
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
@@ -105,7 +105,7 @@ fn one(file: &Path, device: &Device, args: &Args) -> Result<Replay, mixlora::Err
     if file.extension().is_some_and(|e| e == "jsonl") {
         return mixlora::check::golden::replay_tokens(file, &mixlora::text::ModelText::open(model)?);
     }
-    replay_model(file, &|| Llama::open(model, device, !args.keep_quantised))
+    replay_model(file, &|| Model::open(model, device, !args.keep_quantised))
 }
 
 /// One line per file; a file that fails is followed by every tensor that is out of bounds.

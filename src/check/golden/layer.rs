@@ -2,8 +2,11 @@
 
 use super::{Compare, Replay, bounded, config, expect, tensor};
 use crate::io::Checkpoint;
-use crate::mixture::{CfsForm, GateScale, LinearSite, MethodConfig, Pool, Span, find};
-use crate::nn::{Choices, LinearGroup, Pass};
+use crate::mixture::methods::{mixlora_cond::MixloraCond, mixlora_cond_gated::MixloraCondGated};
+use crate::mixture::{
+    Cfs as CfsOptions, CfsForm, Factors, GateScale, Instance, LinearSite, Lora, Method, Pool, Span,
+};
+use crate::nn::{Choices, Pass};
 use crate::{Device, Error, Format, Linear, Result, Stream, Weight, backward};
 use serde::Deserialize;
 
@@ -109,25 +112,23 @@ impl Config {
             _ => bounded(file, "a table of the condition", &[e, e, r]),
         }
     }
-    fn method(&self) -> MethodConfig {
-        let gated = self.gate == Gate::Scaled;
-        MethodConfig {
-            r: self.r,
-            lora_alpha: Some(self.alpha),
-            num_factors: self.e,
-            cfs_form: match self.cfs {
-                Cfs::None => None,
-                Cfs::ParamLinear => Some(CfsForm::Linear),
-                Cfs::ParamSumProduct => Some(CfsForm::SumProduct),
-                Cfs::Choice => Some(CfsForm::Choice),
-            },
-            cfs_weight: self.cfs_weight,
-            // Without gates there is nothing that the condition's input could be scaled by.
-            cfs_gated_input: gated && self.cfs_input == CfsInput::Scaled,
-            gated,
-            gate_scale: GateScale::None,
-            ..MethodConfig::default()
+    fn method(&self) -> Result<Method> {
+        let lora = Lora { r: self.r, lora_alpha: Some(self.alpha), lora_dropout: 0.0 };
+        let factors = Factors { num_factors: self.e };
+        let cfs_form = match self.cfs {
+            Cfs::None => None,
+            Cfs::ParamLinear => Some(CfsForm::Linear),
+            Cfs::ParamSumProduct => Some(CfsForm::SumProduct),
+            Cfs::Choice => Some(CfsForm::Choice),
+        };
+        let cfs = CfsOptions { cfs_form, cfs_weight: self.cfs_weight };
+        let instance = Instance::default();
+        if self.gate == Gate::Unscaled {
+            return Method::new(MixloraCond { lora, factors, cfs, instance });
         }
+        let cfs_gated_input = self.cfs_input == CfsInput::Scaled;
+        let gate_scale = GateScale::None;
+        Method::new(MixloraCondGated { lora, factors, cfs, instance, gate_scale, cfs_gated_input })
     }
 }
 
@@ -141,10 +142,10 @@ pub(super) fn replay(file: &Checkpoint, device: &Device) -> Result<Replay> {
     c.check_made(file)?;
     let mut want = file.indices("idx_a", &[b, c.r], c.e)?;
     want.extend(file.indices("idx_b", &[b, c.r], c.e)?);
-    let name = if c.gate == Gate::Scaled { "mixlora-cond-gated" } else { "mixlora-cond" };
-    let site = LinearSite { name: "layer".into(), d_in: i, linears: vec![(String::new(), o)] };
-    let adapter = find(name)?
-        .build(&c.method(), &site, device, Stream::new(0))
+    let site = LinearSite::alone("layer", i, vec![(String::new(), o)]);
+    let adapter = c
+        .method()
+        .and_then(|method| method.build(&site, device, Stream::new(0)))
         .map_err(|e| Error::file(file.path(), e.to_string()))?;
     for p in adapter.params() {
         p.load(device, |part| {
@@ -163,10 +164,8 @@ pub(super) fn replay(file: &Checkpoint, device: &Device) -> Result<Replay> {
     let spans = vec![Span { len: s, prompt: s }; b];
     let choices = Choices::record();
     let pass = Pass::new(pool.units(device, &spans, s)?).with_choices(choices.clone());
-    let group = LinearGroup::adapted_by(vec![linear], adapter.clone());
-
     let x = tensor(file, device, "x", &[b, s, i])?.leaf();
-    let y = group.forward(&x, &pass)?.swap_remove(0);
+    let y = adapter.forward(&x, &[linear], &pass)?.swap_remove(0);
     let grads = backward(&[(&y, tensor(file, device, "grad_y", &[b, s, o])?)])?;
 
     let mut compare = Compare::new(file);

@@ -9,12 +9,13 @@ mod tokens;
 
 use super::Deviation;
 use crate::io::Checkpoint;
-use crate::model::Llama;
+use crate::model::Model;
 use crate::nn::Param;
 use crate::{Device, Error, Gradients, Result, Tensor};
 use serde::de::DeserializeOwned;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Bound on the error of a tensor relative to its largest value. PyTorch in f32 reaches 2.3e-6.
 pub const BOUND: f64 = 1e-5;
@@ -140,13 +141,13 @@ pub fn replay_tokens(path: &Path, model: &crate::text::ModelText) -> Result<Repl
 ///
 /// # Errors
 /// The file is malformed or made with another model, or the model cannot be opened.
-pub fn replay_model(path: &Path, open: &dyn Fn() -> Result<Llama>) -> Result<Replay> {
+pub fn replay_model(path: &Path, open: &dyn Fn() -> Result<Arc<Model>>) -> Result<Replay> {
     if path.extension().is_some_and(|e| e == "json") {
         return model::replay_greedy(path, &open()?);
     }
     let file = Checkpoint::open(path)?;
     match (model::is_logits(&file), model::is_training(&file)) {
-        (true, _) => model::replay_logits(&file, &open()?),
+        (true, _) => model::replay_logits(&file, &*open()?),
         (_, true) => model::replay_training(&file, open),
         _ => Err(Error::file(path, "is of no kind that needs a model: no 'full_logits', no training config")),
     }

@@ -1,17 +1,19 @@
 //! Files of whole-model kinds: logits with hidden-state probes, greedy text, training trajectories.
 
 use super::{Measured, Replay};
-use crate::adapter::{Adapter, Conversation, TARGETS};
+use crate::adapter::{ALL_LINEAR, Adapter, Conversation};
 use crate::data::Batch;
 use crate::io::{Checkpoint, read_text};
-use crate::mixture::{CfsForm, MethodConfig, Pool, Span, find};
-use crate::model::{Llama, Step};
+use crate::mixture::methods::mixlora_cond::MixloraCond;
+use crate::mixture::{Cfs, CfsForm, Factors, Instance, Lora, Method, Pool, Span};
+use crate::model::{Model, Step};
 use crate::nn::{Choices, Pass};
 use crate::routing::Units;
 use crate::train::{Decay, Schedule, Session, TrainConfig};
 use crate::{Device, Error, Result, Stream, Tensor, no_grad};
 use serde::Deserialize;
 use std::path::Path;
+use std::sync::Arc;
 
 /// Absolute bound on logits. PyTorch in f32 differs from its own f64 by up to 1e-4.
 const LOGITS: f64 = 5e-4;
@@ -63,7 +65,7 @@ pub(super) fn is_greedy(path: &Path) -> bool {
     path.extension().is_some_and(|e| e == "json") && read().is_some()
 }
 
-pub(super) fn replay_logits(file: &Checkpoint, model: &Llama) -> Result<Replay> {
+pub(super) fn replay_logits(file: &Checkpoint, model: &Model) -> Result<Replay> {
     let s = file.dims("ids")?.iter().product::<usize>();
     if s == 0 {
         return Err(Error::file(file.path(), "tensor 'ids' is empty"));
@@ -139,7 +141,7 @@ struct GreedyItem {
 }
 
 /// Greedy continuations over the key/value cache: every token must be equal.
-pub(super) fn replay_greedy(path: &Path, model: &Llama) -> Result<Replay> {
+pub(super) fn replay_greedy(path: &Path, model: &Arc<Model>) -> Result<Replay> {
     let text = read_text(path)?;
     let file: Greedy = serde_json::from_str(&text).map_err(|e| Error::file(path, e.to_string()))?;
     let (mut differ, mut total) = (0, 0);
@@ -187,11 +189,8 @@ fn one() -> f32 {
     1.0
 }
 
-/// Short names of the seven projections, in the order of the files.
-const LINEARS: [&str; 7] = ["q", "k", "v", "o", "gate", "up", "down"];
-
 impl Training {
-    fn method(&self, file: &Checkpoint) -> Result<MethodConfig> {
+    fn method(&self, file: &Checkpoint) -> Result<Method> {
         let form = match self.cfs.as_str() {
             "none" => None,
             "param_linear" => Some(CfsForm::Linear),
@@ -205,13 +204,11 @@ impl Training {
                 format!("gate '{}' with router '{}' is not supported in this kind", self.gate, self.router);
             return Err(Error::file(file.path(), what));
         }
-        Ok(MethodConfig {
-            r: self.r,
-            num_factors: self.e,
-            lora_alpha: Some(self.alpha),
-            cfs_form: form,
-            cfs_weight: self.cfs_weight,
-            ..MethodConfig::default()
+        Method::new(MixloraCond {
+            lora: Lora { r: self.r, lora_alpha: Some(self.alpha), lora_dropout: 0.0 },
+            factors: Factors { num_factors: self.e },
+            cfs: Cfs { cfs_form: form, cfs_weight: self.cfs_weight },
+            instance: Instance::default(),
         })
     }
 
@@ -219,7 +216,7 @@ impl Training {
     fn initial(&self, part: &str, n: usize, inputs: usize) -> Option<Vec<f32>> {
         let fields: Vec<&str> = part.split('.').collect();
         let [_, _, layer, _, projection, what] = fields[..] else { return None };
-        let linear = LINEARS[TARGETS.iter().position(|t| *t == projection)?];
+        let linear = projection.strip_suffix("_proj")?;
         let inputs = inputs as f64;
         let bound = match what {
             "factors_b" => self.b_bound,
@@ -229,7 +226,7 @@ impl Training {
         Some(hash_uniform(&format!("{layer}.{linear}.{what}"), self.init_seed, n, bound))
     }
 
-    fn batches(&self, file: &Checkpoint, model: &Llama) -> Result<Vec<Batch>> {
+    fn batches(&self, file: &Checkpoint, model: &Model) -> Result<Vec<Batch>> {
         let dims = file.dims("input_ids")?.to_vec();
         let [n, b, s] = dims[..] else {
             return Err(Error::file(file.path(), format!("input_ids has shape {dims:?}, expected 3 axes")));
@@ -294,7 +291,7 @@ fn stored_choices(selected: &[u32], layers: usize, b: usize, r: usize, device: &
 }
 
 /// Replays a fine-tuning run: with the stored choices forced, then with routers choosing for themselves.
-pub(super) fn replay_training(file: &Checkpoint, open: &dyn Fn() -> Result<Llama>) -> Result<Replay> {
+pub(super) fn replay_training(file: &Checkpoint, open: &dyn Fn() -> Result<Arc<Model>>) -> Result<Replay> {
     let c: Training = super::config(file)?;
     let mut errors = Vec::new();
     let mut agree = true;
@@ -328,11 +325,10 @@ struct Run {
     same_while_clear: bool,
 }
 
-fn run_training(file: &Checkpoint, c: &Training, mut model: Llama, forced: bool) -> Result<Run> {
+fn run_training(file: &Checkpoint, c: &Training, model: Arc<Model>, forced: bool) -> Result<Run> {
     let device = model.device().clone();
     let layers = model.config().num_hidden_layers;
-    let targets: Vec<String> = TARGETS.map(String::from).to_vec();
-    let method = find("mixlora-cond")?;
+    let targets = [ALL_LINEAR.to_string()];
     let most = model.config().hidden_size;
     if c.e > most {
         let what = format!("config has E {}, at most hidden_size ({most}) is replayed", c.e);
@@ -343,7 +339,7 @@ fn run_training(file: &Checkpoint, c: &Training, mut model: Llama, forced: bool)
     let selected = file.indices("selected_all", &[c.steps, layers * 7, 2, b, c.r], c.e)?;
     let margins = file.f32("margin_all", &[c.steps, layers * 7, 2, b])?;
     let per_step = layers * 7 * 2 * b * c.r;
-    let adapter = Adapter::attach(&mut model, method, &c.method(file)?, &targets, Stream::new(0))?;
+    let adapter = Adapter::attach(&model, &c.method(file)?, &targets, Stream::new(0))?;
     for p in adapter.params() {
         let width = p.value().shape().last();
         let sizes: std::collections::HashMap<&str, usize> =

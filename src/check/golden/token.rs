@@ -2,8 +2,9 @@
 
 use super::{Compare, Replay, bounded, config, expect, tensor};
 use crate::io::Checkpoint;
-use crate::mixture::{LinearSite, MethodConfig, MlpSite, Units, find};
-use crate::nn::{Choices, LinearAdapter, LinearGroup, Mlp, MlpAdapter, Param, Pass};
+use crate::mixture::methods::{flylora::FlyLora, mixlora_ffn::MixloraFfn, rank_wise::RankWise, smora::Smora};
+use crate::mixture::{AuxLoss, BiasBalance, Experts, LinearSite, Lora, Method, MlpSite, Sparse, TopK, Units};
+use crate::nn::{Choices, LinearAdapter, Mlp, MlpAdapter, Param, Pass};
 use crate::{Device, Error, Format, Linear, Result, Stream, Tensor, Weight, backward};
 use serde::Deserialize;
 use std::sync::Arc;
@@ -77,65 +78,48 @@ impl Config {
         }
         all
     }
-    fn method(&self) -> (&'static str, MethodConfig) {
-        let common = MethodConfig {
-            r: self.r,
-            lora_alpha: Some(self.alpha),
-            num_experts: self.e.max(1),
-            top_k: self.k,
-            aux_loss_coef: self.aux_coef,
-            bias_lr: self.bias_lr,
-            gated: self.gate != "none",
-            ..MethodConfig::default()
-        };
-        let name = match self.layer {
-            Layer::Ffn => "mixlora-ffn",
-            Layer::Rank => "rank-wise",
-            Layer::Smora => "smora",
-            Layer::Fly => "flylora",
-        };
-        (name, common)
+    fn method(&self) -> Result<Method> {
+        let lora = Lora { r: self.r, lora_alpha: Some(self.alpha), lora_dropout: 0.0 };
+        let choice = TopK { top_k: self.k };
+        let balance = BiasBalance { bias_lr: self.bias_lr };
+        match self.layer {
+            Layer::Ffn => {
+                let experts = Experts { num_experts: self.e };
+                let balance = AuxLoss { aux_loss_coef: self.aux_coef };
+                Method::new(MixloraFfn { lora, experts, choice, balance })
+            }
+            Layer::Rank => Method::new(RankWise { lora, choice, gated: self.gate != "none" }),
+            Layer::Smora => Method::new(Smora { lora, choice, balance }),
+            Layer::Fly => Method::new(FlyLora { lora, choice, balance, sparse: Sparse::default() }),
+        }
     }
 }
 
 /// The adapter under test and its frozen layers.
 enum Subject {
-    Linear(LinearGroup, Arc<dyn LinearAdapter>),
+    Linear(Vec<Linear>, Arc<dyn LinearAdapter>),
     Mlp(Box<Mlp>, Arc<dyn MlpAdapter>),
 }
 
 impl Subject {
     fn build(c: &Config, file: &Checkpoint, device: &Device) -> Result<Self> {
-        let (name, method) = c.method();
-        let spec = find(name)?;
         let wrap = |e: Error| Error::file(file.path(), e.to_string());
+        let method = c.method().map_err(wrap)?;
         let frozen = |name: &str, rows: usize, cols: usize| -> Result<Linear> {
             let values = file.f32(name, &[rows, cols])?;
             Ok(Linear { weight: Weight::new(device, rows, cols, &values, Format::F32)?, bias: None })
         };
-        let group = LinearGroup::frozen;
         if c.layer == Layer::Ffn {
-            let site = MlpSite {
-                name: "layer".into(),
-                path: String::new(),
-                hidden_size: c.d_in,
-                intermediate_size: c.hidden,
-            };
-            let built = spec.build_mlp(&method, &site, device, Stream::new(0)).map_err(wrap)?;
+            let site = MlpSite::alone("layer", c.d_in, c.hidden);
+            let built = method.build_mlp(&site, device, Stream::new(0)).map_err(wrap)?;
             let adapter = built.ok_or_else(|| Error::file(file.path(), "the method has no block hook"))?;
             let (d, h) = (c.d_in, c.hidden);
-            let mlp = Mlp {
-                gate_up: group(vec![frozen("w_gate", h, d)?, frozen("w_up", h, d)?]),
-                down: group(vec![frozen("w_down", d, h)?]),
-                adapter: Some(adapter.clone()),
-            };
+            let mlp = Mlp::frozen(frozen("w_gate", h, d)?, frozen("w_up", h, d)?, frozen("w_down", d, h)?);
             return Ok(Subject::Mlp(Box::new(mlp), adapter));
         }
-        let site = LinearSite { name: "layer".into(), d_in: c.d_in, linears: vec![(String::new(), c.d_out)] };
-        let adapter = spec.build(&method, &site, device, Stream::new(0)).map_err(wrap)?;
-        let linears = vec![frozen("w", c.d_out, c.d_in)?];
-        let group = LinearGroup::adapted_by(linears, adapter.clone());
-        Ok(Subject::Linear(group, adapter))
+        let site = LinearSite::alone("layer", c.d_in, vec![(String::new(), c.d_out)]);
+        let adapter = method.build(&site, device, Stream::new(0)).map_err(wrap)?;
+        Ok(Subject::Linear(vec![frozen("w", c.d_out, c.d_in)?], adapter))
     }
     fn params(&self) -> Vec<Param> {
         match self {
@@ -145,8 +129,8 @@ impl Subject {
     }
     fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
         match self {
-            Subject::Linear(group, _) => Ok(group.forward(x, pass)?.swap_remove(0)),
-            Subject::Mlp(mlp, _) => mlp.forward(x, pass),
+            Subject::Linear(linears, a) => Ok(a.forward(x, linears, pass)?.swap_remove(0)),
+            Subject::Mlp(mlp, a) => a.forward(x, mlp, pass),
         }
     }
     fn after_step(&self) -> Result<()> {

@@ -3,13 +3,13 @@
 //! The forward pass keeps one logsumexp per query; the backward pass recomputes the weights from it.
 
 mod cpu;
-#[cfg(feature = "gpu")]
 mod gpu;
 
-use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
-use crate::engine::{Case, Meta, Op, OpSpec, Operand, run};
+use crate::device::{Entry, Gpu, Host, PORTABLE, Shader, Variant, parts};
+use crate::engine::{Case, Meta, Op, OpSpec, Operand, operands, run};
 use crate::tape::Node;
 use crate::{DType, Error, Result, Tensor};
+use std::sync::Arc;
 
 pub(super) static SPEC: OpSpec = OpSpec {
     name: "attention",
@@ -63,8 +63,7 @@ impl Dims {
     }
 
     /// `keys` of the rows of k and v count, or all.
-    fn of(x: &[&Tensor], valid: Option<&&Tensor>, keys: Option<usize>, scale: f32) -> Result<Dims> {
-        let (q, k, v) = (x[0], x[1], x[2]);
+    fn of([q, k, v]: [&Tensor; 3], valid: Option<&Tensor>, keys: Option<usize>, scale: f32) -> Result<Dims> {
         let refuse = |why: &str| {
             let shapes = format!("q {}, k {}, v {}", q.shape(), k.shape(), v.shape());
             Err(Error::shape("attention", format!("{shapes}: {why}")))
@@ -92,6 +91,11 @@ impl Dims {
             return refuse(&format!("the key mask {} must be [B, T]", m.shape()));
         }
         Ok(Dims { b: *b, s: *s, t, room: *room, h: *h, kv: *kv, d: *d, scale })
+    }
+
+    /// The same, of operands that were accepted before.
+    fn accepted(qkv: [&Tensor; 3], valid: Option<&Tensor>, keys: Option<usize>, scale: f32) -> Dims {
+        Dims::of(qkv, valid, keys, scale).expect("checked by infer")
     }
 
     /// Calls `f` with every visible pair of query and key: batch, query head, query, key.
@@ -134,22 +138,27 @@ struct Backward {
     scale: f32,
 }
 
-impl Op for Forward {
+operands! {
+    struct In { q, k, v; valid }
+}
+
+impl Op<2> for Forward {
+    type In<'a> = In<'a>;
+
     fn name(&self) -> &'static str {
         "attention"
     }
 
-    fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
-        x[..3].iter().try_for_each(|t| t.expect(self.name(), DType::F32))?;
-        x[3..].iter().try_for_each(|t| t.expect(self.name(), DType::U32))?;
-        let dims = Dims::of(x, x.get(3), self.keys, self.scale)?;
-        Ok(vec![Meta::like(x[0]), Meta::f32(&[dims.b, dims.h, dims.s])?])
+    fn infer(&self, &In { q, k, v, valid }: &In<'_>) -> Result<[Meta; 2]> {
+        [q, k, v].iter().try_for_each(|t| t.require(self.name(), DType::F32))?;
+        valid.map_or(Ok(()), |t| t.require(self.name(), DType::U32))?;
+        let dims = Dims::of([q, k, v], valid, self.keys, self.scale)?;
+        Ok([Meta::like(q), Meta::f32(&[dims.b, dims.h, dims.s])?])
     }
 
-    fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
-        let z = Dims::of(x, x.get(3), self.keys, self.scale).expect("checked by infer");
-        let (q, k, v, valid) = (x[0].f64(), x[1].f64(), x[2].f64(), x.get(3).map(|m| m.u32()));
-        let [o, lse] = y else { unreachable!("outputs are as inferred") };
+    fn reference(&self, &In { q, k, v, valid }: &In<'_>, [o, lse]: [&mut Host; 2]) {
+        let z = Dims::accepted([q, k, v], valid, self.keys, self.scale);
+        let (q, k, v, valid) = (q.f64(), k.f64(), v.f64(), valid.map(|m| m.u32()));
         let (o, lse) = (o.f64_mut(), lse.f64_mut());
         let mut top = vec![f64::NEG_INFINITY; lse.len()];
         let mut total = vec![0.0; lse.len()];
@@ -170,43 +179,49 @@ impl Op for Forward {
         });
     }
 
-    fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
-        let dims = Dims::of(x, x.get(3), self.keys, self.scale).expect("checked by infer");
-        let [o, lse] = y else { unreachable!("outputs are as inferred") };
-        cpu::forward(&dims, host_inputs(x, x.get(3)), o.f32_mut(), lse.f32_mut());
+    fn cpu(&self, &In { q, k, v, valid }: &In<'_>, [o, lse]: [&mut Host; 2]) {
+        let dims = Dims::accepted([q, k, v], valid, self.keys, self.scale);
+        cpu::forward(&dims, host_inputs([q, k, v], valid), o.f32_mut(), lse.f32_mut());
     }
 
-    #[cfg(feature = "gpu")]
-    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
-        let dims = Dims::of(x, x.get(3), self.keys, self.scale)?;
-        gpu::forward(gpu, &dims, &device_inputs(x, x.get(3)), y[0].buffer(), y[1].buffer())
+    fn gpu(&self, gpu: &Arc<Gpu>, x: &In<'_>, y: &[Tensor; 2]) -> Result<()> {
+        let qkv = [x.q, x.k, x.v];
+        let dims = Dims::of(qkv, x.valid, self.keys, self.scale)?;
+        gpu::forward(gpu, &dims, &device_inputs(qkv, x.valid), y[0].buffer(), y[1].buffer())
     }
 }
 
-fn host_inputs<'a>(x: &[&'a Tensor], valid: Option<&&'a Tensor>) -> cpu::Inputs<'a> {
-    cpu::Inputs { q: x[0].f32(), k: x[1].f32(), v: x[2].f32(), valid: valid.map(|m| m.u32()) }
+fn host_inputs<'a>([q, k, v]: [&'a Tensor; 3], valid: Option<&'a Tensor>) -> cpu::Inputs<'a> {
+    cpu::Inputs { q: q.f32(), k: k.f32(), v: v.f32(), valid: valid.map(|m| m.u32()) }
 }
 
-#[cfg(feature = "gpu")]
-fn device_inputs<'a>(x: &[&'a Tensor], valid: Option<&&'a Tensor>) -> gpu::Inputs<'a> {
-    let qkv = [x[0].buffer(), x[1].buffer(), x[2].buffer()];
-    gpu::Inputs { qkv, valid: valid.map(|m| m.buffer()) }
+fn device_inputs<'a>(qkv: [&'a Tensor; 3], valid: Option<&'a Tensor>) -> gpu::Inputs<'a> {
+    gpu::Inputs { qkv: qkv.map(|t| t.buffer()), valid: valid.map(|m| m.buffer()) }
 }
 
-impl Op for Backward {
+operands! {
+    struct BackwardIn { q, k, v, o, lse, dy; valid }
+}
+
+impl Op<3> for Backward {
+    type In<'a> = BackwardIn<'a>;
+
     fn name(&self) -> &'static str {
         "attention"
     }
 
-    fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
-        Ok(x[..3].iter().map(|t| Meta::like(t)).collect())
+    fn infer(&self, x: &BackwardIn<'_>) -> Result<[Meta; 3]> {
+        Ok([x.q, x.k, x.v].map(Meta::like))
     }
 
-    fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
-        let z = Dims::of(x, x.get(6), None, self.scale).expect("checked by infer");
-        let (q, k, v, valid) = (x[0].f64(), x[1].f64(), x[2].f64(), x.get(6).map(|m| m.u32()));
-        let (o, lse, dy) = (x[3].f64(), x[4].f64(), x[5].f64());
-        let [dq, dk, dv] = y else { unreachable!("outputs are as inferred") };
+    fn reference(
+        &self,
+        &BackwardIn { q, k, v, o, lse, dy, valid }: &BackwardIn<'_>,
+        [dq, dk, dv]: [&mut Host; 3],
+    ) {
+        let z = Dims::accepted([q, k, v], valid, None, self.scale);
+        let (q, k, v, valid) = (q.f64(), k.f64(), v.f64(), valid.map(|m| m.u32()));
+        let (o, lse, dy) = (o.f64(), lse.f64(), dy.f64());
         let (dq, dk, dv) = (dq.f64_mut(), dk.f64_mut(), dv.f64_mut());
         [&mut *dq, &mut *dk, &mut *dv].into_iter().for_each(|g| g.fill(0.0));
         z.pairs(valid, |b, h, i, j| {
@@ -223,19 +238,19 @@ impl Op for Backward {
         });
     }
 
-    fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
-        let dims = Dims::of(x, x.get(6), None, self.scale).expect("checked by infer");
-        let kept = cpu::Outputs { o: x[3].f32(), lse: x[4].f32(), dy: x[5].f32() };
-        let [dq, dk, dv] = y else { unreachable!("outputs are as inferred") };
-        cpu::backward(&dims, host_inputs(x, x.get(6)), kept, dq.f32_mut(), dk.f32_mut(), dv.f32_mut());
+    fn cpu(&self, x: &BackwardIn<'_>, [dq, dk, dv]: [&mut Host; 3]) {
+        let qkv = [x.q, x.k, x.v];
+        let dims = Dims::accepted(qkv, x.valid, None, self.scale);
+        let kept = cpu::Outputs { o: x.o.f32(), lse: x.lse.f32(), dy: x.dy.f32() };
+        cpu::backward(&dims, host_inputs(qkv, x.valid), kept, dq.f32_mut(), dk.f32_mut(), dv.f32_mut());
     }
 
-    #[cfg(feature = "gpu")]
-    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
-        let dims = Dims::of(x, x.get(6), None, self.scale)?;
-        let kept = [x[3].buffer(), x[4].buffer(), x[5].buffer()];
+    fn gpu(&self, gpu: &Arc<Gpu>, x: &BackwardIn<'_>, y: &[Tensor; 3]) -> Result<()> {
+        let qkv = [x.q, x.k, x.v];
+        let dims = Dims::of(qkv, x.valid, None, self.scale)?;
+        let kept = [x.o.buffer(), x.lse.buffer(), x.dy.buffer()];
         let grads = [y[0].buffer(), y[1].buffer(), y[2].buffer()];
-        gpu::backward(gpu, &dims, &device_inputs(x, x.get(6)), kept, grads)
+        gpu::backward(gpu, &dims, &device_inputs(qkv, x.valid), kept, grads)
     }
 }
 
@@ -259,22 +274,17 @@ impl Tensor {
     /// # Errors
     /// The shapes do not fit, or D is above 256.
     pub fn attention(&self, k: &Tensor, v: &Tensor, valid: Option<&Tensor>, scale: f32) -> Result<Tensor> {
-        let mut x = vec![self, k, v];
-        x.extend(valid);
-        let mut out = run(&Forward { scale, keys: None }, &x)?;
-        let (lse, o) = (out.swap_remove(1), out.swap_remove(0));
+        let [o, lse] = run(&Forward { scale, keys: None }, In { q: self, k, v, valid })?;
         if !crate::tape::recording(&[self, k, v]) {
             return Ok(o);
         }
         let need = [self, k, v].map(|t| t.requires_grad());
-        let mut kept: Vec<Tensor> = [self, k, v, &o].map(|t| t.detach()).into();
+        let kept = [self, k, v, &o].map(|t| t.detach());
         let valid = valid.map(|m| m.detach());
-        kept.push(lse);
         Ok(Node::record("attention", &[self, k, v], o, move |dy| {
-            let mut x: Vec<&Tensor> = kept.iter().collect();
-            x.push(&dy);
-            x.extend(&valid);
-            let grads = run(&Backward { scale }, &x)?;
+            let [q, k, v, o] = &kept;
+            let inputs = BackwardIn { q, k, v, o, lse: &lse, dy: &dy, valid: valid.as_ref() };
+            let grads = run(&Backward { scale }, inputs)?;
             Ok(grads.into_iter().zip(need).map(|(g, need)| need.then_some(g)).collect())
         }))
     }
@@ -292,9 +302,8 @@ impl Tensor {
         valid: Option<&Tensor>,
         scale: f32,
     ) -> Result<Tensor> {
-        let mut x = vec![self, k, v];
-        x.extend(valid);
-        Ok(run(&Forward { scale, keys: Some(keys) }, &x)?.swap_remove(0))
+        let [o, _] = run(&Forward { scale, keys: Some(keys) }, In { q: self, k, v, valid })?;
+        Ok(o)
     }
 }
 

@@ -6,17 +6,15 @@
 mod cpu;
 
 use super::factor_gather::{forced_dropout, forced_selection};
-#[cfg(feature = "gpu")]
 use crate::Shape;
-#[cfg(feature = "gpu")]
 use crate::device::{AdapterClass, Bind, Dispatch, Gpu, Grid};
 use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
-use crate::engine::{Case, Meta, Op, OpSpec, Operand, run};
-#[cfg(feature = "gpu")]
+use crate::engine::{Case, Meta, Op, OpSpec, Operand, operands, run1};
 use crate::routing::Lists;
 use crate::routing::Selection;
 use crate::routing::{Dropout, Slots};
 use crate::{DType, Error, Result, Tensor};
+use std::sync::Arc;
 
 pub(super) static SPEC: OpSpec = OpSpec {
     name: "factor_scatter",
@@ -31,7 +29,6 @@ const WG: u32 = 64;
 const WG_SUM: u32 = 256;
 const WG_BLOCK: u32 = 16;
 /// Columns that a workgroup of `sum` has.
-#[cfg(feature = "gpu")]
 const SUM_COLUMNS: usize = 32;
 const PARTS: &[&str] = &[parts::GRID, parts::RANDOM, parts::DROPOUT, parts::SLOTS];
 
@@ -63,7 +60,6 @@ static SHADER: Shader = Shader {
 };
 
 /// Sorts the choices `idx [L, P, G, K]`, each below `factors`.
-#[cfg(feature = "gpu")]
 fn sort(gpu: &Gpu, idx: &Tensor, factors: usize) -> Result<Lists> {
     let dims = idx.dims();
     let [l, p, g, k] = [dims[0], dims[1], dims[2], dims[3]];
@@ -96,7 +92,6 @@ pub(crate) struct FactorScatter<'a> {
     pub scale: f32,
     pub dropout: Option<Dropout>,
     /// What to use on a GPU instead of the chosen entry; only tests set it.
-    #[cfg_attr(not(feature = "gpu"), allow(dead_code))]
     pub force: Option<&'static str>,
 }
 
@@ -109,7 +104,7 @@ pub(crate) fn scatter(
     scale: f32,
     dropout: Option<Dropout>,
 ) -> Result<Tensor> {
-    Ok(run(&FactorScatter { slots, selection, scale, dropout, force: None }, &[coef, rows])?.swap_remove(0))
+    run1(&FactorScatter { slots, selection, scale, dropout, force: None }, In { coef, rows })
 }
 
 impl FactorScatter<'_> {
@@ -118,15 +113,20 @@ impl FactorScatter<'_> {
     }
 }
 
+operands! {
+    pub(crate) struct In { coef, rows }
+}
+
 impl Op for FactorScatter<'_> {
+    type In<'a> = In<'a>;
+
     fn name(&self) -> &'static str {
         NAME
     }
 
-    fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
-        let (coef, rows) = (x[0], x[1]);
-        coef.expect(NAME, DType::F32)?;
-        rows.expect(NAME, DType::F32)?;
+    fn infer(&self, &In { coef, rows }: &In<'_>) -> Result<[Meta; 1]> {
+        coef.require(NAME, DType::F32)?;
+        rows.require(NAME, DType::F32)?;
         if coef.dims() != [rows.shape().rows(), self.slots.all_columns()]
             || rows.shape().rows() != self.slots.units.rows()
         {
@@ -135,15 +135,15 @@ impl Op for FactorScatter<'_> {
                 format!("coefficients {} for rows {}", coef.shape(), rows.shape()),
             ));
         }
-        Ok(vec![Meta::f32(&[self.out_rows(), rows.shape().last()])?])
+        Ok([Meta::f32(&[self.out_rows(), rows.shape().last()])?])
     }
 
-    fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
-        let (d, view) = (x[1].shape().last(), self.slots.view());
+    fn reference(&self, &In { coef, rows }: &In<'_>, [y]: [&mut Host; 1]) {
+        let (d, view) = (rows.shape().last(), self.slots.view());
         let (stride, first) = (self.slots.all_columns(), self.slots.first_column());
-        let (coef, rows, y) = (x[0].f64(), x[1].f64(), y[0].f64_mut());
+        let (coef, rows, y) = (coef.f64(), rows.f64(), y.f64_mut());
         y.fill(0.0);
-        for m in 0..x[1].shape().rows() {
+        for m in 0..self.slots.units.rows() {
             for j in 0..self.slots.width() {
                 let c = self.scale as f64 * coef[m * stride + first + j];
                 let at = view.pick(m, j) * d;
@@ -155,18 +155,17 @@ impl Op for FactorScatter<'_> {
         }
     }
 
-    fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
-        let (d, coef, rows) = (x[1].shape().last(), x[0].f32(), x[1].f32());
+    fn cpu(&self, &In { coef, rows }: &In<'_>, [y]: [&mut Host; 1]) {
+        let (d, coef, rows) = (rows.shape().last(), coef.f32(), rows.f32());
         match self.slots.units.is_tokens() {
-            true => self.sums_of_tokens([coef, rows], d, y[0].f32_mut()),
-            false => self.sums_of_units([coef, rows], d, [&mut [], &mut []], &|_, _, _| (), y[0].f32_mut()),
+            true => self.sums_of_tokens([coef, rows], d, y.f32_mut()),
+            false => self.sums_of_units([coef, rows], d, [&mut [], &mut []], &|_, _, _| (), y.f32_mut()),
         }
     }
 
-    #[cfg(feature = "gpu")]
-    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
+    fn gpu(&self, gpu: &Arc<Gpu>, x: &In<'_>, y: &[Tensor; 1]) -> Result<()> {
         let (_, sides, g, _) = self.slots.dims();
-        let (d, out_rows) = (x[1].shape().last(), self.out_rows());
+        let (d, out_rows) = (x.rows.shape().last(), self.out_rows());
         let (key, drop_p, keep) = Dropout::params(&self.dropout);
         let sizes = [d, out_rows, self.slots.all_columns(), self.slots.first, sides, self.slots.side];
         let [base, step, k, block, _] = self.slots.params();
@@ -180,7 +179,7 @@ impl Op for FactorScatter<'_> {
             keep,
         };
         let units = self.slots.units.start().map(|t| t.buffer());
-        let coef = x[0].buffer();
+        let coef = x.coef.buffer();
         // A few processors want few loads; a GPU wants many invocations.
         let whole = d.is_multiple_of(4) && self.slots.per_linear().is_multiple_of(4);
         let fold = out_rows.clamp(1, 65_535);
@@ -213,7 +212,7 @@ impl Op for FactorScatter<'_> {
             parts: PARTS,
             bind: &[
                 Bind::Read(coef),
-                Bind::Read(x[1].buffer()),
+                Bind::Read(x.rows.buffer()),
                 first,
                 second,
                 Bind::or_unused(units, coef),
@@ -221,12 +220,11 @@ impl Op for FactorScatter<'_> {
             ],
             params: bytemuck::bytes_of(&params),
             grid,
-            flops: 2 * (x[1].len() * self.slots.width()) as u64,
+            flops: 2 * (x.rows.len() * self.slots.width()) as u64,
         })
     }
 }
 
-#[cfg(feature = "gpu")]
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct Params {
@@ -256,7 +254,7 @@ fn cases() -> Vec<Case> {
                 dropout,
                 force: Some(entry),
             };
-            run(&op, &[&x[0], &x[1]])
+            Ok(vec![run1(&op, In { coef: &x[0], rows: &x[1] })?])
         };
         all.push(Case::new(format!("{entry}, tokens {tokens}"), inputs, run).sums(33));
     }

@@ -1,9 +1,9 @@
 //! The cases of the frozen product, and of the fused update with each kernel. The update with the chosen one is
 //! checked through `mixture_linears`.
 
-use super::{Expand, FusedBa};
+use super::{Expand, FusedBa, In};
 use crate::engine::product::{TILINGS, Tiling};
-use crate::engine::{Case, Operand, run};
+use crate::engine::{Case, Operand, run1};
 use crate::routing::{Selection, Units};
 use crate::weight::sample;
 use crate::{Format, Stream, Tensor, Weight};
@@ -43,10 +43,10 @@ fn fused(tiling: Tiling) -> Case {
         let selection = Selection::new(idx, None, &units, factors, 1)?;
         let slots = selection.slots_b(0);
         let expand = Some(Expand { slots: &slots, scale: 0.5, dropout: None });
-        let with = |op: FusedBa<'_>, x: [&Tensor; 3]| run(&FusedBa { variant: Some(tiling), ..op }, &x);
-        let mut y = with(FusedBa::forward(&w, Some(&bias), expand), [&x[0], &x[2], &x[4]])?;
-        y.extend(with(FusedBa::backward(&w, expand, false), [&x[1], &x[2], &x[3]])?);
-        Ok(y)
+        let with = |op: FusedBa<'_>, x: In<'_>| run1(&FusedBa { variant: Some(tiling), ..op }, x);
+        let y = with(FusedBa::forward(&w, Some(&bias), expand), In::update(&x[0], &x[2], &x[4]))?;
+        let dx = with(FusedBa::backward(&w, expand, false), In::update(&x[1], &x[2], &x[3]))?;
+        Ok(vec![y, dx])
     };
     Case::new(format!("{m}x{k}x{n} with update, {}", tiling.name), inputs, run)
         .sums(k)

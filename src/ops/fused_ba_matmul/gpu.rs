@@ -1,9 +1,9 @@
 //! The GPU lane: one launch per shard of the weight.
 
-use super::{Expand, FusedBa, SHADER};
+use super::{Expand, FusedBa, In, SHADER};
 use crate::device::{Bind, CoopSize, Gpu, parts};
 use crate::engine::product::{Product, Tiling, choose, cooperative};
-use crate::engine::run;
+use crate::engine::run1;
 use crate::routing::Dropout;
 use crate::{Device, Error, Format, Result, Shard, Tensor, Weight};
 use std::sync::Arc;
@@ -12,18 +12,18 @@ impl FusedBa<'_> {
     pub(super) fn shard(
         &self,
         gpu: &Arc<Gpu>,
-        x: &[&Tensor],
+        x: &In<'_>,
         y: &Tensor,
         shard: &Shard,
         add: bool,
         expand: Option<Expand<'_>>,
     ) -> Result<()> {
-        let (m, k, n) = (x[0].shape().rows(), self.inputs(), self.outputs());
+        let (m, k, n) = (x.x.shape().rows(), self.inputs(), self.outputs());
         let (shard_n, shard_k) = if self.nt { (shard.rows, k) } else { (n, shard.rows) };
         let (x_first, y_first) = if self.nt { (0, shard.first) } else { (shard.first, 0) };
         let mut params: Params = bytemuck::Zeroable::zeroed();
         params.y = [n, y_first].map(|v| v as u32);
-        let (xb, stand_in) = (x[0].buffer(), x[0].buffer());
+        let (xb, stand_in) = (x.x.buffer(), x.x.buffer());
         let mut bind = vec![
             Bind::Read(xb),
             Bind::Read(shard.data.buffer()),
@@ -31,15 +31,15 @@ impl FusedBa<'_> {
             Bind::or_unused(self.bias.map(|b| b.buffer()), stand_in),
         ];
         let (mut drop, mut units) = (0, 0);
-        if let Some(e) = expand {
+        if let (Some(e), Some(u), Some(pool)) = (expand, x.u, x.pool) {
             params.scale = e.scale;
             params.u = [e.slots.all_columns(), e.slots.first_column(), e.slots.width()].map(|v| v as u32);
             params.slots = e.slots.params();
             (params.key, params.drop_p, params.keep) = Dropout::params(&e.dropout);
             (drop, units) = (u32::from(e.dropout.is_some()), u32::from(!e.slots.units.is_tokens()));
             bind.extend([
-                Bind::Read(x[1].buffer()),
-                Bind::Read(x[2].buffer()),
+                Bind::Read(u.buffer()),
+                Bind::Read(pool.buffer()),
                 Bind::Read(e.slots.idx.buffer()),
             ]);
             bind.push(Bind::or_unused(e.slots.units.row_unit().map(|t| t.buffer()), stand_in));
@@ -111,7 +111,7 @@ fn self_test(gpu: &Arc<Gpu>, size: CoopSize) -> Result<()> {
     let (x, w) = (integers(m * k, 7), integers(n * k, 11));
     let weight = Weight::new(&device, n, k, &w, Format::F32)?;
     let op = FusedBa { variant: Some(cooperative(size)), ..FusedBa::forward(&weight, None, None) };
-    let got = run(&op, &[&Tensor::from_f32(&device, &[m, k], &x)?])?.swap_remove(0).to_f32()?;
+    let got = run1(&op, In::product(&Tensor::from_f32(&device, &[m, k], &x)?))?.to_f32()?;
     let wrong = (0..m * n).filter(|&i| {
         let (x, w) = (&x[i / n * k..][..k], &w[i % n * k..][..k]);
         got[i] != x.iter().zip(w).map(|(x, w)| x * w).sum::<f32>()

@@ -4,16 +4,16 @@
 
 mod cases;
 mod cpu;
-#[cfg(feature = "gpu")]
 mod gpu;
 
-use crate::device::{COOP_8, COOP_16, Entry, Host, PORTABLE, Shader, Variant, parts};
+use crate::device::{COOP_8, COOP_16, Entry, Gpu, Host, PORTABLE, Shader, Variant, parts};
 use crate::engine::launch::each_format;
 use crate::engine::product::{COOP_BYTES, TILE_BYTES, Tiling, VECTOR_BYTES};
-use crate::engine::{Meta, Op, OpSpec, run};
+use crate::engine::{Meta, Op, OpSpec, Operands, operands, run1};
 use crate::routing::{Dropout, Slots};
 use crate::tape::Node;
 use crate::{DType, Error, Result, Tensor, Weight};
+use std::sync::Arc;
 
 pub(super) static SPEC: OpSpec = OpSpec {
     name: "fused_ba_matmul",
@@ -133,15 +133,31 @@ impl<'a> FusedBa<'a> {
     }
 }
 
+operands! {
+    pub(crate) struct In { x; u, pool }
+}
+
+impl<'a> In<'a> {
+    /// Of a product without an update.
+    pub fn product(x: &'a Tensor) -> Self {
+        In { x, u: None, pool: None }
+    }
+    /// Of a product with an update of rows of `pool`.
+    pub fn update(x: &'a Tensor, u: &'a Tensor, pool: &'a Tensor) -> Self {
+        In { x, u: Some(u), pool: Some(pool) }
+    }
+}
+
 impl Op for FusedBa<'_> {
+    type In<'a> = In<'a>;
+
     fn name(&self) -> &'static str {
         NAME
     }
 
-    fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
-        let rest = &x[usize::from(self.add)..];
-        rest.iter().try_for_each(|t| t.expect(NAME, DType::F32))?;
-        let input = rest[0];
+    fn infer(&self, operands: &In<'_>) -> Result<[Meta; 1]> {
+        operands.require(NAME, DType::F32)?;
+        let input = operands.x;
         if input.shape().last() != self.inputs() {
             let (n, k) = (self.outputs(), self.inputs());
             return Err(Error::shape(NAME, format!("rows of {} for a {k} -> {n} linear", input.shape())));
@@ -157,7 +173,7 @@ impl Op for FusedBa<'_> {
         {
             return Err(Error::shape(NAME, format!("bias {} for {} outputs", b.shape(), self.outputs())));
         }
-        if let (Some(e), [_, u, pool]) = (&self.expand, rest) {
+        if let (Some(e), Some(u), Some(pool)) = (&self.expand, operands.u, operands.pool) {
             e.slots.check(NAME, input.shape().rows(), pool)?;
             if u.dims() != [input.shape().rows(), e.slots.all_columns()]
                 || pool.shape().last() != self.outputs()
@@ -169,18 +185,14 @@ impl Op for FusedBa<'_> {
                 ));
             }
         }
-        let out = Meta { shape: input.shape().with_last(self.outputs())?, dtype: DType::F32 };
-        if self.add && *x[0].shape() != out.shape {
-            return Err(Error::shape(NAME, format!("adding {} to {}", out.shape, x[0].shape())));
-        }
-        Ok(vec![out])
+        Ok([Meta { shape: input.shape().with_last(self.outputs())?, dtype: DType::F32 }])
     }
 
-    fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
+    fn reference(&self, &In { x, u, pool }: &In<'_>, [y]: [&mut Host; 1]) {
         let (k, n) = (self.inputs(), self.outputs());
-        let old = if self.add { y[0].f64().to_vec() } else { vec![0.0; y[0].f64().len()] };
-        for (m, y) in y[0].f64_mut().chunks_mut(n.max(1)).enumerate() {
-            let row = &x[0].f64()[m * k..(m + 1) * k];
+        let old = if self.add { y.f64().to_vec() } else { vec![0.0; y.f64().len()] };
+        for (m, y) in y.f64_mut().chunks_mut(n.max(1)).enumerate() {
+            let row = &x.f64()[m * k..(m + 1) * k];
             y.copy_from_slice(&old[m * n..(m + 1) * n]);
             for shard in self.w.shards() {
                 for (i, w) in shard.data.f64().chunks(self.w.cols().max(1)).enumerate() {
@@ -194,8 +206,8 @@ impl Op for FusedBa<'_> {
             if let Some(b) = self.bias {
                 y.iter_mut().zip(b.f64()).for_each(|(y, b)| *y += b);
             }
-            if let Some(e) = &self.expand {
-                let (u, pool, view) = (x[1].f64(), x[2].f64(), e.slots.view());
+            if let (Some(e), Some(u), Some(pool)) = (&self.expand, u, pool) {
+                let (u, pool, view) = (u.f64(), pool.f64(), e.slots.view());
                 for j in 0..e.slots.width() {
                     let c = e.scale as f64 * u[m * e.slots.all_columns() + e.slots.first_column() + j];
                     let factors = &pool[view.pick(m, j) * n..][..n];
@@ -208,16 +220,16 @@ impl Op for FusedBa<'_> {
         }
     }
 
-    fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
-        let joins = cpu::Joins {
-            bias: self.bias.map(|b| b.f32()),
-            expand: self.expand.map(|e| (e, x[1].f32(), x[2].f32())),
+    fn cpu(&self, &In { x, u, pool }: &In<'_>, [y]: [&mut Host; 1]) {
+        let expand = match (self.expand, u, pool) {
+            (Some(expand), Some(u), Some(pool)) => Some((expand, u.f32(), pool.f32())),
+            _ => None,
         };
-        self.cpu_product(x[0].f32(), y[0].f32_mut(), x[0].shape().rows(), joins);
+        let joins = cpu::Joins { bias: self.bias.map(|b| b.f32()), expand };
+        self.cpu_product(x.f32(), y.f32_mut(), x.shape().rows(), joins);
     }
 
-    #[cfg(feature = "gpu")]
-    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
+    fn gpu(&self, gpu: &Arc<Gpu>, x: &In<'_>, y: &[Tensor; 1]) -> Result<()> {
         let mut first = true;
         let shards = self.w.shards();
         for (i, shard) in shards.iter().enumerate() {
@@ -252,11 +264,11 @@ impl Tensor {
     }
 
     fn linear_as(&self, w: &Weight, bias: Option<&Tensor>, variant: Option<Tiling>) -> Result<Tensor> {
-        let y = run(&FusedBa { variant, ..FusedBa::forward(w, bias, None) }, &[self])?.swap_remove(0);
+        let y = run1(&FusedBa { variant, ..FusedBa::forward(w, bias, None) }, In::product(self))?;
         let w = w.clone();
         Ok(Node::record("linear", &[self], y, move |dy| {
             let op = FusedBa { variant, ..FusedBa::backward(&w, None, false) };
-            Ok(vec![Some(run(&op, &[&dy])?.swap_remove(0))])
+            Ok(vec![Some(run1(&op, In::product(&dy))?)])
         }))
     }
 }

@@ -1,6 +1,6 @@
 //! The GPU lane.
 
-use super::{FORMATS, HeadLoss, Kernel, SHADER, VARIANTS};
+use super::{FORMATS, HeadLoss, In, Kernel, SHADER, VARIANTS};
 use crate::device::{AdapterClass, Bind, Gpu};
 use crate::engine::launch;
 use crate::{Result, Tensor};
@@ -61,8 +61,11 @@ impl Walk<'_> {
     }
 }
 
-pub(super) fn walk(op: &HeadLoss, gpu: &Arc<Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
-    let (h, w, r, d) = (x[0].buffer(), &op.weight, x[1].len(), op.weight.cols());
+pub(super) fn walk(op: &HeadLoss, gpu: &Arc<Gpu>, x: &In<'_>, y: &[Tensor; 2]) -> Result<()> {
+    let h = x.h.buffer();
+    let w = &op.weight;
+    let r = x.targets.len();
+    let d = w.cols();
     let walk = Walk { op, gpu, r, line: chunk(r, w.rows()) };
     let (entry, tile) = match op.force.unwrap_or(kernel(gpu.class(), r)) {
         Kernel::Direct => ("direct", 32),
@@ -70,8 +73,9 @@ pub(super) fn walk(op: &HeadLoss, gpu: &Arc<Gpu>, x: &[&Tensor], y: &[Tensor]) -
     };
     let tiles = |columns: usize| r.div_ceil(tile) * columns.div_ceil(tile);
     let (list, z, state) = (gpu.alloc(1 + r)?, gpu.alloc(r * walk.line)?, gpu.alloc(4 * r.max(1))?);
-    let (targets, rows, sums) = (|| Bind::Read(x[1].buffer()), || Bind::Read(&list), || Bind::Read(&state));
-    let dh = y.get(1).map(|t| t.buffer());
+    let (targets, rows, sums) =
+        (|| Bind::Read(x.targets.buffer()), || Bind::Read(&list), || Bind::Read(&state));
+    let dh = op.gradient.then(|| y[1].buffer());
     walk.go("compact", 0, Part::default(), &[targets(), Bind::Write(&list)], 1)?;
     dh.map_or(Ok(()), |dh| gpu.clear(dh))?;
     for shard in w.shards() {

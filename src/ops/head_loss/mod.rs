@@ -5,16 +5,16 @@
 //! arXiv:2205.14135) gives loss and derivative in one walk over the vocabulary.
 
 mod cpu;
-#[cfg(feature = "gpu")]
 mod gpu;
 
-use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
+use crate::device::{Entry, Gpu, Host, PORTABLE, Shader, Variant, parts};
 use crate::engine::launch::each_format;
-use crate::engine::{Case, Meta, Op, OpSpec, Operand, run};
+use crate::engine::{Case, Meta, Op, OpSpec, Operand, operands, run};
 use crate::rng::Stream;
 use crate::tape::Node;
 use crate::weight::{Format, Weight, sample};
 use crate::{DType, Error, Result, Tensor};
+use std::sync::Arc;
 
 pub(super) static SPEC: OpSpec = OpSpec {
     name: "head_loss",
@@ -76,19 +76,24 @@ struct HeadLoss {
     weight: Weight,
     gradient: bool,
     /// Only tests set it.
-    #[cfg_attr(not(feature = "gpu"), allow(dead_code))]
     force: Option<Kernel>,
 }
 
-impl Op for HeadLoss {
+operands! {
+    struct In { h, targets }
+}
+
+impl Op<2> for HeadLoss {
+    type In<'a> = In<'a>;
+
     fn name(&self) -> &'static str {
         "head_loss"
     }
 
-    fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
-        x[0].expect(self.name(), DType::F32)?;
-        x[1].expect(self.name(), DType::U32)?;
-        let (h, targets, w) = (x[0], x[1], &self.weight);
+    fn infer(&self, &In { h, targets }: &In<'_>) -> Result<[Meta; 2]> {
+        h.require(self.name(), DType::F32)?;
+        targets.require(self.name(), DType::U32)?;
+        let w = &self.weight;
         let refuse = |what| Err(Error::shape(self.name(), what));
         if h.shape().last() != w.cols() || h.shape().rank() == 0 {
             return refuse(format!("hidden states {} for a head [{}, {}]", h.shape(), w.rows(), w.cols()));
@@ -102,28 +107,28 @@ impl Op for HeadLoss {
         if !w.device().same(h.device()) {
             return refuse(format!("the head is on '{}', not on '{}'", w.device().name(), h.device().name()));
         }
-        let mut out = vec![Meta::f32(&[])?];
-        if self.gradient {
-            out.push(Meta::like(h));
-        }
-        Ok(out)
+        let dh = if self.gradient { Meta::like(h) } else { Meta::f32(&[0])? };
+        Ok([Meta::f32(&[])?, dh])
     }
 
-    fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
-        let (d, h, targets) = (self.weight.cols(), x[0].f64(), x[1].u32());
+    fn reference(&self, &In { h, targets }: &In<'_>, [loss, dh]: [&mut Host; 2]) {
+        let d = self.weight.cols();
+        let (h, targets) = (h.f64(), targets.u32());
         let w: Vec<&[f64]> =
             self.weight.shards().iter().flat_map(|s| s.data.f64().chunks(d.max(1))).collect();
-        let (loss, dh) = y.split_at_mut(1);
-        let (loss, mut dh) = (&mut loss[0].f64_mut()[0], dh.first_mut().map(|g| g.f64_mut()));
+        let loss = &mut loss.f64_mut()[0];
+        let dh = dh.f64_mut();
         *loss = 0.0;
-        dh.iter_mut().for_each(|g| g.fill(0.0));
+        dh.fill(0.0);
         for (r, &target) in targets.iter().enumerate().filter(|(_, t)| **t != NONE) {
             let h = &h[r * d..][..d];
             let z: Vec<f64> = w.iter().map(|w| w.iter().zip(h).map(|(w, h)| w * h).sum()).collect();
             let top = z.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let total: f64 = z.iter().map(|z| (z - top).exp()).sum();
             *loss += top + total.ln() - z.get(target as usize).unwrap_or(&f64::NAN);
-            let Some(dh) = &mut dh else { continue };
+            if !self.gradient {
+                continue;
+            }
             for (v, w) in w.iter().enumerate() {
                 let p = (z[v] - top).exp() / total - f64::from(u8::from(v == target as usize));
                 dh[r * d..][..d].iter_mut().zip(*w).for_each(|(g, w)| *g += p * w);
@@ -131,14 +136,12 @@ impl Op for HeadLoss {
         }
     }
 
-    fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
-        let (loss, dh) = y.split_at_mut(1);
-        let dh = dh.first_mut().map(|dh| dh.f32_mut());
-        loss[0].f32_mut()[0] = cpu::loss(&self.weight, x[0].f32(), x[1].u32(), dh);
+    fn cpu(&self, &In { h, targets }: &In<'_>, [loss, dh]: [&mut Host; 2]) {
+        let dh = self.gradient.then(|| dh.f32_mut());
+        loss.f32_mut()[0] = cpu::loss(&self.weight, h.f32(), targets.u32(), dh);
     }
 
-    #[cfg(feature = "gpu")]
-    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
+    fn gpu(&self, gpu: &Arc<Gpu>, x: &In<'_>, y: &[Tensor; 2]) -> Result<()> {
         gpu::walk(self, gpu, x, y)
     }
 }
@@ -147,11 +150,9 @@ impl HeadLoss {
     /// The op as a tensor function, with its derivative.
     fn record(mut self, h: &Tensor, targets: &Tensor) -> Result<Tensor> {
         self.gradient = crate::tape::recording(&[h]);
-        let mut out = run(&self, &[h, targets])?;
-        let dh = (out.len() > 1).then(|| out.swap_remove(1));
+        let [loss, dh] = run(&self, In { h, targets })?;
         let dims = h.dims().to_vec();
-        Ok(Node::record("head_loss", &[h], out.swap_remove(0), move |dy| {
-            let Some(dh) = dh else { return Ok(vec![None]) };
+        Ok(Node::record("head_loss", &[h], loss, move |dy| {
             let row = dh.reshape(&[1, dh.len()])?;
             Ok(vec![Some(row.mul(&dy.reshape(&[1, 1])?)?.reshape(&dims)?)])
         }))
@@ -257,7 +258,6 @@ mod tests {
     #[test]
     fn a_target_outside_of_the_vocabulary_is_seen() {
         let mut devices = vec![Device::reference(), Device::cpu()];
-        #[cfg(feature = "gpu")]
         devices.extend(Device::gpu());
         devices.dedup_by(|a, b| a.same(b));
         for device in devices {

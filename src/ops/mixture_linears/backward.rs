@@ -1,16 +1,17 @@
 //! The backward pass of the operator.
 
-use crate::device::Host;
-use crate::engine::{Meta, Op, run, run_in_place};
-use crate::ops::factor_gather::{FactorGather, shrink_into};
-use crate::ops::factor_scatter::{FactorScatter, scatter};
-use crate::ops::fused_ba_matmul::{Expand, FusedBa};
-use crate::ops::gate_grad::GateGrad;
+use crate::device::{Gpu, Host};
+use crate::engine::{Meta, Op, operands, run_in_place, run1};
+use crate::ops::factor_gather::{self, FactorGather, shrink_into};
+use crate::ops::factor_scatter::{self, FactorScatter, scatter};
+use crate::ops::fused_ba_matmul::{self, Expand, FusedBa};
+use crate::ops::gate_grad::gate_grad;
 use crate::routing::Selection;
 use crate::routing::{Dropout, Slots};
 use crate::tape::Saved;
 use crate::{DType, Error, Result, Shape, Tensor, Weight};
 use std::ops::Range;
+use std::sync::Arc;
 
 /// What the backward pass needs of the forward pass.
 pub(super) struct Backward {
@@ -43,7 +44,7 @@ impl Backward {
                 out[1] = Some(scatter(&gated_v, &self.x.get()?, &slots_a, s, 1.0, self.dropout)?);
             }
             if need_gates {
-                out[n + 2] = Some(run(&GateGrad(s), &[&self.u, &v])?.swap_remove(0));
+                out[n + 2] = Some(gate_grad(&self.u, &v, s)?);
             }
             return Ok(out);
         }
@@ -60,30 +61,27 @@ impl Backward {
         let (s, device) = (&self.selection, self.a.device());
         let gates = s.gates().map(Tensor::detach);
         let dims = [s.units().rows(), s.slots_a().all_columns()];
-        let empty = || match dy.iter().all(Option::is_some) {
-            true => Tensor::undefined(device, Shape::new(&dims)?, DType::F32),
-            false => Tensor::zeros(device, &dims),
-        };
-        let mut v = empty()?;
-        let mut gated = if gates.is_some() { Some(empty()?) } else { None };
+        // Every column is written where every output has a gradient.
+        let undefined = |dims: &[usize]| Tensor::undefined(device, Shape::new(dims)?, DType::F32);
+        let every = dy.iter().all(Option::is_some);
+        let sums = || if every { undefined(&dims) } else { Tensor::zeros(device, &dims) };
+        let mut v = sums()?;
+        let mut gated = if gates.is_some() { sums()? } else { undefined(&[0])? };
         for (l, dy) in dy.iter().enumerate() {
             let Some(dy) = dy else { continue };
             let slots = s.slots_b(l);
-            let op = ExpandGrad { slots: &slots, selection: s, scale: self.scale, gated: gates.is_some() };
-            let mut outputs = vec![&mut v];
-            outputs.extend(gated.as_mut());
+            let b = &self.b[l];
             if !self.need[l + 2] {
-                shrink_into(&mut outputs, dy, &self.b[l], gates.as_ref(), &slots, self.scale)?;
+                shrink_into([&mut v, &mut gated], dy, b, gates.as_ref(), &slots, self.scale)?;
                 continue;
             }
-            let mut sums = Tensor::undefined(device, self.b[l].shape().clone(), DType::F32)?;
-            outputs.push(&mut sums);
-            let mut inputs = vec![dy, &self.b[l], &self.gated];
-            inputs.extend(gates.as_ref());
-            run_in_place(&op, &mut outputs, &inputs)?;
+            let mut sums = undefined(b.dims())?;
+            let op = ExpandGrad { slots: &slots, selection: s, scale: self.scale };
+            let inputs = In { dy, b, gu: &self.gated, gates: gates.as_ref() };
+            run_in_place(&op, [&mut v, &mut gated, &mut sums], inputs)?;
             db[l] = Some(sums);
         }
-        let gated = gated.unwrap_or_else(|| v.clone());
+        let gated = if gates.is_some() { gated } else { v.clone() };
         Ok((v, gated))
     }
 
@@ -95,17 +93,14 @@ impl Backward {
         for (l, dy) in dy.iter().enumerate() {
             let Some(dy) = dy else { continue };
             let expand = (l == last).then_some(Expand { slots: &slots, scale: 1.0, dropout: self.dropout });
-            let inputs = [dy, gated_v, &self.a];
-            let inputs = &inputs[..if expand.is_some() { 3 } else { 1 }];
+            let inputs = match expand {
+                Some(_) => fused_ba_matmul::In::update(dy, gated_v, &self.a),
+                None => fused_ba_matmul::In::product(dy),
+            };
+            let op = FusedBa::backward(&self.weights[l], expand, dx.is_some());
             match &mut dx {
-                None => {
-                    let op = FusedBa::backward(&self.weights[l], expand, false);
-                    dx = Some(run(&op, inputs)?.swap_remove(0));
-                }
-                Some(dx) => {
-                    let op = FusedBa::backward(&self.weights[l], expand, true);
-                    run_in_place(&op, &mut [dx], inputs)?;
-                }
+                None => dx = Some(run1(&op, inputs)?),
+                Some(dx) => run_in_place(&op, [dx], inputs)?,
             }
         }
         dx.ok_or_else(|| Error::Tape("mixture_linears: no output has a gradient".into()))
@@ -120,12 +115,11 @@ struct ExpandGrad<'a> {
     slots: &'a Slots,
     selection: &'a Selection,
     scale: f32,
-    gated: bool,
 }
 
 impl ExpandGrad<'_> {
     fn gather(&self) -> FactorGather<'_> {
-        FactorGather { slots: self.slots, scale: self.scale, dropout: None, in_place: true, force: None }
+        FactorGather { slots: self.slots, scale: self.scale, dropout: None, force: None }
     }
     fn scatter(&self) -> FactorScatter<'_> {
         FactorScatter {
@@ -136,63 +130,57 @@ impl ExpandGrad<'_> {
             force: None,
         }
     }
-    /// Outputs of the shrink.
-    fn shrunk(&self) -> usize {
-        1 + usize::from(self.gated)
+}
+
+operands! {
+    struct In { dy, b, gu; gates }
+}
+
+impl<'a> In<'a> {
+    fn of_shrink(&self) -> factor_gather::In<'a> {
+        factor_gather::In { x: self.dy, pool: self.b, gates: self.gates }
     }
-    /// Inputs of the shrink, and of the sums.
-    fn split<'t>(&self, x: &[&'t Tensor]) -> (Vec<&'t Tensor>, [&'t Tensor; 2]) {
-        let mut shrink = vec![x[0], x[1]];
-        shrink.extend(&x[3..]);
-        (shrink, [x[2], x[0]])
+    fn of_sums(&self) -> factor_scatter::In<'a> {
+        factor_scatter::In { coef: self.gu, rows: self.dy }
     }
 }
 
-impl Op for ExpandGrad<'_> {
+impl Op<3> for ExpandGrad<'_> {
+    type In<'a> = In<'a>;
+
     fn name(&self) -> &'static str {
         super::NAME
     }
 
-    fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
-        let (outputs, inputs) = x.split_at(self.shrunk() + 1);
-        let (shrink, sums) = self.split(inputs);
-        let mut metas = self.gather().infer(&[&outputs[..self.shrunk()], &shrink[..]].concat())?;
-        metas.extend(self.scatter().infer(&sums)?);
-        Ok(metas)
+    fn infer(&self, x: &In<'_>) -> Result<[Meta; 3]> {
+        let [v, gated] = self.gather().infer(&x.of_shrink())?;
+        let [db] = self.scatter().infer(&x.of_sums())?;
+        Ok([v, gated, db])
     }
 
-    fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
-        let (shrink, sums) = self.split(x);
-        self.gather().reference(&shrink, &mut y[..self.shrunk()]);
-        self.scatter().reference(&sums, &mut y[self.shrunk()..]);
+    fn reference(&self, x: &In<'_>, [v, gated, db]: [&mut Host; 3]) {
+        self.gather().reference(&x.of_shrink(), [v, gated]);
+        self.scatter().reference(&x.of_sums(), [db]);
     }
 
-    fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
+    fn cpu(&self, x: &In<'_>, [v, gated, db]: [&mut Host; 3]) {
         if self.slots.units.is_tokens() {
-            let (shrink, sums) = self.split(x);
-            let (shrunk, pool) = y.split_at_mut(self.shrunk());
-            self.gather().cpu(&shrink, shrunk);
-            return self.scatter().cpu(&sums, pool);
+            self.gather().cpu(&x.of_shrink(), [v, gated]);
+            return self.scatter().cpu(&x.of_sums(), [db]);
         }
-        let (d, gather) = (x[0].shape().last(), self.gather());
-        let (dy, b, gu) = (x[0].f32(), x[1].f32(), x[2].f32());
-        let gates = x.get(3).map(|g| g.f32());
-        let (shrunk, sums) = y.split_at_mut(self.shrunk());
-        let (v, gated) = match shrunk {
-            [v, gated] => (v.f32_mut(), gated.f32_mut()),
-            [v] => (v.f32_mut(), &mut [][..]),
-            _ => return,
-        };
+        let d = x.dy.shape().last();
+        let gather = self.gather();
+        let [dy, b, gu] = [x.dy, x.b, x.gu].map(|t| t.f32());
+        let gates = x.gates.map(|g| g.f32());
         let before = |rows: Range<usize>, v: &mut [f32], gated: &mut [f32]| {
             gather.rows([dy, b], gates, d, rows.start, [v, gated]);
         };
-        self.scatter().sums_of_units([gu, dy], d, [v, gated], &before, sums[0].f32_mut());
+        let beside = [v.f32_mut(), gated.f32_mut()];
+        self.scatter().sums_of_units([gu, dy], d, beside, &before, db.f32_mut());
     }
 
-    #[cfg(feature = "gpu")]
-    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
-        let (shrink, sums) = self.split(x);
-        self.gather().gpu(gpu, &shrink, &y[..self.shrunk()])?;
-        self.scatter().gpu(gpu, &sums, &y[self.shrunk()..])
+    fn gpu(&self, gpu: &Arc<Gpu>, x: &In<'_>, [v, gated, db]: &[Tensor; 3]) -> Result<()> {
+        self.gather().gpu(gpu, &x.of_shrink(), &[v.detach(), gated.detach()])?;
+        self.scatter().gpu(gpu, &x.of_sums(), &[db.detach()])
     }
 }

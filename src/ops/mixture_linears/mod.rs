@@ -10,8 +10,8 @@ mod backward;
 mod cases;
 
 use super::factor_gather::shrink;
-use super::fused_ba_matmul::{Expand, FusedBa};
-use crate::engine::{OpSpec, run};
+use super::fused_ba_matmul::{self, Expand, FusedBa};
+use crate::engine::{OpSpec, run1};
 use crate::routing::Dropout;
 use crate::routing::Selection;
 use crate::tape::{Node, recording};
@@ -52,7 +52,7 @@ pub fn mixture_linears(
         let slots = selection.slots_b(l);
         let expand = Expand { slots: &slots, scale, dropout: None };
         let op = FusedBa::forward(&linear.weight, linear.bias.as_ref(), Some(expand));
-        y.push(run(&op, &[x, &gated, b])?.swap_remove(0));
+        y.push(run1(&op, fused_ba_matmul::In::update(x, &gated, b))?);
     }
     let mut inputs = vec![x, a];
     inputs.extend(b);

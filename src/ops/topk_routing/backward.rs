@@ -1,12 +1,12 @@
 //! Gradients of a routing: of the logits, and of the condition's table.
 
-#[cfg(feature = "gpu")]
 use super::gpu::Launch;
 use super::math::spread;
 use super::{Extra, NAME, Routing, Table, for_units, one_side, put, sizes, wide};
-use crate::device::Host;
-use crate::engine::{Meta, Op};
+use crate::device::{Gpu, Host};
+use crate::engine::{Meta, Op, operands};
 use crate::{Result, Tensor};
+use std::sync::Arc;
 
 /// `(z, dgates) -> dz [, drow [L, G, S, E]]`, with S = K for a table of choices
 pub(super) struct Backward<'a> {
@@ -35,88 +35,96 @@ impl Backward<'_> {
     }
 }
 
-impl Op for Backward<'_> {
+operands! {
+    pub(super) struct BackwardIn { z, dgates }
+}
+
+impl Op<2> for Backward<'_> {
+    type In<'a> = BackwardIn<'a>;
+
     fn name(&self) -> &'static str {
         NAME
     }
 
-    fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
-        let (g, l, e) = sizes(x[0]);
-        let mut out = vec![match self.sparse {
-            true => Meta::f32(&[g, l * self.routing.k])?,
-            false => Meta::like(x[0]),
-        }];
-        if self.routing.condition.is_some() {
-            out.push(Meta::f32(&[l, g, self.rows(), e])?);
-        }
-        Ok(out)
+    fn infer(&self, x: &BackwardIn<'_>) -> Result<[Meta; 2]> {
+        let (g, l, e) = sizes(x.z);
+        let dz = if self.sparse { Meta::f32(&[g, l * self.routing.k])? } else { Meta::like(x.z) };
+        let rows = match self.routing.condition {
+            Some(_) => Meta::f32(&[l, g, self.rows(), e])?,
+            None => Meta::f32(&[0])?,
+        };
+        Ok([dz, rows])
     }
 
-    fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
-        let (units, linears, e) = sizes(x[0]);
+    fn reference(&self, x: &BackwardIn<'_>, [dz, rows]: [&mut Host; 2]) {
+        let (units, linears, e) = sizes(x.z);
         let Routing { k, sides, .. } = *self.routing;
         let s = self.rows();
-        let grads = for_units(self.routing, &self.extra, x[0], |l, unit, u| {
-            let dg = wide(x[1], (l * units + unit) * k, k);
+        let grads = for_units(self.routing, &self.extra, x.z, |l, unit, u| {
+            let dg = wide(x.dgates, (l * units + unit) * k, k);
             (l, unit, u.backward(self.of(0, l, unit), self.of(sides - 1, l, unit), &dg))
         });
         for (l, unit, grad) in grads {
             if self.sparse {
-                put(&mut y[0], (unit * linears + l) * k, &grad.chosen);
+                put(dz, (unit * linears + l) * k, &grad.chosen);
                 continue;
             }
             let at = (unit * linears + l) * sides * e;
-            put(&mut y[0], at, &spread(&grad.chosen, self.of(0, l, unit), e));
+            put(dz, at, &spread(&grad.chosen, self.of(0, l, unit), e));
             if sides == 2 {
-                put(&mut y[0], at + e, &grad.zb);
+                put(dz, at + e, &grad.zb);
             }
             if self.routing.condition.is_some() {
-                put(&mut y[1], (l * units + unit) * s * e, &grad.rows);
+                put(rows, (l * units + unit) * s * e, &grad.rows);
             }
         }
     }
 
-    fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
+    fn cpu(&self, x: &BackwardIn<'_>, [dz, rows]: [&mut Host; 2]) {
         if self.routing.sides == 2 {
-            return self.reference(x, y);
+            return self.reference(x, [dz, rows]);
         }
-        let side = one_side(self.routing, &self.extra, x[0]);
-        side.backward(self.idx.u32(), x[1].f32(), self.sparse, y[0].f32_mut());
+        let side = one_side(self.routing, &self.extra, x.z);
+        side.backward(self.idx.u32(), x.dgates.f32(), self.sparse, dz.f32_mut());
     }
 
-    #[cfg(feature = "gpu")]
-    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
+    fn gpu(&self, gpu: &Arc<Gpu>, x: &BackwardIn<'_>, y: &[Tensor; 2]) -> Result<()> {
         use crate::device::Bind;
-        let (units, linears, _) = sizes(x[0]);
-        let z = x[0].buffer();
-        let no_rows = if y.len() == 1 { Some(gpu.alloc(1)?) } else { None };
+        let (units, linears, _) = sizes(x.z);
+        let z = x.z.buffer();
         let bind = [
             Bind::Read(z),
             Bind::or_unused(self.extra.bias.map(|t| t.buffer()), z),
             Bind::or_unused(self.extra.table.map(|t| t.tensor().buffer()), z),
             Bind::Read(self.idx.buffer()),
-            Bind::Read(x[1].buffer()),
+            Bind::Read(x.dgates.buffer()),
             Bind::Write(y[0].buffer()),
-            Bind::Write(no_rows.as_ref().unwrap_or_else(|| y[1].buffer())),
+            Bind::Write(y[1].buffer()),
         ];
         let launch =
             Launch { entry: "backward", routing: self.routing, extra: &self.extra, sparse: self.sparse };
-        launch.run(gpu, x[0], &bind, linears * units)
+        launch.run(gpu, x.z, &bind, linears * units)
     }
 }
 
+operands! {
+    pub(super) struct TableIn { rows }
+}
+
 impl Op for TableGrad<'_> {
+    type In<'a> = TableIn<'a>;
+
     fn name(&self) -> &'static str {
         NAME
     }
 
-    fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
-        let (l, e) = (x[0].dims()[0], x[0].dims()[3]);
-        Ok(vec![Meta::f32(&[l, e, e, self.routing.table_slots()])?])
+    fn infer(&self, &TableIn { rows }: &TableIn<'_>) -> Result<[Meta; 1]> {
+        let (l, e) = (rows.dims()[0], rows.dims()[3]);
+        Ok([Meta::f32(&[l, e, e, self.routing.table_slots()])?])
     }
 
-    fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
-        let [l, units, s, e] = *x[0].dims() else { unreachable!("rows come from the backward pass") };
+    fn reference(&self, &TableIn { rows }: &TableIn<'_>, [y]: [&mut Host; 1]) {
+        let [l, units, s, e] = *rows.dims() else { unreachable!("rows come from the backward pass") };
         let Routing { k, sides, .. } = *self.routing;
         let mut sum = vec![0.0; l * e * e * s];
         for (i, &factor) in self.idx.u32().iter().enumerate() {
@@ -126,23 +134,22 @@ impl Op for TableGrad<'_> {
                 continue;
             }
             let slot = choice.min(s - 1);
-            let row = wide(x[0], ((linear * units + unit) * s + slot) * e, e);
+            let row = wide(rows, ((linear * units + unit) * s + slot) * e, e);
             for (j, d) in row.iter().enumerate() {
                 sum[((linear * e + factor as usize) * e + j) * s + slot] += d;
             }
         }
-        put(&mut y[0], 0, &sum);
+        put(y, 0, &sum);
     }
 
-    fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
+    fn cpu(&self, x: &TableIn<'_>, y: [&mut Host; 1]) {
         self.reference(x, y);
     }
 
-    #[cfg(feature = "gpu")]
-    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
+    fn gpu(&self, gpu: &Arc<Gpu>, x: &TableIn<'_>, y: &[Tensor; 1]) -> Result<()> {
         use crate::device::Bind;
-        let bind = [Bind::Read(x[0].buffer()), Bind::Read(self.idx.buffer()), Bind::Write(y[0].buffer())];
-        let z = x[0].reshape(&[x[0].dims()[1], x[0].dims()[0], x[0].dims()[2], x[0].dims()[3]])?;
+        let bind = [Bind::Read(x.rows.buffer()), Bind::Read(self.idx.buffer()), Bind::Write(y[0].buffer())];
+        let z = x.rows.reshape(&[x.rows.dims()[1], x.rows.dims()[0], x.rows.dims()[2], x.rows.dims()[3]])?;
         let launch =
             Launch { entry: "table", routing: self.routing, extra: &Extra::default(), sparse: false };
         launch.run(gpu, &z, &bind, y[0].len())

@@ -7,23 +7,23 @@
 mod backward;
 mod cases;
 mod cpu;
-#[cfg(feature = "gpu")]
 mod gpu;
 mod math;
 mod rows;
 mod rules;
 
-use self::backward::{Backward, TableGrad};
+use self::backward::{Backward, BackwardIn, TableGrad, TableIn};
 use self::cpu::OneSide;
-use self::math::{Choice, Unit, Values};
+use self::math::{Unit, Values};
 pub use self::rows::route_rows;
 pub use self::rules::{Condition, Routing, Score, Table};
-use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
-use crate::engine::{Meta, Op, OpSpec, run};
+use crate::device::{Entry, Gpu, Host, PORTABLE, Shader, Variant, parts};
+use crate::engine::{Meta, Op, OpSpec, operands, run, run1};
 use crate::routing::{Selection, Units};
 use crate::tape::{Node, recording};
 use crate::{DType, Error, Result, Tensor};
 use rayon::prelude::*;
+use std::sync::Arc;
 
 pub(super) static SPEC: OpSpec = OpSpec {
     name: "topk_routing",
@@ -151,14 +151,20 @@ fn put(y: &mut Host, at: usize, values: &[f64]) {
     }
 }
 
-impl Op for Forward<'_> {
+operands! {
+    struct In { z }
+}
+
+impl Op<2> for Forward<'_> {
+    type In<'a> = In<'a>;
+
     fn name(&self) -> &'static str {
         NAME
     }
 
-    fn infer(&self, x: &[&Tensor]) -> Result<Vec<Meta>> {
-        let (r, z) = (self.routing, x[0]);
-        z.expect(NAME, DType::F32)?;
+    fn infer(&self, &In { z }: &In<'_>) -> Result<[Meta; 2]> {
+        let r = self.routing;
+        z.require(NAME, DType::F32)?;
         let bad = |what: String| Err(Error::shape(NAME, what));
         let [g, l, sides, e] = *z.dims() else {
             return bad(format!("logits {} are not [units, linears, sides, factors]", z.shape()));
@@ -185,18 +191,16 @@ impl Op for Forward<'_> {
         {
             return bad(format!("table and bias must be given exactly where the routing uses them: {r:?}"));
         }
-        let mut out = vec![Meta::u32(&[l, sides, g, r.k])?];
-        if r.gated {
-            out.push(Meta::f32(&[l, g, r.k])?);
-        }
-        Ok(out)
+        let gates = if r.gated { Meta::f32(&[l, g, r.k])? } else { Meta::f32(&[0])? };
+        Ok([Meta::u32(&[l, sides, g, r.k])?, gates])
     }
 
-    fn reference(&self, x: &[&Tensor], y: &mut [Host]) {
-        let (units, _, _) = sizes(x[0]);
+    fn reference(&self, &In { z }: &In<'_>, [idx, gates]: [&mut Host; 2]) {
+        let (units, _, _) = sizes(z);
+        let idx = idx.u32_mut();
         let k = self.routing.k;
         let sides = self.routing.sides;
-        let choices = for_units(self.routing, &self.extra, x[0], |l, unit, u| {
+        let choices = for_units(self.routing, &self.extra, z, |l, unit, u| {
             let list = |side: usize| ((l * sides + side) * units + unit) * k;
             let forced = self.extra.forced.map(|t| {
                 let of = |side: usize| &t.u32()[list(side)..][..k];
@@ -204,54 +208,51 @@ impl Op for Forward<'_> {
             });
             (l, unit, u.forward(forced))
         });
-        for (l, unit, Choice { a, b, gates }) in choices {
+        for (l, unit, choice) in choices {
             let list = |side: usize| ((l * sides + side) * units + unit) * k;
-            y[0].u32_mut()[list(0)..][..k].copy_from_slice(&a);
+            idx[list(0)..][..k].copy_from_slice(&choice.a);
             if sides == 2 {
-                y[0].u32_mut()[list(1)..][..k].copy_from_slice(&b);
+                idx[list(1)..][..k].copy_from_slice(&choice.b);
             }
             if self.routing.gated {
-                put(&mut y[1], (l * units + unit) * k, &gates);
+                put(gates, (l * units + unit) * k, &choice.gates);
             }
         }
     }
 
-    fn cpu(&self, x: &[&Tensor], y: &mut [Host]) {
+    fn cpu(&self, x: &In<'_>, [idx, gates]: [&mut Host; 2]) {
         if self.routing.sides == 2 {
             // Two sides have few units: the specification itself, units in parallel.
-            return self.reference(x, y);
+            return self.reference(x, [idx, gates]);
         }
-        let side = one_side(self.routing, &self.extra, x[0]);
-        let (idx, gates) = y.split_at_mut(1);
-        let idx = idx[0].u32_mut();
+        let side = one_side(self.routing, &self.extra, x.z);
+        let idx = idx.u32_mut();
         match self.extra.forced {
             Some(forced) => idx.copy_from_slice(forced.u32()),
             None => side.choose(idx),
         }
-        if let [gates] = gates {
+        if self.routing.gated {
             side.gates(idx, gates.f32_mut());
         }
     }
 
-    #[cfg(feature = "gpu")]
-    fn gpu(&self, gpu: &std::sync::Arc<crate::device::Gpu>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
+    fn gpu(&self, gpu: &Arc<Gpu>, x: &In<'_>, y: &[Tensor; 2]) -> Result<()> {
         use crate::device::Bind;
-        let (units, linears, e) = sizes(x[0]);
-        let z = x[0].buffer();
+        let (units, linears, e) = sizes(x.z);
+        let z = x.z.buffer();
         let scratch = gpu.alloc(if self.routing.condition.is_some() { linears * units * e } else { 1 })?;
-        let no_gates = if self.routing.gated { None } else { Some(gpu.alloc(1)?) };
         let bind = [
             Bind::Read(z),
             Bind::or_unused(self.extra.bias.map(|t| t.buffer()), z),
             Bind::or_unused(self.extra.table.map(|t| t.tensor().buffer()), z),
             Bind::or_unused(self.extra.forced.map(|t| t.buffer()), z),
             Bind::Write(y[0].buffer()),
-            Bind::Write(no_gates.as_ref().unwrap_or_else(|| y[1].buffer())),
+            Bind::Write(y[1].buffer()),
             Bind::Write(&scratch),
         ];
         let launch =
             gpu::Launch { entry: "forward", routing: self.routing, extra: &self.extra, sparse: false };
-        launch.run(gpu, x[0], &bind, linears * units)
+        launch.run(gpu, x.z, &bind, linears * units)
     }
 }
 
@@ -261,7 +262,8 @@ impl Op for Forward<'_> {
 /// As [`route`].
 pub fn first_choices(z: &Tensor, routing: &Routing) -> Result<Tensor> {
     let plain = Routing { gated: false, condition: None, ..routing.clone() };
-    Ok(run(&Forward { routing: &plain, extra: Extra::default() }, &[&z.detach()])?.swap_remove(0))
+    let [idx, _] = run(&Forward { routing: &plain, extra: Extra::default() }, In { z: &z.detach() })?;
+    Ok(idx)
 }
 
 /// Chooses factors for every routing unit; see [`Routing`] for the rules.
@@ -285,7 +287,7 @@ pub fn route(
 ) -> Result<Selection> {
     let extra = Extra { bias, table, forced };
     if let Some(t) = forced {
-        t.expect(NAME, DType::U32)?;
+        t.require(NAME, DType::U32)?;
         // Kernels clamp what they read; host lanes would stop.
         if let Some(e) = t.first_above(z.shape().last()) {
             return Err(Error::shape(
@@ -294,13 +296,8 @@ pub fn route(
             ));
         }
     }
-    let mut inputs = vec![z];
-    inputs.extend(bias);
-    inputs.extend(table.map(|t| t.tensor()));
-    inputs.extend(forced);
-    let mut out = run(&Forward { routing, extra }, &inputs)?;
-    let mut gates = if routing.gated { out.pop() } else { None };
-    let idx = out.swap_remove(0);
+    let [idx, gates] = run(&Forward { routing, extra }, In { z })?;
+    let mut gates = routing.gated.then_some(gates);
     let mut graph = vec![z];
     graph.extend(table.map(|t| t.tensor()));
     if let Some(g) = gates.take() {
@@ -316,13 +313,12 @@ pub fn route(
                         false => Table::Factors(t),
                     });
                     let extra = Extra { bias: bias.as_ref(), table, forced: None };
-                    let mut d =
-                        run(&Backward { routing: &routing, extra, idx: &idx, sparse: false }, &[&zd, &dg])?;
-                    let rows = if d.len() == 2 { d.pop() } else { None };
-                    let mut grads = vec![d.pop()];
-                    if let Some(rows) = rows {
+                    let op = Backward { routing: &routing, extra, idx: &idx, sparse: false };
+                    let [dz, rows] = run(&op, BackwardIn { z: &zd, dgates: &dg })?;
+                    let mut grads = vec![Some(dz)];
+                    if routing.condition.is_some() {
                         let op = TableGrad { routing: &routing, idx: &idx };
-                        grads.push(if of_choices { Some(rows) } else { run(&op, &[&rows])?.pop() });
+                        grads.push(Some(if of_choices { rows } else { run1(&op, TableIn { rows: &rows })? }));
                     }
                     Ok(grads)
                 })

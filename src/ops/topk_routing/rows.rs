@@ -1,6 +1,6 @@
 //! Routing of rows that are their own units, by their products with a router.
 
-use super::backward::Backward;
+use super::backward::{Backward, BackwardIn};
 use super::{Extra, NAME, Routing, route};
 use crate::engine::run;
 use crate::ops::factor_expand::shrink_grads;
@@ -51,7 +51,7 @@ pub fn route_rows(
     let gates = Node::record(NAME, &[x, router], gates, move |dg| {
         let extra = Extra { bias: bias.as_ref(), ..Extra::default() };
         let op = Backward { routing: &routing, extra, idx: of.idx(), sparse: true };
-        let dz = run(&op, &[&z, &dg])?.swap_remove(0);
+        let [dz, _] = run(&op, BackwardIn { z: &z, dgates: &dg })?;
         shrink_grads(&dz, &xd, &router_d, &of, need)
     });
     Ok(s.with_gates(gates))

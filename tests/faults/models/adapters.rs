@@ -5,23 +5,21 @@ use crate::common::cli::{mixlora, output};
 use crate::common::families::{copy, fixture};
 use half::{bf16, f16};
 use mixlora::Stream;
-use mixlora::adapter::{Adapter, AdapterOptions, TARGETS};
+use mixlora::adapter::{ALL_LINEAR, Adapter, AdapterOptions};
 use mixlora::io::gguf::{GgufWriter, Value as Entry};
-use mixlora::mixture::{MethodConfig, find};
-use mixlora::model::{Llama, ModelFiles, gguf_name, gguf_row};
+use mixlora::model::{Model, ModelFiles, gguf_name, gguf_row};
 use safetensors::Dtype;
 use serde_json::{Value, json};
 use std::path::Path;
 
 fn targets() -> Vec<String> {
-    TARGETS.map(String::from).to_vec()
+    vec![ALL_LINEAR.to_string()]
 }
 
 /// Saves a fresh adapter for a model.
-fn save(method: &str, model: &mut Llama, dir: &Path) {
-    let method = find(method).unwrap();
-    let config = MethodConfig { r: 2, top_k: 1, ..(method.defaults)() };
-    let adapter = Adapter::attach(model, method, &config, &targets(), Stream::new(1)).unwrap();
+fn save(method: &str, model: &Model, dir: &Path) {
+    let method = crate::common::method(method, json!({ "r": 2, "top_k": 1 }));
+    let adapter = Adapter::attach(model, &method, &targets(), Stream::new(1)).unwrap();
     adapter.save(dir, model, "base").unwrap();
 }
 
@@ -99,28 +97,28 @@ fn adapter_on_f16_copy() {
     reweigh(one_value.path(), |e| e.value("model.norm.weight", 5, |v| v + 0.01));
     let adapter = tempfile::tempdir().unwrap();
     for trained_on in copies {
-        save("lora", &mut open(trained_on), adapter.path());
+        save("lora", &open(trained_on), adapter.path());
         for copy in copies {
-            let loaded = Adapter::load(adapter.path(), &mut open(copy));
+            let loaded = Adapter::load(adapter.path(), &open(copy));
             assert!(loaded.is_ok(), "{} on {}: {:?}", trained_on.display(), copy.display(), loaded.err());
         }
         for other in &others {
-            let e = Adapter::load(adapter.path(), &mut open(other.path())).err().unwrap().to_string();
+            let e = Adapter::load(adapter.path(), &open(other.path())).err().unwrap().to_string();
             assert!(e.contains("the weights are not; --force uses it all the same"), "{e}");
-            let force = AdapterOptions { force: true };
-            assert!(Adapter::load_with(adapter.path(), &mut open(other.path()), force).is_ok());
+            let force = AdapterOptions { force: true, ..AdapterOptions::default() };
+            assert!(Adapter::load_with(adapter.path(), &open(other.path()), &force).is_ok());
         }
     }
-    save("lora", &mut open(full.path()), adapter.path());
-    assert!(Adapter::load(adapter.path(), &mut open(one_value.path())).is_err());
+    save("lora", &open(full.path()), adapter.path());
+    assert!(Adapter::load(adapter.path(), &open(one_value.path())).is_err());
     // Adapters of earlier versions have the checksum alone.
     let own = adapter.path().join("mixlora.json");
     change(&own, |c| c["base"]["norms"] = json!(c["base"]["norms"].as_str().unwrap()[..8]));
-    assert!(Adapter::load(adapter.path(), &mut open(full.path())).is_ok());
-    assert!(Adapter::load(adapter.path(), &mut open(halves[1].path())).is_ok());
-    assert!(Adapter::load(adapter.path(), &mut open(others[0].path())).is_err());
+    assert!(Adapter::load(adapter.path(), &open(full.path())).is_ok());
+    assert!(Adapter::load(adapter.path(), &open(halves[1].path())).is_ok());
+    assert!(Adapter::load(adapter.path(), &open(others[0].path())).is_err());
     change(&own, |c| c["base"]["norms"] = json!("no checksum"));
-    let e = Adapter::load(adapter.path(), &mut open(full.path())).err().unwrap().to_string();
+    let e = Adapter::load(adapter.path(), &open(full.path())).err().unwrap().to_string();
     assert!(e.contains("mixlora.json: at 'base.norms': norms: is no fingerprint"), "{e}");
 }
 
@@ -173,7 +171,7 @@ fn adapter_claims_factors() {
         ("smora", "r", 1 << 50, "has more than 4294967295 elements"),
     ];
     for (method, option, claimed, expected) in claims {
-        save(method, &mut open(model.path()), adapter.path());
+        save(method, &open(model.path()), adapter.path());
         change(&adapter.path().join("mixlora.json"), |c| c["options"][option] = json!(claimed));
         let (_, err) = generate(model.path(), &["--adapter", adapter.path().to_str().unwrap()], 3);
         assert!(err.contains(expected), "{method} {option}: {err}");
@@ -183,7 +181,7 @@ fn adapter_claims_factors() {
     copy(&fixture("peft/lora"), adapter.path());
     change(&adapter.path().join("adapter_config.json"), |c| c["r"] = json!(1u64 << 40));
     let family = fixture("families/llama2");
-    let e = Adapter::load(adapter.path(), &mut open(&family)).err().unwrap().to_string();
+    let e = Adapter::load(adapter.path(), &open(&family)).err().unwrap().to_string();
     assert!(e.contains("r: is 1099511627776, must be in 1..=32"), "{e}");
 }
 

@@ -5,7 +5,7 @@ use crate::common::families::logits;
 use mixlora::Device;
 use mixlora::io::GgufFile;
 use mixlora::io::gguf::{GgufWriter, Value as Entry};
-use mixlora::model::{Llama, ModelFiles, model_config};
+use mixlora::model::{Model, ModelFiles, model_config};
 use serde_json::{Value, json};
 
 const LONG: [u32; 40] = [7; 40];
@@ -176,7 +176,7 @@ fn config_positions() {
         // A table of all positions would be 32 GiB, or more than a tensor can have.
         let device = Device::cpu();
         device.memory().unwrap().set_budget(64 << 20);
-        let model = Llama::open(dir.path(), &device, false).unwrap();
+        let model = Model::open(dir.path(), &device, false).unwrap();
         assert_eq!(logits(&model, &LONG).unwrap(), right);
     }
     // The table grows with the sequence, and its values are those of a table made at once.

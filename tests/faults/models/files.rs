@@ -6,7 +6,7 @@ use crate::common::edit::Edit;
 use crate::common::families::{copy, fixture, logits, stored};
 use mixlora::io::gguf::{GgufWriter, Value};
 use mixlora::io::{Checkpoint, GgufFile};
-use mixlora::model::{Llama, ModelFiles};
+use mixlora::model::{Model, ModelFiles};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
@@ -35,7 +35,7 @@ fn stale_index() {
     assert!(err.contains("note: model.safetensors.index.json is not used"), "{err}");
     // Without the file of one piece the shards are the model.
     std::fs::remove_file(dir.join("model.safetensors")).unwrap();
-    let value = |model: &Llama| model.head().to_f32().unwrap()[0];
+    let value = |model: &Model| model.head().to_f32().unwrap()[0];
     let shards = open(dir);
     assert_eq!(value(&shards), value(&open(tiny().path())) + 9.0);
     assert!(shards.notes().is_empty());

@@ -5,7 +5,7 @@ use crate::common::gguf::{Entry, gguf, llama};
 use mixlora::Device;
 use mixlora::adapter::Conversation;
 use mixlora::io::GgufFile;
-use mixlora::model::{Llama, Sampler, Sampling};
+use mixlora::model::{Model, Sampler, Sampling};
 use mixlora::text::{Chat, Ending, ReplyOptions};
 use std::time::Instant;
 
@@ -170,7 +170,7 @@ fn chat_extra_space() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model.gguf");
     std::fs::write(&path, llama(&scored(&[]), PLAIN)).unwrap();
-    let model = Llama::open(&path, &Device::cpu(), true).unwrap();
+    let model = Model::open(&path, &Device::cpu(), true).unwrap();
     let text = open(&path);
     let mut chat = Chat::new(&text, Conversation::new(&model, None, None, 1), None);
     assert_eq!(chat.ask("hi").unwrap().tokens, "▁\nuser:hi\nassistant:".chars().count());

@@ -2,25 +2,25 @@
 
 use crate::values::{tokens, values};
 use crate::{Candidate, Result, timed};
-use mixlora::adapter::{Adapter, Conversation, TARGETS};
+use mixlora::adapter::{ALL_LINEAR, Adapter, Conversation};
 use mixlora::mixture::find;
-use mixlora::model::{Llama, Sampler, Sampling};
+use mixlora::model::{Model, Sampler, Sampling};
 use mixlora::{Device, Stream, Tensor};
 use std::path::Path;
 
 pub fn candidates(model: &str, prompt: usize, generated: usize, threads: usize) -> Result<Vec<Candidate>> {
     let device = Device::cpu_with_threads(threads)?;
-    let open = || Llama::open(Path::new(model), &device, false);
-    let (bare, mut adapted) = (open()?, open()?);
-    let method = find("mixlora-cond")?;
-    let targets = TARGETS.map(String::from);
-    let adapter = Adapter::attach(&mut adapted, method, &(method.defaults)(), &targets, Stream::new(2))?;
+    let open = || Model::open(Path::new(model), &device, false);
+    let (bare, adapted) = (open()?, open()?);
+    let method = find("mixlora-cond")?.defaults();
+    let targets = [ALL_LINEAR.to_string()];
+    let adapter = Adapter::attach(&adapted, &method, &targets, Stream::new(2))?;
     for p in adapter.trainable() {
         let value = p.value();
         p.set(Tensor::from_f32(&device, value.dims(), &values(3, value.len(), 0.02))?)?;
     }
     let ids = tokens(1, prompt, bare.config().vocab_size);
-    let candidate = |name, model: Llama, adapter: Option<Adapter>| -> Result<Candidate> {
+    let candidate = |name, model: std::sync::Arc<Model>, adapter: Option<Adapter>| -> Result<Candidate> {
         let ids = ids.clone();
         let run = move || -> Result<([f64; 2], Vec<f32>)> {
             let mut c = Conversation::new(&model, adapter.as_ref(), None, 1);

@@ -2,8 +2,8 @@
 
 use crate::values::{sample, values};
 use crate::{Candidate, Result, seconds, timed};
-use mixlora::mixture::{LinearSite, MethodConfig, Pool, Span, find};
-use mixlora::nn::{LinearGroup, Pass};
+use mixlora::mixture::{LinearSite, Pool, Span, find};
+use mixlora::nn::{LinearGroup, Pass, SiteAdapter, SiteAdapters};
 use mixlora::{Device, Format, Linear, Stream, Tensor, Weight, backward};
 
 /// Sizes of the layer and of its batch.
@@ -40,22 +40,28 @@ fn candidate(
     let (x, dy) = (tensor(1, d_in)?.leaf(), tensor(2, d_out)?);
     let weight = Weight::new(device, d_out, d_in, &values(3, d_out * d_in, 0.1), Format::F32)?;
     let linears = vec![Linear { weight, bias: None }];
-    let group = match method {
-        None => LinearGroup::frozen(linears),
+    let group = LinearGroup::at(0, linears);
+    let mut adapters = SiteAdapters::default();
+    match method {
+        None => {}
         Some(method) => {
-            let site = LinearSite { name: "layer".into(), d_in, linears: vec![(String::new(), d_out)] };
-            let config = MethodConfig { num_factors: factors, r, ..MethodConfig::default() };
-            let adapter = find(method)?.build(&config, &site, device, Stream::new(1))?;
+            let site = LinearSite::alone("layer", d_in, vec![(String::new(), d_out)]);
+            let mut method = find(method)?.defaults().with("r", r)?;
+            if method.spec().option_names().contains(&"num_factors") {
+                method = method.with("num_factors", factors)?;
+            }
+            let adapter = method.build(&site, device, Stream::new(1))?;
             for (i, p) in adapter.params().iter().enumerate() {
                 let (seed, value) = (10 + i as u32, p.value());
                 p.set(Tensor::from_f32(device, value.dims(), &values(seed, value.len(), 0.1))?)?;
             }
-            LinearGroup::adapted_by(linears, adapter)
+            adapters.set(0, SiteAdapter::Linears(adapter, Vec::new()));
         }
-    };
+    }
+    let adapters = std::sync::Arc::new(adapters);
     let units = Pool::Real.units(device, &vec![Span { len: seq, prompt: seq }; batch], seq)?;
     let run = move |keep: bool| -> Result<(f64, Vec<f32>)> {
-        let pass = Pass::training(units.clone(), Stream::new(2));
+        let pass = Pass::training(units.clone(), Stream::new(2)).with_adapters(adapters.clone());
         let (forward, y) = timed(|| Ok(group.forward(&x, &pass)?.swap_remove(0)))?;
         let all = if keep { sample(&y.to_f32()?) } else { Vec::new() };
         let (back, gradients) = timed(|| Ok(backward(&[(&y, dy.clone())])?))?;

@@ -3,7 +3,7 @@
 use super::{DeviceArgs, ReportArgs, RoundsArgs, beside_roof, positive, usage};
 use crate::{Failure, out};
 use mixlora::bench::{LayerOptions, Shape, layer};
-use mixlora::mixture::{ALL, find};
+use mixlora::mixture::{Methods, find};
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
@@ -45,7 +45,7 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Result<(), Failure> {
     let methods = match args.methods.iter().any(|m| m == "all") {
-        true => ALL.to_vec(),
+        true => Methods::builtin().all().to_vec(),
         false => {
             let each = args.methods.iter().map(|m| find(m.trim()).map_err(|e| usage("--methods", &e)));
             each.collect::<Result<_, _>>()?

@@ -10,7 +10,7 @@ use crate::model_path::model_path;
 use crate::{Failure, out};
 use clap::{Subcommand, ValueEnum};
 use mixlora::bench::{Roof, Rounds, Row, Style, changes, parse_rows, roofline, write};
-use mixlora::model::{Llama, ModelShape};
+use mixlora::model::{Model, ModelShape};
 use mixlora::{Device, Error};
 use std::path::{Path, PathBuf};
 
@@ -92,11 +92,11 @@ pub struct BaseArgs {
 }
 
 impl BaseArgs {
-    fn open(&self, device: &Device, dequantize: bool) -> Result<Llama, Failure> {
+    fn open(&self, device: &Device, dequantize: bool) -> Result<std::sync::Arc<Model>, Failure> {
         if let Some(name) = &self.shape {
             let shape = ModelShape::parse(name).map_err(|e| usage("--shape", &e))?;
             out::progress(&format!("making a model of {} parameters", shape.config.parameters()));
-            return Ok(Llama::of_shape(&shape, device)?);
+            return Ok(Model::of_shape(&shape, device)?);
         }
         let path = self.model.as_deref().unwrap_or(Path::new(""));
         self.checks.model(path, device, dequantize)

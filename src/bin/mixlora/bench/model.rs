@@ -57,5 +57,5 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         kernels: args.kernels,
     };
     out::progress("timing the model");
-    report.print(&model(&mut base, method.map(|m| (m, (m.defaults)())), adapter, &options)?)
+    report.print(&model(&mut base, method.map(|m| m.defaults()).as_ref(), adapter, &options)?)
 }

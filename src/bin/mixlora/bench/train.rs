@@ -2,8 +2,8 @@
 
 use super::{BaseArgs, DeviceArgs, ReportArgs, open, positive, usage};
 use crate::{Failure, out};
-use mixlora::bench::{CONDITIONAL, TrainingOptions, training};
-use mixlora::mixture::{MethodConfig, find};
+use mixlora::bench::{TrainingOptions, training};
+use mixlora::mixture::{find, methods};
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -20,7 +20,7 @@ pub struct Args {
     #[command(flatten)]
     base: BaseArgs,
     /// Method of the adapter: `mixlora methods` lists them.
-    #[arg(long, default_value = "mixlora-cond")]
+    #[arg(long, default_value = methods::STANDARD.name)]
     method: String,
     /// Factors of each pool (conditional methods).
     #[arg(long, default_value_t = 8)]
@@ -54,14 +54,18 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<(), Failure> {
     let method = find(&args.method).map_err(|e| usage("--method", &e))?;
     positive("--steps", &[args.steps])?;
-    let defaults = (method.defaults)();
-    let r = args.r.unwrap_or(if CONDITIONAL.contains(&method.name) { 2 } else { defaults.r });
-    let config = MethodConfig { r, num_factors: args.factors, ..defaults };
+    let mut method = method.defaults();
+    let pools = method.spec().option_names().contains(&"num_factors");
+    if pools {
+        method = method.with("num_factors", args.factors)?;
+    }
+    if let Some(r) = args.r.or(pools.then_some(2)) {
+        method = method.with("r", r)?;
+    }
     let report = args.report.open()?;
     let model = args.base.open(&open(&args.device)?, !args.keep_quantised)?;
     let options = TrainingOptions {
         method,
-        config,
         batch: args.batch,
         seq: args.seq,
         steps: args.steps,

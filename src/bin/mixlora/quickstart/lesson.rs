@@ -7,14 +7,15 @@ use crate::train::Shown;
 use crate::{Failure, out};
 use mixlora::adapter::Adapter;
 use mixlora::data::{Batch, Dataset, Sample, read_samples};
-use mixlora::mixture::{Pool, find};
-use mixlora::model::Llama;
+use mixlora::mixture::{Methods, find};
+use mixlora::model::Model;
 use mixlora::text::ModelText;
 use mixlora::train::{
     DeviceOptions, End, Questions, Run, RunConfig, Stop, TaskScore, TrainOptions, TrainingData, loss_of,
 };
 use mixlora::{Device, Error};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 /// Samples that go through the model together when its loss is measured.
@@ -31,7 +32,7 @@ pub struct Lesson<'a> {
     device: Device,
     text: &'a ModelText,
     held_out: Dataset,
-    pub questions: Questions<'a>,
+    pub questions: Questions,
     stop: (Stop, Received),
 }
 
@@ -72,7 +73,7 @@ impl<'a> Lesson<'a> {
     ) -> Result<Self, Failure> {
         let test = data.join("test.jsonl");
         let samples: Vec<Sample> = read_samples(&test)?;
-        let mut config = RunConfig::defaults("lora")?;
+        let mut config = RunConfig::defaults(Methods::builtin().standard())?;
         config.train = train.clone();
         config.check()?;
         let held_out = config.text.encoder(text)?.dataset(&test, &samples)?;
@@ -85,13 +86,13 @@ impl<'a> Lesson<'a> {
         self.measure(&self.open()?, None)
     }
 
-    fn open(&self) -> Result<Llama, Failure> {
-        Ok(Llama::open(&self.base.path, &self.device, !self.options.keep_quantised)?)
+    fn open(&self) -> Result<Arc<Model>, Failure> {
+        Ok(Model::open(&self.base.path, &self.device, !self.options.keep_quantised)?)
     }
 
     /// Trains an adapter in a folder of its own, and asks again.
     pub fn teach(&self, method: &str, folder: &Path) -> Result<Learned, Failure> {
-        let mut config = RunConfig::defaults(method)?;
+        let mut config = RunConfig::defaults(find(method)?)?;
         config.model = self.base.path.clone();
         config.data = self.data.clone();
         config.train = self.train.clone();
@@ -103,7 +104,7 @@ impl<'a> Lesson<'a> {
         if let Some(memory) = self.device.memory() {
             memory.reset_peak();
         }
-        out::notes(&find(method)?.notes(run.session.adapter.config()));
+        out::notes(&run.session.adapter.method().notes());
         let mut shown = Shown::new(false);
         shown.start(&run);
         let began = Instant::now();
@@ -135,10 +136,10 @@ impl<'a> Lesson<'a> {
     }
 
     /// Loss of the held-out answers, and the model's own answers.
-    fn measure(&self, model: &Llama, adapter: Option<&Adapter>) -> Result<Measured, Failure> {
+    fn measure(&self, model: &Arc<Model>, adapter: Option<&Adapter>) -> Result<Measured, Failure> {
         let began = Instant::now();
         self.text.tokenizer.check_rows(model.config().vocab_size)?;
-        let pool = adapter.map_or(Pool::Real, |a| a.config().pool);
+        let pool = adapter.and_then(|a| a.method().options().instance()).map(|i| i.pool);
         let (mut sum, mut tokens) = (0.0, 0);
         // Samples of like length go together: less is padded.
         let mut order: Vec<usize> = (0..self.held_out.examples.len()).collect();
@@ -151,7 +152,7 @@ impl<'a> Lesson<'a> {
                 self.text.tokenizer.pad_within(model.config().vocab_size),
                 &self.device,
             )?;
-            sum += loss_of(model, &batch)?;
+            sum += loss_of(model, adapter, &batch)?;
             tokens += batch.trained;
         }
         let asked = Progress::new("asking", self.questions.list.len(), "questions");

@@ -10,13 +10,14 @@ use crate::device_args::DeviceArgs;
 use crate::{Failure, out, signals};
 use base::{Base, file_error};
 use lesson::Lesson;
+use mixlora::mixture::{MethodSpec, methods};
 use mixlora::train::{TextOptions, TrainOptions};
 use report::Report;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// The method that is shown.
-const METHOD: &str = "mixlora-cond";
+const METHOD: &MethodSpec = methods::STANDARD;
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -102,7 +103,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     out::note(&format!("the held-out questions go to {} first", base.name()));
     let before = lesson.before()?;
     let mut learned = Vec::new();
-    for method in [METHOD].into_iter().chain(args.compare.as_deref()) {
+    for method in [METHOD.name].into_iter().chain(args.compare.as_deref()) {
         let mut folder = args.out.join(method);
         if folder.exists() {
             folder = args.out.join(format!("{method}-again"));

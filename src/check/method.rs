@@ -1,0 +1,80 @@
+//! A method's adapter against central differences, on a layer that is small enough for them.
+
+use super::{GradError, gradcheck_params};
+use crate::mixture::{Hook, LinearSite, Method, MlpSite, Pool, Span};
+use crate::nn::{Choices, Mlp, Param, Pass};
+use crate::{Device, Error, Format, Linear, Result, Stream, Tensor, Weight};
+
+/// Inputs of the linears.
+const D: usize = 10;
+/// Outputs of the two linears that read them, or the width inside a block.
+const OUTS: [usize; 2] = [9, 12];
+/// Instances of a batch padded to five rows.
+const SPANS: [Span; 2] = [Span { len: 5, prompt: 3 }, Span { len: 4, prompt: 4 }];
+const SEQ: usize = 5;
+
+fn normal(device: &Device, name: &str, dims: &[usize], std: f32) -> Result<Tensor> {
+    Tensor::from_f32(device, dims, &Stream::new(11).named(name).normal_vec(dims.iter().product(), std))
+}
+
+fn linear(device: &Device, name: &str, d_out: usize, d_in: usize) -> Result<Linear> {
+    let values = Stream::new(12).named(name).normal_vec(d_out * d_in, 0.3);
+    Ok(Linear { weight: Weight::new(device, d_out, d_in, &values, Format::F32)?, bias: None })
+}
+
+/// Gives parameters that start at zero values by their names, so that nothing is hidden by zeros.
+fn randomise(params: &[Param]) -> Result<()> {
+    for p in params {
+        let value = p.value();
+        if value.to_f64()?.iter().all(|v| *v == 0.0) {
+            p.set(normal(value.device(), &p.name(), value.dims(), 0.3)?)?;
+        }
+    }
+    Ok(())
+}
+
+/// Derivatives of a method's own hook with respect to its trained parameters and its input, on the reference device,
+/// against central differences. Sizes in its options must fit a linear with 10 inputs and 9 outputs.
+///
+/// # Errors
+/// The options do not fit, or the adapter fails.
+///
+/// ```
+/// use mixlora::check::{GRADCHECK_BOUND, gradcheck_method};
+/// let method = mixlora::mixture::find("lora")?.defaults().with("r", 2)?;
+/// assert!(gradcheck_method(&method)?.iter().all(|e| e.error <= GRADCHECK_BOUND));
+/// # Ok::<(), mixlora::Error>(())
+/// ```
+pub fn gradcheck_method(method: &Method) -> Result<Vec<GradError>> {
+    let device = &Device::reference();
+    let x = normal(device, "x", &[SPANS.len(), SEQ, D], 1.0)?;
+    let pool = method.options().instance().map_or(Pool::Real, |i| i.pool);
+    let units = pool.units(device, &SPANS, SEQ)?;
+    let pass =
+        |choices: &Choices| Pass::training(units.clone(), Stream::new(5)).with_choices(choices.clone());
+    if method.spec().hook == Hook::Mlp {
+        let site = MlpSite::alone("block", D, OUTS[0]);
+        let built = method.build_mlp(&site, device, Stream::new(1))?;
+        let adapter =
+            built.ok_or_else(|| Error::config("method", "takes blocks, but builds no adapter of one"))?;
+        let [gate, up] = [linear(device, "gate", OUTS[0], D)?, linear(device, "up", OUTS[0], D)?];
+        let mlp = Mlp::frozen(gate, up, linear(device, "down", D, OUTS[0])?);
+        randomise(&adapter.params())?;
+        return gradcheck_params(&adapter.params(), &x, |x, choices| {
+            let pass = pass(choices);
+            let y = adapter.forward(x, &mlp, &pass)?;
+            Ok(std::iter::once(y).chain(pass.take_aux()).collect())
+        });
+    }
+    let names = OUTS.iter().enumerate().map(|(i, out)| (format!("l{i}"), *out)).collect();
+    let adapter = method.build(&LinearSite::alone("linears", D, names), device, Stream::new(1))?;
+    let linears = OUTS.map(|out| linear(device, &format!("w{out}"), out, D));
+    let linears = linears.into_iter().collect::<Result<Vec<_>>>()?;
+    randomise(&adapter.params())?;
+    gradcheck_params(&adapter.params(), &x, |x, choices| {
+        let pass = pass(choices);
+        let mut y = adapter.forward(x, &linears, &pass)?;
+        y.extend(pass.take_aux());
+        Ok(y)
+    })
+}

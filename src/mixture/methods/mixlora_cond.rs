@@ -1,0 +1,68 @@
+//! `mixlora-cond`: Conditional MixLoRA as published: frozen random routers, chosen factors unscaled.
+
+use crate::mixture::routers::ConditionalOptions;
+use crate::mixture::{
+    Cfs, Factors, Instance, LinearBuild, Lora, MethodOptions, MethodSpec, RouterGradient, Routes, Tree,
+    enough, routers,
+};
+use crate::nn::LinearAdapter;
+use crate::{Result, options};
+use std::sync::Arc;
+
+/// The entry of the list.
+pub static SPEC: MethodSpec = MethodSpec {
+    name: "mixlora-cond",
+    aliases: &["conditional-mixlora", "cond-mixlora", "mixlora-conditional"],
+    paper: "Shen et al. 2024, ACL long.38, arXiv:2402.15896",
+    when: "several tasks with one adapter, as in the paper (Conditional MixLoRA)",
+    routes: Routes::Instance,
+    trainable: "E (d_in + d_out)",
+    options: || Box::new(MixloraCond::default()),
+    ..MethodSpec::PLAIN
+};
+
+options! {
+    /// Options of `mixlora-cond`.
+    pub struct MixloraCond use [lora: Lora { r: 4 }, factors: Factors, cfs: Cfs, instance: Instance] {}
+}
+
+/// Why the routers of ungated methods are not trained.
+pub(super) const FROZEN: RouterGradient =
+    RouterGradient::No("chosen factors are not scaled by gates, so routers stay as drawn (as published)");
+
+impl MethodOptions for MixloraCond {
+    fn spec(&self) -> &'static MethodSpec {
+        &SPEC
+    }
+    fn lora(&self) -> &Lora {
+        &self.lora
+    }
+    fn default_alpha(&self) -> f32 {
+        2.0 * self.factors.num_factors as f32
+    }
+    fn check(&self) -> Result<()> {
+        enough(("r", self.lora.r), ("num_factors", self.factors.num_factors))
+    }
+    fn router_gradient(&self) -> RouterGradient {
+        FROZEN
+    }
+    fn instance(&self) -> Option<&Instance> {
+        Some(&self.instance)
+    }
+    fn variants(&self, factors: &[usize], r: usize) -> Vec<(String, Tree)> {
+        pool_sizes(factors, r)
+    }
+    fn linear(&self, at: &LinearBuild<'_>) -> Result<Arc<dyn LinearAdapter>> {
+        let c = ConditionalOptions::new(&self.lora, &self.factors, &self.cfs, None);
+        routers::Conditional::adapter(self, at, &c)
+    }
+}
+
+/// The pools that a user of `bench layer` asks for.
+pub(super) fn pool_sizes(factors: &[usize], r: usize) -> Vec<(String, Tree)> {
+    let sizes = |&e: &usize| {
+        let tree = Tree::from_iter([("num_factors".to_string(), e.into()), ("r".to_string(), r.into())]);
+        (format!("E {e} r {r}"), tree)
+    };
+    factors.iter().map(sizes).collect()
+}

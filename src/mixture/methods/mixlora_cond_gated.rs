@@ -1,0 +1,64 @@
+//! `mixlora-cond-gated`: Conditional MixLoRA whose factors are scaled by their gates, so that the routers learn.
+
+use super::mixlora_cond::pool_sizes;
+use crate::mixture::routers::{ConditionalOptions, Gates};
+use crate::mixture::{
+    Cfs, Factors, GateScale, Instance, LinearBuild, Lora, MethodOptions, MethodSpec, RouterGradient, Routes,
+    Tree, enough, routers,
+};
+use crate::nn::LinearAdapter;
+use crate::{Result, options};
+use std::sync::Arc;
+
+/// The entry of the list.
+pub static SPEC: MethodSpec = MethodSpec {
+    name: "mixlora-cond-gated",
+    paper: "after Shen et al. 2024, ACL long.38 (gates: this project)",
+    when: "the same, with routers that learn",
+    routes: Routes::Instance,
+    trainable: "E (d_in + d_out) + E d_in (2 + r)",
+    options: || Box::new(MixloraCondGated::default()),
+    ..MethodSpec::PLAIN
+};
+
+options! {
+    /// Options of `mixlora-cond-gated`.
+    pub struct MixloraCondGated use [lora: Lora { r: 4 }, factors: Factors, cfs: Cfs, instance: Instance] {
+        /// Factor on each side's gates: r, they sum to r; none, to 1.
+        gate_scale: GateScale = GateScale::R, "this project";
+        /// The condition sees A's factors times their gates.
+        cfs_gated_input: bool = false, "ACL 2024 long.38";
+    }
+}
+
+impl MethodOptions for MixloraCondGated {
+    fn spec(&self) -> &'static MethodSpec {
+        &SPEC
+    }
+    fn lora(&self) -> &Lora {
+        &self.lora
+    }
+    fn default_alpha(&self) -> f32 {
+        2.0 * self.factors.num_factors as f32
+    }
+    fn check(&self) -> Result<()> {
+        enough(("r", self.lora.r), ("num_factors", self.factors.num_factors))
+    }
+    fn router_gradient(&self) -> RouterGradient {
+        match self.lora.r {
+            1 => RouterGradient::No("with r = 1 the only gate is always 1"),
+            _ => RouterGradient::Yes,
+        }
+    }
+    fn instance(&self) -> Option<&Instance> {
+        Some(&self.instance)
+    }
+    fn variants(&self, factors: &[usize], r: usize) -> Vec<(String, Tree)> {
+        pool_sizes(factors, r)
+    }
+    fn linear(&self, at: &LinearBuild<'_>) -> Result<Arc<dyn LinearAdapter>> {
+        let gates = Gates { scale: self.gate_scale, condition_sees_them: self.cfs_gated_input };
+        let c = ConditionalOptions::new(&self.lora, &self.factors, &self.cfs, Some(gates));
+        routers::Conditional::adapter(self, at, &c)
+    }
+}

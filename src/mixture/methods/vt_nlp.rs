@@ -1,0 +1,69 @@
+//! `vt-nlp`: Conditional MixLoRA as its authors released it: the sum-product condition, pooling over every
+//! position with padding and answer, routing anew in every decoding step, alpha = 2E.
+
+use super::mixlora_cond::{FROZEN, pool_sizes};
+use crate::mixture::routers::ConditionalOptions;
+use crate::mixture::{
+    Cfs, CfsForm, DecodeRoute, Factors, Files, Instance, LinearBuild, Lora, MethodOptions, MethodSpec, Pool,
+    RouterGradient, Routes, Tree, enough, routers,
+};
+use crate::nn::LinearAdapter;
+use crate::{Result, options};
+use std::sync::Arc;
+
+/// The entry of the list. Batch 16 x 2, three epochs and 1792 tokens are those of the released training script.
+pub static SPEC: MethodSpec = MethodSpec {
+    name: "vt-nlp",
+    paper: "VT-NLP/MixLoRA at af5cc3f, Shen et al. 2024",
+    when: "repeating the paper's own runs",
+    routes: Routes::Instance,
+    trainable: "E (d_in + d_out)",
+    files: Files::OwnOrReleased,
+    run: &[
+        ("train.micro_batch", "16"),
+        ("train.grad_accumulation", "2"),
+        ("train.learning_rate", "4e-5"),
+        ("train.max_grad_norm", "1.0"),
+        ("text.max_length", "1792"),
+    ],
+    options: || Box::new(VtNlp::default()),
+    ..MethodSpec::PLAIN
+};
+
+options! {
+    /// Options of `vt-nlp`.
+    pub struct VtNlp use [
+        lora: Lora { r: 4, lora_dropout: 0.05 },
+        factors: Factors,
+        cfs: Cfs { cfs_form: Some(CfsForm::SumProduct) },
+        instance: Instance { pool: Pool::All, decode_route: DecodeRoute::PerStep },
+    ] {}
+}
+
+impl MethodOptions for VtNlp {
+    fn spec(&self) -> &'static MethodSpec {
+        &SPEC
+    }
+    fn lora(&self) -> &Lora {
+        &self.lora
+    }
+    fn default_alpha(&self) -> f32 {
+        2.0 * self.factors.num_factors as f32
+    }
+    fn check(&self) -> Result<()> {
+        enough(("r", self.lora.r), ("num_factors", self.factors.num_factors))
+    }
+    fn router_gradient(&self) -> RouterGradient {
+        FROZEN
+    }
+    fn instance(&self) -> Option<&Instance> {
+        Some(&self.instance)
+    }
+    fn variants(&self, factors: &[usize], r: usize) -> Vec<(String, Tree)> {
+        pool_sizes(factors, r)
+    }
+    fn linear(&self, at: &LinearBuild<'_>) -> Result<Arc<dyn LinearAdapter>> {
+        let c = ConditionalOptions::new(&self.lora, &self.factors, &self.cfs, None);
+        routers::Conditional::adapter(self, at, &c)
+    }
+}

@@ -1,0 +1,66 @@
+//! What a router is, and the protocol around its choices, written once for every kind of site.
+
+use super::{Routes, Selection};
+use crate::nn::{Param, Pass};
+use crate::{Result, Tensor};
+
+/// What a router is told besides its input.
+pub struct Ask<'a> {
+    pub pass: &'a Pass,
+    /// Choices `[L, P, G, K]` to take instead of the best ones; gates are computed for them.
+    pub forced: Option<&'a Tensor>,
+}
+
+/// Chooses factors for the linears of a site: how units are scored, which factors are selected, how they are gated.
+///
+/// [`decide`] freezes, forces, records and counts around it; a router does none of that.
+pub trait Router: Send + Sync {
+    /// Which rows choose together.
+    const UNIT: Routes;
+    /// Entries of the pool that it chooses from, and pool rows of each.
+    fn pool(&self) -> (usize, usize);
+    /// The choice for an input.
+    ///
+    /// # Errors
+    /// The shapes do not fit, or forced choices are none of this pool.
+    fn choose(&self, x: &Tensor, ask: &Ask<'_>) -> Result<Selection>;
+    /// Its parameters, frozen ones included.
+    fn params(&self) -> Vec<Param> {
+        Vec::new()
+    }
+    /// Counts a choice in its statistics. Called once per choice; [`Pass::counts`] says whether it is to count.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn count(&self, _choice: &Selection, _pass: &Pass) -> Result<()> {
+        Ok(())
+    }
+    /// Called after each optimizer step: updates without a gradient, such as balancing biases.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn after_step(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// The choice of a site in a pass: frozen, forced or free, and then recorded and counted.
+///
+/// # Errors
+/// As [`Router::choose`]; choices are forced, but none is stored for the site.
+pub fn decide<R: Router>(router: &R, site: &str, x: &Tensor, pass: &Pass) -> Result<Selection> {
+    if R::UNIT == Routes::None {
+        return router.choose(x, &Ask { pass, forced: None });
+    }
+    if R::UNIT == Routes::Instance
+        && let Some(kept) = pass.choices.frozen(site)
+    {
+        let (factors, block) = router.pool();
+        return Selection::new(kept.idx, kept.gates, &pass.units, factors, block);
+    }
+    let forced = pass.choices.forced(site)?;
+    let choice = router.choose(x, &Ask { pass, forced: forced.as_ref() })?;
+    pass.choices.keep(site, &choice);
+    router.count(&choice, pass)?;
+    Ok(choice)
+}

@@ -1,0 +1,149 @@
+//! Where an adapter joins a model, and how its parameters are made there.
+
+use crate::nn::Param;
+use crate::{Device, Error, Result, Stream, Tensor};
+
+/// What a group of linears is part of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum SitePart {
+    /// The projections of an attention block.
+    Attention,
+    /// The projections of an MLP block.
+    Mlp,
+    /// Anything else.
+    Other,
+}
+
+/// A place in a model's depth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Depth {
+    /// Number of the layer, from 0.
+    pub layer: usize,
+    /// Number of layers.
+    pub layers: usize,
+}
+
+impl Depth {
+    /// The only layer: for a layer outside of a model.
+    pub const ONLY: Depth = Depth { layer: 0, layers: 1 };
+}
+
+/// A group of linears that read the same input.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LinearSite {
+    /// Where in the model; also the key of its choices and random streams.
+    pub name: String,
+    pub depth: Depth,
+    pub part: SitePart,
+    pub d_in: usize,
+    /// Name and outputs of each linear.
+    pub linears: Vec<(String, usize)>,
+}
+
+/// The name of a part: `linear.what`, or `what` for a linear without a name.
+pub(super) fn part(linear: &str, what: &str) -> String {
+    if linear.is_empty() { what.to_string() } else { format!("{linear}.{what}") }
+}
+
+/// Refuses an update of a rank above both sides of a linear.
+fn fits(name: &str, what: &str, rank: usize, d_in: usize, d_out: usize) -> Result<()> {
+    let most = d_in.min(d_out);
+    if rank <= most {
+        return Ok(());
+    }
+    let what_is = format!("is {rank}, must be in 1..={most}: {name} is a linear {d_in} -> {d_out}");
+    Err(Error::config(what, what_is))
+}
+
+impl LinearSite {
+    /// Linears outside of a model, for tests and measurements.
+    pub fn alone(name: &str, d_in: usize, linears: Vec<(String, usize)>) -> Self {
+        LinearSite { name: name.into(), depth: Depth::ONLY, part: SitePart::Other, d_in, linears }
+    }
+    /// Refuses an update of a rank that no linear of this size can have.
+    ///
+    /// # Errors
+    /// The rank is larger than both sides of a linear; the error names the linear.
+    pub fn fits(&self, what: &str, rank: usize) -> Result<()> {
+        self.linears.iter().try_for_each(|(n, out)| fits(&part(&self.name, n), what, rank, self.d_in, *out))
+    }
+    /// The names of one part of every linear, with its rows.
+    pub fn parts(&self, what: &str, rows: usize) -> Vec<(String, usize)> {
+        self.linears.iter().map(|(n, _)| (part(n, what), rows)).collect()
+    }
+}
+
+/// A gated MLP block.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MlpSite {
+    /// Where in the model; also the key of its choices and random streams.
+    pub name: String,
+    /// In front of the names of its parameters; may be empty.
+    pub path: String,
+    pub depth: Depth,
+    pub hidden_size: usize,
+    pub intermediate_size: usize,
+}
+
+impl MlpSite {
+    /// A block outside of a model, for tests and measurements.
+    pub fn alone(name: &str, hidden_size: usize, intermediate_size: usize) -> Self {
+        let path = String::new();
+        MlpSite { name: name.into(), path, depth: Depth::ONLY, hidden_size, intermediate_size }
+    }
+    /// Refuses an update of a rank that the block's linears cannot have.
+    ///
+    /// # Errors
+    /// The rank is larger than both sides.
+    pub fn fits(&self, what: &str, rank: usize) -> Result<()> {
+        fits(&self.name, what, rank, self.hidden_size, self.intermediate_size)
+    }
+}
+
+/// Makes the parameters of an adapter at a site. Every part is drawn from a stream of its own name: its values depend
+/// neither on its neighbours nor on the group.
+pub struct Build<'a, S> {
+    pub site: &'a S,
+    pub device: &'a Device,
+    pub stream: Stream,
+}
+
+/// Builds the adapter of a group of linears.
+pub type LinearBuild<'a> = Build<'a, LinearSite>;
+/// Builds the adapter of an MLP block.
+pub type MlpBuild<'a> = Build<'a, MlpSite>;
+
+impl<S> Build<'_, S> {
+    /// Named rows `[rows, cols]`, uniform in `-bound..bound`.
+    pub fn uniform(
+        &self,
+        parts: Vec<(String, usize)>,
+        cols: usize,
+        bound: f32,
+        trained: bool,
+    ) -> Result<Param> {
+        Param::drawn(self.device, parts, cols, trained, |name, n| {
+            self.stream.named(name).uniform_vec(n, bound)
+        })
+    }
+    /// Named rows `[rows, cols]`, normal with a standard deviation.
+    pub fn normal(&self, parts: Vec<(String, usize)>, cols: usize, std: f32, trained: bool) -> Result<Param> {
+        Param::drawn(self.device, parts, cols, trained, |name, n| self.stream.named(name).normal_vec(n, std))
+    }
+}
+
+impl LinearBuild<'_> {
+    /// `rows` trained rows for every linear, `[L * rows, d_in]`, uniform in `-1/sqrt(d_in)..1/sqrt(d_in)`: the A side
+    /// of an update, or a router.
+    pub fn inputs(&self, what: &str, rows: usize) -> Result<Param> {
+        let bound = 1.0 / (self.site.d_in as f32).sqrt();
+        self.uniform(self.site.parts(what, rows), self.site.d_in, bound, true)
+    }
+    /// A trained pool `[rows, d_out]` of zeros for every linear, the B side: an adapter starts as no change at all.
+    pub fn outputs(&self, what: &str, rows: usize) -> Result<Vec<Param>> {
+        let parts = self.site.parts(what, rows).into_iter().zip(&self.site.linears);
+        parts
+            .map(|((name, _), (_, out))| Param::new(name, Tensor::zeros(self.device, &[rows, *out])?, true))
+            .collect()
+    }
+}

@@ -1,0 +1,130 @@
+//! The hooks through which adapters join a model, and the adapters of one pass by their sites.
+
+use super::{Mlp, Param, Pass};
+use crate::{Linear, Result, Tensor};
+use std::sync::Arc;
+
+/// An adapter of linears that read the same input.
+pub trait LinearAdapter: Send + Sync {
+    /// The outputs of all linears, base product included.
+    fn forward(&self, x: &Tensor, linears: &[Linear], pass: &Pass) -> Result<Vec<Tensor>>;
+    /// Its parameters, frozen ones included.
+    fn params(&self) -> Vec<Param>;
+    /// Called after each optimizer step: updates without a gradient, such as balancing biases.
+    fn after_step(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// An adapter of a whole gated MLP block.
+pub trait MlpAdapter: Send + Sync {
+    /// The output of the block, base products included.
+    fn forward(&self, x: &Tensor, mlp: &Mlp, pass: &Pass) -> Result<Tensor>;
+    /// Its parameters, frozen ones included.
+    fn params(&self) -> Vec<Param>;
+    /// Called after each optimizer step.
+    fn after_step(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// An adapter around a whole decoder block, residual sums included.
+pub trait BlockAdapter: Send + Sync {
+    /// The state behind the block, from the state `x` before it. `block` computes the block itself.
+    fn forward(
+        &self,
+        x: &Tensor,
+        block: &mut dyn FnMut(&Tensor) -> Result<Tensor>,
+        pass: &Pass,
+    ) -> Result<Tensor>;
+    /// Its parameters, frozen ones included.
+    fn params(&self) -> Vec<Param>;
+    /// Called after each optimizer step.
+    fn after_step(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// An adapter that decides once per pass, before the first layer. The other sites find what it decided in
+/// [`Pass::decision`].
+pub trait BeforeForward: Send + Sync {
+    /// The decision for a pass over the embedded input `x [B, S, hidden_size]`. `base` runs the model without any
+    /// adapter, over a key/value cache of its own, and gives the hidden states behind its last norm.
+    fn decide(
+        &self,
+        x: &Tensor,
+        base: &mut dyn FnMut() -> Result<Tensor>,
+        pass: &Pass,
+    ) -> Result<Vec<Tensor>>;
+    /// Its parameters, frozen ones included.
+    fn params(&self) -> Vec<Param>;
+    /// Called after each optimizer step.
+    fn after_step(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// The adapter of one site.
+#[derive(Clone)]
+pub enum SiteAdapter {
+    /// Of a group of linears: of those with these numbers, of all where there are none.
+    Linears(Arc<dyn LinearAdapter>, Vec<usize>),
+    Mlp(Arc<dyn MlpAdapter>),
+    Block(Arc<dyn BlockAdapter>),
+    Before(Arc<dyn BeforeForward>),
+}
+
+impl SiteAdapter {
+    /// Its parameters, frozen ones included.
+    pub fn params(&self) -> Vec<Param> {
+        match self {
+            SiteAdapter::Linears(a, _) => a.params(),
+            SiteAdapter::Mlp(a) => a.params(),
+            SiteAdapter::Block(a) => a.params(),
+            SiteAdapter::Before(a) => a.params(),
+        }
+    }
+    /// Updates without a gradient, after each optimizer step.
+    pub fn after_step(&self) -> Result<()> {
+        match self {
+            SiteAdapter::Linears(a, _) => a.after_step(),
+            SiteAdapter::Mlp(a) => a.after_step(),
+            SiteAdapter::Block(a) => a.after_step(),
+            SiteAdapter::Before(a) => a.after_step(),
+        }
+    }
+}
+
+/// The adapters of a model by the numbers of their sites. A [`Pass`] carries them; the model itself has none.
+#[derive(Clone, Default)]
+pub struct SiteAdapters(Vec<Option<SiteAdapter>>);
+
+impl SiteAdapters {
+    /// Puts an adapter at a site, in place of what was there.
+    pub fn set(&mut self, site: usize, adapter: SiteAdapter) {
+        if self.0.len() <= site {
+            self.0.resize(site + 1, None);
+        }
+        self.0[site] = Some(adapter);
+    }
+    /// The adapter of a site.
+    pub fn get(&self, site: usize) -> Option<&SiteAdapter> {
+        self.0.get(site)?.as_ref()
+    }
+    /// All adapters: those of linears, then those of MLP blocks, of blocks, and of the whole pass, each by their sites.
+    pub fn iter(&self) -> impl Iterator<Item = &SiteAdapter> {
+        let rank = |a: &SiteAdapter| match a {
+            SiteAdapter::Linears(..) => 0,
+            SiteAdapter::Mlp(_) => 1,
+            SiteAdapter::Block(_) => 2,
+            SiteAdapter::Before(_) => 3,
+        };
+        (0..4).flat_map(move |kind| self.0.iter().flatten().filter(move |a| rank(a) == kind))
+    }
+}
+
+impl std::fmt::Debug for SiteAdapters {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "SiteAdapters({})", self.0.iter().flatten().count())
+    }
+}
