@@ -1,5 +1,7 @@
 //! Tells the crate the commit that it is built from, for its reports: MIXLORA_COMMIT where it is set, else what git's
 //! files or those of a published package say. Git itself is not needed, and neither is a repository.
+//!
+//! Cuts the files of recipes out of their pages, for the tests that compile them.
 
 use std::fs::read_to_string;
 use std::path::{Path, PathBuf};
@@ -10,6 +12,28 @@ fn main() {
     let set = std::env::var("MIXLORA_COMMIT").ok().filter(|commit| !commit.is_empty());
     let commit = set.or_else(published).or_else(checked_out).unwrap_or_else(|| "unknown".into());
     println!("cargo:rustc-env=MIXLORA_COMMIT={commit}");
+    for page in ["docs/ADD_AN_OP.md"] {
+        cut_files(page).unwrap_or_else(|e| println!("cargo:warning={page}: {e}"));
+    }
+}
+
+/// Writes each code block of a page whose heading names a file as that file, under `recipe` in cargo's folder. Comments
+/// on the module as a whole become plain ones: `include!` takes no others.
+fn cut_files(page: &str) -> std::io::Result<()> {
+    println!("cargo:rerun-if-changed={page}");
+    let text = read_to_string(page)?;
+    let to = Path::new(&std::env::var("OUT_DIR").unwrap_or_default()).join("recipe");
+    for section in text.split("\n## ").skip(1) {
+        let (heading, body) = section.split_once('\n').unwrap_or((section, ""));
+        let (Some(file), Some(block)) = (heading.split('`').nth(1), body.split("\n```").nth(1)) else {
+            continue;
+        };
+        let code = block.split_once('\n').map_or("", |(_language, code)| code);
+        let file = to.join(file);
+        std::fs::create_dir_all(file.parent().unwrap_or(&to))?;
+        std::fs::write(file, code.replace("//!", "//") + "\n")?;
+    }
+    Ok(())
 }
 
 /// The commit that cargo wrote into a published package.

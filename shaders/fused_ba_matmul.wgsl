@@ -9,7 +9,7 @@
 // Limits    : tile: 8704 B shared; vector: 8192 B shared; 64 invocations; coop: 13568 B shared, up to 256
 //             invocations; 8 bindings
 // Cost      : 2*M*N*K + 2*M*N*slots flop, 4*(M*K + N*K + M*N) bytes (compute bound for M > 32)
-// Source    : factored LoRA products, DESIGN: the expand joins the frozen product's epilogue
+// Source    : factored LoRA products; the expand joins the frozen product's epilogue
 // CPU       : src/ops/fused_ba_matmul/mod.rs
 struct Params {
   m: u32, n: u32, k: u32, groups: u32, a_stride: u32, a_first: u32, w_words: u32, y_stride: u32, y_first: u32,

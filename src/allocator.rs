@@ -32,12 +32,15 @@ fn plain(layout: Layout) -> Option<Layout> {
 // where their plain block begins: plain blocks begin at multiples of 16, so that at least 16 bytes are before them.
 unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the layout is the caller's.
         let Some(whole) = plain(layout) else { return unsafe { System.alloc(layout) } };
+        // SAFETY: a plain block is larger than what is asked for, which is not empty.
         let start = unsafe { System.alloc(whole) };
         if start.is_null() {
             return start;
         }
         let skip = layout.align() - start as usize % layout.align();
+        // SAFETY: the plain block has `align` bytes more than the block, and at least a word before it.
         unsafe {
             let block = start.add(skip);
             block.cast::<*mut u8>().sub(1).write(start);
@@ -47,17 +50,22 @@ unsafe impl GlobalAlloc for Allocator {
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         match plain(layout) {
+            // SAFETY: it came from `System.alloc` with this layout.
             None => unsafe { System.dealloc(block, layout) },
+            // SAFETY: the word before the block holds where its plain block begins.
             Some(whole) => unsafe { System.dealloc(block.cast::<*mut u8>().sub(1).read(), whole) },
         }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         if plain(layout).is_none() {
+            // SAFETY: the layout is the caller's.
             return unsafe { System.alloc_zeroed(layout) };
         }
+        // SAFETY: the layout is the caller's.
         let block = unsafe { self.alloc(layout) };
         if !block.is_null() {
+            // SAFETY: the block has so many bytes.
             unsafe { block.write_bytes(0, layout.size()) };
         }
         block
@@ -67,10 +75,13 @@ unsafe impl GlobalAlloc for Allocator {
         let new = Layout::from_size_align(size, layout.align());
         let Ok(new) = new else { return std::ptr::null_mut() };
         if plain(layout).is_none() && plain(new).is_none() {
+            // SAFETY: the block came from `System` with this layout.
             return unsafe { System.realloc(block, layout, size) };
         }
+        // SAFETY: the new size is not 0, as the caller promises.
         let moved = unsafe { self.alloc(new) };
         if !moved.is_null() {
+            // SAFETY: both blocks have the bytes that are copied, and the old one is given up.
             unsafe {
                 moved.copy_from_nonoverlapping(block, layout.size().min(size));
                 self.dealloc(block, layout);
@@ -88,6 +99,7 @@ mod tests {
     fn blocks_are_aligned_and_keep_their_bytes() {
         for (size, align) in [(1, 1), (LARGE, 16), (LARGE, 128), (LARGE + 3, 4096), (100, 256)] {
             let layout = Layout::from_size_align(size, align).unwrap();
+            // SAFETY: every block is used within its size and with its layout.
             unsafe {
                 let block = Allocator.alloc_zeroed(layout);
                 assert_eq!(block as usize % align, 0);

@@ -15,7 +15,8 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     let name = path.file_name().ok_or_else(|| Error::file(path, "is not a file name"))?;
     // No two writers share a name, of any process.
     static WRITTEN: AtomicU32 = AtomicU32::new(0);
-    let (process, count) = (std::process::id(), WRITTEN.fetch_add(1, Relaxed));
+    let process = std::process::id();
+    let count = WRITTEN.fetch_add(1, Relaxed);
     let temporary = path.with_file_name(format!(".{}.{process}-{count}.tmp", name.to_string_lossy()));
     let done = File::create(&temporary)
         .map_err(|e| fail("cannot be created", e))

@@ -1,4 +1,5 @@
 #![doc = include_str!("../README.md")]
+#![warn(clippy::undocumented_unsafe_blocks, clippy::match_bool)]
 
 /// The page on methods, whose code is compiled and run.
 #[cfg(doctest)]

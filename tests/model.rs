@@ -9,8 +9,8 @@ use mixlora::mixture::methods::ALL;
 use mixlora::mixture::{DecodeRoute, Method, Pool, Units};
 use mixlora::model::{Model, Step};
 use mixlora::nn::{Choices, Pass};
-use mixlora::train::{Decay, Schedule, Session, TrainConfig};
-use mixlora::{Device, Stream, Tensor, no_grad};
+use mixlora::train::{Decay, Schedule, Session, TrainConfig, loss_of, losses_by_sample};
+use mixlora::{Device, Stream, Tensor, backward, no_grad};
 use serde_json::json;
 
 const VOCAB: usize = 50;
@@ -371,4 +371,29 @@ fn some_projections_alone_can_be_adapted() {
     assert!(names.iter().all(|n| n.contains("q_proj") || n.contains("v_proj")) && !names.is_empty());
     let b = batch(&cpu, Pool::Real, &[0, 1]);
     assert!(largest(&hidden(&model, Some(&a), &b), &hidden(&model_on(&cpu), None, &b)) < 1e-5);
+}
+
+/// Losses of samples add up to that of their batch, and so do their gradients.
+#[test]
+fn losses_by_sample_are_parts_of_the_loss() {
+    let device = Device::reference();
+    let s = session("lora", &device, 1);
+    let b = batch(&device, Pool::Real, &[0, 1, 2]);
+    let pass = || Pass::new(b.units.clone()).with_adapters(s.adapter.sites().clone());
+    let losses = losses_by_sample(&s.model, &b, &pass()).unwrap();
+    let values: Vec<f64> = losses.iter().map(|l| l.item().unwrap()).collect();
+    assert!(values.len() == 3 && values.iter().all(|v| *v > 0.0), "{values:?}");
+    let whole = loss_of(&s.model, Some(&s.adapter), &b).unwrap();
+    assert!((values.iter().sum::<f64>() - whole).abs() < 1e-9 * whole, "{values:?} {whole}");
+    // Any weights: the gradient of the second sample alone is that of its own batch.
+    let one = Tensor::full(&device, losses[1].dims(), 1.0).unwrap();
+    let together = backward(&[(&losses[1], one.clone())]).unwrap();
+    let single = batch(&device, Pool::Real, &[1]);
+    let alone = Pass::new(single.units.clone()).with_adapters(s.adapter.sites().clone());
+    let loss = losses_by_sample(&s.model, &single, &alone).unwrap().swap_remove(0);
+    let alone = backward(&[(&loss, one)]).unwrap();
+    for p in s.adapter.trainable() {
+        let (Some(a), Some(b)) = (p.gradient(&together), p.gradient(&alone)) else { continue };
+        assert!(largest(&a.to_f64().unwrap(), &b.to_f64().unwrap()) < 1e-9, "{}", p.name());
+    }
 }

@@ -3,11 +3,11 @@
 
 mod common;
 
-use mixlora::Device;
-use mixlora::adapter::Adapter;
+use mixlora::adapter::{Adapter, AdapterOptions, AdapterWeights};
 use mixlora::mixture::{Methods, find};
 use mixlora::model::Model;
 use mixlora::train::{End, Observer, Progress, Run, RunConfig, StepReport, Stop, StoredRun, TrainingData};
+use mixlora::{Device, Stream};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
@@ -105,4 +105,33 @@ fn an_adapter_of_the_first_version_loads() {
     assert_eq!(*adapter.method(), cond.set(sizes.as_object().unwrap()).unwrap());
     let stored = std::fs::read(at("tests/fixtures/0.1.0/adapter/adapter_model.safetensors")).unwrap();
     assert_eq!(adapter.to_safetensors().unwrap(), stored);
+    // Without a model: read, and put on one afterwards.
+    let weights = AdapterWeights::read(&at("tests/fixtures/0.1.0/adapter"), &Methods::builtin()).unwrap();
+    assert_eq!(weights.method, *adapter.method());
+    let a = weights.matrix("model.layers.0.self_attn.q_proj.factors_a").unwrap();
+    assert_eq!((a.rows, a.cols), (4, 128));
+    let attached = weights.attach(&model, &AdapterOptions::default()).unwrap();
+    assert_eq!(attached.to_safetensors().unwrap(), stored);
+    let mut less = weights.clone();
+    less.matrices.remove(0);
+    let e = less.attach(&model, &AdapterOptions::default()).err().unwrap().to_string();
+    assert!(e.contains("is missing"), "{e}");
+    let mut narrow = weights.clone();
+    narrow.matrices[0].cols = 1;
+    let e = narrow.attach(&model, &AdapterOptions::default()).err().unwrap().to_string();
+    assert!(e.contains("expected ["), "{e}");
+    // Written and read again it is the same, for PEFT's names and transposes too.
+    let lora = find("lora").unwrap().defaults().with("r", 2).unwrap();
+    let lora = Adapter::attach(&model, &lora, &["q_proj".into()], Stream::new(1)).unwrap();
+    for adapter in [&adapter, &lora] {
+        let dir = tempfile::tempdir().unwrap();
+        adapter.save(dir.path(), &model, "tiny").unwrap();
+        let weights = AdapterWeights::read(dir.path(), &Methods::builtin()).unwrap();
+        let again = tempfile::tempdir().unwrap();
+        weights.save(again.path()).unwrap();
+        for file in ["adapter_model.safetensors", "adapter_config.json", "mixlora.json"] {
+            let read = |dir: &tempfile::TempDir| std::fs::read(dir.path().join(file)).unwrap();
+            assert_eq!(read(&dir), read(&again), "{file}");
+        }
+    }
 }

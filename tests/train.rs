@@ -144,7 +144,6 @@ fn the_best_step_is_kept_and_named() {
     assert!(std::fs::read_to_string(dir.join("loss.svg")).unwrap().starts_with("<svg"));
 }
 
-// e.4 row 51.
 #[test]
 fn a_resumed_run_keeps_what_it_must() {
     let place = Place::new();
@@ -171,7 +170,6 @@ fn a_resumed_run_keeps_what_it_must() {
     assert!(e.contains("already holds a run"), "{e}");
 }
 
-// e.4 row 46.
 #[test]
 fn a_diverging_run_stops_and_keeps_what_explains_it() {
     let place = Place::new();
@@ -251,7 +249,7 @@ fn the_plan_is_near_the_measured_peak() {
     assert!(far.is_empty(), "{far:#?}");
 }
 
-// e.4 row 42: out of memory in the middle of a run.
+// Out of memory in the middle of a run.
 #[test]
 fn a_budget_that_is_reached_in_a_run_loses_nothing() {
     let place = Place::new();
@@ -270,7 +268,7 @@ fn a_budget_that_is_reached_in_a_run_loses_nothing() {
     assert_eq!(run.go(&Stop::default(), &mut ()).unwrap(), End::Finished);
 }
 
-// e.4 row 44: the device is lost between two steps; the run goes on on another one.
+// The device is lost between two steps; the run goes on on another one.
 #[cfg(feature = "gpu")]
 #[test]
 fn a_lost_device_leaves_the_last_checkpoint() {

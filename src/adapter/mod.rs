@@ -7,6 +7,7 @@ mod peft;
 mod peft_config;
 mod plain;
 mod released;
+mod weights;
 
 use crate::mixture::{Depth, Hook, LinearSite, Method, MlpSite, SitePart};
 use crate::model::{Model, ModelConfig, Site, SiteKind, SiteLinear};
@@ -17,6 +18,7 @@ use std::sync::Arc;
 pub use conversation::Conversation;
 pub use locate::{BEST, LAST, STEP_PREFIX, locate, pointed};
 pub use peft::AdapterOptions;
+pub use weights::{AdapterWeights, Matrix};
 
 /// A method with its options, and its parts at the sites of a model. It joins a pass through [`sites`](Adapter::sites);
 /// the model itself stays as it is. Cloning gives the same adapter.

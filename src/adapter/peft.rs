@@ -8,9 +8,9 @@
 use super::base::Base;
 use super::peft_config::{PeftConfig, Written};
 use super::released::{Released, is_released};
-use super::{Adapter, PartShape};
-use crate::atomic;
-use crate::io::{Checkpoint, Named, read_json, safetensors_bytes};
+use super::weights::{self, transpose};
+use super::{Adapter, AdapterWeights, Matrix, PartShape};
+use crate::io::{Checkpoint, read_json};
 use crate::mixture::{Files, Method, MethodSpec, Methods, Tree};
 use crate::model::Model;
 use crate::{Error, Result, Stream};
@@ -20,17 +20,19 @@ use std::path::Path;
 
 /// Raised when the meaning of stored tensors or options changes.
 const FORMAT_VERSION: u32 = 1;
+/// The options of an adapter, and what its base is.
+pub(super) const OWN: &str = "mixlora.json";
 const PREFIX: &str = "base_model.model.";
-const TENSORS: &str = "adapter_model.safetensors";
+pub(super) const TENSORS: &str = "adapter_model.safetensors";
 
 /// `mixlora.json`.
 #[derive(Serialize, Deserialize)]
-struct MixloraConfig {
+pub(super) struct MixloraConfig {
     format_version: u32,
     method: String,
     options: Tree,
-    target_modules: Vec<String>,
-    base: Base,
+    pub target_modules: Vec<String>,
+    pub base: Base,
 }
 
 /// How an adapter is taken from its files.
@@ -43,7 +45,7 @@ pub struct AdapterOptions {
 }
 
 /// Name of a part in the file, and whether the file keeps the transpose: PEFT's B is `[out, r]`.
-fn stored_name(method: &MethodSpec, part: &str) -> (String, bool) {
+pub(super) fn stored_name(method: &MethodSpec, part: &str) -> (String, bool) {
     if method.files == Files::Peft {
         if let Some(path) = part.strip_suffix(".lora_a") {
             return (format!("{PREFIX}{path}.lora_A.weight"), false);
@@ -55,8 +57,78 @@ fn stored_name(method: &MethodSpec, part: &str) -> (String, bool) {
     (format!("{PREFIX}{part}"), false)
 }
 
-fn transpose(v: &[f32], rows: usize, cols: usize) -> Vec<f32> {
-    (0..cols).flat_map(|c| (0..rows).map(move |r| v[r * cols + c])).collect()
+/// The part that a name in the file is of, and whether the file keeps its transpose.
+pub(super) fn part_name(method: &MethodSpec, name: &str) -> (String, bool) {
+    let part = name.strip_prefix(PREFIX).unwrap_or(name);
+    if method.files == Files::Peft {
+        if let Some(path) = part.strip_suffix(".lora_A.weight") {
+            return (format!("{path}.lora_a"), false);
+        }
+        if let Some(path) = part.strip_suffix(".lora_B.weight") {
+            return (format!("{path}.lora_b"), true);
+        }
+    }
+    (part.to_string(), false)
+}
+
+/// What `adapter_config.json` calls the base model; for messages.
+pub(super) fn base_name(dir: &Path) -> Option<String> {
+    let peft: serde_json::Value = read_json(&dir.join("adapter_config.json")).ok()?;
+    peft["base_model_name_or_path"].as_str().map(String::from)
+}
+
+impl MixloraConfig {
+    /// Refuses a file of a later version.
+    pub(super) fn check_version(&self, path: &Path) -> Result<()> {
+        if self.format_version <= FORMAT_VERSION {
+            return Ok(());
+        }
+        let version = self.format_version;
+        let what = format!("format version {version} is newer than this program ({FORMAT_VERSION})");
+        Err(Error::file(path, what))
+    }
+
+    /// The method with its stored options over its defaults, and notes on what is passed over.
+    pub(super) fn method(&self, path: &Path, methods: &Methods) -> Result<(Method, Vec<String>)> {
+        let wrap = |e: Error| Error::file(path, e.to_string());
+        let spec = methods.find(&self.method).map_err(wrap)?;
+        let (method, unknown) = spec.defaults().stored(&self.options).map_err(wrap)?;
+        Ok((method, methods.notes_of(path, spec, &unknown)))
+    }
+}
+
+/// `mixlora.json` and `adapter_config.json`.
+pub(super) fn texts(
+    method: &Method,
+    targets: &[String],
+    base: &Base,
+    base_name: &str,
+) -> Result<Vec<(String, Vec<u8>)>> {
+    let lora = method.options().lora();
+    let own = MixloraConfig {
+        format_version: FORMAT_VERSION,
+        method: method.name().into(),
+        options: method.tree(),
+        target_modules: targets.to_vec(),
+        base: base.clone(),
+    };
+    let peft = Written {
+        peft_type: if method.spec().files == Files::Peft { "LORA" } else { "MIXLORA_RS" },
+        task_type: "CAUSAL_LM",
+        base_model_name_or_path: base_name,
+        r: lora.r,
+        lora_alpha: method.options().alpha(),
+        lora_dropout: lora.lora_dropout,
+        target_modules: targets,
+        bias: "none",
+        use_rslora: false,
+        use_dora: false,
+        fan_in_fan_out: false,
+    };
+    Ok(vec![
+        (OWN.into(), pretty(&own)?.into_bytes()),
+        ("adapter_config.json".into(), pretty(&peft)?.into_bytes()),
+    ])
 }
 
 /// The tensors of an adapter's directory; what other programs leave there instead is named.
@@ -88,56 +160,24 @@ impl Adapter {
     /// # Errors
     /// The directory cannot be written.
     pub fn save(&self, dir: &Path, model: &Model, base_name: &str) -> Result<()> {
-        std::fs::create_dir_all(dir).map_err(|e| Error::file(dir, format!("cannot be created: {e}")))?;
-        let files = self.files(model, base_name)?;
-        files.iter().try_for_each(|(name, bytes)| atomic::write(&dir.join(name), bytes))
+        AdapterWeights::of(self, model, base_name)?.save(dir)
     }
 
     /// The files of the adapter's directory, by name.
+    ///
+    /// # Errors
+    /// The values cannot be read from the device.
     pub fn files(&self, model: &Model, base_name: &str) -> Result<Vec<(String, Vec<u8>)>> {
-        let lora = self.method.options().lora();
-        let own = MixloraConfig {
-            format_version: FORMAT_VERSION,
-            method: self.method.name().into(),
-            options: self.method.tree(),
-            target_modules: self.targets.clone(),
-            base: Base::of(model),
-        };
-        let peft = Written {
-            peft_type: if self.method.spec().files == Files::Peft { "LORA" } else { "MIXLORA_RS" },
-            task_type: "CAUSAL_LM",
-            base_model_name_or_path: base_name,
-            r: lora.r,
-            lora_alpha: self.method.options().alpha(),
-            lora_dropout: lora.lora_dropout,
-            target_modules: &self.targets,
-            bias: "none",
-            use_rslora: false,
-            use_dora: false,
-            fan_in_fan_out: false,
-        };
-        Ok(vec![
-            ("mixlora.json".into(), pretty(&own)?.into_bytes()),
-            ("adapter_config.json".into(), pretty(&peft)?.into_bytes()),
-            (TENSORS.into(), self.to_safetensors()?),
-        ])
+        AdapterWeights::of(self, model, base_name)?.files()
     }
 
     /// All tensors as a safetensors file. The bytes depend on the values alone.
+    ///
+    /// # Errors
+    /// The values cannot be read from the device.
     pub fn to_safetensors(&self) -> Result<Vec<u8>> {
-        let mut tensors = Vec::new();
-        for p in self.params() {
-            for (part, rows, values) in p.split(&p.value())? {
-                let values: Vec<f32> = values.into_iter().map(|v| v as f32).collect();
-                let cols = values.len() / rows.max(1);
-                let (name, transposed) = stored_name(self.method.spec(), &part);
-                tensors.push(match transposed {
-                    true => Named { name, dims: vec![cols, rows], values: transpose(&values, rows, cols) },
-                    false => Named { name, dims: vec![rows, cols], values },
-                });
-            }
-        }
-        safetensors_bytes(tensors)
+        let each = self.params().iter().map(|p| Matrix::of(p, &p.value())).collect::<Result<Vec<_>>>()?;
+        weights::to_safetensors(self.method.spec(), each.into_iter().flatten().collect())
     }
 
     /// Reads an adapter directory and puts it on a model: one of ours, a PEFT LoRA, or one of VT-NLP's release.
@@ -155,7 +195,7 @@ impl Adapter {
     /// Those of [`load`](Adapter::load).
     pub fn load_with(dir: &Path, model: &Model, options: &AdapterOptions) -> Result<Self> {
         let dir = &super::locate(dir)?;
-        let (own, path) = (dir.join("mixlora.json"), dir.join("adapter_config.json"));
+        let (own, path) = (dir.join(OWN), dir.join("adapter_config.json"));
         if !own.exists() {
             let c: PeftConfig = read_config(&path)?;
             if is_released(&c) {
@@ -167,22 +207,13 @@ impl Adapter {
             return Self::attach_and_fill(dir, model, &method, &targets);
         }
         let c: MixloraConfig = read_json(&own)?;
-        if c.format_version > FORMAT_VERSION {
-            let what =
-                format!("format version {} is newer than this program ({FORMAT_VERSION})", c.format_version);
-            return Err(Error::file(&own, what));
-        }
+        c.check_version(&own)?;
         if !options.force {
-            // Only its name is read from there, for the message.
-            let peft: Option<serde_json::Value> = read_json(&path).ok();
-            let name = peft.as_ref().and_then(|p| p["base_model_name_or_path"].as_str());
-            c.base.check(&own, name, model)?;
+            c.base.check(&own, base_name(dir).as_deref(), model)?;
         }
-        let wrap = |e: Error| Error::file(&own, e.to_string());
-        let spec = options.methods.find(&c.method).map_err(wrap)?;
-        let (method, unknown) = spec.defaults().stored(&c.options).map_err(wrap)?;
+        let (method, notes) = c.method(&own, &options.methods)?;
         let mut adapter = Self::attach_and_fill(dir, model, &method, &c.target_modules)?;
-        adapter.notes = options.methods.notes_of(&own, spec, &unknown);
+        adapter.notes = notes;
         Ok(adapter)
     }
 
@@ -217,7 +248,7 @@ impl Adapter {
     }
 
     /// Puts values into the parameters, part by part: name, rows, columns.
-    fn fill_with(&self, read: impl Fn(&str, usize, usize) -> Result<Vec<f32>>) -> Result<()> {
+    pub(super) fn fill_with(&self, read: impl Fn(&str, usize, usize) -> Result<Vec<f32>>) -> Result<()> {
         for p in self.params() {
             let value = p.value();
             let width = value.len() / p.parts().iter().map(|p| p.1).sum::<usize>().max(1);

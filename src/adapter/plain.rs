@@ -1,6 +1,6 @@
 //! What only a plain LoRA can do: become part of the weights, or a file for other programs.
 
-use super::Adapter;
+use super::{Adapter, Matrix};
 use crate::io::gguf::{GgufWriter, Value};
 use crate::model::{Model, gguf_name, gguf_row};
 use crate::{Device, Error, Format, Result, Tensor};
@@ -47,11 +47,10 @@ impl Adapter {
     fn pairs(&self) -> Result<BTreeMap<String, Pair>> {
         let mut pairs: BTreeMap<String, Pair> = BTreeMap::new();
         for p in self.params() {
-            for (part, rows, values) in p.split(&p.value())? {
-                let values: Vec<f32> = values.into_iter().map(|v| v as f32).collect();
-                let Some((path, which)) = part.rsplit_once('.') else { continue };
-                let pair = pairs.entry(path.into()).or_insert(Pair { r: rows, a: vec![], b: vec![] });
-                *(if which == "lora_a" { &mut pair.a } else { &mut pair.b }) = values;
+            for matrix in Matrix::of(&p, &p.value())? {
+                let Some((path, which)) = matrix.name.rsplit_once('.') else { continue };
+                let pair = pairs.entry(path.into()).or_insert(Pair { r: matrix.rows, a: vec![], b: vec![] });
+                *(if which == "lora_a" { &mut pair.a } else { &mut pair.b }) = matrix.values;
             }
         }
         Ok(pairs)

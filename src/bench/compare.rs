@@ -46,7 +46,8 @@ mod tests {
     #[test]
     fn a_regression_is_large_and_outside_both_bands() {
         let regression = |new, old| {
-            let (new, old) = (row("a", new), row("a", old));
+            let new = row("a", new);
+            let old = row("a", old);
             Change { new: &new, old: &old }.is_regression()
         };
         assert!(regression([118.0, 120.0, 121.0], [99.0, 100.0, 101.0]));
@@ -61,7 +62,8 @@ mod tests {
 
     #[test]
     fn only_the_same_work_is_compared() {
-        let (new, old) = ([row("a", [1.0; 3]), row("b", [1.0; 3])], [row("b", [2.0; 3]), row("c", [1.0; 3])]);
+        let new = [row("a", [1.0; 3]), row("b", [1.0; 3])];
+        let old = [row("b", [2.0; 3]), row("c", [1.0; 3])];
         let found = changes(&new, &old);
         assert_eq!((found.len(), found[0].new.work.op.as_str(), found[0].ratio()), (1, "b", 0.5));
     }

@@ -4,7 +4,6 @@
 //! once, in an order that moves on by one, so that a machine that slows down slows all of them. See
 //! docs/BENCHMARKS.md.
 
-mod cases;
 mod compare;
 mod kernels;
 mod layer;
@@ -20,15 +19,15 @@ pub mod tune;
 mod watch;
 
 pub use crate::device::Place;
-pub use cases::DEFAULT_SHAPES;
+pub use crate::engine::Costs;
 pub use compare::{Change, WORSE, changes};
 pub use layer::{LayerOptions, layer};
 pub use model::{ModelOptions, model};
-pub use ops::{OpsOptions, ops};
+pub use ops::{DEFAULT_SHAPES, OpsOptions, ops};
 pub use picture::roofline;
 pub use report::{Style, parse_rows, write};
 pub use roof::{Roof, SHADERS};
-pub use row::{Costs, Row, Shape, Work};
+pub use row::{Row, Shape, Work};
 pub use stats::{Summary, quantile};
 pub use train::{TrainingOptions, training};
 pub use watch::{Candidate, Rounds, Timer, Watch, measure};

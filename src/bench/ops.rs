@@ -1,10 +1,12 @@
 //! Times of ops, forward and backward.
 
-use super::cases::{self, Timed};
 use super::{Candidate, Place, Roof, Rounds, Row, Shape, Timer, Watch, Work, measure};
 use crate::check::parity;
-use crate::ops::OpSpec;
+use crate::engine::{Computation, OpSpec, Operand, Timed, TimedSizes};
 use crate::{DType, Device, Format, Result, Stream, Tensor, backward};
+
+/// `M x N x K` of dense products where no other shape is asked for.
+pub const DEFAULT_SHAPES: [Shape<3>; 2] = [Shape([256, 1024, 1024]), Shape([512, 576, 1536])];
 
 /// Which ops are timed, and how.
 pub struct OpsOptions {
@@ -33,12 +35,14 @@ pub fn ops(
 ) -> Result<Vec<Row>> {
     let place = Place::of(device);
     let timer = Timer::of(device, options.wall)?;
+    let products: Vec<[usize; 3]> = options.shapes.iter().map(|shape| shape.0).collect();
+    let full = TimedSizes { small: false, products: &products, formats: &options.formats };
+    let small = TimedSizes { small: true, ..full };
     let mut rows = Vec::new();
     for op in &options.ops {
         progress(op.name);
-        for build in cases::of(op.name, &options.shapes, &options.formats) {
-            let small = parity(&build(true).case(), device)?.bounded_for(device);
-            let timed = build(false);
+        for (small, timed) in (op.timed)(&small).into_iter().zip((op.timed)(&full)) {
+            let small = parity(&small.case(), device)?.bounded_for(device);
             let nmse = small.forward.nmse.max(small.backward.nmse);
             let row = |dir: &str, samples: &[f64]| {
                 let work = Work {
@@ -77,14 +81,13 @@ fn time(device: &Device, timer: Timer, rounds: Rounds, run: Candidate<'_>) -> Re
 /// A computation on a device, with its inputs and the gradients of its outputs.
 struct Prepared {
     inputs: Vec<Tensor>,
-    computation: cases::Computation,
+    computation: Computation,
     seeds: Vec<Tensor>,
 }
 
 impl Prepared {
     fn new(timed: &Timed, device: &Device) -> Result<Self> {
-        let input =
-            |o: &crate::ops::Operand| Ok(if o.has_grad() { o.on(device)?.leaf() } else { o.on(device)? });
+        let input = |o: &Operand| Ok(if o.has_grad() { o.on(device)?.leaf() } else { o.on(device)? });
         let inputs = timed.inputs.iter().map(input).collect::<Result<Vec<Tensor>>>()?;
         let computation = (timed.make)(device)?;
         let seeds = computation(&inputs)?
@@ -111,5 +114,25 @@ impl Prepared {
                 backward(&roots).map(drop)
             })
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_op_is_timed_and_right_at_its_small_size() {
+        let formats = [Format::F32, Format::Q4_K];
+        let sizes = TimedSizes { small: true, products: &[[33, 40, 65]], formats: &formats };
+        for op in crate::ops::ALL {
+            let all = (op.timed)(&sizes);
+            assert!(!all.is_empty(), "{} has no case to be timed", op.name);
+            for timed in all {
+                assert!(timed.forward.bytes > 0.0, "{}", op.name);
+                let found = parity(&timed.case(), &Device::cpu()).unwrap();
+                assert!(found.holds(), "{}: {found}", op.name);
+            }
+        }
     }
 }

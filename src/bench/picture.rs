@@ -51,7 +51,8 @@ pub fn roofline(title: &str, roof: &Roof, rows: &[Row]) -> String {
         escaped(title)
     );
     for power in x0 as i32..=x1 as i32 {
-        let (at, base) = (x(10f64.powi(power)), HEIGHT - BOTTOM);
+        let at = x(10f64.powi(power));
+        let base = HEIGHT - BOTTOM;
         out += &format!("<line x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"{TOP}\" y2=\"{base}\" stroke=\"#ddd\"/>\n");
         out += &format!(
             "<text x=\"{at:.1}\" y=\"{}\" text-anchor=\"middle\">{}</text>\n",
@@ -60,7 +61,8 @@ pub fn roofline(title: &str, roof: &Roof, rows: &[Row]) -> String {
         );
     }
     for power in y0 as i32..=y1 as i32 {
-        let (at, right) = (y(10f64.powi(power)), WIDTH - RIGHT);
+        let at = y(10f64.powi(power));
+        let right = WIDTH - RIGHT;
         out +=
             &format!("<line x1=\"{LEFT}\" x2=\"{right}\" y1=\"{at:.1}\" y2=\"{at:.1}\" stroke=\"#ddd\"/>\n");
         out += &format!(
@@ -70,7 +72,8 @@ pub fn roofline(title: &str, roof: &Roof, rows: &[Row]) -> String {
             10f64.powi(power)
         );
     }
-    let (middle, foot) = (WIDTH / 2.0, HEIGHT - 10.0);
+    let middle = WIDTH / 2.0;
+    let foot = HEIGHT - 10.0;
     out += &format!("<text x=\"{middle}\" y=\"{foot}\" text-anchor=\"middle\">FLOP/B</text>\n");
     out += &format!("<text x=\"10\" y=\"{}\">GFLOP/s</text>\n", TOP - 6.0);
     let corners = [10f64.powf(x0), ridge.clamp(10f64.powf(x0), 10f64.powf(x1)), 10f64.powf(x1)];

@@ -198,9 +198,8 @@ fn markdown_table(objects: &[Map<String, Value>], columns: &[&str]) -> String {
 }
 
 fn csv(objects: &[Map<String, Value>]) -> String {
-    let quoted = |text: String| match text.contains([',', '"', '\n']) {
-        true => format!("\"{}\"", text.replace('"', "\"\"")),
-        false => text,
+    let quoted = |text: String| {
+        if text.contains([',', '"', '\n']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text }
     };
     let columns = columns();
     let mut text = columns.join(",") + "\n";

@@ -73,7 +73,8 @@ impl Roof {
             }
         };
         let best = |(work, samples): &(f64, Vec<f64>)| work / quantile(samples, 0.0) * 1e-9;
-        let (copy_gbps, fma_gflops) = (best(&runs[0]), best(&runs[1]));
+        let copy_gbps = best(&runs[0]);
+        let fma_gflops = best(&runs[1]);
         let [(bytes, copy), (flops, fused)] = runs;
         let place = Place::of(device);
         Ok(Roof { place, timer, copy_gbps, fma_gflops, samples: [copy, fused], work: [bytes, flops] })
@@ -111,7 +112,8 @@ impl Roof {
             let work = Work { bench: "roof".into(), op: op.into(), dtype: "f32".into(), ..Work::default() };
             Row::new(&self.place, work, self.timer, &self.samples[i])
         };
-        let (mut copy, mut fused) = (row(0, "copy"), row(1, "fma"));
+        let mut copy = row(0, "copy");
+        let mut fused = row(1, "fma");
         (copy.gbps, fused.gflops) = (Some(self.copy_gbps), Some(self.fma_gflops));
         (copy.work.shape, fused.work.shape) =
             (format!("{} bytes", self.work[0]), format!("{} FLOP", self.work[1]));

@@ -2,16 +2,9 @@
 
 use super::{Roof, Summary, Timer};
 use crate::device::Place;
+use crate::engine::Costs;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
-
-/// Arithmetic and memory traffic of one repetition.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Costs {
-    pub flops: f64,
-    /// Least bytes moved.
-    pub bytes: f64,
-}
 
 /// What is timed, in words.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

@@ -52,7 +52,8 @@ pub fn tune(device: &Device, shapes: &[[usize; 3]], progress: impl Fn(&str)) -> 
     for &[m, n, k] in shapes {
         progress(&format!("{m}x{n}x{k}"));
         let values = |name: &str, len: usize| Stream::new(1).named(name).normal_vec(len, 1.0);
-        let (a, b) = (values("a", m * k), values("b", n * k));
+        let a = values("a", m * k);
+        let b = values("b", n * k);
         let on = |d: &Device| {
             Ok::<_, Error>((Tensor::from_f32(d, &[m, k], &a)?, Tensor::from_f32(d, &[n, k], &b)?))
         };
@@ -72,7 +73,8 @@ pub fn tune(device: &Device, shapes: &[[usize; 3]], progress: impl Fn(&str)) -> 
                 samples[at].push(time(gpu, &a, &b, TILINGS[at])?);
             }
         }
-        let (class, built_in) = (class_of(m, n, k).name, choose(gpu.class(), &Tuned::new(), m, n, k));
+        let built_in = choose(gpu.class(), &Tuned::new(), m, n, k);
+        let class = class_of(m, n, k).name;
         all.extend(TILINGS.iter().zip(errors).zip(samples).map(|((t, error), mut seconds)| {
             seconds.sort_by(f64::total_cmp);
             let microseconds = seconds.get(ROUNDS / 2).map(|s| s * 1e6);
@@ -92,9 +94,8 @@ pub fn tune(device: &Device, shapes: &[[usize; 3]], progress: impl Fn(&str)) -> 
 /// Infinite for anything that is no number.
 fn error(got: &[f32], want: &[f32]) -> f64 {
     let largest = want.iter().fold(f32::MIN_POSITIVE, |m, v| m.max(v.abs())) as f64;
-    let worst = |worst: f64, (g, w): (&f32, &f32)| match g.is_finite() {
-        true => worst.max((*g as f64 - *w as f64).abs()),
-        false => f64::INFINITY,
+    let worst = |worst: f64, (g, w): (&f32, &f32)| {
+        if g.is_finite() { worst.max((*g as f64 - *w as f64).abs()) } else { f64::INFINITY }
     };
     got.iter().zip(want).fold(0.0, worst) / largest
 }

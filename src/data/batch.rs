@@ -1,8 +1,10 @@
 //! Token sequences with their trained positions, and padded batches of them.
 
 use crate::mixture::{Pool, Span};
+use crate::nn::Labels;
 use crate::routing::Units;
 use crate::{Device, Error, Result, Tensor};
+use std::sync::Arc;
 
 /// One sample: tokens, and which of them are trained (predicted from the ones before).
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -12,6 +14,10 @@ pub struct Example {
     pub trained: Vec<bool>,
     /// Positions at the start that routers may look at: those before the first trained token.
     pub prompt: usize,
+    /// The label of its task.
+    pub task: Option<Arc<str>>,
+    /// A number for each token, for methods that treat kinds of tokens apart; empty where all are 0.
+    pub tags: Vec<u32>,
 }
 
 impl Example {
@@ -25,7 +31,15 @@ impl Example {
         if let Some(first) = trained.first_mut() {
             *first = false;
         }
-        Example { ids, trained, prompt }
+        Example { ids, trained, prompt, task: None, tags: Vec::new() }
+    }
+    /// The same with the label of a task.
+    pub fn with_task(self, task: Option<&str>) -> Self {
+        Example { task: task.map(Arc::from), ..self }
+    }
+    /// The same with a number for each token.
+    pub fn with_tags(self, tags: Vec<u32>) -> Self {
+        Example { tags, ..self }
     }
     /// Number of trained tokens.
     pub fn trained_tokens(&self) -> usize {
@@ -45,6 +59,8 @@ pub struct Batch {
     pub weights: Tensor,
     /// Routing units of instance-routed methods.
     pub units: Units,
+    /// What the data says of its instances and rows.
+    pub labels: Labels,
     /// Real positions.
     pub tokens: usize,
     /// Positions with a loss.
@@ -64,16 +80,25 @@ impl Batch {
         device: &Device,
     ) -> Result<Self> {
         let (b, s) = (examples.len(), examples.iter().map(|e| e.ids.len()).max().unwrap_or(0));
-        if b == 0 || examples.iter().any(|e| e.ids.is_empty() || e.ids.len() != e.trained.len()) {
-            return Err(Error::config("batch", "an example is empty, or its flags do not match its tokens"));
+        let fits = |e: &&Example| {
+            let tagged = e.tags.is_empty() || e.tags.len() == e.ids.len();
+            !e.ids.is_empty() && e.ids.len() == e.trained.len() && tagged
+        };
+        if b == 0 || !examples.iter().all(fits) {
+            return Err(Error::config(
+                "batch",
+                "an example is empty, or its flags or tags do not match its tokens",
+            ));
         }
         let mut ids = vec![pad; b * s];
         let mut targets = vec![u32::MAX; b * s];
         let mut valid = vec![0u32; b * s];
+        let mut tags = vec![0u32; b * s];
         for (i, e) in examples.iter().enumerate() {
             let n = e.ids.len();
             ids[i * s..][..n].copy_from_slice(&e.ids);
             valid[i * s..][..n].fill(1);
+            tags[i * s..][..e.tags.len()].copy_from_slice(&e.tags);
             for t in 1..n {
                 if e.trained[t] {
                     targets[i * s + t - 1] = e.ids[t];
@@ -81,16 +106,34 @@ impl Batch {
             }
         }
         let spans: Vec<Span> = examples.iter().map(|e| Span { len: e.ids.len(), prompt: e.prompt }).collect();
+        let tagged = examples.iter().any(|e| !e.tags.is_empty());
+        let labels = Labels {
+            tasks: examples.iter().map(|e| e.task.clone()).collect(),
+            tags: if tagged { Some(Tensor::from_u32(device, &[b * s], &tags)?) } else { None },
+        };
         let weights: Vec<f32> = valid.iter().map(|&v| v as f32).collect();
         Ok(Batch {
             ids: Tensor::from_u32(device, &[b, s], &ids)?,
             targets: Tensor::from_u32(device, &[b * s], &targets)?,
             valid: Tensor::from_u32(device, &[b, s], &valid)?,
             weights: Tensor::from_f32(device, &[b * s, 1], &weights)?,
+            labels,
             units: pool.into().unwrap_or(Pool::All).units(device, &spans, s)?,
             tokens: spans.iter().map(|s| s.len).sum(),
             trained: targets.iter().filter(|t| **t != u32::MAX).count(),
         })
+    }
+
+    /// The targets of one of its instances; no other position has a loss.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn targets_of(&self, instance: usize) -> Result<Tensor> {
+        let length = self.ids.shape().last();
+        let mut targets = self.targets.to_u32()?;
+        let own = instance * length..(instance + 1) * length;
+        targets.iter_mut().enumerate().filter(|(i, _)| !own.contains(i)).for_each(|(_, t)| *t = u32::MAX);
+        Tensor::from_u32(self.targets.device(), self.targets.dims(), &targets)
     }
 }
 
@@ -109,5 +152,19 @@ mod tests {
         assert_eq!(batch.targets.to_u32().unwrap(), [no, 7, 8, no, 4, no, no, no]);
         assert_eq!(batch.valid.to_u32().unwrap(), [1, 1, 1, 1, 1, 1, 0, 0]);
         assert_eq!((batch.tokens, batch.trained, batch.units.count()), (6, 3, 2));
+        assert_eq!(batch.targets_of(1).unwrap().to_u32().unwrap(), [no, no, no, no, 4, no, no, no]);
+    }
+
+    #[test]
+    fn labels_of_samples_reach_the_batch() {
+        let a = Example::new(vec![5, 6, 7], vec![false, false, true]).with_task(Some("sums"));
+        let b = Example::new(vec![9, 4], vec![false, true]).with_tags(vec![3, 1]);
+        let batch = Batch::new(&[&a, &b], None, 0, &Device::cpu()).unwrap();
+        assert_eq!(batch.labels.tasks, [Some("sums".into()), None]);
+        assert_eq!(batch.labels.tags.unwrap().to_u32().unwrap(), [0, 0, 0, 3, 1, 0]);
+        let plain = Batch::new(&[&a], None, 0, &Device::cpu()).unwrap();
+        assert!(plain.labels.tags.is_none());
+        let short = b.clone().with_tags(vec![1]);
+        assert!(Batch::new(&[&short], None, 0, &Device::cpu()).is_err());
     }
 }

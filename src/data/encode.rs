@@ -139,7 +139,7 @@ impl Encoder {
                         data.counts.joined += 1;
                         data.counts.first_joined.get_or_insert(sample.line);
                     }
-                    data.examples.push(e.example);
+                    data.examples.push(e.example.with_task(sample.task.as_deref()));
                     data.tasks.push(sample.task.clone());
                     data.lines.push(sample.line);
                 }
@@ -281,7 +281,7 @@ impl Encoder {
             }
         }
         let ids = pieces.iter().map(|p| p.id).collect();
-        Ok(Example { ids, trained, prompt: 0 })
+        Ok(Example { ids, trained, ..Example::default() })
     }
 
     /// Trains the parts that the template itself marks, which may be several to a turn.

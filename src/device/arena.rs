@@ -29,6 +29,7 @@ struct Mapping {
 
 // SAFETY: the mapping itself is never read or written, only its pieces are, and no two of them overlap.
 unsafe impl Send for Mapping {}
+// SAFETY: as above.
 unsafe impl Sync for Mapping {}
 
 impl fmt::Debug for Mapping {
@@ -107,10 +108,11 @@ impl Drop for Piece {
         if let Some(mapping) = &self.mapping {
             // The largest pages of any Linux: whole ones only, or those of a neighbour would go too.
             const PAGE: usize = 64 << 10;
-            let (from, to) = (self.first.next_multiple_of(PAGE), (self.first + 4 * self.len) / PAGE * PAGE);
+            let from = self.first.next_multiple_of(PAGE);
+            let to = (self.first + 4 * self.len) / PAGE * PAGE;
             if from < to {
-                // SAFETY: nobody reads these bytes again: pieces are never handed out twice.
                 let advice = memmap2::UncheckedAdvice::DontNeed;
+                // SAFETY: nobody reads these bytes again: pieces are never handed out twice.
                 let _ = unsafe { mapping.map.unchecked_advise_range(advice, from, to - from) };
             }
         }

@@ -157,7 +157,7 @@ impl Gpu {
             let mut experimental = wgpu::ExperimentalFeatures::disabled();
             if size.is_ok() {
                 features |= coop::FEATURES;
-                // What is experimental about them is checked: by the shader tests, and by a self-test before use.
+                // SAFETY: what is experimental about them is checked: by the shader tests, and by a self-test before use.
                 experimental = unsafe { wgpu::ExperimentalFeatures::enabled() };
             }
             pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
@@ -215,7 +215,8 @@ impl Gpu {
         trouble: Arc<Trouble>,
         coop: Coop,
     ) -> Self {
-        let (limits, features) = (device.limits(), device.features());
+        let limits = device.limits();
+        let features = device.features();
         Gpu {
             info: adapter.get_info(),
             limits,

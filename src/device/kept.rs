@@ -45,7 +45,7 @@ impl Compiler {
     /// Errors go to the scopes of the caller.
     pub fn compile(&self, recipe: &Recipe) -> Pipeline {
         let label = Some(recipe.shader.as_str());
-        // Every index of our kernels is bounded by construction; guard mode tests it.
+        // SAFETY: every index of our kernels is bounded by construction; guard mode tests it.
         let module = unsafe {
             self.device.create_shader_module_trusted(
                 wgpu::ShaderModuleDescriptor {
@@ -173,7 +173,7 @@ impl Kept {
             .unwrap_or_default();
         let cache = device.features().contains(wgpu::Features::PIPELINE_CACHE).then(|| {
             let data = (!data.is_empty()).then_some(&data[..]);
-            // The data is what this adapter and driver gave, by the file's name and checksum.
+            // SAFETY: the data is what this adapter and driver gave, by the file's name and checksum.
             unsafe {
                 device.create_pipeline_cache(&wgpu::PipelineCacheDescriptor {
                     label: Some("mixlora"),
@@ -197,7 +197,8 @@ impl Kept {
         let count = (cores / 2).clamp(1, MAX_THREADS).min(self.known.len());
         self.threads = (0..count)
             .map(|_| {
-                let (ahead, compiler) = (self.ahead.clone(), compiler.clone());
+                let ahead = self.ahead.clone();
+                let compiler = compiler.clone();
                 std::thread::spawn(move || {
                     while let Some(mut busy) = ahead.next() {
                         busy.made = compiler.attempt(&busy.recipe);
@@ -287,7 +288,8 @@ mod tests {
 
     #[test]
     fn damaged_files_count_as_none() {
-        let (a, b) = (recipe(1), recipe(2));
+        let a = recipe(1);
+        let b = recipe(2);
         let bytes = pack(&[&a, &b], b"data").unwrap();
         assert_eq!(unpack(&bytes), Some((vec![a.clone(), b], b"data".to_vec())));
         for at in 0..bytes.len() {

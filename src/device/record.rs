@@ -57,7 +57,8 @@ pub(super) struct Recorder {
 impl Gpu {
     fn encoder<'a>(&self, r: &'a mut Recorder) -> &'a mut wgpu::CommandEncoder {
         r.pass = None;
-        r.encoder.get_or_insert_with(|| self.device.create_command_encoder(&Default::default()))
+        let descriptor = wgpu::CommandEncoderDescriptor { label: Some("mixlora") };
+        r.encoder.get_or_insert_with(|| self.device.create_command_encoder(&descriptor))
     }
 
     /// Records one kernel launch. A grid without workgroups is skipped.
@@ -80,6 +81,7 @@ impl Gpu {
             ));
         }
         self.check()?;
+        let label = format!("{} {}", d.shader.name, d.entry);
         let pipeline = self.pipeline(&d)?;
         let entries: Vec<_> = d
             .bind
@@ -89,7 +91,7 @@ impl Gpu {
             .collect();
         let bind_group = self.scoped(|| {
             self.device.create_bind_group(&wgpu::BindGroupDescriptor {
-                label: None,
+                label: Some(&label),
                 layout: &pipeline.layout,
                 entries: &entries,
             })
@@ -164,7 +166,7 @@ impl Gpu {
             };
             let encoder = self.encoder(r);
             let pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
-                label: None,
+                label: Some("mixlora"),
                 timestamp_writes: writes.as_ref().map(|(set, i)| wgpu::ComputePassTimestampWrites {
                     query_set: set,
                     beginning_of_pass_write_index: Some(*i),

@@ -88,7 +88,8 @@ impl Variant {
 pub(crate) fn source(shader: &Shader, consts: &[(&str, u32)], parts: &[&str], immediates: bool) -> String {
     let lines = parts.iter().copied().chain([shader.source]).flat_map(str::lines);
     // Extensions are enabled before anything is declared.
-    let (mut text, mut rest) = (String::new(), prelude(consts, immediates));
+    let mut text = String::new();
+    let mut rest = prelude(consts, immediates);
     for line in lines {
         let place = if line.starts_with("enable ") { &mut text } else { &mut rest };
         *place += line;

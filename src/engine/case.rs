@@ -1,5 +1,6 @@
 //! What an op tells the harnesses: shaders, and cases that are checked on every lane.
 
+use super::timed::{Timed, TimedSizes};
 use crate::device::Shader;
 use crate::rng::Stream;
 use crate::{Device, Result, Tensor};
@@ -12,8 +13,10 @@ pub struct OpSpec {
     pub formula: &'static str,
     /// Its WGSL files.
     pub shaders: &'static [&'static Shader],
-    /// Cases for parity, gradcheck, edge shapes, poison, repeatability and benchmarks.
+    /// Cases for parity, gradcheck, edge shapes, poison and repeatability.
     pub cases: fn() -> Vec<Case>,
+    /// What is timed of it.
+    pub timed: fn(&TimedSizes<'_>) -> Vec<Timed>,
 }
 
 /// An input of a case.

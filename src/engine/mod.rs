@@ -5,6 +5,8 @@ pub(crate) mod cpu;
 pub(crate) mod launch;
 pub(crate) mod op;
 pub(crate) mod product;
+pub(crate) mod timed;
 
 pub use case::{Case, OpSpec, Operand};
 pub(crate) use op::{Meta, Op, Operands, operands, rows_in_parallel, rows_per_task, run, run_in_place, run1};
+pub use timed::{Computation, Costs, Timed, TimedSizes};

@@ -118,7 +118,9 @@ pub fn verify(dir: &Path) -> Result<()> {
 pub fn checksum(path: &Path) -> Result<(u64, u32)> {
     let fail = |e: std::io::Error| Error::file(path, format!("cannot be read: {e}"));
     let mut file = File::open(path).map_err(fail)?;
-    let (mut hash, mut bytes, mut block) = (crc32fast::Hasher::new(), 0, vec![0; 1 << 16]);
+    let mut hash = crc32fast::Hasher::new();
+    let mut bytes = 0;
+    let mut block = vec![0; 1 << 16];
     loop {
         match file.read(&mut block).map_err(fail)? {
             0 => return Ok((bytes, hash.finalize())),
@@ -137,7 +139,8 @@ const BLOCK: u64 = 64 << 10;
 /// A short text that differs when files differ in length, or in the bytes that are looked at: all of them up to
 /// 8 MiB, else as many from all over the file. It tells files apart and is no protection against forgery.
 pub fn fingerprint(paths: &[PathBuf]) -> Result<String> {
-    let (mut hash, mut total) = (crc32fast::Hasher::new(), 0u64);
+    let mut hash = crc32fast::Hasher::new();
+    let mut total = 0u64;
     for path in paths {
         let fail = |e: std::io::Error| Error::file(path, format!("cannot be read: {e}"));
         let mut file = File::open(path).map_err(fail)?;

@@ -48,13 +48,12 @@ impl Checkpoint {
         if path.is_dir() {
             return Self::open_folder(path);
         }
-        match path.to_string_lossy().ends_with(".json") {
-            true => Self::open_index(path),
-            false => {
-                let mut all = Self::empty(path);
-                all.add(path, Bytes::open(path, KIND)?, |_| true)?;
-                Ok(all)
-            }
+        if path.to_string_lossy().ends_with(".json") {
+            Self::open_index(path)
+        } else {
+            let mut all = Self::empty(path);
+            all.add(path, Bytes::open(path, KIND)?, |_| true)?;
+            Ok(all)
         }
     }
 
@@ -108,7 +107,8 @@ impl Checkpoint {
             ([], []) => Err(Error::file(path, format!("has no {SINGLE}"))),
             (many, _) => {
                 let names: Vec<_> = many.iter().filter_map(|p| p.file_name()?.to_str()).collect();
-                let (count, names) = (many.len(), listed(&names));
+                let count = many.len();
+                let names = listed(&names);
                 let what = format!("has {count} .safetensors files, no {SINGLE} and no {INDEX}: {names}");
                 Err(Error::file(path, what))
             }
@@ -244,9 +244,10 @@ impl Checkpoint {
     }
     fn shaped(&self, name: &str, dims: &[usize]) -> Result<&Entry> {
         let t = self.get(name)?;
-        match t.dims == dims {
-            true => Ok(t),
-            false => self.fail(format!("tensor '{name}' has shape {:?}, expected {dims:?}", t.dims)),
+        if t.dims == dims {
+            Ok(t)
+        } else {
+            self.fail(format!("tensor '{name}' has shape {:?}, expected {dims:?}", t.dims))
         }
     }
     /// Refuses a tensor of another shape.
@@ -284,7 +285,8 @@ impl Checkpoint {
     /// # Errors
     /// There is none of that name, or its type is not one of f32, f16 and bf16.
     pub fn raw(&self, name: &str) -> Result<RawTensor<'_>> {
-        let (format, dims) = (self.format(name)?, self.dims(name)?);
+        let format = self.format(name)?;
+        let dims = self.dims(name)?;
         let cols = dims.last().copied().unwrap_or(1);
         let rows = dims[..dims.len().saturating_sub(1)].iter().product();
         Ok(RawTensor { rows, cols, axes: dims.len(), format, bytes: self.tensor_bytes(name)? })
@@ -305,7 +307,8 @@ impl Checkpoint {
     /// # Errors
     /// There is none of that name, or its type is not one of f32, f16 and bf16.
     pub fn values_f32(&self, name: &str) -> Result<Vec<f32>> {
-        let (format, bytes) = (self.format(name)?, self.tensor_bytes(name)?);
+        let format = self.format(name)?;
+        let bytes = self.tensor_bytes(name)?;
         weight::values(1, bytes.len() / format.block_bytes(), bytes, format)
     }
     /// Values of a tensor of that shape.
@@ -361,7 +364,8 @@ impl Checkpoint {
 
 impl std::fmt::Debug for Checkpoint {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (files, tensors) = (self.files.len(), self.tensors.len());
+        let files = self.files.len();
+        let tensors = self.tensors.len();
         write!(f, "Checkpoint({}, {tensors} tensors in {files} files)", self.path.display())
     }
 }

@@ -76,13 +76,13 @@ impl RawTensor<'_> {
         for range in ranges {
             let values = self.rows_of(range.clone())?;
             for (i, v) in values.into_iter().enumerate() {
-                match v.is_finite() {
-                    true => seen.largest = seen.largest.max(v.abs()),
-                    false => {
-                        let (row, col) = (range.start + i / self.cols, i % self.cols);
-                        seen.nonfinite = Some((row, col, v));
-                        return Ok(seen);
-                    }
+                if v.is_finite() {
+                    seen.largest = seen.largest.max(v.abs())
+                } else {
+                    let row = range.start + i / self.cols;
+                    let col = i % self.cols;
+                    seen.nonfinite = Some((row, col, v));
+                    return Ok(seen);
                 }
             }
         }

@@ -13,4 +13,4 @@ pub use crate::weight::{Format, Linear, Weight};
 pub use hooks::{BeforeForward, BlockAdapter, LinearAdapter, MlpAdapter, SiteAdapter, SiteAdapters};
 pub use layers::{LinearGroup, Mlp};
 pub use param::Param;
-pub use pass::{Choices, Kept, Pass};
+pub use pass::{Choices, Kept, Labels, Pass};

@@ -101,6 +101,15 @@ impl Choices {
     }
 }
 
+/// What the data says of the instances and rows of a pass.
+#[derive(Debug, Clone, Default)]
+pub struct Labels {
+    /// The task of each instance, where it has one; empty where there is no data.
+    pub tasks: Vec<Option<Arc<str>>>,
+    /// A number for each row, u32 `[M]`; none where all are 0.
+    pub tags: Option<Tensor>,
+}
+
 /// One forward pass: routing units, randomness, choices, and the auxiliary losses that it collects.
 #[derive(Debug, Clone)]
 pub struct Pass {
@@ -114,6 +123,8 @@ pub struct Pass {
     pub choices: Choices,
     /// Tokens that count in balance statistics: 1 or 0 for each, `[M, 1]`, and how many are 1. All when absent.
     pub valid: Option<(Tensor, usize)>,
+    /// What the data says of its instances and rows.
+    pub labels: Arc<Labels>,
     /// The adapters of this pass; none for the frozen model.
     pub adapters: Option<Arc<SiteAdapters>>,
     /// What was decided before the first layer, for all sites; empty where nothing was.
@@ -130,6 +141,7 @@ impl Pass {
             stream: Stream::new(0),
             choices: Choices::Free,
             valid: None,
+            labels: Arc::default(),
             adapters: None,
             decision: Vec::new(),
             aux: Arc::default(),
@@ -142,6 +154,10 @@ impl Pass {
     /// The same pass with other routing choices.
     pub fn with_choices(self, choices: Choices) -> Self {
         Pass { choices, ..self }
+    }
+    /// The same pass with what the data says of its rows.
+    pub fn with_labels(self, labels: Labels) -> Self {
+        Pass { labels: Arc::new(labels), ..self }
     }
     /// The same pass with these adapters, or with none.
     pub fn with_adapters(self, adapters: impl Into<Option<Arc<SiteAdapters>>>) -> Self {

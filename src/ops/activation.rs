@@ -2,7 +2,9 @@
 
 use crate::device::{Entry, Gpu, Host, PORTABLE, Shader, Variant, parts};
 use crate::engine::launch::{Kernel, binds};
-use crate::engine::{Case, Meta, Op, OpSpec, Operand, Operands, cpu::math, launch, operands, run, run1};
+use crate::engine::{
+    Case, Meta, Op, OpSpec, Operand, Operands, Timed, TimedSizes, cpu::math, launch, operands, run, run1,
+};
 use crate::simd::{Target, wide};
 use crate::tape::Node;
 use crate::{DType, Error, Result, Tensor};
@@ -14,6 +16,7 @@ pub(super) static SPEC: OpSpec = OpSpec {
     formula: "silu, gelu, gelu_erf, sigmoid, silu(gate) up",
     shaders: &[&SHADER],
     cases,
+    timed,
 };
 
 const fn variant(name: &'static str, consts: &'static [(&'static str, u32)]) -> Variant {
@@ -101,7 +104,9 @@ fn erf(x: f64) -> f64 {
     if x.abs() > 6.0 || x.is_nan() {
         return x.signum();
     }
-    let (mut term, mut sum, mut n) = (x, x, 0.0);
+    let mut term = x;
+    let mut sum = x;
+    let mut n = 0.0;
     while term.abs() > 1e-17 * sum.abs() {
         n += 1.0;
         term *= 2.0 * x * x / (2.0 * n + 1.0);
@@ -127,7 +132,8 @@ fn silu(x: f32) -> (f32, f32) {
 
 #[inline(always)]
 fn gelu(x: f32) -> (f32, f32) {
-    let (c, b) = (1.595_769_2, x.clamp(-10.0, 10.0));
+    let c = 1.595_769_2;
+    let b = x.clamp(-10.0, 10.0);
     let s = math::sigmoid(c * b * (0.044715 * b * b + 1.0));
     (x * s, s + b * s * (1.0 - s) * c * (3.0 * 0.044715 * b * b + 1.0))
 }
@@ -135,7 +141,7 @@ fn gelu(x: f32) -> (f32, f32) {
 #[inline(always)]
 fn gelu_erf(x: f32) -> (f32, f32) {
     let a = x.abs().min(13.0);
-    let e = math::exp::<Target>(-0.5 * a * a);
+    let e = math::exp(Target, -0.5 * a * a);
     // Abramowitz & Stegun 7.1.26 at a / sqrt(2).
     let t = 1.0 / (0.231_641_89 * a + 1.0);
     let q = (((1.061_405_4 * t - 1.453_152) * t + 1.421_413_8) * t - 0.284_496_73) * t + 0.254_829_6;
@@ -351,12 +357,15 @@ impl Tensor {
     /// The shapes differ.
     pub fn swiglu(&self, up: &Tensor) -> Result<Tensor> {
         let y = run1(&Swiglu, Gated { gate: self, up })?;
-        let (gate, up_value) = (self.detach(), up.detach());
+        let gate = self.detach();
+        let up_value = up.detach();
         let again = {
-            let (gate, up) = (gate.clone(), up_value.clone());
+            let gate = gate.clone();
+            let up = up_value.clone();
             move || run1(&Swiglu, Gated { gate: &gate, up: &up })
         };
-        let (need_gate, need_up) = (self.requires_grad(), up.requires_grad());
+        let need_gate = self.requires_grad();
+        let need_up = up.requires_grad();
         Ok(Node::record_again("swiglu", &[self, up], y, again, move |dy| {
             let inputs = GatedBackward { gate: &gate, up: &up_value, dy: &dy };
             let [dgate, dup] = run(&SwigluBackward, inputs)?;
@@ -390,6 +399,14 @@ fn cases() -> Vec<Case> {
     let inputs = vec![Operand::normal("gate", &[6]), Operand::normal("up", &[6]).frozen()];
     all.push(Case::new("swiglu, frozen up", inputs, |x| Ok(vec![x[0].swiglu(&x[1])?])));
     all
+}
+
+fn timed(sizes: &TimedSizes<'_>) -> Vec<Timed> {
+    let [rows, d] = sizes.plane();
+    let n = rows * d;
+    let inputs = ["gate", "up"].map(|name| Operand::normal(name, &[rows, d])).into();
+    let swiglu = Timed::plain(format!("swiglu {rows}x{d}"), inputs, (11 * n, 12 * n), |x| x[0].swiglu(&x[1]));
+    vec![swiglu.backward(20 * n, 20 * n)]
 }
 
 #[cfg(test)]

@@ -1,8 +1,10 @@
 //! One step of AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101), in place.
 
 use crate::device::{Entry, Gpu, Host, Shader};
-use crate::engine::{Case, Meta, Op, OpSpec, Operand, Operands, launch, operands, run_in_place};
-use crate::{DType, Error, Result, Tensor};
+use crate::engine::{
+    Case, Computation, Meta, Op, OpSpec, Operand, Operands, Timed, TimedSizes, launch, operands, run_in_place,
+};
+use crate::{DType, Device, Error, Result, Tensor};
 use rayon::prelude::*;
 use std::sync::Arc;
 
@@ -11,6 +13,7 @@ pub(super) static SPEC: OpSpec = OpSpec {
     formula: "w = (1 - lr wd) w - lr m / (sqrt(v) + eps), m and v corrected for bias",
     shaders: &[&SHADER],
     cases,
+    timed,
 };
 
 static SHADER: Shader = Shader {
@@ -47,16 +50,20 @@ pub struct AdamWStep {
 impl Default for AdamWStep {
     /// The first step with PyTorch's defaults.
     fn default() -> Self {
-        let (beta1, beta2) = (0.9, 0.999);
+        let beta1 = 0.9;
+        let beta2 = 0.999;
         AdamWStep { lr: 1e-3, beta1, beta2, eps: 1e-8, weight_decay: 1e-2, step: 1, grad_scale: 1.0 }
     }
 }
 
 impl AdamWStep {
     fn check(&self) -> Result<()> {
-        let fine = |name: &str, value: f64, fine: bool, rule: &str| match fine && value.is_finite() {
-            true => Ok(()),
-            false => Err(Error::config(format!("adamw {name}"), format!("must be {rule}, got {value}"))),
+        let fine = |name: &str, value: f64, fine: bool, rule: &str| {
+            if fine && value.is_finite() {
+                Ok(())
+            } else {
+                Err(Error::config(format!("adamw {name}"), format!("must be {rule}, got {value}")))
+            }
         };
         fine("lr", self.lr, self.lr >= 0.0, "finite and not negative")?;
         fine("beta1", self.beta1, (0.0..1.0).contains(&self.beta1), "in [0, 1)")?;
@@ -118,7 +125,9 @@ impl Op<3> for Step {
         let o = &self.0;
         let (c1, c2) = o.corrections();
         let scale = o.grad_scale * factor.map_or(1.0, |f| f.f64()[0]);
-        let (w, m, v) = (w.f64_mut(), m.f64_mut(), v.f64_mut());
+        let w = w.f64_mut();
+        let m = m.f64_mut();
+        let v = v.f64_mut();
         for (i, grad) in grad.f64().iter().enumerate() {
             let g = scale * grad;
             m[i] = o.beta1 * m[i] + (1.0 - o.beta1) * g;
@@ -203,7 +212,9 @@ fn cases() -> Vec<Case> {
         }
         all.push(
             Case::new(format!("{dims:?} factor {with_factor}"), inputs, |x| {
-                let (mut w, mut m, mut v) = (x[0].detach(), x[1].detach(), x[2].detach());
+                let mut w = x[0].detach();
+                let mut m = x[1].detach();
+                let mut v = x[2].detach();
                 let mut o = AdamWStep { lr: 0.02, weight_decay: 0.1, grad_scale: 0.25, ..Default::default() };
                 // The first step copies what the caller holds, the second works in place.
                 for step in [3, 4] {
@@ -218,6 +229,24 @@ fn cases() -> Vec<Case> {
     all
 }
 
+fn timed(sizes: &TimedSizes<'_>) -> Vec<Timed> {
+    let [rows, d] = sizes.plane();
+    let n = rows * d;
+    let inputs = ["w", "m", "g"].map(|name| Operand::normal(name, &[rows, d]).frozen());
+    let make = |_: &Device| -> Result<Computation> {
+        let options = AdamWStep { step: 3, ..AdamWStep::default() };
+        Ok(Box::new(move |x| {
+            let mut w = x[0].detach();
+            let mut m = x[1].detach();
+            let mut v = x[2].mul(&x[2])?;
+            adamw(&mut w, &mut m, &mut v, &x[2], None, &options)?;
+            Ok(vec![w, m, v])
+        }))
+    };
+    // The operands are shared, so the step copies w and m first: that is part of the bytes.
+    vec![Timed::new(format!("{rows}x{d}"), inputs.into(), (16 * n, 52 * n), make)]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -227,7 +256,9 @@ mod tests {
     fn errors_change_nothing() {
         let cpu = Device::cpu();
         let full = |n: usize| Tensor::full(&cpu, &[n], 1.0).unwrap();
-        let (mut w, mut m, mut v) = (full(2).leaf(), full(2), full(2));
+        let mut w = full(2).leaf();
+        let mut m = full(2);
+        let mut v = full(2);
         let good = AdamWStep::default();
         let bad = [
             AdamWStep { step: 0, ..good },
@@ -250,8 +281,9 @@ mod tests {
     #[test]
     fn shared_memory_is_not_changed() {
         let zeros = || Tensor::zeros(&Device::reference(), &[1]).unwrap();
-        let (mut w, mut m, mut v) =
-            (Tensor::full(&Device::reference(), &[1], 2.0).unwrap(), zeros(), zeros());
+        let mut w = Tensor::full(&Device::reference(), &[1], 2.0).unwrap();
+        let mut m = zeros();
+        let mut v = zeros();
         let before = w.clone();
         let o = AdamWStep { lr: 0.1, weight_decay: 0.5, ..Default::default() };
         adamw(&mut w, &mut m, &mut v, &Tensor::full(&Device::reference(), &[1], -3.0).unwrap(), None, &o)
@@ -264,7 +296,9 @@ mod tests {
     #[test]
     fn three_steps_as_in_pytorch() {
         let scalar = |v: f64| Tensor::from_f64(&Device::reference(), &[], &[v]).unwrap();
-        let (mut w, mut m, mut v) = (scalar(1.5), scalar(0.0), scalar(0.0));
+        let mut w = scalar(1.5);
+        let mut m = scalar(0.0);
+        let mut v = scalar(0.0);
         for (step, grad) in [(1, 0.5), (2, -2.0), (3, 0.25)] {
             let o = AdamWStep { lr: 0.1, step, ..Default::default() };
             adamw(&mut w, &mut m, &mut v, &scalar(grad), None, &o).unwrap();

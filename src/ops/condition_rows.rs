@@ -5,8 +5,9 @@
 
 use crate::device::{Entry, Gpu, Host, PORTABLE, Shader, Variant, parts};
 use crate::engine::cpu::tile::{Tile, columns_in_parallel};
-use crate::engine::{Case, Meta, Op, OpSpec, Operand, Operands, operands, run1};
+use crate::engine::{Case, Meta, Op, OpSpec, Operand, Operands, Timed, TimedSizes, operands, run1};
 use crate::rng::Stream;
+use crate::routing::sample::picks;
 use crate::simd::{add_rows, all_dots, vectorised};
 use crate::tape::Node;
 use crate::{DType, Error, Result, Tensor};
@@ -20,6 +21,7 @@ pub(super) static SPEC: OpSpec = OpSpec {
     formula: "C[l,g,k,e] = a[l,I[l,g,k]] . w[l,e,min(k,S-1)]",
     shaders: &[&SHADER],
     cases,
+    timed,
 };
 
 const NAME: &str = "condition_rows";
@@ -94,17 +96,19 @@ struct GradW(Sizes);
 vectorised! {
     /// Products of the rows of `w` of some factors, from `first` (counted over all linears) on, with the chosen
     /// factors: `[factors, count]`.
-    fn products(a: &[f32], w: &[f32], chosen: Chosen<'_>, first: usize, out: &mut [f32]) {
-        let (s, n) = (chosen.sizes, chosen.count());
+    fn products(simd: _, a: &[f32], w: &[f32], chosen: Chosen<'_>, first: usize, out: &mut [f32]) {
+        let s = chosen.sizes;
+        let n = chosen.count();
         let count = out.len() / n.max(1);
         for (slot, choices) in chosen.of_slots().iter().enumerate() {
             let mut at = first;
             while at < first + count {
                 // Up to the end of a linear.
-                let (l, end) = (at / s.e, (first + count).min((at / s.e + 1) * s.e));
+                let l = at / s.e;
+                let end = (first + count).min((at / s.e + 1) * s.e);
                 let factors: Vec<&[f32]> = choices.iter().map(|&j| &a[chosen.row(l, j) * s.d..][..s.d]).collect();
                 let rows: Vec<&[f32]> = (at..end).map(|e| &w[(e * s.slots + slot) * s.d..][..s.d]).collect();
-                all_dots::<Simd>(&factors, &rows, |i, e, sum| out[(at - first + e) * n + choices[i]] = sum);
+                all_dots(simd, &factors, &rows, |i, e, sum| out[(at - first + e) * n + choices[i]] = sum);
                 at = end;
             }
         }
@@ -113,14 +117,15 @@ vectorised! {
 
 vectorised! {
     /// Columns of the gradient of `a`.
-    fn sums_of_w(dc: &[f32], w: &[f32], chosen: Chosen<'_>, tile: &mut Tile<'_>) {
-        let (s, cols) = (chosen.sizes, tile.cols.clone());
-        tile.rows.clone().for_each(|i| tile.row(i).fill(0.0));
+    fn sums_of_w(simd: _, dc: &[f32], w: &[f32], chosen: Chosen<'_>, tile: &mut Tile<'_>) {
+        let s = chosen.sizes;
+        let cols = tile.cols();
+        tile.rows().for_each(|i| tile.row(i).fill(0.0));
         for l in 0..s.linears {
             for j in 0..chosen.count() {
                 let dc = &dc[(l * chosen.count() + j) * s.e..][..s.e];
                 let rows: Vec<&[f32]> = (0..s.e).map(|e| &w[chosen.col(l, e, j) * s.d..][cols.clone()]).collect();
-                add_rows::<Simd>(tile.row(chosen.row(l, j)), dc, &rows);
+                add_rows(simd, tile.row(chosen.row(l, j)), dc, &rows);
             }
         }
     }
@@ -128,11 +133,15 @@ vectorised! {
 
 vectorised! {
     /// Columns of the gradient of `w`.
-    fn sums_of_a(dc: &[f32], a: &[f32], chosen: Chosen<'_>, first: usize, out: &mut [f32]) {
-        let (s, n, slots) = (chosen.sizes, chosen.count(), chosen.of_slots());
-        let (mut factors, mut of) = (Vec::with_capacity(n), Vec::with_capacity(n));
+    fn sums_of_a(simd: _, dc: &[f32], a: &[f32], chosen: Chosen<'_>, first: usize, out: &mut [f32]) {
+        let s = chosen.sizes;
+        let n = chosen.count();
+        let slots = chosen.of_slots();
+        let mut factors = Vec::with_capacity(n);
+        let mut of = Vec::with_capacity(n);
         for (row, out) in (first..).zip(out.chunks_mut(s.d.max(1))) {
-            let (l, e) = (row / (s.e * s.slots), row / s.slots % s.e);
+            let l = row / (s.e * s.slots);
+            let e = row / s.slots % s.e;
             factors.clear();
             of.clear();
             for &j in &slots[row % s.slots] {
@@ -140,7 +149,7 @@ vectorised! {
                 of.push(dc[(l * n + j) * s.e + e]);
             }
             out.fill(0.0);
-            add_rows::<Simd>(out, &of, &factors);
+            add_rows(simd, out, &of, &factors);
         }
     }
 }
@@ -180,9 +189,12 @@ impl Op for Forward {
     }
 
     fn reference(&self, &In { a, w, idx }: &In<'_>, [y]: [&mut Host; 1]) {
-        let (s, chosen) = (&self.0, Chosen { idx: idx.u32(), sizes: self.0 });
+        let s = &self.0;
+        let chosen = Chosen { idx: idx.u32(), sizes: self.0 };
         for (i, y) in y.f64_mut().iter_mut().enumerate() {
-            let (l, j, e) = (i / (chosen.count() * s.e), i / s.e % chosen.count(), i % s.e);
+            let l = i / (chosen.count() * s.e);
+            let j = i / s.e % chosen.count();
+            let e = i % s.e;
             let a = &a.f64()[chosen.row(l, j) * s.d..][..s.d];
             let w = &w.f64()[chosen.col(l, e, j) * s.d..][..s.d];
             *y = a.iter().zip(w).map(|(a, w)| a * w).sum();
@@ -190,8 +202,11 @@ impl Op for Forward {
     }
 
     fn cpu(&self, &In { a, w, idx }: &In<'_>, [y]: [&mut Host; 1]) {
-        let (s, chosen) = (&self.0, Chosen { idx: idx.u32(), sizes: self.0 });
-        let (a, w, n) = (a.f32(), w.f32(), chosen.count());
+        let s = &self.0;
+        let chosen = Chosen { idx: idx.u32(), sizes: self.0 };
+        let a = a.f32();
+        let w = w.f32();
+        let n = chosen.count();
         if y.f32().is_empty() {
             return;
         }
@@ -201,7 +216,8 @@ impl Op for Forward {
         let parts = by_factor.par_chunks_mut(rows * n);
         parts.enumerate().for_each(|(t, out)| products(a, w, chosen, t * rows, out));
         for (i, y) in y.f32_mut().chunks_mut(s.e).enumerate() {
-            let (l, j) = (i / n, i % n);
+            let l = i / n;
+            let j = i % n;
             y.iter_mut().enumerate().for_each(|(e, y)| *y = by_factor[(l * s.e + e) * n + j]);
         }
     }
@@ -227,11 +243,16 @@ impl Op for GradA {
     }
 
     fn reference(&self, &GradAIn { dc, w, idx }: &GradAIn<'_>, [y]: [&mut Host; 1]) {
-        let (s, chosen) = (&self.0, Chosen { idx: idx.u32(), sizes: self.0 });
-        let (dc, w, da) = (dc.f64(), w.f64(), y.f64_mut());
+        let s = &self.0;
+        let chosen = Chosen { idx: idx.u32(), sizes: self.0 };
+        let dc = dc.f64();
+        let w = w.f64();
+        let da = y.f64_mut();
         da.fill(0.0);
         for (i, dc) in dc.iter().enumerate() {
-            let (l, j, e) = (i / (chosen.count() * s.e), i / s.e % chosen.count(), i % s.e);
+            let l = i / (chosen.count() * s.e);
+            let j = i / s.e % chosen.count();
+            let e = i % s.e;
             let w = &w[chosen.col(l, e, j) * s.d..][..s.d];
             da[chosen.row(l, j) * s.d..].iter_mut().zip(w).for_each(|(y, w)| *y += dc * w);
         }
@@ -239,7 +260,8 @@ impl Op for GradA {
 
     fn cpu(&self, &GradAIn { dc, w, idx }: &GradAIn<'_>, [y]: [&mut Host; 1]) {
         let chosen = Chosen { idx: idx.u32(), sizes: self.0 };
-        let (dc, w) = (dc.f32(), w.f32());
+        let dc = dc.f32();
+        let w = w.f32();
         columns_in_parallel(y.f32_mut(), self.0.d, |tile| sums_of_w(dc, w, chosen, tile));
     }
 
@@ -264,11 +286,16 @@ impl Op for GradW {
     }
 
     fn reference(&self, &GradWIn { dc, a, idx }: &GradWIn<'_>, [y]: [&mut Host; 1]) {
-        let (s, chosen) = (&self.0, Chosen { idx: idx.u32(), sizes: self.0 });
-        let (dc, a, dw) = (dc.f64(), a.f64(), y.f64_mut());
+        let s = &self.0;
+        let chosen = Chosen { idx: idx.u32(), sizes: self.0 };
+        let dc = dc.f64();
+        let a = a.f64();
+        let dw = y.f64_mut();
         dw.fill(0.0);
         for (i, dc) in dc.iter().enumerate() {
-            let (l, j, e) = (i / (chosen.count() * s.e), i / s.e % chosen.count(), i % s.e);
+            let l = i / (chosen.count() * s.e);
+            let j = i / s.e % chosen.count();
+            let e = i % s.e;
             let a = &a[chosen.row(l, j) * s.d..][..s.d];
             dw[chosen.col(l, e, j) * s.d..].iter_mut().zip(a).for_each(|(y, a)| *y += dc * a);
         }
@@ -276,7 +303,9 @@ impl Op for GradW {
 
     fn cpu(&self, &GradWIn { dc, a, idx }: &GradWIn<'_>, [y]: [&mut Host; 1]) {
         let chosen = Chosen { idx: idx.u32(), sizes: self.0 };
-        let (dc, a, rows) = (dc.f32(), a.f32(), rows_of(self.0.d));
+        let dc = dc.f32();
+        let a = a.f32();
+        let rows = rows_of(self.0.d);
         let parts = y.f32_mut().par_chunks_mut(rows * self.0.d.max(1));
         parts.enumerate().for_each(|(t, out)| sums_of_a(dc, a, chosen, t * rows, out));
     }
@@ -309,10 +338,13 @@ pub fn condition_rows(a: &Tensor, w: &Tensor, idx: &Tensor) -> Result<Tensor> {
         return Err(Error::shape(NAME, format!("choice {i}, but there are {} factors", s.e)));
     }
     let c = run1(&Forward(s), In { a, w, idx })?;
-    let (ad, wd, idx) = (a.detach(), w.detach(), idx.detach());
+    let ad = a.detach();
+    let wd = w.detach();
+    let idx = idx.detach();
     let need = [a.requires_grad(), w.requires_grad()];
     Ok(Node::record(NAME, &[a, w], c, move |dc| {
-        let (dc, idx) = (&dc, &idx);
+        let dc = &dc;
+        let idx = &idx;
         let da = need[0].then(|| run1(&GradA(s), GradAIn { dc, w: &wd, idx })).transpose()?;
         let dw = need[1].then(|| run1(&GradW(s), GradWIn { dc, a: &ad, idx })).transpose()?;
         Ok(vec![da, dw])
@@ -342,4 +374,16 @@ fn cases() -> Vec<Case> {
         case([1, 2, 0, 2], 3, 2, 4),
         case([1, 2, 4, 4], 300, 4, 130).no_gradcheck(),
     ]
+}
+
+fn timed(sizes: &TimedSizes<'_>) -> Vec<Timed> {
+    let [e, d, k] = sizes.pick([9, 33, 2], [1024, 1024, 4]);
+    let idx = Operand::indices(&[1, 2, 4, k], picks(8, k, e));
+    let inputs = vec![Operand::normal("a", &[e, d]), Operand::normal("w", &[e * k, d]), idx];
+    let flops = 8 * k * e * d;
+    let bytes = 4 * e * k * d;
+    let rows = Timed::plain(format!("4x{k} of {e}, d {d}"), inputs, (flops, bytes), |x| {
+        condition_rows(&x[0], &x[1], &x[2])
+    });
+    vec![rows.sums(d.max(4 * k * e)).backward(2 * flops, 2 * bytes)]
 }

@@ -1,7 +1,7 @@
 //! Dropout (Srivastava et al. 2014, JMLR 15) with a counter-based mask.
 
 use crate::device::{Entry, Gpu, Host, PORTABLE, Shader, Variant, parts};
-use crate::engine::{Case, Meta, Op, OpSpec, Operand, launch, operands, run1};
+use crate::engine::{Case, Meta, Op, OpSpec, Operand, Timed, TimedSizes, launch, operands, run1};
 use crate::rng::{Stream, threefry2x32};
 use crate::tape::Node;
 use crate::{DType, Error, Result, Tensor};
@@ -13,6 +13,7 @@ pub(super) static SPEC: OpSpec = OpSpec {
     formula: "y = x / (1 - p) with probability 1 - p, else 0",
     shaders: &[&SHADER],
     cases,
+    timed,
 };
 
 static VARIANTS: &[Variant] = &[Variant {
@@ -61,7 +62,8 @@ impl Op for Dropout {
     }
 
     fn cpu(&self, &In { x }: &In<'_>, [y]: [&mut Host; 1]) {
-        let (key, scale) = (self.stream.words(), scale(self.rate));
+        let key = self.stream.words();
+        let scale = scale(self.rate);
         y.f32_mut().par_chunks_mut(CHUNK).zip(x.f32().par_chunks(CHUNK)).enumerate().for_each(
             |(c, (y, x))| {
                 for (i, (y, x)) in y.chunks_mut(2).zip(x.chunks(2)).enumerate() {
@@ -76,7 +78,8 @@ impl Op for Dropout {
     }
 
     fn gpu(&self, gpu: &Arc<Gpu>, x: &In<'_>, y: &[Tensor; 1]) -> Result<()> {
-        let (n, [key0, key1]) = (x.x.len(), self.stream.words());
+        let n = x.x.len();
+        let [key0, key1] = self.stream.words();
         let params = [n as u32, key0, key1, self.rate.to_bits(), scale(self.rate).to_bits()];
         let kernel = launch::Kernel { shader: &SHADER, entry: "forward", variant: &VARIANTS[0] };
         kernel.run(gpu, &launch::binds(x, y), &params, n.div_ceil(2).div_ceil(launch::WG), 60 * n)
@@ -136,6 +139,14 @@ fn cases() -> Vec<Case> {
     ]
 }
 
+fn timed(sizes: &TimedSizes<'_>) -> Vec<Timed> {
+    let [rows, d] = sizes.plane();
+    let n = rows * d;
+    let inputs = vec![Operand::normal("x", &[rows, d])];
+    let drop = Timed::plain(format!("{rows}x{d}"), inputs, (n, 8 * n), |x| x[0].dropout(0.1, Stream::new(5)));
+    vec![drop.backward(n, 8 * n)]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -145,7 +156,8 @@ mod tests {
     fn rate_is_met_and_masks_differ() {
         let x = Tensor::full(&Device::cpu(), &[40_000], 1.0).unwrap();
         let y = |s: u64| x.dropout(0.3, Stream::new(s)).unwrap().to_f32().unwrap();
-        let (a, b) = (y(1), y(2));
+        let a = y(1);
+        let b = y(2);
         let rate = a.iter().filter(|&&v| v == 0.0).count() as f64 / 40_000.0;
         assert!((rate - 0.3).abs() < 0.01, "{rate}");
         assert_ne!(a, b);

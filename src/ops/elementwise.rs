@@ -3,7 +3,8 @@
 use crate::device::{Entry, Gpu, Host, Shader};
 use crate::engine::launch::ELEMENTS;
 use crate::engine::{
-    Case, Meta, Op, OpSpec, Operand, Operands, operands, rows_in_parallel, run_in_place, run1,
+    Case, Meta, Op, OpSpec, Operand, Operands, Timed, TimedSizes, operands, rows_in_parallel, run_in_place,
+    run1,
 };
 use crate::simd::wide;
 use crate::tape::Node;
@@ -13,8 +14,13 @@ use std::sync::Arc;
 
 use crate::engine::launch::{self, Kernel, binds};
 
-pub(super) static SPEC: OpSpec =
-    OpSpec { name: "elementwise", formula: "a + s b, a b, s a, y += a, y = s", shaders: &[&SHADER], cases };
+pub(super) static SPEC: OpSpec = OpSpec {
+    name: "elementwise",
+    formula: "a + s b, a b, s a, y += a, y = s",
+    shaders: &[&SHADER],
+    cases,
+    timed,
+};
 
 static SHADER: Shader = Shader {
     name: "elementwise",
@@ -111,7 +117,8 @@ impl Broadcast {
 fn combine(y: &mut [f32], &Pair { a, b }: &Pair<'_>, f: impl Fn(f32, f32) -> f32 + Sync) {
     let Ok(broadcast) = Broadcast::of(a, b) else { return };
     let d = a.shape().last();
-    let (a, b) = (a.f32(), b.f32());
+    let a = a.f32();
+    let b = b.f32();
     match broadcast {
         Broadcast::Same => {
             let parts = y.par_chunks_mut(CHUNK).zip(a.par_chunks(CHUNK)).zip(b.par_chunks(CHUNK));
@@ -279,12 +286,15 @@ impl Op for Repeat<'_> {
     }
 
     fn reference(&self, &Single { a: x }: &Single<'_>, [y]: [&mut Host; 1]) {
-        let (each, x) = (self.each, x.f64());
+        let each = self.each;
+        let x = x.f64();
         y.f64_mut().iter_mut().enumerate().for_each(|(i, y)| *y = x[i / each % x.len()]);
     }
 
     fn cpu(&self, &Single { a: x }: &Single<'_>, [y]: [&mut Host; 1]) {
-        let (each, x, y) = (self.each, x.f32(), y.f32_mut());
+        let each = self.each;
+        let x = x.f32();
+        let y = y.f32_mut();
         match each {
             1 => rows_in_parallel(y, x.len(), |_, y| y.copy_from_slice(x)),
             _ => rows_in_parallel(y, each, |i, y| y.fill(x[i % x.len()])),
@@ -334,7 +344,9 @@ impl Tensor {
     /// `self + s * other`, shapes as in [`add`](Tensor::add).
     pub fn add_scaled(&self, other: &Tensor, s: f32) -> Result<Tensor> {
         let y = run1(&Binary::Add(s), Pair { a: self, b: other })?;
-        let (ga, gb, shape) = (self.requires_grad(), other.requires_grad(), other.shape().clone());
+        let ga = self.requires_grad();
+        let gb = other.requires_grad();
+        let shape = other.shape().clone();
         let broadcast = Broadcast::of(self, other)?;
         Ok(Node::record("add", &[self, other], y, move |dy| {
             let db = if gb { Some(broadcast.gather(dy.clone(), &shape)?.scale(s)?) } else { None };
@@ -419,4 +431,14 @@ fn cases() -> Vec<Case> {
         );
     }
     all
+}
+
+fn timed(sizes: &TimedSizes<'_>) -> Vec<Timed> {
+    let [rows, d] = sizes.plane();
+    let n = rows * d;
+    let inputs = ["a", "b"].map(|name| Operand::normal(name, &[rows, d])).into();
+    vec![
+        Timed::plain(format!("mul {rows}x{d}"), inputs, (n, 12 * n), |x| x[0].mul(&x[1]))
+            .backward(2 * n, 24 * n),
+    ]
 }

@@ -3,14 +3,16 @@
 use super::gather_rows::check_indices;
 use crate::device::{Entry, Gpu, Host, PORTABLE, Shader, Variant, parts};
 use crate::engine::launch::each_format;
-use crate::engine::{Case, Meta, Op, OpSpec, Operand, launch, operands, rows_in_parallel, run1};
+use crate::engine::{
+    Case, Computation, Meta, Op, OpSpec, Operand, Timed, TimedSizes, launch, operands, rows_in_parallel, run1,
+};
 use crate::rng::Stream;
 use crate::weight::sample;
-use crate::{DType, Error, Format, Result, Tensor, Weight};
+use crate::{DType, Device, Error, Format, Result, Tensor, Weight};
 use std::sync::Arc;
 
 pub(super) static SPEC: OpSpec =
-    OpSpec { name: NAME, formula: "y[i] = W[index[i]]", shaders: &[&SHADER], cases };
+    OpSpec { name: NAME, formula: "y[i] = W[index[i]]", shaders: &[&SHADER], cases, timed };
 
 const NAME: &str = "embedding";
 
@@ -47,10 +49,12 @@ impl Op for Embedding<'_> {
     }
 
     fn infer(&self, &In { index }: &In<'_>) -> Result<[Meta; 1]> {
-        let (index, w) = (index, self.0);
+        let index = index;
+        let w = self.0;
         index.require(NAME, DType::U32)?;
         if !w.device().same(index.device()) {
-            let (w, index) = (w.device().name(), index.device().name());
+            let w = w.device().name();
+            let index = index.device().name();
             return Err(Error::shape(NAME, format!("the weight is on '{w}', the indices are on '{index}'")));
         }
         check_indices(NAME, index, w.rows())?;
@@ -77,7 +81,9 @@ impl Op for Embedding<'_> {
 
     fn gpu(&self, gpu: &Arc<Gpu>, x: &In<'_>, y: &[Tensor; 1]) -> Result<()> {
         use crate::device::Bind;
-        let (w, n, d) = (self.0, x.index.len(), self.0.cols());
+        let w = self.0;
+        let n = x.index.len();
+        let d = self.0.cols();
         for shard in w.shards() {
             let params = [n, d, w.rows(), shard.first, shard.rows, w.format().row_words(d)].map(|v| v as u32);
             let bind =
@@ -113,7 +119,8 @@ impl Weight {
 
 fn cases() -> Vec<Case> {
     let case = |format: Format, rows: usize, d: usize, dims: &[usize]| {
-        let (n, bits) = (dims.iter().product::<usize>(), Stream::new(3));
+        let n = dims.iter().product::<usize>();
+        let bits = Stream::new(3);
         let index: Vec<u32> = (0..n as u32).map(|i| bits.bits(i) % rows.max(1) as u32).collect();
         let bytes = sample(format, rows, d, 4);
         // Three shards.
@@ -138,6 +145,16 @@ fn cases() -> Vec<Case> {
         all.push(case(format, 50, if block == 1 { 37 } else { 3 * block }, &[3, 7]));
     }
     all
+}
+
+fn timed(sizes: &TimedSizes<'_>) -> Vec<Timed> {
+    let [r, v, d] = [sizes.pick(33, 2048), 8192, 576];
+    let index = (0..r).map(|i| (i * 31 % v) as u32).collect();
+    let make = move |device: &Device| -> Result<Computation> {
+        let w = Weight::from_raw(device, v, d, &sample(Format::F32, v, d, 2), Format::F32)?;
+        Ok(Box::new(move |x| Ok(vec![w.embedding(&x[0])?])))
+    };
+    vec![Timed::new(format!("{r} of {v}x{d}"), vec![Operand::indices(&[r], index)], (0, 8 * r * d), make)]
 }
 
 #[cfg(test)]

@@ -5,9 +5,9 @@ use super::factor_gather::shrink;
 use super::factor_scatter::scatter;
 use super::fused_ba_matmul::Expand;
 use crate::device::{Entry, Gpu, Host, PORTABLE, Shader, Variant, parts};
-use crate::engine::{Case, Meta, Op, OpSpec, Operand, Operands, operands, run_in_place};
-use crate::routing::Selection;
+use crate::engine::{Case, Meta, Op, OpSpec, Operand, Operands, Timed, TimedSizes, operands, run_in_place};
 use crate::routing::Units;
+use crate::routing::{Selection, sample};
 use crate::tape::Node;
 use crate::{DType, Error, Result, Shape, Tensor};
 use std::sync::Arc;
@@ -20,6 +20,7 @@ pub(super) static SPEC: OpSpec = OpSpec {
     formula: "y[m] += s sum_k u[m,k] b_{J[m,k]}",
     shaders: &[&SHADER],
     cases,
+    timed,
 };
 
 const NAME: &str = "factor_expand";
@@ -67,7 +68,8 @@ impl Op for Add<'_> {
     }
 
     fn reference(&self, &In { u, pool }: &In<'_>, [y]: [&mut Host; 1]) {
-        let (n, slots) = (pool.shape().last().max(1), self.expand.slots);
+        let n = pool.shape().last().max(1);
+        let slots = self.expand.slots;
         let view = slots.view();
         for (m, y) in y.f64_mut().chunks_mut(n).enumerate() {
             for j in 0..slots.width() {
@@ -84,7 +86,9 @@ impl Op for Add<'_> {
     }
 
     fn gpu(&self, gpu: &Arc<Gpu>, x: &In<'_>, y: &[Tensor; 1]) -> Result<()> {
-        let (slots, rows, n) = (self.expand.slots, y[0].shape().rows(), y[0].shape().last());
+        let slots = self.expand.slots;
+        let rows = y[0].shape().rows();
+        let n = y[0].shape().last();
         let units = slots.units.row_unit().map(|t| t.buffer());
         let mut bind = binds(&[x.u, x.pool, &slots.idx], y);
         bind.insert(3, Bind::or_unused(units, x.u.buffer()));
@@ -106,8 +110,11 @@ fn expand_into(y: &mut Tensor, u: &Tensor, pool: &Tensor, s: &Selection, scale: 
 /// `u[m,k] = pool[I[m,k]] . x[m]` on the tape, for a selection of one linear: gradients for `x` and `pool`.
 pub(crate) fn shrink_by(x: &Tensor, pool: &Tensor, selection: &Selection) -> Result<Tensor> {
     let u = shrink(x, pool, None, &selection.slots_a(), 1.0, None)?.0;
-    let (xd, pd, s) = (x.detach(), pool.detach(), selection.clone());
-    let (need_x, need_pool) = (x.requires_grad(), pool.requires_grad());
+    let xd = x.detach();
+    let pd = pool.detach();
+    let s = selection.clone();
+    let need_x = x.requires_grad();
+    let need_pool = pool.requires_grad();
     Ok(Node::record("shrink", &[x, pool], u, move |du| shrink_grads(&du, &xd, &pd, &s, [need_x, need_pool])))
 }
 
@@ -144,17 +151,13 @@ pub(crate) fn expand_by(
     let mut y = base.detach();
     let shell = Tensor { storage: u.storage.clone(), ..base };
     expand_into(&mut y, u, pool, selection, scale)?;
-    let (ud, pd, s) = (u.detach(), pool.detach(), selection.clone());
+    let ud = u.detach();
+    let pd = pool.detach();
+    let s = selection.clone();
     let need = [shell.requires_grad(), u.requires_grad(), pool.requires_grad()];
     Ok(Node::record("expand", &[&shell, u, pool], y, move |dy| {
-        let du = match need[1] {
-            true => Some(shrink(&dy, &pd, None, &s.slots_a(), scale, None)?.0),
-            false => None,
-        };
-        let dpool = match need[2] {
-            true => Some(scatter(&ud, &dy, &s.slots_a(), &s, scale, None)?),
-            false => None,
-        };
+        let du = if need[1] { Some(shrink(&dy, &pd, None, &s.slots_a(), scale, None)?.0) } else { None };
+        let dpool = if need[2] { Some(scatter(&ud, &dy, &s.slots_a(), &s, scale, None)?) } else { None };
         Ok(vec![need[0].then_some(dy), du, dpool])
     }))
 }
@@ -188,4 +191,22 @@ fn cases() -> Vec<Case> {
         );
     }
     all
+}
+
+fn timed(sizes: &TimedSizes<'_>) -> Vec<Timed> {
+    let [m, d, e, k] = sizes.pick(sample::SMALL, sample::FULL);
+    let shapes = [("x", m), ("a", e), ("b", e), ("base", m)];
+    let inputs = shapes.map(|(name, rows)| Operand::normal(name, &[rows, d])).into();
+    let flops = 4 * m * k * d;
+    let bytes = 8 * (m * d + e * d + m * k);
+    let expand =
+        Timed::new(format!("{m}x{d}, {k} of {e}"), inputs, (flops, bytes + 4 * m * d), move |device| {
+            let s = sample::tokens(device, [m, e, k], None)?;
+            Ok(Box::new(move |x| {
+                let u = shrink_by(&x[0], &x[1], &s)?;
+                // The base is taken over where nothing else holds it; here it is copied.
+                Ok(vec![expand_by(x[3].clone(), &u, &x[2], &s, 0.7)?])
+            }))
+        });
+    vec![expand.backward(2 * flops, 2 * bytes).sums(2 * d + m)]
 }

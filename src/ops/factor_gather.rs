@@ -3,8 +3,10 @@
 //! The backward pass uses it too: `v[m,k] = s b_{J[m,k]} . dy[m]`.
 
 use crate::device::{Entry, Gpu, Host, PORTABLE, Shader, Variant, parts};
-use crate::engine::{Case, Meta, Op, OpSpec, Operand, Operands, operands, run, run_in_place};
-use crate::routing::{Dropout, Slots};
+use crate::engine::{
+    Case, Meta, Op, OpSpec, Operand, Operands, Timed, TimedSizes, operands, run, run_in_place,
+};
+use crate::routing::{Dropout, Slots, sample};
 use crate::routing::{Selection, Units};
 use crate::simd::{dots, vectorised};
 use crate::{DType, Error, Result, Tensor};
@@ -16,6 +18,7 @@ pub(super) static SPEC: OpSpec = OpSpec {
     formula: "u[m,k] = s a_{I[m,k]} . x[m], and gate u",
     shaders: &[&SHADER],
     cases,
+    timed,
 };
 
 const NAME: &str = "factor_gather";
@@ -91,11 +94,14 @@ const ROWS_OF: usize = 65_536;
 
 vectorised! {
     /// The columns of the slots in rows of `u`, of which row `first` is the first.
-    fn products(op: &FactorGather<'_>, input: &[f32], pool: &[f32], d: usize, first: usize, u: &mut [f32]) {
-        let (view, width) = (op.slots.view(), op.slots.width());
-        let (stride, column) = (op.slots.all_columns(), op.slots.first_column());
+    fn products(simd: _, op: &FactorGather<'_>, input: &[f32], pool: &[f32], d: usize, first: usize, u: &mut [f32]) {
+        let view = op.slots.view();
+        let width = op.slots.width();
+        let stride = op.slots.all_columns();
+        let column = op.slots.first_column();
         let mut dropped = vec![0f32; if op.dropout.is_some() { d } else { 0 }];
-        let (mut picks, mut factors) = (Vec::with_capacity(width), Vec::with_capacity(width));
+        let mut picks = Vec::with_capacity(width);
+        let mut factors = Vec::with_capacity(width);
         for (m, u) in (first..).zip(u.chunks_mut(stride)) {
             let mut row = &input[m * d..(m + 1) * d];
             if let Some(p) = op.dropout {
@@ -106,7 +112,7 @@ vectorised! {
             view.picks(m, &mut picks);
             factors.extend(picks.iter().map(|&at| &pool[at * d..][..d]));
             let u = &mut u[column..column + width];
-            dots::<Simd>(u, row, &factors);
+            dots(simd, u, row, &factors);
             u.iter_mut().for_each(|u| *u *= op.scale);
         }
     }
@@ -130,7 +136,8 @@ impl FactorGather<'_> {
 
     /// `gated = u * gate` in the columns of the slots.
     fn gate(&self, gates: &[f32], first: usize, u: &[f32], gated: &mut [f32]) {
-        let (stride, column) = (self.slots.all_columns(), self.slots.first_column());
+        let stride = self.slots.all_columns();
+        let column = self.slots.first_column();
         let rows = u.chunks(stride).zip(gated.chunks_mut(stride));
         for (m, (u, gated)) in (first..).zip(rows) {
             for j in 0..self.slots.width() {
@@ -173,8 +180,10 @@ impl Op<2> for FactorGather<'_> {
     }
 
     fn reference(&self, &In { x, pool, gates }: &In<'_>, [u, gated]: [&mut Host; 2]) {
-        let (d, view) = (x.shape().last(), self.slots.view());
-        let (stride, first) = (self.slots.all_columns(), self.slots.first_column());
+        let d = x.shape().last();
+        let view = self.slots.view();
+        let stride = self.slots.all_columns();
+        let first = self.slots.first_column();
         for m in 0..x.shape().rows() {
             let row = &x.f64()[m * d..(m + 1) * d];
             for j in 0..self.slots.width() {
@@ -192,7 +201,8 @@ impl Op<2> for FactorGather<'_> {
     }
 
     fn cpu(&self, &In { x, pool, gates }: &In<'_>, [u, gated]: [&mut Host; 2]) {
-        let (d, stride) = (x.shape().last(), self.slots.all_columns());
+        let d = x.shape().last();
+        let stride = self.slots.all_columns();
         if stride == 0 {
             return;
         }
@@ -214,7 +224,9 @@ impl Op<2> for FactorGather<'_> {
 
     fn gpu(&self, gpu: &Arc<Gpu>, x: &In<'_>, y: &[Tensor; 2]) -> Result<()> {
         use crate::device::{AdapterClass, Bind, Dispatch, Grid};
-        let (rows, d, slots) = (x.x.shape().rows(), x.x.shape().last(), self.slots.width());
+        let rows = x.x.shape().rows();
+        let d = x.x.shape().last();
+        let slots = self.slots.width();
         let gates = x.gates.map(|g| g.buffer());
         let (_, _, g, k) = self.slots.dims();
         let (key, drop_p, keep) = Dropout::params(&self.dropout);
@@ -299,11 +311,23 @@ fn cases() -> Vec<Case> {
         let inputs = vec![Operand::normal("x", &[33, 68]).frozen(), Operand::normal("a", &[12, 68]).frozen()];
         all.push(Case::new(format!("{entry}, tokens {tokens}"), inputs, move |x| {
             let selection = forced_selection(&x[0], tokens)?;
-            let (slots, dropout) = (selection.slots_a(), forced_dropout(tokens));
+            let slots = selection.slots_a();
+            let dropout = forced_dropout(tokens);
             let op = FactorGather { slots: &slots, scale: 0.5, dropout, force: Some(entry) };
             let [u, gated] = run(&op, In { x: &x[0], pool: &x[1], gates: selection.gates() })?;
             Ok(vec![u, gated])
         }));
     }
     all
+}
+
+fn timed(sizes: &TimedSizes<'_>) -> Vec<Timed> {
+    let [m, d, e, k] = sizes.pick(sample::SMALL, sample::FULL);
+    let inputs = vec![Operand::normal("x", &[m, d]).frozen(), Operand::normal("a", &[e, d]).frozen()];
+    let costs = (2 * m * k * d, 4 * (m * d + e * d + m * k));
+    let gather = Timed::new(format!("{m}x{d}, {k} of {e}"), inputs, costs, move |device| {
+        let s = sample::tokens(device, [m, e, k], None)?;
+        Ok(Box::new(move |x| Ok(vec![shrink(&x[0], &x[1], None, &s.slots_a(), 1.0, None)?.0])))
+    });
+    vec![gather.sums(2 * d + m)]
 }

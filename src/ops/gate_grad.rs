@@ -1,8 +1,8 @@
 //! Gradient of gates: `dg[i,k] = sum over the rows m of unit i of u[m,k] v[m,k]`.
 
 use crate::device::{Entry, Gpu, Host, PORTABLE, Shader, Variant, parts};
-use crate::engine::{Case, Meta, Op, OpSpec, Operand, Operands, operands, run1};
-use crate::routing::{Selection, Units};
+use crate::engine::{Case, Meta, Op, OpSpec, Operand, Operands, Timed, TimedSizes, operands, run1};
+use crate::routing::{Selection, Units, sample};
 use crate::{DType, Error, Result, Tensor};
 use rayon::prelude::*;
 use std::sync::Arc;
@@ -15,6 +15,7 @@ pub(super) static SPEC: OpSpec = OpSpec {
     formula: "dg[i,k] = sum over the rows of unit i of u v",
     shaders: &[&SHADER],
     cases,
+    timed,
 };
 
 const NAME: &str = "gate_grad";
@@ -46,7 +47,9 @@ impl GateGrad<'_> {
     /// For every gate: its unit, and the column of its first slot.
     fn place(&self, item: usize) -> (usize, usize) {
         let (_, _, g, k) = self.0.slots_a().dims();
-        let (l, unit, choice) = (item / (g * k), item / k % g, item % k);
+        let l = item / (g * k);
+        let unit = item / k % g;
+        let choice = item % k;
         (unit, (l * k + choice) * self.block())
     }
     fn block(&self) -> usize {
@@ -78,7 +81,8 @@ impl Op for GateGrad<'_> {
     }
 
     fn reference(&self, &In { u, v }: &In<'_>, [y]: [&mut Host; 1]) {
-        let (stride, block) = (u.shape().last(), self.block());
+        let stride = u.shape().last();
+        let block = self.block();
         for (i, y) in y.f64_mut().iter_mut().enumerate() {
             let (unit, column) = self.place(i);
             let at = |m| m * stride + column..m * stride + column + block;
@@ -88,12 +92,16 @@ impl Op for GateGrad<'_> {
     }
 
     fn cpu(&self, &In { u, v }: &In<'_>, [y]: [&mut Host; 1]) {
-        let (stride, block, units) = (u.shape().last(), self.block(), self.0.units());
-        let (u, v) = (u.f32(), v.f32());
+        let stride = u.shape().last();
+        let block = self.block();
+        let units = self.0.units();
+        let u = u.f32();
+        let v = v.f32();
         let (_, _, g, k) = self.0.slots_a().dims();
         // The gates of a unit, for one linear.
         let gates = |i: usize, y: &mut [f32]| {
-            let (column, width) = (i / g * k * block, k * block);
+            let column = i / g * k * block;
+            let width = k * block;
             let mut sums = vec![0f64; k];
             for m in units.range(i % g) {
                 let at = m * stride + column;
@@ -153,4 +161,15 @@ fn cases() -> Vec<Case> {
         Case::new(label, inputs.to_vec(), run).sums(ROWS * block).cost(2 * ROWS * columns, 8 * ROWS * columns)
     };
     setups.into_iter().map(case).collect()
+}
+
+fn timed(sizes: &TimedSizes<'_>) -> Vec<Timed> {
+    let [m, d, e, k] = sizes.pick(sample::SMALL, sample::FULL);
+    let inputs = ["u", "v"].map(|name| Operand::normal(name, &[m, k]).frozen()).into();
+    let costs = (m * k, 12 * m * k);
+    let grad = Timed::new(format!("{m}x{d}, {k} of {e}"), inputs, costs, move |device| {
+        let s = sample::tokens(device, [m, e, k], None)?;
+        Ok(Box::new(move |x| Ok(vec![gate_grad(&x[0], &x[1], &s)?])))
+    });
+    vec![grad.sums(2 * d + m)]
 }

@@ -1,14 +1,16 @@
 //! Rows of a table by index (embedding lookup); its gradient is a sum over the occurrences of each row.
 
 use crate::device::{Entry, Gpu, Host, PORTABLE, Shader, Variant, parts};
-use crate::engine::{Case, Meta, Op, OpSpec, Operand, launch, operands, rows_in_parallel, run1};
+use crate::engine::{
+    Case, Meta, Op, OpSpec, Operand, Timed, TimedSizes, launch, operands, rows_in_parallel, run1,
+};
 use crate::rng::Stream;
 use crate::tape::Node;
 use crate::{DType, Device, Error, Result, Tensor};
 use std::sync::Arc;
 
 pub(super) static SPEC: OpSpec =
-    OpSpec { name: "gather_rows", formula: "y[i] = table[index[i]]", shaders: &[&SHADER], cases };
+    OpSpec { name: "gather_rows", formula: "y[i] = table[index[i]]", shaders: &[&SHADER], cases, timed };
 
 // The array of `links` is counted for all entries: they share one module.
 static VARIANTS: &[Variant] = &[Variant {
@@ -78,21 +80,26 @@ impl Op for Forward {
     }
 
     fn reference(&self, &In { table, index }: &In<'_>, [y]: [&mut Host; 1]) {
-        let (d, table) = (table.shape().last(), table.f64());
+        let d = table.shape().last();
+        let table = table.f64();
         for (y, &row) in y.f64_mut().chunks_mut(d.max(1)).zip(index.u32()) {
             y.copy_from_slice(&table[row as usize * d..][..d]);
         }
     }
 
     fn cpu(&self, &In { table, index }: &In<'_>, [y]: [&mut Host; 1]) {
-        let (d, table, index) = (table.shape().last(), table.f32(), index.u32());
+        let d = table.shape().last();
+        let table = table.f32();
+        let index = index.u32();
         rows_in_parallel(y.f32_mut(), d, |i, y| {
             y.copy_from_slice(&table[index[i] as usize * d..][..d]);
         });
     }
 
     fn gpu(&self, gpu: &Arc<Gpu>, x: &In<'_>, y: &[Tensor; 1]) -> Result<()> {
-        let (rows, d, n) = (x.table.shape().rows(), x.table.shape().last(), x.index.len());
+        let rows = x.table.shape().rows();
+        let d = x.table.shape().last();
+        let n = x.index.len();
         let params = [n as u32, d as u32, rows as u32];
         kernel("forward").run(gpu, &launch::binds(x, y), &params, (n * d).div_ceil(launch::WG), n * d)
     }
@@ -114,7 +121,8 @@ impl Op for Backward {
     }
 
     fn reference(&self, &BackwardIn { dy, index }: &BackwardIn<'_>, [dtable]: [&mut Host; 1]) {
-        let (d, dtable) = (dy.shape().last(), dtable.f64_mut());
+        let d = dy.shape().last();
+        let dtable = dtable.f64_mut();
         dtable.fill(0.0);
         for (dy, &row) in dy.f64().chunks(d.max(1)).zip(index.u32()) {
             let sum = &mut dtable[row as usize * d..][..d];
@@ -123,7 +131,9 @@ impl Op for Backward {
     }
 
     fn cpu(&self, &BackwardIn { dy, index }: &BackwardIn<'_>, [dtable]: [&mut Host; 1]) {
-        let (d, dy, index) = (dy.shape().last(), dy.f32(), index.u32());
+        let d = dy.shape().last();
+        let dy = dy.f32();
+        let index = index.u32();
         // Positions by row, in order within a row.
         let mut order: Vec<u32> = (0..index.len() as u32).collect();
         order.sort_by_key(|&i| index[i as usize]);
@@ -138,9 +148,11 @@ impl Op for Backward {
 
     fn gpu(&self, gpu: &Arc<Gpu>, x: &BackwardIn<'_>, y: &[Tensor; 1]) -> Result<()> {
         use crate::device::Bind;
-        let (d, n) = (x.dy.shape().last(), x.index.len());
+        let d = x.dy.shape().last();
+        let n = x.index.len();
         gpu.clear(y[0].buffer())?;
-        let (next, head) = (gpu.alloc(n)?, gpu.alloc(n)?);
+        let next = gpu.alloc(n)?;
+        let head = gpu.alloc(n)?;
         let params = [n as u32, d as u32, self.rows as u32];
         let bind = [Bind::Read(x.index.buffer()), Bind::Write(&next), Bind::Write(&head)];
         kernel("links").run(gpu, &bind, &params, n.div_ceil(launch::WG), n * n)?;
@@ -176,7 +188,8 @@ impl Tensor {
     /// larger ones count as V - 1.
     pub fn gather_rows(&self, index: &Tensor) -> Result<Tensor> {
         let y = run1(&Forward, In { table: self, index })?;
-        let (index, rows) = (index.detach(), self.shape().rows());
+        let index = index.detach();
+        let rows = self.shape().rows();
         Ok(Node::record("gather_rows", &[self], y, move |dy| {
             Ok(vec![Some(run1(&Backward { rows }, BackwardIn { dy: &dy, index: &index })?)])
         }))
@@ -185,7 +198,8 @@ impl Tensor {
 
 fn cases() -> Vec<Case> {
     let case = |rows: usize, d: usize, dims: &[usize], used: usize| {
-        let (n, bits) = (dims.iter().product::<usize>(), Stream::new(3));
+        let n = dims.iter().product::<usize>();
+        let bits = Stream::new(3);
         let index: Vec<u32> = (0..n as u32).map(|i| bits.bits(i) % used.max(1) as u32).collect();
         let inputs = vec![Operand::normal("table", &[rows, d]), Operand::indices(dims, index)];
         Case::new(format!("[{rows}, {d}] by {dims:?}"), inputs, |x| Ok(vec![x[0].gather_rows(&x[1])?]))
@@ -215,6 +229,16 @@ fn cases() -> Vec<Case> {
         c
     })
     .collect()
+}
+
+fn timed(sizes: &TimedSizes<'_>) -> Vec<Timed> {
+    let [rows, d] = sizes.plane();
+    let n = rows * d;
+    let index = (0..rows).map(|i| (i * 7 % rows) as u32).collect();
+    let inputs = vec![Operand::normal("table", &[rows, d]), Operand::indices(&[rows], index)];
+    let gather =
+        Timed::plain(format!("{rows} of {rows}x{d}"), inputs, (0, 8 * n), |x| x[0].gather_rows(&x[1]));
+    vec![gather.backward(0, 8 * n)]
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! The norm of a list of tensors, and the factor that clips it; both stay on the device.
 
 use crate::device::{Entry, Gpu, Host, PORTABLE, Shader, Variant, parts};
-use crate::engine::{Case, Meta, Op, OpSpec, Operand, Operands, launch, operands, run1};
+use crate::engine::{Case, Meta, Op, OpSpec, Operand, Operands, Timed, TimedSizes, launch, operands, run1};
 use crate::{DType, Error, Result, Tensor};
 use rayon::prelude::*;
 use std::sync::Arc;
@@ -11,6 +11,7 @@ pub(super) static SPEC: OpSpec = OpSpec {
     formula: "sqrt(sum x^2) over a list, min(1, max_norm / norm)",
     shaders: &[&SHADER],
     cases,
+    timed,
 };
 
 static VARIANTS: &[Variant] = &[Variant {
@@ -77,7 +78,8 @@ impl Op for Norm {
         let partial = gpu.alloc(x.iter().map(|t| t.len().div_ceil(CHUNK)).sum())?;
         let mut offset = 0;
         for t in *x {
-            let (n, chunks) = (t.len(), t.len().div_ceil(CHUNK));
+            let n = t.len();
+            let chunks = t.len().div_ceil(CHUNK);
             let bind = [Bind::Read(t.buffer()), Bind::Write(&partial)];
             kernel("squares").run(gpu, &bind, &[n as u32, offset as u32, 0], chunks, 2 * n)?;
             offset += chunks;
@@ -174,13 +176,21 @@ fn cases() -> Vec<Case> {
         Case::new(format!("{dims:?}"), inputs, |x| {
             let norm = global_norm(&x.iter().collect::<Vec<_>>())?;
             // One that clips, one that does not.
-            let (small, large) = (norm.clip_factor(0.01)?, norm.clip_factor(1e9)?);
+            let small = norm.clip_factor(0.01)?;
+            let large = norm.clip_factor(1e9)?;
             Ok(vec![norm, small, large])
         })
         .sums(n)
         .cost(2 * n, 4 * n)
     };
     lists.iter().map(case).collect()
+}
+
+fn timed(sizes: &TimedSizes<'_>) -> Vec<Timed> {
+    let [rows, d] = sizes.plane();
+    let n = rows * d;
+    let inputs = vec![Operand::normal("x", &[rows, d]).frozen()];
+    vec![Timed::plain(format!("{rows}x{d}"), inputs, (2 * n, 4 * n), |x| global_norm(&[&x[0]])).sums(n)]
 }
 
 #[cfg(test)]

@@ -2,7 +2,8 @@
 
 use crate::device::{Entry, Gpu, Host, Shader};
 use crate::engine::{
-    Case, Meta, Op, OpSpec, Operand, Operands, cpu::math, launch, operands, rows_in_parallel, run, run1,
+    Case, Meta, Op, OpSpec, Operand, Operands, Timed, TimedSizes, cpu::math, launch, operands,
+    rows_in_parallel, run, run1,
 };
 use crate::tape::{Node, recording};
 use crate::{DType, Error, Result, Tensor};
@@ -14,6 +15,7 @@ pub(super) static SPEC: OpSpec = OpSpec {
     formula: "y = (x - mean(x)) / sqrt(var(x) + eps) * w + b",
     shaders: &[&SHADER],
     cases,
+    timed,
 };
 
 static SHADER: Shader = Shader {
@@ -59,7 +61,10 @@ impl Op<2> for Forward {
     }
 
     fn reference(&self, &In { x, w, b }: &In<'_>, [y, stats]: [&mut Host; 2]) {
-        let (d, x, w, b) = (x.shape().last(), x.f64(), w.f64(), b.f64());
+        let d = x.shape().last();
+        let x = x.f64();
+        let w = w.f64();
+        let b = b.f64();
         let rows = y.f64_mut().chunks_mut(d.max(1)).zip(x.chunks(d.max(1)));
         for ((y, x), stats) in rows.zip(stats.f64_mut().chunks_mut(2)) {
             let mean = x.iter().sum::<f64>() / d as f64;
@@ -73,7 +78,10 @@ impl Op<2> for Forward {
     }
 
     fn cpu(&self, &In { x, w, b }: &In<'_>, [y, stats]: [&mut Host; 2]) {
-        let (d, x, w, b) = (x.shape().last(), x.f32(), w.f32(), b.f32());
+        let d = x.shape().last();
+        let x = x.f32();
+        let w = w.f32();
+        let b = b.f32();
         stats.f32_mut().par_chunks_mut(2).zip(x.par_chunks(d.max(1))).with_min_len(16).for_each(
             |(stats, x)| {
                 let mean = math::sum_of(d, |k| x[k]) / d as f32;
@@ -83,7 +91,8 @@ impl Op<2> for Forward {
         );
         let stats = stats.f32();
         rows_in_parallel(y.f32_mut(), d, |i, y| {
-            let (mean, scale) = (stats[2 * i], stats[2 * i + 1]);
+            let mean = stats[2 * i];
+            let scale = stats[2 * i + 1];
             for (y, (x, (w, b))) in y.iter_mut().zip(x[i * d..].iter().zip(w.iter().zip(b))) {
                 *y = (x - mean) * scale * w + b;
             }
@@ -112,10 +121,15 @@ impl Op for BackwardX {
 
     fn reference(&self, &BackwardIn { x, w, stats, dy }: &BackwardIn<'_>, [dx]: [&mut Host; 1]) {
         let d = x.shape().last().max(1);
-        let (x, w, stats, dy) = (x.f64(), w.f64(), stats.f64(), dy.f64());
+        let x = x.f64();
+        let w = w.f64();
+        let stats = stats.f64();
+        let dy = dy.f64();
         for (i, dx) in dx.f64_mut().chunks_mut(d).enumerate() {
-            let (x, dy) = (&x[i * d..], &dy[i * d..]);
-            let (mean, scale) = (stats[2 * i], stats[2 * i + 1]);
+            let x = &x[i * d..];
+            let dy = &dy[i * d..];
+            let mean = stats[2 * i];
+            let scale = stats[2 * i + 1];
             let xhat = |k: usize| (x[k] - mean) * scale;
             let sum = (0..d).map(|k| w[k] * dy[k]).sum::<f64>() / d as f64;
             let dot = (0..d).map(|k| w[k] * dy[k] * xhat(k)).sum::<f64>() / d as f64;
@@ -127,10 +141,15 @@ impl Op for BackwardX {
 
     fn cpu(&self, &BackwardIn { x, w, stats, dy }: &BackwardIn<'_>, [dx]: [&mut Host; 1]) {
         let d = x.shape().last();
-        let (x, w, stats, dy) = (x.f32(), &w.f32()[..d], stats.f32(), dy.f32());
+        let x = x.f32();
+        let w = &w.f32()[..d];
+        let stats = stats.f32();
+        let dy = dy.f32();
         rows_in_parallel(dx.f32_mut(), d, |i, dx| {
-            let (x, dy) = (&x[i * d..][..d], &dy[i * d..][..d]);
-            let (mean, scale) = (stats[2 * i], stats[2 * i + 1]);
+            let x = &x[i * d..][..d];
+            let dy = &dy[i * d..][..d];
+            let mean = stats[2 * i];
+            let scale = stats[2 * i + 1];
             let sum = math::sum_of(d, |k| w[k] * dy[k]) / d as f32;
             let dot = math::sum_of(d, |k| w[k] * dy[k] * (x[k] - mean)) * scale / d as f32;
             for k in 0..d {
@@ -152,7 +171,9 @@ impl Tensor {
     /// `w` or `b` is not `[D]`.
     pub fn layer_norm(&self, w: &Tensor, b: &Tensor, eps: f32) -> Result<Tensor> {
         let [y, stats] = run(&Forward { eps }, In { x: self, w, b })?;
-        let (need_x, need_w, need_b) = (self.requires_grad(), w.requires_grad(), b.requires_grad());
+        let need_x = self.requires_grad();
+        let need_w = w.requires_grad();
+        let need_b = b.requires_grad();
         let kept =
             (recording(&[self, w, b]) && (need_x || need_w)).then(|| (self.detach(), w.detach(), stats));
         Ok(Node::record("layer_norm", &[self, w, b], y, move |dy| {
@@ -203,4 +224,14 @@ fn cases() -> Vec<Case> {
         frozen("frozen", "frozen", "b"),
     ]);
     all
+}
+
+fn timed(sizes: &TimedSizes<'_>) -> Vec<Timed> {
+    let [rows, d] = sizes.plane();
+    let n = rows * d;
+    let weight = |name| Operand::normal(name, &[d]).frozen();
+    let inputs = vec![Operand::normal("x", &[rows, d]), weight("w"), weight("b")];
+    let norm =
+        Timed::plain(format!("{rows}x{d}"), inputs, (7 * n, 8 * n), |x| x[0].layer_norm(&x[1], &x[2], 1e-5));
+    vec![norm.sums(d).backward(11 * n, 12 * n)]
 }

@@ -3,14 +3,14 @@
 use crate::device::{Entry, Gpu, Host, PORTABLE, Shader, Variant, parts};
 use crate::engine::cpu::gemm::{Mat, gemm, gemm_f64};
 use crate::engine::product::{TILE_BYTES, TILINGS, Tiling, VECTOR_BYTES};
-use crate::engine::{Case, Meta, Op, OpSpec, Operand, Operands, operands, run1};
+use crate::engine::{Case, Meta, Op, OpSpec, Operand, Operands, Timed, TimedSizes, operands, run1};
 use crate::tape::Node;
 use crate::{DType, Error, Result, Tensor};
 use rayon::prelude::*;
 use std::sync::Arc;
 
 pub(super) static SPEC: OpSpec =
-    OpSpec { name: "matmul", formula: "c = a b, a b^T, a^T b", shaders: &[&SHADER], cases };
+    OpSpec { name: "matmul", formula: "c = a b, a b^T, a^T b", shaders: &[&SHADER], cases, timed };
 
 /// `TA`, `TB`, `EDGE` and the fragments that read the operands.
 macro_rules! variants {
@@ -82,7 +82,8 @@ impl Product {
             ([lead @ .., c], [_, _]) if self.form != Form::TN => (1, lead.iter().product(), *c, lead),
             _ => return refuse("needs two matrices, two batches [G, ., .], or rows [.., K] with one matrix"),
         };
-        let (b0, b1) = (b[b.len() - 2], b[b.len() - 1]);
+        let b0 = b[b.len() - 2];
+        let b1 = b[b.len() - 1];
         let (m, k) = if self.form == Form::TN { (cols, rows) } else { (rows, cols) };
         let (kb, n) = if self.form == Form::NT { (b1, b0) } else { (b0, b1) };
         if k != kb {
@@ -105,10 +106,13 @@ impl Product {
     /// The product as one tensor function, with its derivative.
     fn record(self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
         let y = run1(&self, In { a, b })?;
-        let (need_a, need_b) = (a.requires_grad(), b.requires_grad());
-        let (a_dims, b_dims) = (a.dims().to_vec(), b.dims().to_vec());
+        let need_a = a.requires_grad();
+        let need_b = b.requires_grad();
+        let a_dims = a.dims().to_vec();
+        let b_dims = b.dims().to_vec();
         let keep = |t: &Tensor, need: bool| need.then(|| t.detach());
-        let (a_value, b_value) = (keep(a, need_b), keep(b, need_a));
+        let a_value = keep(a, need_b);
+        let b_value = keep(b, need_a);
         let Plan { batch, m, n, .. } = self.plan(&a_dims, &b_dims)?;
         Ok(Node::record("matmul", &[a, b], y, move |dy| {
             let dy = dy.reshape(&[batch, m, n])?;
@@ -171,9 +175,12 @@ impl Op for Product {
     fn reference(&self, x: &In<'_>, [c]: [&mut Host; 1]) {
         let Plan { batch, m, n, k, .. } = self.checked(x);
         let &In { a, b } = x;
-        let (a, b, c) = (a.f64(), b.f64(), c.f64_mut());
+        let a = a.f64();
+        let b = b.f64();
+        let c = c.f64_mut();
         for g in 0..batch {
-            let (a, b) = (&a[g * m * k..][..m * k], &b[g * k * n..][..k * n]);
+            let a = &a[g * m * k..][..m * k];
+            let b = &b[g * k * n..][..k * n];
             let c = &mut c[g * m * n..][..m * n];
             gemm_f64(c, a, b, (m, n, k), self.form == Form::TN, self.form == Form::NT);
         }
@@ -182,9 +189,11 @@ impl Op for Product {
     fn cpu(&self, x: &In<'_>, [c]: [&mut Host; 1]) {
         let Plan { m, n, k, .. } = self.checked(x);
         let &In { a, b } = x;
-        let (a, b) = (a.f32(), b.f32());
+        let a = a.f32();
+        let b = b.f32();
         let one = |g: usize, c: &mut [f32]| {
-            let (a, b) = (&a[g * m * k..], &b[g * k * n..]);
+            let a = &a[g * m * k..];
+            let b = &b[g * k * n..];
             let (a, b) = match self.form {
                 Form::NN => (Mat::new(a, m, k), Mat::new(b, k, n)),
                 Form::NT => (Mat::new(a, m, k), Mat::new(b, n, k).t()),
@@ -203,7 +212,8 @@ impl Op for Product {
     fn gpu(&self, gpu: &Arc<Gpu>, x: &In<'_>, y: &[Tensor; 1]) -> Result<()> {
         use crate::engine::{launch, product};
         let Plan { batch, m, n, k, .. } = self.checked(x);
-        let (ta, tb) = (self.form == Form::TN, self.form == Form::NT);
+        let ta = self.form == Form::TN;
+        let tb = self.form == Form::NT;
         let launch = product::Product {
             shader: &SHADER,
             tiling: self.force.unwrap_or_else(|| product::choose(gpu.class(), gpu.tuned(), m, n, k)),
@@ -317,6 +327,17 @@ fn cases() -> Vec<Case> {
         all.push(Case::new(label("NT"), rows([4, 5])(dims), |x| Ok(vec![x[0].matmul_nt(&x[1])?])));
     }
     all
+}
+
+fn timed(sizes: &TimedSizes<'_>) -> Vec<Timed> {
+    let product = |[m, n, k]: [usize; 3]| {
+        let inputs = vec![Operand::normal("a", &[m, k]), Operand::normal("b", &[n, k])];
+        let costs = (2 * m * n * k, 4 * (m * k + n * k + m * n));
+        Timed::plain(format!("NT {m}x{n}x{k}"), inputs, costs, |x| x[0].matmul_nt(&x[1]))
+            .sums(m.max(n).max(k))
+            .backward(4 * m * n * k, 4 * (2 * m * k + 2 * n * k + 2 * m * n))
+    };
+    sizes.products().map(product).collect()
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! its derivative, and the op's [`OpSpec`]: shaders and test cases. The list below is the only place that
 //! names them all; see docs/ADD_AN_OP.md.
 
-pub use crate::engine::{Case, OpSpec, Operand};
+pub use crate::engine::{Case, Computation, Costs, OpSpec, Operand, Timed, TimedSizes};
 
 macro_rules! ops {
     ($($(#[$doc:meta])* $name:ident),+ $(,)?) => {
@@ -71,4 +71,52 @@ ops! {
     adamw,
     /// `sqrt(sum x^2)` over a list of tensors, and `min(1, max_norm / norm)`.
     global_norm,
+}
+
+/// The op of docs/ADD_AN_OP.md, word for word: `build.rs` cuts it from the page.
+#[cfg(test)]
+mod negate {
+    include!(concat!(env!("OUT_DIR"), "/recipe/src/ops/negate.rs"));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{OpSpec, TimedSizes, negate};
+    use crate::Device;
+    use crate::check::{bits, gradcheck, parity};
+
+    #[test]
+    fn the_recipe_is_an_op() {
+        let spec: &OpSpec = &negate::SPEC;
+        let cpu = Device::cpu();
+        cpu.set_guard(true);
+        let mut devices = vec![cpu.clone()];
+        devices.extend(Device::gpu());
+        for case in (spec.cases)() {
+            for device in &devices {
+                let found = parity(&case, device).unwrap();
+                assert!(found.holds(), "{}: {found}", case.label);
+            }
+            assert!(!case.gradcheck || gradcheck(&case).unwrap() < 1e-6, "{}", case.label);
+            assert_eq!(bits(&case, &cpu).unwrap(), bits(&case, &cpu).unwrap());
+        }
+        for timed in (spec.timed)(&TimedSizes { small: true, products: &[], formats: &[] }) {
+            assert!(parity(&timed.case(), &cpu).unwrap().holds());
+        }
+    }
+
+    #[test]
+    fn the_shader_of_the_recipe_is_valid() {
+        use naga::valid::{Capabilities, ValidationFlags, Validator};
+        for shader in negate::SPEC.shaders {
+            let variants = shader.entries.iter().flat_map(|entry| entry.variants);
+            for (variant, immediates) in variants.flat_map(|v| [(v, false), (v, true)]) {
+                let text = variant.text(shader, immediates);
+                let module = naga::front::wgsl::parse_str(&text).unwrap();
+                let mut allowed = Capabilities::empty();
+                allowed.set(Capabilities::IMMEDIATES, immediates);
+                Validator::new(ValidationFlags::all(), allowed).validate(&module).unwrap();
+            }
+        }
+    }
 }

@@ -2,11 +2,13 @@
 
 use crate::device::{Entry, Gpu, Host, PORTABLE, Shader, Variant, parts};
 use crate::engine::cpu::tile::{Tile, columns_in_parallel};
-use crate::engine::{Case, Meta, Op, OpSpec, Operand, operands, rows_in_parallel, run1};
+use crate::engine::{
+    Case, Computation, Meta, Op, OpSpec, Operand, Timed, TimedSizes, operands, rows_in_parallel, run1,
+};
 use crate::routing::Units;
 use crate::simd::{add_rows, vectorised};
 use crate::tape::Node;
-use crate::{DType, Error, Result, Tensor};
+use crate::{DType, Device, Error, Result, Tensor};
 use std::sync::Arc;
 
 use crate::engine::launch::{Kernel, binds};
@@ -16,6 +18,7 @@ pub(super) static SPEC: OpSpec = OpSpec {
     formula: "h[g] = sum over the rows m of unit g of weight[m] x[m]",
     shaders: &[&SHADER],
     cases,
+    timed,
 };
 
 const NAME: &str = "pool_rows";
@@ -47,10 +50,11 @@ struct Pool<'a> {
 
 vectorised! {
     /// Columns of the pooled rows.
-    fn sums(units: &Units, weight: &[f32], x: &[f32], d: usize, tile: &mut Tile<'_>) {
-        let cols = tile.cols.clone();
-        let (mut weights, mut rows) = (Vec::new(), Vec::new());
-        for g in tile.rows.clone() {
+    fn sums(simd: _, units: &Units, weight: &[f32], x: &[f32], d: usize, tile: &mut Tile<'_>) {
+        let cols = tile.cols();
+        let mut weights = Vec::new();
+        let mut rows = Vec::new();
+        for g in tile.rows() {
             let y = tile.row(g);
             y.fill(0.0);
             // What is padding may hold anything.
@@ -58,7 +62,7 @@ vectorised! {
                 weights.push(weight[m]);
                 rows.push(&x[m * d..][cols.clone()]);
             }
-            add_rows::<Simd>(y, &weights, &rows);
+            add_rows(simd, y, &weights, &rows);
             weights.clear();
             rows.clear();
         }
@@ -78,7 +82,8 @@ impl Op for Pool<'_> {
 
     fn infer(&self, &In { x }: &In<'_>) -> Result<[Meta; 1]> {
         x.require(NAME, DType::F32)?;
-        let (mut from, mut to) = (self.units.rows(), self.units.count());
+        let mut from = self.units.rows();
+        let mut to = self.units.count();
         if self.backward {
             std::mem::swap(&mut from, &mut to);
         }
@@ -90,7 +95,8 @@ impl Op for Pool<'_> {
 
     fn reference(&self, &In { x }: &In<'_>, [y]: [&mut Host; 1]) {
         let d = x.shape().last().max(1);
-        let (x, y) = (x.f64(), y.f64_mut());
+        let x = x.f64();
+        let y = y.f64_mut();
         let weight = self.units.weight().map_or(&[][..], |w| w.f64());
         if !self.backward {
             y.fill(0.0);
@@ -98,9 +104,10 @@ impl Op for Pool<'_> {
         for g in 0..self.units.count() {
             for m in self.units.range(g) {
                 for c in 0..x.len().min(d) {
-                    match self.backward {
-                        true => y[m * d + c] = weight[m] * x[g * d + c],
-                        false => y[g * d + c] += weight[m] * x[m * d + c],
+                    if self.backward {
+                        y[m * d + c] = weight[m] * x[g * d + c]
+                    } else {
+                        y[g * d + c] += weight[m] * x[m * d + c]
                     }
                 }
             }
@@ -111,13 +118,15 @@ impl Op for Pool<'_> {
         let d = x.shape().last();
         let x = x.f32();
         let (Some(weight), Some(row_unit)) = (self.units.weight(), self.units.row_unit()) else { return };
-        let (weight, row_unit) = (weight.f32(), row_unit.u32());
-        match self.backward {
-            true => rows_in_parallel(y.f32_mut(), d, |m, y| {
+        let weight = weight.f32();
+        let row_unit = row_unit.u32();
+        if self.backward {
+            rows_in_parallel(y.f32_mut(), d, |m, y| {
                 let from = &x[row_unit[m] as usize * d..][..d];
                 y.iter_mut().zip(from).for_each(|(y, v)| *y = weight[m] * v);
-            }),
-            false => columns_in_parallel(y.f32_mut(), d, |tile| sums(self.units, weight, x, d, tile)),
+            })
+        } else {
+            columns_in_parallel(y.f32_mut(), d, |tile| sums(self.units, weight, x, d, tile))
         }
     }
 
@@ -127,7 +136,8 @@ impl Op for Pool<'_> {
         else {
             return Ok(());
         };
-        let (rows, d) = (self.units.rows(), x.x.shape().last());
+        let rows = self.units.rows();
+        let d = x.x.shape().last();
         let params = [self.units.count(), rows, d].map(|v| v as u32);
         let (kernel, map, groups) = if self.backward {
             let kernel = Kernel { shader: &SHADER, entry: "backward", variant: &BACKWARD[0] };
@@ -153,7 +163,8 @@ impl Tensor {
             return self.reshape(&[units.rows(), d]);
         }
         let h = run1(&Pool { units, backward: false }, In { x: self })?;
-        let (units, dims) = (units.clone(), self.dims().to_vec());
+        let units = units.clone();
+        let dims = self.dims().to_vec();
         Ok(Node::record(NAME, &[self], h, move |dh| {
             let dx = run1(&Pool { units: &units, backward: true }, In { x: &dh })?;
             Ok(vec![Some(dx.reshape(&dims)?)])
@@ -177,4 +188,15 @@ fn cases() -> Vec<Case> {
             .cost(2 * rows * d, 4 * rows * d)
         })
         .collect()
+}
+
+fn timed(sizes: &TimedSizes<'_>) -> Vec<Timed> {
+    let [r, d] = sizes.pick([40, 257], [2048, 2048]);
+    let make = move |device: &Device| -> Result<Computation> {
+        let units = Units::instances(device, 8, r / 8)?;
+        Ok(Box::new(move |x| Ok(vec![x[0].pool_rows(&units)?])))
+    };
+    let inputs = vec![Operand::normal("x", &[r, d])];
+    let pool = Timed::new(format!("8 units of {r}x{d}"), inputs, (2 * r * d, 4 * r * d), make);
+    vec![pool.sums(r).backward(r * d, 4 * r * d)]
 }

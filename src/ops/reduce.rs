@@ -1,7 +1,7 @@
 //! Sums over everything, over rows, and over the innermost axis.
 
 use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
-use crate::engine::{Case, Meta, Op, OpSpec, Operand, operands, run1};
+use crate::engine::{Case, Meta, Op, OpSpec, Operand, Timed, TimedSizes, operands, run1};
 use crate::tape::Node;
 use crate::{DType, Result, Tensor};
 use rayon::prelude::*;
@@ -15,6 +15,7 @@ pub(super) static SPEC: OpSpec = OpSpec {
     formula: "sum of all, sum over rows, sum over the last axis",
     shaders: &[&SHADER],
     cases,
+    timed,
 };
 
 const WG: u32 = 256;
@@ -102,7 +103,8 @@ impl Op for Sum {
     }
 
     fn gpu(&self, gpu: &Arc<Gpu>, x: &In<'_>, y: &[Tensor; 1]) -> Result<()> {
-        let (n, d) = (x.x.shape().rows(), x.x.shape().last());
+        let n = x.x.shape().rows();
+        let d = x.x.shape().last();
         match self {
             Sum::Total => passes(gpu, "total", x.x, &y[0], [x.x.len(), 1], CHUNK),
             Sum::Rows => passes(gpu, "rows", x.x, &y[0], [n, d], ROWS),
@@ -214,4 +216,11 @@ fn cases() -> Vec<Case> {
         );
     }
     all
+}
+
+fn timed(sizes: &TimedSizes<'_>) -> Vec<Timed> {
+    let [rows, d] = sizes.plane();
+    let n = rows * d;
+    let inputs = vec![Operand::normal("x", &[rows, d])];
+    vec![Timed::plain(format!("sum_last {rows}x{d}"), inputs, (n, 4 * n), |x| x[0].sum_last()).sums(d)]
 }

@@ -2,7 +2,7 @@
 
 use crate::device::{Entry, Gpu, Host, Shader};
 use crate::engine::launch::ELEMENTS;
-use crate::engine::{Case, Meta, Op, OpSpec, Operand, operands, rows_in_parallel, run1};
+use crate::engine::{Case, Meta, Op, OpSpec, Operand, Timed, TimedSizes, operands, rows_in_parallel, run1};
 use crate::tape::Node;
 use crate::{DType, Error, Result, Tensor};
 use std::sync::Arc;
@@ -14,6 +14,7 @@ pub(super) static SPEC: OpSpec = OpSpec {
     formula: "y[m k + j] = x[m]; y[m] = sum_j x[m k + j]",
     shaders: &[&SHADER],
     cases,
+    timed,
 };
 
 const NAME: &str = "repeat_rows";
@@ -42,7 +43,8 @@ impl Op for Rows {
 
     fn infer(&self, &In { x }: &In<'_>) -> Result<[Meta; 1]> {
         x.require(NAME, DType::F32)?;
-        let (rows, d) = (x.shape().rows(), x.shape().last());
+        let rows = x.shape().rows();
+        let d = x.shape().last();
         if self.k == 0 || (self.sum && !rows.is_multiple_of(self.k)) {
             return Err(Error::shape(NAME, format!("{rows} rows in groups of {}", self.k)));
         }
@@ -52,29 +54,34 @@ impl Op for Rows {
     fn reference(&self, &In { x }: &In<'_>, [y]: [&mut Host; 1]) {
         let d = x.shape().last().max(1);
         for (i, y) in y.f64_mut().iter_mut().enumerate() {
-            let (m, c) = (i / d, i % d);
-            *y = match self.sum {
-                true => (0..self.k).map(|j| x.f64()[(m * self.k + j) * d + c]).sum(),
-                false => x.f64()[m / self.k * d + c],
+            let m = i / d;
+            let c = i % d;
+            *y = if self.sum {
+                (0..self.k).map(|j| x.f64()[(m * self.k + j) * d + c]).sum()
+            } else {
+                x.f64()[m / self.k * d + c]
             };
         }
     }
 
     fn cpu(&self, &In { x }: &In<'_>, [y]: [&mut Host; 1]) {
-        let (d, x) = (x.shape().last(), x.f32());
-        rows_in_parallel(y.f32_mut(), d, |m, y| match self.sum {
-            false => y.copy_from_slice(&x[m / self.k * d..][..d]),
-            true => {
+        let d = x.shape().last();
+        let x = x.f32();
+        rows_in_parallel(y.f32_mut(), d, |m, y| {
+            if self.sum {
                 y.fill(0.0);
                 for row in x[m * self.k * d..].chunks(d).take(self.k) {
                     y.iter_mut().zip(row).for_each(|(y, v)| *y += v);
                 }
+            } else {
+                y.copy_from_slice(&x[m / self.k * d..][..d])
             }
         });
     }
 
     fn gpu(&self, gpu: &Arc<Gpu>, x: &In<'_>, y: &[Tensor; 1]) -> Result<()> {
-        let (n, entry) = (y[0].len(), if self.sum { "group_sum" } else { "repeat" });
+        let n = y[0].len();
+        let entry = if self.sum { "group_sum" } else { "repeat" };
         let params = [n, x.x.shape().last(), self.k].map(|v| v as u32);
         let kernel = Kernel { shader: &SHADER, entry, variant: &ELEMENTS[0] };
         kernel.run(gpu, &binds(x, y), &params, n.div_ceil(WG), n)
@@ -107,4 +114,12 @@ fn cases() -> Vec<Case> {
         all.push(Case::new(label, inputs, run).sums(k).cost(m * d * k, bytes));
     }
     all
+}
+
+fn timed(sizes: &TimedSizes<'_>) -> Vec<Timed> {
+    let [rows, d] = sizes.plane();
+    let n = rows * d;
+    let inputs = vec![Operand::normal("x", &[rows, d])];
+    let repeat = Timed::plain(format!("{rows}x{d} 2 times"), inputs, (0, 12 * n), |x| x[0].repeat_rows(2));
+    vec![repeat.backward(n, 12 * n)]
 }

@@ -2,7 +2,8 @@
 
 use crate::device::{Entry, Gpu, Host, Shader};
 use crate::engine::{
-    Case, Meta, Op, OpSpec, Operand, cpu::math, launch, operands, rows_in_parallel, rows_per_task, run, run1,
+    Case, Meta, Op, OpSpec, Operand, Timed, TimedSizes, cpu::math, launch, operands, rows_in_parallel,
+    rows_per_task, run, run1,
 };
 use crate::simd::wide;
 use crate::tape::Node;
@@ -10,8 +11,13 @@ use crate::{DType, Error, Result, Tensor};
 use rayon::prelude::*;
 use std::sync::Arc;
 
-pub(super) static SPEC: OpSpec =
-    OpSpec { name: "rms_norm", formula: "y = x / sqrt(mean(x^2) + eps) * w", shaders: &[&SHADER], cases };
+pub(super) static SPEC: OpSpec = OpSpec {
+    name: "rms_norm",
+    formula: "y = x / sqrt(mean(x^2) + eps) * w",
+    shaders: &[&SHADER],
+    cases,
+    timed,
+};
 
 static SHADER: Shader = Shader {
     name: "rms_norm",
@@ -51,7 +57,9 @@ impl Op<2> for Forward {
     }
 
     fn reference(&self, &In { x, w }: &In<'_>, [y, inv]: [&mut Host; 2]) {
-        let (d, x, w) = (x.shape().last(), x.f64(), w.f64());
+        let d = x.shape().last();
+        let x = x.f64();
+        let w = w.f64();
         let rows = y.f64_mut().chunks_mut(d.max(1)).zip(x.chunks(d.max(1)));
         for ((y, x), inv) in rows.zip(inv.f64_mut()) {
             let mean = x.iter().map(|v| v * v).sum::<f64>() / d as f64;
@@ -63,7 +71,9 @@ impl Op<2> for Forward {
     }
 
     fn cpu(&self, &In { x, w }: &In<'_>, [y, inv]: [&mut Host; 2]) {
-        let (d, x, w) = (x.shape().last().max(1), x.f32(), w.f32());
+        let d = x.shape().last().max(1);
+        let x = x.f32();
+        let w = w.f32();
         let rows = y.f32_mut().par_chunks_mut(d).zip(inv.f32_mut()).zip(x.par_chunks(d));
         rows.with_min_len(rows_per_task(d)).for_each(|((y, inv), x)| {
             wide(|| {
@@ -97,9 +107,13 @@ impl Op for BackwardX {
 
     fn reference(&self, &BackwardIn { x, w, inv, dy }: &BackwardIn<'_>, [dx]: [&mut Host; 1]) {
         let d = x.shape().last().max(1);
-        let (x, w, inv, dy) = (x.f64(), w.f64(), inv.f64(), dy.f64());
+        let x = x.f64();
+        let w = w.f64();
+        let inv = inv.f64();
+        let dy = dy.f64();
         for (i, dx) in dx.f64_mut().chunks_mut(d).enumerate() {
-            let (x, dy) = (&x[i * d..], &dy[i * d..]);
+            let x = &x[i * d..];
+            let dy = &dy[i * d..];
             let dot: f64 = (0..d).map(|k| w[k] * dy[k] * x[k]).sum();
             let c = dot * inv[i] * inv[i] / d as f64;
             for k in 0..d {
@@ -110,9 +124,13 @@ impl Op for BackwardX {
 
     fn cpu(&self, &BackwardIn { x, w, inv, dy }: &BackwardIn<'_>, [dx]: [&mut Host; 1]) {
         let d = x.shape().last().max(1);
-        let (x, w, inv, dy) = (x.f32(), w.f32(), inv.f32(), dy.f32());
+        let x = x.f32();
+        let w = w.f32();
+        let inv = inv.f32();
+        let dy = dy.f32();
         rows_in_parallel(dx.f32_mut(), d, |i, dx| {
-            let (x, dy) = (&x[i * d..][..d], &dy[i * d..][..d]);
+            let x = &x[i * d..][..d];
+            let dy = &dy[i * d..][..d];
             let dot = math::sum_of(d, |k| w[k] * dy[k] * x[k]);
             let c = dot * inv[i] * inv[i] / d as f32;
             for (dx, ((x, dy), w)) in dx.iter_mut().zip(x.iter().zip(dy).zip(w)) {
@@ -133,10 +151,13 @@ impl Tensor {
     /// `w` is not `[D]`.
     pub fn rms_norm(&self, w: &Tensor, eps: f32) -> Result<Tensor> {
         let [y, inv] = run(&Forward { eps }, In { x: self, w })?;
-        let (x, w_value) = (self.detach(), w.detach());
-        let (need_x, need_w) = (self.requires_grad(), w.requires_grad());
+        let x = self.detach();
+        let w_value = w.detach();
+        let need_x = self.requires_grad();
+        let need_w = w.requires_grad();
         let again = {
-            let (x, w) = (x.clone(), w_value.clone());
+            let x = x.clone();
+            let w = w_value.clone();
             move || {
                 let [y, _] = run(&Forward { eps }, In { x: &x, w: &w })?;
                 Ok(y)
@@ -171,4 +192,12 @@ fn cases() -> Vec<Case> {
                 .floor(if d == 1 { 1.0 } else { 1e-30 })
         })
         .collect()
+}
+
+fn timed(sizes: &TimedSizes<'_>) -> Vec<Timed> {
+    let [rows, d] = sizes.plane();
+    let n = rows * d;
+    let inputs = vec![Operand::normal("x", &[rows, d]), Operand::normal("w", &[d]).frozen()];
+    let norm = Timed::plain(format!("{rows}x{d}"), inputs, (4 * n, 8 * n), |x| x[0].rms_norm(&x[1], 1e-5));
+    vec![norm.sums(d).backward(8 * n, 12 * n)]
 }

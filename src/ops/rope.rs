@@ -2,7 +2,9 @@
 
 use super::gather_rows::check_indices;
 use crate::device::{Entry, Gpu, Host, Shader};
-use crate::engine::{Case, Meta, Op, OpSpec, Operand, launch, operands, rows_in_parallel, run1};
+use crate::engine::{
+    Case, Computation, Meta, Op, OpSpec, Operand, Timed, TimedSizes, launch, operands, rows_in_parallel, run1,
+};
 use crate::rng::Stream;
 use crate::tape::Node;
 use crate::{DType, Device, Error, Result, Tensor};
@@ -13,6 +15,7 @@ pub(super) static SPEC: OpSpec = OpSpec {
     formula: "(x1, x2) -> (x1 cos a - x2 sin a, x2 cos a + x1 sin a)",
     shaders: &[&SHADER],
     cases,
+    timed,
 };
 
 static SHADER: Shader = Shader {
@@ -122,8 +125,12 @@ impl Op for Rotate {
     }
 
     fn reference(&self, &In { x, cos, sin, position }: &In<'_>, [y]: [&mut Host; 1]) {
-        let (heads, half) = (x.dims()[x.shape().rank() - 2], cos.shape().last());
-        let (x, cos, sin, position) = (x.f64(), cos.f64(), sin.f64(), position.u32());
+        let heads = x.dims()[x.shape().rank() - 2];
+        let half = cos.shape().last();
+        let x = x.f64();
+        let cos = cos.f64();
+        let sin = sin.f64();
+        let position = position.u32();
         for (i, (y, x)) in y.f64_mut().chunks_mut(2 * half).zip(x.chunks(2 * half)).enumerate() {
             let row = position[i / heads] as usize * half;
             for k in 0..half {
@@ -136,12 +143,17 @@ impl Op for Rotate {
     }
 
     fn cpu(&self, &In { x, cos, sin, position }: &In<'_>, [y]: [&mut Host; 1]) {
-        let (heads, half) = (x.dims()[x.shape().rank() - 2], cos.shape().last());
-        let (x, cos, sin, position) = (x.f32(), cos.f32(), sin.f32(), position.u32());
+        let heads = x.dims()[x.shape().rank() - 2];
+        let half = cos.shape().last();
+        let x = x.f32();
+        let cos = cos.f32();
+        let sin = sin.f32();
+        let position = position.u32();
         let sign = if self.back { -1.0 } else { 1.0 };
         rows_in_parallel(y.f32_mut(), 2 * half, |i, y| {
             let row = position[i / heads] as usize * half;
-            let (cos, sin) = (&cos[row..][..half], &sin[row..][..half]);
+            let cos = &cos[row..][..half];
+            let sin = &sin[row..][..half];
             let (x1, x2) = x[i * 2 * half..][..2 * half].split_at(half);
             let (y1, y2) = y.split_at_mut(half);
             for k in 0..half {
@@ -153,8 +165,10 @@ impl Op for Rotate {
     }
 
     fn gpu(&self, gpu: &Arc<Gpu>, x: &In<'_>, y: &[Tensor; 1]) -> Result<()> {
-        let (heads, half) = (x.x.dims()[x.x.shape().rank() - 2], x.cos.shape().last());
-        let (pairs, rows) = (x.x.len() / 2, x.cos.shape().rows());
+        let heads = x.x.dims()[x.x.shape().rank() - 2];
+        let half = x.cos.shape().last();
+        let pairs = x.x.len() / 2;
+        let rows = x.cos.shape().rows();
         let sign: f32 = if self.back { -1.0 } else { 1.0 };
         let params = [pairs as u32, heads as u32, half as u32, rows as u32, sign.to_bits()];
         let kernel = launch::Kernel { shader: &SHADER, entry: "rotate", variant: &launch::ELEMENTS[0] };
@@ -183,7 +197,8 @@ impl Tensor {
     /// them: there, larger ones count as the last.
     pub fn rope(&self, rope: &Rope, positions: &Tensor) -> Result<Tensor> {
         let y = run1(&Rotate { back: false }, rope.operands(self, positions))?;
-        let (rope, positions) = (rope.clone(), positions.detach());
+        let rope = rope.clone();
+        let positions = positions.detach();
         Ok(Node::record("rope", &[self], y, move |dy| {
             Ok(vec![Some(run1(&Rotate { back: true }, rope.operands(&dy, &positions))?)])
         }))
@@ -214,6 +229,18 @@ fn cases() -> Vec<Case> {
         case(&[3, 11], 9, 64, 2048),
         case(&[70_000], 1, 2, 100),
     ]
+}
+
+fn timed(sizes: &TimedSizes<'_>) -> Vec<Timed> {
+    let [s, h, d] = [sizes.pick(33, 1024), 32, 64];
+    let n = s * h * d;
+    let position = Operand::indices(&[1, s], (0..s as u32).collect());
+    let inputs = vec![Operand::normal("x", &[1, s, h, d]), position];
+    let make = move |device: &Device| -> Result<Computation> {
+        let rope = Rope::new(device, d, s, 10_000.0)?;
+        Ok(Box::new(move |x| Ok(vec![x[0].rope(&rope, &x[1])?])))
+    };
+    vec![Timed::new(format!("1x{s}x{h}x{d}"), inputs, (3 * n, 8 * n), make).backward(3 * n, 8 * n)]
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! How often each factor was chosen, and the balancing bias that this moves: no gradients, no readback.
 
 use crate::device::{Entry, Gpu, Host, PORTABLE, Shader, Variant, parts};
-use crate::engine::{Case, Meta, Op, OpSpec, Operand, operands, run_in_place, run1};
+use crate::engine::{Case, Meta, Op, OpSpec, Operand, Timed, TimedSizes, operands, run_in_place, run1};
+use crate::routing::sample::picks;
 use crate::{DType, Error, Result, Tensor};
 use rayon::prelude::*;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ pub(super) static SPEC: OpSpec = OpSpec {
     formula: "load[e] = weighted count of e; bias += rate sign(mean load - load)",
     shaders: &[&SHADER],
     cases,
+    timed,
 };
 
 const NAME: &str = "routing_load";
@@ -75,7 +77,8 @@ impl Op for Count {
 
     fn cpu(&self, &In { idx, weight }: &In<'_>, [y]: [&mut Host; 1]) {
         let [_, p, g, k] = *idx.dims() else { unreachable!() };
-        let (idx, weight) = (idx.u32(), weight.map(|w| w.f32()));
+        let idx = idx.u32();
+        let weight = weight.map(|w| w.f32());
         y.f32_mut().par_chunks_mut(self.factors.max(1)).enumerate().for_each(|(l, y)| {
             y.fill(0.0);
             for (i, &e) in idx[l * p * g * k..][..g * k].iter().enumerate() {
@@ -135,7 +138,8 @@ impl Op for Balance {
     }
 
     fn gpu(&self, gpu: &Arc<Gpu>, x: &BalanceIn<'_>, y: &[Tensor; 1]) -> Result<()> {
-        let (l, e) = (x.load.shape().rows() as u32, x.load.shape().last() as u32);
+        let l = x.load.shape().rows() as u32;
+        let e = x.load.shape().last() as u32;
         launch(gpu, "balance", &VARIANTS[0], &binds(x, y), [l, 0, 0, 0, e], self.rate)
     }
 }
@@ -184,4 +188,12 @@ fn cases() -> Vec<Case> {
         }));
     }
     all
+}
+
+fn timed(sizes: &TimedSizes<'_>) -> Vec<Timed> {
+    let [g, k, e] = [sizes.pick(65, 4096), 8, 64];
+    let inputs = vec![Operand::indices(&[1, 1, g, k], picks(g, k, e))];
+    vec![Timed::plain(format!("{g}x{k} of {e}"), inputs, (g * k, 4 * g * k), |x| {
+        routing_load(&x[0], 64, None)
+    })]
 }

@@ -1,14 +1,21 @@
 //! Softmax over the last axis, and its derivative from the output.
 
 use crate::device::{Entry, Gpu, Host, Shader};
-use crate::engine::{Case, Meta, Op, OpSpec, Operand, cpu::math, launch, operands, rows_in_parallel, run1};
+use crate::engine::{
+    Case, Meta, Op, OpSpec, Operand, Timed, TimedSizes, cpu::math, launch, operands, rows_in_parallel, run1,
+};
 use crate::simd::Target;
 use crate::tape::Node;
 use crate::{DType, Error, Result, Tensor};
 use std::sync::Arc;
 
-pub(super) static SPEC: OpSpec =
-    OpSpec { name: "softmax", formula: "y = e^x / sum e^x, over the last axis", shaders: &[&SHADER], cases };
+pub(super) static SPEC: OpSpec = OpSpec {
+    name: "softmax",
+    formula: "y = e^x / sum e^x, over the last axis",
+    shaders: &[&SHADER],
+    cases,
+    timed,
+};
 
 static SHADER: Shader = Shader {
     name: "softmax",
@@ -53,11 +60,12 @@ impl Op for Forward {
     }
 
     fn cpu(&self, &In { x }: &In<'_>, [y]: [&mut Host; 1]) {
-        let (d, x) = (x.shape().last(), x.f32());
+        let d = x.shape().last();
+        let x = x.f32();
         rows_in_parallel(y.f32_mut(), d, |i, y| {
             let x = &x[i * d..][..d];
             let top = x.iter().fold(f32::MIN, |m, &v| m.max(v));
-            y.iter_mut().zip(x).for_each(|(y, v)| *y = math::exp::<Target>(v - top));
+            y.iter_mut().zip(x).for_each(|(y, v)| *y = math::exp(Target, v - top));
             let scale = 1.0 / math::sum_of(d, |k| y[k]);
             y.iter_mut().for_each(|y| *y *= scale);
         });
@@ -95,9 +103,12 @@ impl Op for Backward {
     }
 
     fn cpu(&self, &BackwardIn { y, dy }: &BackwardIn<'_>, [dx]: [&mut Host; 1]) {
-        let (d, y, dy) = (y.shape().last(), y.f32(), dy.f32());
+        let d = y.shape().last();
+        let y = y.f32();
+        let dy = dy.f32();
         rows_in_parallel(dx.f32_mut(), d, |i, dx| {
-            let (y, dy) = (&y[i * d..][..d], &dy[i * d..][..d]);
+            let y = &y[i * d..][..d];
+            let dy = &dy[i * d..][..d];
             let dot = math::sum_of(d, |k| y[k] * dy[k]);
             dx.iter_mut().zip(y.iter().zip(dy)).for_each(|(dx, (y, dy))| *dx = y * (dy - dot));
         });
@@ -146,7 +157,8 @@ fn cases() -> Vec<Case> {
         (&[70_000, 2], 1.0),
     ];
     let case = |&(dims, spread): &(&[usize], f32)| {
-        let (n, d) = (dims.iter().product::<usize>(), dims[dims.len() - 1]);
+        let n = dims.iter().product::<usize>();
+        let d = dims[dims.len() - 1];
         let inputs = vec![Operand::normal("x", dims).times(spread)];
         Case::new(format!("{dims:?} x {spread}"), inputs, |x| Ok(vec![x[0].softmax()?]))
             .sums(d)
@@ -156,4 +168,12 @@ fn cases() -> Vec<Case> {
             .floor(if d == 1 || spread == 100.0 { 1.0 } else { 1e-30 })
     };
     shapes.iter().map(case).collect()
+}
+
+fn timed(sizes: &TimedSizes<'_>) -> Vec<Timed> {
+    let [rows, d] = sizes.plane();
+    let n = rows * d;
+    let inputs = vec![Operand::normal("x", &[rows, d])];
+    let softmax = Timed::plain(format!("{rows}x{d}"), inputs, (4 * n, 8 * n), |x| x[0].softmax());
+    vec![softmax.sums(d).backward(4 * n, 12 * n)]
 }

@@ -1,12 +1,17 @@
 //! Positions of the k largest values of each row.
 
 use crate::device::{Entry, Gpu, Host, PORTABLE, Shader, Variant, parts};
-use crate::engine::{Case, Meta, Op, OpSpec, Operand, operands, rows_in_parallel, run1};
+use crate::engine::{Case, Meta, Op, OpSpec, Operand, Timed, TimedSizes, operands, rows_in_parallel, run1};
 use crate::{DType, Error, Result, Tensor};
 use std::sync::Arc;
 
-pub(super) static SPEC: OpSpec =
-    OpSpec { name: "top_k", formula: "positions of the k largest of each row", shaders: &[&SHADER], cases };
+pub(super) static SPEC: OpSpec = OpSpec {
+    name: "top_k",
+    formula: "positions of the k largest of each row",
+    shaders: &[&SHADER],
+    cases,
+    timed,
+};
 
 const fn variant(name: &'static str, consts: &'static [(&'static str, u32)]) -> Variant {
     let workgroup_bytes = 8 * consts[0].1;
@@ -89,14 +94,18 @@ impl Op for TopK {
     }
 
     fn cpu(&self, &In { x }: &In<'_>, [index]: [&mut Host; 1]) {
-        let (d, x, k) = (x.shape().last(), x.f32(), self.k);
+        let d = x.shape().last();
+        let x = x.f32();
+        let k = self.k;
         rows_in_parallel(index.u32_mut(), k, |row, index| {
             largest(&x[row * d..][..d], &mut Vec::with_capacity(d), index);
         });
     }
 
     fn gpu(&self, gpu: &Arc<Gpu>, x: &In<'_>, y: &[Tensor; 1]) -> Result<()> {
-        let (n, d, k) = (x.x.shape().rows(), x.x.shape().last(), self.k);
+        let n = x.x.shape().rows();
+        let d = x.x.shape().last();
+        let k = self.k;
         if k == 0 {
             return Ok(());
         }
@@ -132,7 +141,8 @@ impl Tensor {
 
 fn cases() -> Vec<Case> {
     let case = |dims: &'static [usize], k: usize, steps: f32| {
-        let (n, d) = (dims.iter().product::<usize>(), dims[dims.len() - 1]);
+        let n = dims.iter().product::<usize>();
+        let d = dims[dims.len() - 1];
         let Operand::Values { mut data, .. } = Operand::normal("x", dims) else { unreachable!() };
         // Few different values give ties.
         data.iter_mut().for_each(|v| *v = (*v * steps).round() / steps);
@@ -159,6 +169,12 @@ fn cases() -> Vec<Case> {
         case(&[2, 4096], 257, 100.0),
         case(&[2, 600], 600, 1.0),
     ]
+}
+
+fn timed(sizes: &TimedSizes<'_>) -> Vec<Timed> {
+    let [rows, d] = sizes.plane();
+    let inputs = vec![Operand::normal("x", &[rows, d]).frozen()];
+    vec![Timed::plain(format!("8 of {rows}x{d}"), inputs, (0, 4 * rows * (d + 8)), |x| x[0].top_k(8))]
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use crate::device::{Entry, Gpu, Host, Shader};
 use crate::engine::launch::ELEMENTS;
-use crate::engine::{Case, Meta, Op, OpSpec, Operand, operands, run_in_place};
+use crate::engine::{Case, Meta, Op, OpSpec, Operand, Timed, TimedSizes, operands, run_in_place};
 use crate::{DType, Error, Result, Shape, Tensor};
 use std::sync::Arc;
 
@@ -11,6 +11,7 @@ pub(super) static SPEC: OpSpec = OpSpec {
     formula: "y[b, at .. at + S] = c[b], along the second axis",
     shaders: &[&SHADER],
     cases,
+    timed,
 };
 
 const NAME: &str = "write_rows";
@@ -30,7 +31,8 @@ struct Write {
 impl Write {
     /// Copies every sequence of `c` into its place in `y`.
     fn copy<T: Copy>(&self, c: &Tensor, from: &[T], y: &mut [T]) {
-        let (s, r) = (c.dims()[1], c.dims()[2..].iter().product::<usize>());
+        let s = c.dims()[1];
+        let r = c.dims()[2..].iter().product::<usize>();
         if s * r == 0 {
             return;
         }
@@ -75,7 +77,8 @@ impl Op for Write {
 
     fn gpu(&self, gpu: &Arc<Gpu>, x: &In<'_>, y: &[Tensor; 1]) -> Result<()> {
         use crate::engine::launch::{Kernel, WG, binds};
-        let (n, dims) = (x.next.len(), x.next.dims());
+        let n = x.next.len();
+        let dims = x.next.dims();
         let row = dims[2..].iter().product::<usize>();
         let kernel = Kernel { shader: &SHADER, entry: "forward", variant: &ELEMENTS[0] };
         let params = [n, self.at, dims[1], self.into.dims()[1], row].map(|v| v as u32);
@@ -125,4 +128,15 @@ fn cases() -> Vec<Case> {
             .cost(0, 8 * b * s * r)
         })
         .collect()
+}
+
+fn timed(sizes: &TimedSizes<'_>) -> Vec<Timed> {
+    let [t, d] = [sizes.pick(33, 2048), 192];
+    let inputs = [("old", t), ("new", 1)].map(|(name, rows)| Operand::normal(name, &[4, rows, d]).frozen());
+    // Someone else holds the rows: they are copied first.
+    let write = |x: &[Tensor]| {
+        let mut y = x[0].clone();
+        y.write_rows(9, &x[1]).map(|()| y)
+    };
+    vec![Timed::plain(format!("4x{t}x{d}, 1 at 9"), inputs.into(), (0, 32 * (t + 1) * d), write)]
 }

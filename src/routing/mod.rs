@@ -1,5 +1,6 @@
 //! What routers and ops share: routing units, the choices of a router, and which pool rows a row of the input uses.
 
+pub(crate) mod sample;
 pub(crate) mod selection;
 pub(crate) mod slots;
 

@@ -94,7 +94,8 @@ impl Selection {
         self.slots(linear, 1, self.idx.dims()[1] - 1)
     }
     fn slots(&self, first: usize, count: usize, side: usize) -> Slots {
-        let (idx, units) = (self.idx.clone(), self.units.clone());
+        let idx = self.idx.clone();
+        let units = self.units.clone();
         Slots { idx, units, first, count, side, block: self.block, pool_rows: self.pool_rows() }
     }
     /// The choices sorted by factor: sorted once by `sort`, then used by every gradient that needs them.

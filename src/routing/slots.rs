@@ -216,7 +216,8 @@ impl SlotView<'_> {
     pub fn pick(&self, row: usize, j: usize) -> usize {
         let [base, step, k, block, pool_rows] = self.params;
         let unit = self.row_unit.map_or(row, |u| u[row] as usize);
-        let (l, s) = (j / (k * block), j % (k * block));
+        let l = j / (k * block);
+        let s = j % (k * block);
         let e = self.idx[base + l * step + unit * k + s / block] as usize;
         (l * pool_rows) + e * block + s % block
     }

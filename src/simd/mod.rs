@@ -29,9 +29,10 @@ pub(crate) fn wide<R>(f: impl FnOnce() -> R) -> R {
             f()
         }
         match level() {
-            // SAFETY: the level says that the processor has these instructions.
-            Level::Avx512 => return unsafe { avx512(f) },
-            Level::Avx2 => return unsafe { avx2(f) },
+            // SAFETY: there is a token of these instructions, so that the processor has them.
+            Level::Avx512(_) => return unsafe { avx512(f) },
+            // SAFETY: as above.
+            Level::Avx2(_) => return unsafe { avx2(f) },
             Level::Target => {}
         }
     }
@@ -53,181 +54,208 @@ pub(crate) fn prefetch(values: &[f32], range: Range<usize>) {
 
 /// `a b + c`, in one rounding where that is an instruction.
 #[inline(always)]
-pub(crate) fn mul_add<S: Set>(a: f32, b: f32, c: f32) -> f32 {
+pub(crate) fn mul_add<S: Set>(_: S, a: f32, b: f32, c: f32) -> f32 {
     if S::FMA { a.mul_add(b, c) } else { a * b + c }
 }
 
 /// `y += sum_j c[j] rows[j]`, element by element, rows in order. Every row is as long as `y`.
 #[inline(always)]
-pub(crate) fn add_rows<S: Set>(y: &mut [f32], c: &[f32], rows: &[&[f32]]) {
-    let ((c8, c), (r8, r)) = (c.as_chunks::<8>(), rows.as_chunks::<8>());
+pub(crate) fn add_rows<S: Set>(simd: S, y: &mut [f32], c: &[f32], rows: &[&[f32]]) {
+    let (c8, c) = c.as_chunks::<8>();
+    let (r8, r) = rows.as_chunks::<8>();
     for (c, r) in c8.iter().zip(r8) {
-        add_some::<S, 8>(y, *c, *r);
+        add_some(simd, y, *c, *r);
     }
-    let ((c4, c1), (r4, r1)) = (c.as_chunks::<4>(), r.as_chunks::<4>());
+    let (c4, c1) = c.as_chunks::<4>();
+    let (r4, r1) = r.as_chunks::<4>();
     for (c, r) in c4.iter().zip(r4) {
-        add_some::<S, 4>(y, *c, *r);
+        add_some(simd, y, *c, *r);
     }
     for (c, r) in c1.iter().zip(r1) {
-        add_some::<S, 1>(y, [*c], [r]);
+        add_some(simd, y, [*c], [r]);
     }
 }
 
 #[inline(always)]
-fn add_some<S: Set, const N: usize>(y: &mut [f32], c: [f32; N], rows: [&[f32]; N]) {
+fn add_some<S: Set, const N: usize>(simd: S, y: &mut [f32], c: [f32; N], rows: [&[f32]; N]) {
     let (ys, y_tail) = y.as_chunks_mut::<LANES>();
-    let all = c.map(S::all);
+    let all = c.map(|v| simd.all(v));
     let parts = rows.map(|r| &r.as_chunks::<LANES>().0[..ys.len()]);
     let whole = ys.len() * LANES;
     for (i, y) in ys.iter_mut().enumerate() {
-        let mut sum = S::load(y);
+        let mut sum = simd.load(y);
         for j in 0..N {
-            sum = S::mul_add(all[j], S::load(&parts[j][i]), sum);
+            sum = simd.mul_add(all[j], simd.load(&parts[j][i]), sum);
         }
-        S::store(sum, y);
+        simd.store(sum, y);
     }
     for (i, y) in y_tail.iter_mut().enumerate() {
         for j in 0..N {
-            *y = mul_add::<S>(c[j], rows[j][whole + i], *y);
+            *y = mul_add(simd, c[j], rows[j][whole + i], *y);
         }
     }
 }
 
 /// `out[j] = x . rows[j]`, each in a fixed order: sixteen running sums, then their tree.
 #[inline(always)]
-pub(crate) fn dots<S: Set>(out: &mut [f32], x: &[f32], rows: &[&[f32]]) {
-    let ((o4, o1), (r4, r1)) = (out.as_chunks_mut::<4>(), rows.as_chunks::<4>());
+pub(crate) fn dots<S: Set>(simd: S, out: &mut [f32], x: &[f32], rows: &[&[f32]]) {
+    let (o4, o1) = out.as_chunks_mut::<4>();
+    let (r4, r1) = rows.as_chunks::<4>();
     for (o, r) in o4.iter_mut().zip(r4) {
-        *o = four_dots::<S>(x, *r);
+        *o = four_dots(simd, x, *r);
     }
     for (o, r) in o1.iter_mut().zip(r1) {
-        *o = dot::<S>(x, r);
+        *o = dot(simd, x, r);
     }
 }
 
 /// `put(i, j, left[i] . right[j])` for all pairs of rows of one length, each in a fixed order. `right` is read once.
 // No closure computes: one that is not inlined would be compiled without the processor's instructions.
 #[inline(always)]
-pub(crate) fn all_dots<S: Set>(left: &[&[f32]], right: &[&[f32]], mut put: impl FnMut(usize, usize, f32)) {
+pub(crate) fn all_dots<S: Set>(
+    simd: S,
+    left: &[&[f32]],
+    right: &[&[f32]],
+    mut put: impl FnMut(usize, usize, f32),
+) {
     let (l4, l1) = left.as_chunks::<4>();
     // Two rows at a time where their sums fit the registers.
     let (r2, r1) = if S::MANY { right.as_chunks::<2>() } else { (&[][..], right) };
     let last = 4 * l4.len();
     for (j, r) in r2.iter().enumerate() {
         for (i, l) in l4.iter().enumerate() {
-            let sums = eight_dots::<S>(*r, *l);
+            let sums = eight_dots(simd, *r, *l);
             for q in 0..8 {
                 put(4 * i + q % 4, 2 * j + q / 4, sums[q / 4][q % 4]);
             }
         }
         for (i, l) in l1.iter().enumerate() {
             for (q, r) in r.iter().enumerate() {
-                put(last + i, 2 * j + q, dot::<S>(l, r));
+                put(last + i, 2 * j + q, dot(simd, l, r));
             }
         }
     }
     for (j, r) in (2 * r2.len()..).zip(r1) {
         for (i, l) in l4.iter().enumerate() {
-            let sums = four_dots::<S>(r, *l);
+            let sums = four_dots(simd, r, *l);
             for (q, sum) in sums.into_iter().enumerate() {
                 put(4 * i + q, j, sum);
             }
         }
         for (i, l) in l1.iter().enumerate() {
-            put(last + i, j, dot::<S>(l, r));
+            put(last + i, j, dot(simd, l, r));
         }
     }
 }
 
 /// Inner products of two rows with four others, summed as [`four_dots`] does: each value is loaded once for all of them.
 #[inline(always)]
-fn eight_dots<S: Set>(x: [&[f32]; 2], rows: [&[f32]; 4]) -> [[f32; 4]; 2] {
+fn eight_dots<S: Set>(simd: S, x: [&[f32]; 2], rows: [&[f32]; 4]) -> [[f32; 4]; 2] {
     let [(xs, x_tail), (ys, y_tail)] = x.map(|v| v.as_chunks::<LANES>());
     let [a, b, c, d] = rows.map(|r| r.as_chunks::<LANES>());
     // Names, not arrays: an array would be kept in memory.
-    let (mut p, mut q, mut r, mut s) = (S::zeros(), S::zeros(), S::zeros(), S::zeros());
-    let (mut t, mut u, mut v, mut w) = (S::zeros(), S::zeros(), S::zeros(), S::zeros());
+    let mut p = simd.zeros();
+    let mut q = simd.zeros();
+    let mut r = simd.zeros();
+    let mut s = simd.zeros();
+    let mut t = simd.zeros();
+    let mut u = simd.zeros();
+    let mut v = simd.zeros();
+    let mut w = simd.zeros();
     for (((((x, y), a), b), c), d) in xs.iter().zip(ys).zip(a.0).zip(b.0).zip(c.0).zip(d.0) {
-        let (x, y) = (S::load(x), S::load(y));
-        let (a, b, c, d) = (S::load(a), S::load(b), S::load(c), S::load(d));
-        (p, t) = (S::mul_add(x, a, p), S::mul_add(y, a, t));
-        (q, u) = (S::mul_add(x, b, q), S::mul_add(y, b, u));
-        (r, v) = (S::mul_add(x, c, r), S::mul_add(y, c, v));
-        (s, w) = (S::mul_add(x, d, s), S::mul_add(y, d, w));
+        let x = simd.load(x);
+        let y = simd.load(y);
+        let a = simd.load(a);
+        let b = simd.load(b);
+        let c = simd.load(c);
+        let d = simd.load(d);
+        (p, t) = (simd.mul_add(x, a, p), simd.mul_add(y, a, t));
+        (q, u) = (simd.mul_add(x, b, q), simd.mul_add(y, b, u));
+        (r, v) = (simd.mul_add(x, c, r), simd.mul_add(y, c, v));
+        (s, w) = (simd.mul_add(x, d, s), simd.mul_add(y, d, w));
     }
     let of_x = [
-        total::<S>(p, x_tail, a.1),
-        total::<S>(q, x_tail, b.1),
-        total::<S>(r, x_tail, c.1),
-        total::<S>(s, x_tail, d.1),
+        total(simd, p, x_tail, a.1),
+        total(simd, q, x_tail, b.1),
+        total(simd, r, x_tail, c.1),
+        total(simd, s, x_tail, d.1),
     ];
     let of_y = [
-        total::<S>(t, y_tail, a.1),
-        total::<S>(u, y_tail, b.1),
-        total::<S>(v, y_tail, c.1),
-        total::<S>(w, y_tail, d.1),
+        total(simd, t, y_tail, a.1),
+        total(simd, u, y_tail, b.1),
+        total(simd, v, y_tail, c.1),
+        total(simd, w, y_tail, d.1),
     ];
     [of_x, of_y]
 }
 
 /// The sum of the lanes and of what is left.
 #[inline(always)]
-fn total<S: Set>(lanes: S::Lanes, x: &[f32], row: &[f32]) -> f32 {
+fn total<S: Set>(simd: S, lanes: S::Lanes, x: &[f32], row: &[f32]) -> f32 {
     if x.is_empty() {
-        return S::sum(lanes);
+        return simd.sum(lanes);
     }
     let mut sums = [0f32; LANES];
-    S::store(lanes, &mut sums);
+    simd.store(lanes, &mut sums);
     for (l, (x, r)) in x.iter().zip(row).enumerate() {
-        sums[l] = mul_add::<S>(*x, *r, sums[l]);
+        sums[l] = mul_add(simd, *x, *r, sums[l]);
     }
-    S::sum(S::load(&sums))
+    simd.sum(simd.load(&sums))
 }
 
 /// The sum of running sums: halves upon halves.
 #[inline(always)]
 pub(crate) fn tree(sums: [f32; LANES]) -> f32 {
-    Target::sum(sums)
+    Target.sum(sums)
 }
 
 /// Inner product of two rows of one length, in a fixed order.
 #[inline(always)]
-pub(crate) fn dot<S: Set>(x: &[f32], row: &[f32]) -> f32 {
+pub(crate) fn dot<S: Set>(simd: S, x: &[f32], row: &[f32]) -> f32 {
     // Four chains of additions, as each waits for its last one.
     const CHAINS: usize = 4;
-    let ((xs, x), (rs, r)) = (x.as_chunks::<{ CHAINS * LANES }>(), row.as_chunks::<{ CHAINS * LANES }>());
-    let (mut p, mut q, mut s, mut t) = (S::zeros(), S::zeros(), S::zeros(), S::zeros());
+    let (xs, x) = x.as_chunks::<{ CHAINS * LANES }>();
+    let (rs, r) = row.as_chunks::<{ CHAINS * LANES }>();
+    let mut p = simd.zeros();
+    let mut q = simd.zeros();
+    let mut s = simd.zeros();
+    let mut t = simd.zeros();
     for (x, r) in xs.iter().zip(rs) {
-        let ((x, _), (r, _)) = (x.as_chunks::<LANES>(), r.as_chunks::<LANES>());
-        p = S::mul_add(S::load(&x[0]), S::load(&r[0]), p);
-        q = S::mul_add(S::load(&x[1]), S::load(&r[1]), q);
-        s = S::mul_add(S::load(&x[2]), S::load(&r[2]), s);
-        t = S::mul_add(S::load(&x[3]), S::load(&r[3]), t);
+        let (x, _) = x.as_chunks::<LANES>();
+        let (r, _) = r.as_chunks::<LANES>();
+        p = simd.mul_add(simd.load(&x[0]), simd.load(&r[0]), p);
+        q = simd.mul_add(simd.load(&x[1]), simd.load(&r[1]), q);
+        s = simd.mul_add(simd.load(&x[2]), simd.load(&r[2]), s);
+        t = simd.mul_add(simd.load(&x[3]), simd.load(&r[3]), t);
     }
-    let ((xs, x), (rs, r)) = (x.as_chunks::<LANES>(), r.as_chunks::<LANES>());
+    let (xs, x) = x.as_chunks::<LANES>();
+    let (rs, r) = r.as_chunks::<LANES>();
     for (x, r) in xs.iter().zip(rs) {
-        p = S::mul_add(S::load(x), S::load(r), p);
+        p = simd.mul_add(simd.load(x), simd.load(r), p);
     }
-    total::<S>(S::add(S::add(p, q), S::add(s, t)), x, r)
+    total(simd, simd.add(simd.add(p, q), simd.add(s, t)), x, r)
 }
 
 #[inline(always)]
-fn four_dots<S: Set>(x: &[f32], rows: [&[f32]; 4]) -> [f32; 4] {
+fn four_dots<S: Set>(simd: S, x: &[f32], rows: [&[f32]; 4]) -> [f32; 4] {
     let (xs, x_tail) = x.as_chunks::<LANES>();
     let [a, b, c, d] = rows.map(|r| r.as_chunks::<LANES>());
-    let (mut p, mut q, mut r, mut s) = (S::zeros(), S::zeros(), S::zeros(), S::zeros());
+    let mut p = simd.zeros();
+    let mut q = simd.zeros();
+    let mut r = simd.zeros();
+    let mut s = simd.zeros();
     for ((((x, a), b), c), d) in xs.iter().zip(a.0).zip(b.0).zip(c.0).zip(d.0) {
-        let x = S::load(x);
-        p = S::mul_add(x, S::load(a), p);
-        q = S::mul_add(x, S::load(b), q);
-        r = S::mul_add(x, S::load(c), r);
-        s = S::mul_add(x, S::load(d), s);
+        let x = simd.load(x);
+        p = simd.mul_add(x, simd.load(a), p);
+        q = simd.mul_add(x, simd.load(b), q);
+        r = simd.mul_add(x, simd.load(c), r);
+        s = simd.mul_add(x, simd.load(d), s);
     }
     [
-        total::<S>(p, x_tail, a.1),
-        total::<S>(q, x_tail, b.1),
-        total::<S>(r, x_tail, c.1),
-        total::<S>(s, x_tail, d.1),
+        total(simd, p, x_tail, a.1),
+        total(simd, q, x_tail, b.1),
+        total(simd, r, x_tail, c.1),
+        total(simd, s, x_tail, d.1),
     ]
 }
 
@@ -237,9 +265,9 @@ mod tests {
     use crate::rng::Stream;
 
     vectorised! {
-        fn both(y: &mut [f32], c: &[f32], x: &[f32], rows: &[&[f32]], out: &mut [f32]) {
-            add_rows::<Simd>(y, c, rows);
-            dots::<Simd>(out, x, rows);
+        fn both(simd: _, y: &mut [f32], c: &[f32], x: &[f32], rows: &[&[f32]], out: &mut [f32]) {
+            add_rows(simd, y, c, rows);
+            dots(simd, out, x, rows);
         }
     }
 
@@ -247,9 +275,12 @@ mod tests {
     fn sums_of_rows_and_inner_products() {
         for (n, k) in [(0, 1), (1, 1), (15, 3), (16, 4), (37, 9), (100, 6)] {
             let draw = |name: &str, n| Stream::new(1).named(name).normal_vec(n, 1.0);
-            let (x, c, flat) = (draw("x", n), draw("c", k), draw("rows", n * k));
+            let x = draw("x", n);
+            let c = draw("c", k);
+            let flat = draw("rows", n * k);
             let rows: Vec<&[f32]> = (0..k).map(|j| &flat[j * n..][..n]).collect();
-            let (mut y, mut out) = (x.clone(), vec![f32::NAN; k]);
+            let mut y = x.clone();
+            let mut out = vec![f32::NAN; k];
             both(&mut y, &c, &x, &rows, &mut out);
             for i in 0..n {
                 let want: f64 = x[i] as f64 + (0..k).map(|j| c[j] as f64 * rows[j][i] as f64).sum::<f64>();
@@ -263,16 +294,16 @@ mod tests {
     }
 
     vectorised! {
-        fn pairs(left: &[&[f32]], right: &[&[f32]], out: &mut [f32]) {
-            all_dots::<Simd>(left, right, |i, j, sum| out[i * right.len() + j] += sum);
+        fn pairs(simd: _, left: &[&[f32]], right: &[&[f32]], out: &mut [f32]) {
+            all_dots(simd, left, right, |i, j, sum| out[i * right.len() + j] += sum);
         }
     }
 
     #[test]
     fn every_pair_has_its_inner_product_once() {
         for (m, n, k) in [(1, 1, 3), (4, 4, 16), (5, 9, 37), (3, 8, 0), (8, 2, 100)] {
-            let (left, right) =
-                (Stream::new(3).normal_vec(m * k, 1.0), Stream::new(4).normal_vec(n * k, 1.0));
+            let left = Stream::new(3).normal_vec(m * k, 1.0);
+            let right = Stream::new(4).normal_vec(n * k, 1.0);
             let l: Vec<&[f32]> = (0..m).map(|i| &left[i * k..][..k]).collect();
             let r: Vec<&[f32]> = (0..n).map(|j| &right[j * k..][..k]).collect();
             let mut out = vec![0f32; m * n];
@@ -282,6 +313,39 @@ mod tests {
                 assert!((*got as f64 - want).abs() < 1e-4, "{m} {n} {k}: {q}");
             }
         }
+    }
+
+    /// The loop of [`vectorised_loop`], one value at a time: what is looked at by `black_box` cannot be a vector.
+    #[inline(never)]
+    fn scalar_loop(values: &mut [f32]) {
+        for v in values {
+            *v = std::hint::black_box(std::hint::black_box(*v) * 1.000_1 + 0.5).max(0.25).sqrt();
+        }
+    }
+
+    #[inline(never)]
+    fn vectorised_loop(values: &mut [f32]) {
+        wide(|| values.iter_mut().for_each(|v| *v = (*v * 1.000_1 + 0.5).max(0.25).sqrt()));
+    }
+
+    /// A closure that is not inlined is compiled without vectors, and nothing else would tell. The best of many
+    /// interleaved rounds is compared, which other work on the machine does not reach.
+    #[test]
+    fn wide_loops_are_vectors() {
+        if cfg!(debug_assertions) {
+            return;
+        }
+        let mut values = vec![1.0f32; 4096];
+        let mut best = [std::time::Duration::MAX; 2];
+        for _ in 0..300 {
+            for (best, run) in best.iter_mut().zip([scalar_loop as fn(&mut [f32]), vectorised_loop]) {
+                let started = std::time::Instant::now();
+                run(std::hint::black_box(&mut values));
+                *best = started.elapsed().min(*best);
+            }
+        }
+        let [scalar, vectors] = best;
+        assert!(2 * vectors <= scalar, "{vectors:?} in vectors, {scalar:?} one by one");
     }
 
     #[test]

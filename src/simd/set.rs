@@ -1,90 +1,90 @@
 //! Sets of instructions: which ones the processor has, and sixteen values in their registers.
 
 /// Declares a function whose body is compiled for AVX-512, for AVX2 with FMA, and for the target's own instructions.
-/// In the body, the type `Simd` is the [`Set`] it is compiled for.
+/// A first argument `simd: _` is filled in: in the body it is the [`Set`] that this is compiled for.
 macro_rules! vectorised {
-    ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $body:block) => {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident($simd:ident: _, $($arg:ident: $ty:ty),* $(,)?) $body:block) => {
         $(#[$meta])*
         $vis fn $name($($arg: $ty),*) {
             #[inline(always)]
-            fn body<Simd: $crate::simd::Set>($($arg: $ty),*) $body
+            fn body<S: $crate::simd::Set>($simd: S, $($arg: $ty),*) $body
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma,f16c")]
-                fn widest($($arg: $ty),*) {
-                    body::<$crate::simd::Avx512>($($arg),*)
+                fn widest(simd: $crate::simd::Avx512, $($arg: $ty),*) {
+                    body(simd, $($arg),*)
                 }
                 #[target_feature(enable = "avx2,fma,f16c")]
-                fn wide($($arg: $ty),*) {
-                    body::<$crate::simd::Avx2>($($arg),*)
+                fn wide(simd: $crate::simd::Avx2, $($arg: $ty),*) {
+                    body(simd, $($arg),*)
                 }
                 match $crate::simd::level() {
-                    // SAFETY: the level says that the processor has these instructions.
-                    $crate::simd::Level::Avx512 => return unsafe { widest($($arg),*) },
-                    $crate::simd::Level::Avx2 => return unsafe { wide($($arg),*) },
+                    // SAFETY: there is a token of these instructions, so that the processor has them.
+                    $crate::simd::Level::Avx512(simd) => return unsafe { widest(simd, $($arg),*) },
+                    // SAFETY: as above.
+                    $crate::simd::Level::Avx2(simd) => return unsafe { wide(simd, $($arg),*) },
                     $crate::simd::Level::Target => {}
                 }
             }
-            body::<$crate::simd::Target>($($arg),*)
+            body($crate::simd::Target, $($arg),*)
         }
+    };
+    ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $body:block) => {
+        $crate::simd::vectorised! { $(#[$meta])* $vis fn $name(_simd: _, $($arg: $ty),*) $body }
     };
 }
 pub(crate) use vectorised;
 
-/// Sets of instructions, from the narrowest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+/// The widest set of instructions of this processor, from the narrowest, with the proof that it has them.
+#[cfg(target_arch = "x86_64")]
+#[derive(Debug, Clone, Copy)]
 pub(crate) enum Level {
     Target,
-    Avx2,
-    Avx512,
+    Avx2(x86::Avx2),
+    Avx512(x86::Avx512),
 }
 
 /// What this processor has.
 #[cfg(target_arch = "x86_64")]
 #[inline]
 pub(crate) fn level() -> Level {
-    use std::arch::is_x86_feature_detected as has;
-    if !(has!("avx2") && has!("fma") && has!("f16c")) {
-        return Level::Target;
-    }
-    match has!("avx512f") && has!("avx512vl") && has!("avx512bw") && has!("avx512dq") {
-        true => Level::Avx512,
-        false => Level::Avx2,
-    }
+    let Some(avx2) = x86::Avx2::detect() else { return Level::Target };
+    x86::Avx512::detect().map_or(Level::Avx2(avx2), Level::Avx512)
 }
 
 /// Values of a [`Set::Lanes`]: the running sums of a reduction.
 pub(crate) const LANES: usize = 16;
 
-/// A set of instructions as a type. Only [`vectorised!`] names one, in functions that are compiled for it: its methods
-/// must not be called elsewhere. Loops over arrays would do, but the compiler does not always see vectors in them.
-pub(crate) trait Set {
+/// A set of instructions as a token: whoever has one runs on a processor that has the instructions, because only
+/// detection makes one. The methods are fast in functions that are compiled for the set, as by [`vectorised!`], and
+/// right everywhere. Loops over arrays would do, but the compiler does not always see vectors in them.
+pub(crate) trait Set: Copy {
     /// Fused multiply-adds are instructions.
     const FMA: bool;
     /// There are registers for eight [`Lanes`](Set::Lanes) and what is added to them.
     const MANY: bool;
     type Lanes: Copy;
-    fn load(values: &[f32; LANES]) -> Self::Lanes;
-    fn store(lanes: Self::Lanes, values: &mut [f32; LANES]);
+    fn load(self, values: &[f32; LANES]) -> Self::Lanes;
+    fn store(self, lanes: Self::Lanes, values: &mut [f32; LANES]);
     /// The same value in all lanes.
-    fn all(value: f32) -> Self::Lanes;
+    fn all(self, value: f32) -> Self::Lanes;
     /// `a b + c`, in one rounding where that is an instruction.
-    fn mul_add(a: Self::Lanes, b: Self::Lanes, c: Self::Lanes) -> Self::Lanes;
-    fn add(a: Self::Lanes, b: Self::Lanes) -> Self::Lanes;
+    fn mul_add(self, a: Self::Lanes, b: Self::Lanes, c: Self::Lanes) -> Self::Lanes;
+    fn add(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes;
     /// The larger of each, and `b` where `a` is a NaN.
-    fn max(a: Self::Lanes, b: Self::Lanes) -> Self::Lanes;
+    fn max(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes;
     /// The sum of the lanes: halves upon halves.
-    fn sum(lanes: Self::Lanes) -> f32;
+    fn sum(self, lanes: Self::Lanes) -> f32;
     /// The largest of the lanes, of which none is a NaN.
-    fn largest(lanes: Self::Lanes) -> f32;
+    fn largest(self, lanes: Self::Lanes) -> f32;
     #[inline(always)]
-    fn zeros() -> Self::Lanes {
-        Self::all(0.0)
+    fn zeros(self) -> Self::Lanes {
+        self.all(0.0)
     }
 }
 
 /// The instructions that every processor of the target has.
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Target;
 
 impl Set for Target {
@@ -92,44 +92,44 @@ impl Set for Target {
     const MANY: bool = false;
     type Lanes = [f32; LANES];
     #[inline(always)]
-    fn load(values: &[f32; LANES]) -> Self::Lanes {
+    fn load(self, values: &[f32; LANES]) -> Self::Lanes {
         *values
     }
     #[inline(always)]
-    fn store(lanes: Self::Lanes, values: &mut [f32; LANES]) {
+    fn store(self, lanes: Self::Lanes, values: &mut [f32; LANES]) {
         *values = lanes;
     }
     #[inline(always)]
-    fn all(value: f32) -> Self::Lanes {
+    fn all(self, value: f32) -> Self::Lanes {
         [value; LANES]
     }
     #[inline(always)]
-    fn mul_add(a: Self::Lanes, b: Self::Lanes, mut c: Self::Lanes) -> Self::Lanes {
+    fn mul_add(self, a: Self::Lanes, b: Self::Lanes, mut c: Self::Lanes) -> Self::Lanes {
         for l in 0..LANES {
             c[l] = if Self::FMA { a[l].mul_add(b[l], c[l]) } else { a[l] * b[l] + c[l] };
         }
         c
     }
     #[inline(always)]
-    fn add(mut a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+    fn add(self, mut a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
         for l in 0..LANES {
             a[l] += b[l];
         }
         a
     }
     #[inline(always)]
-    fn max(a: Self::Lanes, mut b: Self::Lanes) -> Self::Lanes {
+    fn max(self, a: Self::Lanes, mut b: Self::Lanes) -> Self::Lanes {
         for l in 0..LANES {
             b[l] = if a[l] > b[l] { a[l] } else { b[l] };
         }
         b
     }
     #[inline(always)]
-    fn sum(lanes: Self::Lanes) -> f32 {
+    fn sum(self, lanes: Self::Lanes) -> f32 {
         halves(lanes, |a, b| a + b)
     }
     #[inline(always)]
-    fn largest(lanes: Self::Lanes) -> f32 {
+    fn largest(self, lanes: Self::Lanes) -> f32 {
         halves(lanes, f32::max)
     }
 }
@@ -153,48 +153,66 @@ pub(crate) mod x86 {
     use super::{LANES, Set};
     use std::arch::x86_64::*;
 
-    pub(crate) struct Avx2;
+    /// The proof that the processor has AVX2, FMA and F16C.
+    #[derive(Debug, Clone, Copy)]
+    pub(crate) struct Avx2(());
 
-    // SAFETY of all: see the trait. Arrays of sixteen values are as long as what is loaded and stored.
+    impl Avx2 {
+        /// The token, on a processor that has the instructions.
+        #[inline]
+        pub(crate) fn detect() -> Option<Self> {
+            use std::arch::is_x86_feature_detected as has;
+            (has!("avx2") && has!("fma") && has!("f16c")).then_some(Avx2(()))
+        }
+    }
+
     impl Set for Avx2 {
         const FMA: bool = true;
         const MANY: bool = false;
         type Lanes = [__m256; 2];
         #[inline(always)]
-        fn load(values: &[f32; LANES]) -> Self::Lanes {
+        fn load(self, values: &[f32; LANES]) -> Self::Lanes {
             let at = values.as_ptr();
+            // SAFETY: the token proves the instructions, and the array is as long as what is moved.
             unsafe { [_mm256_loadu_ps(at), _mm256_loadu_ps(at.add(8))] }
         }
         #[inline(always)]
-        fn store([low, high]: Self::Lanes, values: &mut [f32; LANES]) {
+        fn store(self, [low, high]: Self::Lanes, values: &mut [f32; LANES]) {
             let at = values.as_mut_ptr();
+            // SAFETY: the token, or the caller, proves the instructions.
             unsafe {
                 _mm256_storeu_ps(at, low);
                 _mm256_storeu_ps(at.add(8), high);
             }
         }
         #[inline(always)]
-        fn all(value: f32) -> Self::Lanes {
+        fn all(self, value: f32) -> Self::Lanes {
+            // SAFETY: the token, or the caller, proves the instructions.
             unsafe { [_mm256_set1_ps(value); 2] }
         }
         #[inline(always)]
-        fn mul_add(a: Self::Lanes, b: Self::Lanes, c: Self::Lanes) -> Self::Lanes {
+        fn mul_add(self, a: Self::Lanes, b: Self::Lanes, c: Self::Lanes) -> Self::Lanes {
+            // SAFETY: the token, or the caller, proves the instructions.
             unsafe { [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])] }
         }
         #[inline(always)]
-        fn add(a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+        fn add(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+            // SAFETY: the token, or the caller, proves the instructions.
             unsafe { [_mm256_add_ps(a[0], b[0]), _mm256_add_ps(a[1], b[1])] }
         }
         #[inline(always)]
-        fn max(a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+        fn max(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+            // SAFETY: the token, or the caller, proves the instructions.
             unsafe { [_mm256_max_ps(a[0], b[0]), _mm256_max_ps(a[1], b[1])] }
         }
         #[inline(always)]
-        fn sum([low, high]: Self::Lanes) -> f32 {
+        fn sum(self, [low, high]: Self::Lanes) -> f32 {
+            // SAFETY: the token, or the caller, proves the instructions.
             unsafe { sum_of_eight(_mm256_add_ps(low, high)) }
         }
         #[inline(always)]
-        fn largest([low, high]: Self::Lanes) -> f32 {
+        fn largest(self, [low, high]: Self::Lanes) -> f32 {
+            // SAFETY: the token, or the caller, proves the instructions.
             unsafe { largest_of_eight(_mm256_max_ps(low, high)) }
         }
     }
@@ -203,6 +221,7 @@ pub(crate) mod x86 {
     /// The processor has AVX2.
     #[inline(always)]
     unsafe fn sum_of_eight(v: __m256) -> f32 {
+        // SAFETY: the token, or the caller, proves the instructions.
         unsafe {
             let v = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
             let v = _mm_add_ps(v, _mm_movehl_ps(v, v));
@@ -214,6 +233,7 @@ pub(crate) mod x86 {
     /// The processor has AVX2.
     #[inline(always)]
     unsafe fn largest_of_eight(v: __m256) -> f32 {
+        // SAFETY: the token, or the caller, proves the instructions.
         unsafe {
             let v = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
             let v = _mm_max_ps(v, _mm_movehl_ps(v, v));
@@ -221,47 +241,69 @@ pub(crate) mod x86 {
         }
     }
 
-    pub(crate) struct Avx512;
+    /// The proof that the processor has the parts of AVX-512 that are used here, and AVX2.
+    #[derive(Debug, Clone, Copy)]
+    pub(crate) struct Avx512(());
+
+    impl Avx512 {
+        /// The token, on a processor that has the instructions.
+        #[inline]
+        pub(crate) fn detect() -> Option<Self> {
+            use std::arch::is_x86_feature_detected as has;
+            let all = has!("avx512f") && has!("avx512vl") && has!("avx512bw") && has!("avx512dq");
+            Avx2::detect().filter(|_| all).map(|_| Avx512(()))
+        }
+    }
 
     impl Set for Avx512 {
         const FMA: bool = true;
         const MANY: bool = true;
         type Lanes = __m512;
         #[inline(always)]
-        fn load(values: &[f32; LANES]) -> Self::Lanes {
+        fn load(self, values: &[f32; LANES]) -> Self::Lanes {
+            // SAFETY: the token proves the instructions, and the array is as long as what is moved.
             unsafe { _mm512_loadu_ps(values.as_ptr()) }
         }
         #[inline(always)]
-        fn store(lanes: Self::Lanes, values: &mut [f32; LANES]) {
+        fn store(self, lanes: Self::Lanes, values: &mut [f32; LANES]) {
+            // SAFETY: the token proves the instructions, and the array is as long as what is moved.
             unsafe { _mm512_storeu_ps(values.as_mut_ptr(), lanes) }
         }
         #[inline(always)]
-        fn all(value: f32) -> Self::Lanes {
+        fn all(self, value: f32) -> Self::Lanes {
+            // SAFETY: the token, or the caller, proves the instructions.
             unsafe { _mm512_set1_ps(value) }
         }
         #[inline(always)]
-        fn mul_add(a: Self::Lanes, b: Self::Lanes, c: Self::Lanes) -> Self::Lanes {
+        fn mul_add(self, a: Self::Lanes, b: Self::Lanes, c: Self::Lanes) -> Self::Lanes {
+            // SAFETY: the token, or the caller, proves the instructions.
             unsafe { _mm512_fmadd_ps(a, b, c) }
         }
         #[inline(always)]
-        fn add(a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+        fn add(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+            // SAFETY: the token, or the caller, proves the instructions.
             unsafe { _mm512_add_ps(a, b) }
         }
         #[inline(always)]
-        fn max(a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+        fn max(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+            // SAFETY: the token, or the caller, proves the instructions.
             unsafe { _mm512_max_ps(a, b) }
         }
         #[inline(always)]
-        fn sum(lanes: Self::Lanes) -> f32 {
+        fn sum(self, lanes: Self::Lanes) -> f32 {
+            // SAFETY: the token, or the caller, proves the instructions.
             unsafe {
-                let (low, high) = (_mm512_castps512_ps256(lanes), _mm512_extractf32x8_ps::<1>(lanes));
+                let low = _mm512_castps512_ps256(lanes);
+                let high = _mm512_extractf32x8_ps::<1>(lanes);
                 sum_of_eight(_mm256_add_ps(low, high))
             }
         }
         #[inline(always)]
-        fn largest(lanes: Self::Lanes) -> f32 {
+        fn largest(self, lanes: Self::Lanes) -> f32 {
+            // SAFETY: the token, or the caller, proves the instructions.
             unsafe {
-                let (low, high) = (_mm512_castps512_ps256(lanes), _mm512_extractf32x8_ps::<1>(lanes));
+                let low = _mm512_castps512_ps256(lanes);
+                let high = _mm512_extractf32x8_ps::<1>(lanes);
                 largest_of_eight(_mm256_max_ps(low, high))
             }
         }

@@ -201,12 +201,15 @@ impl Spm {
         let mut queue: BinaryHeap<Pair> =
             (1..symbols.len()).filter_map(|i| self.pair(escaped, symbols, i - 1, i)).collect();
         while let Some(Pair { left, right, bytes, .. }) = queue.pop() {
-            let (a, b) = (&symbols[left], &symbols[right]);
+            let a = &symbols[left];
+            let b = &symbols[right];
             // One of the two has been merged with another since.
             if a.escaped.is_empty() || b.escaped.is_empty() || a.escaped.len() + b.escaped.len() != bytes {
                 continue;
             }
-            let (end, source, after) = (b.escaped.end, b.source.end, b.right);
+            let source = b.source.end;
+            let end = b.escaped.end;
+            let after = b.right;
             symbols[left].escaped.end = end;
             symbols[left].source.end = source;
             symbols[left].right = after;

@@ -1,8 +1,9 @@
 //! What a checkpoint holds besides the adapter: the optimizer's moments, and where the run stands.
 
 use super::Optimizer;
+use crate::adapter::Matrix;
 use crate::data::Cursor;
-use crate::io::{Checkpoint, Named, safetensors_bytes};
+use crate::io::{Checkpoint, safetensors_bytes};
 use crate::nn::Param;
 use crate::{Error, Result, Tensor};
 use serde::{Deserialize, Serialize};
@@ -68,10 +69,9 @@ pub(super) fn optimizer_bytes(optimizer: &Optimizer) -> Result<Vec<u8>> {
     let mut all = Vec::new();
     for (p, (m, v)) in optimizer.params().iter().zip(optimizer.moments()) {
         for (which, moment) in [m, v].into_iter().enumerate() {
-            for (part, rows, values) in p.split(moment)? {
-                let dims = vec![rows, values.len() / rows.max(1)];
-                let values = values.into_iter().map(|v| v as f32).collect();
-                all.push(Named { name: names(&part)[which].clone(), dims, values });
+            for matrix in Matrix::of(p, moment)? {
+                let name = names(&matrix.name)[which].clone();
+                all.push(matrix.named(name));
             }
         }
     }

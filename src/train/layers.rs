@@ -81,7 +81,8 @@ impl RunConfig {
     /// method's default, and what is not known here is passed over, with a note for each.
     ///
     /// # Errors
-    /// The method is unknown, or a value cannot work.
+    /// The method is unknown, one of its options cannot work, or a value has the wrong type. What else cannot work is
+    /// seen when changes are laid over it.
     pub fn stored(tree: &Value, methods: &Methods) -> Result<(Self, Vec<String>)> {
         let layers = [(String::new(), tree.clone())];
         let method = method_of(&layers, methods)?;
@@ -99,10 +100,17 @@ impl RunConfig {
             e => Some(e.to_string()),
         };
         let notes = unfit.into_iter().filter_map(note).collect();
-        Ok((RunConfig::of_tree(&all, method)?, notes))
+        Ok((RunConfig::parse(&all, method)?, notes))
     }
 
     fn of_tree(tree: &Value, method: &'static MethodSpec) -> Result<Self> {
+        let config = Self::parse(tree, method)?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Reads a tree that has every name. Options of the method are checked, other values may still be impossible.
+    fn parse(tree: &Value, method: &'static MethodSpec) -> Result<Self> {
         let mut sections = tree.as_object().cloned().unwrap_or_default();
         sections.remove("method");
         let options = sections.remove("options").and_then(|o| o.as_object().cloned()).unwrap_or_default();
@@ -112,9 +120,7 @@ impl RunConfig {
             Error::config(path, e.into_inner().to_string())
         })?;
         let Sections { model, data, target_modules, train, text, device } = sections;
-        let config = RunConfig { model, data, method, target_modules, train, text, device };
-        config.check()?;
-        Ok(config)
+        Ok(RunConfig { model, data, method, target_modules, train, text, device })
     }
 
     /// The same with settings as a method's list has them: paths, and values as JSON.

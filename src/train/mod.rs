@@ -34,5 +34,5 @@ pub use parts::TrainingData;
 pub use plan::Plan;
 pub use run::Run;
 pub use schedule::{Decay, Schedule};
-pub use session::{Session, StepReport, StepTimes, TrainConfig, loss_of};
+pub use session::{Session, StepReport, StepTimes, TrainConfig, loss_of, losses_by_sample};
 pub use stored::StoredRun;

@@ -134,6 +134,7 @@ impl Session {
         for (i, (batch, choices)) in batches.iter().zip(choices).enumerate() {
             let mut pass = Pass::training(batch.units.clone(), stream.fork(i as u64))
                 .with_choices(choices.clone())
+                .with_labels(batch.labels.clone())
                 .with_adapters(self.adapter.sites().clone());
             pass.valid = Some((batch.weights.clone(), batch.tokens));
             let loss = summed_loss(&self.model, batch, &pass, self.config.recompute)?;
@@ -221,10 +222,25 @@ impl Session {
 
 /// Sum of the cross-entropy over the trained tokens of a batch.
 fn summed_loss(model: &Model, batch: &Batch, pass: &Pass, recompute: bool) -> Result<Tensor> {
+    states(model, batch, pass, recompute)?.head_loss(model.head(), &batch.targets)
+}
+
+/// The loss of each sample of a batch, with its gradient: sums of the cross-entropy over a sample's trained tokens,
+/// scalars in the order of the batch. Weighted and added up they are what policy gradients need.
+///
+/// # Errors
+/// The batch does not fit the model, or the device failed.
+pub fn losses_by_sample(model: &Model, batch: &Batch, pass: &Pass) -> Result<Vec<Tensor>> {
+    let states = states(model, batch, pass, false)?;
+    let samples = batch.ids.dims()[0];
+    (0..samples).map(|i| states.head_loss(model.head(), &batch.targets_of(i)?)).collect()
+}
+
+/// The states behind the last norm, a row for each position.
+fn states(model: &Model, batch: &Batch, pass: &Pass, recompute: bool) -> Result<Tensor> {
     let step = Step { valid: Some(&batch.valid), recompute, ..Step::default() };
     let hidden = model.forward(&batch.ids, pass, step)?;
-    let rows = hidden.reshape(&[batch.targets.len(), model.config().hidden_size])?;
-    rows.head_loss(model.head(), &batch.targets)
+    hidden.reshape(&[batch.targets.len(), model.config().hidden_size])
 }
 
 /// Sum of the cross-entropy over the trained tokens of a batch, without training.
@@ -234,5 +250,6 @@ pub fn loss_of(model: &Model, adapter: Option<&Adapter>, batch: &Batch) -> Resul
 
 /// A pass over a batch without training.
 fn plain_pass(adapter: Option<&Adapter>, batch: &Batch) -> Pass {
-    Pass::new(batch.units.clone()).with_adapters(adapter.map(|a| a.sites().clone()))
+    let pass = Pass::new(batch.units.clone()).with_labels(batch.labels.clone());
+    pass.with_adapters(adapter.map(|a| a.sites().clone()))
 }

@@ -12,7 +12,8 @@ compile_error!("packed words are read as little-endian bytes");
 /// The value of an IEEE half; exact, subnormal ones included.
 #[inline(always)]
 pub(super) fn half(h: u32) -> f32 {
-    let (sign, magnitude) = ((h & 0x8000) << 16, h & 0x7fff);
+    let sign = (h & 0x8000) << 16;
+    let magnitude = h & 0x7fff;
     // Exponents are moved up by 224 and back by 112: infinities and NaN survive.
     let normal = f32::from_bits((magnitude << 13) + (224 << 23)) * f32::from_bits((127 - 112) << 23);
     let small = magnitude as f32 * f32::from_bits((127 - 24) << 23);
@@ -61,8 +62,8 @@ const TOGETHER: usize = 16;
 /// Keeps the compiler from taking the same element of many blocks at once, which are far apart.
 #[inline(always)]
 fn one_by_one() {
-    // SAFETY: no instruction.
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    // SAFETY: no instruction.
     unsafe {
         std::arch::asm!("", options(nomem, nostack, preserves_flags))
     }
@@ -83,7 +84,8 @@ fn nibbles(
         let first = group * TOGETHER;
         let mut words = [0; TOGETHER];
         words.iter_mut().take(out.len()).enumerate().for_each(|(i, w)| *w = scale(first + i));
-        let (mut low, mut high) = ([0f32; TOGETHER], [0f32; TOGETHER]);
+        let mut low = [0f32; TOGETHER];
+        let mut high = [0f32; TOGETHER];
         for i in 0..TOGETHER {
             (low[i], high[i]) = both(words[i]);
         }
@@ -111,11 +113,14 @@ fn q4_k(words: &[u32], out: &mut [f32]) {
     let (out, _) = out.as_chunks_mut::<256>();
     let (words, _) = words.as_chunks::<36>();
     for (o, w) in out.iter_mut().zip(words) {
-        let ((d, dmin), (sc, mn)) = (both(w[0]), scales(&w[1..4]));
+        let (d, dmin) = both(w[0]);
+        let (sc, mn) = scales(&w[1..4]);
         let (quants, _) = bytes(&w[4..]).as_chunks::<32>();
         for (g, (o, q)) in o.as_chunks_mut::<64>().0.iter_mut().zip(quants).enumerate() {
-            let (d0, m0) = (d * sc[2 * g] as f32, dmin * mn[2 * g] as f32);
-            let (d1, m1) = (d * sc[2 * g + 1] as f32, dmin * mn[2 * g + 1] as f32);
+            let d0 = d * sc[2 * g] as f32;
+            let m0 = dmin * mn[2 * g] as f32;
+            let d1 = d * sc[2 * g + 1] as f32;
+            let m1 = dmin * mn[2 * g + 1] as f32;
             for i in 0..32 {
                 o[i] = d0 * (q[i] & 15) as f32 - m0;
                 o[i + 32] = d1 * (q[i] >> 4) as f32 - m1;
@@ -129,12 +134,15 @@ fn q5_k(words: &[u32], out: &mut [f32]) {
     let (out, _) = out.as_chunks_mut::<256>();
     let (words, _) = words.as_chunks::<44>();
     for (o, w) in out.iter_mut().zip(words) {
-        let ((d, dmin), (sc, mn)) = (both(w[0]), scales(&w[1..4]));
+        let (d, dmin) = both(w[0]);
+        let (sc, mn) = scales(&w[1..4]);
         let (high, quants) = bytes(&w[4..]).split_at(32);
         let (quants, _) = quants.as_chunks::<32>();
         for (g, (o, q)) in o.as_chunks_mut::<64>().0.iter_mut().zip(quants).enumerate() {
-            let (d0, m0) = (d * sc[2 * g] as f32, dmin * mn[2 * g] as f32);
-            let (d1, m1) = (d * sc[2 * g + 1] as f32, dmin * mn[2 * g + 1] as f32);
+            let d0 = d * sc[2 * g] as f32;
+            let m0 = dmin * mn[2 * g] as f32;
+            let d1 = d * sc[2 * g + 1] as f32;
+            let m1 = dmin * mn[2 * g + 1] as f32;
             for i in 0..32 {
                 let h = high[i] >> (2 * g);
                 o[i] = d0 * (q[i] & 15 | (h & 1) << 4) as f32 - m0;
@@ -156,8 +164,10 @@ fn q6_k(words: &[u32], scales: &[u32], out: &mut [f32]) {
         // Halves of 128, in which byte i has parts of elements i, i + 32, i + 64 and i + 96; 16 share a scale.
         for (h, o) in o.as_chunks_mut::<128>().0.iter_mut().enumerate() {
             for s in 0..2 {
-                let (near, far) = (&low[64 * h + 16 * s..][..16], &low[64 * h + 32 + 16 * s..][..16]);
-                let (high, sc) = (&high[32 * h + 16 * s..][..16], &sc[8 * h + s..]);
+                let near = &low[64 * h + 16 * s..][..16];
+                let far = &low[64 * h + 32 + 16 * s..][..16];
+                let high = &high[32 * h + 16 * s..][..16];
+                let sc = &sc[8 * h + s..];
                 for i in 0..16 {
                     let at = 16 * s + i;
                     let value = |low: u8, high: u8| ((low | (high & 3) << 4) as i8 - 32) as f32;
@@ -173,7 +183,9 @@ fn q6_k(words: &[u32], scales: &[u32], out: &mut [f32]) {
 
 #[inline(always)]
 pub(super) fn decode_here(format: Format, words: &[u32], out: &mut [f32]) {
-    let (mut quants, mut high, mut scales) = (words, &[][..], &[][..]);
+    let mut quants = words;
+    let mut high = &[][..];
+    let mut scales = &[][..];
     if let Some(l) = format.layout() {
         let blocks = out.len() / l.block;
         (quants, scales) = words.split_at(blocks * l.quants.1 / 4);
@@ -237,7 +249,8 @@ mod tests {
     #[test]
     fn every_half_is_exact() {
         for bits in 0..=u16::MAX {
-            let (got, want) = (half(bits as u32), half::f16::from_bits(bits).to_f32());
+            let got = half(bits as u32);
+            let want = half::f16::from_bits(bits).to_f32();
             assert!(
                 got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan(),
                 "{bits:04x} {got} {want}"
@@ -248,12 +261,14 @@ mod tests {
     #[test]
     fn both_compilations_agree() {
         for format in Format::ALL {
-            let (rows, cols) = (3, 3 * format.block_len().max(11));
+            let rows = 3;
+            let cols = 3 * format.block_len().max(11);
             let raw = crate::weight::sample(format, rows, cols, 5);
             for row in raw.chunks(raw.len() / rows) {
                 let mut words = vec![0; format.row_words(cols)];
                 format.pack(row, &mut words);
-                let (mut a, mut b) = (vec![0f32; cols], vec![0f32; cols]);
+                let mut a = vec![0f32; cols];
+                let mut b = vec![0f32; cols];
                 format.decode(&words, &mut a);
                 decode_here(format, &words, &mut b);
                 assert_eq!(a, b, "{format:?}");

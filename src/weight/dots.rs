@@ -58,7 +58,8 @@ impl Packed {
     /// Q8_0: d q        Q4_0: d (q - 8)        Q4_1: d q + m
     /// ```
     fn sums(self, x: &[f32]) -> Vec<f32> {
-        let (blocks, n) = (x.as_chunks::<BLOCK>().0, self.scales());
+        let blocks = x.as_chunks::<BLOCK>().0;
+        let n = self.scales();
         let mut sums = vec![0f32; blocks.len().next_multiple_of(TOGETHER) * n];
         for (sums, x) in sums.chunks_mut(n).zip(blocks) {
             let mut lanes = [0f32; simd::LANES];
@@ -112,13 +113,13 @@ impl Packed {
     fn rows(self, words: &[u32], row_words: usize, input: &Input<'_>, y: &mut [f32]) {
         let cols = input.x.len();
         #[cfg(target_arch = "x86_64")]
-        if simd::level() >= simd::Level::Avx2 {
+        if simd::Avx2::detect().is_some() {
             let row = |i: usize| self.row(&words[i * row_words..][..row_words], cols);
             let mut scales = vec![0f32; 2 * input.sums.len()];
             let (pairs, last) = y.as_chunks_mut::<2>();
             let done = 2 * pairs.len();
             for (i, y) in pairs.iter_mut().enumerate() {
-                // SAFETY: the level says that the processor has these instructions.
+                // SAFETY: the processor was found to have these instructions.
                 *y = unsafe { avx2::dots(self, [row(2 * i), row(2 * i + 1)], input, &mut scales) };
             }
             if let [y] = last {
@@ -175,7 +176,9 @@ mod avx2 {
     #[target_feature(enable = "avx2,fma,f16c")]
     fn nibbles(q: &[u8; 16], x: &[__m256; 4]) -> __m256 {
         let [q0, q1] = q.as_chunks::<8>().0 else { unreachable!("sixteen bytes") };
-        let (q0, q1, four) = (unsigned(q0), unsigned(q1), _mm256_set1_epi32(15));
+        let q0 = unsigned(q0);
+        let q1 = unsigned(q1);
+        let four = _mm256_set1_epi32(15);
         let low = |q: __m256i| _mm256_cvtepi32_ps(_mm256_and_si256(q, four));
         let high = |q: __m256i| _mm256_cvtepi32_ps(_mm256_srli_epi32::<4>(q));
         let part = _mm256_fmadd_ps(low(q1), x[1], _mm256_mul_ps(low(q0), x[0]));
@@ -235,7 +238,8 @@ mod avx2 {
             }
         }
         // Loops, no closures: those may be compiled without the processor's instructions.
-        let (mut quants, mut d) = ([&[][..]; R], [&[][..]; R]);
+        let mut quants = [&[][..]; R];
+        let mut d = [&[][..]; R];
         for (r, row) in rows.iter().enumerate() {
             quants[r] = &row.quants.as_chunks::<N>().0[..x.len()];
             d[r] = &scales[r * n..].as_chunks::<S>().0[..x.len()];
@@ -261,7 +265,7 @@ mod avx2 {
 
 vectorised! {
     /// Rows of `x` with a row that is decoded first, into `row`, unless it is one of values.
-    fn decoded(format: Format, words: &[u32], x: &[f32], row: &mut [f32], y: &mut [f32]) {
+    fn decoded(simd: _, format: Format, words: &[u32], x: &[f32], row: &mut [f32], y: &mut [f32]) {
         let n = row.len();
         let row = match format {
             Format::F32 => &bytemuck::cast_slice(words)[..n],
@@ -271,7 +275,7 @@ vectorised! {
             }
         };
         for (y, x) in y.iter_mut().zip(x.chunks_exact(n)) {
-            *y = simd::dot::<Simd>(row, x);
+            *y = simd::dot(simd, row, x);
         }
     }
 }
@@ -286,7 +290,8 @@ impl Format {
     /// Inner products of packed rows of `cols` elements, one behind the other, with the rows of `x`:
     /// `y` `[packed rows, rows of x]`.
     pub(super) fn dots(self, cols: usize, words: &[u32], input: &Input<'_>, y: &mut [f32]) {
-        let (row_words, m) = (self.row_words(cols), input.rows);
+        let row_words = self.row_words(cols);
+        let m = input.rows;
         if row_words == 0 {
             return y.fill(0.0);
         }
@@ -311,7 +316,8 @@ mod tests {
                 let cols = blocks * format.block_len();
                 let raw = crate::weight::sample(format, rows, cols, 5);
                 let row_words = format.row_words(cols);
-                let (mut words, mut values) = (vec![0; rows * row_words], vec![0f32; rows * cols]);
+                let mut words = vec![0; rows * row_words];
+                let mut values = vec![0f32; rows * cols];
                 for (i, raw) in raw.chunks(raw.len() / rows).enumerate() {
                     let words = &mut words[i * row_words..][..row_words];
                     format.pack(raw, words);
@@ -329,7 +335,8 @@ mod tests {
                         }
                     }
                     for (i, got) in y.iter().zip(&plain).enumerate() {
-                        let (row, x) = (&values[i / m * cols..][..cols], &x[i % m * cols..][..cols]);
+                        let row = &values[i / m * cols..][..cols];
+                        let x = &x[i % m * cols..][..cols];
                         let products = row.iter().zip(x).map(|(a, b)| *a as f64 * *b as f64);
                         let (want, size) =
                             products.fold((0.0, 1e-9), |(sum, size), v| (sum + v, size + v.abs()));

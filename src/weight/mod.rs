@@ -144,7 +144,8 @@ impl Weight {
 
     /// Bytes of a row.
     fn raw_row_bytes([rows, cols]: [usize; 2], bytes: &[u8], format: Format) -> Result<usize> {
-        let (name, block) = (format.name(), format.block_len());
+        let name = format.name();
+        let block = format.block_len();
         if !cols.is_multiple_of(block) {
             return refuse(format!("{cols} columns are not a multiple of the {block} of a {name} block"));
         }

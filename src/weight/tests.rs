@@ -68,7 +68,8 @@ fn blocks_of_32_by_hand() {
 fn blocks_of_256_by_hand() {
     // Groups 0..4 have scales 1, 2, 3, 60 and minimums 4, 5, 6, 61; groups 4..8 have 17, 34, 51, 63 and 0, 16, 33, 63.
     let packed = {
-        let (sc, mn) = ([1u8, 2, 3, 60, 17, 34, 51, 63], [4u8, 5, 6, 61, 0, 16, 33, 63]);
+        let sc = [1u8, 2, 3, 60, 17, 34, 51, 63];
+        let mn = [4u8, 5, 6, 61, 0, 16, 33, 63];
         let mut p = [0u8; 12];
         for i in 0..4 {
             p[i] = sc[i] | sc[i + 4] >> 4 << 6;
@@ -104,12 +105,14 @@ fn blocks_of_256_by_hand() {
 #[test]
 fn rows_come_in_the_order_asked_for() {
     for format in [Format::F32, Format::Bf16, Format::Q4_1, Format::Q6_K] {
-        let (rows, cols) = (5, 256);
+        let rows = 5;
+        let cols = 256;
         let bytes = sample(format, rows, cols, 1);
         let cpu = Device::cpu();
         let plain = Weight::from_raw(&cpu, rows, cols, &bytes, format).unwrap();
         let turned = Weight::from_raw_rows(&cpu, rows, cols, &bytes, format, |i| (i * 2) % 5).unwrap();
-        let (a, b) = (plain.to_f32().unwrap(), turned.to_f32().unwrap());
+        let a = plain.to_f32().unwrap();
+        let b = turned.to_f32().unwrap();
         for i in 0..rows {
             assert_eq!(b[i * cols..][..cols], a[(i * 2) % 5 * cols..][..cols], "{format:?} row {i}");
         }

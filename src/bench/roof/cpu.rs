@@ -86,7 +86,8 @@ fn factors() -> (f32, f32) {
 fn avx512() -> f32 {
     use std::arch::x86_64::*;
     let (a, b) = factors();
-    let (a, b) = (_mm512_set1_ps(a), _mm512_set1_ps(b));
+    let a = _mm512_set1_ps(a);
+    let b = _mm512_set1_ps(b);
     let mut c = [b; CHAINS];
     for _ in 0..STEPS {
         for c in &mut c {
@@ -101,7 +102,8 @@ fn avx512() -> f32 {
 fn avx2() -> f32 {
     use std::arch::x86_64::*;
     let (a, b) = factors();
-    let (a, b) = (_mm256_set1_ps(a), _mm256_set1_ps(b));
+    let a = _mm256_set1_ps(a);
+    let b = _mm256_set1_ps(b);
     let mut c = [b; CHAINS];
     for _ in 0..STEPS {
         for c in &mut c {
@@ -116,7 +118,8 @@ fn avx2() -> f32 {
 fn neon() -> f32 {
     use std::arch::aarch64::*;
     let (a, b) = factors();
-    let (a, b) = (vdupq_n_f32(a), vdupq_n_f32(b));
+    let a = vdupq_n_f32(a);
+    let b = vdupq_n_f32(b);
     let mut c = [b; CHAINS];
     for _ in 0..STEPS {
         for c in &mut c {

@@ -7,7 +7,7 @@ use crate::io::{Checkpoint, read_text};
 use crate::mixture::methods::mixlora_cond::MixloraCond;
 use crate::mixture::{Cfs, CfsForm, Factors, Instance, Lora, Method, Pool, Span};
 use crate::model::{Model, Step};
-use crate::nn::{Choices, Pass};
+use crate::nn::{Choices, Labels, Pass};
 use crate::routing::Units;
 use crate::train::{Decay, Schedule, Session, TrainConfig};
 use crate::{Device, Error, Result, Stream, Tensor, no_grad};
@@ -257,6 +257,7 @@ impl Training {
                 let weights: Vec<f32> = valid.iter().map(|&v| v as f32).collect();
                 let spans: Vec<Span> = lens.iter().map(|&len| Span { len, prompt: len }).collect();
                 Ok(Batch {
+                    labels: Labels::default(),
                     ids: Tensor::from_u32(device, &[b, s], &ids[rows.clone()])?,
                     trained: targets.iter().filter(|t| **t != u32::MAX).count(),
                     targets: Tensor::from_u32(device, &[b * s], &targets)?,

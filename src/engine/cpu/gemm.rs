@@ -8,6 +8,8 @@
 #[cfg(target_arch = "x86_64")]
 use super::gemm_avx2;
 use super::tile::{Dst, Tile};
+#[cfg(target_arch = "x86_64")]
+use crate::simd::{Level, level};
 use crate::simd::{all_dots, vectorised};
 use gemm::Parallelism;
 use rayon::prelude::*;
@@ -130,12 +132,12 @@ pub(crate) const FEW: usize = 8;
 
 vectorised! {
     /// A tile of few rows of `a b`, where columns of `b` lie in one piece.
-    fn few_rows(a: Mat<'_>, b: Mat<'_>, tile: &mut Tile<'_>, scale: f32, add: bool) {
+    fn few_rows(simd: _, a: Mat<'_>, b: Mat<'_>, tile: &mut Tile<'_>, scale: f32, add: bool) {
         let k = a.cols;
-        let rows: Vec<&[f32]> = tile.rows.clone().map(|i| &a.data[i * a.row_stride..][..k]).collect();
-        let cols: Vec<&[f32]> = tile.cols.clone().map(|j| &b.data[j * b.col_stride..][..k]).collect();
-        let first = tile.rows.start;
-        all_dots::<Simd>(&rows, &cols, |i, j, sum| {
+        let rows: Vec<&[f32]> = tile.rows().map(|i| &a.data[i * a.row_stride..][..k]).collect();
+        let cols: Vec<&[f32]> = tile.cols().map(|j| &b.data[j * b.col_stride..][..k]).collect();
+        let first = tile.rows().start;
+        all_dots(simd, &rows, &cols, |i, j, sum| {
             let y = &mut tile.row(first + i)[j];
             *y = if add { *y + scale * sum } else { scale * sum };
         });
@@ -159,9 +161,11 @@ unsafe fn product(
     done: &mut dyn FnMut(Range<usize>),
 ) {
     #[cfg(target_arch = "x86_64")]
-    if own() {
-        return unsafe { gemm_avx2::product(c, a, b, (rows, cols), scale, add, done) };
+    if let Level::Avx2(simd) = level() {
+        // SAFETY: as above, and the token proves the instructions.
+        return unsafe { gemm_avx2::product(simd, c, a, b, (rows, cols), scale, add, done) };
     }
+    // SAFETY: the pointers and strides are those of matrices that hold the tile, by what the caller promises.
     unsafe {
         gemm::gemm(
             rows.len(),
@@ -190,7 +194,9 @@ unsafe fn product(
 
 /// [`gemm`] as one tile on this thread: for blocks inside of tasks.
 pub(crate) fn gemm_here(c: &mut [f32], a: Mat<'_>, b: Mat<'_>, scale: f32, add: bool) {
-    let (m, n, k) = (a.rows, b.cols, a.cols);
+    let m = a.rows;
+    let n = b.cols;
+    let k = a.cols;
     assert!(b.rows == k && c.len() >= m * n, "{m} x {k} by {} x {n} into {}", b.rows, c.len());
     if k == 0 || m * n == 0 {
         if !add {
@@ -202,14 +208,15 @@ pub(crate) fn gemm_here(c: &mut [f32], a: Mat<'_>, b: Mat<'_>, scale: f32, add: 
         return few_rows(a, b, &mut Tile::of_rows(c, 0..m, n), scale, add);
     }
     let dst = Dst { at: c.as_mut_ptr(), stride: n };
-    // In bounds by the asserts, here and where the matrices were made.
+    // SAFETY: in bounds by the asserts, here and where the matrices were made.
     let multiply = |b: Mat<'_>| unsafe { product(dst, a, b, (0..m, 0..n), scale, add, &mut |_| ()) };
-    match far(a, b) {
-        true => with_scratch(k * n, |panel| {
+    if far(a, b) {
+        with_scratch(k * n, |panel| {
             turn(b.data, k, n, panel, n, 0);
             multiply(Mat::new(panel, k, n));
-        }),
-        false => multiply(b),
+        })
+    } else {
+        multiply(b)
     }
 }
 
@@ -218,17 +225,17 @@ fn few(a: Mat<'_>, b: Mat<'_>) -> bool {
     a.rows <= FEW && b.row_stride == 1 && a.col_stride == 1
 }
 
-/// Products are our own here.
-fn own() -> bool {
+/// Whether this crate's own kernel multiplies: on processors with AVX2 and without AVX-512.
+fn uses_own_kernel() -> bool {
     #[cfg(target_arch = "x86_64")]
-    return crate::simd::level() == crate::simd::Level::Avx2;
+    return matches!(level(), Level::Avx2(_));
     #[cfg(not(target_arch = "x86_64"))]
     false
 }
 
 /// A transposed `b` whose rows are far apart.
 fn far(a: Mat<'_>, b: Mat<'_>) -> bool {
-    !own() && b.row_stride == 1 && b.col_stride == b.rows && b.rows >= LONG && a.rows >= SIDE
+    !uses_own_kernel() && b.row_stride == 1 && b.col_stride == b.rows && b.rows >= LONG && a.rows >= SIDE
 }
 
 /// `c = [c +] scale * a b` with `c` row-major `[a.rows, b.cols]`; `add` keeps what is in `c`.
@@ -249,9 +256,10 @@ pub(crate) fn gemm_then(
     let columns = |cols: &Range<usize>, panel: &mut [f32]| {
         turn(&b.data[cols.start * b.rows..], b.rows, cols.len(), panel, cols.len(), 0);
     };
-    match far(a, b) {
-        true => tiles(c, a, b.cols, Columns::Made(&columns), scale, add, then),
-        false => tiles(c, a, b.cols, Columns::Of(b), scale, add, then),
+    if far(a, b) {
+        tiles(c, a, b.cols, Columns::Made(&columns), scale, add, then)
+    } else {
+        tiles(c, a, b.cols, Columns::Of(b), scale, add, then)
     }
 }
 
@@ -283,7 +291,8 @@ fn tiles(
     add: bool,
     then: &(dyn Fn(&mut Tile<'_>) + Sync),
 ) {
-    let (m, k) = (a.rows, a.cols);
+    let m = a.rows;
+    let k = a.cols;
     if m == 0 || n == 0 {
         return;
     }
@@ -297,18 +306,22 @@ fn tiles(
     // The tiles of one range of rows follow each other: what they read of `a` is in the cache.
     let across = n.div_ceil(nb);
     let task = |t: usize| {
-        let (i, j) = (t / across * mb, t % across * nb);
-        let (rows, cols) = (i..m.min(i + mb), j..n.min(j + nb));
-        // No other task has this tile.
+        let i = t / across * mb;
+        let j = t % across * nb;
+        let rows = i..m.min(i + mb);
+        let cols = j..n.min(j + nb);
+        // SAFETY: the tile lies in `c`, and no other task has it.
         let mut done = |rows: Range<usize>| then(&mut unsafe { dst.tile(rows, cols.clone()) });
         let mut multiply = |b: Mat<'_>| {
-            // In bounds: the tile ends at m and n, and the assert above ties the slices to m, n, k.
+            // SAFETY: the tile ends at m and n, and the assert above ties the slices to m, n, k.
             unsafe { product(dst, a, b, (rows.clone(), cols.clone()), scale, add, &mut done) };
         };
         match b {
             _ if k == 0 => done(rows),
             Columns::Of(b) if few(a, b) => {
-                few_rows(a, b, &mut unsafe { dst.tile(rows.clone(), cols.clone()) }, scale, add);
+                // SAFETY: as above.
+                let mut tile = unsafe { dst.tile(rows.clone(), cols.clone()) };
+                few_rows(a, b, &mut tile, scale, add);
                 done(rows);
             }
             Columns::Of(b) => multiply(b.columns(j, cols.len())),
@@ -364,7 +377,7 @@ mod tests {
             turn(&b, n, k, &mut turned, k, 0);
             let mut same = vec![f32::NAN; m * n];
             gemm_then(&mut same, Mat::new(&a, m, k), Mat::new(&turned, n, k).t(), 1.5, false, &|tile| {
-                for i in tile.rows.clone() {
+                for i in tile.rows() {
                     tile.row(i).iter_mut().for_each(|c| *c += 1.0);
                 }
             });

@@ -29,9 +29,11 @@ thread_local! {
 /// with rows of it that are complete.
 ///
 /// # Safety
-/// The processor has AVX2 and FMA, and the tile lies in `c`, which nothing else uses. There is something to sum.
+/// The tile lies in `c`, which nothing else uses. There is something to sum.
 #[target_feature(enable = "avx2,fma")]
+#[allow(clippy::too_many_arguments)]
 pub(super) unsafe fn product(
+    simd: Avx2,
     c: Dst,
     a: Mat<'_>,
     b: Mat<'_>,
@@ -40,7 +42,8 @@ pub(super) unsafe fn product(
     add: bool,
     done: &mut dyn FnMut(Range<usize>),
 ) {
-    let (k, n) = (a.cols, cols.len());
+    let k = a.cols;
+    let n = cols.len();
     // Blocks of one length, but for the last.
     let block = k.div_ceil(k.div_ceil(BLOCK).max(1)).next_multiple_of(8);
     let mut values = PANELS.take();
@@ -52,7 +55,7 @@ pub(super) unsafe fn product(
     for first in (0..k).step_by(block) {
         let sum = first..k.min(first + block);
         for (p, panel) in panels.chunks_mut(sum.len() * COLS).take(n.div_ceil(COLS)).enumerate() {
-            lay_out(b, sum.clone(), p * COLS..n.min((p + 1) * COLS), panel);
+            lay_out(simd, b, sum.clone(), p * COLS..n.min((p + 1) * COLS), panel);
         }
         let add = add || first > 0;
         let mut complete = rows.start;
@@ -65,11 +68,11 @@ pub(super) unsafe fn product(
                 unsafe {
                     let at = c.at.add(row * c.stride + cols.start + p * COLS);
                     if (height, width) == (ROWS, COLS) {
-                        left.multiply(panel, at, c.stride, scale, add);
+                        left.multiply(simd, panel, at, c.stride, scale, add);
                         continue;
                     }
                     let mut whole = [0f32; ROWS * COLS];
-                    left.multiply(panel, whole.as_mut_ptr(), COLS, scale, false);
+                    left.multiply(simd, panel, whole.as_mut_ptr(), COLS, scale, false);
                     for (i, part) in whole.chunks(COLS).take(height).enumerate() {
                         let y = std::slice::from_raw_parts_mut(at.add(i * c.stride), width);
                         y.iter_mut().zip(part).for_each(|(y, v)| *y = if add { *y + v } else { *v });
@@ -88,8 +91,9 @@ pub(super) unsafe fn product(
 
 /// Columns `cols` of `b`, at most sixteen, as `[sum, 16]`.
 #[target_feature(enable = "avx2,fma")]
-fn lay_out(b: Mat<'_>, sum: Range<usize>, cols: Range<usize>, panel: &mut [f32]) {
-    let (k, w) = (sum.len(), cols.len());
+fn lay_out(simd: Avx2, b: Mat<'_>, sum: Range<usize>, cols: Range<usize>, panel: &mut [f32]) {
+    let k = sum.len();
+    let w = cols.len();
     let from = &b.data[sum.start * b.row_stride + cols.start * b.col_stride..];
     if w < COLS {
         panel.fill(0.0);
@@ -98,7 +102,7 @@ fn lay_out(b: Mat<'_>, sum: Range<usize>, cols: Range<usize>, panel: &mut [f32])
         (stride, 1) => {
             for (q, to) in panel.as_chunks_mut::<COLS>().0.iter_mut().enumerate() {
                 match from[q * stride..][..w].first_chunk::<COLS>() {
-                    Some(row) => Avx2::store(Avx2::load(row), to),
+                    Some(row) => simd.store(simd.load(row), to),
                     None => to[..w].copy_from_slice(&from[q * stride..][..w]),
                 }
             }
@@ -137,14 +141,20 @@ fn lay_out(b: Mat<'_>, sum: Range<usize>, cols: Range<usize>, panel: &mut [f32])
 #[target_feature(enable = "avx2,fma")]
 unsafe fn turn_eight(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
     // Halves of rows r and r + 4 side by side, so that what follows stays within halves.
+    // SAFETY: the square lies in memory, as the caller promises.
     let pair = |r: usize, half: usize| unsafe {
         let low = _mm256_castps128_ps256(_mm_loadu_ps(from.add(r * from_stride + 4 * half)));
         _mm256_insertf128_ps::<1>(low, _mm_loadu_ps(from.add((r + 4) * from_stride + 4 * half)))
     };
     for half in 0..2 {
-        let (a, b, c, d) = (pair(0, half), pair(1, half), pair(2, half), pair(3, half));
-        let (ab, ba) = (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
-        let (cd, dc) = (_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
+        let a = pair(0, half);
+        let b = pair(1, half);
+        let c = pair(2, half);
+        let d = pair(3, half);
+        let ab = _mm256_unpacklo_ps(a, b);
+        let ba = _mm256_unpackhi_ps(a, b);
+        let cd = _mm256_unpacklo_ps(c, d);
+        let dc = _mm256_unpackhi_ps(c, d);
         let turned = [
             _mm256_shuffle_ps::<0x44>(ab, cd),
             _mm256_shuffle_ps::<0xee>(ab, cd),
@@ -152,6 +162,7 @@ unsafe fn turn_eight(from: *const f32, from_stride: usize, to: *mut f32, to_stri
             _mm256_shuffle_ps::<0xee>(ba, dc),
         ];
         for (i, row) in turned.into_iter().enumerate() {
+            // SAFETY: as above.
             unsafe { _mm256_storeu_ps(to.add((4 * half + i) * to_stride), row) };
         }
     }
@@ -169,7 +180,8 @@ struct Left {
 impl Left {
     /// Rows `rows` of `a`, at most six.
     fn of(a: Mat<'_>, rows: Range<usize>, sum: Range<usize>, own: &mut [f32]) -> Self {
-        let (from, len) = (&a.data[rows.start * a.row_stride + sum.start * a.col_stride..], sum.len());
+        let from = &a.data[rows.start * a.row_stride + sum.start * a.col_stride..];
+        let len = sum.len();
         if rows.len() == ROWS && (a.row_stride == 1 || a.col_stride == 1) {
             return Left { at: from.as_ptr(), len, row: a.row_stride, next: a.col_stride };
         }
@@ -196,25 +208,26 @@ impl Left {
     /// The rows and the panel have values for the whole sum, and `c` six rows of sixteen.
     #[target_feature(enable = "avx2,fma")]
     #[allow(clippy::needless_range_loop)] // Rows of `sums` are registers, and `r` is a distance as well.
-    unsafe fn multiply(&self, panel: &[f32], c: *mut f32, stride: usize, scale: f32, add: bool) {
+    unsafe fn multiply(&self, simd: Avx2, panel: &[f32], c: *mut f32, stride: usize, scale: f32, add: bool) {
         debug_assert!(panel.len() >= self.len * COLS);
         for r in 0..ROWS {
             _mm_prefetch::<_MM_HINT_T0>(c.wrapping_add(r * stride).cast());
         }
-        let mut sums = [Avx2::zeros(); ROWS];
+        let mut sums = [simd.zeros(); ROWS];
         match self.next {
             // Three rows from either of two pointers: what one address can tell.
+            // SAFETY: rows and panel have values for the whole sum, as the caller promises.
             1 => unsafe {
                 let mut low = self.at;
                 let mut high = low.add(3 * self.row);
                 let mut b = panel.as_ptr();
                 let step = |low: *const f32, high: *const f32, b: *const f32, sums: &mut [_; ROWS]| {
-                    let b = Avx2::load(&*b.cast());
+                    let b = simd.load(&*b.cast());
                     for r in 0..3 {
-                        sums[r] = Avx2::mul_add(Avx2::all(*low.add(r * self.row)), b, sums[r]);
+                        sums[r] = simd.mul_add(simd.all(*low.add(r * self.row)), b, sums[r]);
                     }
                     for r in 0..3 {
-                        sums[3 + r] = Avx2::mul_add(Avx2::all(*high.add(r * self.row)), b, sums[3 + r]);
+                        sums[3 + r] = simd.mul_add(simd.all(*high.add(r * self.row)), b, sums[3 + r]);
                     }
                 };
                 for _ in 0..self.len / UNROLLED {
@@ -227,22 +240,24 @@ impl Left {
                     step(low.add(u), high.add(u), b.add(u * COLS), &mut sums);
                 }
             },
+            // SAFETY: as above.
             next => unsafe {
                 let mut a = self.at;
                 for b in panel.as_chunks::<COLS>().0.iter().take(self.len) {
-                    let b = Avx2::load(b);
+                    let b = simd.load(b);
                     for r in 0..ROWS {
-                        sums[r] = Avx2::mul_add(Avx2::all(*a.add(r)), b, sums[r]);
+                        sums[r] = simd.mul_add(simd.all(*a.add(r)), b, sums[r]);
                     }
                     a = a.wrapping_add(next);
                 }
             },
         }
-        let scale = Avx2::all(scale);
+        let scale = simd.all(scale);
         for (r, sum) in sums.into_iter().enumerate() {
+            // SAFETY: `c` has six rows of sixteen, as the caller promises.
             let c = unsafe { &mut *c.add(r * stride).cast::<[f32; COLS]>() };
-            let old = if add { Avx2::load(c) } else { Avx2::zeros() };
-            Avx2::store(Avx2::mul_add(sum, scale, old), c);
+            let old = if add { simd.load(c) } else { simd.zeros() };
+            simd.store(simd.mul_add(sum, scale, old), c);
         }
     }
 }

@@ -4,40 +4,40 @@ use crate::simd::{LANES, Set, Target, mul_add, tree};
 
 /// `e^x` for `x <= 88`, relative error below 2e-7; 0 below -87.3. Cephes `expf` without branches.
 #[inline(always)]
-pub(crate) fn exp<S: Set>(x: f32) -> f32 {
+pub(crate) fn exp<S: Set>(simd: S, x: f32) -> f32 {
     // Adding this rounds to the nearest integer, which then stands in the low bits.
     const ROUND: f32 = 12_582_912.0;
     let c = x.clamp(-87.3, 88.0);
-    let t = mul_add::<S>(c, std::f32::consts::LOG2_E, ROUND);
+    let t = mul_add(simd, c, std::f32::consts::LOG2_E, ROUND);
     let n = t - ROUND;
-    let r = mul_add::<S>(n, 2.121_944_4e-4, mul_add::<S>(n, -0.693_359_4, c));
+    let r = mul_add(simd, n, 2.121_944_4e-4, mul_add(simd, n, -0.693_359_4, c));
     let mut q = 1.987_569_1e-4;
     for k in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
-        q = mul_add::<S>(q, r, k);
+        q = mul_add(simd, q, r, k);
     }
     let two_n = f32::from_bits((t.to_bits() << 23).wrapping_add(127 << 23));
-    let y = (mul_add::<S>(q * r, r, r) + 1.0) * two_n;
+    let y = (mul_add(simd, q * r, r, r) + 1.0) * two_n;
     if x < -87.3 { 0.0 } else { y }
 }
 
 /// Turns all values into `e^(v - top)`. Returns their sum, in the order of [`sum_of`].
 #[inline(always)]
-pub(crate) fn exp_all<S: Set>(values: &mut [f32], top: f32) -> f32 {
-    let mut acc = S::zeros();
+pub(crate) fn exp_all<S: Set>(simd: S, values: &mut [f32], top: f32) -> f32 {
+    let mut acc = simd.zeros();
     let (body, tail) = values.as_chunks_mut::<LANES>();
     for chunk in body {
         for v in chunk.iter_mut() {
-            *v = exp::<S>(*v - top);
+            *v = exp(simd, *v - top);
         }
-        acc = S::add(acc, S::load(chunk));
+        acc = simd.add(acc, simd.load(chunk));
     }
     if tail.is_empty() {
-        return S::sum(acc);
+        return simd.sum(acc);
     }
     let mut sums = [0f32; LANES];
-    S::store(acc, &mut sums);
+    simd.store(acc, &mut sums);
     for (v, sum) in tail.iter_mut().zip(&mut sums) {
-        *v = exp::<S>(*v - top);
+        *v = exp(simd, *v - top);
         *sum += *v;
     }
     tree(sums)
@@ -46,7 +46,7 @@ pub(crate) fn exp_all<S: Set>(values: &mut [f32], top: f32) -> f32 {
 /// `1 / (1 + e^-x)`, without overflow.
 #[inline(always)]
 pub(crate) fn sigmoid(x: f32) -> f32 {
-    let e = exp::<Target>(-x.abs());
+    let e = exp(Target, -x.abs());
     (if x >= 0.0 { 1.0 } else { e }) / (1.0 + e)
 }
 
@@ -70,21 +70,22 @@ pub(crate) fn sum_of(n: usize, f: impl Fn(usize) -> f32) -> f32 {
 #[inline(always)]
 pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     let n = a.len().min(b.len());
-    let (a, b) = (&a[..n], &b[..n]);
+    let a = &a[..n];
+    let b = &b[..n];
     sum_of(n, |i| a[i] * b[i])
 }
 
 /// Largest value, minus infinity for none. A NaN is passed over.
 #[inline(always)]
-pub(crate) fn max<S: Set>(v: &[f32]) -> f32 {
+pub(crate) fn max<S: Set>(simd: S, v: &[f32]) -> f32 {
     let (body, tail) = v.as_chunks::<LANES>();
-    let mut acc = S::all(f32::NEG_INFINITY);
+    let mut acc = simd.all(f32::NEG_INFINITY);
     for chunk in body {
-        acc = S::max(S::load(chunk), acc);
+        acc = simd.max(simd.load(chunk), acc);
     }
     let mut last = [f32::NEG_INFINITY; LANES];
     last[..tail.len()].copy_from_slice(tail);
-    S::largest(S::max(S::load(&last), acc))
+    simd.largest(simd.max(simd.load(&last), acc))
 }
 
 #[cfg(test)]
@@ -97,18 +98,18 @@ mod tests {
         for i in -8700..=8800 {
             let x = i as f32 / 100.0;
             let want = (x as f64).exp();
-            let got = exp::<Target>(x);
+            let got = exp(Target, x);
             assert!((got as f64 - want).abs() <= 2e-7 * want, "{x}: {got} {want}");
         }
-        assert_eq!([-88.0, f32::NEG_INFINITY, 0.0].map(exp::<Target>), [0.0, 0.0, 1.0]);
-        assert!(exp::<Target>(f32::NAN).is_nan() && sigmoid(f32::NAN).is_nan());
+        assert_eq!([-88.0, f32::NEG_INFINITY, 0.0].map(|x| exp(Target, x)), [0.0, 0.0, 1.0]);
+        assert!(exp(Target, f32::NAN).is_nan() && sigmoid(f32::NAN).is_nan());
         assert_eq!((sigmoid(-1e30), sigmoid(1e30)), (0.0, 1.0));
     }
 
     vectorised! {
-        fn exp_of(values: &mut [f32], sum: &mut f32, largest: &mut f32) {
-            *largest = max::<Simd>(values);
-            *sum = exp_all::<Simd>(values, *largest);
+        fn exp_of(simd: _, values: &mut [f32], sum: &mut f32, largest: &mut f32) {
+            *largest = max(simd, values);
+            *sum = exp_all(simd, values, *largest);
         }
     }
 
@@ -116,7 +117,9 @@ mod tests {
     fn exponentials_of_this_processor_are_close() {
         for n in [0, 1, 15, 16, 17, 32, 100] {
             let v: Vec<f32> = (0..n).map(|i| (i * 37 % 101) as f32 * 0.9 - 50.0).collect();
-            let (mut got, mut sum, mut largest) = (v.clone(), 0.0, 0.0);
+            let mut got = v.clone();
+            let mut sum = 0.0;
+            let mut largest = 0.0;
             exp_of(&mut got, &mut sum, &mut largest);
             assert_eq!(largest, v.iter().copied().fold(f32::NEG_INFINITY, f32::max));
             let want: Vec<f64> = v.iter().map(|v| ((v - largest) as f64).exp()).collect();
@@ -133,7 +136,7 @@ mod tests {
         for n in [0, 1, 15, 16, 17, 100] {
             assert_eq!(sum_of(n, |i| i as f32), (n * n.saturating_sub(1) / 2) as f32);
             let v: Vec<f32> = (0..n).map(|i| (i * 7 % 40) as f32 - 20.0).collect();
-            assert_eq!(max::<Target>(&v), v.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+            assert_eq!(max(Target, &v), v.iter().copied().fold(f32::NEG_INFINITY, f32::max));
             assert_eq!(dot(&v, &v), v.iter().map(|v| v * v).sum::<f32>());
         }
     }

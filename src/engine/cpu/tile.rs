@@ -10,8 +10,9 @@ pub(super) struct Dst {
     pub at: *mut f32,
     pub stride: usize,
 }
-// Tasks write disjoint tiles.
+// SAFETY: a pointer; what is done with it is promised where tiles are made, which are disjoint.
 unsafe impl Send for Dst {}
+// SAFETY: as above.
 unsafe impl Sync for Dst {}
 
 impl Dst {
@@ -27,8 +28,8 @@ impl Dst {
 /// Rows and columns of a matrix.
 pub(crate) struct Tile<'a> {
     dst: Dst,
-    pub rows: Range<usize>,
-    pub cols: Range<usize>,
+    rows: Range<usize>,
+    cols: Range<usize>,
     of: PhantomData<&'a mut [f32]>,
 }
 
@@ -40,10 +41,20 @@ impl<'a> Tile<'a> {
         Tile { dst: Dst { at, stride: n }, rows, cols: 0..n, of: PhantomData }
     }
 
+    /// Its rows of the matrix.
+    pub fn rows(&self) -> Range<usize> {
+        self.rows.clone()
+    }
+
+    /// Its columns of the matrix.
+    pub fn cols(&self) -> Range<usize> {
+        self.cols.clone()
+    }
+
     /// The tile's part of row `i` of the matrix.
     pub fn row(&mut self, i: usize) -> &mut [f32] {
         assert!(self.rows.contains(&i));
-        // The row lies in the matrix by this and by how the tile was made, and no other task has it.
+        // SAFETY: the row lies in the matrix by this and by how the tile was made, and no other task has it.
         unsafe {
             let at = self.dst.at.wrapping_add(i * self.dst.stride + self.cols.start);
             std::slice::from_raw_parts_mut(at, self.cols.len())
@@ -66,9 +77,13 @@ pub(crate) fn blocks_in_parallel(
     if y.is_empty() || width == 0 {
         return;
     }
-    let (dst, rows) = (Dst { at: y.as_mut_ptr(), stride: width }, y.len() / width);
-    // Inside of y, and each block is its own.
-    let task = |b: usize| f(&mut unsafe { { dst }.tile(0..rows, b * block..width.min((b + 1) * block)) });
+    let dst = Dst { at: y.as_mut_ptr(), stride: width };
+    let rows = y.len() / width;
+    let task = |b: usize| {
+        let cols = b * block..width.min((b + 1) * block);
+        // SAFETY: inside of y, and each block of columns is one task's.
+        f(&mut unsafe { { dst }.tile(0..rows, cols) });
+    };
     match width.div_ceil(block) {
         1 => task(0),
         blocks => (0..blocks).into_par_iter().with_max_len(1).for_each(task),
@@ -84,8 +99,8 @@ mod tests {
         for (rows, width) in [(0, 5), (1, 1), (3, 64), (2, 130), (5, 3000)] {
             let mut y = vec![0f32; rows * width];
             columns_in_parallel(&mut y, width, |tile| {
-                let first = tile.cols.start;
-                for i in tile.rows.clone() {
+                let first = tile.cols().start;
+                for i in tile.rows() {
                     let row = tile.row(i).iter_mut().enumerate();
                     row.for_each(|(j, y)| *y += (i * width + first + j) as f32);
                 }

@@ -285,7 +285,8 @@ impl GgufFile {
 
 impl std::fmt::Debug for GgufFile {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (entries, tensors) = (self.metadata.len(), self.tensors.len());
+        let entries = self.metadata.len();
+        let tensors = self.tensors.len();
         write!(f, "GgufFile({}, {entries} entries, {tensors} tensors)", self.path.display())
     }
 }

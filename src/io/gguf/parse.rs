@@ -63,7 +63,8 @@ impl<'a> Reader<'a> {
     }
 
     fn take(&mut self, n: usize, what: &str) -> Result<&'a [u8]> {
-        let (at, left) = (self.at, self.left());
+        let at = self.at;
+        let left = self.left();
         if n > left {
             return self.fail(format!(
                 "{what} at byte {at} takes {n} bytes, but the file ends after {left}: {} bytes are missing",
@@ -226,7 +227,8 @@ impl<'a> Reader<'a> {
             return self.fail(format!("{what} has {axes} axes, at most {MAX_DIMS} are allowed"));
         }
         let stored = self.list(axes as usize, what, |r| r.u64(what))?;
-        let (id, offset) = (self.u32(what)?, self.u64(what)?);
+        let id = self.u32(what)?;
+        let offset = self.u64(what)?;
         let Some(kind) = format(id) else {
             let known = TYPES.get(id as usize).copied().unwrap_or("unknown");
             let read = Format::ALL.map(Format::name).join(", ");
@@ -238,7 +240,8 @@ impl<'a> Reader<'a> {
             stored.iter().map(|&d| usize::try_from(d).ok()).collect::<Option<_>>().ok_or_else(overflow)?;
         // Even an empty tensor must have a size that can be computed.
         dims.iter().filter(|d| **d > 0).try_fold(8usize, |n, &d| n.checked_mul(d)).ok_or_else(overflow)?;
-        let (rows, cols) = (dims.iter().skip(1).product::<usize>(), dims.first().copied().unwrap_or(1));
+        let rows = dims.iter().skip(1).product::<usize>();
+        let cols = dims.first().copied().unwrap_or(1);
         let block = kind.block_len();
         if !cols.is_multiple_of(block) {
             return self.fail(format!(
@@ -284,7 +287,8 @@ fn place(
     alignment: usize,
 ) -> Result<()> {
     for (name, t) in tensors.iter_mut() {
-        let (offset, have) = (t.offset, r.bytes.len());
+        let offset = t.offset;
+        let have = r.bytes.len();
         if !offset.is_multiple_of(alignment) {
             return r.fail(format!("tensor '{name}': offset {offset} is not a multiple of {alignment}"));
         }

@@ -77,8 +77,8 @@ impl Conditional {
         options: &ConditionalOptions,
     ) -> Result<Arc<dyn LinearAdapter>> {
         at.site.fits("r", options.chosen)?;
-        let a = at.inputs("factors_a", options.factors)?;
         let b = at.outputs("factors_b", options.factors)?;
+        let a = at.inputs("factors_a", options.factors)?;
         let router = Conditional::new(at, options, &a)?;
         Ok(RoutedLinears::adapter(method, at, router, a, b))
     }

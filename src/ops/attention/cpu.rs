@@ -17,22 +17,22 @@ const TASKS_AT_ONCE: usize = 16;
 
 // One query, as in generation: a dense product would be mostly preparation.
 vectorised! {
-    fn dots_of_rows(x: &[f32], rows: Vec<&[f32]>, out: &mut [f32]) {
-        dots::<Simd>(out, x, &rows);
+    fn dots_of_rows(simd: _, x: &[f32], rows: Vec<&[f32]>, out: &mut [f32]) {
+        dots(simd, out, x, &rows);
     }
 }
 vectorised! {
-    fn add_scaled_rows(scales: &[f32], rows: Vec<&[f32]>, out: &mut [f32]) {
-        add_rows::<Simd>(out, scales, &rows);
+    fn add_scaled_rows(simd: _, scales: &[f32], rows: Vec<&[f32]>, out: &mut [f32]) {
+        add_rows(simd, out, scales, &rows);
     }
 }
 
 vectorised! {
     /// Turns scores `[n, w]` into exponentials below the largest score so far, and keeps their sums and `acc` in step.
-    fn softmax(scores: &mut [f32], w: usize, top: &mut [f32], total: &mut [f32], acc: &mut [f32]) {
+    fn softmax(simd: _, scores: &mut [f32], w: usize, top: &mut [f32], total: &mut [f32], acc: &mut [f32]) {
         let d = acc.len() / top.len();
         for (r, row) in scores.chunks_mut(w).enumerate() {
-            let best = max::<Simd>(row).max(top[r]);
+            let best = max(simd, row).max(top[r]);
             if best == f32::NEG_INFINITY {
                 // Nothing visible yet; a NaN counts as visible and spreads.
                 for v in row {
@@ -40,10 +40,10 @@ vectorised! {
                 }
                 continue;
             }
-            let sum = exp_all::<Simd>(row, best);
+            let sum = exp_all(simd, row, best);
             // Only a new largest score changes what was summed.
             if best != top[r] {
-                let shrink = exp::<Simd>(top[r] - best);
+                let shrink = exp(simd, top[r] - best);
                 total[r] *= shrink;
                 for v in &mut acc[r * d..][..d] {
                     *v *= shrink;
@@ -56,18 +56,18 @@ vectorised! {
 }
 vectorised! {
     /// Inner products of rows.
-    fn row_dots(left: &[&[f32]], right: &[&[f32]], out: &mut [f32]) {
+    fn row_dots(simd: _, left: &[&[f32]], right: &[&[f32]], out: &mut [f32]) {
         for (r, out) in out.iter_mut().enumerate() {
-            *out = dot::<Simd>(left[r], right[r]);
+            *out = dot(simd, left[r], right[r]);
         }
     }
 }
 vectorised! {
     /// Turns scores `[n, w]` into probabilities, and their gradients into those of the products of q and k.
-    fn probabilities(scores: &mut [f32], gradients: &mut [f32], w: usize, lse: &[f32], delta: &[f32], scale: f32) {
+    fn probabilities(simd: _, scores: &mut [f32], gradients: &mut [f32], w: usize, lse: &[f32], delta: &[f32], scale: f32) {
         for (r, (row, gradients)) in scores.chunks_mut(w).zip(gradients.chunks_mut(w)).enumerate() {
             for (p, g) in row.iter_mut().zip(gradients) {
-                *p = exp::<Simd>(*p - lse[r]);
+                *p = exp(simd, *p - lse[r]);
                 *g = *p * (*g - delta[r]) * scale;
             }
         }

@@ -6,7 +6,7 @@ mod cpu;
 mod gpu;
 
 use crate::device::{Entry, Gpu, Host, PORTABLE, Shader, Variant, parts};
-use crate::engine::{Case, Meta, Op, OpSpec, Operand, operands, run};
+use crate::engine::{Case, Meta, Op, OpSpec, Operand, Timed, TimedSizes, operands, run};
 use crate::tape::Node;
 use crate::{DType, Error, Result, Tensor};
 use std::sync::Arc;
@@ -16,6 +16,7 @@ pub(super) static SPEC: OpSpec = OpSpec {
     formula: "o = softmax(scale q k^T + causal and key mask) v",
     shaders: &[&SHADER],
     cases,
+    timed,
 };
 
 const fn variant(name: &'static str, consts: &'static [(&'static str, u32)], bytes: u32) -> Variant {
@@ -376,6 +377,23 @@ fn cases() -> Vec<Case> {
     all.push(many);
     all.extend([cached([2, 1, 5, 9, 4, 2, 8]), cached([2, 3, 40, 64, 2, 1, 16])]);
     all
+}
+
+fn timed(sizes: &TimedSizes<'_>) -> Vec<Timed> {
+    let [h, kv, d] = [9, 3, 64];
+    let case = |s: usize| {
+        let key = |name| Operand::normal(name, &[1, s, kv, d]);
+        let pairs = h * s * (s + 1) / 2;
+        let bytes = 8 * s * d * (h + kv);
+        let inputs = vec![Operand::normal("q", &[1, s, h, d]), key("k"), key("v")];
+        // Two products forward; backward five, with the scores computed again.
+        Timed::plain(format!("1x{s}x{h}/{kv}x{d}"), inputs, (4 * pairs * d, bytes), |x| {
+            x[0].attention(&x[1], &x[2], None, 0.125)
+        })
+        .sums(s * h / kv)
+        .backward(10 * pairs * d, 2 * bytes)
+    };
+    sizes.pick([67, 450], [512, 2048]).map(case).into()
 }
 
 #[cfg(test)]

@@ -48,8 +48,9 @@ struct Task<'a> {
 
 vectorised! {
     /// Adds the rows of a task to `sums`, which has a row for each slot of its unit.
-    fn add_of_unit(op: &FactorScatter<'_>, coef: &[f32], rows: &[f32], d: usize, sums: &mut [f32], task: Task<'_>, before: Before<'_>) {
-        let (stride, first) = (op.slots.all_columns(), op.slots.first_column());
+    fn add_of_unit(simd: _, op: &FactorScatter<'_>, coef: &[f32], rows: &[f32], d: usize, sums: &mut [f32], task: Task<'_>, before: Before<'_>) {
+        let stride = op.slots.all_columns();
+        let first = op.slots.first_column();
         let mut dropped = vec![0f32; if op.dropout.is_some() { GROUP * d } else { 0 }];
         let Task { rows: all, beside: [one, two] } = task;
         sums.fill(0.0);
@@ -59,7 +60,8 @@ vectorised! {
                 0 => 0..0,
                 _ => (m0 - all.start) * stride..(m0 - all.start + count) * stride,
             };
-            let (of_one, of_two) = (part(one.len()), part(two.len()));
+            let of_one = part(one.len());
+            let of_two = part(two.len());
             before(m0..m0 + count, &mut one[of_one], &mut two[of_two]);
             let mut group: [&[f32]; GROUP] = [&[]; GROUP];
             for (i, row) in group.iter_mut().enumerate().take(count) {
@@ -76,7 +78,7 @@ vectorised! {
                 for (i, of) in of.iter_mut().enumerate().take(count) {
                     *of = op.scale * coef[(m0 + i) * stride + first + j];
                 }
-                add_rows::<Simd>(&mut sums[j * d..][..d], &of[..count], &group[..count]);
+                add_rows(simd, &mut sums[j * d..][..d], &of[..count], &group[..count]);
             }
         }
     }
@@ -97,9 +99,11 @@ struct Term {
 vectorised! {
     /// At most [`COLS`] columns of the sums of all rows, each of which has `width` terms. `sums` is scratch: `COLS` values for
     /// each row of the tile. In the tile itself they would lie far apart, and push each other out of the cache.
-    fn add_of_tokens(terms: &[Term], width: usize, rows: &[f32], d: usize, dropout: Option<Dropout>, sums: &mut [f32], tile: &mut Tile<'_>) {
-        let (first, n) = (tile.cols.start, tile.cols.len());
-        let (mut kept, mut row) = ([0f32; COLS], [Simd::zeros(); COLS / LANES]);
+    fn add_of_tokens(simd: _, terms: &[Term], width: usize, rows: &[f32], d: usize, dropout: Option<Dropout>, sums: &mut [f32], tile: &mut Tile<'_>) {
+        let first = tile.cols().start;
+        let n = tile.cols().len();
+        let mut kept = [0f32; COLS];
+        let mut row = [simd.zeros(); COLS / LANES];
         sums.fill(0.0);
         for (m, terms) in terms.chunks(width.max(1)).enumerate() {
             let mut x = &rows[m * d + first..][..n];
@@ -113,16 +117,17 @@ vectorised! {
             prefetch(rows, (m + AHEAD) * d + first..(m + AHEAD) * d + first + n);
             let (chunks, _) = x.as_chunks::<LANES>();
             for q in 0..COLS / LANES {
-                row[q] = Simd::load(&chunks[q]);
+                row[q] = simd.load(&chunks[q]);
             }
             for t in terms {
-                let (coef, (sums, _)) = (Simd::all(t.coef), sums[t.factor as usize * COLS..][..COLS].as_chunks_mut::<LANES>());
+                let coef = simd.all(t.coef);
+                let (sums, _) = sums[t.factor as usize * COLS..][..COLS].as_chunks_mut::<LANES>();
                 for q in 0..COLS / LANES {
-                    Simd::store(Simd::mul_add(coef, row[q], Simd::load(&sums[q])), &mut sums[q]);
+                    simd.store(simd.mul_add(coef, row[q], simd.load(&sums[q])), &mut sums[q]);
                 }
             }
         }
-        for (factor, sums) in tile.rows.clone().zip(sums.chunks(COLS)) {
+        for (factor, sums) in tile.rows().zip(sums.chunks(COLS)) {
             tile.row(factor).copy_from_slice(&sums[..n]);
         }
     }
@@ -131,16 +136,19 @@ vectorised! {
 impl FactorScatter<'_> {
     /// The sums of rows that are their own units: by columns, each over all rows in their order.
     pub(super) fn sums_of_tokens(&self, [coef, rows]: [&[f32]; 2], d: usize, y: &mut [f32]) {
-        let (view, width) = (self.slots.view(), self.slots.width());
-        let (stride, first) = (self.slots.all_columns(), self.slots.first_column());
-        let (mut picks, mut terms) = (Vec::with_capacity(width), Vec::with_capacity(coef.len()));
+        let view = self.slots.view();
+        let width = self.slots.width();
+        let stride = self.slots.all_columns();
+        let first = self.slots.first_column();
+        let mut picks = Vec::with_capacity(width);
+        let mut terms = Vec::with_capacity(coef.len());
         for (m, coef) in coef.chunks(stride.max(1)).enumerate() {
             view.picks(m, &mut picks);
             let chosen = picks.iter().zip(&coef[first..first + width]);
             terms.extend(chosen.map(|(&at, c)| Term { factor: at as u32, coef: self.scale * c }));
         }
         blocks_in_parallel(y, d, COLS, |tile| {
-            with_scratch(tile.rows.len() * COLS, |sums| {
+            with_scratch(tile.rows().len() * COLS, |sums| {
                 add_of_tokens(&terms, width, rows, d, self.dropout, sums, tile);
             });
         });
@@ -157,8 +165,10 @@ impl FactorScatter<'_> {
         before: Before<'_>,
         y: &mut [f32],
     ) {
-        let (width, stride) = (self.slots.width(), self.slots.all_columns());
-        let (of_task, ranges) = (d * width, tasks(&self.slots.units));
+        let width = self.slots.width();
+        let stride = self.slots.all_columns();
+        let of_task = d * width;
+        let ranges = tasks(&self.slots.units);
         with_scratch(of_task * ranges.len(), |partial| {
             let mut parts = partial.chunks_mut(of_task.max(1));
             let [mut one, mut two] = beside;
@@ -176,7 +186,8 @@ impl FactorScatter<'_> {
                 _ => work.into_par_iter().with_max_len(1).for_each(run),
             }
             // Where the sums of a factor are: with the slots that chose it.
-            let (view, mut picks) = (self.slots.view(), Vec::with_capacity(width));
+            let view = self.slots.view();
+            let mut picks = Vec::with_capacity(width);
             let mut found: Vec<Vec<usize>> = vec![vec![]; self.out_rows()];
             for (t, rows) in ranges.iter().enumerate() {
                 view.picks(rows.start, &mut picks);

@@ -9,10 +9,10 @@ use super::factor_gather::{forced_dropout, forced_selection};
 use crate::Shape;
 use crate::device::{AdapterClass, Bind, Dispatch, Gpu, Grid};
 use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
-use crate::engine::{Case, Meta, Op, OpSpec, Operand, operands, run1};
+use crate::engine::{Case, Meta, Op, OpSpec, Operand, Timed, TimedSizes, operands, run1};
 use crate::routing::Lists;
 use crate::routing::Selection;
-use crate::routing::{Dropout, Slots};
+use crate::routing::{Dropout, Slots, sample};
 use crate::{DType, Error, Result, Tensor};
 use std::sync::Arc;
 
@@ -21,6 +21,7 @@ pub(super) static SPEC: OpSpec = OpSpec {
     formula: "d_pool[f] = s sum over choices of f of coef x",
     shaders: &[&SHADER],
     cases,
+    timed,
 };
 
 const NAME: &str = "factor_scatter";
@@ -139,9 +140,13 @@ impl Op for FactorScatter<'_> {
     }
 
     fn reference(&self, &In { coef, rows }: &In<'_>, [y]: [&mut Host; 1]) {
-        let (d, view) = (rows.shape().last(), self.slots.view());
-        let (stride, first) = (self.slots.all_columns(), self.slots.first_column());
-        let (coef, rows, y) = (coef.f64(), rows.f64(), y.f64_mut());
+        let d = rows.shape().last();
+        let view = self.slots.view();
+        let stride = self.slots.all_columns();
+        let first = self.slots.first_column();
+        let coef = coef.f64();
+        let rows = rows.f64();
+        let y = y.f64_mut();
         y.fill(0.0);
         for m in 0..self.slots.units.rows() {
             for j in 0..self.slots.width() {
@@ -156,16 +161,20 @@ impl Op for FactorScatter<'_> {
     }
 
     fn cpu(&self, &In { coef, rows }: &In<'_>, [y]: [&mut Host; 1]) {
-        let (d, coef, rows) = (rows.shape().last(), coef.f32(), rows.f32());
-        match self.slots.units.is_tokens() {
-            true => self.sums_of_tokens([coef, rows], d, y.f32_mut()),
-            false => self.sums_of_units([coef, rows], d, [&mut [], &mut []], &|_, _, _| (), y.f32_mut()),
+        let d = rows.shape().last();
+        let coef = coef.f32();
+        let rows = rows.f32();
+        if self.slots.units.is_tokens() {
+            self.sums_of_tokens([coef, rows], d, y.f32_mut())
+        } else {
+            self.sums_of_units([coef, rows], d, [&mut [], &mut []], &|_, _, _| (), y.f32_mut())
         }
     }
 
     fn gpu(&self, gpu: &Arc<Gpu>, x: &In<'_>, y: &[Tensor; 1]) -> Result<()> {
         let (_, sides, g, _) = self.slots.dims();
-        let (d, out_rows) = (x.rows.shape().last(), self.out_rows());
+        let d = x.rows.shape().last();
+        let out_rows = self.out_rows();
         let (key, drop_p, keep) = Dropout::params(&self.dropout);
         let sizes = [d, out_rows, self.slots.all_columns(), self.slots.first, sides, self.slots.side];
         let [base, step, k, block, _] = self.slots.params();
@@ -246,7 +255,8 @@ fn cases() -> Vec<Case> {
             vec![Operand::normal("coef", &[33, 8]).frozen(), Operand::normal("rows", &[33, 68]).frozen()];
         let run = move |x: &[Tensor]| {
             let selection = forced_selection(&x[0], tokens)?;
-            let (slots, dropout) = (selection.slots_a(), forced_dropout(tokens));
+            let slots = selection.slots_a();
+            let dropout = forced_dropout(tokens);
             let op = FactorScatter {
                 slots: &slots,
                 selection: &selection,
@@ -259,4 +269,15 @@ fn cases() -> Vec<Case> {
         all.push(Case::new(format!("{entry}, tokens {tokens}"), inputs, run).sums(33));
     }
     all
+}
+
+fn timed(sizes: &TimedSizes<'_>) -> Vec<Timed> {
+    let [m, d, e, k] = sizes.pick(sample::SMALL, sample::FULL);
+    let inputs = vec![Operand::normal("x", &[m, d]).frozen(), Operand::normal("u", &[m, k]).frozen()];
+    let costs = (2 * m * k * d, 4 * (m * d + e * d + m * k));
+    let sums = Timed::new(format!("{m}x{d}, {k} of {e}"), inputs, costs, move |device| {
+        let s = sample::tokens(device, [m, e, k], None)?;
+        Ok(Box::new(move |x| Ok(vec![scatter(&x[1], &x[0], &s.slots_a(), &s, 1.0, None)?])))
+    });
+    vec![sums.sums(2 * d + m)]
 }

@@ -3,10 +3,10 @@
 
 use super::{Expand, FusedBa, In};
 use crate::engine::product::{TILINGS, Tiling};
-use crate::engine::{Case, Operand, run1};
+use crate::engine::{Case, Computation, Operand, Timed, TimedSizes, run1};
 use crate::routing::{Selection, Units};
 use crate::weight::sample;
-use crate::{Format, Stream, Tensor, Weight};
+use crate::{Device, Format, Result, Stream, Tensor, Weight};
 
 /// `[m, k] -> n` with the weight in two shards.
 fn case(format: Format, variant: Option<Tiling>, (m, k, n): (usize, usize, usize)) -> Option<Case> {
@@ -30,7 +30,11 @@ fn case(format: Format, variant: Option<Tiling>, (m, k, n): (usize, usize, usize
 /// `y = x W^T + bias + s sum u b` and `dx = dy W + s sum v a` with one kernel. Tiles have edges on all sides; rows are whole vectors,
 /// which compiles fast: `matmul` has every kernel with odd rows.
 fn fused(tiling: Tiling) -> Case {
-    let (m, k, n, slots, factors) = (21, 68, 44, 3, 5);
+    let m = 21;
+    let k = 68;
+    let n = 44;
+    let slots = 3;
+    let factors = 5;
     let shapes = [("x", [m, k]), ("dy", [m, n]), ("u", [m, slots]), ("a", [factors, k]), ("b", [factors, n])];
     let inputs = shapes.iter().map(|(name, dims)| Operand::normal(name, dims).frozen()).collect();
     let w = Stream::new(1).named("w").normal_vec(n * k, 1.0);
@@ -72,4 +76,23 @@ pub(super) fn cases() -> Vec<Case> {
     }
     all.extend(TILINGS.into_iter().map(fused));
     all
+}
+
+pub(super) fn timed(sizes: &TimedSizes<'_>) -> Vec<Timed> {
+    let product = |[m, n, k]: [usize; 3], format: Format| {
+        // Blocks are along K.
+        let k = k.next_multiple_of(format.block_len());
+        let weight = 4 * n * format.row_words(k);
+        let flops = 2 * m * n * k;
+        let bytes = 4 * (m * k + m * n) + weight;
+        let make = move |device: &Device| -> Result<Computation> {
+            let w = Weight::from_raw(device, n, k, &sample(format, n, k, 2), format)?;
+            Ok(Box::new(move |x| Ok(vec![x[0].linear(&w, None)?])))
+        };
+        let inputs = vec![Operand::normal("x", &[m, k])];
+        let timed = Timed::new(format!("{m}x{n}x{k}"), inputs, (flops, bytes), make);
+        timed.dtype(format.name()).sums(n.max(k)).backward(flops, bytes)
+    };
+    let all = sizes.products().flat_map(|s| sizes.formats.iter().map(move |&format| (s, format)));
+    all.map(|(s, format)| product(s, format)).collect()
 }

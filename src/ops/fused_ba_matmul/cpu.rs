@@ -26,7 +26,8 @@ pub(super) struct Joins<'a> {
 
 impl FusedBa<'_> {
     pub(super) fn cpu_product(&self, x: &[f32], y: &mut [f32], m: usize, joins: Joins<'_>) {
-        let (k, n) = (self.inputs(), self.outputs());
+        let k = self.inputs();
+        let n = self.outputs();
         let shards = self.w.shards();
         let then = |tile: &mut Tile<'_>| joins.add_to(tile, n);
         if self.nt && m <= FEW {
@@ -65,7 +66,8 @@ impl FusedBa<'_> {
 
     /// `y = x W`, over blocks of rows of the weight.
     fn by_blocks(&self, x: &[f32], y: &mut [f32], m: usize, then: &(dyn Fn(&mut Tile<'_>) + Sync)) {
-        let (k, cols) = (self.inputs(), self.w.cols());
+        let k = self.inputs();
+        let cols = self.w.cols();
         let most = (BLOCK / cols.max(1)).clamp(16, 512);
         let largest = self.w.shards().iter().map(|s| s.rows).max().unwrap_or(0);
         // Equal blocks: a small one at the end would leave threads idle.
@@ -78,12 +80,11 @@ impl FusedBa<'_> {
         for (i, (shard, rows)) in all.iter().enumerate() {
             let values = &mut values[..rows.len() * cols];
             self.w.decode_into(shard, rows.clone(), values);
-            let (x, w) = (Mat::new(x, m, k), Mat::new(values, rows.len(), cols));
-            let (x, add) = (x.columns(shard.first + rows.start, rows.len()), self.add || i > 0);
-            match i + 1 == all.len() {
-                true => gemm_then(y, x, w, 1.0, add, then),
-                false => gemm(y, x, w, 1.0, add),
-            }
+            let x = Mat::new(x, m, k);
+            let w = Mat::new(values, rows.len(), cols);
+            let x = x.columns(shard.first + rows.start, rows.len());
+            let add = self.add || i > 0;
+            if i + 1 == all.len() { gemm_then(y, x, w, 1.0, add, then) } else { gemm(y, x, w, 1.0, add) }
         }
         if all.is_empty() {
             gemm_then(y, Mat::new(x, m, 0), Mat::new(&[], 0, cols), 1.0, self.add, then);
@@ -92,13 +93,16 @@ impl FusedBa<'_> {
 
     /// `y = x W^T` for few rows: each row of the weight is decoded once, and multiplied with all rows of `x`.
     fn few_rows(&self, x: &[f32], y: &mut [f32], m: usize) {
-        let (cols, n) = (self.w.cols(), self.w.rows());
+        let cols = self.w.cols();
+        let n = self.w.rows();
         if m == 0 || n == 0 {
             return;
         }
-        let (task, input) = ((65_536 / cols.max(1)).max(1), self.w.input(x, m));
+        let task = (65_536 / cols.max(1)).max(1);
+        let input = self.w.input(x, m);
         let products = |t: usize, out: &mut [f32], m: usize| {
-            let (mut at, end) = (t * task, t * task + out.len() / m);
+            let mut at = t * task;
+            let end = t * task + out.len() / m;
             while let Some(shard) = self.w.shard_of(at).filter(|_| at < end) {
                 let rows = at - shard.first..(end - shard.first).min(shard.rows);
                 let n = rows.len();
@@ -124,8 +128,8 @@ impl Joins<'_> {
     /// Adds them to a tile of rows of `n` values.
     fn add_to(&self, tile: &mut Tile<'_>, n: usize) {
         if let Some(bias) = self.bias {
-            let bias = &bias[tile.cols.clone()];
-            for i in tile.rows.clone() {
+            let bias = &bias[tile.cols()];
+            for i in tile.rows() {
                 tile.row(i).iter_mut().zip(bias).for_each(|(y, b)| *y += b);
             }
         }
@@ -148,23 +152,26 @@ impl Expand<'_> {
 
 vectorised! {
     /// Adds the low-rank update to a tile of rows of `n` values.
-    fn expand(e: &Expand<'_>, u: &[f32], pool: &[f32], tile: &mut Tile<'_>, n: usize) {
-        let (view, width) = (e.slots.view(), e.slots.width());
-        let (stride, first) = (e.slots.all_columns(), e.slots.first_column());
-        let cols = tile.cols.clone();
+    fn expand(simd: _, e: &Expand<'_>, u: &[f32], pool: &[f32], tile: &mut Tile<'_>, n: usize) {
+        let view = e.slots.view();
+        let width = e.slots.width();
+        let stride = e.slots.all_columns();
+        let first = e.slots.first_column();
+        let cols = tile.cols();
         let mut update = vec![0f32; if e.dropout.is_some() { cols.len() } else { 0 }];
         let mut scaled = vec![0f32; width];
-        let (mut picks, mut factors) = (Vec::with_capacity(width), Vec::with_capacity(width));
-        for m in tile.rows.clone() {
+        let mut picks = Vec::with_capacity(width);
+        let mut factors = Vec::with_capacity(width);
+        for m in tile.rows() {
             scaled.iter_mut().zip(&u[m * stride + first..]).for_each(|(s, u)| *s = e.scale * u);
             factors.clear();
             view.picks(m, &mut picks);
             factors.extend(picks.iter().map(|&at| &pool[at * n..][cols.clone()]));
             match e.dropout {
-                None => add_rows::<Simd>(tile.row(m), &scaled, &factors),
+                None => add_rows(simd, tile.row(m), &scaled, &factors),
                 Some(dropout) => {
                     update.fill(0.0);
-                    add_rows::<Simd>(&mut update, &scaled, &factors);
+                    add_rows(simd, &mut update, &scaled, &factors);
                     add_kept(dropout, m * n + cols.start, tile.row(m), &update);
                 }
             }

@@ -18,19 +18,23 @@ impl FusedBa<'_> {
         add: bool,
         expand: Option<Expand<'_>>,
     ) -> Result<()> {
-        let (m, k, n) = (x.x.shape().rows(), self.inputs(), self.outputs());
+        let m = x.x.shape().rows();
+        let k = self.inputs();
+        let n = self.outputs();
         let (shard_n, shard_k) = if self.nt { (shard.rows, k) } else { (n, shard.rows) };
         let (x_first, y_first) = if self.nt { (0, shard.first) } else { (shard.first, 0) };
         let mut params: Params = bytemuck::Zeroable::zeroed();
         params.y = [n, y_first].map(|v| v as u32);
-        let (xb, stand_in) = (x.x.buffer(), x.x.buffer());
+        let xb = x.x.buffer();
+        let stand_in = x.x.buffer();
         let mut bind = vec![
             Bind::Read(xb),
             Bind::Read(shard.data.buffer()),
             Bind::Write(y.buffer()),
             Bind::or_unused(self.bias.map(|b| b.buffer()), stand_in),
         ];
-        let (mut drop, mut units) = (0, 0);
+        let mut drop = 0;
+        let mut units = 0;
         if let (Some(e), Some(u), Some(pool)) = (expand, x.u, x.pool) {
             params.scale = e.scale;
             params.u = [e.slots.all_columns(), e.slots.first_column(), e.slots.width()].map(|v| v as u32);
@@ -103,17 +107,21 @@ impl FusedBa<'_> {
 
 /// A product of small integers, whose sums are exact in whatever order: anything but equal is wrong.
 fn self_test(gpu: &Arc<Gpu>, size: CoopSize) -> Result<()> {
-    let (m, n, k) = (69, 77, 52);
+    let m = 69;
+    let n = 77;
+    let k = 52;
     let device = Device::Gpu(gpu.clone());
     let integers = |count: usize, step: usize| -> Vec<f32> {
         (0..count).map(|i| (i * step % 31) as f32 - 15.0).collect()
     };
-    let (x, w) = (integers(m * k, 7), integers(n * k, 11));
+    let x = integers(m * k, 7);
+    let w = integers(n * k, 11);
     let weight = Weight::new(&device, n, k, &w, Format::F32)?;
     let op = FusedBa { variant: Some(cooperative(size)), ..FusedBa::forward(&weight, None, None) };
     let got = run1(&op, In::product(&Tensor::from_f32(&device, &[m, k], &x)?))?.to_f32()?;
     let wrong = (0..m * n).filter(|&i| {
-        let (x, w) = (&x[i / n * k..][..k], &w[i % n * k..][..k]);
+        let x = &x[i / n * k..][..k];
+        let w = &w[i % n * k..][..k];
         got[i] != x.iter().zip(w).map(|(x, w)| x * w).sum::<f32>()
     });
     match wrong.count() {

@@ -20,6 +20,7 @@ pub(super) static SPEC: OpSpec = OpSpec {
     formula: "y = x W^T + bias + s sum_k u_k b_k",
     shaders: &[&SHADER],
     cases: cases::cases,
+    timed: cases::timed,
 };
 
 const NAME: &str = "fused_ba_matmul";
@@ -159,7 +160,8 @@ impl Op for FusedBa<'_> {
         operands.require(NAME, DType::F32)?;
         let input = operands.x;
         if input.shape().last() != self.inputs() {
-            let (n, k) = (self.outputs(), self.inputs());
+            let n = self.outputs();
+            let k = self.inputs();
             return Err(Error::shape(NAME, format!("rows of {} for a {k} -> {n} linear", input.shape())));
         }
         if !self.w.device().same(input.device()) {
@@ -178,7 +180,8 @@ impl Op for FusedBa<'_> {
             if u.dims() != [input.shape().rows(), e.slots.all_columns()]
                 || pool.shape().last() != self.outputs()
             {
-                let (n, w) = (self.outputs(), e.slots.all_columns());
+                let n = self.outputs();
+                let w = e.slots.all_columns();
                 return Err(Error::shape(
                     NAME,
                     format!("u {} and pool {} for {w} slots, {n} outputs", u.shape(), pool.shape()),
@@ -189,7 +192,8 @@ impl Op for FusedBa<'_> {
     }
 
     fn reference(&self, &In { x, u, pool }: &In<'_>, [y]: [&mut Host; 1]) {
-        let (k, n) = (self.inputs(), self.outputs());
+        let k = self.inputs();
+        let n = self.outputs();
         let old = if self.add { y.f64().to_vec() } else { vec![0.0; y.f64().len()] };
         for (m, y) in y.f64_mut().chunks_mut(n.max(1)).enumerate() {
             let row = &x.f64()[m * k..(m + 1) * k];
@@ -197,9 +201,10 @@ impl Op for FusedBa<'_> {
             for shard in self.w.shards() {
                 for (i, w) in shard.data.f64().chunks(self.w.cols().max(1)).enumerate() {
                     let i = shard.first + i;
-                    match self.nt {
-                        true => y[i] += row.iter().zip(w).map(|(a, b)| a * b).sum::<f64>(),
-                        false => y.iter_mut().zip(w).for_each(|(y, w)| *y += row[i] * w),
+                    if self.nt {
+                        y[i] += row.iter().zip(w).map(|(a, b)| a * b).sum::<f64>()
+                    } else {
+                        y.iter_mut().zip(w).for_each(|(y, w)| *y += row[i] * w)
                     }
                 }
             }
@@ -207,7 +212,9 @@ impl Op for FusedBa<'_> {
                 y.iter_mut().zip(b.f64()).for_each(|(y, b)| *y += b);
             }
             if let (Some(e), Some(u), Some(pool)) = (&self.expand, u, pool) {
-                let (u, pool, view) = (u.f64(), pool.f64(), e.slots.view());
+                let u = u.f64();
+                let pool = pool.f64();
+                let view = e.slots.view();
                 for j in 0..e.slots.width() {
                     let c = e.scale as f64 * u[m * e.slots.all_columns() + e.slots.first_column() + j];
                     let factors = &pool[view.pick(m, j) * n..][..n];

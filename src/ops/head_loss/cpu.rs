@@ -28,14 +28,14 @@ const EMPTY: Row = Row { top: f32::NEG_INFINITY, total: 0.0, logit: f32::NAN };
 
 vectorised! {
     /// Turns logits `[rows, len]` of the vocabulary from `first` on into exponentials, and keeps sums in step with them.
-    fn softmax(z: &mut [f32], len: usize, first: usize, targets: &[u32], rows: &mut [Row], sums: &mut [f32], d: usize) {
+    fn softmax(simd: _, z: &mut [f32], len: usize, first: usize, targets: &[u32], rows: &mut [Row], sums: &mut [f32], d: usize) {
         for (i, (z, row)) in z.chunks_mut(len).zip(rows).enumerate() {
             if let Some(z) = (targets[i] as usize).checked_sub(first).and_then(|t| z.get(t)) {
                 row.logit = *z;
             }
-            let best = max::<Simd>(z).max(row.top);
-            let sum = exp_all::<Simd>(z, best);
-            let shrink = exp::<Simd>(row.top - best);
+            let best = max(simd, z).max(row.top);
+            let sum = exp_all(simd, z, best);
+            let shrink = exp(simd, row.top - best);
             // Only a new largest logit changes it.
             if shrink != 1.0 && !sums.is_empty() {
                 for s in &mut sums[i * d..(i + 1) * d] {
@@ -51,8 +51,10 @@ vectorised! {
 /// One part of the vocabulary for some rows of h: their softmax over it, and `sum_v exp(z_v - top) W_v` in `sums [n, D]`
 /// when it is not empty.
 fn walk(w: &Weight, part: Range<usize>, h: &[f32], targets: &[u32], sums: &mut [f32]) -> Vec<Row> {
-    let (n, d) = (targets.len(), w.cols());
-    let (mut rows, mut z) = (vec![EMPTY; n], vec![0f32; n * CHUNK.min(part.len())]);
+    let n = targets.len();
+    let d = w.cols();
+    let mut rows = vec![EMPTY; n];
+    let mut z = vec![0f32; n * CHUNK.min(part.len())];
     let mut at = part.start;
     while let Some(shard) = w.shard_of(at).filter(|_| at < part.end) {
         let len = CHUNK.min(part.end - at).min(shard.first + shard.rows - at);
@@ -71,14 +73,16 @@ fn walk(w: &Weight, part: Range<usize>, h: &[f32], targets: &[u32], sums: &mut [
 
 /// The loss of rows of h that all have a target; with `dh`, their gradient.
 fn block(w: &Weight, h: &[f32], targets: &[u32], dh: &mut [f32]) -> f64 {
-    let (n, d) = (targets.len(), w.cols());
+    let n = targets.len();
+    let d = w.cols();
     let of_part = w.rows().div_ceil(PARTS).next_multiple_of(CHUNK);
     let parts: Vec<Range<usize>> =
         (0..w.rows()).step_by(of_part).map(|first| first..w.rows().min(first + of_part)).collect();
     let mut sums = vec![0f32; parts.len() * dh.len()];
-    let mut all: Vec<&mut [f32]> = match dh.is_empty() {
-        true => parts.iter().map(|_| &mut [][..]).collect(),
-        false => sums.chunks_mut(n * d).collect(),
+    let mut all: Vec<&mut [f32]> = if dh.is_empty() {
+        parts.iter().map(|_| &mut [][..]).collect()
+    } else {
+        sums.chunks_mut(n * d).collect()
     };
     let walked: Vec<Vec<Row>> = (&parts, &mut all)
         .into_par_iter()
@@ -88,7 +92,7 @@ fn block(w: &Weight, h: &[f32], targets: &[u32], dh: &mut [f32]) -> f64 {
     // The parts together: one row of h.
     let merge = |i: usize, dh: &mut [f32]| {
         let top = walked.iter().fold(f32::NEG_INFINITY, |top, rows| top.max(rows[i].top));
-        let shrink: Vec<f32> = walked.iter().map(|rows| exp::<Target>(rows[i].top - top)).collect();
+        let shrink: Vec<f32> = walked.iter().map(|rows| exp(Target, rows[i].top - top)).collect();
         let total: f32 = walked.iter().zip(&shrink).map(|(rows, shrink)| rows[i].total * shrink).sum();
         let logit = walked.iter().map(|rows| rows[i].logit).find(|z| !z.is_nan()).unwrap_or(f32::NAN);
         let loss = (top + total.ln()) as f64 - logit as f64;
@@ -108,9 +112,10 @@ fn block(w: &Weight, h: &[f32], targets: &[u32], dh: &mut [f32]) -> f64 {
         }
         loss
     };
-    let losses: Vec<f64> = match dh.is_empty() {
-        true => (0..n).map(|i| merge(i, &mut [])).collect(),
-        false => dh.par_chunks_mut(d).with_min_len(16).enumerate().map(|(i, dh)| merge(i, dh)).collect(),
+    let losses: Vec<f64> = if dh.is_empty() {
+        (0..n).map(|i| merge(i, &mut [])).collect()
+    } else {
+        dh.par_chunks_mut(d).with_min_len(16).enumerate().map(|(i, dh)| merge(i, dh)).collect()
     };
     losses.iter().sum()
 }

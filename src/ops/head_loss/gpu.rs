@@ -72,7 +72,9 @@ pub(super) fn walk(op: &HeadLoss, gpu: &Arc<Gpu>, x: &In<'_>, y: &[Tensor; 2]) -
         Kernel::Tile => ("tile", 64),
     };
     let tiles = |columns: usize| r.div_ceil(tile) * columns.div_ceil(tile);
-    let (list, z, state) = (gpu.alloc(1 + r)?, gpu.alloc(r * walk.line)?, gpu.alloc(4 * r.max(1))?);
+    let list = gpu.alloc(1 + r)?;
+    let z = gpu.alloc(r * walk.line)?;
+    let state = gpu.alloc(4 * r.max(1))?;
     let (targets, rows, sums) =
         (|| Bind::Read(x.targets.buffer()), || Bind::Read(&list), || Bind::Read(&state));
     let dh = op.gradient.then(|| y[1].buffer());

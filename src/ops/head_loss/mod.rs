@@ -9,11 +9,11 @@ mod gpu;
 
 use crate::device::{Entry, Gpu, Host, PORTABLE, Shader, Variant, parts};
 use crate::engine::launch::each_format;
-use crate::engine::{Case, Meta, Op, OpSpec, Operand, operands, run};
+use crate::engine::{Case, Computation, Meta, Op, OpSpec, Operand, Timed, TimedSizes, operands, run};
 use crate::rng::Stream;
 use crate::tape::Node;
 use crate::weight::{Format, Weight, sample};
-use crate::{DType, Error, Result, Tensor};
+use crate::{DType, Device, Error, Result, Tensor};
 use std::sync::Arc;
 
 pub(super) static SPEC: OpSpec = OpSpec {
@@ -21,6 +21,7 @@ pub(super) static SPEC: OpSpec = OpSpec {
     formula: "sum over rows of -log softmax(h W^T)[target]",
     shaders: &[&SHADER],
     cases,
+    timed,
 };
 
 const fn variant(name: &'static str, step: &'static [(&'static str, u32)], all: Parts) -> Variant {
@@ -113,7 +114,8 @@ impl Op<2> for HeadLoss {
 
     fn reference(&self, &In { h, targets }: &In<'_>, [loss, dh]: [&mut Host; 2]) {
         let d = self.weight.cols();
-        let (h, targets) = (h.f64(), targets.u32());
+        let h = h.f64();
+        let targets = targets.u32();
         let w: Vec<&[f64]> =
             self.weight.shards().iter().flat_map(|s| s.data.f64().chunks(d.max(1))).collect();
         let loss = &mut loss.f64_mut()[0];
@@ -236,6 +238,20 @@ fn cases() -> Vec<Case> {
         }
     }
     all
+}
+
+fn timed(sizes: &TimedSizes<'_>) -> Vec<Timed> {
+    let [r, d, v] = sizes.pick([33, 64, 500], [256, 576, 8192]);
+    let targets = Operand::indices(&[r], (0..r).map(|i| (i * 7 % v) as u32).collect());
+    let make = move |device: &Device| -> Result<Computation> {
+        let values = Stream::new(3).named("head").normal_vec(v * d, 0.05);
+        let w = Weight::new(device, v, d, &values, Format::F32)?;
+        Ok(Box::new(move |x| Ok(vec![x[0].head_loss(&w, &x[1])?])))
+    };
+    // The gradient of the hidden states is made on the way.
+    let costs = (4 * r * v * d, 4 * (2 * r * d + v * d));
+    let inputs = vec![Operand::normal("h", &[r, d]), targets];
+    vec![Timed::new(format!("{r}x{d} of {v}"), inputs, costs, make).sums(r.max(d).max(v))]
 }
 
 #[cfg(test)]

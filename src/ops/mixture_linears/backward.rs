@@ -31,7 +31,8 @@ pub(super) struct Backward {
 
 impl Backward {
     pub fn run(self, dy: Vec<Option<Tensor>>) -> Result<Vec<Option<Tensor>>> {
-        let (n, s) = (self.weights.len(), &self.selection);
+        let n = self.weights.len();
+        let s = &self.selection;
         let slots_a = s.slots_a();
         let need_gates = self.need.get(n + 2).copied().unwrap_or(false);
         let mut out: Vec<Option<Tensor>> = vec![None; self.need.len()];
@@ -58,7 +59,8 @@ impl Backward {
 
     /// `v = s dy . b_J` for all linears in one array, and the same times the gates; and `db` where it is needed.
     fn shrink_dy(&self, dy: &[Option<Tensor>], db: &mut [Option<Tensor>]) -> Result<(Tensor, Tensor)> {
-        let (s, device) = (&self.selection, self.a.device());
+        let s = &self.selection;
+        let device = self.a.device();
         let gates = s.gates().map(Tensor::detach);
         let dims = [s.units().rows(), s.slots_a().all_columns()];
         // Every column is written where every output has a gradient.

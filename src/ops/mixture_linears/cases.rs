@@ -1,9 +1,10 @@
 //! Cases of the whole operator, which are those of the ops that it consists of too.
 
 use super::mixture_linears;
-use crate::engine::{Case, Operand};
+use crate::engine::{Case, Computation, Operand, Timed, TimedSizes};
 use crate::rng::Stream;
-use crate::routing::{Dropout, Selection, Units};
+use crate::routing::{Dropout, Selection, Units, sample};
+use crate::weight::sample as weights;
 use crate::{Device, Format, Linear, Result, Tensor, Weight};
 
 /// Shapes of a case: rows, d, outputs of the linears, factors, choices, block.
@@ -23,7 +24,8 @@ struct Setup {
 impl Setup {
     fn case(&self) -> Case {
         let Setup { label, starts, d, outs, factors, k, block, sides, gated, dropout } = *self;
-        let (l, rows) = (outs.len(), *starts.last().unwrap_or(&0));
+        let l = outs.len();
+        let rows = *starts.last().unwrap_or(&0);
         let tokens = starts.len() == rows + 1;
         let units = starts.len() - 1;
         let mut inputs =
@@ -46,10 +48,8 @@ impl Setup {
             .collect();
         let run = move |x: &[Tensor]| {
             let device: &Device = x[0].device();
-            let units = match tokens {
-                true => Units::tokens(rows),
-                false => Units::ranges(device, starts, &vec![1.0; rows])?,
-            };
+            let units =
+                if tokens { Units::tokens(rows) } else { Units::ranges(device, starts, &vec![1.0; rows])? };
             let idx = Tensor::from_u32(device, &[l, sides, units.count(), k], &idx)?;
             let gates = gated.then(|| x[2 + l].clone());
             let selection = Selection::new(idx, gates, &units, factors, block)?;
@@ -164,4 +164,25 @@ pub(super) fn cases() -> Vec<Case> {
         Setup { label: "66 000 tokens", starts: &MANY, d: 3, outs: &[2], factors: 4, k: 2, ..PLAIN }.case(),
     ]);
     all
+}
+
+pub(super) fn timed(sizes: &TimedSizes<'_>) -> Vec<Timed> {
+    let [m, d, e, k] = sizes.pick(sample::SMALL, sample::FULL);
+    let mut inputs: Vec<Operand> =
+        [("x", m), ("a", e), ("b", e)].map(|(name, rows)| Operand::normal(name, &[rows, d])).into();
+    inputs.push(Operand::normal("gates", &[1, m, k]));
+    let update = 2 * m * k * d;
+    let product = 2 * m * d * d;
+    let bytes = 4 * (2 * m * d + d * d + 2 * e * d);
+    let make = move |device: &Device| -> Result<Computation> {
+        let weight = Weight::from_raw(device, d, d, &weights(Format::F32, d, d, 2), Format::F32)?;
+        let linears = [Linear { weight, bias: None }];
+        let idx = sample::tokens(device, [m, e, k], None)?.idx().clone();
+        Ok(Box::new(move |x| {
+            let s = Selection::new(idx.clone(), Some(x[3].clone()), &Units::tokens(m), e, 1)?;
+            mixture_linears(&x[0], &linears, &x[1], &x[2..3], &s, 0.5, None)
+        }))
+    };
+    let whole = Timed::new(format!("{m}x{d}, {k} of {e}"), inputs, (product + 2 * update, bytes), make);
+    vec![whole.backward(product + 4 * update, bytes + 8 * m * d).sums(2 * d + m)]
 }

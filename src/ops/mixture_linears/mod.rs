@@ -23,6 +23,7 @@ pub(super) static SPEC: OpSpec = OpSpec {
     formula: "y_l = x W_l^T + bias_l + s sum_k g u b_{J[k]},  u = a_{I[k]} . x",
     shaders: &[],
     cases: cases::cases,
+    timed: cases::timed,
 };
 
 const NAME: &str = "mixture_linears";
@@ -83,7 +84,8 @@ fn check(x: &Tensor, linears: &[Linear], a: &Tensor, b: &[Tensor], selection: &S
             format!("{} linears and {} pools for a selection of {n}", linears.len(), b.len()),
         ));
     }
-    let (rows, d) = (n * selection.pool_rows(), x.shape().last());
+    let rows = n * selection.pool_rows();
+    let d = x.shape().last();
     if a.dims() != [rows, d] {
         return Err(Error::shape(NAME, format!("pool a is {}, expected [{rows}, {d}]", a.shape())));
     }

@@ -1,8 +1,9 @@
 //! Cases: every score, condition and layout, ties, and many units.
 
 use super::{Condition, Routing, Score, Table, first_choices, route, route_rows};
-use crate::engine::{Case, Operand};
+use crate::engine::{Case, Computation, Operand, Timed, TimedSizes};
 use crate::routing::Units;
+use crate::{Device, Result};
 
 pub(super) fn cases() -> Vec<Case> {
     let mut all = Vec::new();
@@ -113,4 +114,17 @@ fn of_rows(routing: Routing, (rows, l, e): (usize, usize, usize)) -> Case {
     })
     .sums(12 + rows)
     .cost(rows * l * e * 24, 4 * (rows * (12 + 2 * l * e) + 12 * l * e))
+}
+
+pub(super) fn timed(sizes: &TimedSizes<'_>) -> Vec<Timed> {
+    let [g, e, k] = [sizes.pick(65, 2048), 64, 8];
+    let make = move |_: &Device| -> Result<Computation> {
+        let routing = Routing { gated: true, ..Routing::new(k) };
+        Ok(Box::new(move |x| {
+            let s = route(&x[0], None, None, None, &routing, &Units::tokens(g), 1)?;
+            Ok([Some(s.idx().clone()), s.gates().cloned()].into_iter().flatten().collect())
+        }))
+    };
+    let inputs = vec![Operand::normal("z", &[g, 1, 1, e])];
+    vec![Timed::new(format!("{k} of {e}, {g} units"), inputs, (8 * g * e, 4 * g * e), make).sums(e)]
 }

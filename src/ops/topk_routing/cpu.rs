@@ -47,7 +47,7 @@ fn gates_of(score: Score, chosen: &mut [f32]) -> f32 {
         return sum;
     }
     let top = chosen.iter().fold(f32::MIN, |top, v| top.max(*v));
-    chosen.iter_mut().for_each(|v| *v = exp::<Target>(*v - top));
+    chosen.iter_mut().for_each(|v| *v = exp(Target, *v - top));
     let sum: f32 = chosen.iter().sum();
     chosen.iter_mut().for_each(|v| *v /= sum);
     sum

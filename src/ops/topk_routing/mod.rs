@@ -30,6 +30,7 @@ pub(super) static SPEC: OpSpec = OpSpec {
     formula: "I = top-k of z_a, J = top-k of z_b | condition on I, gates = softmax over the chosen",
     shaders: &[&SHADER],
     cases: cases::cases,
+    timed: cases::timed,
 };
 
 const NAME: &str = "topk_routing";

@@ -33,8 +33,11 @@ fn civil(days: i64) -> (i64, usize, i64) {
 pub(super) fn strftime(seconds: u64, format: &str) -> std::result::Result<String, String> {
     let days = (seconds / 86_400) as i64;
     let (year, month, day) = civil(days);
-    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
-    let (name, weekday) = (MONTHS[(month - 1) % 12], DAYS[(days + 4).rem_euclid(7) as usize]);
+    let hour = seconds / 3600 % 24;
+    let minute = seconds / 60 % 60;
+    let second = seconds % 60;
+    let name = MONTHS[(month - 1) % 12];
+    let weekday = DAYS[(days + 4).rem_euclid(7) as usize];
     let mut out = String::new();
     let mut chars = format.chars();
     while let Some(c) = chars.next() {

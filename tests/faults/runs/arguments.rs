@@ -194,7 +194,7 @@ fn a_file_of_settings_is_checked_to_its_end() {
     std::fs::write(place.path("run.toml"), text).unwrap();
     let (_, err) = output(mixlora(&["config", "check", &place.text("run.toml")]), 3);
     let expected = [
-        "options.no_such_thing: is unknown; `mixlora config init` prints all settings",
+        "options.no_such_thing: is no option of mixlora-cond; its options are r, lora_alpha",
         "train.keep: invalid type",
         "options.r: is 0",
         "train.epochs: is -1",
