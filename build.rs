@@ -12,9 +12,8 @@ fn main() {
     let set = std::env::var("MIXLORA_COMMIT").ok().filter(|commit| !commit.is_empty());
     let commit = set.or_else(published).or_else(checked_out).unwrap_or_else(|| "unknown".into());
     println!("cargo:rustc-env=MIXLORA_COMMIT={commit}");
-    for page in ["docs/ADD_AN_OP.md"] {
-        cut_files(page).unwrap_or_else(|e| println!("cargo:warning={page}: {e}"));
-    }
+    let page = "docs/ADD_AN_OP.md";
+    cut_files(page).unwrap_or_else(|e| println!("cargo:warning={page}: {e}"));
 }
 
 /// Writes each code block of a page whose heading names a file as that file, under `recipe` in cargo's folder. Comments

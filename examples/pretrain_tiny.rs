@@ -10,6 +10,7 @@
 use mixlora::mixture::Units;
 use mixlora::model::{Model, Step};
 use mixlora::nn::{Param, Pass};
+use mixlora::ops::attention::AttentionOptions;
 use mixlora::ops::rope::Rope;
 use mixlora::train::{Decay, Optimizer, Schedule};
 use mixlora::{Device, Result, Stream, Tensor, backward};
@@ -214,7 +215,7 @@ impl Tiny {
             let heads = |w: &Tensor, n: usize| h.matmul_nt(w)?.reshape(&[b, s, n, HEAD_DIM]);
             let q = heads(&w[1], HEADS)?.rope(&self.rope, &positions)?;
             let k = heads(&w[2], KV_HEADS)?.rope(&self.rope, &positions)?;
-            let a = q.attention(&k, &heads(&w[3], KV_HEADS)?, None, (HEAD_DIM as f32).powf(-0.5))?;
+            let a = q.attention(&k, &heads(&w[3], KV_HEADS)?, None, &AttentionOptions::default())?;
             x = x.add(&a.reshape(&[b * s, HEADS * HEAD_DIM])?.matmul_nt(&w[4])?)?;
             let h = x.rms_norm(&w[5], EPS)?;
             let gated = h.matmul_nt(&w[6])?.swiglu(&h.matmul_nt(&w[7])?)?;

@@ -1,21 +1,21 @@
-// activation.wgsl - y[i] = f(x[i]),  f = silu | gelu (tanh) | gelu_erf | sigmoid;  swiglu: y[i] = silu(x[i]) * up[i]
-// Entries   : forward, backward (dx = f'(x) dy), swiglu, swiglu_backward
+// activation.wgsl - y[i] = f(x[i]),  f = silu | gelu (tanh) | gelu_erf | sigmoid | softcap;  gated: y[i] = f(x[i]) * up[i]
+// Entries   : forward, backward (dx = f'(x) dy), gated, gated_backward
 // Shapes    : all [N]
 // Grid      : ceil(N / WG) folded to 2-D; one invocation = one element
-// Prelude   : WG = 256; KIND = 0 silu | 1 gelu | 2 gelu_erf | 3 sigmoid (swiglu: 0)
+// Prelude   : WG = 256; KIND = 0 silu | 1 gelu | 2 gelu_erf | 3 sigmoid | 4 softcap: cap tanh(x / cap) (gated: 0, 1)
 // Precision : exp of non-positive numbers only, so nothing overflows; tanh comes from the same sigmoid, because the
 //             built-in may be off by 2^-11; erf is off by at most 1.5e-7
 // Limits    : 5 bindings
 // Cost      : 10..30 flop an element, 8N..20N bytes (memory bound)
 // Source    : Hendrycks & Gimpel 2016, arXiv:1606.08415; Shazeer 2020, arXiv:2002.05202; erf: Abramowitz & Stegun
-//             1964, 7.1.26        CPU: src/ops/activation.rs
-struct Params { n: u32 }
+//             1964, 7.1.26        CPU: src/ops/activation/mod.rs
+struct Params { n: u32, cap: f32 }
 @group(0) @binding(0) var<storage, read> x: array<f32>;
 @group(0) @binding(1) var<storage, read_write> y: array<f32>;
 @group(0) @binding(1) var<storage, read> dy: array<f32>;
 @group(0) @binding(2) var<storage, read_write> dx: array<f32>;
 @group(0) @binding(1) var<storage, read> up: array<f32>;
-@group(0) @binding(2) var<storage, read_write> gated: array<f32>;
+@group(0) @binding(2) var<storage, read_write> product: array<f32>;
 @group(0) @binding(2) var<storage, read> dy2: array<f32>;
 @group(0) @binding(3) var<storage, read_write> dx3: array<f32>;
 @group(0) @binding(4) var<storage, read_write> dup: array<f32>;
@@ -58,12 +58,18 @@ fn logistic(v: f32) -> Pair {
   return Pair(s, s * (1.0 - s));
 }
 
+fn capped(v: f32) -> Pair {
+  let t = tanh_of(v / p.cap);
+  return Pair(p.cap * t, 1.0 - t * t);
+}
+
 fn activation(v: f32) -> Pair {
   switch (KIND) {
     case 0u: { return silu(v); }
     case 1u: { return gelu(v); }
     case 2u: { return gelu_erf(v); }
-    default: { return logistic(v); }
+    case 3u: { return logistic(v); }
+    default: { return capped(v); }
   }
 }
 
@@ -80,16 +86,16 @@ fn backward(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) g: vec
 }
 
 @compute @workgroup_size(WG)
-fn swiglu(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) g: vec3<u32>, @builtin(local_invocation_index) l: u32) {
+fn gated(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) g: vec3<u32>, @builtin(local_invocation_index) l: u32) {
   let i = linear_group(w, g) * WG + l;
-  if (i < p.n) { gated[i] = silu(x[i]).value * up[i]; }
+  if (i < p.n) { product[i] = activation(x[i]).value * up[i]; }
 }
 
 @compute @workgroup_size(WG)
-fn swiglu_backward(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) g: vec3<u32>, @builtin(local_invocation_index) l: u32) {
+fn gated_backward(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) g: vec3<u32>, @builtin(local_invocation_index) l: u32) {
   let i = linear_group(w, g) * WG + l;
   if (i < p.n) {
-    let s = silu(x[i]);
+    let s = activation(x[i]);
     dx3[i] = s.slope * up[i] * dy2[i];
     dup[i] = s.value * dy2[i];
   }

@@ -1,16 +1,21 @@
-// attention.wgsl - o = softmax(scale q k^T) v, causal, grouped heads; query i sits at position T - S + i
+// attention.wgsl - o = softmax(cap(scale q k^T) + mask) v, grouped heads; query i sits at position T - S + i
 // Entries   : forward, stats (lse and rowsum(dy * o) side by side), backward_q, backward_kv
 // Shapes    : q, o, dy, dq [B, S, H, D]  k, v, dk, dv [B, room, KV, D], T rows count  valid [B, T]  lse [B, H, S]  stats [B, H, S, 2]
 // Grid      : forward, backward_q: B * H * ceil(S/32) workgroups, one = 32 queries of one head; backward_kv:
 //             B * KV * ceil(T/32), one = 32 keys of one head, all query heads of its group in order;
 //             stats: one invocation = one row; all folded to 2-D
 // Prelude   : NJ = 1 | 2 | 4: a row has at most 64 * NJ values
-// Precision : accumulates f32; measured error vs f64 up to T = 300, D = 256: 1e-6 of the largest value
+// Mask      : the query at position P sees keys P - behind to P + ahead (causal: ahead = 0) whose valid is not 0; tiles of
+//             keys that none of a tile's queries see are not visited
+// Precision : accumulates f32; measured error vs f64 up to T = 700, D = 256: 1e-6 of the largest value
 // Memory    : scores and weights live in 32 x 32 tiles; nothing of size S x T is stored
 // Limits    : 13.7 KiB shared, 128 invocations, 8 bindings; no subgroups
-// Cost      : forward 2*B*H*S*T*D flop (causal half of 4), backward 2.5 to 3.5 times that (compute bound)
+// Cost      : forward 4*D flop a visible pair, backward 2.5 to 3.5 times that (compute bound)
 // Source    : Dao 2023, arXiv:2307.08691                     CPU: src/ops/attention/
-struct Params { b: u32, s: u32, t: u32, room: u32, h: u32, kv: u32, d: u32, masked: u32, scale: f32 }
+struct Params {
+  b: u32, s: u32, t: u32, room: u32, h: u32, kv: u32, d: u32,
+  behind: u32, ahead: u32, masked: u32, scale: f32, cap: f32,
+}
 @group(0) @binding(0) var<storage, read> q: array<f32>;
 @group(0) @binding(1) var<storage, read> k: array<f32>;
 @group(0) @binding(2) var<storage, read> v: array<f32>;
@@ -37,10 +42,12 @@ const LINE: u32 = 9u;
 const TLINE: u32 = 33u;
 // Stands for minus infinity: no real score comes near it, and differences of two stay finite.
 const MASKED: f32 = -1e30;
-var<workgroup> x0: array<f32, 288>;
-var<workgroup> x1: array<f32, 288>;
-var<workgroup> x2: array<f32, 288>;
-var<workgroup> x3: array<f32, 288>;
+// DC columns of what lies along the rows and the columns of a tile: q and k, and in backward passes dy and v.
+var<workgroup> row_side: array<f32, 288>;
+var<workgroup> column_side: array<f32, 288>;
+var<workgroup> row_side2: array<f32, 288>;
+var<workgroup> column_side2: array<f32, 288>;
+// A tile of weights, and of derivatives of the scores.
 var<workgroup> prob: array<f32, 1056>;
 var<workgroup> grad: array<f32, 1056>;
 var<workgroup> partial: array<f32, 128>;
@@ -49,16 +56,160 @@ var<workgroup> row_scale: array<f32, 32>;
 fn query_row(batch: u32, i: u32, h: u32) -> u32 { return ((batch * p.s + i) * p.h + h) * p.d; }
 fn key_row(batch: u32, j: u32, kvh: u32) -> u32 { return ((batch * p.room + j) * p.kv + kvh) * p.d; }
 
+// The keys, rounded out to tiles, that the queries of the tile from i0 on may see.
+fn first_key(i0: u32) -> u32 {
+  let position = p.t - p.s + i0;
+  return (position - min(position, p.behind)) / T * T;
+}
+fn end_of_keys(i0: u32) -> u32 { return min(p.t - p.s + i0 + T + p.ahead, p.t); }
+// The queries, rounded out to tiles, that may see the keys of the tile from j0 on.
+fn first_query(j0: u32) -> u32 {
+  let unseen = p.t - p.s + p.ahead;
+  return (max(j0, unseen) - unseen) / T * T;
+}
+fn end_of_queries(j0: u32) -> u32 {
+  let offset = p.t - p.s;
+  return min(max(j0 + T + p.behind, offset) - offset, p.s);
+}
+
 fn visible(batch: u32, i: u32, j: u32) -> bool {
-  if (i >= p.s || j > p.t - p.s + i) { return false; }
+  let position = p.t - p.s + i;
+  if (i >= p.s || j >= p.t || j > position + p.ahead || j + p.behind < position) { return false; }
   if (p.masked == 0u) { return true; }
   return valid[batch * p.t + j] != 0u;
+}
+
+// A score from the product of a query and a key.
+fn score(product: f32) -> f32 {
+  let s = product * p.scale;
+  if (p.cap == 0.0) { return s; }
+  return softcap(s, p.cap);
+}
+
+// The weight of key j for query i and the derivative of the loss by q.k, from q.k and dy.v.
+fn weight(batch: u32, h: u32, i: u32, j: u32, product: f32, dp: f32) -> vec2<f32> {
+  if (!visible(batch, i, j)) { return vec2<f32>(0.0); }
+  let s = score(product);
+  let stats = stats_in[(batch * p.h + h) * p.s + i];
+  let w = exp(s - stats.x);
+  let ds = w * (dp - stats.y);
+  if (p.cap == 0.0) { return vec2<f32>(w, ds * p.scale); }
+  let tanh = s / p.cap;
+  return vec2<f32>(w, ds * (1.0 - tanh * tanh) * p.scale);
 }
 
 // The columns that an invocation owns in block n of a row; those beyond the row repeat the last and are not stored.
 fn columns(x: u32, n: u32) -> vec4<u32> {
   let c = 64u * n + x;
   return min(vec4<u32>(c, c + 16u, c + 32u, c + 48u), vec4<u32>(p.d - 1u));
+}
+
+// Four rows of a staged operand, or of a tile, in one column.
+fn four_staged(line: u32, c: u32) -> vec4<f32> {
+  let at = 4u * line * LINE + c;
+  return vec4<f32>(row_side[at], row_side[at + LINE], row_side[at + 2u * LINE], row_side[at + 3u * LINE]);
+}
+fn four_staged2(line: u32, c: u32) -> vec4<f32> {
+  let at = 4u * line * LINE + c;
+  return vec4<f32>(row_side2[at], row_side2[at + LINE], row_side2[at + 2u * LINE], row_side2[at + 3u * LINE]);
+}
+fn four_probs(line: u32, c: u32) -> vec4<f32> {
+  let at = 4u * line * TLINE + c;
+  return vec4<f32>(prob[at], prob[at + TLINE], prob[at + 2u * TLINE], prob[at + 3u * TLINE]);
+}
+fn four_grads(line: u32, c: u32) -> vec4<f32> {
+  let at = 4u * line * TLINE + c;
+  return vec4<f32>(grad[at], grad[at + TLINE], grad[at + 2u * TLINE], grad[at + 3u * TLINE]);
+}
+
+// Products of an invocation's four rows with its columns x (near) and x + 16 (far) of a tile.
+struct Products { near: vec4<f32>, far: vec4<f32> }
+
+// q k^T of a tile: rows are queries, columns are keys.
+fn scores_of(batch: u32, h: u32, kvh: u32, i0: u32, j0: u32, l: vec3<u32>) -> Products {
+  var qk = Products(vec4<f32>(0.0), vec4<f32>(0.0));
+  for (var c0 = 0u; c0 < p.d; c0 += DC) {
+    workgroupBarrier();
+    for (var e = l.y * 16u + l.x; e < T * DC; e += 128u) {
+      let r = e / DC;
+      let c = c0 + e % DC;
+      var query = 0.0;
+      var key = 0.0;
+      if (c < p.d && i0 + r < p.s) { query = q[query_row(batch, i0 + r, h) + c]; }
+      if (c < p.d && j0 + r < p.t) { key = k[key_row(batch, j0 + r, kvh) + c]; }
+      row_side[r * LINE + e % DC] = query;
+      column_side[r * LINE + e % DC] = key;
+    }
+    workgroupBarrier();
+    for (var c = 0u; c < DC; c++) {
+      let rows = four_staged(l.y, c);
+      qk.near = fma(rows, vec4<f32>(column_side[l.x * LINE + c]), qk.near);
+      qk.far = fma(rows, vec4<f32>(column_side[(l.x + 16u) * LINE + c]), qk.far);
+    }
+  }
+  return qk;
+}
+
+struct BothProducts { qk: Products, dyv: Products }
+
+// q k^T and dy v^T of a tile. Rows are queries and columns are keys, or with `turned` the other way round.
+fn products_of(batch: u32, h: u32, kvh: u32, i0: u32, j0: u32, turned: bool, l: vec3<u32>) -> BothProducts {
+  let zero = Products(vec4<f32>(0.0), vec4<f32>(0.0));
+  var qk = zero;
+  var dyv = zero;
+  for (var c0 = 0u; c0 < p.d; c0 += DC) {
+    workgroupBarrier();
+    for (var e = l.y * 16u + l.x; e < T * DC; e += 128u) {
+      let r = e / DC;
+      let c = c0 + e % DC;
+      var query = vec2<f32>(0.0);
+      var key = vec2<f32>(0.0);
+      if (c < p.d && i0 + r < p.s) {
+        let at = query_row(batch, i0 + r, h) + c;
+        query = vec2<f32>(q[at], dy[at]);
+      }
+      if (c < p.d && j0 + r < p.t) {
+        let at = key_row(batch, j0 + r, kvh) + c;
+        key = vec2<f32>(k[at], v[at]);
+      }
+      let rows = select(query, key, turned);
+      let across = select(key, query, turned);
+      let to = r * LINE + e % DC;
+      row_side[to] = rows.x;
+      row_side2[to] = rows.y;
+      column_side[to] = across.x;
+      column_side2[to] = across.y;
+    }
+    workgroupBarrier();
+    for (var c = 0u; c < DC; c++) {
+      let near = l.x * LINE + c;
+      let far = near + 16u * LINE;
+      let rows = four_staged(l.y, c);
+      let rows2 = four_staged2(l.y, c);
+      qk.near = fma(rows, vec4<f32>(column_side[near]), qk.near);
+      qk.far = fma(rows, vec4<f32>(column_side[far]), qk.far);
+      dyv.near = fma(rows2, vec4<f32>(column_side2[near]), dyv.near);
+      dyv.far = fma(rows2, vec4<f32>(column_side2[far]), dyv.far);
+    }
+  }
+  return BothProducts(qk, dyv);
+}
+
+// What an invocation sums: its columns of four rows. One array per row: after unrolling over NJ every index is a constant,
+// which keeps them in registers.
+struct Rows { row0: array<vec4<f32>, NJ>, row1: array<vec4<f32>, NJ>, row2: array<vec4<f32>, NJ>, row3: array<vec4<f32>, NJ> }
+
+// The same as one array that a rolled loop of stores can index by variables: it compiles 2 to 3 times faster on lavapipe.
+fn in_line(rows: Rows) -> array<vec4<f32>, 4u * NJ> {
+  var all = rows;
+  var line: array<vec4<f32>, 4u * NJ>;
+  for (var n = 0u; n < NJ; n++) {
+    line[0u * NJ + n] = all.row0[n];
+    line[1u * NJ + n] = all.row1[n];
+    line[2u * NJ + n] = all.row2[n];
+    line[3u * NJ + n] = all.row3[n];
+  }
+  return line;
 }
 
 @compute @workgroup_size(16, 8)
@@ -74,41 +225,16 @@ fn forward(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) g: ve
   // In the softmax four invocations share a row.
   let row = lane / 4u;
   let part = lane % 4u;
-  let end = min(p.t - p.s + i0 + T, p.t);
-  // One array per row: after unrolling over NJ every index is a constant, which keeps them in registers.
-  var acc0: array<vec4<f32>, NJ>;
-  var acc1: array<vec4<f32>, NJ>;
-  var acc2: array<vec4<f32>, NJ>;
-  var acc3: array<vec4<f32>, NJ>;
+  let end = end_of_keys(i0);
+  var sums: Rows;
   var top = MASKED;
   var total = 0.0;
-  for (var j0 = 0u; j0 < end; j0 += T) {
-    var s0 = vec4<f32>(0.0);
-    var s1 = vec4<f32>(0.0);
-    for (var c0 = 0u; c0 < p.d; c0 += DC) {
-      workgroupBarrier();
-      for (var e = lane; e < T * DC; e += 128u) {
-        let r = e / DC;
-        let c = c0 + e % DC;
-        var qv = 0.0;
-        var kv = 0.0;
-        if (c < p.d && i0 + r < p.s) { qv = q[query_row(batch, i0 + r, h) + c]; }
-        if (c < p.d && j0 + r < p.t) { kv = k[key_row(batch, j0 + r, kvh) + c]; }
-        x0[r * LINE + e % DC] = qv;
-        x1[r * LINE + e % DC] = kv;
-      }
-      workgroupBarrier();
-      for (var c = 0u; c < DC; c++) {
-        let a = 4u * l.y * LINE + c;
-        let u = vec4<f32>(x0[a], x0[a + LINE], x0[a + 2u * LINE], x0[a + 3u * LINE]);
-        s0 = fma(u, vec4<f32>(x1[l.x * LINE + c]), s0);
-        s1 = fma(u, vec4<f32>(x1[(l.x + 16u) * LINE + c]), s1);
-      }
-    }
+  for (var j0 = first_key(i0); j0 < end; j0 += T) {
+    let qk = scores_of(batch, h, kvh, i0, j0, l);
     for (var r = 0u; r < 4u; r++) {
       let i = 4u * l.y + r;
-      prob[i * TLINE + l.x] = select(MASKED, s0[r] * p.scale, visible(batch, i0 + i, j0 + l.x));
-      prob[i * TLINE + l.x + 16u] = select(MASKED, s1[r] * p.scale, visible(batch, i0 + i, j0 + l.x + 16u));
+      prob[i * TLINE + l.x] = select(MASKED, score(qk.near[r]), visible(batch, i0 + i, j0 + l.x));
+      prob[i * TLINE + l.x + 16u] = select(MASKED, score(qk.far[r]), visible(batch, i0 + i, j0 + l.x + 16u));
     }
     workgroupBarrier();
     var best = top;
@@ -130,22 +256,21 @@ fn forward(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) g: ve
     if (part == 0u) { row_scale[row] = shrink; }
     workgroupBarrier();
     for (var n = 0u; n < NJ; n++) {
-      acc0[n] *= row_scale[4u * l.y + 0u];
-      acc1[n] *= row_scale[4u * l.y + 1u];
-      acc2[n] *= row_scale[4u * l.y + 2u];
-      acc3[n] *= row_scale[4u * l.y + 3u];
+      sums.row0[n] *= row_scale[4u * l.y + 0u];
+      sums.row1[n] *= row_scale[4u * l.y + 1u];
+      sums.row2[n] *= row_scale[4u * l.y + 2u];
+      sums.row3[n] *= row_scale[4u * l.y + 3u];
     }
     for (var j = 0u; j < min(T, end - j0); j++) {
-      let vt = key_row(batch, j0 + j, kvh);
-      let w = 4u * l.y * TLINE + j;
-      let a = vec4<f32>(prob[w], prob[w + TLINE], prob[w + 2u * TLINE], prob[w + 3u * TLINE]);
+      let key = key_row(batch, j0 + j, kvh);
+      let w = four_probs(l.y, j);
       for (var n = 0u; n < NJ; n++) {
-        let c = vt + columns(l.x, n);
+        let c = key + columns(l.x, n);
         let value = vec4<f32>(v[c.x], v[c.y], v[c.z], v[c.w]);
-        acc0[n] = fma(vec4<f32>(a.x), value, acc0[n]);
-        acc1[n] = fma(vec4<f32>(a.y), value, acc1[n]);
-        acc2[n] = fma(vec4<f32>(a.z), value, acc2[n]);
-        acc3[n] = fma(vec4<f32>(a.w), value, acc3[n]);
+        sums.row0[n] = fma(vec4<f32>(w.x), value, sums.row0[n]);
+        sums.row1[n] = fma(vec4<f32>(w.y), value, sums.row1[n]);
+        sums.row2[n] = fma(vec4<f32>(w.z), value, sums.row2[n]);
+        sums.row3[n] = fma(vec4<f32>(w.w), value, sums.row3[n]);
       }
     }
   }
@@ -158,19 +283,12 @@ fn forward(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) g: ve
     if (i0 + row < p.s) { lse[(batch * p.h + h) * p.s + i0 + row] = select(top + log(sum), 0.0, sum == 0.0); }
   }
   workgroupBarrier();
-  // Indexed by variables from here on: a rolled loop of stores compiles 2 to 3 times faster on lavapipe.
-  var out_acc: array<vec4<f32>, 4u * NJ>;
-  for (var n = 0u; n < NJ; n++) {
-    out_acc[0u * NJ + n] = acc0[n];
-    out_acc[1u * NJ + n] = acc1[n];
-    out_acc[2u * NJ + n] = acc2[n];
-    out_acc[3u * NJ + n] = acc3[n];
-  }
+  var line = in_line(sums);
   for (var r = 0u; r < min(4u, p.s - min(p.s, i0 + 4u * l.y)); r++) {
     let i = i0 + 4u * l.y + r;
     for (var m = 0u; 16u * m + l.x < p.d; m++) {
       let at = query_row(batch, i, h) + 16u * m + l.x;
-      o[at] = out_acc[r * NJ + m / 4u][m % 4u] * row_scale[4u * l.y + r];
+      o[at] = line[r * NJ + m / 4u][m % 4u] * row_scale[4u * l.y + r];
     }
   }
 }
@@ -185,38 +303,6 @@ fn stats(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) g: vec3
   stats_out[row] = vec2<f32>(row_lse[row], sum);
 }
 
-// Stages DC columns of 32 queries (x0: q, x2: dy) and 32 keys (x1: k, x3: v).
-fn stage(batch: u32, h: u32, kvh: u32, i0: u32, j0: u32, c0: u32, lane: u32) {
-  for (var e = lane; e < T * DC; e += 128u) {
-    let r = e / DC;
-    let c = c0 + e % DC;
-    var u = vec4<f32>(0.0);
-    if (c < p.d && i0 + r < p.s) {
-      let at = query_row(batch, i0 + r, h) + c;
-      u.x = q[at];
-      u.z = dy[at];
-    }
-    if (c < p.d && j0 + r < p.t) {
-      let at = key_row(batch, j0 + r, kvh) + c;
-      u.y = k[at];
-      u.w = v[at];
-    }
-    let to = r * LINE + e % DC;
-    x0[to] = u.x;
-    x1[to] = u.y;
-    x2[to] = u.z;
-    x3[to] = u.w;
-  }
-}
-
-// Weight of key j for query i and the derivative of its score, from q.k and dy.v.
-fn weight(batch: u32, h: u32, i: u32, j: u32, s: f32, dp: f32) -> vec2<f32> {
-  if (!visible(batch, i, j)) { return vec2<f32>(0.0); }
-  let st = stats_in[(batch * p.h + h) * p.s + i];
-  let w = exp(s * p.scale - st.x);
-  return vec2<f32>(w, w * (dp - st.y) * p.scale);
-}
-
 @compute @workgroup_size(16, 8)
 fn backward_q(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) g: vec3<u32>, @builtin(local_invocation_id) l: vec3<u32>) {
   let group = linear_group(wid, g);
@@ -226,65 +312,35 @@ fn backward_q(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) g:
   let h = group / blocks % p.h;
   let kvh = h / (p.h / p.kv);
   let i0 = group % blocks * T;
-  let lane = l.y * 16u + l.x;
-  let end = min(p.t - p.s + i0 + T, p.t);
-  // One array per row: after unrolling over NJ every index is a constant, which keeps them in registers.
-  var acc0: array<vec4<f32>, NJ>;
-  var acc1: array<vec4<f32>, NJ>;
-  var acc2: array<vec4<f32>, NJ>;
-  var acc3: array<vec4<f32>, NJ>;
-  for (var j0 = 0u; j0 < end; j0 += T) {
-    var s0 = vec4<f32>(0.0);
-    var s1 = vec4<f32>(0.0);
-    var d0 = vec4<f32>(0.0);
-    var d1 = vec4<f32>(0.0);
-    for (var c0 = 0u; c0 < p.d; c0 += DC) {
-      workgroupBarrier();
-      stage(batch, h, kvh, i0, j0, c0, lane);
-      workgroupBarrier();
-      for (var c = 0u; c < DC; c++) {
-        let a = 4u * l.y * LINE + c;
-        let b = l.x * LINE + c;
-        let u = vec4<f32>(x0[a], x0[a + LINE], x0[a + 2u * LINE], x0[a + 3u * LINE]);
-        let w = vec4<f32>(x2[a], x2[a + LINE], x2[a + 2u * LINE], x2[a + 3u * LINE]);
-        s0 = fma(u, vec4<f32>(x1[b]), s0);
-        s1 = fma(u, vec4<f32>(x1[b + 16u * LINE]), s1);
-        d0 = fma(w, vec4<f32>(x3[b]), d0);
-        d1 = fma(w, vec4<f32>(x3[b + 16u * LINE]), d1);
-      }
-    }
+  let end = end_of_keys(i0);
+  var sums: Rows;
+  for (var j0 = first_key(i0); j0 < end; j0 += T) {
+    let tile = products_of(batch, h, kvh, i0, j0, false, l);
     for (var r = 0u; r < 4u; r++) {
       let i = 4u * l.y + r;
-      grad[i * TLINE + l.x] = weight(batch, h, i0 + i, j0 + l.x, s0[r], d0[r]).y;
-      grad[i * TLINE + l.x + 16u] = weight(batch, h, i0 + i, j0 + l.x + 16u, s1[r], d1[r]).y;
+      grad[i * TLINE + l.x] = weight(batch, h, i0 + i, j0 + l.x, tile.qk.near[r], tile.dyv.near[r]).y;
+      grad[i * TLINE + l.x + 16u] = weight(batch, h, i0 + i, j0 + l.x + 16u, tile.qk.far[r], tile.dyv.far[r]).y;
     }
     workgroupBarrier();
     for (var j = 0u; j < min(T, end - j0); j++) {
-      let kt = key_row(batch, j0 + j, kvh);
-      let w = 4u * l.y * TLINE + j;
-      let a = vec4<f32>(grad[w], grad[w + TLINE], grad[w + 2u * TLINE], grad[w + 3u * TLINE]);
+      let key = key_row(batch, j0 + j, kvh);
+      let ds = four_grads(l.y, j);
       for (var n = 0u; n < NJ; n++) {
-        let c = kt + columns(l.x, n);
+        let c = key + columns(l.x, n);
         let value = vec4<f32>(k[c.x], k[c.y], k[c.z], k[c.w]);
-        acc0[n] = fma(vec4<f32>(a.x), value, acc0[n]);
-        acc1[n] = fma(vec4<f32>(a.y), value, acc1[n]);
-        acc2[n] = fma(vec4<f32>(a.z), value, acc2[n]);
-        acc3[n] = fma(vec4<f32>(a.w), value, acc3[n]);
+        sums.row0[n] = fma(vec4<f32>(ds.x), value, sums.row0[n]);
+        sums.row1[n] = fma(vec4<f32>(ds.y), value, sums.row1[n]);
+        sums.row2[n] = fma(vec4<f32>(ds.z), value, sums.row2[n]);
+        sums.row3[n] = fma(vec4<f32>(ds.w), value, sums.row3[n]);
       }
     }
   }
-  var out_acc: array<vec4<f32>, 4u * NJ>;
-  for (var n = 0u; n < NJ; n++) {
-    out_acc[0u * NJ + n] = acc0[n];
-    out_acc[1u * NJ + n] = acc1[n];
-    out_acc[2u * NJ + n] = acc2[n];
-    out_acc[3u * NJ + n] = acc3[n];
-  }
+  var line = in_line(sums);
   for (var r = 0u; r < min(4u, p.s - min(p.s, i0 + 4u * l.y)); r++) {
     let i = i0 + 4u * l.y + r;
     for (var m = 0u; 16u * m + l.x < p.d; m++) {
       let at = query_row(batch, i, h) + 16u * m + l.x;
-      dq[at] = out_acc[r * NJ + m / 4u][m % 4u];
+      dq[at] = line[r * NJ + m / 4u][m % 4u];
     }
   }
 }
@@ -298,43 +354,17 @@ fn backward_kv(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) g
   if (batch >= p.b) { return; }
   let kvh = group / blocks % p.kv;
   let j0 = group % blocks * T;
-  let lane = l.y * 16u + l.x;
   let heads = p.h / p.kv;
-  let offset = p.t - p.s;
-  let first = (max(j0, offset) - offset) / T * T;
-  var k0: array<vec4<f32>, NJ>;
-  var k1: array<vec4<f32>, NJ>;
-  var k2: array<vec4<f32>, NJ>;
-  var k3: array<vec4<f32>, NJ>;
-  var v0: array<vec4<f32>, NJ>;
-  var v1: array<vec4<f32>, NJ>;
-  var v2: array<vec4<f32>, NJ>;
-  var v3: array<vec4<f32>, NJ>;
+  let end = end_of_queries(j0);
+  var sums_k: Rows;
+  var sums_v: Rows;
   for (var h = kvh * heads; h < (kvh + 1u) * heads; h++) {
-    for (var i0 = first; i0 < p.s; i0 += T) {
-      var s0 = vec4<f32>(0.0);
-      var s1 = vec4<f32>(0.0);
-      var d0 = vec4<f32>(0.0);
-      var d1 = vec4<f32>(0.0);
-      for (var c0 = 0u; c0 < p.d; c0 += DC) {
-        workgroupBarrier();
-        stage(batch, h, kvh, i0, j0, c0, lane);
-        workgroupBarrier();
-        for (var c = 0u; c < DC; c++) {
-          let a = 4u * l.y * LINE + c;
-          let b = l.x * LINE + c;
-          let u = vec4<f32>(x1[a], x1[a + LINE], x1[a + 2u * LINE], x1[a + 3u * LINE]);
-          let w = vec4<f32>(x3[a], x3[a + LINE], x3[a + 2u * LINE], x3[a + 3u * LINE]);
-          s0 = fma(u, vec4<f32>(x0[b]), s0);
-          s1 = fma(u, vec4<f32>(x0[b + 16u * LINE]), s1);
-          d0 = fma(w, vec4<f32>(x2[b]), d0);
-          d1 = fma(w, vec4<f32>(x2[b + 16u * LINE]), d1);
-        }
-      }
+    for (var i0 = first_query(j0); i0 < end; i0 += T) {
+      let tile = products_of(batch, h, kvh, i0, j0, true, l);
       for (var r = 0u; r < 4u; r++) {
         let j = 4u * l.y + r;
-        let near = weight(batch, h, i0 + l.x, j0 + j, s0[r], d0[r]);
-        let far = weight(batch, h, i0 + l.x + 16u, j0 + j, s1[r], d1[r]);
+        let near = weight(batch, h, i0 + l.x, j0 + j, tile.qk.near[r], tile.dyv.near[r]);
+        let far = weight(batch, h, i0 + l.x + 16u, j0 + j, tile.qk.far[r], tile.dyv.far[r]);
         prob[j * TLINE + l.x] = near.x;
         grad[j * TLINE + l.x] = near.y;
         prob[j * TLINE + l.x + 16u] = far.x;
@@ -342,44 +372,33 @@ fn backward_kv(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) g
       }
       workgroupBarrier();
       for (var i = 0u; i < min(T, p.s - i0); i++) {
-        let qt = query_row(batch, i0 + i, h);
-        let w = 4u * l.y * TLINE + i;
-        let a = vec4<f32>(grad[w], grad[w + TLINE], grad[w + 2u * TLINE], grad[w + 3u * TLINE]);
-        let b = vec4<f32>(prob[w], prob[w + TLINE], prob[w + 2u * TLINE], prob[w + 3u * TLINE]);
+        let query = query_row(batch, i0 + i, h);
+        let ds = four_grads(l.y, i);
+        let w = four_probs(l.y, i);
         for (var n = 0u; n < NJ; n++) {
-          let c = qt + columns(l.x, n);
+          let c = query + columns(l.x, n);
           let qv = vec4<f32>(q[c.x], q[c.y], q[c.z], q[c.w]);
           let dyv = vec4<f32>(dy[c.x], dy[c.y], dy[c.z], dy[c.w]);
-          k0[n] = fma(vec4<f32>(a.x), qv, k0[n]);
-          v0[n] = fma(vec4<f32>(b.x), dyv, v0[n]);
-          k1[n] = fma(vec4<f32>(a.y), qv, k1[n]);
-          v1[n] = fma(vec4<f32>(b.y), dyv, v1[n]);
-          k2[n] = fma(vec4<f32>(a.z), qv, k2[n]);
-          v2[n] = fma(vec4<f32>(b.z), dyv, v2[n]);
-          k3[n] = fma(vec4<f32>(a.w), qv, k3[n]);
-          v3[n] = fma(vec4<f32>(b.w), dyv, v3[n]);
+          sums_k.row0[n] = fma(vec4<f32>(ds.x), qv, sums_k.row0[n]);
+          sums_v.row0[n] = fma(vec4<f32>(w.x), dyv, sums_v.row0[n]);
+          sums_k.row1[n] = fma(vec4<f32>(ds.y), qv, sums_k.row1[n]);
+          sums_v.row1[n] = fma(vec4<f32>(w.y), dyv, sums_v.row1[n]);
+          sums_k.row2[n] = fma(vec4<f32>(ds.z), qv, sums_k.row2[n]);
+          sums_v.row2[n] = fma(vec4<f32>(w.z), dyv, sums_v.row2[n]);
+          sums_k.row3[n] = fma(vec4<f32>(ds.w), qv, sums_k.row3[n]);
+          sums_v.row3[n] = fma(vec4<f32>(w.w), dyv, sums_v.row3[n]);
         }
       }
     }
   }
-  var out_k: array<vec4<f32>, 4u * NJ>;
-  var out_v: array<vec4<f32>, 4u * NJ>;
-  for (var n = 0u; n < NJ; n++) {
-    out_k[0u * NJ + n] = k0[n];
-    out_k[1u * NJ + n] = k1[n];
-    out_k[2u * NJ + n] = k2[n];
-    out_k[3u * NJ + n] = k3[n];
-    out_v[0u * NJ + n] = v0[n];
-    out_v[1u * NJ + n] = v1[n];
-    out_v[2u * NJ + n] = v2[n];
-    out_v[3u * NJ + n] = v3[n];
-  }
+  var line_k = in_line(sums_k);
+  var line_v = in_line(sums_v);
   for (var r = 0u; r < min(4u, p.t - min(p.t, j0 + 4u * l.y)); r++) {
     let j = j0 + 4u * l.y + r;
     for (var m = 0u; 16u * m + l.x < p.d; m++) {
       let at = key_row(batch, j, kvh) + 16u * m + l.x;
-      dk[at] = out_k[r * NJ + m / 4u][m % 4u];
-      dv[at] = out_v[r * NJ + m / 4u][m % 4u];
+      dk[at] = line_k[r * NJ + m / 4u][m % 4u];
+      dv[at] = line_v[r * NJ + m / 4u][m % 4u];
     }
   }
 }

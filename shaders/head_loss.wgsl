@@ -1,5 +1,6 @@
 // head_loss.wgsl - loss = sum over rows r with a target of log(sum_v exp(h[r] . w[v])) - h[r] . w[target[r]], and
-//                  dh[r] = softmax(h[r] w^T) w - w[target[r]], over the vocabulary in chunks with an online softmax
+//                  dh[r] = softmax(h[r] w^T) w - w[target[r]], over the vocabulary in chunks with an online softmax;
+//                  with a cap, z = h w^T becomes cap tanh(z / cap)
 // Entries   : compact, direct | tile (STEP 0: z = h w^T of a chunk; STEP 1: dh = shrink dh + p w), update, finish, total
 // Shapes    : h, dh [R, D]  w [rows of a shard, D] packed  targets [R]  list [1 + R]: n, then the n rows with a target
 //             z [n, CHUNK]  state [n]: max, sum, target's logit, shrink  loss [1]
@@ -14,7 +15,7 @@ struct Params {
   r: u32, d: u32, vocabulary: u32, w_words: u32,
   // This chunk: its first row in the vocabulary and in its shard, its length, and the length of a line of z.
   first: u32, row0: u32, len: u32, line: u32,
-  start: u32, nan: f32,
+  start: u32, nan: f32, cap: f32,
 }
 const NONE: u32 = 0xffffffffu;
 
@@ -171,7 +172,18 @@ fn tile(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) g: vec3<
 @group(0) @binding(2) var<storage, read_write> z: array<f32>;
 @group(0) @binding(3) var<storage, read_write> row_state: array<vec4<f32>>;
 
-// Logits of a chunk become exp(z - max), and the sums so far shrink to the new maximum.
+fn capped(logit: f32) -> f32 {
+  if (p.cap == 0.0) { return logit; }
+  return softcap(logit, p.cap);
+}
+// The derivative of a capped logit.
+fn slope(logit: f32) -> f32 {
+  if (p.cap == 0.0) { return 1.0; }
+  let tanh = logit / p.cap;
+  return 1.0 - tanh * tanh;
+}
+
+// Logits of a chunk become exp(z - max), times the slope of their cap, and the sums so far shrink to the new maximum.
 @compute @workgroup_size(WG)
 fn update(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) g: vec3<u32>, @builtin(local_invocation_index) l: u32) {
   let i = linear_group(wid, g);
@@ -180,17 +192,18 @@ fn update(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) g: vec
   if (p.start == 0u) { old = row_state[i]; }
   let target_row = targets[row_list[1u + i]];
   var best = old.x;
-  for (var k = l; k < p.len; k += WG) { best = max(best, z[i * p.line + k]); }
+  for (var k = l; k < p.len; k += WG) { best = max(best, capped(z[i * p.line + k])); }
   best = workgroup_max(best, l);
   var logit = old.z;
-  if (target_row >= p.first && target_row < p.first + p.len) { logit = z[i * p.line + target_row - p.first]; }
+  if (target_row >= p.first && target_row < p.first + p.len) { logit = capped(z[i * p.line + target_row - p.first]); }
   // Everyone has read the target's logit before it is overwritten.
   storageBarrier();
   workgroupBarrier();
   var sum = 0.0;
   for (var k = l; k < p.len; k += WG) {
-    let e = exp(z[i * p.line + k] - best);
-    z[i * p.line + k] = e;
+    let c = capped(z[i * p.line + k]);
+    let e = exp(c - best);
+    z[i * p.line + k] = e * slope(c);
     sum += e;
   }
   sum = workgroup_sum(sum, l);
@@ -214,7 +227,7 @@ fn finish(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) g: vec
   let inverse = select(1.0, 1.0 / state[i].y, p.start == 1u);
   for (var k = l; k < p.d; k += WG) {
     var v = dh[row * p.d + k] * inverse;
-    if (here) { v -= load_w(target_row - p.first, k); }
+    if (here) { v -= slope(state[i].z) * load_w(target_row - p.first, k); }
     dh[row * p.d + k] = v;
   }
 }

@@ -196,9 +196,11 @@ fn chat_reads_lines_and_obeys_commands() {
 /// Sum of the cross-entropy of the trained tokens in f64, one position at a time, and their number.
 fn loss_by_hand(path: &Path) -> (f64, usize) {
     let device = Device::reference();
-    let (model, text) = (Model::open(&tiny(), &device, true).unwrap(), ModelText::open(&tiny()).unwrap());
+    let model = Model::open(&tiny(), &device, true).unwrap();
+    let text = ModelText::open(&tiny()).unwrap();
     let encoder = Encoder::new(&text.tokenizer, text.template.as_ref(), EncodeOptions::default()).unwrap();
-    let (mut sum, mut n) = (0.0, 0);
+    let mut sum = 0.0;
+    let mut n = 0;
     for sample in read_samples(path).unwrap() {
         let e = encoder.sample(path, &sample).unwrap().example;
         let ids = Tensor::from_u32(&device, &[1, e.ids.len()], &e.ids).unwrap();
@@ -218,7 +220,8 @@ fn loss_by_hand(path: &Path) -> (f64, usize) {
 
 #[test]
 fn eval_gives_the_loss_and_the_answers_that_were_counted_by_hand() {
-    let (path, dir) = (tiny(), tempfile::tempdir().unwrap());
+    let path = tiny();
+    let dir = tempfile::tempdir().unwrap();
     let model = path.to_str().unwrap();
     let ask = |q: &str| {
         let out = mixlora(&["generate", "--model", model, "--prompt", q, "--max-tokens", "30"], "", 0).0;
@@ -239,7 +242,8 @@ fn eval_gives_the_loss_and_the_answers_that_were_counted_by_hand() {
     let report: Value = serde_json::from_str(&text).unwrap();
     let (sum, n) = loss_by_hand(&dir.path().join("test.jsonl"));
     assert_eq!(report["tokens"], n);
-    let (loss, want) = (report["loss"].as_f64().unwrap(), sum / n as f64);
+    let loss = report["loss"].as_f64().unwrap();
+    let want = sum / n as f64;
     assert!((loss - want).abs() < 1e-5 * want, "{loss} instead of {want}");
     assert!((report["perplexity"].as_f64().unwrap() - loss.exp()).abs() < 1e-9 * loss.exp());
     let tasks = &report["tasks"];

@@ -21,7 +21,8 @@ fn run(args: &[&str]) -> (i32, String, String) {
     let out =
         Command::new(env!("CARGO_BIN_EXE_mixlora")).env("MIXLORA_DEVICE", "cpu").args(args).output().unwrap();
     let text = |b: Vec<u8>| String::from_utf8(b).unwrap();
-    let (stdout, stderr) = (text(out.stdout), text(out.stderr));
+    let stdout = text(out.stdout);
+    let stderr = text(out.stderr);
     assert!(!stderr.contains("panicked"), "{args:?}: {stderr}");
     (out.status.code().unwrap(), stdout, stderr)
 }
@@ -121,7 +122,7 @@ fn values_that_are_not_finite_are_found() {
             [format!("{place} {shown}")]
         );
     }
-    // Row 7 is none of those that loading looks at; --check looks at all.
+    // Loading samples rows and misses row 7 of this tensor; --check scans all rows.
     let dir = tiny();
     weights(dir.path(), |e| e.value("model.layers.1.mlp.up_proj.weight", 7 * 64 + 3, |_| f32::NAN));
     assert!(Model::open(dir.path(), &Device::cpu(), false).unwrap().notes().is_empty());
@@ -178,15 +179,16 @@ fn configurations_that_cannot_be() {
     change(
         "rope_scaling",
         json!({ "rope_type": "llama3", "factor": 8 }),
-        "rope_scaling.low_freq_factor is missing",
+        "rope_scaling.low_freq_factor: is missing",
     );
     change(
         "rope_scaling",
-        rope("yarn"),
-        "rope_scaling of type 'yarn' is not supported; default and llama3 are",
+        rope("dynamic"),
+        "rope_scaling: of type 'dynamic' is not supported; default, linear, llama3, yarn and longrope are",
     );
-    change("rope_parameters", rope("linear"), "rope_parameters of type 'linear' is not supported");
-    change("hidden_act", json!("gelu"), "hidden_act 'gelu' is not supported; silu is");
+    change("rope_parameters", rope("ntk"), "rope_parameters: of type 'ntk' is not supported");
+    change("rope_parameters", json!({ "rope_type": "yarn" }), "rope_parameters.factor: is missing");
+    change("hidden_act", json!("relu"), "hidden_act: 'relu' is not supported; silu, gelu");
     change(
         "num_key_value_heads",
         json!(3),
@@ -224,10 +226,10 @@ fn gguf_models_that_are_not_computed() {
     for (key, text, expected) in [
         (
             "llama.rope.scaling.type",
-            "yarn",
-            "rope scaling of type 'yarn' (llama.rope.scaling.type) is not supported",
+            "su",
+            "rope scaling of type 'su' (llama.rope.scaling.type) is not supported",
         ),
-        ("llama.rope.scaling.type", "linear", "rope scaling of type 'linear'"),
+        ("llama.rope.scaling.type", "linear", "rope_scaling.factor: is missing; rope_type linear needs it"),
         (
             "general.architecture",
             "mamba",
@@ -273,7 +275,9 @@ fn adapter_on(model: &Model, method: &str, dir: &Path) {
 
 #[test]
 fn adapters_of_another_base_are_refused_by_name() {
-    let (model, other, adapter) = (tiny(), tiny(), tempfile::tempdir().unwrap());
+    let model = tiny();
+    let other = tiny();
+    let adapter = tempfile::tempdir().unwrap();
     weights(other.path(), |e| e.value("model.layers.0.input_layernorm.weight", 0, |v| v + 0.5));
     let cpu = Device::cpu();
     for method in ["lora", "mixlora-cond"] {
@@ -340,8 +344,10 @@ fn transposed_and_swapped_factors_are_recognised() {
 
 #[test]
 fn merging_and_exporting_refuse_what_depends_on_the_input() {
-    let (model, dir) = (tiny(), tempfile::tempdir().unwrap());
-    let (adapter, out) = (dir.path().join("a"), dir.path().join("merged"));
+    let model = tiny();
+    let dir = tempfile::tempdir().unwrap();
+    let adapter = dir.path().join("a");
+    let out = dir.path().join("merged");
     let open = || Model::open(model.path(), &Device::cpu(), false).unwrap();
     adapter_on(&open(), "mixlora-cond", &adapter);
     let merge = |out: &Path| {

@@ -1,4 +1,4 @@
-//! Data files and masks: rows 21 to 30 of the bad inputs, what is trained, and the commands.
+//! Data files and masks: rows 21 to 30 of docs/BAD_INPUT.md, and trained tokens.
 #![cfg(feature = "tokenizer")]
 
 use mixlora::data::{Body, DataFiles, EncodeOptions, Encoder, LossOn, Sample, read_samples};
@@ -34,7 +34,7 @@ fn said(bytes: impl AsRef<[u8]>) -> Vec<String> {
 const GOOD: &str =
     r#"{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}"#;
 
-// Row 23: BOM, CRLF and blank lines are fine.
+// Byte order marks, CRLF and blank lines are read.
 #[test]
 fn every_kind_of_sample_is_read() {
     let text = format!(
@@ -97,7 +97,7 @@ fn every_bad_line_is_named() {
     assert!(said[15].starts_with("train.jsonl:17:12: "), "{}", said[15]);
 }
 
-// Row 23: up to 20, then a count.
+// Up to 20 problems are listed, further ones are counted.
 #[test]
 fn many_bad_lines_are_counted() {
     let said = said("{}\n".repeat(33));
@@ -117,7 +117,7 @@ fn files_that_are_not_lines_are_recognised() {
     assert!(read_samples(Path::new("nonexistent.jsonl")).unwrap_err().to_string().contains("cannot be read"));
 }
 
-// Row 30.
+// A line without end.
 #[test]
 fn endless_lines_are_refused_early() {
     let folder = Folder::new();
@@ -136,7 +136,8 @@ fn folders_are_searched() {
     let e = DataFiles::find(folder.0.path()).unwrap_err().to_string();
     assert!(e.contains("no train.jsonl"), "{e}");
     assert!(DataFiles::find(Path::new("nonexistent")).is_err());
-    let (train, test) = (folder.file("train.jsonl", GOOD), folder.file("test.jsonl", GOOD));
+    let train = folder.file("train.jsonl", GOOD);
+    let test = folder.file("test.jsonl", GOOD);
     let found = DataFiles::find(folder.0.path()).unwrap();
     assert_eq!(found.all().collect::<Vec<_>>(), [&train, &test]);
     assert_eq!(DataFiles::find(&test).unwrap().train, Some(test));
@@ -233,7 +234,7 @@ fn templates_whose_turns_cannot_be_found_are_refused() {
     assert!(e.to_string().contains("no chat template"), "{e}");
 }
 
-// Row 21.
+// Templates and vocabularies without an end of turn.
 #[test]
 fn an_untrained_end_is_refused() {
     let bare = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}";
@@ -264,7 +265,7 @@ fn completions_and_texts_end() {
     assert_eq!(show(Body::Text("ab".into())), "<s>[ab<|im_end|>]");
 }
 
-// Row 28: the end of the answer stays, and the start token.
+// The end of the answer and the start token are kept.
 #[test]
 fn long_samples_are_cut_from_the_prompt() {
     let t = tokenizer(true);

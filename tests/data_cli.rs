@@ -8,7 +8,8 @@ use std::process::Command;
 fn run(args: &[&str], code: i32) -> (String, String) {
     let out =
         Command::new(env!("CARGO_BIN_EXE_mixlora")).env("MIXLORA_DEVICE", "cpu").args(args).output().unwrap();
-    let (text, err) = (String::from_utf8(out.stdout).unwrap(), String::from_utf8(out.stderr).unwrap());
+    let text = String::from_utf8(out.stdout).unwrap();
+    let err = String::from_utf8(out.stderr).unwrap();
     assert_eq!(out.status.code(), Some(code), "{args:?}\n{text}\n{err}");
     assert!(!err.contains("panicked"), "{err}");
     (text, err)

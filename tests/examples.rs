@@ -29,6 +29,13 @@ fn a_loop_of_ones_own_learns() {
     assert!(losses.len() == 4 && losses[3] < 0.8 * losses[0], "{text}");
 }
 
+/// Threads share a model; each request chooses its adapter. The program compares the answers itself.
+#[test]
+fn threads_share_a_model() {
+    let text = run("threads");
+    assert!(text.contains("[no adapter]") && text.contains("[first]") && text.contains("[second]"), "{text}");
+}
+
 /// A method that is defined outside of the crate is attached, trained, and checks itself.
 #[test]
 fn a_method_of_ones_own_learns() {

@@ -52,12 +52,16 @@ fn the_stored_logits_depend_on_what_is_easily_forgotten() {
     let (ids, want) = stored("llama3").swap_remove(0);
     assert!(worst(&logits(&model, &ids).unwrap(), &want) > 0.1);
     assert_eq!(model.notes(), ["1 tensors of the model are not used: rope_freqs.wEIGHT"]);
-    // Row order: the same file as a qwen2, whose rows are not interleaved.
+    // A qwen2 has biases whatever its file says, so that the same file as one lacks them.
     let bytes = std::fs::read(fixture("llama2.gguf")).unwrap();
     let file = mixlora::io::GgufFile::from_bytes("qwen2.gguf", replaced(&bytes, b"llama", b"qwen2")).unwrap();
-    let model = Model::load(&ModelFiles::from_gguf(file).unwrap(), &cpu, LoadOptions::default()).unwrap();
-    let (ids, want) = stored("llama2").swap_remove(0);
-    assert!(worst(&logits(&model, &ids).unwrap(), &want) > 0.1);
+    let files = ModelFiles::from_gguf(file).unwrap();
+    let e = Model::load(&files, &cpu, LoadOptions::default()).err().unwrap().to_string();
+    assert!(e.contains("6 tensors are missing: 'blk.0.attn_k.bias'"), "{e}");
+    // Row order: that of a qwen2 is not interleaved.
+    let name = "model.layers.0.self_attn.q_proj.weight";
+    let plain = ModelFiles::open(&fixture("llama2.gguf")).unwrap();
+    assert_ne!(files.values(name).unwrap(), plain.values(name).unwrap());
 }
 
 #[test]
@@ -67,27 +71,41 @@ fn both_kinds_of_files_have_the_same_configuration() {
         let gguf = ModelFiles::open(&fixture(&format!("{family}.gguf"))).unwrap();
         let (a, b) = (hf.config(), gguf.config());
         assert_eq!(a.parameters(), b.parameters(), "{family}");
-        for (x, y) in a.rope_frequencies().iter().zip(b.rope_frequencies()) {
+        for (x, y) in a.ropes[0]
+            .frequencies(1)
+            .unwrap()
+            .per_pair
+            .iter()
+            .zip(b.ropes[0].frequencies(1).unwrap().per_pair)
+        {
             assert!((x / y - 1.0).abs() < 1e-6, "{family}: {x} {y}");
         }
-        let mut b = b.clone();
-        (b.model_type, b.rope_scaling) = (a.model_type.clone(), a.rope_scaling.clone());
-        assert_eq!(*a, b, "{family}");
+        assert_eq!((&a.layers, a.norm, a.norms), (&b.layers, b.norm, b.norms), "{family}");
+        assert_eq!(a.sites(), b.sites(), "{family}");
         for e in hf.expected() {
             assert_eq!(hf.values(&e.name).unwrap(), gguf.values(&e.name).unwrap(), "{family}: {}", e.name);
         }
     }
     assert!(matches!(
-        ModelFiles::open(&fixture("llama3")).unwrap().config().rope_scaling,
-        Some(RopeScaling::Llama3(_))
+        ModelFiles::open(&fixture("llama3")).unwrap().config().ropes[0].scaling,
+        RopeScaling::Llama3(_)
     ));
 }
 
+/// A query sees the window before it: logits of a position do not depend on tokens that no layer reaches.
 #[test]
-fn sequences_beyond_a_sliding_window_are_refused() {
+fn a_window_ends_what_a_position_sees() {
     let model = Model::open(&fixture("mistral"), &Device::cpu(), false).unwrap();
-    assert_eq!(model.config().max_positions(), 32);
-    assert!(model.notes()[0].contains("sliding window"), "{:?}", model.notes());
-    let e = logits(&model, &[1; 33]).unwrap_err().to_string();
-    assert!(e.contains("33 positions") && e.contains("sliding window has 32"), "{e}");
+    let layers = &model.config().layers;
+    let window = layers[0].window.unwrap();
+    let n = layers.len() * (window - 1) + 2;
+    let last = |first: u32| {
+        let ids: Vec<u32> = std::iter::once(first).chain((1..n as u32).map(|i| 3 + i % 20)).collect();
+        let all = logits(&model, &ids).unwrap();
+        all[all.len() - model.config().vocab_size * 2..].to_vec()
+    };
+    let (a, b) = (last(1), last(2));
+    let v = model.config().vocab_size;
+    assert_eq!(a[v..], b[v..], "behind the reach of all windows");
+    assert_ne!(a[..v], b[..v], "the position before is within it");
 }

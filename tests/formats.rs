@@ -20,7 +20,9 @@ fn recorded() -> Vec<Recorded> {
         let line = std::str::from_utf8(&rest[..end]).unwrap();
         let words: Vec<&str> = line.split(' ').collect();
         let number = |i: usize| words[i].parse::<usize>().unwrap();
-        let (rows, cols, n) = (number(1), number(2), number(3));
+        let rows = number(1);
+        let cols = number(2);
+        let n = number(3);
         let format = Format::ALL.into_iter().find(|f| f.name() == words[0]).unwrap();
         let (bytes, tail) = rest[end + 1..].split_at(n);
         let (values, tail) = tail.split_at(4 * rows * cols);

@@ -166,13 +166,13 @@ fn wrong_requests_name_file_key_and_types() {
     says(file.bool("scorez").unwrap_err(), "metadata 'scorez' is missing; there is 'scores'");
     says(file.tensor_bytes("tables").unwrap_err(), "tensor 'tables' is missing; there is 'table'");
     says(file.weight("norm", &Device::cpu()).unwrap_err(), "tensor 'norm' has 1 axes, expected a matrix");
-    // Row 9.
+    // Missing and extra tensors.
     let missing = file.expect_tensors(["norm", "a", "b"]).unwrap_err();
     says(missing, "2 tensors are missing: 'a', 'b'");
     assert!(file.weight_rows("table", &Device::cpu(), |i| i + 1).is_err());
 }
 
-/// Row 13.
+/// A file may be cut off at any byte.
 #[test]
 fn truncation_is_seen_everywhere() {
     let whole = small().bytes(32);
@@ -188,7 +188,7 @@ fn truncation_is_seen_everywhere() {
     refused(Build { version: 3 << 24, ..small() }.bytes(32), "big-endian");
 }
 
-/// Row 14.
+/// Counts that no file can hold are refused before memory is allocated.
 #[test]
 fn absurd_counts_are_refused_at_once() {
     for n in [1 << 63, u64::MAX, 1 << 32, 1 << 20] {
@@ -212,7 +212,7 @@ fn absurd_counts_are_refused_at_once() {
     refused(Build::new().tensor("t", &[4], 0, u64::MAX - 31).bytes(32), "overflows");
 }
 
-/// Row 15.
+/// Alignments, axes, types and nesting follow the format.
 #[test]
 fn rules_of_the_format_are_kept() {
     for (alignment, fine) in
@@ -275,7 +275,8 @@ fn files_that_are_none_are_recognised() {
 #[test]
 fn damaged_files_never_panic_and_never_take_much_memory() {
     let whole = small().bytes(32);
-    let (mut opened, bits) = (0, Stream::new(5));
+    let mut opened = 0;
+    let bits = Stream::new(5);
     LARGEST.set(0);
     for i in 0..20_000u32 {
         let random = |k: u32| bits.bits(8 * i + k) as usize;

@@ -16,7 +16,8 @@ const FLY: &str = "token/fly_b2";
 
 /// Every file holds on the device; returns the worst error.
 fn all_hold(device: &Device) {
-    let (mut worst, mut failed) = (0f64, Vec::new());
+    let mut worst = 0f64;
+    let mut failed = Vec::new();
     let files = find_files(&[golden().join("layer"), golden().join("token")]).unwrap();
     let of = |kind: &str| files.iter().filter(|p| p.parent().is_some_and(|d| d.ends_with(kind))).count();
     assert_eq!((files.len(), of("layer"), of("token")), (32, 21, 11));

@@ -268,7 +268,7 @@ fn accumulated_gradients_are_those_of_one_batch() {
             let step = Step { valid: Some(&b.valid), ..Step::default() };
             let h = model.forward(&b.ids, &pass, step).unwrap();
             let rows = h.reshape(&[b.targets.len(), 64]).unwrap();
-            let loss = rows.head_loss(model.head(), &b.targets).unwrap();
+            let loss = rows.head_loss(model.head(), &b.targets, None).unwrap();
             let g = loss.backward().unwrap();
             for (sum, p) in sum.iter_mut().zip(adapter.trainable()) {
                 let Some(g) = p.gradient(&g) else { continue };

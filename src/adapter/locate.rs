@@ -19,12 +19,13 @@ pub const LAST: &str = "last";
 /// # Errors
 /// The path is none of these, or the checkpoint is damaged.
 pub fn locate(path: &Path) -> Result<PathBuf> {
-    let dir = match path.is_file() {
-        true => pointed(path)?,
-        false => match [BEST, LAST].iter().map(|p| path.join(p)).find(|p| p.is_file()) {
+    let dir = if path.is_file() {
+        pointed(path)?
+    } else {
+        match [BEST, LAST].iter().map(|p| path.join(p)).find(|p| p.is_file()) {
             Some(pointer) if !path.join("adapter_config.json").exists() => pointed(&pointer)?,
             _ => path.to_path_buf(),
-        },
+        }
     };
     if dir.join(folder::MANIFEST).exists() {
         folder::verify(&dir)?;
@@ -41,10 +42,11 @@ pub fn pointed(pointer: &Path) -> Result<PathBuf> {
     let name = read.map_or("", |_| text.trim());
     let number = name.strip_prefix(STEP_PREFIX).is_some_and(|n| n.parse::<u64>().is_ok());
     let dir = pointer.with_file_name(name);
-    match number && dir.is_dir() {
-        true => Ok(dir),
-        false => Err(fail(
-            "is neither an adapter folder nor a run's file that names a step folder beside it; give the folder".into(),
-        )),
+    if number && dir.is_dir() {
+        Ok(dir)
+    } else {
+        Err(fail(
+        "is neither an adapter folder nor a run's file that names a step folder beside it; give the folder".into(),
+    ))
     }
 }

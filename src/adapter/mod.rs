@@ -101,7 +101,7 @@ pub(crate) fn build_sites(
             let built = method.build(&place, device, stream)?;
             all.set(number, SiteAdapter::Linears(built, chosen));
         }
-        if site.kind == SiteKind::Mlp && method.spec().hook == Hook::Mlp {
+        if site.kind == SiteKind::Mlp && site.inner > 0 && method.spec().hook == Hook::Mlp {
             let place = MlpSite {
                 name: site.name.clone(),
                 path: site.path.clone(),
@@ -113,6 +113,11 @@ pub(crate) fn build_sites(
                 all.set(number, SiteAdapter::Mlp(built));
             }
         }
+    }
+    let blocks = sites.iter().any(|site| site.kind == SiteKind::Mlp && site.inner > 0);
+    if method.spec().hook == Hook::Mlp && !blocks {
+        let what = format!("{} takes gated MLP blocks, and this model has none", method.spec().name);
+        return Err(Error::config("method", what));
     }
     Ok(all)
 }

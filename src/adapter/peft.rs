@@ -314,9 +314,10 @@ fn read_config(path: &Path) -> Result<PeftConfig> {
     let any: serde_json::Value = read_json(path)?;
     if any.get("peft_type").is_none() {
         let mlx = any.get("lora_parameters").is_some() || any.get("fine_tune_type").is_some();
-        let what = match mlx {
-            true => "is MLX's configuration; MLX keeps the factors transposed. Write them as a PEFT LoRA",
-            false => "has no peft_type: it is not a PEFT adapter",
+        let what = if mlx {
+            "is MLX's configuration; MLX keeps the factors transposed. Write them as a PEFT LoRA"
+        } else {
+            "has no peft_type: it is not a PEFT adapter"
         };
         return Err(Error::file(path, what));
     }

@@ -2,7 +2,7 @@
 
 use super::{Adapter, Matrix};
 use crate::io::gguf::{GgufWriter, Value};
-use crate::model::{Model, gguf_name, gguf_row};
+use crate::model::{Model, gguf_row};
 use crate::{Device, Error, Format, Result, Tensor};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -95,7 +95,7 @@ impl Adapter {
         // llama.cpp divides by r itself.
         file.set("adapter.lora.alpha", Value::F32(self.method.options().alpha()));
         for (path, pair) in self.pairs()? {
-            let name = gguf_name(&format!("{path}.weight"));
+            let name = c.gguf_name(&format!("{path}.weight"));
             let (r, out) = (pair.r, pair.b.len() / pair.r);
             // Row i of the file's B is the row that the file's weights have there.
             let b: Vec<f32> = (0..out)

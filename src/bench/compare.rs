@@ -1,11 +1,11 @@
-//! Two reports against each other.
+//! Comparison of two reports.
 
 use super::Row;
 
-/// A median may be this many times the old one before it is a regression.
+/// The factor by which a median may exceed the old one before it is a regression.
 pub const WORSE: f64 = 1.1;
 
-/// One row of a new report beside the same of an old one.
+/// A row of a new report with its counterpart in an old one.
 #[derive(Debug, Clone, Copy)]
 pub struct Change<'a> {
     pub new: &'a Row,
@@ -18,17 +18,17 @@ impl Change<'_> {
         self.new.median_us / self.old.median_us
     }
 
-    /// Worse by more than 10 %, with either median outside the other one's band from p20 to p80.
+    /// Tests whether the median is more than 10 % worse, with each median outside the other one's band from p20 to p80.
     pub fn is_regression(&self) -> bool {
-        let outside = |v: f64, of: &Row| v < of.p20_us || v > of.p80_us;
+        let outside = |median: f64, row: &Row| median < row.p20_us || median > row.p80_us;
         self.ratio() > WORSE && outside(self.new.median_us, self.old) && outside(self.old.median_us, self.new)
     }
 }
 
-/// The rows that both reports have: of the same work, on the same adapter, with the same timer.
+/// The rows of both reports with the same work, adapter and timer.
 pub fn changes<'a>(new: &'a [Row], old: &'a [Row]) -> Vec<Change<'a>> {
-    let same = |n: &'a Row| old.iter().find(|o| o.key() == n.key()).map(|old| Change { new: n, old });
-    new.iter().filter_map(same).collect()
+    let change = |new: &'a Row| old.iter().find(|old| old.key() == new.key()).map(|old| Change { new, old });
+    new.iter().filter_map(change).collect()
 }
 
 #[cfg(test)]

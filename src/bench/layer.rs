@@ -1,4 +1,4 @@
-//! A mixture layer beside the frozen linear that it adapts.
+//! Times of a mixture layer compared with the frozen linear that it adapts.
 
 use super::{Candidate, Costs, Place, Roof, Rounds, Row, Shape, Summary, Timer, Watch, Work, measure};
 use crate::check::Deviation;
@@ -8,13 +8,13 @@ use crate::tape::inside;
 use crate::{Device, Error, Format, Linear, Result, Stream, Tensor, Weight, backward};
 use std::sync::Arc;
 
-/// Bound on the error of a layer and of its input's gradient relative to the largest value, beside the f64 reference.
+/// The bound on the error of a layer and of its input gradient, relative to the largest value of the f64 reference.
 const BOUND: f64 = 1e-4;
-/// Instances and rows of each in the comparison with the reference.
+/// The numbers of instances and of their rows in the comparison with the reference.
 const CHECKED: [usize; 2] = [2, 3];
 const SITE: &str = "layer";
 
-/// Which layers are timed, and how.
+/// Options for timing layers.
 pub struct LayerOptions {
     pub methods: Vec<&'static MethodSpec>,
     /// `d_in x d_out`; `hidden_size x intermediate_size` of methods that take a block.
@@ -23,10 +23,10 @@ pub struct LayerOptions {
     pub seq: usize,
     /// Sizes of pools of factors, for methods that have them; the others have their defaults.
     pub factors: Vec<usize>,
-    /// Factors that are chosen from those.
+    /// The number of factors chosen from a pool.
     pub r: usize,
     pub rounds: Rounds,
-    /// The host's clock, also where the device has timestamps.
+    /// Use the host's clock even if the device has timestamps.
     pub wall: bool,
 }
 
@@ -36,13 +36,13 @@ enum Body {
     Block(Box<Mlp>, Option<Arc<dyn MlpAdapter>>),
 }
 
-/// Gives every parameter of zeros small values, so that no part of an update is zero.
+/// Sets parameters of zeros to small random values, so that no part of an update is zero.
 pub(super) fn randomise(params: &[Param]) -> Result<()> {
-    for p in params {
-        let value = p.value();
-        if value.to_f32()?.iter().all(|v| *v == 0.0) {
-            let values = Stream::new(4).named(&p.name()).normal_vec(value.len(), 0.02);
-            p.set(Tensor::from_f32(value.device(), value.dims(), &values)?)?;
+    for param in params {
+        let value = param.value();
+        if value.to_f32()?.iter().all(|value| *value == 0.0) {
+            let values = Stream::new(4).named(&param.name()).normal_vec(value.len(), 0.02);
+            param.set(Tensor::from_f32(value.device(), value.dims(), &values)?)?;
         }
     }
     Ok(())
@@ -55,31 +55,32 @@ fn linear(device: &Device, name: &str, d_in: usize, d_out: usize) -> Result<Line
 }
 
 impl Body {
-    fn frozen(device: &Device, hook: Hook, Shape([d, n]): Shape<2>) -> Result<Self> {
-        let w = |name: &str, d_in: usize, d_out: usize| linear(device, name, d_in, d_out);
-        Ok(match hook {
-            Hook::Linear => Body::Linear(LinearGroup::frozen(vec![w("w", d, n)?]), None),
-            Hook::Mlp => {
-                let mlp = Mlp::frozen(w("gate", d, n)?, w("up", d, n)?, w("down", n, d)?);
-                Body::Block(Box::new(mlp), None)
-            }
-        })
+    fn frozen(device: &Device, hook: Hook, Shape([d_in, width]): Shape<2>) -> Result<Self> {
+        if hook == Hook::Linear {
+            let group = LinearGroup::frozen(vec![linear(device, "w", d_in, width)?]);
+            return Ok(Body::Linear(group, None));
+        }
+        let gate = linear(device, "gate", d_in, width)?;
+        let up = linear(device, "up", d_in, width)?;
+        let mlp = Mlp::frozen(gate, up, linear(device, "down", width, d_in)?);
+        Ok(Body::Block(Box::new(mlp), None))
     }
 
-    /// The same weights with a method on them.
+    /// Attaches a method to the weights.
     fn adapted(&self, device: &Device, method: &Method, shape: Shape<2>) -> Result<Self> {
-        let (Shape([d, n]), stream) = (shape, Stream::new(2));
+        let Shape([d_in, width]) = shape;
+        let stream = Stream::new(2);
         match self {
             Body::Linear(group, _) => {
-                let site = LinearSite::alone(SITE, d, vec![(String::new(), n)]);
+                let site = LinearSite::alone(SITE, d_in, vec![(String::new(), width)]);
                 let adapter = method.build(&site, device, stream)?;
                 randomise(&adapter.params())?;
                 Ok(Body::Linear(group.clone(), Some(adapter)))
             }
             Body::Block(mlp, _) => {
-                let site = MlpSite::alone(SITE, d, n);
+                let site = MlpSite::alone(SITE, d_in, width);
                 let adapter = method.build_mlp(&site, device, stream)?;
-                adapter.iter().try_for_each(|a| randomise(&a.params()))?;
+                adapter.iter().try_for_each(|adapter| randomise(&adapter.params()))?;
                 Ok(Body::Block(mlp.clone(), adapter))
             }
         }
@@ -109,9 +110,9 @@ struct Rig {
 
 impl Rig {
     fn new(device: &Device, [batch, seq]: [usize; 2], d_in: usize, d_out: usize) -> Result<Self> {
-        let values = |name: &str, d: usize| {
-            let values = Stream::new(1).named(name).normal_vec(batch * seq * d, 1.0);
-            Tensor::from_f32(device, &[batch, seq, d], &values)
+        let values = |name: &str, width: usize| {
+            let values = Stream::new(1).named(name).normal_vec(batch * seq * width, 1.0);
+            Tensor::from_f32(device, &[batch, seq, width], &values)
         };
         let spans = vec![Span { len: seq, prompt: seq }; batch];
         Ok(Rig { x: values("x", d_in)?, dy: values("dy", d_out)?, spans })
@@ -126,26 +127,27 @@ impl Rig {
     fn forward(&self, body: &Body, x: &Tensor, pass: &Pass) -> Result<Roots> {
         let y = body.forward(x, pass)?;
         let mut roots = vec![(y, self.dy.clone())];
-        for a in pass.take_aux() {
-            let one = Tensor::full(a.device(), a.dims(), 1.0)?;
-            roots.push((a, one));
+        for loss in pass.take_aux() {
+            let one = Tensor::full(loss.device(), loss.dims(), 1.0)?;
+            roots.push((loss, one));
         }
         Ok(roots)
     }
 }
 
+/// Runs the backward pass.
 fn walk(roots: Roots) -> Result<crate::Gradients> {
     backward(&roots.iter().map(|(y, dy)| (y, dy.clone())).collect::<Vec<_>>())
 }
 
-/// The layer's output and its input's gradient beside those of the reference, which takes the device's choices.
+/// Compares a layer's output and input gradient with those of the reference, which uses the device's choices.
 fn verify(device: &Device, method: &Method, shape: Shape<2>) -> Result<Deviation> {
     let hook = method.spec().hook;
-    let output = |d: &Device, choices: Choices| -> Result<[Vec<f64>; 2]> {
+    let output = |device: &Device, choices: Choices| -> Result<[Vec<f64>; 2]> {
         let Shape([d_in, d_out]) = shape;
         let d_out = if hook == Hook::Mlp { d_in } else { d_out };
-        let body = Body::frozen(d, hook, shape)?.adapted(d, method, shape)?;
-        let rig = Rig::new(d, CHECKED, d_in, d_out)?;
+        let body = Body::frozen(device, hook, shape)?.adapted(device, method, shape)?;
+        let rig = Rig::new(device, CHECKED, d_in, d_out)?;
         let x = rig.x.leaf();
         let pass = rig.pass()?.with_choices(choices);
         let roots = rig.forward(&body, &x, &pass)?;
@@ -156,16 +158,17 @@ fn verify(device: &Device, method: &Method, shape: Shape<2>) -> Result<Deviation
     let choices = Choices::record();
     let got = output(device, choices.clone())?;
     let reference = Device::reference();
-    let kept = choices.all().into_iter().map(|(site, kept)| Ok((site, kept.idx.to_device(&reference)?)));
-    let kept = kept.collect::<Result<Vec<_>>>()?;
-    // A method without a router keeps nothing.
-    let choices = if kept.is_empty() { Choices::Free } else { Choices::force(kept) };
+    let recorded = choices.all().into_iter();
+    let recorded = recorded.map(|(site, recorded)| Ok((site, recorded.idx.to_device(&reference)?)));
+    let recorded = recorded.collect::<Result<Vec<_>>>()?;
+    // A method without a router records nothing.
+    let choices = if recorded.is_empty() { Choices::Free } else { Choices::force(recorded) };
     let want = output(&reference, choices)?;
-    let each = got.iter().zip(&want).map(|(g, w)| Deviation::of(g, w, 1e-30));
+    let each = got.iter().zip(&want).map(|(got, want)| Deviation::of(got, want, 1e-30));
     Ok(each.fold(Deviation::default(), Deviation::worst))
 }
 
-/// Launches and traffic of a forward and of a backward pass.
+/// Launches and memory traffic of a pass.
 #[derive(Clone, Copy, Default)]
 struct Launches {
     dispatches: i64,
@@ -174,21 +177,27 @@ struct Launches {
     bytes: u64,
 }
 
-/// Counts what the device did since it was last asked; nothing where it is no GPU.
+/// Returns the counts of a GPU since the last call; none for other devices.
 fn launches(device: &Device) -> Option<Launches> {
     match device {
         Device::Gpu(gpu) => {
-            let s = gpu.stats();
+            let stats = gpu.stats();
             gpu.reset_stats();
-            let dispatches = s.dispatches as i64;
-            Some(Launches { dispatches, submits: s.submits, readbacks: s.readbacks, bytes: s.bytes_bound })
+            Some(Launches {
+                dispatches: stats.dispatches as i64,
+                submits: stats.submits,
+                readbacks: stats.readbacks,
+                bytes: stats.bytes_bound,
+            })
         }
         _ => None,
     }
 }
 
+/// Counts the launches of a forward and of a backward pass.
 fn count(device: &Device, rig: &Rig, body: &Body) -> Result<[Option<Launches>; 2]> {
-    let (x, pass) = (rig.x.leaf(), rig.pass()?);
+    let x = rig.x.leaf();
+    let pass = rig.pass()?;
     device.sync()?;
     launches(device);
     let roots = rig.forward(body, &x, &pass)?;
@@ -199,19 +208,19 @@ fn count(device: &Device, rig: &Rig, body: &Body) -> Result<[Option<Launches>; 2
     Ok([forward, launches(device)])
 }
 
-/// A layer to be timed.
+/// A layer to time.
 struct Entry {
     name: String,
     variant: String,
     hook: Hook,
     body: Body,
     rig: Rig,
-    /// How it compared with the reference; none for frozen layers, which are the baselines.
+    /// The comparison with the reference; none for frozen layers, which are the baselines.
     verified: Option<Deviation>,
 }
 
-/// Times every method on every shape beside the frozen layer, interleaved: rows for forward, backward and their sum,
-/// with the ratio to the frozen layer in the same round. `progress` hears what is being done.
+/// Times every method on every shape, interleaved with the frozen layer. Returns rows for forward, backward and their
+/// sum, with the ratio to the frozen layer in the same round. `progress` receives a description of each part.
 ///
 /// # Errors
 /// An option cannot work for a method, or the device failed.
@@ -239,12 +248,12 @@ fn entries(
     let size = [options.batch, options.seq];
     let mut all: Vec<Entry> = Vec::new();
     for hook in [Hook::Linear, Hook::Mlp] {
-        let methods: Vec<_> = options.methods.iter().filter(|m| m.hook == hook).collect();
+        let methods: Vec<_> = options.methods.iter().filter(|method| method.hook == hook).collect();
         if methods.is_empty() {
             continue;
         }
-        let Shape([d_in, n]) = shape;
-        let d_out = if hook == Hook::Mlp { d_in } else { n };
+        let Shape([d_in, width]) = shape;
+        let d_out = if hook == Hook::Mlp { d_in } else { width };
         let name = format!("frozen {}", hook.name());
         let frozen = Body::frozen(device, hook, shape)?;
         let rig = || Rig::new(device, size, d_in, d_out);
@@ -270,7 +279,7 @@ fn entries(
     Ok(all)
 }
 
-/// The options that a method is timed with, and what to call them.
+/// The timed variants of a method with their names.
 fn variants(method: &'static MethodSpec, options: &LayerOptions) -> Result<Vec<(String, Method)>> {
     let defaults = method.defaults();
     let all = defaults.options().variants(&options.factors, options.r);
@@ -286,60 +295,44 @@ fn timed(
 ) -> Result<Vec<Row>> {
     let place = Place::of(device);
     let timer = Timer::of(device, options.wall)?;
-    let holds = |e: &Entry| e.verified.is_none_or(|d| d.max <= BOUND);
-    let mut rows = Vec::new();
-    let work = |e: &Entry, dir: &str| Work {
+    let holds = |entry: &Entry| entry.verified.is_none_or(|deviation| deviation.max <= BOUND);
+    let work = |entry: &Entry, dir: &str| Work {
         bench: "layer".into(),
-        op: e.name.clone(),
-        variant: e.variant.clone(),
+        op: entry.name.clone(),
+        variant: entry.variant.clone(),
         shape: format!("{}x{} rows {shape}", options.batch, options.seq),
         dtype: "f32".into(),
         dir: dir.into(),
     };
-    let wrong = |e: &Entry| Row {
+    let wrong = |entry: &Entry| Row {
         verified: Some(false),
-        verified_nmse: e.verified.map(|d| d.nmse),
-        ..Row::new(&place, work(e, ""), timer, &[])
+        verified_nmse: entry.verified.map(|deviation| deviation.nmse),
+        ..Row::new(&place, work(entry, ""), timer, &[])
     };
-    rows.extend(entries.iter().filter(|e| !holds(e)).map(wrong));
-    let kept: Vec<Entry> = entries.into_iter().filter(holds).collect();
-    let counts = kept.iter().map(|e| count(device, &e.rig, &e.body)).collect::<Result<Vec<_>>>()?;
-    let mut candidates: Vec<Candidate<'_>> = Vec::new();
-    for Entry { rig, body, .. } in &kept {
-        candidates.push(Box::new(move |w: &mut Watch| {
-            let (x, n, pass) = (rig.x.leaf(), w.batch(), rig.pass()?);
-            // As a training step runs: on the threads that compute.
-            let forward = || (0..n).try_for_each(|_| rig.forward(body, &x, &pass).map(drop));
-            w.time(|| inside(device, forward))
-        }));
-        candidates.push(Box::new(move |w: &mut Watch| {
-            let (x, pass) = (rig.x.leaf(), rig.pass()?);
-            let tapes = (0..w.batch()).map(|_| rig.forward(body, &x, &pass)).collect::<Result<Vec<_>>>()?;
-            w.time(|| tapes.into_iter().try_for_each(|roots| walk(roots).map(drop)))
-        }));
-    }
-    let samples = measure(device, timer, options.rounds, &mut candidates)?;
-    let of = |i: usize| {
-        let (f, b) = (&samples[2 * i], &samples[2 * i + 1]);
-        let sum: Vec<f64> = f.iter().zip(b).map(|(f, b)| f + b).collect();
-        [f.clone(), b.clone(), sum]
-    };
-    for (i, e) in kept.iter().enumerate() {
-        let base = kept.iter().position(|b| b.hook == e.hook && b.verified.is_none()).unwrap_or(i);
-        for (j, dir) in ["fwd", "bwd", "sum"].into_iter().enumerate() {
-            let mut row = Row::new(&place, work(e, dir), timer, &of(i)[j]);
-            if i == base {
-                row = row.costs(Some(frozen_costs(options, shape, e.hook, j == 2)), roof);
+    let mut rows: Vec<Row> = entries.iter().filter(|entry| !holds(entry)).map(wrong).collect();
+    let right: Vec<Entry> = entries.into_iter().filter(holds).collect();
+    let counts =
+        right.iter().map(|entry| count(device, &entry.rig, &entry.body)).collect::<Result<Vec<_>>>()?;
+    let samples = sample(device, timer, options.rounds, &right)?;
+    for (index, entry) in right.iter().enumerate() {
+        let is_baseline = |other: &Entry| other.hook == entry.hook && other.verified.is_none();
+        let baseline = right.iter().position(is_baseline).unwrap_or(index);
+        for (part, dir) in ["fwd", "bwd", "sum"].into_iter().enumerate() {
+            let mut row = Row::new(&place, work(entry, dir), timer, &samples[index][part]);
+            if index == baseline {
+                row = row.costs(Some(frozen_costs(options, shape, entry.hook, dir == "sum")), roof);
             } else {
-                row = row.ratio(Summary::of_ratios(&of(i)[j], &of(base)[j]));
+                row = row.ratio(Summary::of_ratios(&samples[index][part], &samples[baseline][part]));
                 row.verified = Some(true);
-                row.verified_nmse = e.verified.map(|d| d.nmse);
+                row.verified_nmse = entry.verified.map(|deviation| deviation.nmse);
             }
-            if let (Some(Some(here)), Some(Some(frozen))) = (counts[i].get(j), counts[base].get(j)) {
-                row.extra_dispatches = Some(here.dispatches - frozen.dispatches);
-                row.submits = Some(here.submits);
-                row.readbacks = Some(here.readbacks);
-                row.bound_mib = Some(here.bytes as f64 / (1 << 20) as f64);
+            if let (Some(Some(own)), Some(Some(frozen))) =
+                (counts[index].get(part), counts[baseline].get(part))
+            {
+                row.extra_dispatches = Some(own.dispatches - frozen.dispatches);
+                row.submits = Some(own.submits);
+                row.readbacks = Some(own.readbacks);
+                row.bound_mib = Some(own.bytes as f64 / (1 << 20) as f64);
             }
             rows.push(row);
         }
@@ -347,9 +340,42 @@ fn timed(
     Ok(rows)
 }
 
-/// Work of the frozen products in one direction or both; that of a block's activation is not counted.
-fn frozen_costs(options: &LayerOptions, Shape([d, n]): Shape<2>, hook: Hook, both: bool) -> Costs {
-    let m = options.batch * options.seq;
+/// Samples of the forward pass, the backward pass and their sum, in seconds, for each layer.
+fn sample(device: &Device, timer: Timer, rounds: Rounds, layers: &[Entry]) -> Result<Vec<[Vec<f64>; 3]>> {
+    let mut candidates: Vec<Candidate<'_>> = Vec::new();
+    for Entry { rig, body, .. } in layers {
+        candidates.push(Box::new(move |watch: &mut Watch| {
+            let x = rig.x.leaf();
+            let batch = watch.batch();
+            let pass = rig.pass()?;
+            // Training steps run on the compute threads as well.
+            let forward = || (0..batch).try_for_each(|_| rig.forward(body, &x, &pass).map(drop));
+            watch.time(|| inside(device, forward))
+        }));
+        candidates.push(Box::new(move |watch: &mut Watch| {
+            let x = rig.x.leaf();
+            let pass = rig.pass()?;
+            let tapes =
+                (0..watch.batch()).map(|_| rig.forward(body, &x, &pass)).collect::<Result<Vec<_>>>()?;
+            watch.time(|| tapes.into_iter().try_for_each(|roots| walk(roots).map(drop)))
+        }));
+    }
+    let samples = measure(device, timer, rounds, &mut candidates)?;
+    let parts = samples.chunks(2).map(|pair| {
+        let forward = &pair[0];
+        let backward = &pair[1];
+        let sum = forward.iter().zip(backward).map(|(forward, backward)| forward + backward).collect();
+        [forward.clone(), backward.clone(), sum]
+    });
+    Ok(parts.collect())
+}
+
+/// The work of the frozen products in one direction or both, without the activation of a block.
+fn frozen_costs(options: &LayerOptions, Shape([d_in, d_out]): Shape<2>, hook: Hook, both: bool) -> Costs {
+    let rows = options.batch * options.seq;
     let products = if hook == Hook::Mlp { 3 } else { 1 } * if both { 2 } else { 1 };
-    Costs { flops: (products * 2 * m * d * n) as f64, bytes: (products * 4 * (m * d + m * n + d * n)) as f64 }
+    Costs {
+        flops: (products * 2 * rows * d_in * d_out) as f64,
+        bytes: (products * 4 * (rows * d_in + rows * d_out + d_in * d_out)) as f64,
+    }
 }

@@ -9,36 +9,36 @@ use crate::model::{Model, Sampler, Sampling};
 use crate::{Error, Result, Stream};
 use std::sync::Arc;
 
-/// What is timed of a model.
+/// Options for timing a model.
 pub struct ModelOptions {
     /// Lengths of prompts.
     pub prompts: Vec<usize>,
     /// Numbers of generated tokens.
     pub generated: Vec<usize>,
     pub rounds: usize,
-    /// Add a row for each kernel of the last prompt, and of one token behind it, on GPUs with timestamps.
+    /// Add a row for each kernel of the last prompt, and of one token after it, on GPUs with timestamps.
     pub kernels: bool,
 }
 
-/// Puts a method on all projections of a model, with values in place of the zeros it starts from.
+/// Attaches a method to all projections of a model, with random values instead of initial zeros.
 pub(super) fn attach(model: &Model, method: &Method) -> Result<Adapter> {
     let adapter = Adapter::attach(model, method, &[ALL_LINEAR.into()], Stream::new(2))?;
     randomise(&adapter.params())?;
     Ok(adapter)
 }
 
-/// Tokens that are always the same, all over the vocabulary.
-pub(super) fn tokens(n: usize, vocab: usize) -> Vec<u32> {
+/// Fixed tokens from the whole vocabulary.
+pub(super) fn tokens(count: usize, vocab: usize) -> Vec<u32> {
     let stream = Stream::new(7).named("tokens");
-    (0..n as u32).map(|i| stream.bits(i) % vocab.max(1) as u32).collect()
+    (0..count as u32).map(|index| stream.bits(index) % vocab.max(1) as u32).collect()
 }
 
-/// Format of a model's weights: that of its first linear.
+/// The format of a model's first linear.
 pub(super) fn format_of(model: &Model) -> &'static str {
-    model.linears().next().map_or("f32", |(_, l)| l.weight.format().name())
+    model.linears().next().map_or("f32", |(_, linear)| linear.weight.format().name())
 }
 
-/// Rows `pp<n>` (a prompt of n tokens at once) and `tg<n>` (n tokens one by one behind a single one), interleaved.
+/// Times `pp<n>` (a prompt of n tokens at once) and `tg<n>` (n tokens one by one after a single one), interleaved.
 ///
 /// # Errors
 /// The model's context is shorter than asked for, or the device failed.
@@ -48,65 +48,79 @@ pub fn model(
     adapter: Option<Adapter>,
     options: &ModelOptions,
 ) -> Result<Vec<Row>> {
-    let dtype = format_of(model);
     let adapter = match (adapter, method) {
-        (Some(a), _) => Some(a),
+        (Some(adapter), _) => Some(adapter),
         (None, Some(method)) => Some(attach(model, method)?),
         (None, None) => None,
     };
     let device = model.device();
-    let most = model.config().max_positions();
-    let behind = usize::from(options.kernels);
-    let prompts = options.prompts.iter().map(|n| n + behind);
-    let longest = prompts.chain(options.generated.iter().map(|n| n + 1)).max();
-    if let Some(n) = longest.filter(|&n| n > most) {
-        return Err(Error::Context { used: 0, more: n, most });
-    }
-    let ids = tokens(most.min(longest.unwrap_or(1)), model.config().vocab_size);
+    let ids = enough_tokens(model, options)?;
     let conversation = || Conversation::new(model, adapter.as_ref(), None, 1);
-    let mut candidates: Vec<Candidate<'_>> = Vec::new();
-    for &n in &options.prompts {
-        let ids = &ids;
-        candidates.push(Box::new(move |w: &mut Watch| {
-            let mut c = conversation();
-            w.time(|| c.push(&ids[..n]))
-        }));
-    }
-    for &n in &options.generated {
-        let ids = &ids;
-        candidates.push(Box::new(move |w: &mut Watch| {
-            let (mut c, mut sampler) = (conversation(), Sampler::new(Sampling::default())?);
-            c.push(&ids[..1])?;
-            w.time(|| (0..n).try_for_each(|_| c.push(&[sampler.next(c.logits(0))])))
-        }));
-    }
-    // Every token is read back: kernels alone are not what a user waits for.
-    let timer = Timer::of(device, true)?;
-    let samples = measure(device, timer, Rounds::single(options.rounds), &mut candidates)?;
-    let names = options.prompts.iter().map(|n| (format!("pp{n}"), *n));
-    let names = names.chain(options.generated.iter().map(|n| (format!("tg{n}"), *n)));
-    let place = Place::of(device);
     let work = Work {
         bench: "model".into(),
-        variant: adapter.as_ref().map_or(String::new(), |a| a.method().name().into()),
-        shape: model.origin().file_name().map_or(String::new(), |f| f.to_string_lossy().into_owned()),
-        dtype: dtype.into(),
+        variant: adapter.as_ref().map_or(String::new(), |adapter| adapter.method().name().into()),
+        shape: model.origin().file_name().map_or(String::new(), |name| name.to_string_lossy().into_owned()),
+        dtype: format_of(model).into(),
         ..Work::default()
     };
-    let rows = names.zip(&samples).map(|((op, n), samples)| {
+    // Every token is read back: the time of the kernels alone is not what a user waits for.
+    let timer = Timer::of(device, true)?;
+    let rounds = Rounds::single(options.rounds);
+    let samples = measure(device, timer, rounds, &mut candidates(options, &ids, &conversation))?;
+    let prompts = options.prompts.iter().map(|count| (format!("pp{count}"), *count));
+    let names = prompts.chain(options.generated.iter().map(|count| (format!("tg{count}"), *count)));
+    let place = Place::of(device);
+    let rows = names.zip(&samples).map(|((op, count), samples)| {
         let row = Row::new(&place, Work { op, ..work.clone() }, timer, samples);
-        Row { tok_s: Some(n as f64 / (row.median_us * 1e-6)), ..row }
+        Row { tok_s: Some(count as f64 / (row.median_us * 1e-6)), ..row }
     });
     let mut rows: Vec<Row> = rows.collect();
     if options.kernels
-        && let Some(&n) = options.prompts.last()
+        && let Some(&count) = options.prompts.last()
     {
-        let mut c = conversation();
-        let push = |variant: String, c: &mut Conversation, ids: &[u32]| {
-            kernels(device, &Work { variant, ..work.clone() }, || c.push(ids))
+        let mut conversation = conversation();
+        let push = |variant: String, conversation: &mut Conversation, ids: &[u32]| {
+            kernels(device, &Work { variant, ..work.clone() }, || conversation.push(ids))
         };
-        rows.extend(push(format!("{} pp{n}", work.variant), &mut c, &ids[..n])?);
-        rows.extend(push(format!("{} tg1", work.variant), &mut c, &ids[..1])?);
+        rows.extend(push(format!("{} pp{count}", work.variant), &mut conversation, &ids[..count])?);
+        rows.extend(push(format!("{} tg1", work.variant), &mut conversation, &ids[..1])?);
     }
     Ok(rows)
+}
+
+/// Tokens for the longest candidate, which must fit into the model's context.
+fn enough_tokens(model: &Model, options: &ModelOptions) -> Result<Vec<u32>> {
+    let most = model.config().max_positions();
+    let after = usize::from(options.kernels);
+    let prompts = options.prompts.iter().map(|count| count + after);
+    let longest = prompts.chain(options.generated.iter().map(|count| count + 1)).max();
+    if let Some(more) = longest.filter(|&count| count > most) {
+        return Err(Error::Context { used: 0, more, most });
+    }
+    Ok(tokens(most.min(longest.unwrap_or(1)), model.config().vocab_size))
+}
+
+fn candidates<'a>(
+    options: &ModelOptions,
+    ids: &'a [u32],
+    conversation: &'a dyn Fn() -> Conversation,
+) -> Vec<Candidate<'a>> {
+    let mut candidates: Vec<Candidate<'a>> = Vec::new();
+    for &count in &options.prompts {
+        candidates.push(Box::new(move |watch: &mut Watch| {
+            let mut conversation = conversation();
+            watch.time(|| conversation.push(&ids[..count]))
+        }));
+    }
+    for &count in &options.generated {
+        candidates.push(Box::new(move |watch: &mut Watch| {
+            let mut conversation = conversation();
+            let mut sampler = Sampler::new(Sampling::default())?;
+            conversation.push(&ids[..1])?;
+            watch.time(|| {
+                (0..count).try_for_each(|_| conversation.push(&[sampler.next(conversation.logits(0))]))
+            })
+        }));
+    }
+    candidates
 }

@@ -2,13 +2,13 @@
 
 use super::{Candidate, Place, Roof, Rounds, Row, Shape, Timer, Watch, Work, measure};
 use crate::check::parity;
-use crate::engine::{Computation, OpSpec, Operand, Timed, TimedSizes};
+use crate::engine::{Computation, OpSpec, Timed, TimedSizes};
 use crate::{DType, Device, Format, Result, Stream, Tensor, backward};
 
-/// `M x N x K` of dense products where no other shape is asked for.
+/// Default shapes `M x N x K` of dense products.
 pub const DEFAULT_SHAPES: [Shape<3>; 2] = [Shape([256, 1024, 1024]), Shape([512, 576, 1536])];
 
-/// Which ops are timed, and how.
+/// Options for timing ops.
 pub struct OpsOptions {
     pub ops: Vec<&'static OpSpec>,
     /// `M x N x K` of dense products.
@@ -18,12 +18,12 @@ pub struct OpsOptions {
     pub forward: bool,
     pub backward: bool,
     pub rounds: Rounds,
-    /// The host's clock, also where the device has timestamps.
+    /// Use the host's clock even if the device has timestamps.
     pub wall: bool,
 }
 
-/// Checks every computation against the reference and then times it: one row for each direction. One that is wrong is
-/// not timed: its row says so. `progress` hears the name of each op.
+/// Compares every computation with the reference and then times it: one row per direction. A wrong computation is not
+/// timed, and its row says so. `progress` receives the name of each op.
 ///
 /// # Errors
 /// The device failed.
@@ -87,29 +87,32 @@ struct Prepared {
 
 impl Prepared {
     fn new(timed: &Timed, device: &Device) -> Result<Self> {
-        let input = |o: &Operand| Ok(if o.has_grad() { o.on(device)?.leaf() } else { o.on(device)? });
-        let inputs = timed.inputs.iter().map(input).collect::<Result<Vec<Tensor>>>()?;
+        let inputs = timed.inputs.iter().map(|operand| operand.leaf_on(device));
+        let inputs = inputs.collect::<Result<Vec<Tensor>>>()?;
         let computation = (timed.make)(device)?;
         let seeds = computation(&inputs)?
             .iter()
-            .filter(|t| t.dtype() == DType::F32)
-            .map(|t| Tensor::from_f32(device, t.dims(), &Stream::new(99).normal_vec(t.len(), 1.0)))
+            .filter(|output| output.dtype() == DType::F32)
+            .map(|output| {
+                let seed = Stream::new(99).normal_vec(output.len(), 1.0);
+                Tensor::from_f32(device, output.dims(), &seed)
+            })
             .collect::<Result<_>>()?;
         Ok(Prepared { inputs, computation, seeds })
     }
 
     fn forward(&self, watch: &mut Watch) -> Result<()> {
-        let n = watch.batch();
-        watch.time(|| (0..n).try_for_each(|_| (self.computation)(&self.inputs).map(drop)))
+        let batch = watch.batch();
+        watch.time(|| (0..batch).try_for_each(|_| (self.computation)(&self.inputs).map(drop)))
     }
 
-    /// Forward passes come first, each with a tape of its own.
+    /// Times backward passes; forward passes come first, each with its own tape.
     fn backward(&self, watch: &mut Watch) -> Result<()> {
         let tapes =
             (0..watch.batch()).map(|_| (self.computation)(&self.inputs)).collect::<Result<Vec<_>>>()?;
         watch.time(|| {
-            tapes.into_iter().try_for_each(|y| {
-                let values = y.iter().filter(|t| t.dtype() == DType::F32);
+            tapes.into_iter().try_for_each(|outputs| {
+                let values = outputs.iter().filter(|output| output.dtype() == DType::F32);
                 let roots: Vec<_> = values.zip(self.seeds.iter().cloned()).collect();
                 backward(&roots).map(drop)
             })

@@ -5,22 +5,22 @@ use crate::{Error, Result};
 use serde_json::{Map, Value};
 use std::path::Path;
 
-/// How rows are written.
+/// The style of a report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Style {
-    /// A table of the columns that matter most, under lines about the machine and about what all rows share.
+    /// A table of the most important columns, below lines about the machine and the common values of all rows.
     Markdown,
-    /// The same with every column that has values.
+    /// A table of every column with values.
     Wide,
     /// All columns, with a line of names.
     Csv,
     /// One array of objects.
     Json,
-    /// One object a line.
+    /// One object per line.
     JsonLines,
 }
 
-/// Columns that a Markdown report has in the line above its table.
+/// Columns that a Markdown report states in the line above its table.
 const OF_THE_PLACE: [&str; 8] =
     ["commit", "crate_version", "date", "os", "backend", "adapter", "driver", "device_type"];
 
@@ -32,13 +32,15 @@ pub fn write(rows: &[Row], style: Style) -> String {
         Style::Wide => markdown(rows, objects, &columns()),
         Style::Csv => csv(&objects),
         Style::Json => format!("{:#}\n", Value::Array(objects.into_iter().map(Value::Object).collect())),
-        Style::JsonLines => objects.into_iter().map(|o| Value::Object(o).to_string() + "\n").collect(),
+        Style::JsonLines => {
+            objects.into_iter().map(|object| Value::Object(object).to_string() + "\n").collect()
+        }
     }
 }
 
 fn object(row: &Row) -> Option<Map<String, Value>> {
     match serde_json::to_value(row) {
-        Ok(Value::Object(o)) => Some(o),
+        Ok(Value::Object(object)) => Some(object),
         _ => None,
     }
 }
@@ -86,21 +88,23 @@ fn columns() -> Vec<&'static str> {
 fn cell(value: Option<&Value>) -> String {
     match value {
         None | Some(Value::Null) => String::new(),
-        Some(Value::String(s)) => s.clone(),
-        Some(Value::Bool(b)) => if *b { "yes" } else { "no" }.into(),
-        Some(v) => v.to_string(),
+        Some(Value::String(text)) => text.clone(),
+        Some(Value::Bool(flag)) => if *flag { "yes" } else { "no" }.into(),
+        Some(number) => number.to_string(),
     }
 }
 
-/// Three digits that matter, or as many as the whole number has.
+/// A number with three significant digits, or all digits of its integer part.
 fn short(column: &str, value: Option<&Value>) -> String {
-    let Some(v) = value.filter(|v| v.is_f64()).and_then(Value::as_f64) else { return cell(value) };
+    let Some(number) = value.filter(|value| value.is_f64()).and_then(Value::as_f64) else {
+        return cell(value);
+    };
     match column {
-        "verified_nmse" => format!("{v:.1e}"),
-        _ if v == 0.0 => "0".into(),
+        "verified_nmse" => format!("{number:.1e}"),
+        _ if number == 0.0 => "0".into(),
         _ => {
-            let digits = (2 - v.abs().log10().floor() as i32).clamp(0, 6);
-            format!("{v:.*}", digits as usize)
+            let digits = (2 - number.abs().log10().floor() as i32).clamp(0, 6);
+            format!("{number:.*}", digits as usize)
         }
     }
 }
@@ -118,23 +122,23 @@ fn banded(mut object: Map<String, Value>) -> Map<String, Value> {
 /// The columns of a short table.
 fn brief(rows: &[Row]) -> Vec<&'static str> {
     let mut all = vec!["op", "variant", "shape", "dtype", "dir", "ratio", BAND, "median_us"];
-    if rows.iter().any(|r| r.work.bench != "layer") {
+    if rows.iter().any(|row| row.work.bench != "layer") {
         all.extend(["gflops", "gbps", "roof_pct", "tok_s", "peak_mem_mib", "peak_rss_mib", "loss"]);
     }
-    if rows.iter().any(|r| r.total_us.is_some()) {
+    if rows.iter().any(|row| row.total_us.is_some()) {
         all.push("total_us");
     }
-    if rows.iter().any(|r| r.verified == Some(false)) {
+    if rows.iter().any(|row| row.verified == Some(false)) {
         all.push("verified");
     }
     all
 }
 
-/// Columns of text that are written once, above the table, where all rows have the same.
+/// Columns of text that are stated above the table if all rows have the same value.
 const SHARED: [&str; 5] = ["variant", "shape", "dtype", "dir", "timer"];
 
 fn markdown(rows: &[Row], objects: Vec<Map<String, Value>>, columns: &[&'static str]) -> String {
-    let Some(place) = rows.first().map(|r| &r.place) else { return "nothing was measured\n".into() };
+    let Some(place) = rows.first().map(|row| &row.place) else { return "nothing was measured\n".into() };
     let mut text = format!(
         "{} ({}, {}, {}) on {}, mixlora {} ({})\n",
         place.adapter,
@@ -145,14 +149,20 @@ fn markdown(rows: &[Row], objects: Vec<Map<String, Value>>, columns: &[&'static 
         place.crate_version,
         place.commit
     );
-    let used = |c: &&str| !OF_THE_PLACE.contains(c) && objects.iter().any(|o| !cell(o.get(*c)).is_empty());
+    let used = |column: &&str| {
+        !OF_THE_PLACE.contains(column) && objects.iter().any(|object| !cell(object.get(*column)).is_empty())
+    };
     let first = objects.first();
-    let same =
-        |c: &&str| SHARED.contains(c) && objects.iter().all(|o| o.get(*c) == first.and_then(|f| f.get(*c)));
+    let same = |column: &&str| {
+        SHARED.contains(column)
+            && objects.iter().all(|object| object.get(*column) == first.and_then(|first| first.get(*column)))
+    };
     let columns = columns.iter().copied().filter(used);
-    let (shared, own): (Vec<&str>, Vec<&str>) = columns.partition(|c| rows.len() > 1 && same(c));
+    let (shared, own): (Vec<&str>, Vec<&str>) = columns.partition(|column| rows.len() > 1 && same(column));
     if !shared.is_empty() {
-        let each = shared.iter().map(|c| format!("{c} {}", cell(first.and_then(|f| f.get(*c)))));
+        let each = shared
+            .iter()
+            .map(|column| format!("{column} {}", cell(first.and_then(|first| first.get(*column)))));
         text += &format!("all rows: {}\n", each.collect::<Vec<_>>().join(", "));
     }
     text += "\n";
@@ -163,35 +173,42 @@ fn markdown(rows: &[Row], objects: Vec<Map<String, Value>>, columns: &[&'static 
     text + &markdown_table(&objects, &own)
 }
 
-/// What a layer takes beside its frozen one, in a sentence.
+/// A sentence about the cost of a layer relative to its frozen one.
 fn cost(row: &Row, all: &[Row]) -> Option<String> {
     let Work { bench, op, variant, shape, dir, .. } = &row.work;
     let ratio = row.ratio.filter(|_| bench == "layer" && dir == "sum")?;
     let band = row.ratio_p20.zip(row.ratio_p80).map(|(low, high)| format!(" ({low:.2} to {high:.2})"));
     let band = band.unwrap_or_default();
-    let alike = all.iter().filter(|r| r.work.op == *op && r.work.dir == *dir).count();
+    let alike = all.iter().filter(|row| row.work.op == *op && row.work.dir == *dir).count();
     let which = if alike > 1 { format!(" ({variant}, {shape})") } else { String::new() };
     Some(format!("{op}{which} costs {ratio:.2}x of its frozen layer{band}, forward and backward.\n"))
 }
 
 fn markdown_table(objects: &[Map<String, Value>], columns: &[&str]) -> String {
-    let table: Vec<Vec<String>> =
-        objects.iter().map(|o| columns.iter().map(|c| short(c, o.get(*c))).collect()).collect();
+    let table: Vec<Vec<String>> = objects
+        .iter()
+        .map(|object| columns.iter().map(|column| short(column, object.get(*column))).collect())
+        .collect();
     let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
-    let width = |c: usize| {
-        let cells = table.iter().map(|row| row[c].chars().count());
-        // Two at least: a rule of a column of numbers is `-:`.
-        cells.chain([columns[c].len(), 2]).max().unwrap_or(2)
+    let width = |column: usize| {
+        let cells = table.iter().map(|row| row[column].chars().count());
+        // At least two characters: the rule of a column of numbers is `-:`.
+        cells.chain([columns[column].len(), 2]).max().unwrap_or(2)
     };
     let widths: Vec<usize> = (0..columns.len()).map(width).collect();
-    let number: Vec<bool> =
-        columns.iter().map(|c| objects.iter().any(|o| o.get(*c).is_some_and(Value::is_number))).collect();
+    let number: Vec<bool> = columns
+        .iter()
+        .map(|column| objects.iter().any(|object| object.get(*column).is_some_and(Value::is_number)))
+        .collect();
     let padded = |cells: &[String]| -> Vec<String> {
         let each = cells.iter().zip(&widths).zip(&number);
-        each.map(|((c, &w), &right)| if right { format!("{c:>w$}") } else { format!("{c:<w$}") }).collect()
+        let pad = |((cell, &width), &right): ((&String, &usize), &bool)| {
+            if right { format!("{cell:>width$}") } else { format!("{cell:<width$}") }
+        };
+        each.map(pad).collect()
     };
-    let rule = |(&w, &right): (&usize, &bool)| "-".repeat(w - 1) + if right { ":" } else { "-" };
-    let mut text = line(&padded(&columns.iter().map(|c| c.to_string()).collect::<Vec<_>>()));
+    let rule = |(&width, &right): (&usize, &bool)| "-".repeat(width - 1) + if right { ":" } else { "-" };
+    let mut text = line(&padded(&columns.iter().map(|column| column.to_string()).collect::<Vec<_>>()));
     text += &line(&widths.iter().zip(&number).map(rule).collect::<Vec<_>>());
     table.iter().for_each(|row| text += &line(&padded(row)));
     text
@@ -203,23 +220,24 @@ fn csv(objects: &[Map<String, Value>]) -> String {
     };
     let columns = columns();
     let mut text = columns.join(",") + "\n";
-    for o in objects {
-        let cells: Vec<String> = columns.iter().map(|c| quoted(cell(o.get(*c)))).collect();
+    for object in objects {
+        let cells: Vec<String> = columns.iter().map(|column| quoted(cell(object.get(*column)))).collect();
         text += &(cells.join(",") + "\n");
     }
     text
 }
 
-/// Rows of a JSON or JSON lines report; `path` is for messages.
+/// Parses the rows of a report in JSON or JSON lines; messages use `path`.
 ///
 /// # Errors
 /// The text is neither.
 pub fn parse_rows(path: &Path, text: &str) -> Result<Vec<Row>> {
-    let rows = match text.trim_start().starts_with('[') {
-        true => serde_json::from_str(text),
-        false => text.lines().filter(|l| !l.trim().is_empty()).map(serde_json::from_str).collect(),
+    let rows = if text.trim_start().starts_with('[') {
+        serde_json::from_str(text)
+    } else {
+        text.lines().filter(|line| !line.trim().is_empty()).map(serde_json::from_str).collect()
     };
-    rows.map_err(|e| Error::file(path, format!("is no JSON report of mixlora bench: {e}")))
+    rows.map_err(|error| Error::file(path, format!("is no JSON report of mixlora bench: {error}")))
 }
 
 #[cfg(test)]
@@ -250,8 +268,8 @@ mod tests {
         assert!(table.contains("| median_us |") && table.contains("1.50") && !table.contains("ratio"));
         assert!(!table.contains("| n |") && write(&rows, Style::Wide).contains("| std_us |"));
         let bars: Vec<usize> =
-            table.lines().filter(|l| l.starts_with('|')).map(|l| l.chars().count()).collect();
-        assert!(bars.windows(2).all(|w| w[0] == w[1]), "{table}");
+            table.lines().filter(|line| line.starts_with('|')).map(|line| line.chars().count()).collect();
+        assert!(bars.windows(2).all(|pair| pair[0] == pair[1]), "{table}");
         assert!(parse_rows(Path::new("x"), "no").is_err());
         assert_eq!(parse_rows(Path::new("x"), "").unwrap(), []);
     }

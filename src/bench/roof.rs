@@ -1,4 +1,4 @@
-//! The roof: how fast this device copies memory and multiplies and adds, measured once and kept.
+//! The roof of a device: its memory bandwidth and arithmetic speed, measured once and cached.
 
 mod cpu;
 mod gpu;
@@ -28,16 +28,16 @@ static SHADER: Shader = Shader {
 /// Shaders of the benchmarks, which belong to no op.
 pub static SHADERS: &[&Shader] = &[&SHADER];
 
-/// Samples of each figure; the best one counts: a roof is what can be reached, not what is usual.
+/// The number of samples of each figure; the best one counts, because a roof is an upper bound.
 const ROUNDS: usize = 10;
 
-/// What a device can do at most.
+/// The largest measured speeds of a device.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Roof {
     #[serde(flatten)]
     pub place: Place,
     pub timer: Timer,
-    /// Bytes read and written by a copy, in GB (10^9) a second.
+    /// The bytes read and written by a copy, in GB (10^9) per second.
     pub copy_gbps: f64,
     /// Fused multiply-adds of f32, each two FLOP.
     pub fma_gflops: f64,
@@ -66,8 +66,8 @@ impl Roof {
     /// It failed, or it is the reference, which has no roof.
     pub fn measure(device: &Device) -> Result<Self> {
         let (timer, runs) = match device {
-            Device::Cpu(c) => (Timer::Wall, cpu::measure(c)?),
-            Device::Gpu(g) => gpu::measure(device, g)?,
+            Device::Cpu(cpu) => (Timer::Wall, cpu::measure(cpu)?),
+            Device::Gpu(gpu) => gpu::measure(device, gpu)?,
             Device::Reference => {
                 return Err(Error::config("device", "the reference is a specification: use cpu or a GPU"));
             }
@@ -80,37 +80,37 @@ impl Roof {
         Ok(Roof { place, timer, copy_gbps, fma_gflops, samples: [copy, fused], work: [bytes, flops] })
     }
 
-    /// The kept roof of this device with this driver and version of the crate; measured, and kept, where there is none
-    /// or with `fresh`. Also says where it is kept, if it could be.
+    /// Returns the cached roof of this device, driver and version of the crate. If there is none, or with `fresh`, the
+    /// roof is measured and cached. Also returns the file of the cache, if it could be written.
     ///
     /// # Errors
-    /// It could not be measured. A cache that cannot be read or written is none.
+    /// The roof cannot be measured. An unusable cache is ignored.
     pub fn of(device: &Device, fresh: bool) -> Result<(Self, Option<PathBuf>)> {
         let place = Place::of(device);
         let file = cache::folder(None).ok().map(|dir| dir.join("roof").join(file_name(&place)));
-        let kept = file.as_deref().filter(|_| !fresh).and_then(|f| std::fs::read(f).ok());
+        let kept = file.as_deref().filter(|_| !fresh).and_then(|file| std::fs::read(file).ok());
         if let Some(roof) = kept.and_then(|text| serde_json::from_slice::<Roof>(&text).ok()) {
             return Ok((roof, file));
         }
         let roof = Roof::measure(device)?;
         let text = serde_json::to_string_pretty(&roof).unwrap_or_default();
-        let written = file.filter(|f| {
-            let made = f.parent().is_some_and(|dir| std::fs::create_dir_all(dir).is_ok());
-            made && atomic::write(f, text.as_bytes()).is_ok()
+        let written = file.filter(|file| {
+            let made = file.parent().is_some_and(|dir| std::fs::create_dir_all(dir).is_ok());
+            made && atomic::write(file, text.as_bytes()).is_ok()
         });
         Ok((roof, written))
     }
 
-    /// GFLOP/s that the roof allows at this many FLOP per byte.
+    /// The bound in GFLOP/s at an intensity in FLOP per byte.
     pub fn at(&self, intensity: f64) -> f64 {
         self.fma_gflops.min(intensity * self.copy_gbps)
     }
 
     /// Both figures as rows of a report. Their times are medians; the roof itself is the best sample.
     pub fn rows(&self) -> Vec<Row> {
-        let row = |i: usize, op: &str| {
+        let row = |figure: usize, op: &str| {
             let work = Work { bench: "roof".into(), op: op.into(), dtype: "f32".into(), ..Work::default() };
-            Row::new(&self.place, work, self.timer, &self.samples[i])
+            Row::new(&self.place, work, self.timer, &self.samples[figure])
         };
         let mut copy = row(0, "copy");
         let mut fused = row(1, "fma");
@@ -121,10 +121,13 @@ impl Roof {
     }
 }
 
-/// A file for each device, driver and version of the crate.
+/// The name of the cached file, different for each device, driver and version of the crate.
 fn file_name(place: &Place) -> String {
     let name = format!("{} {} {} {}", place.backend, place.adapter, place.driver, place.crate_version);
-    let plain: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+    let plain: String = name
+        .chars()
+        .map(|character| if character.is_ascii_alphanumeric() { character } else { '-' })
+        .collect();
     format!("{}-{:08x}.json", &plain[..plain.len().min(80)], crc32fast::hash(name.as_bytes()))
 }
 

@@ -1,4 +1,4 @@
-//! One line of a report.
+//! A row of a report.
 
 use super::{Roof, Summary, Timer};
 use crate::device::Place;
@@ -6,7 +6,7 @@ use crate::engine::Costs;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 
-/// What is timed, in words.
+/// A description of the timed work.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Work {
     /// `roof`, `ops`, `layer`, `train` or `model`.
@@ -30,25 +30,25 @@ pub struct Row {
     #[serde(flatten)]
     pub work: Work,
     pub timer: Timer,
-    /// Samples.
+    /// The number of samples.
     pub n: usize,
     pub median_us: f64,
     pub p20_us: f64,
     pub p80_us: f64,
     pub min_us: f64,
     pub std_us: f64,
-    /// Sum of the samples, where each is another launch of a kernel.
+    /// The sum of the samples, for rows whose samples are launches of a kernel.
     #[serde(default)]
     pub total_us: Option<f64>,
     pub gflops: Option<f64>,
     pub gbps: Option<f64>,
     /// FLOP per byte moved.
     pub ai_flop_per_byte: Option<f64>,
-    /// What the measured roof allows at this intensity.
+    /// The bound of the measured roof at this intensity.
     pub roof_gflops: Option<f64>,
-    /// Percent of the roof that was reached; by bandwidth where there is no arithmetic.
+    /// The reached percentage of the roof, or of the bandwidth for work without arithmetic.
     pub roof_pct: Option<f64>,
-    /// Median of the quotients by the frozen linear (or the dense floor) in the same round, with their quantiles.
+    /// The median of the ratios to the frozen linear (or the dense products) in the same round, with their quantiles.
     pub ratio: Option<f64>,
     pub ratio_p20: Option<f64>,
     pub ratio_p80: Option<f64>,
@@ -61,10 +61,10 @@ pub struct Row {
     pub bound_mib: Option<f64>,
     /// Largest amount of live buffers on the device.
     pub peak_mem_mib: Option<f64>,
-    /// Largest resident memory of the process, where the system tells it.
+    /// The peak resident memory of the process, if the system reports it.
     pub peak_rss_mib: Option<f64>,
     pub loss: Option<f64>,
-    /// Whether the computation agreed with the f64 reference; absent where there is none to compare with.
+    /// Whether the computation agrees with the f64 reference; absent if there is none.
     pub verified: Option<bool>,
     pub verified_nmse: Option<f64>,
 }
@@ -72,17 +72,17 @@ pub struct Row {
 impl Row {
     /// A row with its times in seconds.
     pub fn new(place: &Place, work: Work, timer: Timer, samples: &[f64]) -> Self {
-        let s = super::watch::micros(samples);
+        let summary = super::watch::micros(samples);
         Row {
             place: place.clone(),
             work,
             timer,
-            n: s.n,
-            median_us: s.median,
-            p20_us: s.p20,
-            p80_us: s.p80,
-            min_us: s.min,
-            std_us: s.std,
+            n: summary.n,
+            median_us: summary.median,
+            p20_us: summary.p20,
+            p80_us: summary.p80,
+            min_us: summary.min,
+            std_us: summary.std,
             total_us: None,
             gflops: None,
             gbps: None,
@@ -135,13 +135,19 @@ impl Row {
         self
     }
 
-    /// What two rows must share to be compared.
+    /// The values that comparable rows share.
     pub fn key(&self) -> (&Work, &str, &str, &str) {
         (&self.work, &self.place.backend, &self.place.adapter, self.timer.name())
     }
 }
 
-/// `M x N x K` of a product `[M, K] [K, N]`, or as many numbers as asked for.
+/// The sizes `M x N x K` of a product `[M, K] [K, N]`, or another number of sizes.
+///
+/// ```
+/// let shape: mixlora::bench::Shape<2> = "576x1536".parse()?;
+/// assert_eq!(shape.0, [576, 1536]);
+/// # Ok::<(), mixlora::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shape<const N: usize>(pub [usize; N]);
 
@@ -149,9 +155,9 @@ impl<const N: usize> std::str::FromStr for Shape<N> {
     type Err = Error;
     fn from_str(text: &str) -> Result<Self> {
         let parts: Option<Vec<usize>> =
-            text.split('x').map(|p| p.trim().parse().ok().filter(|&v| v > 0)).collect();
+            text.split('x').map(|part| part.trim().parse().ok().filter(|&number| number > 0)).collect();
         let example = ["", "512", "576x1536", "256x1024x1024"].get(N).copied().unwrap_or_default();
-        parts.and_then(|p| p.try_into().ok()).map(Shape).ok_or_else(|| {
+        parts.and_then(|parts| parts.try_into().ok()).map(Shape).ok_or_else(|| {
             let what = format!("'{text}' is not {N} positive numbers such as {example}");
             Error::config("shape", what)
         })
@@ -159,8 +165,8 @@ impl<const N: usize> std::str::FromStr for Shape<N> {
 }
 
 impl<const N: usize> std::fmt::Display for Shape<N> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0.map(|v| v.to_string()).join("x"))
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(&self.0.map(|number| number.to_string()).join("x"))
     }
 }
 

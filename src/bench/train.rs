@@ -1,4 +1,4 @@
-//! Training steps of a whole model, beside the dense products that no method can do without.
+//! Times of training steps of a whole model, compared with the dense products that every method needs.
 
 use super::kernels::kernels;
 use super::model::{attach, format_of, tokens};
@@ -12,15 +12,15 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// What is trained, and how.
+/// Options for timing training steps.
 pub struct TrainingOptions {
     pub method: Method,
     pub batch: usize,
     pub seq: usize,
     pub steps: usize,
-    /// Share of the tokens that have a loss, at the end of each sequence; 1 for all.
+    /// The share of the tokens with a loss, at the end of each sequence; 1 for all.
     pub trained_share: f64,
-    /// Compute layers again in the backward pass.
+    /// Recompute layers in the backward pass.
     pub recompute: bool,
     /// Add a row for each kernel of one more step, on GPUs with timestamps.
     pub kernels: bool,
@@ -28,7 +28,8 @@ pub struct TrainingOptions {
 
 impl TrainingOptions {
     fn batch(&self, model: &Model) -> Result<Batch> {
-        let (seq, most) = (self.seq, model.config().max_positions());
+        let seq = self.seq;
+        let most = model.config().max_positions();
         if self.batch == 0 || seq < 2 || seq > most {
             return Err(Error::config(
                 "seq",
@@ -41,16 +42,16 @@ impl TrainingOptions {
         }
         let untrained = seq - ((seq as f64 * self.trained_share).round() as usize).clamp(1, seq);
         let ids = tokens(self.batch * seq, model.config().vocab_size);
-        let flags = || (0..seq).map(|i| i >= untrained).collect();
+        let flags = || (0..seq).map(|place| place >= untrained).collect();
         let examples: Vec<Example> = ids.chunks(seq).map(|ids| Example::new(ids.to_vec(), flags())).collect();
-        let pool = self.method.options().instance().map(|i| i.pool);
+        let pool = self.method.options().instance().map(|instance| instance.pool);
         Batch::new(&examples.iter().collect::<Vec<_>>(), pool, 0, model.device())
     }
 }
 
 /// The dense products of one step: each linear forward, and backward to its input.
 struct Floor {
-    /// Weights, and the rows that go through them.
+    /// Weights with the number of rows that they are applied to.
     weights: Vec<(Weight, usize)>,
     /// Values `[rows, width]` for every number of rows and width.
     values: BTreeMap<(usize, usize), Tensor>,
@@ -60,15 +61,15 @@ impl Floor {
     fn new(model: &Model, batch: &Batch) -> Result<Self> {
         let rows = batch.targets.len();
         let mut weights: Vec<(Weight, usize)> = Vec::new();
-        weights.extend(model.linears().map(|(_, l)| (l.weight.clone(), rows)));
+        weights.extend(model.linears().map(|(_, linear)| (linear.weight.clone(), rows)));
         // Positions without a loss need no logits.
         weights.push((model.head().clone(), batch.trained));
         let mut values = BTreeMap::new();
-        for (w, rows) in &weights {
-            for width in [w.rows(), w.cols()] {
-                if let std::collections::btree_map::Entry::Vacant(e) = values.entry((*rows, width)) {
+        for (weight, rows) in &weights {
+            for width in [weight.rows(), weight.cols()] {
+                if let std::collections::btree_map::Entry::Vacant(entry) = values.entry((*rows, width)) {
                     let normal = Stream::new(9).normal_vec(rows * width, 1.0);
-                    e.insert(Tensor::from_f32(model.device(), &[*rows, width], &normal)?.leaf());
+                    entry.insert(Tensor::from_f32(model.device(), &[*rows, width], &normal)?.leaf());
                 }
             }
         }
@@ -76,27 +77,28 @@ impl Floor {
     }
 
     fn run(&self) -> Result<()> {
-        self.weights.iter().try_for_each(|(w, rows)| {
-            let (x, dy) = (&self.values[&(*rows, w.cols())], &self.values[&(*rows, w.rows())]);
-            let y = x.linear(w, None)?;
+        self.weights.iter().try_for_each(|(weight, rows)| {
+            let x = &self.values[&(*rows, weight.cols())];
+            let dy = &self.values[&(*rows, weight.rows())];
+            let y = x.linear(weight, None)?;
             backward(&[(&y, dy.detach())]).map(drop)
         })
     }
 
     fn flops(&self) -> f64 {
-        self.weights.iter().map(|(w, rows)| 4.0 * (rows * w.rows() * w.cols()) as f64).sum()
+        self.weights.iter().map(|(weight, rows)| 4.0 * (rows * weight.rows() * weight.cols()) as f64).sum()
     }
 }
 
-/// Largest resident memory of this process so far, where the system tells it.
+/// The peak resident memory of this process, if the system reports it.
 fn peak_rss_mib() -> Option<f64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     Some(line.trim().strip_suffix("kB")?.trim().parse::<f64>().ok()? / 1024.0)
 }
 
-/// Times training steps on tokens that are always the same: a row for the step, its parts, and the dense floor, in
-/// interleaved rounds. The step's ratio is to the floor, and its percent of the roof is the floor's share.
+/// Times training steps on fixed tokens in interleaved rounds. Returns rows for the step, its parts and the dense
+/// products. The ratio of the step is to the dense products, and its percentage of the roof is their share.
 ///
 /// # Errors
 /// An option cannot work, the loss is not finite, or the device failed.
@@ -105,24 +107,24 @@ pub fn training(model: Arc<Model>, options: &TrainingOptions) -> Result<Vec<Row>
     let dtype = format_of(&model);
     let batch = options.batch(&model)?;
     let floor = Floor::new(&model, &batch)?;
-    let file = model.origin().file_name().map_or(String::new(), |f| f.to_string_lossy().into_owned());
+    let file = model.origin().file_name().map_or(String::new(), |name| name.to_string_lossy().into_owned());
     let adapter = attach(&model, &options.method)?;
-    // One step warms up, one may be profiled.
+    // One step is a warm-up, and one may be profiled.
     let config =
         TrainConfig { steps: options.steps + 2, recompute: options.recompute, ..TrainConfig::default() };
     let session = RefCell::new(Session::new(model, adapter, config)?);
     let batches = [batch];
     let reports: RefCell<Vec<(StepReport, u64)>> = RefCell::default();
-    let step: Candidate<'_> = Box::new(|w: &mut Watch| {
+    let step: Candidate<'_> = Box::new(|watch: &mut Watch| {
         let memory = batches[0].ids.device().memory();
-        memory.iter().for_each(|m| m.reset_peak());
-        w.time(|| {
+        memory.iter().for_each(|memory| memory.reset_peak());
+        watch.time(|| {
             let report = session.borrow_mut().step(&batches)?;
-            reports.borrow_mut().push((report, memory.map_or(0, |m| m.peak())));
+            reports.borrow_mut().push((report, memory.map_or(0, |memory| memory.peak())));
             Ok(())
         })
     });
-    let dense: Candidate<'_> = Box::new(|w: &mut Watch| w.time(|| floor.run()));
+    let dense: Candidate<'_> = Box::new(|watch: &mut Watch| watch.time(|| floor.run()));
     let timer = Timer::of(&device, true)?;
     let samples = measure(&device, timer, Rounds::single(options.steps), &mut [step, dense])?;
     let place = Place::of(&device);
@@ -147,17 +149,18 @@ pub fn training(model: Arc<Model>, options: &TrainingOptions) -> Result<Vec<Row>
     };
     let mut whole = row("step", "", &samples[0]).ratio(Summary::of_ratios(&samples[0], &samples[1]));
     whole.tok_s = Some(batches[0].tokens as f64 / (whole.median_us * 1e-6));
-    whole.roof_pct = whole.ratio.map(|r| 100.0 / r);
-    whole.peak_mem_mib = reports.iter().map(|r| r.1 as f64 / (1 << 20) as f64).reduce(f64::max);
+    whole.roof_pct = whole.ratio.map(|ratio| 100.0 / ratio);
+    whole.peak_mem_mib = reports.iter().map(|(_, peak)| *peak as f64 / (1 << 20) as f64).reduce(f64::max);
     whole.peak_rss_mib = peak_rss_mib();
-    whole.loss = reports.last().map(|r| r.0.loss);
+    whole.loss = reports.last().map(|(report, _)| report.loss);
     let mut rows = vec![whole];
-    let part =
-        |f: fn(&StepReport) -> f64| -> Vec<f64> { reports.iter().skip(1).map(|r| f(&r.0) * 1e-3).collect() };
-    rows.push(row("forward", "fwd", &part(|r| r.times.forward)));
-    rows.push(row("backward", "bwd", &part(|r| r.times.backward)));
-    rows.push(row("optimizer", "", &part(|r| r.times.optimizer)));
-    rows.push(row("readback", "", &part(|r| r.times.readback)));
+    let part = |milliseconds: fn(&StepReport) -> f64| -> Vec<f64> {
+        reports.iter().skip(1).map(|(report, _)| milliseconds(report) * 1e-3).collect()
+    };
+    rows.push(row("forward", "fwd", &part(|report| report.times.forward)));
+    rows.push(row("backward", "bwd", &part(|report| report.times.backward)));
+    rows.push(row("optimizer", "", &part(|report| report.times.optimizer)));
+    rows.push(row("readback", "", &part(|report| report.times.readback)));
     let mut floor_row = row("dense products", "sum", &samples[1]);
     floor_row.gflops = Some(floor.flops() / (floor_row.median_us * 1e-6) * 1e-9);
     floor_row.tok_s = Some(batches[0].tokens as f64 / (floor_row.median_us * 1e-6));

@@ -1,4 +1,4 @@
-//! Measuring which kernel of a dense product is best for each class of shapes on this adapter.
+//! Selection of the fastest kernel of a dense product for each class of shapes on this adapter.
 //!
 //! Every kernel is compared with the CPU's result first: a wrong one is never chosen. Software adapters always use the
 //! built-in table.
@@ -11,11 +11,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// Samples of each kernel, one in each round; the median counts.
+/// The number of samples of each kernel, one per round; the median counts.
 const ROUNDS: usize = 7;
-/// A kernel takes the place of the built-in one when it takes less than this share of its time.
+/// The share of the built-in kernel's time below which another kernel replaces it.
 const BETTER: f64 = 0.95;
-/// Largest error relative to the largest value, for sums of up to 64 terms; it grows with their square root.
+/// The bound on the error relative to the largest value for sums of up to 64 terms; it grows with the square root of their
+/// number.
 const BOUND: f64 = 1e-5;
 
 /// One kernel on one shape.
@@ -31,16 +32,16 @@ pub struct Timing {
     pub built_in: bool,
     /// Largest error relative to the largest value.
     pub error: f64,
-    /// Median time; none where the result is wrong.
+    /// The median time; none if the result is wrong.
     pub microseconds: Option<f64>,
 }
 
-/// One shape for each class.
+/// One shape of each class.
 pub fn shapes() -> Vec<[usize; 3]> {
-    CLASSES.iter().map(|c| c.shape).collect()
+    CLASSES.iter().map(|class| class.shape).collect()
 }
 
-/// Times every kernel on every shape; `progress` hears of each shape.
+/// Times every kernel on every shape; `progress` receives each shape.
 ///
 /// # Errors
 /// The device is no GPU, it failed, or a shape does not fit.
@@ -54,35 +55,35 @@ pub fn tune(device: &Device, shapes: &[[usize; 3]], progress: impl Fn(&str)) -> 
         let values = |name: &str, len: usize| Stream::new(1).named(name).normal_vec(len, 1.0);
         let a = values("a", m * k);
         let b = values("b", n * k);
-        let on = |d: &Device| {
-            Ok::<_, Error>((Tensor::from_f32(d, &[m, k], &a)?, Tensor::from_f32(d, &[n, k], &b)?))
+        let tensors = |device: &Device| {
+            Ok::<_, Error>((Tensor::from_f32(device, &[m, k], &a)?, Tensor::from_f32(device, &[n, k], &b)?))
         };
-        let (a_cpu, b_cpu) = on(&Device::cpu())?;
+        let (a_cpu, b_cpu) = tensors(&Device::cpu())?;
         let want = a_cpu.matmul_nt(&b_cpu)?.to_f32()?;
-        let (a, b) = on(device)?;
+        let (a, b) = tensors(device)?;
         let bound = BOUND * (k as f64 / 64.0).max(1.0).sqrt();
         let mut errors = Vec::with_capacity(TILINGS.len());
         for &tiling in &TILINGS {
             errors.push(error(&forced(&a, &b, tiling)?.to_f32()?, &want));
         }
-        let right: Vec<usize> = (0..TILINGS.len()).filter(|&i| errors[i] <= bound).collect();
+        let right: Vec<usize> = (0..TILINGS.len()).filter(|&tiling| errors[tiling] <= bound).collect();
         let mut samples = vec![Vec::new(); TILINGS.len()];
         for round in 0..ROUNDS {
-            for i in 0..right.len() {
-                let at = right[(i + round) % right.len()];
+            for place in 0..right.len() {
+                let at = right[(place + round) % right.len()];
                 samples[at].push(time(gpu, &a, &b, TILINGS[at])?);
             }
         }
         let built_in = choose(gpu.class(), &Tuned::new(), m, n, k);
         let class = class_of(m, n, k).name;
-        all.extend(TILINGS.iter().zip(errors).zip(samples).map(|((t, error), mut seconds)| {
+        all.extend(TILINGS.iter().zip(errors).zip(samples).map(|((tiling, error), mut seconds)| {
             seconds.sort_by(f64::total_cmp);
-            let microseconds = seconds.get(ROUNDS / 2).map(|s| s * 1e6);
+            let microseconds = seconds.get(ROUNDS / 2).map(|median| median * 1e6);
             Timing {
                 class,
                 shape: [m, n, k],
-                kernel: t.name,
-                built_in: t.name == built_in.name,
+                kernel: tiling.name,
+                built_in: tiling.name == built_in.name,
                 error,
                 microseconds,
             }
@@ -91,16 +92,16 @@ pub fn tune(device: &Device, shapes: &[[usize; 3]], progress: impl Fn(&str)) -> 
     Ok(all)
 }
 
-/// Infinite for anything that is no number.
+/// The largest error relative to the largest value; infinite if a value is not finite.
 fn error(got: &[f32], want: &[f32]) -> f64 {
-    let largest = want.iter().fold(f32::MIN_POSITIVE, |m, v| m.max(v.abs())) as f64;
+    let largest = want.iter().fold(f32::MIN_POSITIVE, |largest, value| largest.max(value.abs())) as f64;
     let worst = |worst: f64, (g, w): (&f32, &f32)| {
         if g.is_finite() { worst.max((*g as f64 - *w as f64).abs()) } else { f64::INFINITY }
     };
     got.iter().zip(want).fold(0.0, worst) / largest
 }
 
-/// Seconds of one product, by the device's own clock where it has one.
+/// The seconds of one product, by the device's clock if it has one.
 fn time(gpu: &Arc<Gpu>, a: &Tensor, b: &Tensor, tiling: Tiling) -> Result<f64> {
     gpu.sync()?;
     let stamps = gpu.start_profile()?;
@@ -109,34 +110,38 @@ fn time(gpu: &Arc<Gpu>, a: &Tensor, b: &Tensor, tiling: Tiling) -> Result<f64> {
     if stamps {
         let launches = gpu.take_profile()?;
         done?;
-        return Ok(launches.iter().map(|l| l.nanoseconds).sum::<f64>() * 1e-9);
+        return Ok(launches.iter().map(|launch| launch.nanoseconds).sum::<f64>() * 1e-9);
     }
     done?;
     gpu.sync()?;
     Ok(started.elapsed().as_secs_f64())
 }
 
-/// The kernels that are better than the built-in ones, by class. Where several shapes have a class, the sum of their
-/// times over the built-in kernel's counts.
+/// The kernels that are better than the built-in ones, by class. For several shapes of a class, the mean ratio to the
+/// built-in kernel's time counts.
 pub fn winners(timings: &[Timing]) -> Vec<(&'static str, &'static str)> {
-    let built_in = |t: &Timing| {
-        let same = timings.iter().find(|o| o.built_in && o.shape == t.shape);
-        same.and_then(|o| o.microseconds)
+    let built_in = |timing: &Timing| {
+        let same = timings.iter().find(|other| other.built_in && other.shape == timing.shape);
+        same.and_then(|other| other.microseconds)
     };
     let share = |class: &str, kernel: &str| -> Option<f64> {
-        let own = timings.iter().filter(|t| t.class == class && t.kernel == kernel);
-        let shares: Option<Vec<f64>> = own.map(|t| Some(t.microseconds? / built_in(t)?)).collect();
-        shares.filter(|s| !s.is_empty()).map(|s| s.iter().sum::<f64>() / s.len() as f64)
+        let own = timings.iter().filter(|timing| timing.class == class && timing.kernel == kernel);
+        let shares: Option<Vec<f64>> =
+            own.map(|timing| Some(timing.microseconds? / built_in(timing)?)).collect();
+        shares
+            .filter(|shares| !shares.is_empty())
+            .map(|shares| shares.iter().sum::<f64>() / shares.len() as f64)
     };
     let best = |class: &'static str| {
-        let shares = TILINGS.iter().filter_map(|t| Some((t.name, share(class, t.name)?)));
-        let best = shares.min_by(|a, b| a.1.total_cmp(&b.1))?;
+        let shares = TILINGS.iter().filter_map(|tiling| Some((tiling.name, share(class, tiling.name)?)));
+        let best = shares.min_by(|one, other| one.1.total_cmp(&other.1))?;
         (best.1 < BETTER).then_some((class, best.0))
     };
-    CLASSES.iter().filter_map(|c| best(c.name)).collect()
+    CLASSES.iter().filter_map(|class| best(class.name)).collect()
 }
 
-/// Keeps the winners for devices of this adapter that are opened later, and says where. A software adapter keeps none.
+/// Stores the winners for devices of this adapter that are opened later, and returns the file. Software adapters are
+/// refused.
 ///
 /// # Errors
 /// The device is no hardware GPU, was opened without a cache folder, or the folder cannot be written.
@@ -160,19 +165,19 @@ mod tests {
 
     #[test]
     fn the_fastest_right_kernel_wins_when_it_is_clearly_faster() {
-        let tile = |n, t| timing("tile", true, n, Some(t));
-        let other = |n, t| timing("tile n64", false, n, t);
+        let tile = |n, time| timing("tile", true, n, Some(time));
+        let other = |n, time| timing("tile n64", false, n, time);
         assert_eq!(winners(&[tile(512, 10.0), other(512, Some(9.0))]), [("wide", "tile n64")]);
         assert_eq!(winners(&[tile(512, 10.0), other(512, Some(9.8))]), []);
         assert_eq!(winners(&[tile(512, 10.0), other(512, None)]), [], "a wrong one has no time");
-        // Over both shapes it is slower, and where it is wrong for one of them it is out.
+        // A kernel that is slower over both shapes, or wrong for one of them, does not win.
         let both = [tile(512, 10.0), tile(256, 10.0), other(512, Some(5.0)), other(256, Some(20.0))];
         assert_eq!(winners(&both), []);
         assert_eq!(winners(&[tile(512, 10.0), tile(256, 1.0), other(512, Some(5.0)), other(256, None)]), []);
     }
 
     #[test]
-    fn what_is_no_number_is_wrong() {
+    fn values_that_are_not_finite_are_wrong() {
         assert_eq!(error(&[1.0, 2.5], &[1.0, 2.0]), 0.25);
         assert_eq!(error(&[f32::NAN, 2.0], &[1.0, 2.0]), f64::INFINITY);
     }

@@ -1,16 +1,16 @@
-//! How time is taken: launches in a batch with one wait, or the device's own timestamps, in interleaved rounds.
+//! Measurement of times: batched launches with one wait, or timestamps of the device, in interleaved rounds.
 
 use super::Summary;
 use crate::{Device, Result};
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
 
-/// Repetitions in one sample at most; each may hold memory until the sample ends.
+/// The largest number of repetitions in a sample; each may hold memory until the sample ends.
 const MAX_BATCH: usize = 64;
-/// Runs before the first sample: pipelines are built, caches and pools are filled.
+/// The number of runs before the first sample, which compile pipelines and fill caches.
 const WARM_UP: usize = 3;
 
-/// What a time is taken with.
+/// The clock of a measurement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Timer {
@@ -18,12 +18,12 @@ pub enum Timer {
     Wall,
     /// The host's clock around a batch of launches and one wait for the last.
     WallBatch,
-    /// The sum of the device's own times of all kernels; what lies between them is left out.
+    /// The sum of the device's times of all kernels, without the gaps between them.
     GpuTimestamp,
 }
 
 impl Timer {
-    /// As it is written in files.
+    /// The name in reports.
     pub const fn name(self) -> &'static str {
         match self {
             Timer::Wall => "wall",
@@ -32,7 +32,7 @@ impl Timer {
         }
     }
 
-    /// The best timer for kernels on this device; with `wall`, the host's clock in any case.
+    /// The best timer for kernels on this device; with `wall`, always the host's clock.
     ///
     /// # Errors
     /// The device failed.
@@ -51,7 +51,7 @@ impl Timer {
     }
 }
 
-/// What a candidate tells its time with: it prepares as it likes, and runs what is timed inside [`Watch::time`].
+/// The stopwatch of a candidate, which prepares its work and runs the timed part inside [`Watch::time`].
 pub struct Watch {
     device: Device,
     timer: Timer,
@@ -60,28 +60,28 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// How often to repeat what is timed.
+    /// The number of repetitions of the timed work.
     pub fn batch(&self) -> usize {
         self.batch
     }
 
-    /// Times `batch` repetitions that `f` makes; the device is idle before and after.
+    /// Times `work`, which makes `batch` repetitions; the device is idle before and after.
     ///
     /// # Errors
-    /// Those of `f`, or the device failed.
-    pub fn time(&mut self, f: impl FnOnce() -> Result<()>) -> Result<()> {
+    /// `work` or the device fails.
+    pub fn time(&mut self, work: impl FnOnce() -> Result<()>) -> Result<()> {
         self.device.sync()?;
         let total = match &self.device {
             Device::Gpu(gpu) if self.timer == Timer::GpuTimestamp => {
                 gpu.start_profile()?;
-                let done = f();
+                let done = work();
                 let launches = gpu.take_profile()?;
                 done?;
-                launches.iter().map(|l| l.nanoseconds).sum::<f64>() * 1e-9
+                launches.iter().map(|launch| launch.nanoseconds).sum::<f64>() * 1e-9
             }
             _ => {
                 let started = Instant::now();
-                f()?;
+                work()?;
                 self.device.sync()?;
                 started.elapsed().as_secs_f64()
             }
@@ -91,34 +91,34 @@ impl Watch {
     }
 }
 
-/// Something to be timed. It is called once per sample and calls [`Watch::time`] once.
+/// A function to time. It is called once per sample and calls [`Watch::time`] once.
 pub type Candidate<'a> = Box<dyn FnMut(&mut Watch) -> Result<()> + 'a>;
 
-/// How long to measure.
+/// The duration of a measurement.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rounds {
-    /// Samples of each candidate at least.
+    /// The smallest number of samples of each candidate.
     pub rounds: usize,
-    /// Seconds of samples of each candidate at least, within [`Rounds::MOST`] rounds.
+    /// The smallest time of all samples of a candidate in seconds, within [`Rounds::MOST`] rounds.
     pub min_seconds: f64,
     /// Repetitions are batched until a sample takes this long.
     pub sample_seconds: f64,
 }
 
 impl Rounds {
-    /// No more samples than this.
+    /// The largest number of samples.
     pub const MOST: usize = 1000;
 
-    /// One call is one sample: for steps that are long by themselves.
+    /// Rounds in which one call is one sample, for long steps.
     pub fn single(rounds: usize) -> Self {
         Rounds { rounds, min_seconds: 0.0, sample_seconds: 0.0 }
     }
 }
 
-/// Samples in seconds of every candidate, by round: sample `i` of all of them was taken in the same round.
+/// Measures samples in seconds of every candidate; samples with the same index are of the same round.
 ///
 /// # Errors
-/// Those of the candidates.
+/// A candidate or the device fails.
 pub fn measure(
     device: &Device,
     timer: Timer,
@@ -138,16 +138,16 @@ pub fn measure(
         let wanted = rounds.sample_seconds / best.max(1e-9);
         batches.push((wanted.ceil() as usize).clamp(1, MAX_BATCH));
     }
-    let n = candidates.len();
-    let mut samples = vec![Vec::new(); n];
-    let enough = Duration::from_secs_f64(rounds.min_seconds * n as f64);
+    let count = candidates.len();
+    let mut samples = vec![Vec::new(); count];
+    let enough = Duration::from_secs_f64(rounds.min_seconds * count as f64);
     let started = Instant::now();
     for round in 0..Rounds::MOST.max(rounds.rounds) {
         if round >= rounds.rounds.max(1) && started.elapsed() >= enough {
             break;
         }
-        for i in 0..n {
-            let at = (i + round) % n;
+        for place in 0..count {
+            let at = (place + round) % count;
             watch.batch = batches[at];
             candidates[at](&mut watch)?;
             samples[at].push(watch.seconds);
@@ -156,7 +156,7 @@ pub fn measure(
     Ok(samples)
 }
 
-/// The samples of one candidate, summed up in microseconds.
+/// Summarises the samples of one candidate in microseconds.
 pub(super) fn micros(samples: &[f64]) -> Summary {
     Summary::of(samples).times(1e6)
 }
@@ -171,14 +171,14 @@ mod tests {
         let order = RefCell::new(Vec::new());
         let candidate = |name: usize| -> Candidate<'_> {
             let order = &order;
-            Box::new(move |w: &mut Watch| {
+            Box::new(move |watch: &mut Watch| {
                 order.borrow_mut().push(name);
-                w.time(|| Ok(()))
+                watch.time(|| Ok(()))
             })
         };
         let mut all = vec![candidate(0), candidate(1), candidate(2)];
         let samples = measure(&Device::cpu(), Timer::Wall, Rounds::single(3), &mut all).unwrap();
-        assert!(samples.iter().all(|s| s.len() == 3));
+        assert!(samples.iter().all(|samples| samples.len() == 3));
         drop(all);
         assert_eq!(order.into_inner(), [0, 1, 2, 0, 1, 2, 1, 2, 0, 2, 0, 1]);
     }
@@ -187,9 +187,9 @@ mod tests {
     fn short_work_is_batched() {
         let mut seen = 0;
         let rounds = Rounds { rounds: 2, min_seconds: 0.0, sample_seconds: 1.0 };
-        let mut all: Vec<Candidate<'_>> = vec![Box::new(|w: &mut Watch| {
-            seen = w.batch();
-            w.time(|| Ok(()))
+        let mut all: Vec<Candidate<'_>> = vec![Box::new(|watch: &mut Watch| {
+            seen = watch.batch();
+            watch.time(|| Ok(()))
         })];
         measure(&Device::cpu(), Timer::Wall, rounds, &mut all).unwrap();
         drop(all);

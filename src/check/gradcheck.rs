@@ -1,154 +1,161 @@
-//! Derivatives on the reference lane against central differences in f64.
+//! Comparison of derivatives on the reference device with central differences in f64.
 
 use crate::nn::{Choices, Param};
-use crate::ops::Case;
+use crate::ops::{Case, Operand};
 use crate::rng::Stream;
-use crate::{DType, Device, Error, Result, Tensor, backward, no_grad};
+use crate::{DType, Device, Error, Gradients, Result, Tensor, backward, no_grad};
 
-/// What [`gradcheck`] may return for a correct derivative.
+/// The largest error that [`gradcheck`] may return for a correct derivative.
 pub const GRADCHECK_BOUND: f64 = 1e-6;
-/// Central differences are taken at this step, relative to max(1, |x|).
+/// The step of central differences, relative to max(1, |x|).
 const STEP: f64 = 1e-5;
-/// Values per input that are tried; more are sampled with a fixed stride.
+/// The number of values per input that are tried; larger inputs are sampled with a fixed stride.
 const SAMPLES: usize = 48;
 
-/// Largest error of a case's derivatives relative to the largest derivative of that input.
-///
-/// `L = sum(y * seed)` for fixed random seeds; each sampled input value is moved both ways.
-pub fn gradcheck(case: &Case) -> Result<f64> {
-    let device = Device::reference();
-    let mut values: Vec<Vec<f64>> =
-        case.inputs.iter().map(|o| o.data().unwrap_or(&[]).iter().map(|&v| v as f64).collect()).collect();
-    let inputs = |values: &[Vec<f64>]| -> Result<Vec<Tensor>> {
-        case.inputs
-            .iter()
-            .zip(values)
-            .map(|(o, v)| match o.has_grad() {
-                true => Ok(Tensor::from_f64(&device, o.on(&device)?.dims(), v)?.leaf()),
-                false => o.on(&device),
-            })
-            .collect()
-    };
-    let seed = |i: usize, n: usize| -> Vec<f64> {
-        Stream::new(5).fork(i as u64).normal_vec(n, 1.0).into_iter().map(f64::from).collect()
-    };
-    let loss = |values: &[Vec<f64>]| -> Result<f64> {
-        let y = no_grad(|| (case.run)(&inputs(values)?))?;
-        let mut sum = 0.0;
-        for (i, t) in y.iter().enumerate().filter(|(_, t)| t.dtype() == DType::F32) {
-            sum += t.to_f64()?.iter().zip(seed(i, t.len())).map(|(y, s)| y * s).sum::<f64>();
-        }
-        Ok(sum)
-    };
-    let leaves = inputs(&values)?;
-    let y = (case.run)(&leaves)?;
-    let mut roots = Vec::new();
-    for (i, t) in y.iter().enumerate().filter(|(_, t)| t.dtype() == DType::F32) {
-        roots.push((t, Tensor::from_f64(&device, t.dims(), &seed(i, t.len()))?));
+/// The weights of the outputs in a scalar loss `L = sum(y * weights)`.
+fn loss_weights(seed: u64, output: usize, count: usize) -> Vec<f64> {
+    Stream::new(seed).fork(output as u64).normal_vec(count, 1.0).into_iter().map(f64::from).collect()
+}
+
+/// The scalar loss of the f32 outputs.
+fn weighted_loss(seed: u64, outputs: &[Tensor]) -> Result<f64> {
+    let mut loss = 0.0;
+    for (index, output) in outputs.iter().enumerate().filter(|(_, output)| output.dtype() == DType::F32) {
+        let weights = loss_weights(seed, index, output.len());
+        loss += output.to_f64()?.iter().zip(weights).map(|(value, weight)| value * weight).sum::<f64>();
     }
-    let grads = backward(&roots)?;
-    let mut worst = 0f64;
-    for (k, leaf) in leaves.iter().enumerate().filter(|(k, _)| case.inputs[*k].has_grad()) {
-        let got = match grads.get(leaf) {
-            Some(g) => g.to_f64()?,
-            None => vec![0.0; leaf.len()],
+    Ok(loss)
+}
+
+/// The gradients of the scalar loss.
+fn loss_gradients(seed: u64, outputs: &[Tensor]) -> Result<Gradients> {
+    let mut roots = Vec::new();
+    for (index, output) in outputs.iter().enumerate().filter(|(_, output)| output.dtype() == DType::F32) {
+        let weights = loss_weights(seed, index, output.len());
+        roots.push((output, Tensor::from_f64(output.device(), output.dims(), &weights)?));
+    }
+    backward(&roots)
+}
+
+/// The positions of the sampled values among `count` ones.
+fn sampled(count: usize) -> impl Iterator<Item = usize> {
+    (0..count).step_by((count / SAMPLES).max(1))
+}
+
+/// Returns the largest error of a case's derivatives, relative to the largest derivative of the same input.
+///
+/// The loss is `L = sum(y * weights)` with fixed random weights; each sampled input value is moved in both directions.
+///
+/// # Errors
+/// The case fails, or a gradient has the wrong number of values.
+pub fn gradcheck(case: &Case) -> Result<f64> {
+    const SEED: u64 = 5;
+    let device = Device::reference();
+    let data = |operand: &Operand| operand.data().unwrap_or(&[]).iter().map(|&value| value as f64).collect();
+    let mut values: Vec<Vec<f64>> = case.inputs.iter().map(data).collect();
+    let inputs = |values: &[Vec<f64>]| -> Result<Vec<Tensor>> {
+        let input = |(operand, values): (&Operand, &Vec<f64>)| {
+            let tensor = operand.on(&device)?;
+            if !operand.has_grad() {
+                return Ok(tensor);
+            }
+            Ok(Tensor::from_f64(&device, tensor.dims(), values)?.leaf())
         };
-        if got.len() != values[k].len() {
-            return Err(Error::Tape(format!(
-                "{}: gradient of input {k} has {} values",
-                case.label,
-                got.len()
-            )));
+        case.inputs.iter().zip(values).map(input).collect()
+    };
+    let loss = |values: &[Vec<f64>]| weighted_loss(SEED, &no_grad(|| (case.run)(&inputs(values)?))?);
+    let leaves = inputs(&values)?;
+    let gradients = loss_gradients(SEED, &(case.run)(&leaves)?)?;
+    let mut worst = 0f64;
+    for (input, leaf) in leaves.iter().enumerate().filter(|(input, _)| case.inputs[*input].has_grad()) {
+        let got = gradients.get(leaf).map_or(Ok(vec![0.0; leaf.len()]), Tensor::to_f64)?;
+        if got.len() != values[input].len() {
+            let what = format!("{}: gradient of input {input} has {} values", case.label, got.len());
+            return Err(Error::Tape(what));
         }
-        let largest = got.iter().fold(1e-3f64, |m, v| m.max(v.abs()));
-        for j in (0..got.len()).step_by((got.len() / SAMPLES).max(1)) {
-            let x = values[k][j];
-            let h = STEP * x.abs().max(1.0);
-            values[k][j] = x + h;
+        let largest = got.iter().fold(1e-3f64, |largest, value| largest.max(value.abs()));
+        for at in sampled(got.len()) {
+            let value = values[input][at];
+            let step = STEP * value.abs().max(1.0);
+            values[input][at] = value + step;
             let up = loss(&values)?;
-            values[k][j] = x - h;
+            values[input][at] = value - step;
             let down = loss(&values)?;
-            values[k][j] = x;
-            let error = (got[j] - (up - down) / (2.0 * h)).abs() / largest;
+            values[input][at] = value;
+            let error = (got[at] - (up - down) / (2.0 * step)).abs() / largest;
             worst = worst.max(if error.is_nan() { f64::INFINITY } else { error });
         }
     }
     Ok(worst)
 }
 
-/// Error of one tensor's derivative.
+/// The error of the derivative with respect to one tensor.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GradError {
-    /// The parameter's name, or `x`.
+    /// The name of the parameter, or `x`.
     pub name: String,
-    /// Largest error relative to the largest derivative.
+    /// The largest error, relative to the largest derivative.
     pub error: f64,
-    /// The largest derivative; 0 where the outputs do not depend on the tensor.
+    /// The largest derivative; 0 if the outputs do not depend on the tensor.
     pub largest: f64,
 }
 
-/// Derivatives of a module's outputs with respect to its trained parameters and to its input `x`, on the reference
-/// lane, against central differences.
+/// Compares the derivatives of a module's outputs with respect to its trained parameters and its input `x` with central
+/// differences. All tensors are on the reference device.
 ///
-/// `run` computes the outputs (auxiliary losses may be among them). It is called first with choices to record, and
-/// then, for the differences, with the same choices forced: a step can never flip one.
+/// `run` computes the outputs, which may include auxiliary losses. It is first called with choices to record and then,
+/// for the differences, with the same choices forced, so that a step cannot change a choice.
 ///
 /// # Errors
-/// Something is not on the reference lane, or `run` fails. Parameters may then be left changed.
+/// A tensor is not on the reference device, or `run` fails. Parameters may then be left changed.
 pub fn gradcheck_params(
     params: &[Param],
     x: &Tensor,
     run: impl Fn(&Tensor, &Choices) -> Result<Vec<Tensor>>,
 ) -> Result<Vec<GradError>> {
-    let seed = |i: usize, n: usize| -> Vec<f64> {
-        Stream::new(6).fork(i as u64).normal_vec(n, 1.0).into_iter().map(f64::from).collect()
-    };
+    const SEED: u64 = 6;
     let choices = Choices::record();
     let leaf = x.leaf();
-    let y = run(&leaf, &choices)?;
+    let outputs = run(&leaf, &choices)?;
     let forced = choices.replay();
-    let mut roots = Vec::new();
-    for (i, t) in y.iter().enumerate() {
-        roots.push((t, Tensor::from_f64(t.device(), t.dims(), &seed(i, t.len()))?));
-    }
-    let gradients = backward(&roots)?;
-    let loss = |x: &Tensor| -> Result<f64> {
-        let y = no_grad(|| run(x, &forced))?;
-        let terms = y
-            .iter()
-            .enumerate()
-            .map(|(i, t)| Ok(t.to_f64()?.iter().zip(seed(i, t.len())).map(|(y, s)| y * s).sum::<f64>()));
-        terms.sum()
-    };
-    let check = |name: String, value: &Tensor, got: Option<&Tensor>, at: &dyn Fn(Tensor) -> Result<f64>| {
-        let mut values = value.to_f64()?;
-        let got = got.map_or(Ok(vec![0.0; value.len()]), Tensor::to_f64)?;
-        let largest = got.iter().fold(0f64, |m, v| m.max(v.abs()));
-        let mut error = 0f64;
-        for j in (0..got.len()).step_by((got.len() / SAMPLES).max(1)) {
-            let v = values[j];
-            let h = STEP * v.abs().max(1.0);
-            let mut moved = |v: f64| {
-                values[j] = v;
-                at(Tensor::from_f64(value.device(), value.dims(), &values)?)
-            };
-            let slope = (moved(v + h)? - moved(v - h)?) / (2.0 * h);
-            values[j] = v;
-            let e = (got[j] - slope).abs() / largest.max(1e-3);
-            error = error.max(if e.is_nan() { f64::INFINITY } else { e });
-        }
-        Ok(GradError { name, error, largest })
-    };
-    let mut all = vec![check("x".into(), &x.detach(), gradients.get(&leaf), &|x| loss(&x))?];
-    for p in params.iter().filter(|p| p.trainable()) {
-        let value = p.value();
-        let at = |v: Tensor| {
-            p.set(v)?;
+    let gradients = loss_gradients(SEED, &outputs)?;
+    let loss = |x: &Tensor| weighted_loss(SEED, &no_grad(|| run(x, &forced))?);
+    let mut errors = vec![compare("x".into(), &x.detach(), gradients.get(&leaf), &|x| loss(&x))?];
+    for param in params.iter().filter(|param| param.trainable()) {
+        let value = param.value();
+        let loss_with = |value: Tensor| {
+            param.set(value)?;
             loss(x)
         };
-        let e = check(p.name(), &value, p.gradient(&gradients), &at);
-        p.set(value)?;
-        all.push(e?);
+        let error = compare(param.name(), &value, param.gradient(&gradients), &loss_with);
+        param.set(value)?;
+        errors.push(error?);
     }
-    Ok(all)
+    Ok(errors)
+}
+
+/// Compares the gradient of one tensor with central differences of `loss`.
+fn compare(
+    name: String,
+    tensor: &Tensor,
+    gradient: Option<&Tensor>,
+    loss: &dyn Fn(Tensor) -> Result<f64>,
+) -> Result<GradError> {
+    let mut values = tensor.to_f64()?;
+    let got = gradient.map_or(Ok(vec![0.0; tensor.len()]), Tensor::to_f64)?;
+    let largest = got.iter().fold(0f64, |largest, value| largest.max(value.abs()));
+    let mut worst = 0f64;
+    for at in sampled(got.len()) {
+        let value = values[at];
+        let step = STEP * value.abs().max(1.0);
+        let mut loss_at = |moved: f64| {
+            values[at] = moved;
+            loss(Tensor::from_f64(tensor.device(), tensor.dims(), &values)?)
+        };
+        let slope = (loss_at(value + step)? - loss_at(value - step)?) / (2.0 * step);
+        values[at] = value;
+        let error = (got[at] - slope).abs() / largest.max(1e-3);
+        worst = worst.max(if error.is_nan() { f64::INFINITY } else { error });
+    }
+    Ok(GradError { name, error: worst, largest })
 }

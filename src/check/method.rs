@@ -1,4 +1,4 @@
-//! A method's adapter against central differences, on a layer that is small enough for them.
+//! Comparison of a method's derivatives with central differences on a small layer.
 
 use super::{GradError, gradcheck_params};
 use crate::mixture::{Hook, LinearSite, Method, MlpSite, Pool, Span};
@@ -6,7 +6,7 @@ use crate::nn::{Choices, Mlp, Param, Pass};
 use crate::{Device, Error, Format, Linear, Result, Stream, Tensor, Weight};
 
 /// Inputs of the linears.
-const D: usize = 10;
+const D_IN: usize = 10;
 /// Outputs of the two linears that read them, or the width inside a block.
 const OUTS: [usize; 2] = [9, 12];
 /// Instances of a batch padded to five rows.
@@ -22,12 +22,12 @@ fn linear(device: &Device, name: &str, d_out: usize, d_in: usize) -> Result<Line
     Ok(Linear { weight: Weight::new(device, d_out, d_in, &values, Format::F32)?, bias: None })
 }
 
-/// Gives parameters that start at zero values by their names, so that nothing is hidden by zeros.
+/// Sets parameters that start at zero to random values, so that no derivative vanishes.
 fn randomise(params: &[Param]) -> Result<()> {
-    for p in params {
-        let value = p.value();
-        if value.to_f64()?.iter().all(|v| *v == 0.0) {
-            p.set(normal(value.device(), &p.name(), value.dims(), 0.3)?)?;
+    for param in params {
+        let value = param.value();
+        if value.to_f64()?.iter().all(|value| *value == 0.0) {
+            param.set(normal(value.device(), &param.name(), value.dims(), 0.3)?)?;
         }
     }
     Ok(())
@@ -47,18 +47,18 @@ fn randomise(params: &[Param]) -> Result<()> {
 /// ```
 pub fn gradcheck_method(method: &Method) -> Result<Vec<GradError>> {
     let device = &Device::reference();
-    let x = normal(device, "x", &[SPANS.len(), SEQ, D], 1.0)?;
-    let pool = method.options().instance().map_or(Pool::Real, |i| i.pool);
+    let x = normal(device, "x", &[SPANS.len(), SEQ, D_IN], 1.0)?;
+    let pool = method.options().instance().map_or(Pool::Real, |instance| instance.pool);
     let units = pool.units(device, &SPANS, SEQ)?;
     let pass =
         |choices: &Choices| Pass::training(units.clone(), Stream::new(5)).with_choices(choices.clone());
     if method.spec().hook == Hook::Mlp {
-        let site = MlpSite::alone("block", D, OUTS[0]);
+        let site = MlpSite::alone("block", D_IN, OUTS[0]);
         let built = method.build_mlp(&site, device, Stream::new(1))?;
         let adapter =
             built.ok_or_else(|| Error::config("method", "takes blocks, but builds no adapter of one"))?;
-        let [gate, up] = [linear(device, "gate", OUTS[0], D)?, linear(device, "up", OUTS[0], D)?];
-        let mlp = Mlp::frozen(gate, up, linear(device, "down", D, OUTS[0])?);
+        let [gate, up] = [linear(device, "gate", OUTS[0], D_IN)?, linear(device, "up", OUTS[0], D_IN)?];
+        let mlp = Mlp::frozen(gate, up, linear(device, "down", D_IN, OUTS[0])?);
         randomise(&adapter.params())?;
         return gradcheck_params(&adapter.params(), &x, |x, choices| {
             let pass = pass(choices);
@@ -66,9 +66,9 @@ pub fn gradcheck_method(method: &Method) -> Result<Vec<GradError>> {
             Ok(std::iter::once(y).chain(pass.take_aux()).collect())
         });
     }
-    let names = OUTS.iter().enumerate().map(|(i, out)| (format!("l{i}"), *out)).collect();
-    let adapter = method.build(&LinearSite::alone("linears", D, names), device, Stream::new(1))?;
-    let linears = OUTS.map(|out| linear(device, &format!("w{out}"), out, D));
+    let names = OUTS.iter().enumerate().map(|(index, out)| (format!("l{index}"), *out)).collect();
+    let adapter = method.build(&LinearSite::alone("linears", D_IN, names), device, Stream::new(1))?;
+    let linears = OUTS.map(|out| linear(device, &format!("w{out}"), out, D_IN));
     let linears = linears.into_iter().collect::<Result<Vec<_>>>()?;
     randomise(&adapter.params())?;
     gradcheck_params(&adapter.params(), &x, |x, choices| {

@@ -1,5 +1,5 @@
-//! Harnesses that prove the engine right: every op's cases on every lane, derivatives against central
-//! differences, layers against reference files. The tests and the commands `ops test` and `verify` share them.
+//! Harnesses that verify the engine: cases of every op on every backend, derivatives against central differences, and
+//! layers against reference files. Tests and the commands `ops test` and `verify` use them.
 
 pub mod golden;
 mod gradcheck;
@@ -10,7 +10,12 @@ pub use gradcheck::{GRADCHECK_BOUND, GradError, gradcheck, gradcheck_params};
 pub use method::gradcheck_method;
 pub use parity::{F16_BOUND, Parity, bits, parity};
 
-/// Largest error relative to the largest reference value (or `floor`), and the normalised mean square error.
+/// The largest error relative to the largest reference value (or `floor`), and the normalised mean square error.
+///
+/// ```
+/// use mixlora::check::Deviation;
+/// assert_eq!(Deviation::of(&[3.0, 4.0], &[3.0, 5.0], 0.0).max, 0.2);
+/// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Deviation {
     /// `max |got - want| / max(max |want|, floor)`
@@ -22,20 +27,22 @@ pub struct Deviation {
 impl Deviation {
     /// Compares values; a NaN or infinity on either side or a difference in length counts as infinite.
     pub fn of(got: &[f64], want: &[f64], floor: f64) -> Self {
-        if got.len() != want.len() || got.iter().chain(want).any(|v| !v.is_finite()) {
+        if got.len() != want.len() || got.iter().chain(want).any(|value| !value.is_finite()) {
             return Deviation { max: f64::INFINITY, nmse: f64::INFINITY };
         }
-        let largest = want.iter().fold(floor, |m, v| m.max(v.abs()));
-        let (mut worst, mut error, mut power) = (0f64, 0f64, 0f64);
-        for (g, w) in got.iter().zip(want) {
-            worst = worst.max((g - w).abs());
-            error += (g - w) * (g - w);
-            power += w * w;
+        let largest = want.iter().fold(floor, |largest, value| largest.max(value.abs()));
+        let mut worst = 0f64;
+        let mut error = 0f64;
+        let mut power = 0f64;
+        for (got, want) in got.iter().zip(want) {
+            worst = worst.max((got - want).abs());
+            error += (got - want) * (got - want);
+            power += want * want;
         }
-        let ratio = |a: f64, b: f64| if a == 0.0 { 0.0 } else { a / b };
+        let ratio = |error: f64, scale: f64| if error == 0.0 { 0.0 } else { error / scale };
         Deviation { max: ratio(worst, largest), nmse: ratio(error, power.max(floor * floor)) }
     }
-    /// The larger of both figures of two comparisons.
+    /// The larger figures of two comparisons.
     pub fn worst(self, other: Self) -> Self {
         Deviation { max: self.max.max(other.max), nmse: self.nmse.max(other.nmse) }
     }
@@ -46,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_that_is_no_number_passes() {
+    fn values_that_are_not_finite_never_pass() {
         for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
             for (got, want) in [([1.0, bad], [1.0, 2.0]), ([1.0, 2.0], [1.0, bad]), ([1.0, bad], [1.0, bad])]
             {

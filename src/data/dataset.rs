@@ -1,29 +1,30 @@
-//! The examples of a file, with where they come from.
+//! The encoded examples of a file with their origin.
 
 use super::Example;
 use crate::error::Problem;
 use crate::{Error, Result};
 use std::path::Path;
 
-/// What happened to the samples of a file.
+/// Counts of the samples of a file by how they were encoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
 pub struct Counts {
+    /// All samples.
     pub samples: usize,
-    /// Left out: nothing in it.
+    /// Omitted: no content.
     pub empty: usize,
-    /// Left out: no trained token.
+    /// Omitted: no trained token.
     pub untrained: usize,
     /// Kept, but shortened.
     pub truncated: usize,
-    /// Kept; the prompt has other tokens than it would have in one text with the completion.
+    /// Kept, but tokenising prompt and completion as one text would give the prompt other tokens.
     pub joined: usize,
-    /// Line of the first of those.
+    /// Line of the first such sample.
     pub first_joined: Option<usize>,
 }
 
 impl Counts {
-    /// What was left out or cut, and what is odd, in a sentence; none where there is nothing to say. `what` names the
-    /// samples, `max_length` is the length that they were cut to.
+    /// A sentence about samples that were omitted, cut or odd, if there are any. `what` names the samples, and
+    /// `max_length` is the length to which they were cut.
     pub fn note(&self, what: &str, max_length: usize) -> Option<String> {
         let line = self.first_joined.unwrap_or(0);
         let parts = [
@@ -38,8 +39,11 @@ impl Counts {
                 ),
             ),
         ];
-        let said: Vec<String> =
-            parts.iter().filter(|(n, _)| *n > 0).map(|(n, text)| format!("{n} {text}")).collect();
+        let said: Vec<String> = parts
+            .iter()
+            .filter(|(count, _)| *count > 0)
+            .map(|(count, text)| format!("{count} {text}"))
+            .collect();
         (!said.is_empty()).then(|| format!("of {} {what} {}", self.samples, said.join(", ")))
     }
 }
@@ -48,16 +52,18 @@ impl Counts {
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Dataset {
     pub examples: Vec<Example>,
+    /// The label of each example's sample.
     pub tasks: Vec<Option<String>>,
+    /// The line of each example's sample, from 1.
     pub lines: Vec<usize>,
     pub counts: Counts,
 }
 
 impl Dataset {
-    /// Refuses the first example of a file with a token that an embedding of that many rows lacks.
+    /// Checks that an embedding with `rows` rows has a row for every token of every example.
     ///
     /// # Errors
-    /// There is one; its line is named.
+    /// An example has a token without a row; the error names its line.
     pub fn check_rows(&self, path: &Path, rows: usize) -> Result<()> {
         for (example, &line) in self.examples.iter().zip(&self.lines) {
             if let Some(id) = example.ids.iter().find(|id| **id as usize >= rows) {
@@ -70,8 +76,8 @@ impl Dataset {
         Ok(())
     }
 
-    /// Number of tokens of each example.
+    /// The number of tokens of each example.
     pub fn lengths(&self) -> Vec<usize> {
-        self.examples.iter().map(|e| e.ids.len()).collect()
+        self.examples.iter().map(|example| example.ids.len()).collect()
     }
 }

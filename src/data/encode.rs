@@ -1,4 +1,4 @@
-//! From samples to tokens with their trained positions.
+//! Encoding of samples as tokens with their trained positions.
 
 use super::jsonl::Problems;
 use super::sample::{Body, Sample};
@@ -11,23 +11,23 @@ use rayon::prelude::*;
 use std::ops::Range;
 use std::path::Path;
 
-/// Which tokens of conversations and completions are trained.
+/// The trained tokens of conversations and completions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum LossOn {
-    /// What the assistant says, each turn with its end token.
+    /// The turns of the assistant, each with its end token.
     #[default]
     Assistant,
-    /// Everything.
+    /// All tokens.
     All,
 }
 
-/// How samples become examples.
+/// Options for encoding samples as examples.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EncodeOptions {
     pub loss_on: LossOn,
-    /// Longest example, in tokens.
+    /// The largest length of an example in tokens.
     pub max_length: usize,
-    /// Share of samples that may be left out for having no trained token, 0 to 1.
+    /// The largest share of samples without a trained token, 0 to 1.
     pub max_untrained: f64,
     /// Accept templates and vocabularies that end no turn.
     pub allow_untrained_eos: bool,
@@ -44,19 +44,34 @@ impl Default for EncodeOptions {
     }
 }
 
-/// A sample in tokens.
+/// An encoded sample.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Encoded {
     pub example: Example,
     /// Tokens were cut off.
     pub truncated: bool,
-    /// The prompt has other tokens than it would have in one text with the completion.
+    /// Tokenising prompt and completion as one text would give the prompt other tokens.
     pub joined: bool,
 }
 
-type Said<T> = std::result::Result<T, String>;
+/// A result whose error is a sentence.
+type Explained<T> = std::result::Result<T, String>;
 
 /// Encodes samples for one model.
+///
+/// ```
+/// use mixlora::data::{Body, EncodeOptions, Encoder, Sample};
+/// use mixlora::text::{Tokenizer, Vocab};
+/// let tokens: Vec<String> = ["a", "b", "<end>"].map(String::from).to_vec();
+/// let (merges, types, eos) = (Some(Vec::new()), vec![1, 1, 3], Some(2));
+/// let vocab = Vocab { model: "gpt2".into(), pre: "gpt-2".into(), tokens, merges, types, eos, ..Vocab::default() };
+/// let encoder = Encoder::new(&Tokenizer::from_vocab(vocab)?, None, EncodeOptions::default())?;
+/// let sample = Sample::new(1, None, Body::Completion { prompt: "a".into(), completion: "b".into() });
+/// let example = encoder.sample("data.jsonl".as_ref(), &sample)?.example;
+/// assert_eq!(example.ids, [0, 1, 2]);
+/// assert_eq!(example.trained, [false, true, true]);
+/// # Ok::<(), mixlora::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Encoder {
     tokenizer: Tokenizer,
@@ -66,10 +81,10 @@ pub struct Encoder {
 }
 
 impl Encoder {
-    /// An encoder; only conversations need a template.
+    /// Makes an encoder; only conversations need a template.
     ///
     /// # Errors
-    /// The length leaves no room for a trained token.
+    /// `max_length` is less than 2, so that no token could be trained.
     pub fn new(
         tokenizer: &Tokenizer,
         template: Option<&ChatTemplate>,
@@ -85,10 +100,10 @@ impl Encoder {
         Ok(Encoder { tokenizer: tokenizer.clone(), template: template.cloned(), options, ends })
     }
 
-    /// Encodes one sample; one without content gives an example without tokens.
+    /// Encodes one sample; a sample without content becomes an example without tokens.
     ///
     /// # Errors
-    /// The template fails, or its assistant turns cannot be told apart or have no end token.
+    /// The template fails, or its assistant turns cannot be located or have no end token.
     pub fn sample(&self, path: &Path, sample: &Sample) -> Result<Encoded> {
         self.encode(sample).map_err(|what| {
             let problems = vec![Problem { line: sample.line, column: 0, what }];
@@ -99,16 +114,16 @@ impl Encoder {
     /// Encodes the samples of a file.
     ///
     /// # Errors
-    /// All samples that cannot be encoded are listed, up to a limit. It is also an error when too many samples have
-    /// no trained token, or none is left.
+    /// Samples cannot be encoded (all are listed, up to a limit), too many samples have no trained token, or no example
+    /// is left.
     pub fn dataset(&self, path: &Path, samples: &[Sample]) -> Result<Dataset> {
         self.dataset_watched(path, samples, &|| ())
     }
 
-    /// The same; `step` is called after each sample, by several threads.
+    /// Like [`dataset`](Encoder::dataset); `step` is called after each sample, by several threads.
     ///
     /// # Errors
-    /// Those of [`Encoder::dataset`].
+    /// The same as for [`dataset`](Encoder::dataset).
     pub fn dataset_watched(
         &self,
         path: &Path,
@@ -120,7 +135,7 @@ impl Encoder {
             step();
             encoded
         };
-        let done: Vec<Said<Encoded>> = samples.par_iter().map(watched).collect();
+        let done: Vec<Explained<Encoded>> = samples.par_iter().map(watched).collect();
         let mut data = Dataset::default();
         data.counts.samples = samples.len();
         let mut problems = Problems::default();
@@ -128,30 +143,30 @@ impl Encoder {
         for (sample, encoded) in samples.iter().zip(done) {
             match encoded {
                 Err(what) => problems.add(sample.line, 0, what),
-                Ok(e) if e.example.ids.is_empty() => data.counts.empty += 1,
-                Ok(e) if e.example.trained_tokens() == 0 => {
+                Ok(encoded) if encoded.example.ids.is_empty() => data.counts.empty += 1,
+                Ok(encoded) if encoded.example.trained_tokens() == 0 => {
                     data.counts.untrained += 1;
                     first_untrained.get_or_insert(sample.line);
                 }
-                Ok(e) => {
-                    data.counts.truncated += usize::from(e.truncated);
-                    if e.joined {
+                Ok(encoded) => {
+                    data.counts.truncated += usize::from(encoded.truncated);
+                    if encoded.joined {
                         data.counts.joined += 1;
                         data.counts.first_joined.get_or_insert(sample.line);
                     }
-                    data.examples.push(e.example.with_task(sample.task.as_deref()));
+                    data.examples.push(encoded.example.with_task(sample.task.as_deref()));
                     data.tasks.push(sample.task.clone());
                     data.lines.push(sample.line);
                 }
             }
         }
-        let Counts { samples: n, untrained, empty, .. } = data.counts;
+        let Counts { samples: total, untrained, empty, .. } = data.counts;
         if let Some(line) =
-            first_untrained.filter(|_| untrained as f64 > self.options.max_untrained * n as f64)
+            first_untrained.filter(|_| untrained as f64 > self.options.max_untrained * total as f64)
         {
             let share = self.options.max_untrained * 100.0;
             let what = format!(
-                "{untrained} of {n} samples have no trained token, the first is here; {share} % are allowed"
+                "{untrained} of {total} samples have no trained token, the first is here; {share} % are allowed"
             );
             problems.add(line, 0, what);
         } else if data.examples.is_empty() {
@@ -164,7 +179,7 @@ impl Encoder {
         problems.result(path, data)
     }
 
-    fn encode(&self, sample: &Sample) -> Said<Encoded> {
+    fn encode(&self, sample: &Sample) -> Explained<Encoded> {
         let mut joined = false;
         let tokens = match &sample.body {
             Body::Messages(messages) => self.conversation(messages, &sample.untrained)?,
@@ -181,9 +196,9 @@ impl Encoder {
             Body::Text(text) => self.plain(&self.pieces(text)?, 0)?,
         };
         let (mut example, truncated) = self.fit(tokens);
-        // Text has no prompt: its routers look at all of it.
+        // Text has no prompt: its routers see all of it.
         let whole = matches!(sample.body, Body::Text(_)) || self.options.loss_on == LossOn::All;
-        let before = example.trained.iter().position(|t| *t).unwrap_or(example.ids.len());
+        let before = example.trained.iter().position(|trained| *trained).unwrap_or(example.ids.len());
         example.prompt = if whole { example.ids.len() } else { before };
         if let Some(first) = example.trained.first_mut() {
             *first = false;
@@ -191,18 +206,19 @@ impl Encoder {
         Ok(Encoded { example, truncated, joined })
     }
 
-    fn pieces(&self, text: &str) -> Said<Vec<Piece>> {
-        self.tokenizer.encode_pieces(text, true).map_err(|e| e.to_string())
+    fn pieces(&self, text: &str) -> Explained<Vec<Piece>> {
+        self.tokenizer.encode_pieces(text, true).map_err(|error| error.to_string())
     }
 
-    /// The pieces of a prompt with its completion, which begin with those of the prompt alone: so it is asked later.
-    /// True where one text of both would be cut otherwise, as behind a prompt that ends in a space.
-    fn completion(&self, prompt: &str, completion: &str) -> Said<(Vec<Piece>, bool)> {
+    /// The pieces of a prompt and its completion, which begin with those of the prompt alone, as at inference. The flag
+    /// says that one text of both has other tokens, as after a prompt that ends in a space.
+    fn completion(&self, prompt: &str, completion: &str) -> Explained<(Vec<Piece>, bool)> {
         let one = self.pieces(&format!("{prompt}{completion}"))?;
         let mut pieces = self.pieces(prompt)?;
-        let n = pieces.len();
-        let begins = one.len() >= n && one.iter().zip(&pieces).all(|(whole, part)| whole.id == part.id);
-        if begins && one[n..].iter().all(|piece| piece.source.start >= prompt.len()) {
+        let prompt_len = pieces.len();
+        let begins =
+            one.len() >= prompt_len && one.iter().zip(&pieces).all(|(whole, part)| whole.id == part.id);
+        if begins && one[prompt_len..].iter().all(|piece| piece.source.start >= prompt.len()) {
             return Ok((one, false));
         }
         for piece in self.continued(completion)? {
@@ -212,16 +228,16 @@ impl Encoder {
         Ok((pieces, true))
     }
 
-    /// Tokens of a text in the middle of another one: without the space that some vocabularies put before a text.
-    fn continued(&self, text: &str) -> Said<Vec<Piece>> {
+    /// The pieces of a text that continues another one: without the space that some vocabularies put before a text.
+    fn continued(&self, text: &str) -> Explained<Vec<Piece>> {
         for before in ["\n", "."] {
             let pieces = self.pieces(&format!("{before}{text}"))?;
             let first =
                 pieces.iter().position(|piece| piece.source.end > before.len()).unwrap_or(pieces.len());
             if pieces[first..].iter().all(|piece| piece.source.start >= before.len()) {
-                let shifted = |p: &Piece| Piece {
-                    id: p.id,
-                    source: p.source.start - before.len()..p.source.end - before.len(),
+                let shifted = |piece: &Piece| Piece {
+                    id: piece.id,
+                    source: piece.source.start - before.len()..piece.source.end - before.len(),
                 };
                 return Ok(pieces[first..].iter().map(shifted).collect());
             }
@@ -229,18 +245,18 @@ impl Encoder {
         self.pieces(text)
     }
 
-    /// Plain text, trained from a byte on, with the end token behind it.
-    fn plain(&self, pieces: &[Piece], start: usize) -> Said<Example> {
+    /// Plain text that is trained from a byte on, followed by the end token.
+    fn plain(&self, pieces: &[Piece], start: usize) -> Explained<Example> {
         let mut example = Example::default();
         if let Some(bos) = self.tokenizer.bos().filter(|_| self.tokenizer.add_bos())
-            && pieces.first().is_none_or(|p| p.id != bos)
+            && pieces.first().is_none_or(|piece| piece.id != bos)
         {
             example.ids.push(bos);
             example.trained.push(false);
         }
-        for p in pieces {
-            example.ids.push(p.id);
-            example.trained.push(p.source.end > start && p.source.end > p.source.start);
+        for piece in pieces {
+            example.ids.push(piece.id);
+            example.trained.push(piece.source.end > start && piece.source.end > piece.source.start);
         }
         match self.tokenizer.eos() {
             Some(eos) if example.ids.last() != Some(&eos) => {
@@ -254,17 +270,18 @@ impl Encoder {
         Ok(example)
     }
 
-    /// A conversation, of which some turns are not trained.
-    fn conversation(&self, messages: &[Message], untrained: &[usize]) -> Said<Example> {
+    /// A conversation; the turns listed in `untrained` are not trained.
+    fn conversation(&self, messages: &[Message], untrained: &[usize]) -> Explained<Example> {
         let template =
             self.template.as_ref().ok_or("the model has no chat template; name one, for example chatml")?;
         let all = self.options.loss_on == LossOn::All;
-        let fail = |e: Error| e.to_string();
+        let explain = |error: Error| error.to_string();
         let (text, generated) = if template.marks_generation() && !all {
-            let marked = template.render_marked(messages, self.tokenizer.special_tokens()).map_err(fail)?;
+            let marked =
+                template.render_marked(messages, self.tokenizer.special_tokens()).map_err(explain)?;
             (marked.text, Some(marked.generated))
         } else {
-            (self.tokenizer.render(template, messages, false).map_err(fail)?, None)
+            (self.tokenizer.render(template, messages, false).map_err(explain)?, None)
         };
         let pieces = self.pieces(&text)?;
         let mut trained = vec![all; pieces.len()];
@@ -274,17 +291,19 @@ impl Encoder {
             let ends = &self.ends;
             let turns =
                 Turns { tokenizer: &self.tokenizer, template, messages, text: &text, pieces: &pieces, ends };
-            // Of all tokens, those of the turns that the sample leaves out are not trained; else those of the others.
-            for (i, range) in turns.find()?.into_iter().filter(|(i, _)| untrained.contains(i) == all) {
-                let turn = self.tokens_of_turn(i, range, &pieces)?;
+            // With `all`, the turns that the sample excludes are cleared; otherwise the other turns are set.
+            for (index, range) in
+                turns.find()?.into_iter().filter(|(index, _)| untrained.contains(index) == all)
+            {
+                let turn = self.tokens_of_turn(index, range, &pieces)?;
                 trained[turn].fill(!all);
             }
         }
-        let ids = pieces.iter().map(|p| p.id).collect();
+        let ids = pieces.iter().map(|piece| piece.id).collect();
         Ok(Example { ids, trained, ..Example::default() })
     }
 
-    /// Trains the parts that the template itself marks, which may be several to a turn.
+    /// Trains the ranges that the template marks; a turn may have several.
     fn train_generated(
         &self,
         messages: &[Message],
@@ -292,9 +311,9 @@ impl Encoder {
         untrained: &[usize],
         pieces: &[Piece],
         trained: &mut [bool],
-    ) -> Said<()> {
+    ) -> Explained<()> {
         let turns: Vec<usize> =
-            (0..messages.len()).filter(|&i| messages[i].role == Role::Assistant).collect();
+            (0..messages.len()).filter(|&index| messages[index].role == Role::Assistant).collect();
         if generated.is_empty() && !turns.is_empty() {
             return Err(format!("the template marks 0 generated parts for {} assistant turns", turns.len()));
         }
@@ -317,7 +336,7 @@ impl Encoder {
         let mut ended = false;
         for part in parts {
             let tokens = overlapping(pieces, &part);
-            ended |= pieces[tokens.clone()].iter().any(|p| self.ends.contains(&p.id));
+            ended |= pieces[tokens.clone()].iter().any(|piece| self.ends.contains(&piece.id));
             trained[tokens].fill(true);
         }
         if ended || self.options.allow_untrained_eos {
@@ -336,9 +355,9 @@ impl Encoder {
     }
 
     /// The tokens of a turn up to its last end token; what the template puts behind that is not the model's to say.
-    fn tokens_of_turn(&self, i: usize, range: Range<usize>, pieces: &[Piece]) -> Said<Range<usize>> {
+    fn tokens_of_turn(&self, i: usize, range: Range<usize>, pieces: &[Piece]) -> Explained<Range<usize>> {
         let turn = overlapping(pieces, &range);
-        let end = pieces[turn.clone()].iter().rposition(|p| self.ends.contains(&p.id));
+        let end = pieces[turn.clone()].iter().rposition(|piece| self.ends.contains(&piece.id));
         let stop = match end {
             Some(end) => turn.start + end + 1,
             None if self.options.allow_untrained_eos => turn.end,
@@ -353,13 +372,17 @@ impl Encoder {
         Ok(turn.start..stop)
     }
 
-    /// Cuts an example to the longest length: first what follows the last trained token, then from the start, so
-    /// that the end of the answer stays. A start token stays first.
+    /// Cuts an example to the largest length: first after the last trained token, then at the start, so that the end of
+    /// the answer is kept. A start token stays first.
     fn fit(&self, mut example: Example) -> (Example, bool) {
         let max = self.options.max_length;
         let truncated = example.ids.len() > max;
         if truncated {
-            let end = example.trained.iter().rposition(|t| *t).map_or(example.ids.len(), |i| i + 1);
+            let end = example
+                .trained
+                .iter()
+                .rposition(|trained| *trained)
+                .map_or(example.ids.len(), |last| last + 1);
             let end = end.max(max);
             example.ids.truncate(end);
             example.trained.truncate(end);
@@ -372,18 +395,20 @@ impl Encoder {
     }
 }
 
-/// The tokens that share a byte with a part of the text.
+/// The tokens that share a byte with a range of the text.
 fn overlapping(pieces: &[Piece], part: &Range<usize>) -> Range<usize> {
-    let inside = |p: &Piece| p.source.end > part.start && p.source.start < part.end && !p.source.is_empty();
-    // Tokens stand in the order of the text.
-    let from = pieces.partition_point(|p| p.source.end <= part.start);
-    let to = pieces.partition_point(|p| p.source.start < part.end).max(from);
+    let inside = |piece: &Piece| {
+        piece.source.end > part.start && piece.source.start < part.end && !piece.source.is_empty()
+    };
+    // Tokens are in the order of the text.
+    let from = pieces.partition_point(|piece| piece.source.end <= part.start);
+    let to = pieces.partition_point(|piece| piece.source.start < part.end).max(from);
     let first = pieces[from..to].iter().position(inside).map_or(to, |at| from + at);
     let stop = pieces[first..to].iter().rposition(inside).map_or(first, |at| first + at + 1);
     first..stop
 }
 
-/// Parts that touch become one.
+/// Joins adjacent ranges.
 fn joined(parts: Vec<Range<usize>>) -> Vec<Range<usize>> {
     let mut out: Vec<Range<usize>> = Vec::with_capacity(parts.len());
     for part in parts {

@@ -1,32 +1,46 @@
-//! The files of a data set, and files that are not what their name says.
+//! The files of a data set, and files whose content is not what their name says.
 
 use super::survey::some_of;
+use crate::io::cannot_read;
 use crate::{Error, Result};
 use serde::de::IgnoredAny;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-/// Names of a split, the first that is there is read.
+/// Names of the files of each split; the first existing one is read.
 const TRAIN: [&str; 2] = ["train.jsonl", "training.jsonl"];
 const VALID: [&str; 5] = ["valid.jsonl", "validation.jsonl", "val.jsonl", "dev.jsonl", "eval.jsonl"];
 const TEST: [&str; 2] = ["test.jsonl", "testing.jsonl"];
-/// Endings of files that may hold samples.
+/// Endings of files that may contain samples.
 const ENDINGS: [&str; 13] =
     ["jsonl", "json", "ndjson", "csv", "tsv", "txt", "parquet", "arrow", "gz", "zst", "bz2", "xz", "zip"];
 
-/// The files of a data set, each if it is there.
+/// The files of a data set, as far as they exist.
+///
+/// ```
+/// use mixlora::data::{DataFiles, read_samples};
+/// let folder = tempfile::tempdir()?;
+/// std::fs::write(folder.path().join("train.jsonl"), r#"{"prompt": "2 + 2 =", "completion": " 4"}"#)?;
+/// let files = DataFiles::find(folder.path())?;
+/// let samples = read_samples(files.train.as_deref().unwrap())?;
+/// assert_eq!(samples[0].body.kind(), "prompt and completion");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct DataFiles {
     pub train: Option<PathBuf>,
     pub valid: Option<PathBuf>,
     pub test: Option<PathBuf>,
-    /// Files beside them whose names are near: somebody may think that they are read.
+    /// Files with similar names that are not read.
     pub unread: Vec<PathBuf>,
 }
 
 impl DataFiles {
-    /// A folder with `train.jsonl`, `valid.jsonl` (or validation, val, dev, eval), `test.jsonl`, of which one at least
-    /// is there; or one file, which then is the training data.
+    /// Finds the files of a folder: `train.jsonl`, `valid.jsonl` (or validation, val, dev, eval) and `test.jsonl`. A path
+    /// of a file names the training data.
+    ///
+    /// # Errors
+    /// The path does not exist, or the folder has none of these files.
     pub fn find(path: &Path) -> Result<Self> {
         if path.is_file() {
             return Ok(DataFiles { train: Some(path.into()), ..Self::default() });
@@ -34,9 +48,14 @@ impl DataFiles {
         if !path.is_dir() {
             return Err(Error::file(path, "there is no such file or folder"));
         }
-        let first = |names: &[&str]| names.iter().map(|name| path.join(name)).find(|file| file.is_file());
-        let mut found =
-            DataFiles { train: first(&TRAIN), valid: first(&VALID), test: first(&TEST), unread: Vec::new() };
+        let first_existing =
+            |names: &[&str]| names.iter().map(|name| path.join(name)).find(|file| file.is_file());
+        let mut found = DataFiles {
+            train: first_existing(&TRAIN),
+            valid: first_existing(&VALID),
+            test: first_existing(&TEST),
+            unread: Vec::new(),
+        };
         found.unread = near(path)?.into_iter().filter(|file| found.all().all(|read| read != file)).collect();
         if found.all().next().is_none() {
             let there = found.note().map_or_else(String::new, |note| format!("; {note}"));
@@ -45,12 +64,12 @@ impl DataFiles {
         Ok(found)
     }
 
-    /// Those that are there, in this order: train, valid, test.
+    /// The existing files in the order train, valid, test.
     pub fn all(&self) -> impl Iterator<Item = &Path> {
         [&self.train, &self.valid, &self.test].into_iter().flatten().map(PathBuf::as_path)
     }
 
-    /// Names the files that are not read, if there are any.
+    /// A sentence that names the files that are not read, if there are any.
     pub fn note(&self) -> Option<String> {
         let names =
             self.unread.iter().filter_map(|file| file.file_name()).map(|name| name.to_string_lossy().into());
@@ -63,11 +82,11 @@ impl DataFiles {
     }
 }
 
-/// Files of a folder that look like a split: by their ending `.jsonl`, or by the first word of their name.
+/// The files of a folder that look like a split, by the ending `.jsonl` or the first word of their name.
 fn near(folder: &Path) -> Result<Vec<PathBuf>> {
-    let fail = |e: std::io::Error| Error::file(folder, format!("cannot be read: {e}"));
+    let failure = cannot_read(folder);
     let splits = [&TRAIN[..], &VALID, &TEST].concat();
-    let looks = |name: &str| {
+    let looks_like_split = |name: &str| {
         let name = name.to_ascii_lowercase();
         let ending = name.rsplit_once('.').map_or("", |(_, ending)| ending);
         let word = name.split(|c: char| !c.is_ascii_alphabetic()).next().unwrap_or("");
@@ -75,9 +94,9 @@ fn near(folder: &Path) -> Result<Vec<PathBuf>> {
         matches!(ending, "jsonl" | "ndjson") || (split && ENDINGS.contains(&ending))
     };
     let mut found = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(fail)? {
-        let path = entry.map_err(fail)?.path();
-        let named = path.file_name().is_some_and(|name| looks(&name.to_string_lossy()));
+    for entry in std::fs::read_dir(folder).map_err(&failure)? {
+        let path = entry.map_err(&failure)?.path();
+        let named = path.file_name().is_some_and(|name| looks_like_split(&name.to_string_lossy()));
         if named && path.is_file() {
             found.push(path);
         }
@@ -86,7 +105,7 @@ fn near(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// First bytes of files that are no text in UTF-8, or no data at all, with what they are.
+/// First bytes of files that are not UTF-8 text or not data, with the kind of file.
 const KINDS: &[(&[u8], &str)] = &[
     (b"\xff\xfe\0\0", "text in UTF-32"),
     (b"\0\0\xfe\xff", "text in UTF-32"),
@@ -113,7 +132,7 @@ const KINDS: &[(&[u8], &str)] = &[
     (b"<html", "a web page"),
 ];
 
-/// What a file is instead of JSON lines, told from its first bytes, and what to do.
+/// Recognises other kinds of files by their first bytes; returns the kind and the remedy.
 pub(super) fn other_kind(head: &[u8]) -> Option<String> {
     let starts =
         |magic: &[u8]| head.get(..magic.len()).is_some_and(|start| start.eq_ignore_ascii_case(magic));
@@ -132,7 +151,7 @@ pub(super) fn other_kind(head: &[u8]) -> Option<String> {
     Some(format!("is {kind}, not JSONL in UTF-8; {cure}"))
 }
 
-/// What a file is, if it is JSON in another layout or no JSON; told from its first line. The reader stays where it is.
+/// Recognises JSON in another layout, or no JSON at all, by the first line. The position of the reader is kept.
 pub(super) fn not_lines(reader: &mut (impl Read + Seek), line: &[u8]) -> Option<String> {
     let cure = "write one object a line, for example with `jq -c";
     let start = line.trim_ascii_start();
@@ -147,7 +166,7 @@ pub(super) fn not_lines(reader: &mut (impl Read + Seek), line: &[u8]) -> Option<
     if !cut || !line.ends_with(b"\n") {
         return None;
     }
-    // One value that goes on over several lines.
+    // One value spans several lines.
     let mut bytes = Vec::new();
     let place = reader.stream_position().ok()?;
     reader.rewind().ok()?;

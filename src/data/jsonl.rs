@@ -1,16 +1,17 @@
-//! Samples from JSONL files: one object a line, with `messages`, `prompt` and `completion`, or `text`.
+//! Samples in JSONL files: one object per line, with `messages`, with `prompt` and `completion`, or with `text`.
 
 use super::files::{not_lines, other_kind};
 use super::sample::{Sample, parse};
 use crate::error::Problem;
+use crate::io::cannot_read;
 use crate::{Error, Result};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek};
 use std::path::Path;
 
-/// Longest line that is read, in bytes.
+/// The largest line in bytes.
 pub const MAX_LINE: u64 = 64 << 20;
-/// Problems of one file that are listed; the rest is counted.
+/// The largest number of listed problems of a file; further ones are counted.
 pub const MAX_PROBLEMS: usize = 20;
 
 /// Collects problems up to the limit.
@@ -40,31 +41,40 @@ impl Problems {
 /// Reads the samples of a file.
 ///
 /// # Errors
-/// All places that cannot be used are listed at once, up to [`MAX_PROBLEMS`]. A file without samples is an error.
+/// The file cannot be read, has no sample, or has malformed lines, all of which are listed up to [`MAX_PROBLEMS`].
 pub fn read_samples(path: &Path) -> Result<Vec<Sample>> {
-    let file = File::open(path).map_err(|e| Error::file(path, format!("cannot be read: {e}")))?;
+    let file = File::open(path).map_err(cannot_read(path))?;
     read_samples_from(path, BufReader::new(file))
 }
 
-/// The same from an open file, or from memory; `path` is for messages.
+/// Reads samples from an open file or from memory; messages use `path`.
 ///
 /// # Errors
-/// Those of [`read_samples`].
+/// The same as for [`read_samples`].
+///
+/// ```
+/// use mixlora::data::{Body, read_samples_from};
+/// let lines = "{\"text\": \"one\"}\n{\"text\": \"two\", \"task\": \"count\"}\n";
+/// let samples = read_samples_from("memory".as_ref(), std::io::Cursor::new(lines))?;
+/// assert_eq!(samples[1].body, Body::Text("two".into()));
+/// assert_eq!(samples[1].task.as_deref(), Some("count"));
+/// # Ok::<(), mixlora::Error>(())
+/// ```
 pub fn read_samples_from(path: &Path, mut reader: impl BufRead + Seek) -> Result<Vec<Sample>> {
-    let fail = |e: std::io::Error| Error::file(path, format!("cannot be read: {e}"));
+    let failure = cannot_read(path);
     let mut problems = Problems::default();
     let mut samples = Vec::new();
     let mut bytes = Vec::new();
     let mut number = 0;
     let mut first = true;
-    if let Some(what) = other_kind(reader.fill_buf().map_err(fail)?) {
+    if let Some(what) = other_kind(reader.fill_buf().map_err(&failure)?) {
         problems.add(0, 0, what);
         return problems.result(path, samples);
     }
     loop {
         bytes.clear();
         number += 1;
-        let read = (&mut reader).take(MAX_LINE + 1).read_until(b'\n', &mut bytes).map_err(fail)?;
+        let read = (&mut reader).take(MAX_LINE + 1).read_until(b'\n', &mut bytes).map_err(&failure)?;
         if read == 0 {
             break;
         }

@@ -1,9 +1,9 @@
-//! Keys of other tools' samples: those that are obeyed, and those that would change what a sample means and are
-//! refused, because a model must not learn something else than was written.
+//! Keys of other tools' samples. Some are obeyed; those that would change the meaning of a sample are refused, because a
+//! model must not learn something else than the sample says.
 
 use serde_json::Value;
 
-/// Keys that other tools read, with what is said of them here.
+/// Refused keys with the message for each.
 const REFUSED: &[(&[&str], &str)] = &[
     (
         &[
@@ -53,18 +53,18 @@ const REFUSED: &[(&[&str], &str)] = &[
     ),
 ];
 
-/// What stands for an image in the text of other tools.
+/// Marks of images in the texts of other tools.
 const MARKERS: [&str; 4] = ["<image>", "<|image|>", "<|image_pad|>", "<image_placeholder>"];
 
-/// The weight of a message; of a whole sample it is refused.
+/// The weight of a message; the weight of a whole sample is refused.
 const WEIGHT: &str = "weight";
 
-/// Whether a key means something to other tools.
+/// Tests whether other tools give a key a meaning.
 pub(super) fn is_known(key: &str) -> bool {
     key == WEIGHT || REFUSED.iter().any(|(keys, _)| keys.contains(&key))
 }
 
-/// Why a known key with this value is refused; none where it may be passed over.
+/// The reason for refusing a known key with this value; none if the key can be ignored.
 pub(super) fn refused(key: &str, value: &Value) -> Option<String> {
     if key == WEIGHT {
         let weighs = !matches!(flag(value), Ok(None | Some(true)));
@@ -75,7 +75,7 @@ pub(super) fn refused(key: &str, value: &Value) -> Option<String> {
     (!says_nothing(value)).then(|| why.into())
 }
 
-/// Whether a value is what exporters write where there is none.
+/// Tests whether a value is one that exporters write for an absent value.
 fn says_nothing(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,
@@ -86,33 +86,33 @@ fn says_nothing(value: &Value) -> bool {
     }
 }
 
-/// The mark of an image in a text.
+/// Finds a mark of an image in a text.
 pub(super) fn marker(text: &str) -> Option<&'static str> {
     MARKERS.into_iter().find(|mark| text.contains(mark))
 }
 
-/// What to do with a sample that has the keys of another layout.
+/// Advice for a sample with the keys of another layout.
 pub(super) fn way_out(keys: &[String]) -> &'static str {
-    let has = |key: &str| keys.iter().any(|there| there == key);
-    if has("conversations") || has("conversation") {
+    let contains = |key: &str| keys.iter().any(|present| present == key);
+    if contains("conversations") || contains("conversation") {
         "; conversations as ShareGPT writes them are 'messages' with 'role' and 'content' here"
-    } else if has("instruction") || has("output") {
+    } else if contains("instruction") || contains("output") {
         "; write 'instruction' and 'input' as 'prompt', 'output' as 'completion'"
-    } else if has("question") || has("answer") {
+    } else if contains("question") || contains("answer") {
         "; write the question as 'prompt', the answer as 'completion'"
     } else {
         ""
     }
 }
 
-/// What a message says of its training: `weight` as OpenAI and Mistral have it, and its namesakes.
+/// The training flag of a message: `weight`, as in the formats of OpenAI and Mistral, and its synonyms.
 #[derive(Default)]
 pub(super) struct Obeyed(Option<bool>);
 
 impl Obeyed {
     pub const KEYS: [&str; 5] = [WEIGHT, "train", "trainable", "training", "loss"];
 
-    /// Takes the value of one of the keys.
+    /// Sets the flag from the value of one of the keys.
     pub fn set(&mut self, value: &Value) -> Result<(), String> {
         let wanted = flag(value)?;
         match (self.0, wanted) {
@@ -129,7 +129,7 @@ impl Obeyed {
     }
 }
 
-/// Yes, no, or nothing at all.
+/// Reads a value as yes, no or absent.
 fn flag(value: &Value) -> Result<Option<bool>, String> {
     match value {
         Value::Null => Ok(None),

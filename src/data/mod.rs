@@ -1,4 +1,5 @@
-//! From text to batches.
+//! Training data: JSONL files become [`Sample`]s, samples become [`Example`]s of tokens, and a [`Sampler`] chooses the
+//! examples of each [`Batch`].
 
 mod batch;
 mod dataset;

@@ -1,4 +1,4 @@
-//! One line of a data file: what it says, and what other tools' keys ask for.
+//! Parsing of one line of a data file.
 
 use super::keys::{Obeyed, is_known, marker, refused, way_out};
 use crate::text::{Message, Role};
@@ -7,16 +7,19 @@ use serde::{Deserialize, de};
 use serde_json::Value;
 use std::fmt;
 
-/// What a sample says.
+/// The content of a sample.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Body {
+    /// A conversation.
     Messages(Vec<Message>),
+    /// A prompt with its completion.
     Completion { prompt: String, completion: String },
+    /// Plain text.
     Text(String),
 }
 
 impl Body {
-    /// The key that a file uses for it.
+    /// The name of its keys in a file.
     pub fn kind(&self) -> &'static str {
         match self {
             Body::Messages(_) => "messages",
@@ -30,29 +33,29 @@ impl Body {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Sample {
-    /// From 1.
+    /// The line number, from 1.
     pub line: usize,
     /// An optional label; statistics are kept per label.
     pub task: Option<String>,
     pub body: Body,
-    /// Assistant turns that the sample itself leaves out of training, by their place in the messages.
+    /// Indices of the assistant's messages that the sample excludes from training.
     pub untrained: Vec<usize>,
     /// Keys that are not read; those of a message begin with `messages.`.
     pub unread: Vec<String>,
 }
 
 impl Sample {
-    /// A sample all of whose turns may be trained.
+    /// A sample without excluded messages.
     pub fn new(line: usize, task: Option<String>, body: Body) -> Self {
         Sample { line, task, body, untrained: Vec::new(), unread: Vec::new() }
     }
 }
 
-/// A column (from 1), and what is wrong there.
-pub(super) type Wrong = (usize, String);
+/// A column (from 1) and a description of the problem there.
+pub(super) type Mistake = (usize, String);
 
-/// The sample of a line.
-pub(super) fn parse(number: usize, line: &[u8]) -> Result<Sample, Wrong> {
+/// Parses a line.
+pub(super) fn parse(number: usize, line: &[u8]) -> Result<Sample, Mistake> {
     let text = std::str::from_utf8(line).map_err(|error| {
         let at = error.valid_up_to() + 1;
         (at, format!("invalid UTF-8 at byte {at}"))
@@ -61,8 +64,8 @@ pub(super) fn parse(number: usize, line: &[u8]) -> Result<Sample, Wrong> {
     raw.sample(number).map_err(|what| (1, what))
 }
 
-/// The words of the parser, or a better reason where what was written is known from other programs.
-fn not_json(text: &str, error: &serde_json::Error) -> Wrong {
+/// The message of the JSON parser, or a better one for known mistakes of other programs.
+fn not_json(text: &str, error: &serde_json::Error) -> Mistake {
     let column = error.column().max(1);
     let said = error.to_string();
     let about_escapes = said.contains("hex escape") || said.contains("unicode code point");
@@ -70,7 +73,7 @@ fn not_json(text: &str, error: &serde_json::Error) -> Wrong {
         let what = format!("{escape} is half of a character (a lone surrogate), which no text can hold");
         return (column, what);
     }
-    // The parser stops at such a word, or behind its first letter or sign.
+    // The parser stops at such a word, or after its first letter or sign.
     let near = &text.as_bytes()[column.saturating_sub(2).min(text.len())..];
     let starts = |word: &str| {
         near.starts_with(word.as_bytes())
@@ -82,13 +85,13 @@ fn not_json(text: &str, error: &serde_json::Error) -> Wrong {
     if text.trim_start().starts_with("{'") || ["None", "True", "False"].into_iter().any(starts) {
         return (column, "is written as Python prints it, not as JSON; json.dumps writes JSON".into());
     }
-    // The place is told apart from the text.
+    // The message already names the column.
     let what = said.rsplit_once(" at line ").map_or(said.as_str(), |(what, _)| what);
     (column, what.to_string())
 }
 
-/// The first escape of a surrogate that is not one of a pair, with its column.
-fn lone_surrogate(text: &str) -> Option<Wrong> {
+/// Finds the first escape of an unpaired surrogate and its column.
+fn lone_surrogate(text: &str) -> Option<Mistake> {
     let unit = |at: usize| {
         let digits = text.get(at..)?.strip_prefix("\\u")?.get(..4)?;
         u16::from_str_radix(digits, 16).ok()
@@ -107,7 +110,7 @@ fn lone_surrogate(text: &str) -> Option<Wrong> {
     None
 }
 
-/// A line's object. A key that is null counts as one that is not there: exporters of tables write every column.
+/// The object of a line. A null value counts as absent, because exporters of tables write every column.
 #[derive(Default)]
 struct Raw {
     messages: Option<Turns>,
@@ -118,12 +121,12 @@ struct Raw {
     unread: Vec<String>,
 }
 
-/// The value of a key, whose errors name the key.
+/// Reads the value of a key; errors name the key.
 fn value<'de, A: MapAccess<'de>, T: Deserialize<'de>>(map: &mut A, key: &str) -> Result<T, A::Error> {
     map.next_value().map_err(|error| A::Error::custom(format!("field '{key}': {error}")))
 }
 
-/// Reads over a key that is no field; one that would change what is trained is an error.
+/// Skips an unknown key; a key that would change the training is an error.
 fn other<'de, A: MapAccess<'de>>(map: &mut A, key: &str, unread: &mut Vec<String>) -> Result<(), A::Error> {
     if is_known(key) {
         let refused = refused(key, &value(map, key)?);
@@ -136,12 +139,12 @@ fn other<'de, A: MapAccess<'de>>(map: &mut A, key: &str, unread: &mut Vec<String
 }
 
 impl<'de> Deserialize<'de> for Raw {
-    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        struct V;
-        impl<'de> Visitor<'de> for V {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct RawVisitor;
+        impl<'de> Visitor<'de> for RawVisitor {
             type Value = Raw;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("an object")
             }
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Raw, A::Error> {
                 let mut raw = Raw::default();
@@ -158,7 +161,7 @@ impl<'de> Deserialize<'de> for Raw {
                 Ok(raw)
             }
         }
-        d.deserialize_map(V)
+        deserializer.deserialize_map(RawVisitor)
     }
 }
 
@@ -168,16 +171,16 @@ impl Raw {
         let mut untrained = Vec::new();
         let body = match (self.messages, self.prompt, self.completion, self.text) {
             (Some(Turns(turns)), None, None, None) => {
-                let left_out =
+                let excluded =
                     |turn: &Turn| turn.trained == Some(false) && turn.message.role == Role::Assistant;
-                untrained.extend((0..turns.len()).filter(|&place| left_out(&turns[place])));
+                untrained.extend((0..turns.len()).filter(|&index| excluded(&turns[index])));
                 let of_turns =
                     turns.iter().flat_map(|turn| &turn.unread).map(|key| format!("messages.{key}"));
                 unread.extend(of_turns);
                 Body::Messages(check_turns(turns)?)
             }
             (None, Some(prompt), Some(completion), None) => {
-                no_marker("'prompt'", &prompt.0)?;
+                refuse_marker("'prompt'", &prompt.0)?;
                 Body::Completion { prompt: prompt.0, completion: completion.0 }
             }
             (None, None, None, Some(text)) => Body::Text(text.0),
@@ -208,46 +211,46 @@ fn check_turns(turns: Vec<Turn>) -> Result<Vec<Message>, String> {
         }
         Some(_) => {}
     }
-    for (i, turn) in turns.iter().enumerate() {
+    for (index, turn) in turns.iter().enumerate() {
         let role = turn.message.role;
-        if i > 0 && role == Role::System {
-            return Err(format!("messages[{i}] has role 'system', which only the first may have"));
+        if index > 0 && role == Role::System {
+            return Err(format!("messages[{index}] has role 'system', which only the first may have"));
         }
         if role != Role::Assistant {
-            no_marker(&format!("messages[{i}]"), &turn.message.content)?;
+            refuse_marker(&format!("messages[{index}]"), &turn.message.content)?;
             if turn.trained == Some(true) {
                 let what = "is to be trained, but only turns of the assistant are";
-                return Err(format!("messages[{i}] of role '{}' {what}", role.name()));
+                return Err(format!("messages[{index}] of role '{}' {what}", role.name()));
             }
         }
     }
     Ok(turns.into_iter().map(|turn| turn.message).collect())
 }
 
-/// Refuses text that stands around an image.
-fn no_marker(place: &str, text: &str) -> Result<(), String> {
+/// Refuses text with the mark of an image.
+fn refuse_marker(place: &str, text: &str) -> Result<(), String> {
     match marker(text) {
         Some(found) => Err(format!("{place} holds '{found}': images are not read")),
         None => Ok(()),
     }
 }
 
-/// Text that is not a number, and not a list of parts.
+/// A string; numbers and lists of parts are refused.
 struct Text(String);
 
 impl<'de> Deserialize<'de> for Text {
-    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        struct V;
-        impl<'de> Visitor<'de> for V {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct TextVisitor;
+        impl<'de> Visitor<'de> for TextVisitor {
             type Value = Text;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a string")
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("a string")
             }
-            fn visit_str<E: de::Error>(self, v: &str) -> Result<Text, E> {
-                Ok(Text(v.to_string()))
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Text, E> {
+                Ok(Text(text.to_string()))
             }
-            fn visit_string<E: de::Error>(self, v: String) -> Result<Text, E> {
-                Ok(Text(v))
+            fn visit_string<E: de::Error>(self, text: String) -> Result<Text, E> {
+                Ok(Text(text))
             }
             fn visit_seq<A: de::SeqAccess<'de>>(self, mut seq: A) -> Result<Text, A::Error> {
                 while let Some(part) = seq.next_element::<Value>()? {
@@ -260,25 +263,25 @@ impl<'de> Deserialize<'de> for Text {
                 Err(A::Error::custom("is a list of parts, a string is expected"))
             }
         }
-        d.deserialize_any(V)
+        deserializer.deserialize_any(TextVisitor)
     }
 }
 
 /// One message.
 struct Turn {
     message: Message,
-    /// What the message says of its training.
+    /// The training flag of the message.
     trained: Option<bool>,
     unread: Vec<String>,
 }
 
 impl<'de> Deserialize<'de> for Turn {
-    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        struct V;
-        impl<'de> Visitor<'de> for V {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct TurnVisitor;
+        impl<'de> Visitor<'de> for TurnVisitor {
             type Value = Turn;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object with 'role' and 'content'")
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("an object with 'role' and 'content'")
             }
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Turn, A::Error> {
                 let mut role = None;
@@ -302,30 +305,31 @@ impl<'de> Deserialize<'de> for Turn {
                 Ok(Turn { message: Message { role, content }, trained: obeyed.trained(), unread })
             }
         }
-        d.deserialize_map(V)
+        deserializer.deserialize_map(TurnVisitor)
     }
 }
 
 struct Turns(Vec<Turn>);
 
 impl<'de> Deserialize<'de> for Turns {
-    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        struct V;
-        impl<'de> Visitor<'de> for V {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct TurnsVisitor;
+        impl<'de> Visitor<'de> for TurnsVisitor {
             type Value = Turns;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a list of messages")
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("a list of messages")
             }
             fn visit_seq<A: de::SeqAccess<'de>>(self, mut seq: A) -> Result<Turns, A::Error> {
                 let mut turns = Vec::new();
-                let place = |at: usize| move |error| A::Error::custom(format!("messages[{at}]: {error}"));
-                while let Some(turn) = seq.next_element().map_err(place(turns.len()))? {
+                let in_message =
+                    |at: usize| move |error| A::Error::custom(format!("messages[{at}]: {error}"));
+                while let Some(turn) = seq.next_element().map_err(in_message(turns.len()))? {
                     turns.push(turn);
                 }
                 Ok(Turns(turns))
             }
         }
-        d.deserialize_seq(V)
+        deserializer.deserialize_seq(TurnsVisitor)
     }
 }
 
@@ -333,8 +337,8 @@ impl<'de> Deserialize<'de> for Turns {
 struct RoleName(Role);
 
 impl<'de> Deserialize<'de> for RoleName {
-    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        let name = Text::deserialize(d)?.0;
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = Text::deserialize(deserializer)?.0;
         let known = Role::ALL.into_iter().find(|role| role.name() == name);
         let hint = match name.as_str() {
             "tool" | "function" | "ipython" | "observation" => ": calls of tools are not read",

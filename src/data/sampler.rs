@@ -4,12 +4,12 @@ use crate::rng::Stream;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 
-/// Where training stands in the data. With the seed and the sizes it determines everything that follows.
+/// The position of training in the data. Together with the seed and the sizes it determines all later steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Cursor {
-    /// From 0.
+    /// The number of the epoch, from 0.
     pub epoch: u64,
-    /// Examples of this epoch that have been used.
+    /// The number of examples of this epoch that have been used.
     pub position: usize,
 }
 
@@ -17,17 +17,31 @@ pub struct Cursor {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SamplerConfig {
     pub seed: u64,
-    /// Examples that go through the model together.
+    /// The number of examples in one pass of the model.
     pub micro_batch: usize,
-    /// Micro-batches of one optimizer step.
+    /// The number of micro-batches of an optimizer step.
     pub grad_accumulation: usize,
-    /// With lengths: this many steps' examples are sorted by length before they are put together, so that less is
-    /// padded. 0: off.
+    /// The number of steps whose examples are sorted by length together to reduce padding; 0 switches this off.
     pub bucket_steps: usize,
 }
 
-/// Walks over the examples, epoch after epoch. No step reaches over an epoch's end: the last one of an epoch may be
-/// smaller, and with fewer examples than a step holds every step is.
+/// Iterates over the examples, epoch after epoch. No step crosses the end of an epoch: the last one of an epoch may be
+/// smaller, and so is every step if there are fewer examples than a step holds.
+///
+/// ```
+/// use mixlora::data::{Sampler, SamplerConfig};
+/// let config = SamplerConfig { seed: 0, micro_batch: 2, grad_accumulation: 1, bucket_steps: 0 };
+/// let mut sampler = Sampler::new(5, &[], config)?;
+/// assert_eq!(sampler.steps_per_epoch(), 3);
+/// let mut order = Vec::new();
+/// for _ in 0..3 {
+///     order.extend(sampler.next_step().concat());
+/// }
+/// order.sort();
+/// assert_eq!(order, [0, 1, 2, 3, 4]);
+/// assert_eq!(sampler.cursor().epoch, 1);
+/// # Ok::<(), mixlora::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Sampler {
     config: SamplerConfig,
@@ -66,27 +80,27 @@ impl Sampler {
     fn step_size(&self) -> usize {
         self.config.micro_batch.saturating_mul(self.config.grad_accumulation)
     }
-    /// Examples of a full step: fewer than asked for when there are not that many.
+    /// The number of examples of a full step, at most all of them.
     pub fn effective_batch(&self) -> usize {
         self.step_size().min(self.len)
     }
-    /// Optimizer steps of one epoch.
+    /// The number of optimizer steps of one epoch.
     pub fn steps_per_epoch(&self) -> usize {
         self.len.div_ceil(self.step_size())
     }
-    /// Where the next step starts.
+    /// The position of the next step.
     pub fn cursor(&self) -> Cursor {
         self.cursor
     }
-    /// How often every example has been used, with the part of the epoch that is under way.
+    /// The number of epochs so far, including the fraction of the current one.
     pub fn epochs(&self) -> f64 {
         self.cursor.epoch as f64 + self.cursor.position as f64 / self.len as f64
     }
 
-    /// Goes on from a stored place.
+    /// Continues from a stored position.
     ///
     /// # Errors
-    /// The place is not the start of a step.
+    /// The position is not the start of a step.
     pub fn restore(&mut self, cursor: Cursor) -> Result<()> {
         if cursor.position >= self.len || !cursor.position.is_multiple_of(self.step_size()) {
             let what = format!(
@@ -154,12 +168,12 @@ mod tests {
 
     #[test]
     fn every_epoch_is_a_permutation_and_another_one() {
-        let mut s = Sampler::new(11, &[], config(2, 2, 0)).unwrap();
-        assert_eq!((s.steps_per_epoch(), s.effective_batch()), (3, 4));
+        let mut sampler = Sampler::new(11, &[], config(2, 2, 0)).unwrap();
+        assert_eq!((sampler.steps_per_epoch(), sampler.effective_batch()), (3, 4));
         let mut epochs = Vec::new();
         for epoch in 0..3 {
-            assert_eq!(s.cursor(), Cursor { epoch, position: 0 });
-            let steps: Vec<Vec<Vec<usize>>> = (0..3).map(|_| s.next_step()).collect();
+            assert_eq!(sampler.cursor(), Cursor { epoch, position: 0 });
+            let steps: Vec<Vec<Vec<usize>>> = (0..3).map(|_| sampler.next_step()).collect();
             assert_eq!(steps.iter().map(Vec::len).collect::<Vec<_>>(), [2, 2, 2]);
             assert_eq!(steps[2][1].len(), 1);
             epochs.push(steps.concat().concat());
@@ -191,8 +205,8 @@ mod tests {
     #[test]
     fn buckets_hold_like_lengths_and_lose_nothing() {
         let lengths: Vec<usize> = (0..40).map(|i| i * 17 % 40).collect();
-        let mut s = Sampler::new(40, &lengths, config(4, 1, 10)).unwrap();
-        let steps: Vec<Vec<usize>> = (0..10).map(|_| s.next_step().concat()).collect();
+        let mut sampler = Sampler::new(40, &lengths, config(4, 1, 10)).unwrap();
+        let steps: Vec<Vec<usize>> = (0..10).map(|_| sampler.next_step().concat()).collect();
         for step in &steps {
             let l: Vec<usize> = step.iter().map(|&i| lengths[i]).collect();
             assert!(l.iter().max().unwrap() - l.iter().min().unwrap() <= 3, "{l:?}");
@@ -202,13 +216,12 @@ mod tests {
         assert_eq!(all, (0..40).collect::<Vec<_>>());
     }
 
-    // e.4 row 29.
     #[test]
     fn fewer_examples_than_a_step_holds() {
-        let mut s = Sampler::new(3, &[], config(2, 8, 0)).unwrap();
-        assert_eq!((s.effective_batch(), s.steps_per_epoch()), (3, 1));
-        assert_eq!(s.next_step().concat().len(), 3);
-        assert_eq!(s.cursor().epoch, 1);
+        let mut sampler = Sampler::new(3, &[], config(2, 8, 0)).unwrap();
+        assert_eq!((sampler.effective_batch(), sampler.steps_per_epoch()), (3, 1));
+        assert_eq!(sampler.next_step().concat().len(), 3);
+        assert_eq!(sampler.cursor().epoch, 1);
         assert!(Sampler::new(0, &[], config(1, 1, 0)).is_err());
         assert!(Sampler::new(3, &[], config(0, 1, 0)).is_err());
     }

@@ -1,14 +1,14 @@
-//! What is odd about samples that can be read: it is often not what was meant.
+//! Oddities of valid samples that are often unintended.
 
 use super::sample::{Body, Sample};
 use crate::text::Role;
 use std::collections::{BTreeMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-/// Names that are listed; the rest is counted.
+/// The largest number of listed names; further ones are counted.
 const MOST_NAMES: usize = 10;
 
-/// A question about a sample, and what is said where the answer is yes.
+/// A test of a sample and the message about samples that pass it.
 type Odd = (fn(&Sample) -> bool, &'static str);
 
 const ODD: [Odd; 4] = [
@@ -21,39 +21,39 @@ const ODD: [Odd; 4] = [
     ),
 ];
 
-/// What is odd about the samples of a file, with a count and the first line of each kind.
+/// Sentences about oddities of the samples of a file, with the count and the first line of each kind.
 pub fn oddities(samples: &[Sample]) -> Vec<String> {
-    let mut found: Vec<String> = ODD.iter().filter_map(|(is, what)| count(samples, is, what)).collect();
+    let mut found: Vec<String> = ODD.iter().filter_map(|(test, what)| count(samples, test, what)).collect();
     let mut seen = HashSet::new();
     let again: HashSet<usize> =
-        samples.iter().filter(|sample| !seen.insert(print(sample))).map(|sample| sample.line).collect();
+        samples.iter().filter(|sample| !seen.insert(fingerprint(sample))).map(|sample| sample.line).collect();
     found.extend(count(samples, |sample| again.contains(&sample.line), "the text of an earlier sample"));
     let mut unread: BTreeMap<&str, usize> = BTreeMap::new();
     for key in samples.iter().flat_map(|sample| &sample.unread) {
         *unread.entry(key).or_default() += 1;
     }
     if !unread.is_empty() {
-        let keys = unread.iter().map(|(key, n)| format!("{key} ({n})")).collect();
+        let keys = unread.iter().map(|(key, count)| format!("{key} ({count})")).collect();
         found.push(format!("keys that are not read, with their samples: {}", some_of(keys)));
     }
     found
 }
 
-/// A list of names that is not too long to be read.
+/// Lists names, and the number of further ones if there are many.
 pub(super) fn some_of(names: Vec<String>) -> String {
     let more = names.len().saturating_sub(MOST_NAMES);
     let shown = names[..names.len() - more].join(", ");
     if more > 0 { format!("{shown} and {more} more") } else { shown }
 }
 
-/// How many samples of `others` are also in `samples`.
+/// The number of samples of `others` that are also in `samples`.
 pub fn shared(samples: &[Sample], others: &[Sample]) -> usize {
-    let known: HashSet<u64> = samples.iter().map(print).collect();
-    others.iter().filter(|sample| known.contains(&print(sample))).count()
+    let known: HashSet<u64> = samples.iter().map(fingerprint).collect();
+    others.iter().filter(|sample| known.contains(&fingerprint(sample))).count()
 }
 
-fn count(samples: &[Sample], is: impl Fn(&Sample) -> bool, what: &str) -> Option<String> {
-    let mut lines = samples.iter().filter(|sample| is(sample)).map(|sample| sample.line);
+fn count(samples: &[Sample], test: impl Fn(&Sample) -> bool, what: &str) -> Option<String> {
+    let mut lines = samples.iter().filter(|sample| test(sample)).map(|sample| sample.line);
     let first = lines.next()?;
     Some(format!(
         "{} of {} samples have {what} (the first in line {first})",
@@ -62,8 +62,8 @@ fn count(samples: &[Sample], is: impl Fn(&Sample) -> bool, what: &str) -> Option
     ))
 }
 
-/// Tells samples apart.
-fn print(sample: &Sample) -> u64 {
+/// A hash of the content of a sample.
+fn fingerprint(sample: &Sample) -> u64 {
     let mut hasher = DefaultHasher::new();
     format!("{:?}", sample.body).hash(&mut hasher);
     hasher.finish()

@@ -1,21 +1,21 @@
-//! Where the assistant's turns stand in a rendered conversation.
+//! The byte ranges of the assistant's turns in a rendered conversation.
 
 use crate::text::{ChatTemplate, ContentPlace, Message, Piece, Role, Tokenizer};
 use std::ops::Range;
 
-/// What looking for turns one by one may cost: bytes that are rendered, and for every message as many as it takes
-/// the time of.
+/// The largest number of bytes that are rendered to locate turns one by one.
 const MOST_RENDERED: usize = 32 << 20;
+/// The cost of a message in rendered bytes, besides its content.
 const BYTES_OF_MESSAGE: usize = 64;
-/// Conversations with fewer turns are rendered once for each.
+/// In conversations with fewer turns, every turn is located by rendering.
 const FEW_TURNS: usize = 3;
 
-/// Kinds of turns that are kept in mind.
+/// The largest number of remembered kinds of turns.
 const MOST_KINDS: usize = 32;
 
-type Said<T> = std::result::Result<T, String>;
+type Explained<T> = std::result::Result<T, String>;
 
-/// The places of turns that the template does not mark itself.
+/// Locates turns that the template does not mark itself.
 pub(super) struct Turns<'a> {
     pub tokenizer: &'a Tokenizer,
     pub template: &'a ChatTemplate,
@@ -25,17 +25,17 @@ pub(super) struct Turns<'a> {
     pub ends: &'a [u32],
 }
 
-/// A kind of turn, by the text around what is said in it.
+/// A kind of turn: the text around the content of a message.
 struct Kind<'a> {
-    /// From the end of what was said before to the start of the turn.
+    /// The text from the end of the previous content to the start of the turn.
     lead: &'a str,
-    /// From the end of what is said in it to the next message.
+    /// The text from the end of the content to the next message.
     after: &'a str,
-    /// Bytes of that which belong to the turn.
+    /// The number of bytes of `after` that belong to the turn.
     behind: usize,
 }
 
-/// What stands around the content of a message: where the one before ends, and where its own ends.
+/// The surroundings of a message's content: the ends of the previous content and of its own, and the text after it.
 struct Around<'a> {
     before: usize,
     end: usize,
@@ -43,35 +43,37 @@ struct Around<'a> {
 }
 
 impl<'a> Turns<'a> {
-    /// The bytes of every turn of the assistant, by the message's number.
+    /// The index and byte range of every message of the assistant.
     ///
-    /// Turns with the same text around what is said in them are alike: one of each kind is rendered by itself, so that
-    /// a long conversation takes a few renderings.
-    pub(super) fn find(&self) -> Said<Vec<(usize, Range<usize>)>> {
-        let turns =
-            || self.messages.iter().enumerate().filter(|(_, m)| m.role == Role::Assistant).map(|(i, _)| i);
+    /// Turns with the same text around their content are of one kind. One turn of each kind is rendered, so that a long
+    /// conversation takes a few renderings.
+    pub(super) fn find(&self) -> Explained<Vec<(usize, Range<usize>)>> {
+        let turns = || (0..self.messages.len()).filter(|&index| self.messages[index].role == Role::Assistant);
         let tokens = self.tokenizer.special_tokens();
         let many = turns().count() >= FEW_TURNS;
         let places = many.then(|| self.template.content_places(self.messages, tokens, self.text)).flatten();
         let mut kinds: Vec<Kind> = Vec::new();
         let mut cost = 0;
         let mut found = Vec::new();
-        for i in turns() {
-            let around = places.as_ref().and_then(|places| self.around(i, places));
+        for index in turns() {
+            let around = places.as_ref().and_then(|places| self.around(index, places));
             if let Some(around) = &around
                 && let Some(kind) = kinds.iter().find(|kind| self.is_of(kind, around))
             {
-                found.push((i, around.before + kind.lead.len()..around.end + kind.behind));
+                found.push((index, around.before + kind.lead.len()..around.end + kind.behind));
                 continue;
             }
-            cost += self.messages[..=i].iter().map(|m| m.content.len() + BYTES_OF_MESSAGE).sum::<usize>();
+            cost += self.messages[..=index]
+                .iter()
+                .map(|message| message.content.len() + BYTES_OF_MESSAGE)
+                .sum::<usize>();
             if cost > MOST_RENDERED {
                 return Err(format!(
-                    "messages[{i}]: the conversation is too long for a template that writes its turns in many ways; \
+                    "messages[{index}]: the conversation is too long for a template that writes its turns in many ways; \
                      split it"
                 ));
             }
-            let range = self.rendered(i)?;
+            let range = self.rendered(index)?;
             if let Some(Around { before, end, after }) = around
                 && (before..=end).contains(&range.start)
                 && range.end >= end
@@ -79,7 +81,7 @@ impl<'a> Turns<'a> {
             {
                 kinds.push(Kind { lead: &self.text[before..range.start], after, behind: range.end - end });
             }
-            found.push((i, range));
+            found.push((index, range));
         }
         Ok(found)
     }
@@ -88,40 +90,40 @@ impl<'a> Turns<'a> {
         kind.after == around.after && self.text[around.before..around.end].starts_with(kind.lead)
     }
 
-    fn around(&self, i: usize, places: &[ContentPlace]) -> Option<Around<'a>> {
-        let end = places[i].end;
-        let next = places.get(i + 1).map_or(Some(self.text.len()), |next| next.start)?;
-        let before = if i > 0 { places[i - 1].end } else { 0 };
+    fn around(&self, index: usize, places: &[ContentPlace]) -> Option<Around<'a>> {
+        let end = places[index].end;
+        let next = places.get(index + 1).map_or(Some(self.text.len()), |next| next.start)?;
+        let before = if index > 0 { places[index - 1].end } else { 0 };
         Some(Around { before, end, after: &self.text[end..next] })
     }
 
-    fn render(&self, messages: &[Message], prompt: bool) -> Said<String> {
-        self.tokenizer.render(self.template, messages, prompt).map_err(|e| e.to_string())
+    fn render(&self, messages: &[Message], prompt: bool) -> Explained<String> {
+        self.tokenizer.render(self.template, messages, prompt).map_err(|error| error.to_string())
     }
 
-    /// From the end of the prompt for a turn to the end of the conversation up to it.
-    fn rendered(&self, i: usize) -> Said<Range<usize>> {
-        let start = self.start(i)?;
-        let with = self.render(&self.messages[..=i], false)?;
+    /// Renders the range from the end of the prompt for a turn to the end of the conversation up to it.
+    fn rendered(&self, index: usize) -> Explained<Range<usize>> {
+        let start = self.start(index)?;
+        let with = self.render(&self.messages[..=index], false)?;
         if with.len() >= start && self.text.starts_with(&with) {
             return Ok(start..with.len());
         }
-        // Templates that write a past turn in another way, for example without its reasoning: up to its end token.
-        let first = self.pieces.partition_point(|p| p.source.start < start);
-        let end = self.pieces[first..].iter().find(|p| self.ends.contains(&p.id));
-        end.map(|p| start..p.source.end).ok_or_else(|| {
-            format!("messages[{i}]: the template changes this turn when others follow, and puts no end token there")
+        // Some templates render a past turn differently, for example without its reasoning: it ends at its end token.
+        let first = self.pieces.partition_point(|piece| piece.source.start < start);
+        let end = self.pieces[first..].iter().find(|piece| self.ends.contains(&piece.id));
+        end.map(|piece| start..piece.source.end).ok_or_else(|| {
+            format!("messages[{index}]: the template changes this turn when others follow, and puts no end token there")
         })
     }
 
-    fn start(&self, i: usize) -> Said<usize> {
-        let prompt = self.render(&self.messages[..i], true)?;
+    fn start(&self, index: usize) -> Explained<usize> {
+        let prompt = self.render(&self.messages[..index], true)?;
         if self.text.starts_with(&prompt) {
             return Ok(prompt.len());
         }
-        // Templates whose prompt opens what a finished turn does not have: up to where the two part, whatever is said.
-        let before = self.render(&self.messages[..i], false)?;
-        let mut other = self.messages[..i].to_vec();
+        // Some prompts open a block that finished turns lack: the turn starts where the two differ for any content.
+        let before = self.render(&self.messages[..index], false)?;
+        let mut other = self.messages[..index].to_vec();
         other.push(Message::new(Role::Assistant, ChatTemplate::MARK));
         let shared = shared(&prompt, &self.render(&other, false)?);
         let at = shared_bytes(self.text, &prompt);
@@ -129,17 +131,18 @@ impl<'a> Turns<'a> {
             return Ok(shared);
         }
         Err(format!(
-            "messages[{i}]: the template does not put the prompt of this turn at the start of the whole conversation \
+            "messages[{index}]: the template does not put the prompt of this turn at the start of the whole conversation \
              (they differ from byte {at} on), so that its tokens cannot be told apart"
         ))
     }
 }
 
-fn shared_bytes(a: &str, b: &str) -> usize {
-    a.bytes().zip(b.bytes()).take_while(|(a, b)| a == b).count()
+/// The number of leading bytes that two texts share.
+fn shared_bytes(one: &str, other: &str) -> usize {
+    one.bytes().zip(other.bytes()).take_while(|(a, b)| a == b).count()
 }
 
-/// Bytes of whole characters at the start of both.
-fn shared(a: &str, b: &str) -> usize {
-    a.chars().zip(b.chars()).take_while(|(a, b)| a == b).map(|(c, _)| c.len_utf8()).sum()
+/// The number of leading bytes that two texts share in whole characters.
+fn shared(one: &str, other: &str) -> usize {
+    one.chars().zip(other.chars()).take_while(|(a, b)| a == b).map(|(a, _)| a.len_utf8()).sum()
 }

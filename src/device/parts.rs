@@ -23,6 +23,8 @@ parts! {
     SLOTS = "slots";
     /// `drop_factor(index)`; needs `RANDOM` and `DROP`.
     DROPOUT = "dropout";
+    /// `tanh_of(x)` and `softcap(x, cap)`: `cap tanh(x / cap)`.
+    SOFTCAP = "softcap";
     /// `half(bits)`: an f16 as f32.
     HALF = "half";
     /// `load_w(row, col)` from f32; needs `p.w_words`.

@@ -1,24 +1,31 @@
-//! Where files are kept that can be made or fetched again.
+//! The cache folder: a place for files that can be made or fetched again.
 
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
 
-/// The given folder, else that of `MIXLORA_CACHE`, else `mixlora` in the user's cache folder.
+/// The cache folder: the given one, else `MIXLORA_CACHE`, else `mixlora` in the user's cache folder.
 ///
 /// # Errors
-/// The environment names none.
+/// No folder is given and the environment names none.
+///
+/// ```
+/// use std::path::Path;
+/// let folder = mixlora::io::cache::folder(Some(Path::new("/tmp/cache")))?;
+/// assert_eq!(folder, Path::new("/tmp/cache"));
+/// # Ok::<(), mixlora::Error>(())
+/// ```
 pub fn folder(given: Option<&Path>) -> Result<PathBuf> {
-    let var = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    let home = |below: &str| var("HOME").map(|h| h.join(below));
-    let own = if cfg!(windows) {
-        var("LOCALAPPDATA")
+    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let below_home = |path: &str| variable("HOME").map(|home| home.join(path));
+    let of_user = if cfg!(windows) {
+        variable("LOCALAPPDATA")
     } else if cfg!(target_os = "macos") {
-        home("Library/Caches")
+        below_home("Library/Caches")
     } else {
-        var("XDG_CACHE_HOME").or_else(|| home(".cache"))
+        variable("XDG_CACHE_HOME").or_else(|| below_home(".cache"))
     };
-    let found = given.map(PathBuf::from).or_else(|| var("MIXLORA_CACHE"));
-    found.or_else(|| own.map(|d| d.join("mixlora"))).ok_or_else(|| {
+    let found = given.map(PathBuf::from).or_else(|| variable("MIXLORA_CACHE"));
+    found.or_else(|| of_user.map(|folder| folder.join("mixlora"))).ok_or_else(|| {
         Error::config("cache", "there is no cache folder: set HOME, or give --cache or MIXLORA_CACHE")
     })
 }

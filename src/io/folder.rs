@@ -1,6 +1,7 @@
-//! Folders of files that are complete or not there at all: written under another name, listed with sizes and
-//! checksums in a manifest, synced, then renamed.
+//! Atomic folders: files are written under a temporary name, listed with sizes and checksums in a manifest, synced,
+//! then renamed into place.
 
+use super::cannot_read;
 use crate::atomic::sync_parent;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -9,7 +10,7 @@ use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-/// The list of a folder's files.
+/// The name of the file that lists a folder's files.
 pub const MANIFEST: &str = "MANIFEST.json";
 
 #[derive(Serialize, Deserialize)]
@@ -27,11 +28,20 @@ struct Entry {
 ///
 /// # Errors
 /// The disk is full or the place cannot be written: nothing is left behind, and an old folder is intact.
+///
+/// ```
+/// use mixlora::io::folder;
+/// let place = tempfile::tempdir()?;
+/// let dir = place.path().join("step-000001");
+/// folder::write(&dir, &[("state.json".into(), b"{}".to_vec())])?;
+/// folder::verify(&dir)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub fn write(dir: &Path, files: &[(String, Vec<u8>)]) -> Result<()> {
     let name = dir.file_name().ok_or_else(|| Error::file(dir, "is not a folder name"))?.to_string_lossy();
     let temporary = dir.with_file_name(format!("{name}.tmp"));
     let old = dir.with_file_name(format!("{name}.old"));
-    // Left over from a crash.
+    // A crash may have left these.
     put_back(dir);
     let _ = fs::remove_dir_all(&temporary);
     let _ = fs::remove_dir_all(&old);
@@ -39,7 +49,7 @@ pub fn write(dir: &Path, files: &[(String, Vec<u8>)]) -> Result<()> {
         let moved = if dir.exists() { fs::rename(dir, &old) } else { Ok(()) };
         moved
             .and_then(|()| fs::rename(&temporary, dir))
-            .map_err(|e| Error::file(dir, format!("cannot be renamed into place: {e}")))
+            .map_err(|error| Error::file(dir, format!("cannot be renamed into place: {error}")))
     });
     match done {
         Ok(()) => {
@@ -47,52 +57,53 @@ pub fn write(dir: &Path, files: &[(String, Vec<u8>)]) -> Result<()> {
             let _ = fs::remove_dir_all(&old);
             synced
         }
-        Err(e) => {
+        Err(error) => {
             let _ = fs::remove_dir_all(&temporary);
             if !dir.exists() && old.exists() {
                 let _ = fs::rename(&old, dir);
             }
-            Err(e)
+            Err(error)
         }
     }
 }
 
-/// Gives a folder back its name where a crash came between the two renames of a replacement: the new files, or else
-/// the old ones.
+/// Restores a folder if a crash came between the two renames of a replacement, with the new files or else the old
+/// ones.
 pub fn put_back(dir: &Path) {
     let Some(name) = dir.file_name().filter(|_| !dir.exists()) else { return };
     let name = name.to_string_lossy();
-    let left = [".tmp", ".old"].map(|ending| dir.with_file_name(format!("{name}{ending}")));
-    if let Some(whole) = left.iter().find(|left| verify(left).is_ok()) {
-        // What cannot be renamed is as lost as before.
+    let remains = [".tmp", ".old"].map(|ending| dir.with_file_name(format!("{name}{ending}")));
+    if let Some(whole) = remains.iter().find(|folder| verify(folder).is_ok()) {
+        // A failed rename changes nothing.
         let _ = fs::rename(whole, dir);
     }
 }
 
 fn fill(dir: &Path, files: &[(String, Vec<u8>)]) -> Result<()> {
-    fs::create_dir(dir).map_err(|e| Error::file(dir, format!("cannot be created: {e}")))?;
+    fs::create_dir(dir).map_err(|error| Error::file(dir, format!("cannot be created: {error}")))?;
     let mut manifest = Manifest { files: BTreeMap::new() };
     for (name, bytes) in files {
-        put(&dir.join(name), bytes)?;
+        write_synced(&dir.join(name), bytes)?;
         let entry = Entry { bytes: bytes.len() as u64, crc32: crc32fast::hash(bytes) };
         manifest.files.insert(name.clone(), entry);
     }
-    let text = serde_json::to_string_pretty(&manifest).map_err(|e| Error::file(dir, e.to_string()))?;
-    put(&dir.join(MANIFEST), text.as_bytes())?;
+    let text =
+        serde_json::to_string_pretty(&manifest).map_err(|error| Error::file(dir, error.to_string()))?;
+    write_synced(&dir.join(MANIFEST), text.as_bytes())?;
     sync_parent(&dir.join(MANIFEST))
 }
 
-fn put(path: &Path, bytes: &[u8]) -> Result<()> {
-    let fail = |e: std::io::Error| Error::file(path, format!("cannot be written: {e}"));
-    let mut file = File::create_new(path).map_err(fail)?;
-    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(fail)
+fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
+    let cannot_write = |error: std::io::Error| Error::file(path, format!("cannot be written: {error}"));
+    let mut file = File::create_new(path).map_err(cannot_write)?;
+    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(cannot_write)
 }
 
 /// Checks every file of a folder against its manifest.
 ///
 /// # Errors
-/// The manifest is missing, malformed or names a file of another folder, or a file differs from it: the error names
-/// the file.
+/// The manifest is missing, malformed or names a file of another folder, or a file differs from its entry: the error
+/// names the file.
 pub fn verify(dir: &Path) -> Result<()> {
     let list = dir.join(MANIFEST);
     let manifest: Manifest = super::read_json(&list)?;
@@ -114,59 +125,59 @@ pub fn verify(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Length and CRC-32 of a file.
+/// The length in bytes and the CRC-32 of a file.
 pub fn checksum(path: &Path) -> Result<(u64, u32)> {
-    let fail = |e: std::io::Error| Error::file(path, format!("cannot be read: {e}"));
-    let mut file = File::open(path).map_err(fail)?;
+    let mut file = File::open(path).map_err(cannot_read(path))?;
     let mut hash = crc32fast::Hasher::new();
     let mut bytes = 0;
     let mut block = vec![0; 1 << 16];
     loop {
-        match file.read(&mut block).map_err(fail)? {
+        match file.read(&mut block).map_err(cannot_read(path))? {
             0 => return Ok((bytes, hash.finalize())),
-            n => {
-                hash.update(&block[..n]);
-                bytes += n as u64;
+            read => {
+                hash.update(&block[..read]);
+                bytes += read as u64;
             }
         }
     }
 }
 
-/// Bytes of a file that its fingerprint looks at, in blocks of 64 KiB from all over it.
+/// The largest number of bytes of a file that enter its fingerprint.
 const SAMPLED: u64 = 8 << 20;
+/// Bytes of one sampled block.
 const BLOCK: u64 = 64 << 10;
 
-/// A short text that differs when files differ in length, or in the bytes that are looked at: all of them up to
-/// 8 MiB, else as many from all over the file. It tells files apart and is no protection against forgery.
+/// A short text that differs if the files differ in length or in a sampled byte. Files of up to 8 MiB are sampled
+/// completely, larger ones in 8 MiB of evenly spaced blocks. The fingerprint does not protect against forgery.
 pub fn fingerprint(paths: &[PathBuf]) -> Result<String> {
     let mut hash = crc32fast::Hasher::new();
     let mut total = 0u64;
     for path in paths {
-        let fail = |e: std::io::Error| Error::file(path, format!("cannot be read: {e}"));
-        let mut file = File::open(path).map_err(fail)?;
-        let bytes = file.metadata().map_err(fail)?.len();
+        let failure = cannot_read(path);
+        let mut file = File::open(path).map_err(&failure)?;
+        let bytes = file.metadata().map_err(&failure)?.len();
         total += bytes;
         hash.update(&bytes.to_le_bytes());
         let blocks = bytes.div_ceil(BLOCK).min(SAMPLED / BLOCK);
-        for i in 0..blocks {
-            // Evenly spread, the last one at the end.
-            let start = bytes.saturating_sub(BLOCK) * i / (blocks - 1).max(1);
+        for index in 0..blocks {
+            // Block starts are evenly spaced; the last block ends with the file.
+            let start = bytes.saturating_sub(BLOCK) * index / (blocks - 1).max(1);
             let mut block = Vec::new();
-            file.seek(SeekFrom::Start(start)).map_err(fail)?;
-            (&mut file).take(BLOCK).read_to_end(&mut block).map_err(fail)?;
+            file.seek(SeekFrom::Start(start)).map_err(&failure)?;
+            (&mut file).take(BLOCK).read_to_end(&mut block).map_err(&failure)?;
             hash.update(&block);
         }
     }
     Ok(format!("{total}-{:08x}", hash.finalize()))
 }
 
-/// Folders of `dir` whose names are `prefix` and a number, by that number.
+/// The folders in `dir` named `prefix` and a number, sorted by that number.
 pub fn numbered(dir: &Path, prefix: &str) -> Vec<(u64, PathBuf)> {
-    let entries = fs::read_dir(dir).into_iter().flatten().filter_map(|e| Some(e.ok()?.path()));
+    let entries = fs::read_dir(dir).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
     let mut found: Vec<(u64, PathBuf)> = entries
-        .filter_map(|p| {
-            let number = p.file_name()?.to_str()?.strip_prefix(prefix)?.parse().ok()?;
-            p.is_dir().then_some((number, p))
+        .filter_map(|path| {
+            let number = path.file_name()?.to_str()?.strip_prefix(prefix)?.parse().ok()?;
+            path.is_dir().then_some((number, path))
         })
         .collect();
     found.sort();
@@ -177,7 +188,7 @@ pub fn numbered(dir: &Path, prefix: &str) -> Vec<(u64, PathBuf)> {
 mod tests {
     use super::*;
 
-    fn files(text: &str) -> Vec<(String, Vec<u8>)> {
+    fn two_files(text: &str) -> Vec<(String, Vec<u8>)> {
         vec![("a".into(), text.into()), ("b".into(), vec![7; 100_000])]
     }
 
@@ -185,8 +196,8 @@ mod tests {
     fn a_folder_is_replaced_whole_and_damage_is_found() {
         let place = tempfile::tempdir().unwrap();
         let dir = place.path().join("step-000002");
-        write(&dir, &files("one")).unwrap();
-        write(&dir, &files("two")).unwrap();
+        write(&dir, &two_files("one")).unwrap();
+        write(&dir, &two_files("two")).unwrap();
         assert_eq!(fs::read_to_string(dir.join("a")).unwrap(), "two");
         verify(&dir).unwrap();
         assert_eq!(fs::read_dir(place.path()).unwrap().count(), 1, "nothing else is left");
@@ -205,14 +216,14 @@ mod tests {
     fn a_manifest_names_files_of_its_own_folder() {
         let place = tempfile::tempdir().unwrap();
         let dir = place.path().join("step-000004");
-        write(&dir, &files("one")).unwrap();
+        write(&dir, &two_files("one")).unwrap();
         let list = fs::read_to_string(dir.join(MANIFEST)).unwrap();
         fs::copy(dir.join("a"), place.path().join("a")).unwrap();
         // Devices and pipes have no end.
         for name in ["../a", "/dev/zero", "..", "c/a", "c:a", ""] {
             fs::write(dir.join(MANIFEST), list.replace("\"a\"", &format!("\"{name}\""))).unwrap();
-            let e = verify(&dir).unwrap_err().to_string();
-            assert!(e.contains(&format!("MANIFEST.json: names the file '{name}'")), "{e}");
+            let error = verify(&dir).unwrap_err().to_string();
+            assert!(error.contains(&format!("MANIFEST.json: names the file '{name}'")), "{error}");
         }
     }
 
@@ -220,11 +231,11 @@ mod tests {
     fn a_replacement_that_was_cut_short_is_put_back() {
         let place = tempfile::tempdir().unwrap();
         let dir = place.path().join("step-000003");
-        let [temporary, old] = ["step-000003.tmp", "step-000003.old"].map(|n| place.path().join(n));
+        let [temporary, old] = ["step-000003.tmp", "step-000003.old"].map(|name| place.path().join(name));
         for (text, left) in [("two", [&old, &temporary]), ("one", [&temporary, &old])] {
             // The first one was not written to its end, or is that of before.
-            write(left[0], &files("one")).unwrap();
-            write(left[1], &files(text)).unwrap();
+            write(left[0], &two_files("one")).unwrap();
+            write(left[1], &two_files(text)).unwrap();
             if text == "one" {
                 fs::remove_file(temporary.join(MANIFEST)).unwrap();
             }
@@ -241,7 +252,7 @@ mod tests {
     fn what_cannot_be_written_leaves_the_old_folder() {
         let place = tempfile::tempdir().unwrap();
         let dir = place.path().join("step-000001");
-        write(&dir, &files("one")).unwrap();
+        write(&dir, &two_files("one")).unwrap();
         // A name that no file can have, after the first one was written.
         let bad = vec![("a".into(), b"two".to_vec()), ("no/such/folder".into(), vec![1])];
         assert!(write(&dir, &bad).unwrap_err().to_string().contains("no/such/folder"));

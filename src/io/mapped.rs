@@ -1,44 +1,43 @@
-//! The bytes of a file, without reading all of it.
+//! Memory-mapped files.
 
+use super::cannot_read;
 use crate::{Error, Result};
 use std::fs::File;
 use std::ops::Deref;
 use std::path::Path;
 
-/// A file mapped into memory, or bytes that were given.
+/// A file mapped into memory, or bytes in memory.
 pub(super) enum Bytes {
     Mapped(memmap2::Mmap),
     Owned(Vec<u8>),
 }
 
 impl Bytes {
-    /// Maps a file that should be of this kind. Folders, empty files, Git-LFS pointers and pickle files are recognised.
+    /// Maps a file; messages call its expected format `kind`. Folders, empty files, Git-LFS pointers and pickle files
+    /// are refused.
     pub fn open(path: &Path, kind: &str) -> Result<Self> {
-        let fail = |what: String| Err(Error::file(path, what));
-        let opened = File::open(path).and_then(|f| Ok((f.metadata()?, f)));
+        let refuse = |what: String| Err(Error::file(path, what));
+        let opened = File::open(path).and_then(|file| Ok((file.metadata()?, file)));
         let (about, file) = match opened {
             Ok(pair) => pair,
-            Err(e) => return fail(format!("cannot be read: {e}")),
+            Err(error) => return Err(cannot_read(path)(error)),
         };
         if about.is_dir() {
-            return fail(format!("is a folder, not a {kind} file"));
+            return refuse(format!("is a folder, not a {kind} file"));
         }
         if about.len() == 0 {
-            return fail(format!(
+            return refuse(format!(
                 "not a {kind} file (0 bytes); an interrupted download or Git-LFS checkout?"
             ));
         }
-        // SAFETY: the map is read-only, and its bytes are plain integers, for which every bit pattern is valid. What
-        // is left is the rule that nobody shortens or rewrites a model file while it is open: this crate replaces
-        // files by renaming new ones into place, which leaves maps of the old ones intact.
+        // SAFETY: the map is read-only, and its bytes are plain integers, for which every bit pattern is valid. Model
+        // files must not be shortened or rewritten while they are open: this crate replaces files by renaming new ones
+        // into place, which leaves maps of the old ones intact.
         let map = unsafe { memmap2::Mmap::map(&file) };
         let bytes = match map {
             Ok(map) => Bytes::Mapped(map),
             // Some file systems cannot map.
-            Err(_) => match std::fs::read(path) {
-                Ok(bytes) => Bytes::Owned(bytes),
-                Err(e) => return fail(format!("cannot be read: {e}")),
-            },
+            Err(_) => Bytes::Owned(std::fs::read(path).map_err(cannot_read(path))?),
         };
         refuse_pointer(path, &bytes)?;
         if is_pickle(&bytes) {
@@ -48,7 +47,7 @@ impl Bytes {
     }
 }
 
-/// Refuses a Git-LFS pointer, which stands in a checkout where a file was not fetched.
+/// Refuses a Git-LFS pointer, the placeholder of a file that was not fetched.
 pub(super) fn refuse_pointer(path: &Path, bytes: &[u8]) -> Result<()> {
     if bytes.starts_with(b"version https://git-lfs") {
         return Err(Error::file(path, "is a Git-LFS pointer, not the file itself; run `git lfs pull`"));
@@ -56,8 +55,8 @@ pub(super) fn refuse_pointer(path: &Path, bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Whether a file begins as PyTorch's do: a zip, or a pickle of protocol 2 to 5. A safetensors file may begin with the
-/// same two bytes, which are of a length there; its header follows at byte 8.
+/// Tests whether a file begins like those of PyTorch: with a zip archive or a pickle of protocol 2 to 5. The length at
+/// the start of a safetensors file may have the same two bytes, but a header follows at byte 8.
 fn is_pickle(bytes: &[u8]) -> bool {
     let pickle = matches!(bytes, [0x80, 2..=5, ..]) && bytes.get(8) != Some(&b'{');
     pickle || bytes.starts_with(b"PK\x03\x04")
@@ -74,8 +73,8 @@ impl Deref for Bytes {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
         match self {
-            Bytes::Mapped(m) => m,
-            Bytes::Owned(v) => v,
+            Bytes::Mapped(map) => map,
+            Bytes::Owned(bytes) => bytes,
         }
     }
 }

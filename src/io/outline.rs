@@ -1,16 +1,16 @@
-//! JSON that is looked over before a parser copies it: how much there is, and whether names occur twice.
+//! Checks of JSON before a parser copies it: the size of lists and objects, and unique names.
 
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
 
-/// Entries of an object at most. Models have a few thousand tensors.
+/// The largest number of entries of an object. Models have a few thousand tensors.
 const MAX_ENTRIES: usize = 50_000;
-/// Items of a list at most. Lists in headers are shapes and pairs of offsets.
+/// The largest number of items of a list. Lists in headers are shapes and pairs of offsets.
 const MAX_ITEMS: usize = 8;
 
-/// An object whose keys are all different.
+/// An object with unique keys.
 pub(super) struct Unique<V>(pub BTreeMap<String, V>);
 
 fn entries<'de, V: Deserialize<'de>, A: MapAccess<'de>>(mut map: A) -> Result<BTreeMap<String, V>, A::Error> {
@@ -28,31 +28,31 @@ fn entries<'de, V: Deserialize<'de>, A: MapAccess<'de>>(mut map: A) -> Result<BT
 }
 
 impl<'de, V: Deserialize<'de>> Deserialize<'de> for Unique<V> {
-    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Object<V>(PhantomData<V>);
         impl<'de, V: Deserialize<'de>> Visitor<'de> for Object<V> {
             type Value = Unique<V>;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("an object")
             }
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Unique<V>, A::Error> {
                 entries(map).map(Unique)
             }
         }
-        d.deserialize_map(Object(PhantomData))
+        deserializer.deserialize_map(Object(PhantomData))
     }
 }
 
-/// Any value without its content: objects and lists are short, and names occur once.
+/// Any value, checked but not stored: objects and lists are short, and names occur once.
 pub(super) struct Outline;
 
 impl<'de> Deserialize<'de> for Outline {
-    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Any;
         impl<'de> Visitor<'de> for Any {
             type Value = Outline;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a value")
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("a value")
             }
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Outline, A::Error> {
                 entries::<Outline, A>(map).map(|_| Outline)
@@ -86,6 +86,6 @@ impl<'de> Deserialize<'de> for Outline {
                 Ok(Outline)
             }
         }
-        d.deserialize_any(Any)
+        deserializer.deserialize_any(Any)
     }
 }

@@ -237,7 +237,7 @@ macro_rules! options {
             }
         }
         impl $crate::mixture::Options for $name {
-            #[allow(unused_mut)]
+            #[allow(unused_mut, clippy::vec_init_then_push)]
             fn fields(&self) -> Vec<$crate::mixture::Field> {
                 let mut all = Vec::new();
                 $($(all.extend($crate::mixture::Options::fields(&self.$group));)*)?

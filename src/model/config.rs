@@ -1,39 +1,106 @@
-//! The configuration of a decoder, with the names of Hugging Face's `config.json`.
+//! The description of a decoder: what its blocks are made of. A family makes it from `config.json` or from the metadata
+//! of a GGUF file; the decoder, its sites, the names and shapes of its tensors follow from it.
 
+use super::rope::RopeConfig;
+use crate::nn::Activation;
 use crate::{Error, Result};
+use serde_json::Value;
+use std::sync::Arc;
 
-/// Long-context scaling of rotary frequencies.
-#[derive(Debug, Clone, PartialEq)]
-pub enum RopeScaling {
-    /// As Hugging Face's `rope_type: llama3` says it.
-    Llama3(Llama3Scaling),
-    /// What each frequency is divided by, `[head_dim / 2]`, as GGUF files have it.
-    Factors(Vec<f32>),
-}
-
-/// Llama 3.1's scaling: slow frequencies are divided by `factor`, fast ones are kept, those between are blended.
+/// How states are normalised.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Llama3Scaling {
-    pub factor: f64,
-    pub low_freq_factor: f64,
-    pub high_freq_factor: f64,
-    pub original_max_position_embeddings: f64,
+pub struct Norm {
+    /// Subtract the mean and divide by the standard deviation, instead of dividing by the root mean square.
+    pub layer: bool,
+    /// Whether a bias is added (layer norms alone).
+    pub bias: bool,
+    /// Whether 1 is added to the weights, as `config.json` models of Gemma have it.
+    pub one_more: bool,
+    pub eps: f32,
 }
 
-impl Llama3Scaling {
-    /// A frequency, scaled.
-    fn apply(&self, f: f64) -> f64 {
-        // Turns within the old context.
-        let turns = self.original_max_position_embeddings * f / std::f64::consts::TAU;
-        let smooth = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor);
-        let smooth = smooth.clamp(0.0, 1.0);
-        (1.0 - smooth) * f / self.factor + smooth * f
+/// The norms of a block by the names of their tensors; none where there is no norm.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct BlockNorms {
+    pub before_attention: Option<&'static str>,
+    pub after_attention: Option<&'static str>,
+    pub before_mlp: Option<&'static str>,
+    pub after_mlp: Option<&'static str>,
+}
+
+impl BlockNorms {
+    /// One before the attention and one before the MLP.
+    pub const PRE: BlockNorms = BlockNorms {
+        before_attention: Some("input_layernorm"),
+        before_mlp: Some("post_attention_layernorm"),
+        after_attention: None,
+        after_mlp: None,
+    };
+
+    /// The names with what llama.cpp has in their place.
+    pub(super) fn names(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
+        let all = [
+            (self.before_attention, "attn_norm"),
+            (self.after_attention, "post_attention_norm"),
+            (self.before_mlp, "ffn_norm"),
+            (self.after_mlp, "post_ffw_norm"),
+        ];
+        all.into_iter().filter_map(|(ours, theirs)| Some((ours?, theirs)))
     }
 }
 
-/// A Llama-family decoder: Llama 2 and 3, Mistral, Qwen2, SmolLM2.
+/// RMS norms of queries and keys before their rotation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QkNorm {
+    /// Over each head, with one weight `[head_dim]` for all heads.
+    Head,
+    /// Over all heads together.
+    Whole,
+}
+
+/// How the MLP of a block is built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum MlpKind {
+    /// `down(act(gate x) * up x)`
+    #[default]
+    Gated,
+    /// The same; gate and up are the first and the second half of one `gate_up_proj`.
+    Fused,
+    /// `c_proj(act(c_fc x))`
+    Plain,
+}
+
+/// MLPs of which a router chooses some for each token.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ExpertsConfig {
+    pub count: usize,
+    /// Experts of a token.
+    pub chosen: usize,
+    /// Width inside an expert.
+    pub width: usize,
+    /// Whether the gates of the chosen experts are divided by their sum.
+    pub renormalise: bool,
+    /// Width inside the expert that all tokens use, beside the chosen ones.
+    pub shared: Option<usize>,
+    /// The names of Mixtral: `block_sparse_moe.experts.N.w1`.
+    pub mixtral_names: bool,
+}
+
+/// What differs from layer to layer.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct LayerConfig {
+    /// Positions that a query sees, itself included; all when absent.
+    pub window: Option<usize>,
+    /// Which of the model's rotations; none where positions are not encoded.
+    pub rope: Option<usize>,
+    /// Whether its MLP is one of experts.
+    pub experts: bool,
+}
+
+/// A decoder, described.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
+    /// As `config.json` names it; for GGUF files the architecture.
     pub model_type: String,
     pub hidden_size: usize,
     pub intermediate_size: usize,
@@ -43,19 +110,44 @@ pub struct ModelConfig {
     pub head_dim: usize,
     pub vocab_size: usize,
     pub max_position_embeddings: usize,
-    /// Positions that a query sees, itself included. Longer sequences are refused: the window is not computed.
-    pub sliding_window: Option<usize>,
-    pub rms_norm_eps: f32,
-    pub rope_theta: f64,
-    pub rope_scaling: Option<RopeScaling>,
     /// Whether the output head is the embedding.
     pub tie_word_embeddings: bool,
-    /// Whether q, k and v have biases (Qwen2, some Llamas).
+    pub norm: Norm,
+    pub norms: BlockNorms,
+    pub qk_norm: Option<QkNorm>,
+    /// Whether attention and MLP read the same norm and are added together.
+    pub parallel: bool,
+    /// Whether q, k and v have biases.
     pub attention_bias: bool,
-    /// Whether o has one (some Llamas).
+    /// Whether o has one.
     pub o_proj_bias: bool,
-    /// Whether gate, up and down have one (some Llamas).
+    /// Whether the linears of the MLP have one.
     pub mlp_bias: bool,
+    /// Whether q, k and v are one linear, `qkv_proj`.
+    pub fused_qkv: bool,
+    /// Factor on the products of queries and keys.
+    pub attention_scale: f32,
+    /// Scores of attention become `cap tanh(score / cap)`.
+    pub attention_softcap: Option<f32>,
+    pub causal: bool,
+    pub mlp: MlpKind,
+    pub activation: Activation,
+    pub experts: Option<ExpertsConfig>,
+    /// Factor on the embedded tokens.
+    pub embedding_scale: f32,
+    /// Factor on what attention and MLP add to the state.
+    pub residual_scale: f32,
+    /// Factor on the logits.
+    pub logit_scale: f32,
+    /// Logits become `cap tanh(logit / cap)`.
+    pub logit_softcap: Option<f32>,
+    /// The model's rotations, which layers name by number.
+    pub ropes: Vec<RopeConfig>,
+    pub layers: Vec<LayerConfig>,
+    /// Whether GGUF files have the rows of q and k in the order of neighbouring pairs.
+    pub(super) gguf_interleaved: bool,
+    /// The file's own words, with the names of `config.json`.
+    pub(super) source: Arc<Value>,
 }
 
 impl ModelConfig {
@@ -90,69 +182,52 @@ impl ModelConfig {
         if !self.head_dim.is_multiple_of(2) || self.head_dim > 256 {
             return bad("head_dim", format!("is {}, must be even and at most 256", self.head_dim));
         }
-        if self.sliding_window == Some(0) {
+        if self.layers.iter().any(|l| l.window == Some(0)) {
             return bad("sliding_window", "is 0, must be at least 1, or null for none".into());
         }
-        if !(self.rms_norm_eps > 0.0 && self.rms_norm_eps < 1.0) {
-            return bad("rms_norm_eps", format!("is {}, must be in (0, 1)", self.rms_norm_eps));
+        if !(self.norm.eps > 0.0 && self.norm.eps < 1.0) {
+            let field = if self.norm.layer { "layer_norm_eps" } else { "rms_norm_eps" };
+            return bad(field, format!("is {}, must be in (0, 1)", self.norm.eps));
         }
-        if !(self.rope_theta.is_finite() && self.rope_theta > 0.0) {
-            return bad("rope_theta", format!("is {}, must be a positive number", self.rope_theta));
+        for (field, v) in [
+            ("attention scale", self.attention_scale),
+            ("embedding_multiplier", self.embedding_scale),
+            ("residual_multiplier", self.residual_scale),
+            ("logit scale", self.logit_scale),
+            ("attn_logit_softcapping", self.attention_softcap.unwrap_or(1.0)),
+            ("final_logit_softcapping", self.logit_softcap.unwrap_or(1.0)),
+        ] {
+            if !(v.is_finite() && v > 0.0) {
+                return bad(field, format!("is {v}, must be a positive number"));
+            }
+        }
+        self.ropes.iter().try_for_each(|rope| rope.check(self.head_dim))?;
+        if let Some(e) = &self.experts {
+            if e.count == 0 || e.count >= 1 << 16 || e.chosen == 0 || e.chosen > e.count {
+                let what = format!("is {}, must be in 1..={} (the number of experts)", e.chosen, e.count);
+                return bad("num_experts_per_tok", what);
+            }
+            if e.width == 0 || e.width >= 1 << 28 {
+                return bad("moe_intermediate_size", format!("is {}, must be in 1..{}", e.width, 1 << 28));
+            }
         }
         Ok(self)
     }
 
-    /// Rotary frequencies `theta^(-2i/head_dim)`, scaled where the model asks for it.
-    pub fn rope_frequencies(&self) -> Vec<f64> {
-        let d = self.head_dim as f64;
-        let base = (0..self.head_dim / 2).map(|i| self.rope_theta.powf(-2.0 * i as f64 / d));
-        match &self.rope_scaling {
-            None => base.collect(),
-            Some(RopeScaling::Llama3(s)) => base.map(|f| s.apply(f)).collect(),
-            Some(RopeScaling::Factors(by)) => base.zip(by).map(|(f, by)| f / *by as f64).collect(),
-        }
-    }
-
-    /// Llama 3's scaling that gives these factors, if one does. Only the ratios of three of its numbers can be told;
-    /// the old context is taken as 8192, as Llama 3.1 has it.
-    pub(super) fn llama3_of(&self, factors: &[f32]) -> Option<Llama3Scaling> {
-        let factor = factors.iter().fold(1.0f64, |a, &b| a.max(b as f64));
-        let original = 8192.0;
-        let plain = ModelConfig { rope_scaling: None, ..self.clone() }.rope_frequencies();
-        // Blended frequencies lie on a line: smooth = (turns - low) / (high - low).
-        let blended = plain.iter().zip(factors).filter_map(|(f, &by)| {
-            let smooth = (1.0 / by as f64 - 1.0 / factor) / (1.0 - 1.0 / factor);
-            (smooth > 1e-6 && smooth < 1.0 - 1e-6).then_some((original * f / std::f64::consts::TAU, smooth))
-        });
-        let blended: Vec<(f64, f64)> = blended.collect();
-        let (first, last) = (blended.first()?, blended.last()?);
-        let slope = (first.1 - last.1) / (first.0 - last.0);
-        let low = last.0 - last.1 / slope;
-        // A number of turns that was written with few digits is taken at its word.
-        let tidy = |v: f64| if (v - v.round()).abs() < 1e-3 { v.round() } else { v };
-        let found = Llama3Scaling {
-            factor,
-            low_freq_factor: tidy(low),
-            high_freq_factor: tidy(low + 1.0 / slope),
-            original_max_position_embeddings: original,
-        };
-        let same = |(f, &by): (&f64, &f32)| (f / found.apply(*f) / by as f64 - 1.0).abs() < 1e-5;
-        (slope > 0.0 && plain.iter().zip(factors).all(same)).then_some(found)
-    }
-
-    /// Positions that a sequence may have: the context, or the sliding window if that is shorter.
+    /// Positions that a sequence may have.
     pub fn max_positions(&self) -> usize {
-        self.sliding_window.map_or(self.max_position_embeddings, |w| w.min(self.max_position_embeddings))
+        self.max_position_embeddings
     }
 
     /// Whether the architecture is Llama's, which Mistral's is too; GGUF files do not tell them apart.
     pub fn is_llama(&self) -> bool {
-        matches!(self.model_type.as_str(), "llama" | "mistral")
+        matches!(self.model_type.as_str(), "llama" | "mistral" | "mixtral")
     }
 
     /// Whether a projection has a bias.
     pub fn has_bias(&self, projection: &str) -> bool {
         match projection {
+            p if p.contains("expert") => false,
             p if p.ends_with("o_proj") => self.o_proj_bias,
             p if p.contains("mlp.") => self.mlp_bias,
             _ => self.attention_bias,
@@ -162,82 +237,13 @@ impl ModelConfig {
     /// Parameters of the decoder, the embedding counted once.
     pub fn parameters(&self) -> u64 {
         // Sizes that a file only claims have products beyond 64 bits.
-        let (d, f) = (self.hidden_size as u128, self.intermediate_size as u128);
-        let (q, kv) = (
-            (self.num_attention_heads * self.head_dim) as u128,
-            (self.num_key_value_heads * self.head_dim) as u128,
-        );
-        let some = |there: bool, n: u128| if there { n } else { 0 };
-        let bias = some(self.attention_bias, q + 2 * kv)
-            + some(self.o_proj_bias, d)
-            + some(self.mlp_bias, 2 * f + d);
-        let layer = 2 * d + d * (q + 2 * kv) + q * d + 3 * d * f + bias;
-        let heads = if self.tie_word_embeddings { 1 } else { 2 };
-        let all = heads * d * self.vocab_size as u128 + self.num_hidden_layers as u128 * layer + d;
-        u64::try_from(all).unwrap_or(u64::MAX)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn smollm2() -> ModelConfig {
-        ModelConfig {
-            model_type: "llama".into(),
-            hidden_size: 576,
-            intermediate_size: 1536,
-            num_hidden_layers: 30,
-            num_attention_heads: 9,
-            num_key_value_heads: 3,
-            head_dim: 64,
-            vocab_size: 49152,
-            max_position_embeddings: 8192,
-            sliding_window: None,
-            rms_norm_eps: 1e-5,
-            rope_theta: 100_000.0,
-            rope_scaling: None,
-            tie_word_embeddings: true,
-            attention_bias: false,
-            o_proj_bias: false,
-            mlp_bias: false,
-        }
-    }
-
-    #[test]
-    fn counts_parameters() {
-        assert_eq!(smollm2().parameters(), 134_515_008);
-    }
-
-    #[test]
-    fn refuses_what_cannot_be() {
-        assert!(smollm2().check().is_ok());
-        let e = ModelConfig { num_key_value_heads: 4, ..smollm2() }.check().unwrap_err().to_string();
-        assert!(e.contains("(9)") && e.contains("(4)"), "{e}");
-        assert!(ModelConfig { head_dim: 0, ..smollm2() }.check().is_err());
-        assert!(ModelConfig { vocab_size: 1 << 31, ..smollm2() }.check().is_err());
-    }
-
-    #[test]
-    fn scaled_frequencies_keep_the_fast_ones() {
-        let scaling = Llama3Scaling {
-            factor: 8.0,
-            low_freq_factor: 1.0,
-            high_freq_factor: 4.0,
-            original_max_position_embeddings: 8192.0,
+        let layers = |experts: bool| self.layers.iter().filter(|l| l.experts == experts).count() as u128;
+        let size = |all: &[super::Expected]| {
+            all.iter().map(|e| e.axes.iter().map(|a| a.0 as u128).product::<u128>()).sum::<u128>()
         };
-        let plain = smollm2().rope_frequencies();
-        let llama3 = ModelConfig { rope_scaling: Some(RopeScaling::Llama3(scaling)), ..smollm2() };
-        let scaled = llama3.rope_frequencies();
-        assert_eq!(plain[0], scaled[0]);
-        approx::assert_relative_eq!(plain[31] / scaled[31], 8.0, epsilon = 1e-12);
-        let factors: Vec<f32> = plain.iter().zip(&scaled).map(|(a, b)| (a / b) as f32).collect();
-        assert_eq!(smollm2().llama3_of(&factors), Some(scaling), "what the factors came from");
-        let table = ModelConfig { rope_scaling: Some(RopeScaling::Factors(factors.clone())), ..smollm2() };
-        for (a, b) in table.rope_frequencies().iter().zip(&scaled) {
-            approx::assert_relative_eq!(a, b, max_relative = 1e-7);
-        }
-        let other: Vec<f32> = factors.iter().map(|f| f * f).collect();
-        assert_eq!(smollm2().llama3_of(&other), None);
+        let first = |experts: bool| self.layers.iter().position(|l| l.experts == experts);
+        let layer = |experts: bool| first(experts).map_or(0, |i| size(&self.layer_tensors(i)));
+        let all = size(&self.outer_tensors()) + layers(false) * layer(false) + layers(true) * layer(true);
+        u64::try_from(all).unwrap_or(u64::MAX)
     }
 }

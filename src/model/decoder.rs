@@ -1,30 +1,15 @@
-//! The decoder: pre-norm blocks of causal grouped-query attention and a gated MLP.
+//! The decoder: the blocks that a description asks for, one after the other.
 
+use super::block::{Block, Layer, NormLayer, Run};
 use super::positions::Positions;
 use super::{Fingerprint, KvCache, ModelConfig, Site};
-use crate::nn::{LinearGroup, Mlp, Pass, SiteAdapter};
-use crate::ops::rope::Rope;
-use crate::{Device, Error, Linear, Result, Tensor, Weight, checkpoint_many};
+use crate::nn::{LinearGroup, Pass, SiteAdapter};
+use crate::{DType, Device, Error, Linear, Result, Tensor, Weight};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 /// The number of the site before the first layer.
 const START: usize = 0;
-
-/// One decoder block. Norm weights are frozen tensors `[hidden_size]`.
-#[derive(Clone)]
-pub struct Layer {
-    /// The number of its block's site.
-    pub(super) site: usize,
-    pub(super) input_norm: Tensor,
-    /// q_proj, k_proj, v_proj.
-    pub(super) qkv: LinearGroup,
-    /// o_proj.
-    pub(super) o: LinearGroup,
-    pub(super) post_norm: Tensor,
-    pub(super) mlp: Mlp,
-}
 
 /// A frozen decoder. It is never changed: adapters travel with the [`Pass`], and threads share one model.
 pub struct Model {
@@ -33,21 +18,43 @@ pub struct Model {
     pub(super) embed: Weight,
     pub(super) layers: Vec<Arc<Layer>>,
     pub(super) sites: Vec<Site>,
-    pub(super) norm: Tensor,
+    pub(super) norm: NormLayer,
     /// The embedding itself when tied.
     pub(super) head: Weight,
-    pub(super) positions: Positions,
+    /// Angles of each rotation.
+    pub(super) positions: Vec<Positions>,
     /// What was odd about the files, for the user.
     pub(super) notes: Vec<String>,
     pub(super) origin: PathBuf,
     pub(super) fingerprint: Fingerprint,
 }
 
-/// What one forward pass is given besides tokens.
+/// What a forward pass reads.
+#[derive(Debug, Clone, Copy)]
+pub enum Input<'a> {
+    /// Tokens, u32 `[B, S]`.
+    Tokens(&'a Tensor),
+    /// What enters the first layer, `[B, S, hidden_size]`: tokens by [`Model::embed`], images, or what was made of them.
+    Embeddings(&'a Tensor),
+}
+
+impl<'a> From<&'a Tensor> for Input<'a> {
+    /// Whole numbers are tokens, other values are embeddings.
+    fn from(t: &'a Tensor) -> Self {
+        match t.dtype() {
+            DType::U32 => Input::Tokens(t),
+            _ => Input::Embeddings(t),
+        }
+    }
+}
+
+/// What one forward pass is given besides its input.
 #[derive(Default)]
 pub struct Step<'a> {
     /// Which key positions are real, u32 `[B, S]`; all when absent.
     pub valid: Option<&'a Tensor>,
+    /// Positions of the input, u32 `[B, S]`, by which it is rotated; those behind the cache when absent.
+    pub positions: Option<&'a Tensor>,
     /// Positions before these, whose keys and values are kept here.
     pub cache: Option<&'a mut KvCache>,
     /// Collects the state before each layer, after the last, and after the final norm.
@@ -86,13 +93,14 @@ impl Model {
     /// Bytes of all weights in their storage formats.
     pub fn weight_bytes(&self) -> u64 {
         let head = if self.config.tie_word_embeddings { 0 } else { self.head.bytes() };
-        self.embed.bytes() + head + self.linears().map(|(_, l)| l.weight.bytes()).sum::<u64>()
+        let experts = self.layers.iter().map(|l| l.mlp.expert_bytes()).sum::<u64>();
+        self.embed.bytes() + head + experts + self.linears().map(|(_, l)| l.weight.bytes()).sum::<u64>()
     }
 
-    /// The groups of linears of every layer, with the paths of their linears as Hugging Face names them.
+    /// The linears of all sites, with their paths as Hugging Face names them.
     pub fn linears(&self) -> impl Iterator<Item = (&str, &Linear)> {
-        let groups = self.layers.iter().flat_map(|l| [&l.qkv, &l.o, &l.mlp.gate_up, &l.mlp.down]);
-        groups.flat_map(|group| {
+        let groups = self.layers.iter().flat_map(|l| l.groups());
+        groups.flat_map(|group: &LinearGroup| {
             let paths = group.site.into_iter().flat_map(|site| &self.sites[site].linears);
             paths.map(|l| l.path.as_str()).zip(&group.linears)
         })
@@ -103,53 +111,75 @@ impl Model {
         &self.sites
     }
 
-    /// Hidden states after the final norm, `[B, S, hidden_size]`, of tokens `[B, S]`.
+    /// What enters the first layer for tokens `[B, S]`: `[B, S, hidden_size]`.
     ///
     /// # Errors
-    /// Tokens are not `[B, S]`, or positions go beyond [`max_positions`](ModelConfig::max_positions).
-    pub fn forward(&self, ids: &Tensor, pass: &Pass, step: Step<'_>) -> Result<Tensor> {
-        let [b, s] = *ids.dims() else {
-            return Err(Error::Shape { op: "model", what: format!("tokens {} are not [B, S]", ids.shape()) });
+    /// A token has no row in the embedding.
+    pub fn embed(&self, ids: &Tensor) -> Result<Tensor> {
+        scaled(self.embed.embedding(ids)?, self.config.embedding_scale)
+    }
+
+    /// Hidden states after the final norm, `[B, S, hidden_size]`, of tokens `[B, S]` or of their embeddings.
+    ///
+    /// # Errors
+    /// The input has another shape, or positions go beyond [`max_positions`](ModelConfig::max_positions).
+    pub fn forward<'a>(&self, input: impl Into<Input<'a>>, pass: &Pass, step: Step<'_>) -> Result<Tensor> {
+        let Step { valid, positions, mut cache, hidden, recompute } = step;
+        let bad = |t: &Tensor, what: &str| Error::Shape {
+            op: "model",
+            what: format!("{} are not {what}", t.shape()),
         };
-        let Step { valid, mut cache, mut hidden, recompute } = step;
+        let x = match input.into() {
+            Input::Tokens(ids) if ids.dims().len() == 2 => self.embed(ids)?,
+            Input::Tokens(ids) => return Err(bad(ids, "tokens [B, S]")),
+            Input::Embeddings(x) => x.clone(),
+        };
+        let [b, s, d] = *x.dims() else { return Err(bad(&x, "embeddings [B, S, hidden_size]")) };
+        if d != self.config.hidden_size {
+            return Err(bad(&x, &format!("embeddings of {} values", self.config.hidden_size)));
+        }
         let past = cache.as_ref().map_or(0, |c| c.len());
-        let rope = self.rope(past + s)?;
-        let positions: Vec<u32> = (0..b).flat_map(|_| past as u32..(past + s) as u32).collect();
-        let positions = Tensor::from_u32(&self.device, &[b, s], &positions)?;
-        let x = self.embed.embedding(ids)?;
-        let run = Arc::new(Run { config: self.config.clone(), rope, positions, valid: valid.cloned() });
+        self.check_positions(past + s)?;
+        let (positions, last) = match positions {
+            Some(given) => {
+                let last = given.to_u32()?.iter().max().map_or(0, |&p| p as usize + 1);
+                self.check_positions(last)?;
+                (given.clone(), last)
+            }
+            None => {
+                let at: Vec<u32> = (0..b).flat_map(|_| past as u32..(past + s) as u32).collect();
+                (Tensor::from_u32(&self.device, &[b, s], &at)?, past + s)
+            }
+        };
+        let tables = self.positions.iter().map(|p| p.table(&self.device, last.max(past + s), past + s));
+        let ropes = tables.collect::<Result<_>>()?;
+        let run = Arc::new(Run { config: self.config.clone(), ropes, positions, valid: valid.cloned() });
         let decided = match pass.adapter(Some(START)) {
             Some(SiteAdapter::Before(adapter)) => {
                 let mut base = || {
-                    let frozen = pass.of_base();
                     let kept = cache.as_deref_mut().map(KvCache::base);
-                    self.layers(x.clone(), &frozen, &run, kept, None, recompute)
+                    self.run_layers(x.clone(), &pass.of_base(), &run, kept, None, recompute)
                 };
                 let decision = adapter.decide(&x, &mut base, pass)?;
                 Some(pass.decided(decision))
             }
             _ => None,
         };
-        self.layers(x, decided.as_ref().unwrap_or(pass), &run, cache, hidden.as_deref_mut(), recompute)
+        let pass = decided.as_ref().unwrap_or(pass);
+        self.run_layers(x, pass, &run, cache, hidden, recompute)
     }
 
-    /// Tables of angles for so many positions.
-    fn rope(&self, count: usize) -> Result<Rope> {
-        let most = self.positions.most();
-        if count > most {
-            let what = match self.config.sliding_window {
-                Some(w) if w == most => format!(
-                    "{count} positions, but the model's sliding window has {w}; longer sequences are not computed"
-                ),
-                _ => format!("{count} positions, but the model has {most}"),
-            };
-            return Err(Error::Shape { op: "model", what });
+    fn check_positions(&self, count: usize) -> Result<()> {
+        let most = self.config.max_positions();
+        if count <= most {
+            return Ok(());
         }
-        self.positions.table(&self.device, count)
+        let what = format!("{count} positions, but the model has {most}");
+        Err(Error::Shape { op: "model", what })
     }
 
     /// All layers and the last norm, from the embedded input.
-    fn layers(
+    fn run_layers(
         &self,
         mut x: Tensor,
         pass: &Pass,
@@ -172,7 +202,7 @@ impl Model {
         if let Some(h) = &mut hidden {
             h.push(x.detach());
         }
-        let out = x.rms_norm(&self.norm, self.config.rms_norm_eps)?;
+        let out = self.norm.forward(&x, &self.config)?;
         if let Some(h) = &mut hidden {
             h.push(out.detach());
         }
@@ -183,80 +213,29 @@ impl Model {
     }
 
     /// Logits `[.., vocab_size]` of hidden states.
+    ///
+    /// # Errors
+    /// The states have another width.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        hidden.linear(&self.head, None)
-    }
-}
-
-/// What all blocks of one pass share.
-struct Run {
-    config: Arc<ModelConfig>,
-    rope: Rope,
-    positions: Tensor,
-    /// Which key positions are real.
-    valid: Option<Tensor>,
-}
-
-/// A decoder block with all that one pass through it needs, so that it can be run again later.
-struct Block {
-    index: usize,
-    layer: Arc<Layer>,
-    run: Arc<Run>,
-}
-
-impl Block {
-    fn forward(&self, x: &Tensor, mut cache: Option<&mut KvCache>, pass: &Pass) -> Result<Tensor> {
-        match pass.adapter(Some(self.layer.site)) {
-            Some(SiteAdapter::Block(adapter)) => {
-                adapter.forward(x, &mut |x| self.frozen(x, cache.as_deref_mut(), pass), pass)
-            }
-            _ => self.frozen(x, cache, pass),
+        let logits = scaled(hidden.linear(&self.head, None)?, self.config.logit_scale)?;
+        match self.config.logit_softcap {
+            Some(cap) => logits.softcap(cap),
+            None => Ok(logits),
         }
     }
 
-    fn frozen(&self, x: &Tensor, cache: Option<&mut KvCache>, pass: &Pass) -> Result<Tensor> {
-        let (c, layer) = (&self.run.config, &self.layer);
-        let (b, s) = (x.dims()[0], x.dims()[1]);
-        let h = x.rms_norm(&layer.input_norm, c.rms_norm_eps)?;
-        let mut qkv = layer.qkv.forward(&h, pass)?.into_iter();
-        let mut heads = |n: usize| match qkv.next() {
-            Some(t) => t.reshape(&[b, s, n, c.head_dim]),
-            None => Err(Error::Shape { op: "model", what: "an adapter returned too few outputs".into() }),
-        };
-        let q = heads(c.num_attention_heads)?.rope(&self.run.rope, &self.run.positions)?;
-        let k = heads(c.num_key_value_heads)?.rope(&self.run.rope, &self.run.positions)?;
-        let v = heads(c.num_key_value_heads)?;
-        let (valid, scale) = (self.run.valid.as_ref(), (c.head_dim as f32).powf(-0.5));
-        let a = match cache {
-            None => q.attention(&k, &v, valid, scale)?,
-            Some(cache) => {
-                let (k, v) = cache.append(self.index, &k, &v)?;
-                q.cached_attention(&k, &v, cache.len() + s, valid, scale)?
-            }
-        };
-        let a = a.reshape(&[b, s, c.num_attention_heads * c.head_dim])?;
-        let x = x.add(&layer.o.forward(&a, pass)?.swap_remove(0))?;
-        let h = x.rms_norm(&layer.post_norm, c.rms_norm_eps)?;
-        x.add(&layer.mlp.forward(&h, pass)?)
+    /// Sum of the cross-entropy of hidden states `[M, hidden_size]` with the next tokens u32 `[M]`; `u32::MAX` stands
+    /// where there is no loss.
+    ///
+    /// # Errors
+    /// The shapes do not fit.
+    pub fn loss(&self, rows: &Tensor, targets: &Tensor) -> Result<Tensor> {
+        let rows = scaled(rows.clone(), self.config.logit_scale)?;
+        rows.head_loss(&self.head, targets, self.config.logit_softcap)
     }
+}
 
-    /// The same, keeping nothing but its input: routers are replayed when it runs again.
-    fn recomputed(self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
-        let (first, again) = pass.twice();
-        let ran = AtomicBool::new(false);
-        let inputs: Vec<&Tensor> = std::iter::once(x).chain(&pass.decision).collect();
-        let run = move |x: &[Tensor]| {
-            let mut pass = if ran.swap(true, Relaxed) { again.clone() } else { first.clone() };
-            // Decisions are inputs of the block: their gradient is that of all blocks together.
-            pass.decision = x[1..].to_vec();
-            let mut out = vec![self.forward(&x[0], None, &pass)?];
-            out.extend(pass.take_aux());
-            Ok(out)
-        };
-        let mut out = checkpoint_many(&inputs, run)?.into_iter();
-        let y =
-            out.next().ok_or_else(|| Error::Shape { op: "model", what: "a block returned nothing".into() });
-        out.for_each(|aux| pass.add_aux(aux));
-        y
-    }
+/// `x` times a factor that is mostly 1.
+pub(super) fn scaled(x: Tensor, factor: f32) -> Result<Tensor> {
+    if factor == 1.0 { Ok(x) } else { x.scale(factor) }
 }

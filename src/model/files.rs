@@ -1,7 +1,7 @@
 //! A decoder's files by the names of Hugging Face, whichever kind they are: a GGUF file, or a folder of safetensors.
 
 use super::names::{self, Names};
-use super::{ModelConfig, ModelPlace, gguf_config, hf_config};
+use super::{BlockNorms, ModelConfig, ModelPlace, gguf_config, hf_config};
 use crate::io::{Checkpoint, GgufFile, RawTensor};
 use crate::{Device, Error, Format, Result, Weight};
 use std::path::Path;
@@ -19,8 +19,8 @@ enum Kind {
     Folder(Checkpoint, Names),
 }
 
-/// Names of Hugging Face, and what llama.cpp has in their place.
-const NAMES: [(&str, &str); 13] = [
+/// Names of Hugging Face, and what llama.cpp has in their place. Those of norms depend on what they stand before.
+const NAMES: [(&str, &str); 20] = [
     ("model.embed_tokens.", "token_embd."),
     ("model.norm.", "output_norm."),
     ("lm_head.", "output."),
@@ -29,23 +29,69 @@ const NAMES: [(&str, &str); 13] = [
     ("self_attn.k_proj", "attn_k"),
     ("self_attn.v_proj", "attn_v"),
     ("self_attn.o_proj", "attn_output"),
+    ("self_attn.qkv_proj", "attn_qkv"),
+    ("self_attn.q_norm", "attn_q_norm"),
+    ("self_attn.k_norm", "attn_k_norm"),
+    ("mlp.gate_up_proj", "ffn_up"),
     ("mlp.gate_proj", "ffn_gate"),
     ("mlp.up_proj", "ffn_up"),
     ("mlp.down_proj", "ffn_down"),
-    ("input_layernorm", "attn_norm"),
-    ("post_attention_layernorm", "ffn_norm"),
+    ("mlp.shared_expert.gate_proj", "ffn_gate_shexp"),
+    ("mlp.shared_expert.up_proj", "ffn_up_shexp"),
+    ("mlp.shared_expert.down_proj", "ffn_down_shexp"),
+    ("mlp.shared_expert_gate", "ffn_gate_inp_shexp"),
+    ("mlp.gate.", "ffn_gate_inp."),
 ];
 
-/// The name that llama.cpp gives a tensor.
+/// The linears of experts, and the tensors in which llama.cpp stacks them.
+const EXPERTS: [(&str, &str); 6] = [
+    ("gate_proj", "ffn_gate_exps"),
+    ("up_proj", "ffn_up_exps"),
+    ("down_proj", "ffn_down_exps"),
+    ("w1", "ffn_gate_exps"),
+    ("w3", "ffn_up_exps"),
+    ("w2", "ffn_down_exps"),
+];
+
+/// The expert that a name is of: its number, its linear, and the path of the layer with a dot behind it.
+fn expert(name: &str) -> Option<(usize, &str, &str)> {
+    let (before, rest) = name.split_once(".experts.")?;
+    let (layer, _) = before.rsplit_once('.')?;
+    let mut rest = rest.split('.');
+    let number = rest.next()?.parse().ok()?;
+    Some((number, rest.next()?, &name[..=layer.len()]))
+}
+
+impl ModelConfig {
+    /// The name that llama.cpp gives a tensor of this model, by its name in Hugging Face. Experts are stacked in one
+    /// tensor.
+    pub fn gguf_name(&self, name: &str) -> String {
+        if let Some((_, linear, layer)) = expert(name)
+            && let Some((_, stacked)) = EXPERTS.iter().find(|(ours, _)| *ours == linear)
+        {
+            return format!("{}{stacked}.weight", layer.replacen("model.layers.", "blk.", 1));
+        }
+        let mut name = name.replacen("block_sparse_moe.gate.", "mlp.gate.", 1);
+        if name.starts_with("model.layers.") {
+            let norms: Vec<_> = self.norms.names().collect();
+            if let Some((ours, theirs)) = norms.iter().find(|(ours, _)| name.contains(&format!(".{ours}."))) {
+                name = name.replacen(&format!(".{ours}."), &format!(".{theirs}."), 1);
+            }
+        }
+        gguf_name(&name)
+    }
+}
+
+/// The name that llama.cpp gives a tensor of a plain decoder.
 ///
 /// ```
 /// let name = mixlora::model::gguf_name("model.layers.3.self_attn.q_proj.weight");
 /// assert_eq!(name, "blk.3.attn_q.weight");
 /// ```
 pub fn gguf_name(name: &str) -> String {
-    // The second norm's name ends like the first one's, so whole parts are compared.
     let mut out = name.to_string();
-    for (ours, theirs) in NAMES {
+    for (ours, theirs) in NAMES.into_iter().chain(BlockNorms::PRE.names()) {
+        // Whole parts are compared: some names end like others.
         match out.find(ours) {
             Some(0) => out = out.replacen(ours, theirs, 1),
             Some(at) if out.as_bytes()[at - 1] == b'.' => out = out.replacen(ours, theirs, 1),
@@ -55,10 +101,10 @@ pub fn gguf_name(name: &str) -> String {
     out
 }
 
-/// Whether the rows of a tensor stand in another order in GGUF files: llama.cpp interleaves the halves of each q and
-/// k head of the llama architecture; Hugging Face's order has the first halves of all pairs, then the second ones.
+/// Whether the rows of a tensor stand in another order in GGUF files: for some families llama.cpp interleaves the halves
+/// of each q and k head; Hugging Face's order has the first halves of all pairs, then the second ones.
 fn interleaved(config: &ModelConfig, name: &str) -> bool {
-    config.is_llama() && (name.contains("q_proj") || name.contains("k_proj"))
+    config.gguf_interleaved && (name.contains("q_proj") || name.contains("k_proj"))
 }
 
 /// Row of a GGUF file that is row `row` of Hugging Face's q or k.
@@ -77,9 +123,6 @@ pub fn gguf_row(config: &ModelConfig, name: &str, at: usize) -> usize {
     let (head, i, s) = (at / hd, at % hd / 2, at % 2);
     head * hd + s * half + i
 }
-
-/// Tensors that every layer has.
-const LAYER_TENSORS: usize = 9;
 
 /// The configuration of a model: what [`ModelPlace::of`] takes. Weights are not looked at.
 ///
@@ -160,14 +203,14 @@ impl ModelFiles {
     /// The name of a tensor in these files.
     pub fn stored_name(&self, name: &str) -> String {
         match &self.kind {
-            Kind::Gguf(_) => gguf_name(name),
+            Kind::Gguf(_) => self.config.gguf_name(name),
             Kind::Folder(_, names) => names.get(name).map_or(name, String::as_str).to_string(),
         }
     }
 
     /// Every tensor that the configuration asks for: name and shape, with the fields that give it.
     pub fn expected(&self) -> Vec<Expected> {
-        expected(&self.config)
+        self.config.tensors()
     }
 
     /// Checks that all tensors are there with the shapes of the configuration, and gives back those that are too
@@ -198,16 +241,22 @@ impl ModelFiles {
         }
         // Known to be of no use: tables of angles in old checkpoints, factors that are read with the configuration,
         // and heads of models whose head is the embedding.
+        let rope_tables = ["rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"];
         let idle = |n: &String| {
-            n.ends_with("rotary_emb.inv_freq") || n == "rope_freqs.weight" || n == "lm_head.weight"
+            n.ends_with("rotary_emb.inv_freq") || rope_tables.contains(&n.as_str()) || n == "lm_head.weight"
         };
         Ok(extra.into_iter().filter(|n| !idle(n)).collect())
     }
 
     /// Length of each axis of a tensor, outermost first.
     fn dims(&self, name: &str) -> Result<Vec<usize>> {
+        let stacked = expert(name).is_some();
         let name = self.stored_name(name);
         match &self.kind {
+            // One of the stacked matrices.
+            Kind::Gguf(file) if stacked => {
+                Ok(file.tensor(&name)?.dims.iter().rev().skip(1).copied().collect())
+            }
             Kind::Gguf(file) => Ok(file.tensor(&name)?.dims.iter().rev().copied().collect()),
             Kind::Folder(checkpoint, _) => Ok(checkpoint.dims(&name)?.to_vec()),
         }
@@ -218,10 +267,29 @@ impl ModelFiles {
     /// # Errors
     /// There is none of that name, or its type is not read.
     pub fn raw(&self, name: &str) -> Result<RawTensor<'_>> {
+        let number = expert(name).map(|(number, ..)| number);
         let name = self.stored_name(name);
+        match (&self.kind, number) {
+            (Kind::Gguf(file), Some(number)) => self.of_stack(&name, file.raw(&name)?, number),
+            _ => self.raw_stored(&name),
+        }
+    }
+
+    /// One of the matrices that a tensor stacks.
+    fn of_stack<'a>(&self, name: &str, stack: RawTensor<'a>, number: usize) -> Result<RawTensor<'a>> {
+        let count = self.config.experts.map_or(0, |e| e.count).max(1);
+        let (rows, bytes) = (stack.rows / count, stack.bytes.len() / count);
+        if stack.axes != 3 || rows * count != stack.rows || number >= count {
+            let what = format!("tensor '{name}' does not stack {count} matrices");
+            return Err(Error::file(self.path(), what));
+        }
+        Ok(RawTensor { rows, axes: 2, bytes: &stack.bytes[number * bytes..][..bytes], ..stack })
+    }
+
+    fn raw_stored(&self, name: &str) -> Result<RawTensor<'_>> {
         match &self.kind {
-            Kind::Gguf(file) => file.raw(&name),
-            Kind::Folder(checkpoint, _) => checkpoint.raw(&name),
+            Kind::Gguf(file) => file.raw(name),
+            Kind::Folder(checkpoint, _) => checkpoint.raw(name),
         }
     }
 
@@ -251,7 +319,11 @@ impl ModelFiles {
     /// Those of [`raw`](ModelFiles::raw).
     pub fn values(&self, name: &str) -> Result<Vec<f32>> {
         let t = self.raw(name)?;
-        let values = t.values()?;
+        let mut values = t.values()?;
+        if self.config.norm.one_more && matches!(self.kind, Kind::Gguf(_)) && name.ends_with("norm.weight") {
+            // GGUF files have the 1 in their norms.
+            values.iter_mut().for_each(|v| *v -= 1.0);
+        }
         let Some(order) = self.row_order(name) else { return Ok(values) };
         // A bias has one value for each row of its matrix.
         let (rows, cols) = if t.axes == 1 { (t.cols, 1) } else { (t.rows, t.cols) };
@@ -259,49 +331,17 @@ impl ModelFiles {
     }
 }
 
-/// Every tensor that a configuration asks for: name and shape, with the fields that give it.
-pub(super) fn expected(c: &ModelConfig) -> Vec<Expected> {
-    let (d, f) = ((c.hidden_size, "hidden_size"), (c.intermediate_size, "intermediate_size"));
-    let q = (c.num_attention_heads * c.head_dim, "num_attention_heads x head_dim");
-    let kv = (c.num_key_value_heads * c.head_dim, "num_key_value_heads x head_dim");
-    let v = (c.vocab_size, "vocab_size");
-    let mut all = vec![Expected::matrix("model.embed_tokens.weight", v, d)];
-    for i in 0..c.num_hidden_layers {
-        let name = |part: &str| format!("model.layers.{i}.{part}");
-        all.push(Expected::vector(name("input_layernorm.weight"), d));
-        for (part, rows, cols) in [
-            ("self_attn.q_proj", q, d),
-            ("self_attn.k_proj", kv, d),
-            ("self_attn.v_proj", kv, d),
-            ("self_attn.o_proj", d, q),
-            ("mlp.gate_proj", f, d),
-            ("mlp.up_proj", f, d),
-            ("mlp.down_proj", d, f),
-        ] {
-            all.push(Expected::matrix(name(&format!("{part}.weight")), rows, cols));
-            if c.has_bias(part) {
-                all.push(Expected::vector(name(&format!("{part}.bias")), rows));
-            }
-        }
-        all.push(Expected::vector(name("post_attention_layernorm.weight"), d));
-    }
-    all.push(Expected::vector("model.norm.weight", d));
-    if !c.tie_word_embeddings {
-        all.push(Expected::matrix("lm_head.weight", v, d));
-    }
-    all
-}
-
 /// Refuses more layers than the tensors of the files are half enough for: the list of what is missing would be as long
 /// as the number says.
 fn check_layers(path: &Path, config: &ModelConfig, tensors: usize) -> Result<()> {
     let layers = config.num_hidden_layers;
-    if LAYER_TENSORS * layers <= 2 * tensors {
+    let each = config.layer_tensors(0).len();
+    if each.min(9) * layers <= 2 * tensors {
         return Ok(());
     }
     let what = format!(
         "num_hidden_layers is {layers} in the configuration, but there are {tensors} tensors; a layer has \
-         {LAYER_TENSORS}"
+         {each}"
     );
     Err(Error::file(path, what))
 }
@@ -316,10 +356,14 @@ pub struct Expected {
 }
 
 impl Expected {
-    fn matrix(name: impl Into<String>, rows: (usize, &'static str), cols: (usize, &'static str)) -> Self {
+    pub(super) fn matrix(
+        name: impl Into<String>,
+        rows: (usize, &'static str),
+        cols: (usize, &'static str),
+    ) -> Self {
         Expected { name: name.into(), axes: vec![rows, cols] }
     }
-    fn vector(name: impl Into<String>, n: (usize, &'static str)) -> Self {
+    pub(super) fn vector(name: impl Into<String>, n: (usize, &'static str)) -> Self {
         Expected { name: name.into(), axes: vec![n] }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::{KvCache, Model, Step};
 use crate::nn::Pass;
+use crate::routing::Units;
 use crate::tape::inside;
 use crate::{Error, Result, Stream, Tensor, no_grad};
 use std::sync::Arc;
@@ -83,10 +84,8 @@ impl Sampler {
                 Some(*sum)
             });
             // What is drawn from: the shortest start of the order that holds top_p of the whole.
-            let mass = match o.top_p < 1.0 {
-                true => sums.clone().find(|s| *s >= o.top_p as f64 * total),
-                false => Some(total),
-            };
+            let mass =
+                if o.top_p < 1.0 { sums.clone().find(|s| *s >= o.top_p as f64 * total) } else { Some(total) };
             match mass.and_then(|mass| sums.clone().position(|s| draw * mass < s)) {
                 Some(at) => return order[at] as u32,
                 None if n == order.len() => return order[n - 1] as u32,
@@ -102,12 +101,20 @@ pub struct Generation {
     cache: KvCache,
     rows: usize,
     logits: Vec<f32>,
+    /// The tokens of each sequence so far, where the rotation of all of them changes with their number.
+    read: Vec<Vec<u32>>,
 }
 
 impl Generation {
     /// Sequences without a token yet.
     pub fn new(model: &Arc<Model>, rows: usize) -> Self {
-        Generation { model: model.clone(), cache: KvCache::default(), rows, logits: Vec::new() }
+        Generation {
+            model: model.clone(),
+            cache: KvCache::default(),
+            rows,
+            logits: Vec::new(),
+            read: Vec::new(),
+        }
     }
 
     /// Runs tokens `[rows, n]`, which come behind those before. `pass` decides what adapters do; its units must cover
@@ -118,6 +125,16 @@ impl Generation {
     /// then. The logits are not finite.
     pub fn push(&mut self, tokens: &[u32], pass: &Pass) -> Result<()> {
         self.check(tokens)?;
+        let (tokens, again) = self.crossing(tokens);
+        let units;
+        let pass = if again {
+            self.cache = KvCache::default();
+            units = Units::instances(self.model.device(), self.rows, tokens.len() / self.rows)?;
+            &pass.clone().with_units(units)
+        } else {
+            pass
+        };
+        let tokens = &tokens[..];
         let n = tokens.len() / self.rows;
         let device = self.model.device();
         let run = || {
@@ -134,15 +151,26 @@ impl Generation {
             Ok::<(), Error>(())
         };
         inside(device, || no_grad(run))?;
-        match self.logits.iter().all(|v| v.is_finite()) {
-            true => Ok(()),
-            false => {
-                let at = self.len() - 1;
-                let what =
-                    format!("its logits behind position {at} are not finite: it or its adapter is damaged");
-                Err(Error::config("model", what))
-            }
+        if self.logits.iter().all(|v| v.is_finite()) {
+            Ok(())
+        } else {
+            let at = self.len() - 1;
+            let what =
+                format!("its logits behind position {at} are not finite: it or its adapter is damaged");
+            Err(Error::config("model", what))
         }
+    }
+
+    /// What is to be run: the tokens, or all that were ever read and these, where the rotation of a longrope changes.
+    fn crossing(&mut self, tokens: &[u32]) -> (Vec<u32>, bool) {
+        let Some(border) = self.model.config().ropes.iter().find_map(|rope| rope.border()) else {
+            return (tokens.to_vec(), false);
+        };
+        let n = tokens.len() / self.rows;
+        let again = !self.is_empty() && self.len() <= border && self.len() + n > border;
+        self.read.resize(self.rows, Vec::new());
+        self.read.iter_mut().zip(tokens.chunks(n)).for_each(|(read, new)| read.extend(new));
+        if again { (self.read.concat(), true) } else { (tokens.to_vec(), false) }
     }
 
     /// Refuses what [`push`](Generation::push) cannot run.
@@ -167,6 +195,7 @@ impl Generation {
     /// Forgets all tokens.
     pub fn restart(&mut self) {
         self.cache = KvCache::default();
+        self.read.clear();
     }
 
     /// Logits of the next token of a sequence; empty before the first tokens.

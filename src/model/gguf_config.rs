@@ -1,97 +1,157 @@
 //! The configuration of a decoder from the metadata of a GGUF file.
 
-use super::{ModelConfig, RopeScaling};
+use super::ModelConfig;
+use super::describe::describe;
+use super::families::{Facts, of_architecture};
 use crate::io::GgufFile;
 use crate::{Error, Result};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
 
-/// Architectures of GGUF files that the decoder computes; Mistral's files say llama.
-const SUPPORTED: [&str; 2] = ["llama", "qwen2"];
+/// Entries that are whole numbers, with their names in `config.json`.
+const SIZES: [(&str, &str); 12] = [
+    ("embedding_length", "hidden_size"),
+    ("feed_forward_length", "intermediate_size"),
+    ("block_count", "num_hidden_layers"),
+    ("attention.head_count", "num_attention_heads"),
+    ("attention.head_count_kv", "num_key_value_heads"),
+    ("attention.key_length", "head_dim"),
+    ("context_length", "max_position_embeddings"),
+    ("attention.sliding_window", "sliding_window"),
+    ("expert_count", "num_experts"),
+    ("expert_used_count", "num_experts_per_tok"),
+    ("expert_feed_forward_length", "moe_intermediate_size"),
+    ("expert_shared_feed_forward_length", "shared_expert_intermediate_size"),
+];
+/// The first ones, without which there is no model.
+const NEEDED: [&str; 5] =
+    ["embedding_length", "feed_forward_length", "block_count", "attention.head_count", "context_length"];
+/// Entries that are numbers.
+const NUMBERS: [(&str, &str); 11] = [
+    ("attention.layer_norm_rms_epsilon", "rms_norm_eps"),
+    ("attention.layer_norm_epsilon", "layer_norm_eps"),
+    ("rope.freq_base", "rope_theta"),
+    ("rope.freq_base_swa", "rope_local_base_freq"),
+    ("attn_logit_softcapping", "attn_logit_softcapping"),
+    ("final_logit_softcapping", "final_logit_softcapping"),
+    ("embedding_scale", "embedding_multiplier"),
+    ("attention.scale", "attention_multiplier"),
+    ("residual_scale", "residual_multiplier"),
+    // Granite divides by it, Cohere multiplies: each reads its own name.
+    ("logit_scale", "logits_scaling"),
+    ("logit_scale", "logit_scale"),
+];
 
 pub(super) fn read(file: &GgufFile) -> Result<ModelConfig> {
-    let fail = |what: String| Err(Error::file(file.path(), what));
+    let fail = |what: String| Error::file(file.path(), what);
     if file.str("general.type") == Ok("adapter") {
-        return fail("is a GGUF adapter, not a model".into());
+        return Err(fail("is a GGUF adapter, not a model".into()));
     }
     let arch = file.str("general.architecture")?.to_string();
-    if !SUPPORTED.contains(&arch.as_str()) {
-        return fail(format!(
-            "architecture '{arch}' is not supported; supported are {}",
-            SUPPORTED.join(", ")
-        ));
-    }
-    let key = |name: &str| format!("{arch}.{name}");
-    let size = |name: &str| file.u32(&key(name)).map(|v| v as usize);
-    let optional = |name: &str| file.get(&key(name)).map(|_| size(name)).transpose();
-    if let Some(n) = optional("expert_count")?.filter(|&n| n > 0) {
-        return fail(format!(
-            "has {n} experts in each MLP ({}), which is not supported",
-            key("expert_count")
-        ));
-    }
-    let heads = size("attention.head_count")?;
-    let hidden_size = size("embedding_length")?;
-    let head_dim = match optional("attention.key_length")? {
-        Some(n) => n,
-        None => optional("rope.dimension_count")?.unwrap_or(hidden_size / heads.max(1)),
-    };
-    let has = |name: &str| file.tensors().contains_key(name);
-    ModelConfig {
-        hidden_size,
-        intermediate_size: size("feed_forward_length")?,
-        num_hidden_layers: size("block_count")?,
-        num_attention_heads: heads,
-        num_key_value_heads: optional("attention.head_count_kv")?.unwrap_or(heads),
-        head_dim,
-        vocab_size: file.tensor("token_embd.weight")?.rows(),
-        max_position_embeddings: size("context_length")?,
-        sliding_window: optional("attention.sliding_window")?.filter(|&w| w > 0),
-        rms_norm_eps: file.f32(&key("attention.layer_norm_rms_epsilon"))?,
-        rope_theta: match file.get(&key("rope.freq_base")) {
-            Some(_) => file.f32(&key("rope.freq_base"))? as f64,
-            None => 10_000.0,
-        },
-        rope_scaling: rope_scaling(file, &arch, head_dim)?,
-        tie_word_embeddings: !has("output.weight"),
-        attention_bias: has("blk.0.attn_q.bias"),
-        o_proj_bias: has("blk.0.attn_output.bias"),
-        mlp_bias: has("blk.0.ffn_down.bias"),
-        model_type: arch,
-    }
-    .check()
-    .map_err(|e| Error::file(file.path(), e.to_string()))
+    let family = of_architecture(&arch).map_err(fail)?;
+    let facts = facts(file, &arch)?;
+    let read = |source: &Value| Facts::deserialize(source).map(|f| Facts { gguf: true, ..f });
+    let read = read(&facts).map_err(|e| fail(e.to_string()))?;
+    describe(family, &arch, &read, facts).map_err(|e| fail(e.to_string()))
 }
 
-/// Factors of the frequencies, where a file has them; kinds of scaling that are not computed are refused.
-fn rope_scaling(file: &GgufFile, arch: &str, head_dim: usize) -> Result<Option<RopeScaling>> {
-    let kind_key = format!("{arch}.rope.scaling.type");
-    // Without a type, llama.cpp scales linearly by these.
-    let linear = [format!("{arch}.rope.scaling.factor"), format!("{arch}.rope.scale_linear")];
-    let kind = match file.get(&kind_key) {
-        Some(_) => file.str(&kind_key)?,
-        None => match linear.iter().find(|k| file.f32(k).is_ok_and(|f| f != 0.0 && f != 1.0)) {
-            Some(_) => "linear",
-            None => "none",
-        },
-    };
-    if kind != "none" {
-        let what =
-            format!("rope scaling of type '{kind}' ({kind_key}) is not supported; llama3's factors are");
-        return Err(Error::file(file.path(), what));
-    }
-    if !file.tensors().contains_key("rope_freqs.weight") {
-        return Ok(None);
-    }
-    let factors = file.values_f32("rope_freqs.weight")?;
-    let good = |f: &f32| f.is_finite() && *f > 0.0;
-    match factors.len() == head_dim / 2 && factors.iter().all(good) {
-        true => Ok(Some(RopeScaling::Factors(factors))),
-        false => {
-            let what = format!(
-                "tensor 'rope_freqs.weight' has {} values, expected {} positive ones (half of head_dim)",
-                factors.len(),
-                head_dim / 2
-            );
-            Err(Error::file(file.path(), what))
+/// What the file says, with the names of `config.json`.
+fn facts(file: &GgufFile, arch: &str) -> Result<Value> {
+    let mut all = Map::new();
+    let key = |name: &str| format!("{arch}.{name}");
+    for (theirs, ours) in SIZES {
+        if file.get(&key(theirs)).is_some() || NEEDED.contains(&theirs) {
+            let n = file.u32(&key(theirs))?;
+            // A window of 0 and no experts are none.
+            if n > 0 || NEEDED.contains(&theirs) {
+                all.insert(ours.into(), n.into());
+            }
         }
     }
+    for (theirs, ours) in NUMBERS {
+        if file.get(&key(theirs)).is_some() {
+            all.insert(ours.into(), json!(file.f32(&key(theirs))?));
+        }
+    }
+    let layer_norm = all.contains_key("layer_norm_eps");
+    if !layer_norm && !all.contains_key("rms_norm_eps") {
+        file.f32(&key("attention.layer_norm_rms_epsilon"))?;
+    }
+    let has = |name: &str| file.tensors().contains_key(name);
+    all.insert("vocab_size".into(), file.tensor("token_embd.weight")?.rows().into());
+    all.insert("tie_word_embeddings".into(), (!has("output.weight")).into());
+    all.insert("attention_bias".into(), has("blk.0.attn_q.bias").into());
+    all.insert("o_proj_bias".into(), has("blk.0.attn_output.bias").into());
+    all.insert("mlp_bias".into(), has("blk.0.ffn_down.bias").into());
+    let size = |name: &str| all.get(name).and_then(Value::as_u64).unwrap_or(0);
+    let heads = size("num_attention_heads").max(1);
+    let plain = size("hidden_size") / heads;
+    let turned = match file.get(&key("rope.dimension_count")) {
+        Some(_) => Some(file.u32(&key("rope.dimension_count"))? as u64),
+        None => None,
+    };
+    let head_dim = match all.get("head_dim").and_then(Value::as_u64) {
+        Some(n) => n,
+        // Where only a part of a head turns, its length is not that part.
+        None => turned.filter(|&n| n > plain).unwrap_or(plain),
+    };
+    all.insert("head_dim".into(), head_dim.into());
+    if let Some(turned) = turned.filter(|&n| n > 0 && n < head_dim) {
+        all.insert("partial_rotary_factor".into(), json!(turned as f64 / head_dim as f64));
+    }
+    if let Some(rope) = rope_scaling(file, arch)? {
+        all.insert("rope_scaling".into(), rope);
+    }
+    Ok(Value::Object(all))
+}
+
+/// The scaling of frequencies, where a file has one.
+fn rope_scaling(file: &GgufFile, arch: &str) -> Result<Option<Value>> {
+    let key = |name: &str| format!("{arch}.rope.{name}");
+    let number = |name: &str| file.get(&key(name)).map(|_| file.f32(&key(name))).transpose();
+    let table = |name: &str| -> Result<Option<Vec<f32>>> {
+        if !file.tensors().contains_key(name) {
+            return Ok(None);
+        }
+        let factors = file.values_f32(name)?;
+        if factors.iter().all(|f| f.is_finite() && *f > 0.0) {
+            return Ok(Some(factors));
+        }
+        let what = format!("tensor '{name}' has values that are not positive numbers");
+        Err(Error::file(file.path(), what))
+    };
+    let original = match file.get(&key("scaling.original_context_length")) {
+        Some(_) => Some(file.u32(&key("scaling.original_context_length"))?),
+        None => None,
+    };
+    if let (Some(short), Some(long)) =
+        (table("rope_factors_short.weight")?, table("rope_factors_long.weight")?)
+    {
+        return Ok(Some(json!({
+            "rope_type": "longrope", "short_factor": short, "long_factor": long,
+            "original_max_position_embeddings": original, "attention_factor": number("scaling.attn_factor")?,
+        })));
+    }
+    // Without a type, llama.cpp scales linearly by these.
+    let factor = number("scaling.factor")?.or(number("scale_linear")?).filter(|f| *f != 0.0 && *f != 1.0);
+    let kind = match file.get(&key("scaling.type")) {
+        Some(_) => file.str(&key("scaling.type"))?,
+        None if factor.is_some() => "linear",
+        None => "none",
+    };
+    let scaling = match kind {
+        "none" => {
+            table("rope_freqs.weight")?.map(|factors| json!({ "rope_type": "factors", "factors": factors }))
+        }
+        "linear" => Some(json!({ "rope_type": "linear", "factor": factor })),
+        "yarn" => Some(json!({
+            "rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original,
+            "beta_fast": number("scaling.yarn_beta_fast")?, "beta_slow": number("scaling.yarn_beta_slow")?,
+        })),
+        other => {
+            let what = format!("rope scaling of type '{other}' ({}) is not supported", key("scaling.type"));
+            return Err(Error::file(file.path(), what));
+        }
+    };
+    Ok(scaling)
 }

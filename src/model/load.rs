@@ -1,10 +1,13 @@
 //! Decoders from files: what is checked, and how the parts are put together.
 
-use super::decoder::Layer;
+use super::block::{FeedForward, Layer, LayerNorms, NormLayer};
+use super::experts::{Expert, Experts};
 use super::positions::Positions;
-use super::{Fingerprint, Model, ModelConfig, ModelFiles};
+use super::sites::{at, number};
+use super::{ExpertsConfig, Fingerprint, MlpKind, Model, ModelConfig, ModelFiles, Site};
 use crate::nn::{LinearGroup, Mlp};
 use crate::{Device, Error, Linear, Result, Tensor, Weight};
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -21,6 +24,9 @@ pub struct LoadOptions {
     /// Weights with NaN or infinite values are taken as they are.
     pub allow_nonfinite: bool,
 }
+
+/// Tensors with the names that files have for them.
+pub(crate) type NamedTensors = Vec<(String, Tensor)>;
 
 impl Model {
     /// Reads a model: a `.gguf` file, or a directory with `config.json` and safetensors.
@@ -45,6 +51,42 @@ impl Model {
         let model = assemble(files.config().clone(), device, &source)?;
         let fingerprint = Fingerprint::of(files)?;
         Ok(Arc::new(Model { notes, origin: files.path().to_path_buf(), fingerprint, ..model }))
+    }
+}
+
+impl Model {
+    /// The same with vectors that are leaves of the tape, by their names: for the gradients of norms.
+    pub(crate) fn load_with_leaves(
+        files: &ModelFiles,
+        device: &Device,
+        options: LoadOptions,
+    ) -> Result<(Arc<Self>, NamedTensors)> {
+        let stored = Stored { files, device, dequantize: options.dequantize };
+        let source = Leaves { stored, vectors: RefCell::default() };
+        let model = assemble(files.config().clone(), device, &source)?;
+        Ok((Arc::new(model), source.vectors.into_inner()))
+    }
+}
+
+/// Tensors of files, with vectors that are leaves.
+struct Leaves<'a> {
+    stored: Stored<'a>,
+    vectors: RefCell<Vec<(String, Tensor)>>,
+}
+
+impl Source for Leaves<'_> {
+    fn weight(&self, name: &str) -> Result<Weight> {
+        self.stored.weight(name)
+    }
+    fn vector(&self, name: &str) -> Result<Tensor> {
+        let values = self.stored.vector(name)?;
+        // A linear keeps no gradient of its bias.
+        if !name.contains("norm") {
+            return Ok(values);
+        }
+        let leaf = values.leaf();
+        self.vectors.borrow_mut().push((name.to_string(), leaf.clone()));
+        Ok(leaf)
     }
 }
 
@@ -74,39 +116,14 @@ impl Source for Stored<'_> {
 /// Puts a decoder together; it has no origin yet.
 pub(super) fn assemble(config: ModelConfig, device: &Device, source: &impl Source) -> Result<Model> {
     let sites = config.sites();
-    let linear = |path: &str| -> Result<Linear> {
-        let bias = config.has_bias(path).then(|| source.vector(&format!("{path}.bias"))).transpose()?;
-        Ok(Linear { weight: source.weight(&format!("{path}.weight"))?, bias })
-    };
-    let group = |site: usize| -> Result<LinearGroup> {
-        let linears = sites[site].linears.iter().map(|l| linear(&l.path)).collect::<Result<_>>()?;
-        Ok(LinearGroup::at(site, linears))
-    };
-    let mut layers = Vec::with_capacity(config.num_hidden_layers);
-    for i in 0..config.num_hidden_layers {
-        let site = |name: &str| {
-            let name = format!("layers.{i}.{name}");
-            let at = sites.iter().position(|s| s.name == name);
-            at.ok_or_else(|| Error::config("model", format!("has no site {name}")))
-        };
-        let name = |part: &str| format!("model.layers.{i}.{part}");
-        layers.push(Arc::new(Layer {
-            site: site("block")?,
-            input_norm: source.vector(&name("input_layernorm.weight"))?,
-            qkv: group(site("qkv")?)?,
-            o: group(site("o")?)?,
-            post_norm: source.vector(&name("post_attention_layernorm.weight"))?,
-            mlp: Mlp {
-                gate_up: group(site("gate_up")?)?,
-                down: group(site("down")?)?,
-                site: Some(site("mlp")?),
-            },
-        }));
-    }
+    let parts = Parts { config: &config, device, source, sites: &sites };
+    let layers =
+        (0..config.num_hidden_layers).map(|i| parts.layer(i).map(Arc::new)).collect::<Result<_>>()?;
     let embed = source.weight("model.embed_tokens.weight")?;
     let head = if config.tie_word_embeddings { embed.clone() } else { source.weight("lm_head.weight")? };
-    let norm = source.vector("model.norm.weight")?;
-    let positions = Positions::new(config.rope_frequencies(), config.max_positions());
+    let norm = parts.norm("model.norm")?;
+    let most = config.max_positions();
+    let positions = config.ropes.iter().map(|rope| Positions::new(rope.clone(), most)).collect();
     Ok(Model {
         device: device.clone(),
         embed,
@@ -122,6 +139,110 @@ pub(super) fn assemble(config: ModelConfig, device: &Device, source: &impl Sourc
     })
 }
 
+/// What the layers of a model are made from.
+struct Parts<'a, S> {
+    config: &'a ModelConfig,
+    device: &'a Device,
+    source: &'a S,
+    sites: &'a [Site],
+}
+
+impl<S: Source> Parts<'_, S> {
+    fn linear(&self, path: &str, bias: bool) -> Result<Linear> {
+        let bias = bias.then(|| self.source.vector(&format!("{path}.bias"))).transpose()?;
+        Ok(Linear { weight: self.source.weight(&format!("{path}.weight"))?, bias })
+    }
+
+    /// The linears of a site of a layer.
+    fn group(&self, layer: usize, site: usize) -> Result<LinearGroup> {
+        let site = number(layer, site);
+        let linears = self.sites[site].linears.iter();
+        let linears =
+            linears.map(|l| self.linear(&l.path, self.config.has_bias(&l.path))).collect::<Result<_>>()?;
+        Ok(LinearGroup::at(site, linears))
+    }
+
+    /// The weights of a norm as they multiply.
+    fn multiplier(&self, path: &str) -> Result<Tensor> {
+        let w = self.source.vector(&format!("{path}.weight"))?;
+        if !self.config.norm.one_more {
+            return Ok(w);
+        }
+        w.add(&Tensor::full(self.device, w.dims(), 1.0)?)
+    }
+
+    fn norm(&self, path: &str) -> Result<NormLayer> {
+        let norm = self.config.norm;
+        let weight = self.multiplier(path)?;
+        let bias = match (norm.layer, norm.bias) {
+            (true, true) => Some(self.source.vector(&format!("{path}.bias"))?),
+            (true, false) => Some(Tensor::zeros(self.device, weight.dims())?),
+            (false, _) => None,
+        };
+        Ok(NormLayer { weight, bias })
+    }
+
+    fn layer(&self, i: usize) -> Result<Layer> {
+        let c = self.config;
+        let path = format!("model.layers.{i}");
+        let norm = |name: Option<&str>| name.map(|name| self.norm(&format!("{path}.{name}"))).transpose();
+        let qk = |name: &str| self.multiplier(&format!("{path}.self_attn.{name}"));
+        let single = |gated: bool| -> Result<FeedForward> {
+            let (first, down) = (self.group(i, at::GATE_UP)?, self.group(i, at::DOWN)?);
+            Ok(FeedForward::Single { first, down, activation: c.activation, gated })
+        };
+        Ok(Layer {
+            site: number(i, at::BLOCK),
+            config: c.layers[i],
+            norms: LayerNorms {
+                before_attention: norm(c.norms.before_attention)?,
+                after_attention: norm(c.norms.after_attention)?,
+                before_mlp: norm(c.norms.before_mlp)?,
+                after_mlp: norm(c.norms.after_mlp)?,
+            },
+            qkv: self.group(i, at::QKV)?,
+            o: self.group(i, at::O)?,
+            qk_norms: match c.qk_norm {
+                Some(_) => Some([qk("q_norm")?, qk("k_norm")?]),
+                None => None,
+            },
+            mlp: match (c.experts.filter(|_| c.has_experts(i)), c.mlp) {
+                (Some(experts), _) => FeedForward::Experts(Box::new(self.experts(i, experts)?)),
+                (None, MlpKind::Fused) => single(true)?,
+                (None, MlpKind::Plain) => single(false)?,
+                (None, MlpKind::Gated) => FeedForward::Gated(Mlp {
+                    gate_up: self.group(i, at::GATE_UP)?,
+                    down: self.group(i, at::DOWN)?,
+                    activation: c.activation,
+                    site: Some(number(i, at::MLP)),
+                }),
+            },
+        })
+    }
+
+    fn experts(&self, layer: usize, config: ExpertsConfig) -> Result<Experts> {
+        let names = self.config.expert_names(layer);
+        let expert = |path: String, [gate, up, down]: [&str; 3]| -> Result<Expert> {
+            let linear = |name: &str| self.linear(&format!("{path}.{name}"), false);
+            Ok(Expert { gate: linear(gate)?, up: linear(up)?, down: linear(down)? })
+        };
+        let all = (0..config.count).map(|i| expert(format!("{}.{i}", names.experts), names.linears));
+        Ok(Experts {
+            config,
+            activation: self.config.activation,
+            router: self.source.weight(&format!("{}.weight", names.router))?,
+            experts: all.collect::<Result<_>>()?,
+            shared: match config.shared {
+                None => None,
+                Some(_) => {
+                    let shared = expert(names.shared, ["gate_proj", "up_proj", "down_proj"])?;
+                    Some((shared, self.source.weight(&format!("{}.weight", names.shared_gate))?))
+                }
+            },
+        })
+    }
+}
+
 /// Names, shapes and values; the notes for the user.
 fn check(files: &ModelFiles, options: LoadOptions) -> Result<Vec<String>> {
     let mut notes = Vec::new();
@@ -134,11 +255,6 @@ fn check(files: &ModelFiles, options: LoadOptions) -> Result<Vec<String>> {
     if let Some(index) = files.passed_over() {
         let name = index.file_name().unwrap_or_default().to_string_lossy();
         notes.push(format!("{name} is not used: model.safetensors is there, and counts"));
-    }
-    if let Some(window) = files.config().sliding_window {
-        notes.push(format!(
-            "the model has a sliding window: sequences of up to {window} positions can be used"
-        ));
     }
     for e in files.expected() {
         let raw = files.raw(&e.name)?;

@@ -1,9 +1,13 @@
-//! Llama-family decoders: configuration, weights, forward pass, key/value cache, generation.
+//! Decoders: families, configuration, weights, forward pass, key/value cache, generation.
 //!
 //! Models know the adapter hooks of [`nn`](crate::nn), never a method.
 
+mod block;
 mod config;
 mod decoder;
+mod describe;
+mod experts;
+mod families;
 mod files;
 mod fingerprint;
 mod generate;
@@ -16,12 +20,16 @@ mod names;
 mod place;
 mod positions;
 mod quantised;
+mod rope;
 mod save;
 mod shape;
 mod sites;
 
-pub use config::{Llama3Scaling, ModelConfig, RopeScaling};
-pub use decoder::{Model, Step};
+pub use crate::nn::Activation;
+pub use crate::ops::rope::RopeScaling;
+pub use config::{BlockNorms, ExpertsConfig, LayerConfig, MlpKind, ModelConfig, Norm, QkNorm};
+pub use decoder::{Input, Model, Step};
+pub use families::{FAMILIES, Family};
 pub use files::{Expected, ModelFiles, gguf_name, gguf_row, model_config};
 pub use fingerprint::Fingerprint;
 pub use generate::{Generation, Sampler, Sampling};
@@ -29,6 +37,7 @@ pub use hub::hub_snapshot;
 pub use kv_cache::KvCache;
 pub use load::LoadOptions;
 pub use place::ModelPlace;
+pub use rope::RopeConfig;
 pub use save::Change;
 pub use shape::ModelShape;
 pub use sites::{Site, SiteKind, SiteLinear};

@@ -72,7 +72,7 @@ fn gguf_models(dir: &Path) -> Result<Vec<PathBuf>> {
     let mut files: Vec<PathBuf> = entries.filter_map(|e| Some(e.ok()?.path())).collect();
     files.retain(|p| p.extension().is_some_and(|e| e == "gguf"));
     files.sort();
-    let stem = |path: &Path| PartName::of(path).map(|part| part.stem);
+    let stem = |path: &Path| PartName::parse(path).map(|part| part.stem);
     files.dedup_by(|next, first| stem(next).is_some_and(|s| Some(s) == stem(first)));
     Ok(files)
 }

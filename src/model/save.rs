@@ -1,8 +1,10 @@
 //! A decoder as a Hugging Face directory: config.json and safetensors, in several files where it is large.
 
-use super::{Model, ModelConfig, RopeScaling};
+use super::block::{FeedForward, NormLayer};
+use super::{Model, ModelConfig};
 use crate::atomic;
-use crate::{Error, Format, Result, Weight};
+use crate::ops::rope::RopeScaling;
+use crate::{Error, Format, Result, Tensor, Weight};
 use half::{bf16, f16};
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
@@ -16,65 +18,76 @@ const SHARD_BYTES: usize = 4 << 30;
 pub type Change<'a> = &'a dyn Fn(&str, &mut [f32]) -> Result<()>;
 
 impl ModelConfig {
-    /// As `config.json` has it.
+    /// As `config.json` has it. What the model's own file said stays; the words of GGUF files are those of their family.
     pub fn to_json(&self, format: Format) -> Value {
-        // GGUF files of Mistral say llama; the window is Mistral's.
-        let windowed = self.model_type == "llama" && self.sliding_window.is_some();
-        let model_type = if windowed { "mistral" } else { self.model_type.as_str() };
-        let class = match model_type {
-            "mistral" => "MistralForCausalLM",
-            "qwen2" => "Qwen2ForCausalLM",
-            _ => "LlamaForCausalLM",
+        let mut json = match &*self.source {
+            Value::Object(all) => Value::Object(all.clone()),
+            _ => json!({}),
         };
-        let mut json = json!({
-            "architectures": [class], "model_type": model_type, "hidden_act": "silu",
-            "hidden_size": self.hidden_size, "intermediate_size": self.intermediate_size,
-            "num_hidden_layers": self.num_hidden_layers, "num_attention_heads": self.num_attention_heads,
-            "num_key_value_heads": self.num_key_value_heads, "head_dim": self.head_dim,
-            "vocab_size": self.vocab_size, "max_position_embeddings": self.max_position_embeddings,
-            // The shortest text of the f32, not its digits in f64.
-            "rms_norm_eps": self.rms_norm_eps.to_string().parse::<f64>().unwrap_or(1e-5),
-            "rope_theta": self.rope_theta, "rope_scaling": self.scaling_json(),
-            "tie_word_embeddings": self.tie_word_embeddings, "torch_dtype": dtype_name(format),
-        });
-        if model_type == "llama" {
-            json["attention_bias"] = self.attention_bias.into();
-            json["mlp_bias"] = self.mlp_bias.into();
-        }
-        if let Some(window) = self.sliding_window {
-            json["sliding_window"] = window.into();
-            if model_type == "qwen2" {
+        // GGUF files of Mistral say llama; the window is Mistral's.
+        let window = self.layers.first().and_then(|l| l.window);
+        let windowed = self.model_type == "llama" && window.is_some();
+        let model_type = if windowed { "mistral" } else { self.model_type.as_str() };
+        if json.get("model_type").is_none() {
+            json["architectures"] = json!([match model_type {
+                "mistral" => "MistralForCausalLM",
+                "qwen2" => "Qwen2ForCausalLM",
+                "qwen3" => "Qwen3ForCausalLM",
+                _ => "LlamaForCausalLM",
+            }]);
+            json["hidden_act"] = "silu".into();
+            if model_type == "qwen2" && window.is_some() {
                 json["use_sliding_window"] = true.into();
+                json["max_window_layers"] = 0.into();
+            }
+            if model_type == "llama" {
+                json["attention_bias"] = self.attention_bias.into();
+                json["mlp_bias"] = self.mlp_bias.into();
+            }
+            json["rope_scaling"] = self.scaling_json();
+        }
+        json["model_type"] = model_type.into();
+        json["head_dim"] = self.head_dim.into();
+        json["num_key_value_heads"] = self.num_key_value_heads.into();
+        json["tie_word_embeddings"] = self.tie_word_embeddings.into();
+        for key in ["torch_dtype", "dtype"] {
+            if json.get(key).is_some() || key == "torch_dtype" {
+                json[key] = dtype_name(format).into();
             }
         }
         json
     }
 
-    /// Scaled frequencies as `config.json` has them. A table of factors that is not Llama 3's stands as it is, which
-    /// no reader of `config.json` knows.
+    /// The scaled frequencies of a GGUF file as `config.json` has them. A table of factors that is not Llama 3's stands
+    /// as it is, which no reader of `config.json` knows.
     fn scaling_json(&self) -> Value {
-        let llama3 = match &self.rope_scaling {
-            None => return Value::Null,
-            Some(RopeScaling::Llama3(s)) => Some(*s),
-            Some(RopeScaling::Factors(factors)) => self.llama3_of(factors),
-        };
-        match (llama3, &self.rope_scaling) {
-            (Some(s), _) => json!({
-                "rope_type": "llama3", "factor": s.factor, "low_freq_factor": s.low_freq_factor,
-                "high_freq_factor": s.high_freq_factor,
-                "original_max_position_embeddings": s.original_max_position_embeddings,
-            }),
-            (None, Some(RopeScaling::Factors(factors))) => {
-                json!({ "rope_type": "factors", "factors": factors })
-            }
-            (None, _) => Value::Null,
+        let Some(rope) = self.ropes.first() else { return Value::Null };
+        match &rope.scaling {
+            RopeScaling::Factors(factors) => match rope.llama3_of(factors) {
+                Some(s) => json!({
+                    "rope_type": "llama3", "factor": s.factor, "low_freq_factor": s.low_freq_factor,
+                    "high_freq_factor": s.high_freq_factor,
+                    "original_max_position_embeddings": s.original_max_position_embeddings,
+                }),
+                None => json!({ "rope_type": "factors", "factors": factors }),
+            },
+            _ => self.source.get("rope_scaling").cloned().unwrap_or(Value::Null),
         }
     }
 
     /// Refuses what `config.json` has no words for.
     fn check_writable(&self) -> Result<()> {
-        if let Some(RopeScaling::Factors(factors)) = &self.rope_scaling
-            && self.llama3_of(factors).is_none()
+        let from_gguf = self.source.get("model_type").is_none();
+        if from_gguf && !["llama", "mistral", "qwen2", "qwen3"].contains(&self.model_type.as_str()) {
+            let what = format!(
+                "the GGUF file of a {} model leaves out what config.json says; give the Hugging Face directory of this model",
+                self.model_type
+            );
+            return Err(Error::config("model", what));
+        }
+        if let Some(rope) = self.ropes.first()
+            && let RopeScaling::Factors(factors) = &rope.scaling
+            && rope.llama3_of(factors).is_none()
         {
             let what = "this GGUF file divides its frequencies by factors that are not those of rope_type llama3, and \
                         config.json has no other table; give the Hugging Face directory of this model";
@@ -119,36 +132,71 @@ impl Model {
         self.config.check_writable()?;
         let mut shards =
             Shards { dir, format, open: Vec::new(), bytes: 0, files: 0, places: BTreeMap::new(), total: 0 };
-        let matrix = |shards: &mut Shards<'_>, name: String, w: &Weight| {
-            let mut values = w.to_f32()?;
-            change(&name, &mut values)?;
-            shards.add(name, vec![w.rows(), w.cols()], &values)
-        };
-        matrix(&mut shards, "model.embed_tokens.weight".into(), &self.embed)?;
-        for (i, layer) in self.layers.iter().enumerate() {
-            for group in [&layer.qkv, &layer.o, &layer.mlp.gate_up, &layer.mlp.down] {
-                let paths = group.site.into_iter().flat_map(|site| &self.sites[site].linears);
-                for (place, linear) in paths.zip(&group.linears) {
-                    matrix(&mut shards, format!("{}.weight", place.path), &linear.weight)?;
-                    if let Some(bias) = &linear.bias {
-                        shards.add(format!("{}.bias", place.path), bias.dims().to_vec(), &bias.to_f32()?)?;
-                    }
-                }
+        let parts = self.parts();
+        for tensor in self.config.tensors() {
+            let missing = || Error::config("model", format!("tensor '{}' is not there", tensor.name));
+            let mut values = match parts.get(&tensor.name).ok_or_else(missing)? {
+                Part::Matrix(weight) => weight.to_f32()?,
+                Part::Vector(vector, extra) => vector.to_f32()?.iter().map(|v| v - extra).collect(),
+            };
+            let dims: Vec<usize> = tensor.axes.iter().map(|a| a.0).collect();
+            if dims.len() > 1 {
+                change(&tensor.name, &mut values)?;
             }
-            for (name, norm) in
-                [("input_layernorm", &layer.input_norm), ("post_attention_layernorm", &layer.post_norm)]
-            {
-                let name = format!("model.layers.{i}.{name}.weight");
-                shards.add(name, norm.dims().to_vec(), &norm.to_f32()?)?;
-            }
-        }
-        shards.add("model.norm.weight".into(), self.norm.dims().to_vec(), &self.norm.to_f32()?)?;
-        if !self.config.tie_word_embeddings {
-            matrix(&mut shards, "lm_head.weight".into(), &self.head)?;
+            shards.add(tensor.name, dims, &values)?;
         }
         shards.finish()?;
         let config = format!("{:#}\n", self.config.to_json(format));
         atomic::write(&dir.join("config.json"), config.as_bytes())
+    }
+}
+
+/// A tensor of a model.
+enum Part<'a> {
+    Matrix(&'a Weight),
+    /// Its values, and what was added to them when the model was read.
+    Vector(&'a Tensor, f32),
+}
+
+impl Model {
+    /// All tensors by the names of Hugging Face.
+    fn parts(&self) -> BTreeMap<String, Part<'_>> {
+        let mut all = BTreeMap::new();
+        all.insert("model.embed_tokens.weight".to_string(), Part::Matrix(&self.embed));
+        all.insert("lm_head.weight".to_string(), Part::Matrix(&self.head));
+        for (path, linear) in self.linears() {
+            all.insert(format!("{path}.weight"), Part::Matrix(&linear.weight));
+            if let Some(bias) = &linear.bias {
+                all.insert(format!("{path}.bias"), Part::Vector(bias, 0.0));
+            }
+        }
+        let extra = if self.config.norm.one_more { 1.0 } else { 0.0 };
+        let mut norms: Vec<(String, &NormLayer)> = vec![("model.norm".into(), &self.norm)];
+        for (i, layer) in self.layers.iter().enumerate() {
+            let names = &self.config.norms;
+            let of_layer = [
+                (names.before_attention, &layer.norms.before_attention),
+                (names.after_attention, &layer.norms.after_attention),
+                (names.before_mlp, &layer.norms.before_mlp),
+                (names.after_mlp, &layer.norms.after_mlp),
+            ];
+            let named = of_layer.into_iter().filter_map(|(name, norm)| Some((name?, norm.as_ref()?)));
+            norms.extend(named.map(|(name, norm)| (format!("model.layers.{i}.{name}"), norm)));
+            for (name, norm) in ["q_norm", "k_norm"].iter().zip(layer.qk_norms.iter().flatten()) {
+                all.insert(format!("model.layers.{i}.self_attn.{name}.weight"), Part::Vector(norm, extra));
+            }
+            if let FeedForward::Experts(experts) = &layer.mlp {
+                let names = self.config.expert_names(i);
+                all.extend(experts.weights(&names).map(|(name, w)| (name, Part::Matrix(w))));
+            }
+        }
+        for (name, norm) in norms {
+            all.insert(format!("{name}.weight"), Part::Vector(&norm.weight, extra));
+            if let Some(bias) = &norm.bias {
+                all.insert(format!("{name}.bias"), Part::Vector(bias, 0.0));
+            }
+        }
+        all
     }
 }
 

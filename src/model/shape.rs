@@ -1,9 +1,11 @@
 //! Models by their sizes alone, with random weights: for measuring speed and memory without a file.
 
-use super::files::expected;
+use super::describe::describe;
+use super::families::{Facts, of_model_type};
 use super::load::{Source, assemble};
 use super::{Model, ModelConfig};
 use crate::{Device, Error, Format, Result, Tensor, Weight};
+use serde_json::Value;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -101,25 +103,24 @@ impl ModelShape {
                 format.name()
             ));
         }
-        let config = ModelConfig {
-            model_type: "llama".into(),
+        let facts = Facts {
             hidden_size: sizes.hidden,
             intermediate_size: sizes.intermediate,
             num_hidden_layers: sizes.layers,
             num_attention_heads: sizes.heads,
-            num_key_value_heads: sizes.kv_heads,
-            head_dim: sizes.hidden / sizes.heads,
+            num_key_value_heads: Some(sizes.kv_heads),
             vocab_size: sizes.vocab,
             max_position_embeddings: POSITIONS,
-            sliding_window: None,
-            rms_norm_eps: 1e-5,
-            rope_theta: 10_000.0,
-            rope_scaling: None,
-            tie_word_embeddings: sizes.tied,
-            attention_bias: false,
-            o_proj_bias: false,
-            mlp_bias: false,
+            rms_norm_eps: Some(1e-5),
+            tie_word_embeddings: Some(sizes.tied),
+            ..Facts::default()
         };
+        let config = describe(
+            of_model_type("llama").map_err(|e| Error::config("shape", e))?,
+            "llama",
+            &facts,
+            Value::Null,
+        )?;
         Ok(ModelShape { name: name.into(), config, format })
     }
 }
@@ -159,7 +160,7 @@ impl Model {
     /// # Errors
     /// The device refuses it.
     pub fn of_shape(shape: &ModelShape, device: &Device) -> Result<Arc<Self>> {
-        let dims = expected(&shape.config).into_iter();
+        let dims = shape.config.tensors().into_iter();
         let dims = dims.map(|e| (e.name, e.axes.iter().map(|a| a.0).collect())).collect();
         let source = MadeUp { device, format: shape.format, dims };
         let model = assemble(shape.config.clone(), device, &source)?;

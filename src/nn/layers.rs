@@ -53,23 +53,55 @@ fn plain(x: &Tensor, l: &Linear) -> Result<Tensor> {
     x.linear(&l.weight, l.bias.as_ref())
 }
 
-/// A gated MLP block: `down(silu(gate x) * up x)`. An adapter takes the whole block, or its groups have their own.
+/// What an MLP makes of the product of its gate, or of its first linear.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Activation {
+    #[default]
+    Silu,
+    /// The form with tanh.
+    Gelu,
+    /// The exact form.
+    GeluErf,
+}
+
+impl Activation {
+    /// `act(x)`, element by element.
+    pub fn apply(self, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Activation::Silu => x.silu(),
+            Activation::Gelu => x.gelu(),
+            Activation::GeluErf => x.gelu_erf(),
+        }
+    }
+    /// `act(gate) * up`, element by element.
+    pub fn combine(self, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+        match self {
+            Activation::Silu => gate.swiglu(up),
+            Activation::Gelu => gate.geglu(up),
+            Activation::GeluErf => gate.gelu_erf()?.mul(up),
+        }
+    }
+}
+
+/// A gated MLP block: `down(act(gate x) * up x)`. An adapter takes the whole block, or its groups have their own.
 #[derive(Clone)]
 pub struct Mlp {
     /// gate_proj and up_proj.
     pub gate_up: LinearGroup,
     /// down_proj.
     pub down: LinearGroup,
+    pub activation: Activation,
     /// The number of its site in the model; none for a block outside of a model.
     pub site: Option<usize>,
 }
 
 impl Mlp {
-    /// A block outside of a model, which no adapter of a pass takes.
+    /// A block with SiLU outside of a model, which no adapter of a pass takes.
     pub fn frozen(gate: Linear, up: Linear, down: Linear) -> Self {
         Mlp {
             gate_up: LinearGroup::frozen(vec![gate, up]),
             down: LinearGroup::frozen(vec![down]),
+            activation: Activation::Silu,
             site: None,
         }
     }
@@ -86,6 +118,6 @@ impl Mlp {
 
     /// What the block makes of the products of gate and up: `act(gate) * up`, with the model's activation.
     pub fn combine(&self, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-        gate.swiglu(up)
+        self.activation.combine(gate, up)
     }
 }

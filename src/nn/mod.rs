@@ -11,6 +11,6 @@ mod pass;
 
 pub use crate::weight::{Format, Linear, Weight};
 pub use hooks::{BeforeForward, BlockAdapter, LinearAdapter, MlpAdapter, SiteAdapter, SiteAdapters};
-pub use layers::{LinearGroup, Mlp};
+pub use layers::{Activation, LinearGroup, Mlp};
 pub use param::Param;
 pub use pass::{Choices, Kept, Labels, Pass};

@@ -61,10 +61,7 @@ impl Param {
     /// The value for a computation: a leaf of the tape when it is trained, else without a gradient.
     pub fn tensor(&self) -> Tensor {
         let value = self.value();
-        match self.0.trainable {
-            true => value.leaf_of(self.0.id),
-            false => value,
-        }
+        if self.0.trainable { value.leaf_of(self.0.id) } else { value }
     }
     /// The value, without a gradient.
     pub fn value(&self) -> Tensor {

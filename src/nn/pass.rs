@@ -163,6 +163,10 @@ impl Pass {
     pub fn with_adapters(self, adapters: impl Into<Option<Arc<SiteAdapters>>>) -> Self {
         Pass { adapters: adapters.into(), ..self }
     }
+    /// The same pass over other routing units.
+    pub fn with_units(self, units: Units) -> Self {
+        Pass { units, ..self }
+    }
     /// The same pass after a decision before the first layer.
     pub(crate) fn decided(&self, decision: Vec<Tensor>) -> Self {
         Pass { decision, ..self.clone() }

@@ -49,7 +49,6 @@ impl Op for Embedding<'_> {
     }
 
     fn infer(&self, &In { index }: &In<'_>) -> Result<[Meta; 1]> {
-        let index = index;
         let w = self.0;
         index.require(NAME, DType::U32)?;
         if !w.device().same(index.device()) {

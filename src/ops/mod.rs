@@ -15,11 +15,11 @@ macro_rules! ops {
 }
 
 ops! {
-    /// Causal grouped-query attention with a key mask.
+    /// Grouped-query attention with a key mask, causal or both ways, in windows, with soft caps.
     attention,
     /// Sums, products, scaling: `y = a + b`, `a * b`, `s x`.
     elementwise,
-    /// Frozen output head and cross-entropy: `sum -log softmax(h W^T)[target]`.
+    /// Frozen output head and cross-entropy: `sum -log softmax(h W^T)[target]`, with a soft cap of logits.
     head_loss,
     /// Dense products: `a b`, `a b^T`, `a^T b`.
     matmul,
@@ -51,7 +51,7 @@ ops! {
     write_rows,
     /// How often factors were chosen, and balancing biases.
     routing_load,
-    /// `silu`, `gelu`, `gelu_erf`, `sigmoid`, and `silu(gate) * up`.
+    /// `silu`, `gelu`, `gelu_erf`, `sigmoid`, `cap * tanh(x / cap)`, and `silu(gate) * up`, `gelu(gate) * up`.
     activation,
     /// `y = e^x / sum e^x` over the last axis.
     softmax,
@@ -59,7 +59,7 @@ ops! {
     gather_rows,
     /// Rows of a frozen weight in any format: `y[i] = W[index[i]]`.
     embedding,
-    /// Rotary position embedding.
+    /// Rotary position embedding of whole heads or their first values, with scaled frequencies.
     rope,
     /// `y = (x - mean(x)) / sqrt(var(x) + eps) * w + b`.
     layer_norm,

@@ -7,14 +7,17 @@ macro_rules! vectorised {
         $(#[$meta])*
         $vis fn $name($($arg: $ty),*) {
             #[inline(always)]
+            #[allow(clippy::too_many_arguments)]
             fn body<S: $crate::simd::Set>($simd: S, $($arg: $ty),*) $body
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma,f16c")]
+                #[allow(clippy::too_many_arguments)]
                 fn widest(simd: $crate::simd::Avx512, $($arg: $ty),*) {
                     body(simd, $($arg),*)
                 }
                 #[target_feature(enable = "avx2,fma,f16c")]
+                #[allow(clippy::too_many_arguments)]
                 fn wide(simd: $crate::simd::Avx2, $($arg: $ty),*) {
                     body(simd, $($arg),*)
                 }

@@ -1,35 +1,36 @@
-//! A conversation in turns, of which the model reads only what is new.
+//! Chats: conversations in turns, of which the model reads only the new tokens.
 
 use super::{Ending, Message, ModelText, Reply, ReplyOptions, Role, Said};
 use crate::adapter::Conversation;
 use crate::model::Sampler;
 use crate::{Error, Result};
 
-/// What it took to read a turn.
+/// The cost of reading a turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Turn {
     /// Tokens that the model read.
     pub tokens: usize,
-    /// The whole conversation was read again: the template writes it in another way than it was said, or the last
-    /// answer went on behind a stop text.
+    /// The whole conversation was read again, because the template renders past turns differently or the last answer
+    /// continued beyond a stop text.
     pub again: bool,
 }
 
-/// A conversation in turns. What routers chose for its first turn stays, as the adapter's `decode_route` says.
+/// A conversation in turns. Routing decisions of the first turn are kept if the adapter's `decode_route` says so.
 pub struct Chat {
     text: ModelText,
     conversation: Conversation,
     messages: Vec<Message>,
-    /// The text of the tokens that are read, and of the one that was drawn and is not; none where the conversation
-    /// cannot go on from there.
+    /// The text of the tokens that the model has read, and of the unread one; none if the conversation cannot be
+    /// continued from there.
     read: Option<String>,
+    /// The last drawn token, if the model has not read it.
     unread: Option<u32>,
 }
 
 impl Chat {
-    /// A conversation at its start.
+    /// Starts a chat.
     pub fn new(text: &ModelText, conversation: Conversation, system: Option<&str>) -> Self {
-        let messages = system.map(|s| Message::new(Role::System, s)).into_iter().collect();
+        let messages = system.map(|text| Message::new(Role::System, text)).into_iter().collect();
         Chat { text: text.clone(), conversation, messages, read: None, unread: None }
     }
 
@@ -38,11 +39,11 @@ impl Chat {
         &self.messages
     }
 
-    /// Reads what the user says; [`reply`](Chat::reply) answers it.
+    /// Reads a message of the user; [`reply`](Chat::reply) answers it.
     ///
     /// # Errors
     /// The model has no template, the template refuses the conversation, or the context is full
-    /// ([`Error::Context`]). The conversation is as before then.
+    /// ([`Error::Context`]). The conversation is then unchanged.
     pub fn ask(&mut self, user: &str) -> Result<Turn> {
         self.messages.push(Message::new(Role::User, user));
         let turn = self.read();
@@ -66,19 +67,21 @@ impl Chat {
             self.conversation.restart();
         }
         self.conversation.push(&ids)?;
-        (self.read, self.unread) = (Some(all), None);
+        self.read = Some(all);
+        self.unread = None;
         Ok(Turn { tokens: ids.len(), again })
     }
 
-    /// The answer to the last question; hand what was said to [`keep`](Chat::keep).
+    /// The answer to the last message; pass its result to [`keep`](Chat::keep).
     pub fn reply<'a>(&'a mut self, sampler: &'a mut Sampler, options: &'a ReplyOptions) -> Reply<'a> {
         Reply::new(&mut self.conversation, sampler, &self.text.tokenizer, options)
     }
 
-    /// Puts an answer into the conversation.
+    /// Appends an answer to the conversation.
     pub fn keep(&mut self, said: &Said) {
         self.messages.push(Message::new(Role::Assistant, said.text.clone()));
-        self.read = self.read.take().filter(|_| said.ending != Ending::StopText).map(|r| r + &said.text);
+        self.read =
+            self.read.take().filter(|_| said.ending != Ending::StopText).map(|read| read + &said.text);
         self.unread = said.unread;
     }
 }

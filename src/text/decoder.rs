@@ -1,14 +1,14 @@
-//! Text of tokens that come one by one.
+//! Streaming decoding: text of tokens that arrive one by one.
 
 use super::Tokenizer;
 
-/// Tokens of context that a [`Decoder`] keeps.
+/// The number of context tokens that a [`Decoder`] keeps.
 const WINDOW: usize = 6;
-/// A character has at most four bytes, so at most three tokens wait for the rest of it.
+/// The largest number of tokens that wait for the rest of a character of four bytes.
 const MAX_HELD: usize = 3;
 
 impl Tokenizer {
-    /// A decoder for tokens that come one by one behind a prompt.
+    /// A decoder for tokens that follow a prompt one by one.
     pub fn decoder(&self, prompt: &[u32], skip_special: bool) -> Decoder<'_> {
         let ids = prompt[prompt.len().saturating_sub(WINDOW)..].to_vec();
         let shown = self.decode(&ids, skip_special).len();
@@ -16,18 +16,18 @@ impl Tokenizer {
     }
 }
 
-/// Turns tokens into text as they come, whole characters only.
+/// A streaming decoder that returns whole characters only.
 pub struct Decoder<'a> {
     tokenizer: &'a Tokenizer,
     skip_special: bool,
     ids: Vec<u32>,
-    /// Bytes of the window's text that are out already.
+    /// The number of bytes of the window's text that have been returned.
     shown: usize,
     held: usize,
 }
 
 impl Decoder<'_> {
-    /// The text that is complete with this token, if any.
+    /// Adds a token and returns the text that it completes, if any.
     pub fn push(&mut self, id: u32) -> Option<String> {
         self.ids.push(id);
         let text = self.tokenizer.decode(&self.ids, self.skip_special);
@@ -41,10 +41,10 @@ impl Decoder<'_> {
         new
     }
 
-    /// What is left when no token follows: an incomplete character shows as U+FFFD.
+    /// Returns the rest of the text; an incomplete character becomes U+FFFD.
     pub fn finish(&mut self) -> Option<String> {
         let text = self.tokenizer.decode(&self.ids, self.skip_special);
-        let new = text.get(self.shown..).filter(|t| !t.is_empty()).map(String::from);
+        let new = text.get(self.shown..).filter(|text| !text.is_empty()).map(String::from);
         self.settle();
         new
     }

@@ -1,4 +1,4 @@
-//! The tokenizer library: opening a `tokenizer.json`, with what it would panic about looked at before.
+//! The tokenizer library: a `tokenizer.json` is checked for content that makes the library panic before it is opened.
 
 use super::longest::Longest;
 use super::regex::rewrite_patterns;
@@ -14,7 +14,7 @@ use tokenizers::{PostProcessorWrapper, Tokenizer};
 
 const PLACE: &str = "tokenizer.json";
 
-fn failed(what: impl ToString) -> Error {
+fn refusal(what: impl ToString) -> Error {
     Error::config(PLACE, what.to_string())
 }
 
@@ -27,7 +27,7 @@ fn payload(panic: &(dyn Any + Send)) -> &str {
 /// Runs code of the library, which panics on some malformed files.
 pub(super) fn guarded<T>(place: &str, work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
     match catch_unwind(AssertUnwindSafe(work)) {
-        Ok(done) => done.map_err(|e| Error::config(place, e.to_string())),
+        Ok(done) => done.map_err(|error| Error::config(place, error.to_string())),
         Err(panic) => Err(Error::config(
             place,
             format!("the tokenizer library failed on this input: {}", payload(&*panic)),
@@ -85,9 +85,9 @@ impl<'de> Deserialize<'de> for Model {
     }
 }
 
-/// Opens a file.
+/// Opens the text of a `tokenizer.json`.
 pub(super) fn open(json: &[u8]) -> Result<Tokenizer> {
-    let mut parts: Parts = serde_json::from_slice(json).map_err(failed)?;
+    let mut parts: Parts = serde_json::from_slice(json).map_err(refusal)?;
     parts.check(json)?;
     let mut rewritten = None;
     if parts.patterns().any(rewrite_patterns) {
@@ -95,8 +95,8 @@ pub(super) fn open(json: &[u8]) -> Result<Tokenizer> {
     }
     let json = rewritten.as_deref().unwrap_or(json);
     let mut library = guarded(PLACE, || Tokenizer::from_bytes(json))?;
-    // Files carry the truncation and padding of whoever saved them.
-    library.with_truncation(None).map_err(failed)?;
+    // Files may contain the truncation and padding of earlier use.
+    library.with_truncation(None).map_err(refusal)?;
     library.with_padding(None);
     Ok(library)
 }
@@ -107,7 +107,7 @@ impl Parts {
         let longest = self.model.longest;
         if longest > LONGEST_TOKEN {
             let what = format!("model: a token has {longest} bytes; at most {LONGEST_TOKEN} are taken");
-            return Err(failed(what));
+            return Err(refusal(what));
         }
         for part in [&self.pre_tokenizer, &self.post_processor] {
             check_part(part)?;
@@ -115,7 +115,7 @@ impl Parts {
         let Some(prefix) = self.model.continuing_subword_prefix.as_str().filter(|p| !p.is_empty()) else {
             return Ok(());
         };
-        let file: Value = serde_json::from_slice(json).map_err(failed)?;
+        let file: Value = serde_json::from_slice(json).map_err(refusal)?;
         let merges = file["model"]["merges"].as_array().map_or(&[][..], Vec::as_slice);
         let second = |merge: &Value| {
             let pair =
@@ -125,30 +125,30 @@ impl Parts {
         match merges.iter().filter_map(second).find(|part| !part.starts_with(prefix)) {
             None => Ok(()),
             Some(part) => {
-                Err(failed(format!("a merge has '{part}' without the prefix '{prefix}' of continued words")))
+                Err(refusal(format!("a merge has '{part}' without the prefix '{prefix}' of continued words")))
             }
         }
     }
 
-    /// The parts that have patterns.
+    /// The parts with patterns.
     fn patterns(&mut self) -> impl Iterator<Item = &mut Value> {
         [&mut self.normalizer, &mut self.pre_tokenizer, &mut self.decoder].into_iter()
     }
 }
 
-/// The file with its patterns written for the engine here.
+/// Rewrites the patterns of a file for the regex engine of this build.
 fn with_patterns(json: &[u8]) -> Result<Vec<u8>> {
-    let mut file: Value = serde_json::from_slice(json).map_err(failed)?;
+    let mut file: Value = serde_json::from_slice(json).map_err(refusal)?;
     for part in ["normalizer", "pre_tokenizer", "decoder"] {
         rewrite_patterns(&mut file[part]);
     }
-    serde_json::to_vec(&file).map_err(failed)
+    serde_json::to_vec(&file).map_err(refusal)
 }
 
 fn check_part(part: &Value) -> Result<()> {
     match part["type"].as_str() {
         Some("FixedLength") if part["length"] == 0 => {
-            return Err(failed("pre_tokenizer: FixedLength has a length of 0"));
+            return Err(refusal("pre_tokenizer: FixedLength has a length of 0"));
         }
         Some("TemplateProcessing") => check_template(part)?,
         _ => {}
@@ -161,31 +161,31 @@ fn check_part(part: &Value) -> Result<()> {
     Ok(())
 }
 
-/// A template names tokens of its own list, and for one text one text alone.
+/// Checks that a template names tokens of its own list, and a single text only once.
 fn check_template(part: &Value) -> Result<()> {
     for name in ["single", "pair"] {
         for piece in part[name].as_array().map_or(&[][..], Vec::as_slice) {
             let token = piece["SpecialToken"]["id"].as_str();
             if let Some(token) = token.filter(|token| part["special_tokens"].get(token).is_none()) {
-                return Err(failed(format!("post_processor: '{token}' is not among its special_tokens")));
+                return Err(refusal(format!("post_processor: '{token}' is not among its special_tokens")));
             }
             if name == "single" && piece["Sequence"]["id"] == "B" {
-                return Err(failed("post_processor: single has a second sequence"));
+                return Err(refusal("post_processor: single has a second sequence"));
             }
         }
     }
     Ok(())
 }
 
-/// A post-processor that puts these tokens before and behind a text.
-pub(super) fn dressing(
+/// A post-processor that puts these tokens before and after a text.
+pub(super) fn surround(
     before: Option<(u32, String)>,
     after: Option<(u32, String)>,
 ) -> Result<PostProcessorWrapper> {
     let token = |token: &Option<(u32, String)>, type_id: u32| {
         token.as_ref().map(|(_, text)| json!({ "SpecialToken": { "id": text, "type_id": type_id } }))
     };
-    let dressed = |name: &str, type_id: u32| {
+    let surrounded = |name: &str, type_id: u32| {
         let text = json!({ "Sequence": { "id": name, "type_id": type_id } });
         [token(&before, type_id), Some(text), token(&after, type_id)].into_iter().flatten()
     };
@@ -194,11 +194,11 @@ pub(super) fn dressing(
     let tokens: serde_json::Map<String, Value> = before.iter().chain(&after).map(entry).collect();
     let processor = json!({
         "type": "TemplateProcessing",
-        "single": dressed("A", 0).collect::<Vec<_>>(),
-        "pair": dressed("A", 0).chain(dressed("B", 1)).collect::<Vec<_>>(),
+        "single": surrounded("A", 0).collect::<Vec<_>>(),
+        "pair": surrounded("A", 0).chain(surrounded("B", 1)).collect::<Vec<_>>(),
         "special_tokens": tokens,
     });
-    serde_json::from_value(processor).map_err(failed)
+    serde_json::from_value(processor).map_err(refusal)
 }
 
 #[cfg(test)]

@@ -1,4 +1,15 @@
 //! Text in and out of models: tokenizers, chat templates, answers and conversations.
+//!
+//! [`ModelText`] opens the tokenizer and the chat template of a model.
+//!
+//! ```
+//! use mixlora::text::{ChatTemplate, Message, Role, SpecialTokens};
+//! let template = ChatTemplate::named("chatml").unwrap();
+//! let messages = [Message::new(Role::User, "Hi")];
+//! let prompt = template.render(&messages, true, &SpecialTokens::default())?;
+//! assert_eq!(prompt, "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n");
+//! # Ok::<(), mixlora::Error>(())
+//! ```
 
 mod bpe;
 mod chat;

@@ -1,4 +1,4 @@
-//! A model's text side: from the files of a Hugging Face folder, or from the metadata of a GGUF file.
+//! The tokenizer and chat template of a model, from a Hugging Face folder or the metadata of a GGUF file.
 
 use super::special::TextFiles;
 use super::{ChatTemplate, Message, Tokenizer, Vocab};
@@ -7,18 +7,26 @@ use crate::model::ModelPlace;
 use crate::{Error, Result};
 use std::path::Path;
 
-/// A tokenizer and, if the model has one, its chat template. Cloning gives the same ones.
+/// A tokenizer and, if the model has one, its chat template. Clones share both.
+///
+/// ```no_run
+/// use mixlora::text::{Message, ModelText, Role};
+/// let text = ModelText::open("model".as_ref())?;
+/// let prompt = text.prompt(&[Message::new(Role::User, "Hi")])?;
+/// let ids = text.tokenizer.encode(&prompt, true)?;
+/// # Ok::<(), mixlora::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct ModelText {
     pub tokenizer: Tokenizer,
     pub template: Option<ChatTemplate>,
-    /// What was taken for granted, for the user.
+    /// Assumptions that the user should know of.
     pub notes: Vec<String>,
 }
 
 impl ModelText {
-    /// A tokenizer with a template. Control tokens that the template writes and that have the name of an end are end
-    /// tokens too: it may be a template of another model.
+    /// Combines a tokenizer and a template. Control tokens that the template writes become end tokens if they have the
+    /// name of one, because the template may belong to another model.
     pub fn new(mut tokenizer: Tokenizer, template: Option<ChatTemplate>) -> Self {
         let written = tokenizer.add_ends_of(template.as_ref().map_or("", ChatTemplate::source));
         let names =
@@ -35,10 +43,10 @@ impl ModelText {
         ModelText { tokenizer, template, notes }
     }
 
-    /// Reads the text side of a model: a folder, or a `.gguf` file, as [`ModelPlace::of`] finds them.
+    /// Reads the tokenizer and template of a model in a folder or a `.gguf` file, as found by [`ModelPlace::of`].
     ///
     /// # Errors
-    /// There is no tokenizer, it is of an unknown kind, or a file is malformed.
+    /// There is no tokenizer, its kind is unknown, or a file is malformed.
     pub fn open(path: &Path) -> Result<Self> {
         match ModelPlace::of(path)? {
             ModelPlace::Folder(dir) => Self::from_folder(&dir),
@@ -46,10 +54,10 @@ impl ModelText {
         }
     }
 
-    /// A conversation as the model reads it before it answers.
+    /// Renders a conversation up to the start of the model's answer.
     ///
     /// # Errors
-    /// The model has no chat template, or it refuses the conversation.
+    /// The model has no chat template, or the template refuses the conversation.
     pub fn prompt(&self, messages: &[Message]) -> Result<String> {
         let template = self.template.as_ref().ok_or_else(|| {
             Error::config(
@@ -63,17 +71,17 @@ impl ModelText {
     /// Reads the vocabulary and the chat template of a GGUF file's metadata.
     ///
     /// # Errors
-    /// Entries are missing or of another type, or the tokenizer is of an unknown kind.
+    /// Entries are missing or have another type, or the kind of the tokenizer is unknown.
     pub fn from_gguf(file: &GgufFile) -> Result<Self> {
-        let wrap = |e: Error| Error::file(file.path(), e.to_string());
-        let tokenizer = Tokenizer::from_vocab(Vocab::from_gguf(file)?).map_err(wrap)?;
+        let in_file = |error: Error| Error::file(file.path(), error.to_string());
+        let tokenizer = Tokenizer::from_vocab(Vocab::from_gguf(file)?).map_err(in_file)?;
         let key = "tokenizer.chat_template";
         let source = file.get(key).map(|_| file.str(key)).transpose()?;
-        let template = source.map(ChatTemplate::new).transpose().map_err(wrap)?;
+        let template = source.map(ChatTemplate::new).transpose().map_err(in_file)?;
         Ok(Self::new(tokenizer, template))
     }
 
-    /// Reads `tokenizer.json` and the files beside it, which may be missing: `tokenizer_config.json`,
+    /// Reads `tokenizer.json` and the optional files beside it: `tokenizer_config.json`,
     /// `special_tokens_map.json`, `generation_config.json`, `config.json` and `chat_template.jinja`.
     ///
     /// # Errors
@@ -87,7 +95,7 @@ impl ModelText {
         let mut tokenizer = Tokenizer::from_file(&path)?;
         let files = TextFiles::read(folder)?;
         let named = tokenizer.name_tokens(files.tokens, files.added);
-        named.map_err(|e| Error::file(folder.join("tokenizer_config.json"), e.to_string()))?;
+        named.map_err(|error| Error::file(folder.join("tokenizer_config.json"), error.to_string()))?;
         tokenizer.name_ends(files.ends);
         if let Some(add) = files.add_bos {
             tokenizer.set_add_bos(add);
@@ -96,7 +104,7 @@ impl ModelText {
             tokenizer.set_add_eos(add);
         }
         let template = files.template.map(|source| ChatTemplate::new(&source)).transpose();
-        let template = template.map_err(|e| Error::file(folder, e.to_string()))?;
+        let template = template.map_err(|error| Error::file(folder, error.to_string()))?;
         let mut text = Self::new(tokenizer, template);
         text.notes.extend(files.notes);
         Ok(text)

@@ -1,4 +1,4 @@
-//! Which tokens of a vocabulary are special, and which of them end an answer.
+//! Special tokens of a vocabulary, and those that end an answer.
 
 use super::library::guarded;
 use super::tokenizer::Kind;
@@ -7,7 +7,7 @@ use crate::{Error, Result};
 use std::sync::{Arc, OnceLock};
 use tokenizers::AddedToken;
 
-/// Names under which models end a text or a turn.
+/// Names of tokens with which models end a text or a turn.
 const ENDS: &[&str] = &[
     "<|im_end|>",
     "<|eot_id|>",
@@ -23,7 +23,7 @@ const ENDS: &[&str] = &[
 ];
 
 impl Tokenizer {
-    /// Tokens that end a text or a turn.
+    /// The tokens that end a text or a turn.
     pub fn end_tokens(&self) -> Vec<u32> {
         let mut ends: Vec<u32> = self.eos.into_iter().chain(self.ends.iter().copied()).collect();
         if self.ends_by_name {
@@ -33,12 +33,12 @@ impl Tokenizer {
         ends.dedup();
         ends
     }
-    /// Whether no file says which tokens are ends, so that their names must.
+    /// Tests whether end tokens are recognised by their names, because no file lists them.
     pub fn ends_by_name(&self) -> bool {
         self.ends_by_name
     }
 
-    /// Control tokens with a name that models give to their ends.
+    /// The control tokens with the name of an end token.
     pub(super) fn known_ends(&self) -> impl Iterator<Item = u32> {
         ENDS.iter().filter_map(|text| self.token_id(text).filter(|_| self.is_special(text)))
     }
@@ -59,7 +59,7 @@ impl Tokenizer {
         }
     }
 
-    /// Names the start, end and padding tokens for templates.
+    /// Makes the start, end and padding tokens known to templates.
     pub(super) fn name_by_id(&mut self) {
         for (name, id) in [("bos_token", self.bos), ("eos_token", self.eos), ("pad_token", self.pad)] {
             if let Some(text) = id.and_then(|id| self.token(id)) {
@@ -68,21 +68,21 @@ impl Tokenizer {
         }
     }
 
-    /// Sets special tokens by their text, as the files beside a `tokenizer.json` name them. Like transformers, what
-    /// it does not have is added behind its vocabulary.
+    /// Sets special tokens by their text, as the files beside a `tokenizer.json` list them. Other tokens that the
+    /// vocabulary lacks are appended to it, as in transformers.
     ///
     /// # Errors
-    /// The start or end token is not in the vocabulary: the model knows none.
+    /// The start or end token is not in the vocabulary.
     pub(super) fn name_tokens(&mut self, tokens: SpecialTokens, added: Vec<AddedToken>) -> Result<()> {
         self.add_tokens(added)?;
-        let find = |field: &str, old: Option<u32>| match tokens.get(field) {
-            None => Ok(old),
+        let find_token = |field: &str, default: Option<u32>| match tokens.get(field) {
+            None => Ok(default),
             Some(text) => self.token_id(text).map(Some).ok_or_else(|| {
                 Error::config(field, format!("'{text}' is not in the tokenizer's vocabulary"))
             }),
         };
-        let bos = find("bos_token", self.bos)?;
-        let eos = find("eos_token", self.eos)?;
+        let bos = find_token("bos_token", self.bos)?;
+        let eos = find_token("eos_token", self.eos)?;
         self.ends_by_name &= tokens.get("eos_token").is_none();
         let texts =
             tokens.named().map(|(_, text)| text).chain(tokens.additional().iter().map(String::as_str));
@@ -95,12 +95,13 @@ impl Tokenizer {
         Ok(())
     }
 
-    /// Adds what is not there as an added token.
+    /// Adds the tokens that are not added tokens yet.
     fn add_tokens(&mut self, tokens: Vec<AddedToken>) -> Result<()> {
-        // Tokens are added before anyone else has the tokenizer.
+        // Tokens are added before the tokenizer is shared.
         let Some(Kind::Library(library, literal)) = Arc::get_mut(&mut self.kind) else { return Ok(()) };
         let known = library.get_added_vocabulary().get_vocab();
-        let new: Vec<AddedToken> = tokens.into_iter().filter(|t| !known.contains_key(&t.content)).collect();
+        let new: Vec<AddedToken> =
+            tokens.into_iter().filter(|token| !known.contains_key(&token.content)).collect();
         if new.is_empty() {
             return Ok(());
         }
@@ -113,7 +114,7 @@ impl Tokenizer {
     /// Sets the end tokens that a model's files name.
     pub fn name_ends(&mut self, ends: Vec<u32>) {
         let Some(&first) = ends.first() else { return };
-        // A text ends with the one of them that has the name of an end.
+        // The end token of a text is the one with the name of an end token.
         if self.ends_by_name {
             self.eos = self.eos.filter(|eos| ends.contains(eos)).or(Some(first));
             self.ends_by_name = false;
@@ -122,7 +123,7 @@ impl Tokenizer {
         self.ends = ends;
     }
 
-    /// Adds the known ends that a template writes, and says which are new.
+    /// Adds the known end tokens that a template writes and returns the new ones.
     pub(super) fn add_ends_of(&mut self, template: &str) -> Vec<u32> {
         let ends = self.end_tokens();
         let written = |id: &u32| self.token(*id).is_some_and(|text| template.contains(&text));

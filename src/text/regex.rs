@@ -1,10 +1,10 @@
-//! Classes of characters in the patterns of `tokenizer.json`, as Oniguruma has them, which Python's tokenizers use.
+//! Character classes in the patterns of `tokenizer.json`, as Oniguruma, the engine of Python's tokenizers, defines them.
 //!
-//! The engine here knows the same escapes and POSIX names, but by other sets: `[[:alpha:]]` is ASCII to it.
+//! The engine of this build has the same escapes and POSIX names, but other sets: its `[[:alpha:]]` is ASCII.
 
 use serde_json::Value;
 
-/// Members of a class by its POSIX name.
+/// The members of a POSIX class.
 fn posix(name: &str) -> Option<&'static str> {
     Some(match name {
         "alnum" => r"\p{Alphabetic}\p{Nd}",
@@ -25,21 +25,21 @@ fn posix(name: &str) -> Option<&'static str> {
     })
 }
 
-/// What `\w` has besides the characters of words: Oniguruma reads these from a table of their own.
+/// Further members of `\w` in Oniguruma, which come from its own table.
 const LATIN_1: &str = r"\u{B2}\u{B3}\u{B9}\u{BC}-\u{BE}";
 
 fn class(name: &str, negated: bool) -> Option<String> {
     posix(name).map(|members| format!("[{}{members}]", if negated { "^" } else { "" }))
 }
 
-/// What an escape stands for, and how many bytes it takes; none for what both engines read alike.
+/// The expansion of an escape and its length in bytes; none if both engines read it alike.
 fn escape(rest: &str, in_class: bool) -> Option<(String, usize)> {
     let letter = rest.chars().nth(1)?;
     if let 'p' | 'P' = letter {
         let name = rest[2..].strip_prefix('{')?.split_once('}')?.0;
         let (negated, name) = name.strip_prefix('^').map_or((false, name), |name| (true, name));
         let text = class(&name.to_lowercase(), negated != (letter == 'P'));
-        // Other names are the same in both, but for the sign in front.
+        // Other names are the same in both engines, except for the leading `^`.
         let text = text
             .or_else(|| negated.then(|| format!(r"\{}{{{name}}}", if letter == 'p' { 'P' } else { 'p' })));
         return text.map(|text| (text, rest.find('}').unwrap_or(rest.len() - 1) + 1));
@@ -55,7 +55,7 @@ fn escape(rest: &str, in_class: bool) -> Option<(String, usize)> {
     Some((text, 2))
 }
 
-/// The pattern with every class written out.
+/// Expands every class of a pattern.
 fn rewrite(pattern: &str) -> String {
     let mut out = String::with_capacity(pattern.len());
     let mut rest = pattern;
@@ -75,8 +75,8 @@ fn rewrite(pattern: &str) -> String {
             let name = rest
                 .strip_prefix("[:")
                 .filter(|_| depth > 0)
-                .and_then(|r| r.split_once(":]"))
-                .map(|(n, _)| n);
+                .and_then(|rest| rest.split_once(":]"))
+                .map(|(name, _)| name);
             let members = name.and_then(|name| class(name.trim_start_matches('^'), name.starts_with('^')));
             if let (Some(name), Some(members)) = (name, members) {
                 out += &members;
@@ -84,7 +84,7 @@ fn rewrite(pattern: &str) -> String {
                 continue;
             }
             depth += 1;
-            // A bracket right at the start of a class is one of its members.
+            // A bracket at the start of a class is a member.
             taken += usize::from(rest[taken..].starts_with('^'));
             taken += usize::from(rest[taken..].starts_with(']'));
         } else if first == ']' {
@@ -96,7 +96,7 @@ fn rewrite(pattern: &str) -> String {
     out
 }
 
-/// Rewrites every pattern in a part of a `tokenizer.json`; says whether one is another now.
+/// Rewrites every pattern in a part of a `tokenizer.json` and returns whether one has changed.
 pub(super) fn rewrite_patterns(part: &mut Value) -> bool {
     match part {
         Value::Array(items) => items.iter_mut().fold(false, |changed, item| rewrite_patterns(item) | changed),

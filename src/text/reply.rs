@@ -1,15 +1,16 @@
-//! An answer as it comes: tokens are drawn one by one, and their text is given out up to one of its ends.
+//! Streaming answers: tokens are drawn one by one, and their text is returned up to the end of the answer.
 
 use super::{Decoder, Tokenizer};
 use crate::Result;
 use crate::adapter::Conversation;
 use crate::model::Sampler;
 
-/// Where an answer ends besides the vocabulary's end tokens.
+/// The ends of an answer besides the vocabulary's end tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReplyOptions {
+    /// The largest number of tokens.
     pub max_tokens: usize,
-    /// It ends before the first of these texts.
+    /// The answer ends before the first of these texts.
     pub stops: Vec<String>,
 }
 
@@ -19,37 +20,37 @@ impl Default for ReplyOptions {
     }
 }
 
-/// Why an answer ended.
+/// The reason for the end of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
-    /// The model said so, with one of the vocabulary's end tokens.
+    /// The model produced an end token of the vocabulary.
     EndToken,
-    /// One of the texts that it was to stop before.
+    /// The answer reached one of the stop texts.
     StopText,
-    /// As many tokens as were allowed.
+    /// The answer reached the largest number of tokens.
     MaxTokens,
     /// The model's context is full.
     Context,
-    /// The caller asked for no more.
+    /// The caller left the answer unfinished.
     Left,
 }
 
-/// What was said.
+/// A finished answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Said {
-    /// The answer, without what ended it.
+    /// The answer, without the end token or stop text.
     pub text: String,
-    /// The end of `text` that the iterator has not given out: it might have become a stop text.
+    /// The end of `text` that the iterator has not returned, because it might have become a stop text.
     pub rest: String,
-    /// Tokens drawn, the end token included.
+    /// The number of drawn tokens, including the end token.
     pub tokens: usize,
     pub ending: Ending,
-    /// Drawn, but not read by the model: nothing was drawn behind it.
+    /// The last drawn token, if the model has not read it.
     pub(super) unread: Option<u32>,
 }
 
-/// An answer in the making: an iterator over its text, in whole characters. What may become a stop text is held back
-/// until it is clear.
+/// A streaming answer: an iterator over its text in whole characters. Text that may become a stop text is held back
+/// until that is decided.
 pub struct Reply<'a> {
     conversation: &'a mut Conversation,
     sampler: &'a mut Sampler,
@@ -64,7 +65,7 @@ pub struct Reply<'a> {
 }
 
 impl<'a> Reply<'a> {
-    /// An answer to what a conversation of one row has read.
+    /// Starts the answer to a conversation of one row.
     pub fn new(
         conversation: &'a mut Conversation,
         sampler: &'a mut Sampler,
@@ -85,7 +86,7 @@ impl<'a> Reply<'a> {
         }
     }
 
-    /// One more token: the text that has become clear with it.
+    /// Draws one more token and returns the text that it completes.
     fn step(&mut self) -> Result<String> {
         if self.tokens == self.options.max_tokens {
             return Ok(self.end(Ending::MaxTokens));
@@ -104,19 +105,19 @@ impl<'a> Reply<'a> {
         }
         self.unread = Some(token);
         self.held += self.decoder.push(token).as_deref().unwrap_or("");
-        Ok(self.clear())
+        Ok(self.release())
     }
 
-    /// Takes what cannot be part of a stop text any more.
-    fn clear(&mut self) -> String {
-        let stops = self.options.stops.iter().filter(|s| !s.is_empty());
-        if let Some(at) = stops.clone().filter_map(|s| self.held.find(s.as_str())).min() {
+    /// Returns the held text that cannot be part of a stop text any more.
+    fn release(&mut self) -> String {
+        let stops = self.options.stops.iter().filter(|stop| !stop.is_empty());
+        if let Some(at) = stops.clone().filter_map(|stop| self.held.find(stop.as_str())).min() {
             self.held.truncate(at);
             self.ending = Some(Ending::StopText);
         }
         let keep = match self.ending {
             Some(_) => 0,
-            None => stops.map(|s| started(&self.held, s)).max().unwrap_or(0),
+            None => stops.map(|stop| begun(&self.held, stop)).max().unwrap_or(0),
         };
         let rest = self.held.split_off(self.held.len() - keep);
         let text = std::mem::replace(&mut self.held, rest);
@@ -127,10 +128,10 @@ impl<'a> Reply<'a> {
     fn end(&mut self, ending: Ending) -> String {
         self.held += self.decoder.finish().as_deref().unwrap_or("");
         self.ending = Some(ending);
-        self.clear()
+        self.release()
     }
 
-    /// What was said so far; the iterator need not have come to its end.
+    /// Returns the answer; the iterator need not be exhausted.
     pub fn finish(mut self) -> Said {
         let rest = match self.ending {
             Some(_) => String::new(),
@@ -144,7 +145,7 @@ impl<'a> Reply<'a> {
 impl Iterator for Reply<'_> {
     type Item = Result<String>;
 
-    /// The text that one more token made clear, which may be empty; none when the answer has ended.
+    /// Draws a token and returns the text that it completes, which may be empty; none after the end of the answer.
     fn next(&mut self) -> Option<Result<String>> {
         if self.ending.is_some() {
             return None;
@@ -157,8 +158,8 @@ impl Iterator for Reply<'_> {
     }
 }
 
-/// Bytes at the end of `text` that `stop` starts with.
-fn started(text: &str, stop: &str) -> usize {
-    let ends = |n: &usize| stop.is_char_boundary(*n) && text.ends_with(&stop[..*n]);
+/// The number of bytes at the end of `text` that are the start of `stop`.
+fn begun(text: &str, stop: &str) -> usize {
+    let ends = |bytes: &usize| stop.is_char_boundary(*bytes) && text.ends_with(&stop[..*bytes]);
     (1..stop.len().max(1)).rev().find(ends).unwrap_or(0)
 }

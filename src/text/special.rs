@@ -1,4 +1,4 @@
-//! Special tokens: which file of a Hugging Face folder names them, in the order of transformers.
+//! Special tokens in the files of a Hugging Face folder, read in the order of transformers.
 
 use crate::io::{read_json, read_text};
 use crate::{Error, Result};
@@ -7,12 +7,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tokenizers::AddedToken;
 
-/// The names that transformers gives to special tokens, in its order.
+/// The names of special tokens in transformers, in its order.
 const NAMES: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 const MORE: &str = "additional_special_tokens";
 
-/// Special tokens as text, by the names that chat templates know them by.
+/// Special tokens as text, by their names in chat templates.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SpecialTokens {
     named: BTreeMap<String, String>,
@@ -20,7 +20,7 @@ pub struct SpecialTokens {
 }
 
 impl SpecialTokens {
-    /// These, with one more: `bos_token`, `eos_token`, `pad_token` and so on.
+    /// Adds or replaces a token named `bos_token`, `eos_token`, `pad_token` and so on.
     pub fn with(mut self, name: &str, text: impl Into<String>) -> Self {
         self.named.insert(name.into(), text.into());
         self
@@ -33,13 +33,13 @@ impl SpecialTokens {
     pub fn named(&self) -> impl Iterator<Item = (&str, &str)> {
         self.named.iter().map(|(name, text)| (name.as_str(), text.as_str()))
     }
-    /// Those without a name of their own.
+    /// The tokens without a name.
     pub fn additional(&self) -> &[String] {
         &self.additional
     }
 }
 
-/// What the files beside a `tokenizer.json` say about text.
+/// The content of the files beside a `tokenizer.json`.
 #[derive(Default)]
 pub(super) struct TextFiles {
     pub tokens: SpecialTokens,
@@ -68,7 +68,7 @@ impl TextFiles {
             files.added = decoder.unwrap_or_default();
             files.template = config.template(&mut files.notes)?;
         }
-        // Files of older versions of transformers have their tokens there.
+        // Older versions of transformers keep the tokens in this file.
         if !has_decoder && let Some(map) = Fields::read(folder, "special_tokens_map.json")? {
             map.tokens(&mut files.tokens)?;
         }
@@ -110,16 +110,15 @@ fn text(value: &Value) -> Option<&str> {
 }
 
 impl Fields {
-    /// None where there is no such file.
+    /// Reads a file; none if it does not exist.
     fn read(folder: &Path, name: &str) -> Result<Option<Self>> {
         let path = folder.join(name);
         if !path.is_file() {
             return Ok(None);
         }
-        let fail = |what: String| Error::file(&path, what);
         match read_json(&path)? {
             Value::Object(map) => Ok(Some(Fields { path, map })),
-            other => Err(fail(format!("expected an object, not {}", kind(&other)))),
+            other => Err(Error::file(&path, format!("expected an object, not {}", kind(&other)))),
         }
     }
 
@@ -127,7 +126,7 @@ impl Fields {
         Error::file(&self.path, format!("at {place}: expected {expected}, not {}", kind(value)))
     }
 
-    /// A field that is there and is not null.
+    /// A field that is present and not null.
     fn get(&self, key: &str) -> Option<&Value> {
         self.map.get(key).filter(|value| !value.is_null())
     }
@@ -137,7 +136,7 @@ impl Fields {
         text(value).map(String::from).ok_or_else(|| self.fail(place, value, expected))
     }
 
-    /// Adds the named tokens to those of files before, in the place of those with the same names.
+    /// Adds the named tokens; they replace those of earlier files with the same names.
     fn tokens(&self, tokens: &mut SpecialTokens) -> Result<()> {
         for name in NAMES {
             if let Some(value) = self.get(name) {
@@ -146,10 +145,10 @@ impl Fields {
         }
         if let Some(value) = self.get(MORE) {
             let list = value.as_array().ok_or_else(|| self.fail(MORE, value, "a list of tokens"))?;
-            let item = |(i, item): (usize, &Value)| self.text(&format!("{MORE}[{i}]"), item);
+            let item = |(index, item): (usize, &Value)| self.text(&format!("{MORE}[{index}]"), item);
             tokens.additional = list.iter().enumerate().map(item).collect::<Result<_>>()?;
         }
-        // Tokens under names of the model's own; newer files have a list without names here.
+        // The model's own names; newer files have a list without names instead.
         match self.get("extra_special_tokens") {
             Some(Value::Object(map)) => {
                 for (name, value) in map {
@@ -158,8 +157,8 @@ impl Fields {
                 }
             }
             Some(Value::Array(list)) => {
-                for (i, value) in list.iter().enumerate() {
-                    tokens.additional.push(self.text(&format!("extra_special_tokens[{i}]"), value)?);
+                for (index, value) in list.iter().enumerate() {
+                    tokens.additional.push(self.text(&format!("extra_special_tokens[{index}]"), value)?);
                 }
             }
             Some(other) => return Err(self.fail("extra_special_tokens", other, "an object or a list")),
@@ -173,7 +172,7 @@ impl Fields {
         self.get(key).map(flag).transpose()
     }
 
-    /// One id, or a list of them.
+    /// One id or a list of ids.
     fn ids(&self, key: &str) -> Result<Option<Vec<u32>>> {
         let id = |value: &Value| {
             let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
@@ -209,7 +208,7 @@ impl Fields {
         Ok(Some(tokens.into_values().collect()))
     }
 
-    /// The template, or of a list of named ones the one with the name `default`.
+    /// The template, or the one named `default` in a list of named templates.
     fn template(&self, notes: &mut Vec<String>) -> Result<Option<String>> {
         let key = "chat_template";
         let Some(value) = self.get(key) else { return Ok(None) };
@@ -220,9 +219,9 @@ impl Fields {
             return Ok(Some(template.into()));
         };
         let mut names = Vec::new();
-        for (i, item) in list.iter().enumerate() {
+        for (index, item) in list.iter().enumerate() {
             let field = |name: &str| {
-                let place = format!("{key}[{i}].{name}");
+                let place = format!("{key}[{index}].{name}");
                 item[name].as_str().ok_or_else(|| self.fail(&place, &item[name], "a string"))
             };
             if field("name")? == "default" {

@@ -1,7 +1,7 @@
-//! SentencePiece vocabularies with scores, as Llama 2 and Mistral GGUF files hold them.
+//! SentencePiece vocabularies with scores, as in the GGUF files of Llama 2 and Mistral.
 //!
-//! The pair whose joint text has the highest score is merged first, the leftmost among equals, until no pair is a
-//! token. Characters without a token become byte tokens.
+//! Encoding repeatedly merges the pair whose joint text has the highest score, the leftmost one among equals, until no
+//! pair is a token. Characters without a token become byte tokens.
 
 use super::vocab::{BYTE, CONTROL, UNKNOWN, USER};
 use super::{Piece, Vocab};
@@ -11,7 +11,7 @@ use std::cmp::Ordering;
 use std::collections::{BinaryHeap, HashMap};
 use std::ops::Range;
 
-/// The space of SentencePiece.
+/// The space character of SentencePiece.
 const SPACE: char = '\u{2581}';
 
 #[derive(Debug, Clone)]
@@ -22,13 +22,14 @@ pub(super) struct Spm {
     index: HashMap<String, u32>,
     bytes: Vec<Option<u32>>,
     unknown: Option<u32>,
-    /// Tokens that are matched in a text as a whole: all of them, and those that are no control tokens.
+    /// Tokens that are matched verbatim: control, unknown and user-defined ones.
     literals: Literals,
+    /// The user-defined ones among them.
     user_defined: Literals,
     space_prefix: bool,
 }
 
-/// Tokens to be found in a text, the longest of those that begin at one place.
+/// Tokens that are matched verbatim; the longest match at a position wins.
 #[derive(Debug, Clone)]
 struct Literals {
     ids: Vec<u32>,
@@ -52,7 +53,7 @@ impl Literals {
     }
 }
 
-/// A run of the text that is one token so far; empty once it is merged into its left neighbour.
+/// A part of the text that is one token so far; empty once it is merged into its left neighbour.
 struct Symbol {
     escaped: Range<usize>,
     source: Range<usize>,
@@ -90,13 +91,13 @@ fn byte_of(token: &str) -> Option<u8> {
 
 impl Spm {
     pub(super) fn new(vocab: &Vocab) -> Result<Self> {
-        let n = vocab.tokens.len();
+        let count = vocab.tokens.len();
         let scores = vocab.scores.clone().unwrap_or_default();
-        if scores.len() != n {
-            return Err(Error::config("vocabulary", format!("{} scores for {n} tokens", scores.len())));
+        if scores.len() != count {
+            return Err(Error::config("vocabulary", format!("{} scores for {count} tokens", scores.len())));
         }
         let mut bytes = vec![None; 256];
-        let mut index = HashMap::with_capacity(n);
+        let mut index = HashMap::with_capacity(count);
         for (i, (token, kind)) in vocab.tokens.iter().zip(&vocab.types).enumerate() {
             index.insert(token.clone(), i as u32);
             if let Some(byte) = byte_of(token).filter(|_| *kind == BYTE) {
@@ -127,13 +128,13 @@ impl Spm {
         self.token_id(token).is_some_and(|id| self.types[id as usize] == CONTROL)
     }
 
-    /// Tokens of a text. It starts with a word, or goes on inside of one.
+    /// Encodes a text that starts with a word or, without `starts_word`, inside of one.
     pub(super) fn encode(&self, text: &str, special: bool, starts_word: bool) -> Result<Vec<Piece>> {
         let literals = if special { &self.literals } else { &self.user_defined };
         let mut pieces = Vec::new();
         let mut at = 0;
         for literal in literals.find(text) {
-            // Behind a control token a word begins, as at the start of the text.
+            // A word begins after a control token, as at the start of the text.
             self.encode_plain(text, at..literal.source.start, starts_word || at > 0, &mut pieces)?;
             at = literal.source.end;
             pieces.push(literal);
@@ -154,24 +155,24 @@ impl Spm {
         }
         let mut escaped = String::with_capacity(range.len() + 3);
         let mut symbols: Vec<Symbol> = Vec::new();
-        let mut add = |c: char, source: Range<usize>| {
+        let mut add_symbol = |character: char, source: Range<usize>| {
             let start = escaped.len();
-            escaped.push(if c == ' ' { SPACE } else { c });
+            escaped.push(if character == ' ' { SPACE } else { character });
             let left = symbols.len().checked_sub(1);
             symbols.push(Symbol { escaped: start..escaped.len(), source, left, right: None });
         };
         if self.space_prefix && starts_word {
-            add(' ', range.start..range.start);
+            add_symbol(' ', range.start..range.start);
         }
-        for (at, c) in text[range.clone()].char_indices() {
-            add(c, range.start + at..range.start + at + c.len_utf8());
+        for (at, character) in text[range.clone()].char_indices() {
+            add_symbol(character, range.start + at..range.start + at + character.len_utf8());
         }
-        let n = symbols.len();
+        let count = symbols.len();
         for (i, symbol) in symbols.iter_mut().enumerate() {
-            symbol.right = (i + 1 < n).then_some(i + 1);
+            symbol.right = (i + 1 < count).then_some(i + 1);
         }
         self.merge(&escaped, &mut symbols);
-        let mut next = (n > 0).then_some(0);
+        let mut next = (count > 0).then_some(0);
         while let Some(i) = next {
             let symbol = &symbols[i];
             next = symbol.right;
@@ -201,17 +202,18 @@ impl Spm {
         let mut queue: BinaryHeap<Pair> =
             (1..symbols.len()).filter_map(|i| self.pair(escaped, symbols, i - 1, i)).collect();
         while let Some(Pair { left, right, bytes, .. }) = queue.pop() {
-            let a = &symbols[left];
-            let b = &symbols[right];
-            // One of the two has been merged with another since.
-            if a.escaped.is_empty() || b.escaped.is_empty() || a.escaped.len() + b.escaped.len() != bytes {
+            let first = &symbols[left];
+            let second = &symbols[right];
+            // One of the two has been merged in the meantime.
+            let joint = first.escaped.len() + second.escaped.len();
+            if first.escaped.is_empty() || second.escaped.is_empty() || joint != bytes {
                 continue;
             }
-            let source = b.source.end;
-            let end = b.escaped.end;
-            let after = b.right;
+            let end = second.escaped.end;
+            let source_end = second.source.end;
+            let after = second.right;
             symbols[left].escaped.end = end;
-            symbols[left].source.end = source;
+            symbols[left].source.end = source_end;
             symbols[left].right = after;
             symbols[right].escaped = end..end;
             if let Some(after) = after {
@@ -226,7 +228,7 @@ impl Spm {
 
     pub(super) fn decode(&self, ids: &[u32], skip_special: bool) -> String {
         let mut bytes = Vec::new();
-        // Where encoding put a space, decoding takes it away.
+        // Decoding removes the space that encoding added.
         let mut word_start = self.space_prefix;
         for &id in ids {
             let (Some(token), Some(kind)) = (self.token(id), self.types.get(id as usize)) else { continue };
@@ -240,7 +242,7 @@ impl Spm {
                 }
                 USER => bytes.extend_from_slice(token.as_bytes()),
                 BYTE => match byte_of(token) {
-                    Some(b) => bytes.push(b),
+                    Some(byte) => bytes.push(byte),
                     None => bytes.extend_from_slice(token.as_bytes()),
                 },
                 _ => {

@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
-/// A token and the bytes of the text that it stands for.
+/// A token and its byte range in the text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Piece {
     pub id: u32,
@@ -17,17 +17,28 @@ pub struct Piece {
 }
 
 pub(super) enum Kind {
-    /// The second one takes control tokens in a text for plain text; it is made when it is first needed.
+    /// The second tokenizer reads control tokens as plain text; it is made on first use.
     Library(Box<tokenizers::Tokenizer>, OnceLock<Box<tokenizers::Tokenizer>>),
     Spm(Box<Spm>),
 }
 
-/// Text to tokens and back. Cloning gives the same tokenizer.
+/// Encodes text as tokens and decodes tokens as text. Clones share one tokenizer.
+///
+/// ```
+/// use mixlora::text::{Tokenizer, Vocab};
+/// let tokens: Vec<String> = ["a", "b", "c", "ab"].map(String::from).to_vec();
+/// let merges = Some(vec!["a b".to_string()]);
+/// let vocab = Vocab { model: "gpt2".into(), pre: "gpt-2".into(), tokens, merges, ..Vocab::default() };
+/// let tokenizer = Tokenizer::from_vocab(vocab)?;
+/// assert_eq!(tokenizer.encode("abc", true)?, [3, 2]);
+/// assert_eq!(tokenizer.decode(&[3, 2], true), "abc");
+/// # Ok::<(), mixlora::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct Tokenizer {
     pub(super) kind: Arc<Kind>,
     pub(super) size: usize,
-    /// One more than the largest id of an ordinary token.
+    /// The largest id of an ordinary token, plus one.
     ordinary: usize,
     pub(super) bos: Option<u32>,
     pub(super) eos: Option<u32>,
@@ -42,8 +53,8 @@ pub struct Tokenizer {
 }
 
 impl std::fmt::Debug for Tokenizer {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Tokenizer({} tokens, bos {:?}, eos {:?})", self.size, self.bos, self.eos)
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "Tokenizer({} tokens, bos {:?}, eos {:?})", self.size, self.bos, self.eos)
     }
 }
 
@@ -51,25 +62,28 @@ impl Tokenizer {
     /// Reads a `tokenizer.json`.
     ///
     /// # Errors
-    /// It cannot be read, or is not a tokenizer file.
+    /// The file cannot be read, or is not a tokenizer file.
     pub fn from_file(path: &Path) -> Result<Self> {
         let text = crate::io::read_text(path)?;
-        Self::from_json(text.as_bytes()).map_err(|e| match e {
+        Self::from_json(text.as_bytes()).map_err(|error| match error {
             Error::Config { what, .. } => Error::file(path, format!("not a usable tokenizer.json: {what}")),
-            e => e,
+            error => error,
         })
     }
 
-    /// The tokenizer of a `tokenizer.json`'s text.
+    /// Parses the text of a `tokenizer.json`.
+    ///
+    /// # Errors
+    /// The text is not a tokenizer file.
     pub fn from_json(json: &[u8]) -> Result<Self> {
         let place = "tokenizer.json";
         let mut library = library::open(json)?;
         let plain = guarded(place, || Ok(library.encode("a", false)?.get_ids().to_vec()))?;
-        let dressed = guarded(place, || Ok(library.encode("a", true)?.get_ids().to_vec()))?;
-        let at = dressed.windows(plain.len().max(1)).position(|w| w == plain).unwrap_or(0);
-        let bos = dressed[..at].first().copied();
-        let eos = dressed.get(at + plain.len()..).and_then(|after| after.first().copied());
-        // It adds these tokens, and may cut whitespace off the places of tokens.
+        let surrounded = guarded(place, || Ok(library.encode("a", true)?.get_ids().to_vec()))?;
+        let at = surrounded.windows(plain.len().max(1)).position(|window| window == plain).unwrap_or(0);
+        let bos = surrounded[..at].first().copied();
+        let eos = surrounded.get(at + plain.len()..).and_then(|after| after.first().copied());
+        // The post-processor adds these tokens and may trim whitespace from token ranges; both are done here instead.
         library.with_post_processor(None::<tokenizers::PostProcessorWrapper>);
         let ordinary = library.get_vocab(false).values().max().map_or(0, |id| *id as usize + 1);
         let mut tokenizer = Tokenizer {
@@ -94,25 +108,25 @@ impl Tokenizer {
     /// The tokenizer of a GGUF file's vocabulary.
     ///
     /// # Errors
-    /// The kind or the pre-tokenizer is not known, or the lists do not fit together.
+    /// The kind or the pre-tokenizer is unknown, or the lists have different lengths.
     pub fn from_vocab(vocab: Vocab) -> Result<Self> {
         let mut vocab = vocab;
-        let fail = |what: String| Err(Error::config("vocabulary", what));
+        let refuse = |what: String| Err(Error::config("vocabulary", what));
         let size = vocab.tokens.len();
         if size == 0 || u32::try_from(size).is_err() {
-            return fail(format!("{size} tokens"));
+            return refuse(format!("{size} tokens"));
         }
         if vocab.types.is_empty() {
             vocab.types = vec![1; size];
         }
         if vocab.types.len() != size {
-            return fail(format!("{} token types for {size} tokens", vocab.types.len()));
+            return refuse(format!("{} token types for {size} tokens", vocab.types.len()));
         }
         let named = [("bos", vocab.bos), ("eos", vocab.eos), ("unknown", vocab.unk), ("pad", vocab.pad)];
         let ends = vocab.ends.iter().map(|id| ("end", Some(*id)));
         for (name, id) in named.into_iter().chain(ends) {
             if let Some(id) = id.filter(|id| *id as usize >= size) {
-                return fail(format!("the {name} token is {id}, but there are {size} tokens"));
+                return refuse(format!("the {name} token is {id}, but there are {size} tokens"));
             }
         }
         let kind = match vocab.model.as_str() {
@@ -127,7 +141,7 @@ impl Tokenizer {
             }
         };
         let ordinary =
-            vocab.types.iter().rposition(|kind| matches!(*kind, NORMAL | BYTE)).map_or(0, |i| i + 1);
+            vocab.types.iter().rposition(|kind| matches!(*kind, NORMAL | BYTE)).map_or(0, |last| last + 1);
         let mut tokenizer = Tokenizer {
             kind: Arc::new(kind),
             size,
@@ -141,7 +155,7 @@ impl Tokenizer {
             ends: vocab.ends,
             special: SpecialTokens::default(),
         };
-        // As llama.cpp: such files name one end, whatever the model ends its turns with.
+        // Such files name one end token even if the model ends its turns with another; llama.cpp does the same.
         let known: Vec<u32> = tokenizer.known_ends().collect();
         tokenizer.ends.extend(known);
         tokenizer.name_by_id();
@@ -151,11 +165,11 @@ impl Tokenizer {
         Ok(tokenizer)
     }
 
-    /// As the text of a `tokenizer.json`; none for a SentencePiece vocabulary, which that format cannot say in the
-    /// same way.
+    /// Writes the text of a `tokenizer.json`; none for a SentencePiece vocabulary, which that format cannot represent
+    /// exactly.
     ///
     /// # Errors
-    /// The library refuses.
+    /// The tokenizer library refuses.
     pub fn to_json(&self) -> Result<Option<String>> {
         match &*self.kind {
             Kind::Spm(_) => Ok(None),
@@ -165,21 +179,30 @@ impl Tokenizer {
                 let after = self.eos.filter(|_| self.add_eos);
                 let mut library = library.clone();
                 if before.or(after).is_some() {
-                    library.with_post_processor(Some(library::dressing(token(before), token(after))?));
+                    library.with_post_processor(Some(library::surround(token(before), token(after))?));
                 }
-                library.to_string(true).map(Some).map_err(|e| Error::config("tokenizer.json", e.to_string()))
+                library
+                    .to_string(true)
+                    .map(Some)
+                    .map_err(|error| Error::config("tokenizer.json", error.to_string()))
             }
         }
     }
 
-    /// Tokens of a text. With `special`, control tokens written in the text are matched; without, their text is
-    /// plain text. Nothing is put before or behind.
+    /// Encodes a text without adding a start or end token. With `special`, control tokens are matched in the text;
+    /// otherwise they are plain text.
+    ///
+    /// # Errors
+    /// The tokenizer library refuses, or the vocabulary lacks a byte.
     pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>> {
-        Ok(self.encode_pieces(text, special)?.into_iter().map(|p| p.id).collect())
+        Ok(self.encode_pieces(text, special)?.into_iter().map(|piece| piece.id).collect())
     }
 
-    /// Tokens of plain text at the start of what a model reads: behind the bos token, where the vocabulary wants one
-    /// and the text does not write it. Chat templates write their own.
+    /// Encodes plain text at the start of a sequence, with a leading bos token if the vocabulary asks for one and the
+    /// text does not begin with it. Chat templates write their own.
+    ///
+    /// # Errors
+    /// The same as for [`encode`](Self::encode).
     pub fn encode_start(&self, text: &str) -> Result<Vec<u32>> {
         let mut ids = self.encode(text, true)?;
         if let Some(bos) = self.bos().filter(|bos| self.add_bos() && ids.first() != Some(bos)) {
@@ -188,7 +211,10 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// Like [`encode`](Self::encode), with the place of each token.
+    /// Like [`encode`](Self::encode), with the byte range of each token.
+    ///
+    /// # Errors
+    /// The same as for [`encode`](Self::encode).
     pub fn encode_pieces(&self, text: &str, special: bool) -> Result<Vec<Piece>> {
         let (library, literal) = match &*self.kind {
             Kind::Spm(spm) => return spm.encode(text, special, true),
@@ -205,24 +231,32 @@ impl Tokenizer {
         };
         let encoding = guarded("tokenizer", || library.encode(text, false))?;
         let places = encoding.get_offsets().iter();
-        Ok(encoding.get_ids().iter().zip(places).map(|(&id, &(a, b))| Piece { id, source: a..b }).collect())
+        Ok(encoding
+            .get_ids()
+            .iter()
+            .zip(places)
+            .map(|(&id, &(start, end))| Piece { id, source: start..end })
+            .collect())
     }
 
-    /// Tokens of the end of a text, from a byte on: as they are in the whole text, where a token begins there.
+    /// Encodes a text from a byte on, with the tokens of the whole text if one of them begins at that byte.
+    ///
+    /// # Errors
+    /// The same as for [`encode`](Self::encode).
     pub fn encode_from(&self, text: &str, start: usize) -> Result<Vec<u32>> {
         let pieces = self.encode_pieces(text, true)?;
-        let at = pieces.iter().position(|p| p.source.start >= start).unwrap_or(pieces.len());
-        if pieces[..at].iter().all(|p| p.source.end <= start) {
-            return Ok(pieces[at..].iter().map(|p| p.id).collect());
+        let at = pieces.iter().position(|piece| piece.source.start >= start).unwrap_or(pieces.len());
+        if pieces[..at].iter().all(|piece| piece.source.end <= start) {
+            return Ok(pieces[at..].iter().map(|piece| piece.id).collect());
         }
         let rest = text.get(start..).unwrap_or("");
         match &*self.kind {
-            Kind::Spm(spm) => Ok(spm.encode(rest, true, false)?.into_iter().map(|p| p.id).collect()),
+            Kind::Spm(spm) => Ok(spm.encode(rest, true, false)?.into_iter().map(|piece| piece.id).collect()),
             Kind::Library(..) => self.encode(rest, true),
         }
     }
 
-    /// Text of tokens. Bytes that are not UTF-8 become U+FFFD; ids outside the vocabulary are left out.
+    /// Decodes tokens. Bytes that are not UTF-8 become U+FFFD; ids outside the vocabulary are skipped.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> String {
         match &*self.kind {
             Kind::Spm(spm) => spm.decode(ids, skip_special),
@@ -232,43 +266,45 @@ impl Tokenizer {
         }
     }
 
-    /// The id of a token's text.
+    /// The id of a token.
     pub fn token_id(&self, token: &str) -> Option<u32> {
         match &*self.kind {
             Kind::Spm(spm) => spm.token_id(token),
             Kind::Library(library, _) => library.token_to_id(token),
         }
     }
-    /// A token's text as the vocabulary writes it.
+    /// The text of a token as the vocabulary writes it.
     pub fn token(&self, id: u32) -> Option<String> {
         match &*self.kind {
             Kind::Spm(spm) => spm.token(id).map(String::from),
             Kind::Library(library, _) => library.id_to_token(id),
         }
     }
-    /// One more than the largest id.
+    /// The largest id, plus one.
     pub fn vocab_size(&self) -> usize {
         self.size
     }
+    /// The start token.
     pub fn bos(&self) -> Option<u32> {
         self.bos
     }
+    /// The end token.
     pub fn eos(&self) -> Option<u32> {
         self.eos
     }
-    /// The padding token; without one, the end token, else token 0.
+    /// The padding token, else the end token, else token 0.
     pub fn pad(&self) -> u32 {
         self.pad.or(self.eos).unwrap_or(0)
     }
-    /// Whether plain text starts with the bos token.
+    /// Tests whether plain text starts with the bos token.
     pub fn add_bos(&self) -> bool {
         self.add_bos && self.bos.is_some()
     }
-    /// Whether the vocabulary asks for an end token behind every text. Training puts one there always.
+    /// Tests whether the vocabulary asks for an end token after every text. Training always appends one.
     pub fn add_eos(&self) -> bool {
         self.add_eos && self.eos.is_some()
     }
-    /// Sets whether the vocabulary asks for an end token behind every text.
+    /// Sets whether the vocabulary asks for an end token after every text.
     pub fn set_add_eos(&mut self, add: bool) {
         self.add_eos = add;
     }
@@ -278,13 +314,16 @@ impl Tokenizer {
         self.add_bos = add;
     }
 
-    /// The padding token of a model with that many rows in its embedding, which may lack the vocabulary's own.
+    /// The padding token of a model whose embedding has `rows` rows and may lack the one of the vocabulary.
     pub fn pad_within(&self, rows: usize) -> u32 {
         [self.pad, self.eos].into_iter().flatten().find(|id| (*id as usize) < rows).unwrap_or(0)
     }
 
-    /// Refuses a vocabulary with ordinary tokens that an embedding of that many rows lacks. Unused rows are common
-    /// and fine, and so are added tokens without a row, as long as no text holds one.
+    /// Checks that an embedding with `rows` rows has a row for every ordinary token. Unused rows are common and fine,
+    /// and so are added tokens without a row that no text contains.
+    ///
+    /// # Errors
+    /// Ordinary tokens have no row.
     pub fn check_rows(&self, rows: usize) -> Result<()> {
         if self.ordinary <= rows {
             return Ok(());
@@ -296,7 +335,10 @@ impl Tokenizer {
         Err(Error::config("tokenizer", what))
     }
 
-    /// Renders with this tokenizer's special tokens.
+    /// Renders a conversation with this tokenizer's special tokens.
+    ///
+    /// # Errors
+    /// The template fails or refuses the conversation.
     pub fn render(
         &self,
         template: &ChatTemplate,
@@ -306,7 +348,7 @@ impl Tokenizer {
         template.render(messages, add_generation_prompt, &self.special)
     }
 
-    /// The special tokens that templates can name.
+    /// The special tokens that templates can refer to.
     pub fn special_tokens(&self) -> &SpecialTokens {
         &self.special
     }

@@ -37,9 +37,10 @@ impl RunFolder {
         if dir.exists() && !dir.is_dir() {
             return Err(Error::file(dir, "is a file; a run needs a folder"));
         }
-        match dir.join(RUN).exists() {
-            true => Err(Error::file(dir, "already holds a run: resume it, or choose another folder")),
-            false => Ok(()),
+        if dir.join(RUN).exists() {
+            Err(Error::file(dir, "already holds a run: resume it, or choose another folder"))
+        } else {
+            Ok(())
         }
     }
 

@@ -194,10 +194,7 @@ fn activations(c: &ModelConfig, config: &RunConfig, seq: usize) -> (f64, f64) {
     let shrunk = 7.0 * memory.per_linear;
     let read = if by_token { 2.0 * d + f * copies } else { 0.0 };
     let layer = 2.0 * (d + q + kv + f * copies) + heads + read + shrunk;
-    let kept = match config.train.recompute {
-        true => rows * (layers * d + layer),
-        false => rows * layers * layer,
-    };
+    let kept = if config.train.recompute { rows * (layers * d + layer) } else { rows * layers * layer };
     // Behind the layers: the states that the loss reads, and their gradient. On the way back a layer's gradients come
     // while what it kept goes: measured, what is left on top is about one MLP width (all of a block's experts), and
     // another one where the product of gate and up is computed again.

@@ -335,9 +335,10 @@ impl Run {
             sum += loss_of(&self.session.model, Some(&self.session.adapter), &batch)?;
             trained += batch.trained;
         }
-        let scores = match self.is_finished() {
-            true => observer.score(&self.session.model, &self.session.adapter)?,
-            false => Vec::new(),
+        let scores = if self.is_finished() {
+            observer.score(&self.session.model, &self.session.adapter)?
+        } else {
+            Vec::new()
         };
         let (step, loss) = (self.state.step, sum / trained.max(1) as f64);
         let best = loss.is_finite() && self.state.best.is_none_or(|b| loss < b.0);

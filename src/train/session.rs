@@ -222,7 +222,7 @@ impl Session {
 
 /// Sum of the cross-entropy over the trained tokens of a batch.
 fn summed_loss(model: &Model, batch: &Batch, pass: &Pass, recompute: bool) -> Result<Tensor> {
-    states(model, batch, pass, recompute)?.head_loss(model.head(), &batch.targets)
+    model.loss(&states(model, batch, pass, recompute)?, &batch.targets)
 }
 
 /// The loss of each sample of a batch, with its gradient: sums of the cross-entropy over a sample's trained tokens,
@@ -233,7 +233,7 @@ fn summed_loss(model: &Model, batch: &Batch, pass: &Pass, recompute: bool) -> Re
 pub fn losses_by_sample(model: &Model, batch: &Batch, pass: &Pass) -> Result<Vec<Tensor>> {
     let states = states(model, batch, pass, false)?;
     let samples = batch.ids.dims()[0];
-    (0..samples).map(|i| states.head_loss(model.head(), &batch.targets_of(i)?)).collect()
+    (0..samples).map(|i| model.loss(&states, &batch.targets_of(i)?)).collect()
 }
 
 /// The states behind the last norm, a row for each position.

@@ -17,7 +17,8 @@ pub fn mixlora(args: &[impl AsRef<OsStr>]) -> Command {
 
 fn checked(what: &dyn Debug, done: Output, code: i32) -> (String, String) {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    let (out, err) = (text(&done.stdout), text(&done.stderr));
+    let out = text(&done.stdout);
+    let err = text(&done.stderr);
     assert_eq!(done.status.code(), Some(code), "{what:?}\n{out}\n{err}");
     assert!(!err.contains("panicked"), "{what:?}: {err}");
     (out, err)

@@ -22,6 +22,8 @@ pub mod families;
 pub mod gguf;
 #[cfg(feature = "gpu")]
 pub mod share;
+#[cfg(feature = "tokenizer")]
+pub mod text;
 pub mod tiny;
 
 /// A method with those of the given options that it has.

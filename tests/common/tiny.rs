@@ -11,7 +11,9 @@ pub const TEXT_VOCAB: usize = 260;
 
 /// Writes config.json and model.safetensors; weights are small random numbers by name.
 pub fn write_model(dir: &Path, vocab: usize, max_positions: usize) {
-    let (d, f, kv) = (64, 96, 32);
+    let d = 64;
+    let f = 96;
+    let kv = 32;
     let mut shapes = vec![
         ("model.embed_tokens.weight".to_string(), vec![vocab, d]),
         ("model.norm.weight".into(), vec![d]),
@@ -96,7 +98,8 @@ pub fn write_text_model(dir: &Path) {
 pub fn write_data(dir: &Path, n: usize) {
     std::fs::create_dir_all(dir).unwrap();
     let line = |i: usize| {
-        let (a, b) = (i % 7, i * 5 % 9);
+        let a = i % 7;
+        let b = i * 5 % 9;
         let user = json!({ "role": "user", "content": format!("{a}{}?", "x".repeat(b)) });
         let answer = json!({ "role": "assistant", "content": "ab".repeat(1 + a % 3) });
         let task = ["one", "two"][i % 2];

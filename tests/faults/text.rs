@@ -6,8 +6,9 @@ mod tokens;
 mod turns;
 mod vocabularies;
 
+use crate::common::text::{assistant, sentencepiece, user};
 use crate::common::{cli, tiny};
-use mixlora::text::{ChatTemplate, Message, ModelText, Role, SpecialTokens, Tokenizer, Vocab};
+use mixlora::text::{ChatTemplate, Message, ModelText, SpecialTokens, Tokenizer, Vocab};
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -38,15 +39,7 @@ fn rename(file: &mut Value, letter: &str, name: &str) -> u64 {
     id.as_u64().unwrap()
 }
 
-fn user(text: &str) -> Message {
-    Message::new(Role::User, text)
-}
-
-fn assistant(text: &str) -> Message {
-    Message::new(Role::Assistant, text)
-}
-
-/// What a template makes of a short conversation.
+/// Renders a short conversation.
 fn render(source: &str) -> Result<String, String> {
     let tokens = SpecialTokens::default().with("bos_token", "<s>").with("eos_token", "</s>");
     let messages = [user("Hi é"), assistant("a\nb")];
@@ -72,33 +65,11 @@ fn talk() -> Value {
     json!({ "messages": [{ "role": "user", "content": "a" }, { "role": "assistant", "content": "b" }] })
 }
 
-/// A vocabulary of SentencePiece's kind: control tokens, bytes, and letters.
+/// A SentencePiece vocabulary of single letters with these control tokens.
 fn scored(control: &[String]) -> Vocab {
-    let mut tokens: Vec<String> = ["<unk>", "<s>", "</s>"].map(String::from).to_vec();
-    let mut types = vec![2, 3, 3];
-    for byte in 0..256 {
-        tokens.push(format!("<0x{byte:02X}>"));
-        types.push(6);
-    }
-    for c in "▁abcdefghijklmnopqrstuvwxyz:\n".chars() {
-        tokens.push(c.into());
-        types.push(1);
-    }
-    tokens.extend(control.iter().cloned());
-    types.resize(tokens.len(), 3);
-    let scores = Some(vec![0.0; tokens.len()]);
-    Vocab {
-        model: "llama".into(),
-        tokens,
-        types,
-        scores,
-        bos: Some(1),
-        eos: Some(2),
-        unk: Some(0),
-        add_bos: true,
-        add_space_prefix: true,
-        ..Vocab::default()
-    }
+    let letters: Vec<String> = "▁abcdefghijklmnopqrstuvwxyz:\n".chars().map(String::from).collect();
+    let pieces: Vec<(&str, f32)> = letters.iter().map(|letter| (letter.as_str(), 0.0)).collect();
+    sentencepiece(&pieces, control)
 }
 
 fn texts(tokenizer: &Tokenizer, ids: &[u32]) -> Vec<String> {

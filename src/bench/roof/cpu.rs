@@ -7,13 +7,13 @@ use rayon::prelude::*;
 use std::hint::black_box;
 use std::time::Instant;
 
-/// Values of each side of the copy: beyond any last-level cache.
+/// The number of copied values, which exceeds any last-level cache.
 const COPIED: usize = 32 << 20;
-/// Values that one task copies.
+/// The number of values that a task copies.
 const CHUNK: usize = 1 << 20;
-/// Independent chains: enough for two units of four cycles each, and few enough for sixteen registers.
+/// The number of independent chains: enough for two units of four cycles each, and few enough for sixteen registers.
 const CHAINS: usize = 12;
-/// Links of each chain in one sample.
+/// The number of links of each chain in a sample.
 const STEPS: usize = 4_000_000;
 
 /// A kernel's values per register, and a run of `STEPS` links.
@@ -21,13 +21,14 @@ type Kernel = (usize, fn() -> f32);
 
 /// Work and samples in seconds of the copy (bytes) and of the multiply-adds (FLOP).
 pub(super) fn measure(cpu: &Cpu) -> Result<[(f64, Vec<f64>); 2]> {
-    let x = vec![1.0f32; COPIED];
-    let mut y = vec![0.0f32; COPIED];
+    let source = vec![1.0f32; COPIED];
+    let mut target = vec![0.0f32; COPIED];
     let copy = cpu.install(|| {
         let mut copy = || {
             let started = Instant::now();
-            y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| y.copy_from_slice(x));
-            black_box(&mut y);
+            let chunks = target.par_chunks_mut(CHUNK).zip(source.par_chunks(CHUNK));
+            chunks.for_each(|(target, source)| target.copy_from_slice(source));
+            black_box(&mut target);
             started.elapsed().as_secs_f64()
         };
         copy();
@@ -46,12 +47,12 @@ pub(super) fn measure(cpu: &Cpu) -> Result<[(f64, Vec<f64>); 2]> {
             (flops, (0..ROUNDS).map(|_| run()).collect::<Vec<_>>())
         });
         let speed = |(flops, samples): &(f64, Vec<f64>)| flops / super::quantile(samples, 0.0);
-        runs.max_by(|a, b| speed(a).total_cmp(&speed(b))).unwrap_or_default()
+        runs.max_by(|one, other| speed(one).total_cmp(&speed(other))).unwrap_or_default()
     });
     Ok([(8.0 * COPIED as f64, copy), fused])
 }
 
-/// What this processor can run; the fastest counts.
+/// The kernels that this processor can run; the fastest counts.
 fn kernels() -> Vec<Kernel> {
     #[cfg(target_arch = "x86_64")]
     {
@@ -76,7 +77,7 @@ fn kernels() -> Vec<Kernel> {
     vec![(1, portable)]
 }
 
-/// Factors close to 1, so that values neither vanish nor overflow; hidden from the compiler.
+/// A factor close to 1 and a summand for which values neither vanish nor overflow, hidden from the compiler.
 fn factors() -> (f32, f32) {
     black_box((0.999_999, 1e-6))
 }
@@ -85,58 +86,58 @@ fn factors() -> (f32, f32) {
 #[target_feature(enable = "avx512f")]
 fn avx512() -> f32 {
     use std::arch::x86_64::*;
-    let (a, b) = factors();
-    let a = _mm512_set1_ps(a);
-    let b = _mm512_set1_ps(b);
-    let mut c = [b; CHAINS];
+    let (factor, summand) = factors();
+    let factor = _mm512_set1_ps(factor);
+    let summand = _mm512_set1_ps(summand);
+    let mut chains = [summand; CHAINS];
     for _ in 0..STEPS {
-        for c in &mut c {
-            *c = _mm512_fmadd_ps(*c, a, b);
+        for chain in &mut chains {
+            *chain = _mm512_fmadd_ps(*chain, factor, summand);
         }
     }
-    c.iter().map(|c| _mm512_reduce_add_ps(*c)).sum()
+    chains.iter().map(|chain| _mm512_reduce_add_ps(*chain)).sum()
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 fn avx2() -> f32 {
     use std::arch::x86_64::*;
-    let (a, b) = factors();
-    let a = _mm256_set1_ps(a);
-    let b = _mm256_set1_ps(b);
-    let mut c = [b; CHAINS];
+    let (factor, summand) = factors();
+    let factor = _mm256_set1_ps(factor);
+    let summand = _mm256_set1_ps(summand);
+    let mut chains = [summand; CHAINS];
     for _ in 0..STEPS {
-        for c in &mut c {
-            *c = _mm256_fmadd_ps(*c, a, b);
+        for chain in &mut chains {
+            *chain = _mm256_fmadd_ps(*chain, factor, summand);
         }
     }
-    c.iter().map(|c| _mm256_cvtss_f32(*c)).sum()
+    chains.iter().map(|chain| _mm256_cvtss_f32(*chain)).sum()
 }
 
 #[cfg(target_arch = "aarch64")]
 #[target_feature(enable = "neon")]
 fn neon() -> f32 {
     use std::arch::aarch64::*;
-    let (a, b) = factors();
-    let a = vdupq_n_f32(a);
-    let b = vdupq_n_f32(b);
-    let mut c = [b; CHAINS];
+    let (factor, summand) = factors();
+    let factor = vdupq_n_f32(factor);
+    let summand = vdupq_n_f32(summand);
+    let mut chains = [summand; CHAINS];
     for _ in 0..STEPS {
-        for c in &mut c {
-            *c = vfmaq_f32(b, *c, a);
+        for chain in &mut chains {
+            *chain = vfmaq_f32(summand, *chain, factor);
         }
     }
-    c.iter().map(|c| vaddvq_f32(*c)).sum()
+    chains.iter().map(|chain| vaddvq_f32(*chain)).sum()
 }
 
-/// Without an instruction for both, a product and a sum.
+/// A product and a sum, for processors without a fused instruction.
 fn portable() -> f32 {
-    let (a, b) = factors();
-    let mut c = [b; CHAINS];
+    let (factor, summand) = factors();
+    let mut chains = [summand; CHAINS];
     for _ in 0..STEPS {
-        for c in &mut c {
-            *c = *c * a + b;
+        for chain in &mut chains {
+            *chain = *chain * factor + summand;
         }
     }
-    c.iter().sum()
+    chains.iter().sum()
 }

@@ -33,7 +33,7 @@ struct Dialogue<'a> {
     chat: Chat,
     sampler: Sampler,
     options: ReplyOptions,
-    /// The user knows that the conversation is read again.
+    /// The user has been told that the conversation is read again.
     told: bool,
 }
 
@@ -61,8 +61,8 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         match read {
             Ok(0) => return Ok(()),
             Ok(_) => {}
-            Err(e) => {
-                let what = format!("cannot be read: {e}");
+            Err(error) => {
+                let what = format!("cannot be read: {error}");
                 return Err(mixlora::Error::File { path: "standard input".into(), what }.into());
             }
         }
@@ -73,7 +73,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
             "/help" => out::note("/reset, /system TEXT, /exit; anything else is said to the model"),
             "/reset" => dialogue.reset(),
             "/system" => {
-                dialogue.system = Some(rest.trim().to_string()).filter(|s| !s.is_empty());
+                dialogue.system = Some(rest.trim().to_string()).filter(|text| !text.is_empty());
                 dialogue.reset();
             }
             word if word.starts_with('/') => out::note(&format!("there is no command {word}; see /help")),
@@ -83,12 +83,12 @@ pub fn run(args: &Args) -> Result<(), Failure> {
 }
 
 impl Dialogue<'_> {
-    /// Forgets all but the system message.
+    /// Starts anew with the same system message.
     fn reset(&mut self) {
         self.chat = Chat::new(&self.opened.text, self.opened.conversation(), self.system.as_deref());
     }
 
-    /// One turn: what the user says, and the answer.
+    /// One turn: a message of the user and the answer.
     fn turn(&mut self, user: &str, stop: &AtomicBool) -> Result<(), Failure> {
         stop.store(false, Relaxed);
         match self.chat.ask(user) {
@@ -99,16 +99,16 @@ impl Dialogue<'_> {
                 self.told = true;
             }
             Ok(_) => {}
-            // What is too long, or what the template refuses, can be said in another way.
-            Err(e @ Error::Context { .. }) => {
-                out::note(&format!("{e}: /reset does that"));
+            // The user may rephrase a message that is too long or that the template refuses.
+            Err(error @ Error::Context { .. }) => {
+                out::note(&format!("{error}: /reset does that"));
                 return Ok(());
             }
-            Err(e @ Error::Config { .. }) => {
-                out::note(&e.to_string());
+            Err(error @ Error::Config { .. }) => {
+                out::note(&error.to_string());
                 return Ok(());
             }
-            Err(e) => return Err(e.into()),
+            Err(error) => return Err(error.into()),
         }
         let mut reply = self.chat.reply(&mut self.sampler, &self.options);
         while !stop.load(Relaxed)

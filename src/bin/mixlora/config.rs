@@ -39,13 +39,13 @@ pub fn run(command: &Config) -> Result<(), Failure> {
         Config::Check(args) => {
             let layers = [read_file(&args.file)?];
             let config = RunConfig::checked(&layers, &Methods::builtin()).map_err(Failure::of_all)?;
-            config.method.notes().iter().for_each(|n| out::note(&format!("note: {n}")));
+            config.method.notes().iter().for_each(|text| out::note(&format!("note: {text}")));
             Ok(out::text(&format!("{} is fine: method {}", args.file.display(), config.method.name()))?)
         }
     }
 }
 
-/// Settings as TOML with a comment for each; what has no default is commented out.
+/// Settings as TOML with a comment for each; settings without a default are commented out.
 fn toml_text(config: &RunConfig) -> mixlora::Result<String> {
     let tree = config.tree()?;
     let options = config.method.options().fields();
@@ -57,7 +57,7 @@ fn toml_text(config: &RunConfig) -> mixlora::Result<String> {
             None => plain += &setting(about(key), key, value),
             Some(_) if key == "options" => {
                 sections += &format!("\n[options]\n# of {}\n", config.method.name());
-                options.iter().for_each(|f| sections += &option(f));
+                options.iter().for_each(|field| sections += &option(field));
             }
             Some(section) => {
                 sections += &format!("\n[{key}]\n");
@@ -70,26 +70,26 @@ fn toml_text(config: &RunConfig) -> mixlora::Result<String> {
     Ok(plain + &sections)
 }
 
-/// An option of a method, with what it may be.
+/// An option of a method with its type and range.
 fn option(field: &Field) -> String {
     let range = if field.range.is_full() { String::new() } else { format!(", {}", field.range) };
     setting(&format!("{} ({}{range})", field.doc, field.type_text()), field.name, &field.value)
 }
 
 fn about(path: &str) -> &'static str {
-    ABOUT.iter().find(|(p, _)| *p == path).map_or("", |(_, about)| about)
+    ABOUT.iter().find(|(known, _)| *known == path).map_or("", |(_, about)| about)
 }
 
 fn setting(about: &str, name: &str, value: &Value) -> String {
     // Numbers, strings, booleans and lists of strings are written alike in JSON and TOML.
     match value {
         Value::Null => format!("# {about}\n# {name} =\n"),
-        Value::String(s) if s.is_empty() => format!("# {about}\n# {name} = \"...\"\n"),
-        v => format!("# {about}\n{name} = {v}\n"),
+        Value::String(text) if text.is_empty() => format!("# {about}\n# {name} = \"...\"\n"),
+        value => format!("# {about}\n{name} = {value}\n"),
     }
 }
 
-/// What each setting is, for people.
+/// Descriptions of settings.
 const ABOUT: &[(&str, &str)] = &[
     ("model", "a .gguf file or a Hugging Face directory"),
     ("data", "a JSONL file, or a folder with train.jsonl and, if you like, valid.jsonl"),
@@ -140,14 +140,14 @@ mod tests {
                 match value.as_object() {
                     None => paths.push(key.clone()),
                     Some(_) if key == "options" => {}
-                    Some(s) => paths.extend(s.keys().map(|k| format!("{key}.{k}"))),
+                    Some(section) => paths.extend(section.keys().map(|name| format!("{key}.{name}"))),
                 }
             }
-            let mut described: Vec<String> = ABOUT.iter().map(|(p, _)| p.to_string()).collect();
+            let mut described: Vec<String> = ABOUT.iter().map(|(path, _)| path.to_string()).collect();
             paths.sort();
             described.sort();
             assert_eq!(paths, described);
-            assert!(defaults.method.options().fields().iter().all(|f| !f.doc.is_empty()));
+            assert!(defaults.method.options().fields().iter().all(|field| !field.doc.is_empty()));
             let read: Value = toml::from_str(&toml_text(&defaults).unwrap()).unwrap();
             let again = RunConfig::layered(&[("text".into(), read)], &Methods::builtin()).unwrap();
             assert_eq!(again, defaults, "{}", method.name);

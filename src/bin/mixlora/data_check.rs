@@ -53,7 +53,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
 fn table(rows: &[(&Path, Vec<Sample>)]) -> String {
     let list = |counts: BTreeMap<String, usize>| match counts.len() {
         0 => "-".to_string(),
-        _ => counts.iter().map(|(k, n)| format!("{k}: {n}")).collect::<Vec<_>>().join(", "),
+        _ => counts.iter().map(|(name, count)| format!("{name}: {count}")).collect::<Vec<_>>().join(", "),
     };
     let row = |(path, samples): &(&Path, Vec<Sample>)| {
         vec![
@@ -87,7 +87,7 @@ fn problems(path: &Path, error: &Error) -> Value {
     json!({ "path": path.display().to_string(), "problems": list, "more_problems": more })
 }
 
-/// What is odd about a file, and which samples it shares with those before it.
+/// Oddities of a file, and the number of samples that it shares with earlier files.
 fn warnings(path: &Path, samples: &[Sample], all: &[(&Path, Vec<Sample>)]) -> Vec<String> {
     let mut found = oddities(samples);
     for (other, before) in all.iter().take_while(|(other, _)| *other != path) {
@@ -108,9 +108,9 @@ fn count<'a>(names: impl Iterator<Item = &'a str>) -> BTreeMap<String, usize> {
 }
 
 fn kinds(samples: &[Sample]) -> BTreeMap<String, usize> {
-    count(samples.iter().map(|s: &Sample| Body::kind(&s.body)))
+    count(samples.iter().map(|sample: &Sample| Body::kind(&sample.body)))
 }
 
 fn tasks(samples: &[Sample]) -> BTreeMap<String, usize> {
-    count(samples.iter().filter_map(|s| s.task.as_deref()))
+    count(samples.iter().filter_map(|sample| sample.task.as_deref()))
 }

@@ -34,39 +34,41 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let files = DataFiles::find(&args.path)?;
     let Some(path) = files.all().next() else { return Ok(()) };
     let samples = read_samples(path)?;
-    let shown = samples.iter().take(args.number).map(|s| encoder.sample(path, s).map(|e| (s, e)));
+    let shown = samples.iter().take(args.number);
+    let shown = shown.map(|sample| encoder.sample(path, sample).map(|encoded| (sample, encoded)));
     let shown = shown.collect::<Result<Vec<_>, mixlora::Error>>()?;
     if args.json {
-        let list = shown.iter().map(|(s, e)| {
+        let list = shown.iter().map(|(sample, encoded)| {
             json!({
-                "line": s.line,
-                "task": s.task,
-                "ids": e.example.ids,
-                "trained": e.example.trained,
-                "truncated": e.truncated,
-                "parts": parts(&side.tokenizer, e).iter().map(|(t, text)| json!([t, text])).collect::<Vec<_>>(),
+                "line": sample.line,
+                "task": sample.task,
+                "ids": encoded.example.ids,
+                "trained": encoded.example.trained,
+                "truncated": encoded.truncated,
+                "parts": parts(&side.tokenizer, encoded),
             })
         });
         return Ok(out::json(&json!(list.collect::<Vec<_>>()))?);
     }
     let mut text = Vec::new();
-    for (i, (s, e)) in shown.iter().enumerate() {
-        let space = if i > 0 { "\n" } else { "" };
-        text.push((false, format!("{space}{}", head(&path.display().to_string(), s, e))));
-        text.extend(parts(&side.tokenizer, e));
+    for (index, (sample, encoded)) in shown.iter().enumerate() {
+        let space = if index > 0 { "\n" } else { "" };
+        text.push((false, format!("{space}{}", head(&path.display().to_string(), sample, encoded))));
+        text.extend(parts(&side.tokenizer, encoded));
         text.push((false, "\n".into()));
     }
     Ok(out::marked(&text)?)
 }
 
 fn head(path: &str, sample: &Sample, encoded: &Encoded) -> String {
-    let (n, trained) = (encoded.example.ids.len(), encoded.example.trained_tokens());
-    let task = sample.task.as_ref().map_or(String::new(), |t| format!(", task {t}"));
+    let tokens = encoded.example.ids.len();
+    let trained = encoded.example.trained_tokens();
+    let task = sample.task.as_ref().map_or(String::new(), |task| format!(", task {task}"));
     let cut = if encoded.truncated { ", cut to fit" } else { "" };
-    format!("--- {path}:{}{task}: {n} tokens, {trained} trained{cut}\n", sample.line)
+    format!("--- {path}:{}{task}: {tokens} tokens, {trained} trained{cut}\n", sample.line)
 }
 
-/// The text in runs of trained and untrained tokens. A character of several tokens goes with its last one.
+/// The text in runs of trained and untrained tokens. A character of several tokens belongs to the last one.
 fn parts(tokenizer: &Tokenizer, encoded: &Encoded) -> Vec<(bool, String)> {
     let mut parts: Vec<(bool, String)> = Vec::new();
     let mut add = |trained: bool, text: Option<String>| {

@@ -58,7 +58,8 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     }
     if args.json {
         let list = results.iter().map(|(path, tasks, counts)| {
-            let tasks: serde_json::Map<_, _> = tasks.iter().map(|(t, f)| (t.clone(), task_json(f))).collect();
+            let tasks: serde_json::Map<_, _> =
+                tasks.iter().map(|(t, file)| (t.clone(), task_json(file))).collect();
             json!({
                 "path": path,
                 "tasks": tasks,
@@ -74,9 +75,15 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let mut rows = Vec::new();
     let mut notes = String::new();
     for (path, tasks, counts) in &results {
-        for (task, f) in tasks {
-            let cells =
-                [f.lengths.len(), f.tokens(), f.trained, f.quantile(0.5), f.quantile(0.9), f.quantile(1.0)];
+        for (task, file) in tasks {
+            let cells = [
+                file.lengths.len(),
+                file.tokens(),
+                file.trained,
+                file.quantile(0.5),
+                file.quantile(0.9),
+                file.quantile(1.0),
+            ];
             let names = [path.clone(), task.clone()];
             rows.push(names.into_iter().chain(cells.map(|n| n.to_string())).collect());
         }
@@ -95,22 +102,22 @@ fn figures(data: &Dataset) -> BTreeMap<String, Figures> {
         let name = task.clone().unwrap_or_else(|| "-".into());
         let all = (labels.len() > 1).then(|| "(all)".to_string());
         for name in all.into_iter().chain([name]) {
-            let f = tasks.entry(name).or_default();
-            f.lengths.push(e.ids.len());
-            f.trained += e.trained_tokens();
+            let file = tasks.entry(name).or_default();
+            file.lengths.push(e.ids.len());
+            file.trained += e.trained_tokens();
         }
     }
-    tasks.values_mut().for_each(|f| f.lengths.sort_unstable());
+    tasks.values_mut().for_each(|file| file.lengths.sort_unstable());
     tasks
 }
 
-fn task_json(f: &Figures) -> serde_json::Value {
+fn task_json(file: &Figures) -> serde_json::Value {
     json!({
-        "examples": f.lengths.len(),
-        "tokens": f.tokens(),
-        "trained": f.trained,
-        "p50": f.quantile(0.5),
-        "p90": f.quantile(0.9),
-        "max": f.quantile(1.0),
+        "examples": file.lengths.len(),
+        "tokens": file.tokens(),
+        "trained": file.trained,
+        "p50": file.quantile(0.5),
+        "p90": file.quantile(0.9),
+        "max": file.quantile(1.0),
     })
 }

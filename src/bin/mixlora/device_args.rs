@@ -1,4 +1,4 @@
-//! Options that the commands which compute share: the device, and what is let through when files are opened.
+//! Options of commands that compute: the device, and checks of opened files.
 
 use crate::{Failure, open_device, out};
 use mixlora::Device;
@@ -22,7 +22,7 @@ pub struct DeviceArgs {
 }
 
 impl DeviceArgs {
-    /// What a training run is told.
+    /// The device options of a training run.
     pub fn options(&self) -> DeviceOptions {
         DeviceOptions {
             name: self.device.clone(),
@@ -32,7 +32,7 @@ impl DeviceArgs {
         }
     }
 
-    /// The device; which one it is, and why, goes to stderr.
+    /// Opens the device and describes it on stderr.
     pub fn open(&self) -> Result<Device, Failure> {
         let device = open_device(&self.options())?;
         out::note(&describe(&device, &self.device));
@@ -40,7 +40,7 @@ impl DeviceArgs {
     }
 }
 
-/// One line about an open device and why it was taken, given the name that was asked for.
+/// One line about an open device and the reason for it, given the requested name.
 pub fn describe(device: &Device, name: &str) -> String {
     match device {
         Device::Cpu(cpu) => {
@@ -57,7 +57,7 @@ pub fn describe(device: &Device, name: &str) -> String {
     }
 }
 
-/// Why `auto` takes this device.
+/// The reason why `auto` takes this device.
 pub fn why_auto(auto: &Device) -> String {
     if let Some(name) = Device::named_by_environment() {
         return format!("MIXLORA_DEVICE is {name}");
@@ -74,10 +74,10 @@ pub fn why_auto(auto: &Device) -> String {
             };
         }
         let adapters = Device::list();
-        match adapters.iter().find(|a| a.class != AdapterClass::Software) {
-            Some(a) => match &a.below_floor {
+        match adapters.iter().find(|adapter| adapter.class != AdapterClass::Software) {
+            Some(adapter) => match &adapter.below_floor {
                 Some(reason) => reason.clone(),
-                None => format!("'{}' could not be opened", a.name),
+                None => format!("'{}' could not be opened", adapter.name),
             },
             None if adapters.is_empty() => "there is no Vulkan, Metal or DX12 adapter".into(),
             None => "the only adapters are software drivers, which are slower than the CPU path".into(),
@@ -90,7 +90,7 @@ pub fn why_auto(auto: &Device) -> String {
     }
 }
 
-/// What is let through when a model and an adapter are opened.
+/// Checks that can be relaxed when a model and an adapter are opened.
 #[derive(clap::Args)]
 pub struct CheckArgs {
     /// Take weights that hold NaN or infinite values as they are.
@@ -102,7 +102,7 @@ pub struct CheckArgs {
 }
 
 impl CheckArgs {
-    /// A model; what is odd about it goes to stderr.
+    /// Opens a model and prints notes about it on stderr.
     pub fn model(&self, path: &Path, device: &Device, dequantize: bool) -> Result<Arc<Model>, Failure> {
         let options = LoadOptions { dequantize, allow_nonfinite: self.allow_nonfinite };
         let model = Model::load(&ModelFiles::open(path)?, device, options)?;
@@ -110,7 +110,7 @@ impl CheckArgs {
         Ok(model)
     }
 
-    /// An adapter on a model.
+    /// Opens an adapter of a model.
     pub fn adapter(&self, dir: &Path, model: &Model) -> Result<Adapter, Failure> {
         let options = AdapterOptions { force: self.force, ..AdapterOptions::default() };
         let adapter = Adapter::load_with(dir, model, &options)?;

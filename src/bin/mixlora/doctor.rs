@@ -7,9 +7,9 @@ use mixlora::Device;
 use mixlora::ops::ALL;
 use serde_json::{Value, json};
 
-/// The kernels that everything else stands on.
-const HEART: [&str; 3] = ["topk_routing", "factor_gather", "fused_ba_matmul"];
-/// Which of their cases a short test runs: the ones before it are of degenerate sizes.
+/// The central kernels.
+const CENTRAL: [&str; 3] = ["topk_routing", "factor_gather", "fused_ba_matmul"];
+/// The index of the case that a short test runs; earlier cases have degenerate sizes.
 const SHORT_CASE: usize = 3;
 
 #[derive(clap::Args)]
@@ -48,7 +48,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         "adapters": adapters(),
         "auto": { "device": auto.name(), "why": why_auto(&auto) },
     });
-    // The devices are what a person wants to see first, and a test can take a while.
+    // The devices are printed first, because a test can take a while.
     if !args.json {
         out::text(&render(&report))?;
     }
@@ -56,15 +56,15 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let tests = if args.full {
         Jobs::of(ALL, |_| true).run(&devices, true)?
     } else {
-        let heart: Vec<_> = ALL.iter().filter(|op| HEART.contains(&op.name)).copied().collect();
-        Jobs::of(&heart, |case| case == SHORT_CASE).run(&devices, false)?
+        let central: Vec<_> = ALL.iter().filter(|op| CENTRAL.contains(&op.name)).copied().collect();
+        Jobs::of(&central, |case| case == SHORT_CASE).run(&devices, false)?
     };
-    let holds = tests.iter().all(|t| t.failures.is_empty());
+    let holds = tests.iter().all(|tested| tested.failures.is_empty());
     if args.json {
         report["self_test"] = json!({
             "gpu": devices.gpu.as_ref().map(Device::name),
-            "ops": tests.iter().map(|t| json!({
-                "op": t.op, "cases": t.cases, "cpu": t.cpu, "gpu": t.gpu, "failures": t.failures,
+            "ops": tests.iter().map(|tested| json!({
+                "op": tested.op, "cases": tested.cases, "cpu": tested.cpu, "gpu": tested.gpu, "failures": tested.failures,
             })).collect::<Vec<_>>(),
             "holds": holds,
         });
@@ -89,7 +89,7 @@ fn gpu(device: &str) -> Result<Option<Device>, Failure> {
     }
 }
 
-/// Instruction sets that the CPU path can gain from.
+/// The instruction sets of the CPU that speed up products.
 fn cpu_features() -> Vec<&'static str> {
     #[cfg(target_arch = "x86_64")]
     let all = [
@@ -107,7 +107,7 @@ fn cpu_features() -> Vec<&'static str> {
     ];
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let all: [(&str, bool); 0] = [];
-    all.iter().filter(|f| f.1).map(|f| f.0).collect()
+    all.iter().filter(|feature| feature.1).map(|feature| feature.0).collect()
 }
 
 #[cfg(feature = "gpu")]
@@ -119,25 +119,31 @@ fn adapters() -> Vec<Value> {
     ];
     Device::list()
         .into_iter()
-        .map(|a| {
-            let limits = a.floor().map(|l| json!({ "limit": l.limit, "have": l.have, "need": l.need }));
-            let features: Vec<_> = used.iter().filter(|f| a.features.contains(f.1)).map(|f| f.0).collect();
+        .map(|adapter| {
+            let limits = adapter
+                .floor()
+                .map(|limit| json!({ "limit": limit.limit, "have": limit.have, "need": limit.need }));
+            let features: Vec<_> = used
+                .iter()
+                .filter(|feature| adapter.features.contains(feature.1))
+                .map(|feature| feature.0)
+                .collect();
             json!({
-                "name": a.name,
-                "backend": a.backend.to_string(),
-                "class": format!("{:?}", a.class).to_lowercase(),
-                "driver": a.driver,
-                "memory_mib": a.memory.map(|bytes| bytes >> 20),
-                "shader_compiler": shader_compiler(a.backend),
+                "name": adapter.name,
+                "backend": adapter.backend.to_string(),
+                "class": format!("{:?}", adapter.class).to_lowercase(),
+                "driver": adapter.driver,
+                "memory_mib": adapter.memory.map(|bytes| bytes >> 20),
+                "shader_compiler": shader_compiler(adapter.backend),
                 "features": features,
                 "limits": limits,
-                "below_floor": a.below_floor,
+                "below_floor": adapter.below_floor,
             })
         })
         .collect()
 }
 
-/// Who turns our WGSL into the device's code.
+/// The compilers from WGSL to the code of the device.
 #[cfg(feature = "gpu")]
 fn shader_compiler(backend: mixlora::wgpu::Backend) -> &'static str {
     use mixlora::wgpu::Backend;
@@ -159,64 +165,83 @@ fn words(list: &Value) -> String {
     if words.is_empty() { "none".into() } else { words.join(" ") }
 }
 
-fn string(v: &Value) -> &str {
-    v.as_str().unwrap_or("none")
+fn string(value: &Value) -> &str {
+    value.as_str().unwrap_or("none")
 }
 
-fn render(r: &Value) -> String {
-    let mut text =
-        format!("mixlora {} on {} {}\n", string(&r["version"]), string(&r["os"]), string(&r["arch"]));
-    text += &format!("CPU: {} threads, {}\n", r["threads"], words(&r["cpu_features"]));
-    let adapters: &[Value] = r["adapters"].as_array().map_or(&[], Vec::as_slice);
+fn render(report: &Value) -> String {
+    let mut text = format!(
+        "mixlora {} on {} {}\n",
+        string(&report["version"]),
+        string(&report["os"]),
+        string(&report["arch"])
+    );
+    text += &format!("CPU: {} threads, {}\n", report["threads"], words(&report["cpu_features"]));
+    let adapters: &[Value] = report["adapters"].as_array().map_or(&[], Vec::as_slice);
     if adapters.is_empty() {
         text += "no GPU adapter\n";
     }
-    for (i, a) in adapters.iter().enumerate() {
-        let memory = a["memory_mib"].as_u64().map_or("unknown".into(), |mib| format!("{mib} MiB"));
+    for (i, adapter) in adapters.iter().enumerate() {
+        let memory = adapter["memory_mib"].as_u64().map_or("unknown".into(), |mib| format!("{mib} MiB"));
         text += &format!(
             "\nadapter {i}: {}\n  {}, {}, driver {}\n  memory: {memory}\n  shaders: {}\n  features used: {}\n",
-            string(&a["name"]),
-            string(&a["backend"]),
-            string(&a["class"]),
-            string(&a["driver"]),
-            string(&a["shader_compiler"]),
-            words(&a["features"])
+            string(&adapter["name"]),
+            string(&adapter["backend"]),
+            string(&adapter["class"]),
+            string(&adapter["driver"]),
+            string(&adapter["shader_compiler"]),
+            words(&adapter["features"])
         );
-        let rows: Vec<Vec<String>> = a["limits"]
+        let rows: Vec<Vec<String>> = adapter["limits"]
             .as_array()
             .into_iter()
             .flatten()
-            .map(|l| {
-                let verdict = if l["have"].as_u64() >= l["need"].as_u64() { "ok" } else { "BELOW" };
-                vec![string(&l["limit"]).into(), l["have"].to_string(), l["need"].to_string(), verdict.into()]
+            .map(|limit| {
+                let verdict = if limit["have"].as_u64() >= limit["need"].as_u64() { "ok" } else { "BELOW" };
+                vec![
+                    string(&limit["limit"]).into(),
+                    limit["have"].to_string(),
+                    limit["need"].to_string(),
+                    verdict.into(),
+                ]
             })
             .collect();
         for line in out::table(&["limit", "here", "needed", ""], &rows).lines() {
             text += &format!("  {line}\n");
         }
-        if let Some(reason) = a["below_floor"].as_str() {
+        if let Some(reason) = adapter["below_floor"].as_str() {
             text += &format!("  {reason}\n");
         }
-        if a["class"] == "software" {
-            text += &format!("  a software driver: tested with --device '{}'\n", string(&a["name"]));
+        if adapter["class"] == "software" {
+            text += &format!("  a software driver: tested with --device '{}'\n", string(&adapter["name"]));
         }
     }
-    text + &format!("\n--device auto takes {}: {}\n", string(&r["auto"]["device"]), string(&r["auto"]["why"]))
+    text + &format!(
+        "\n--device auto takes {}: {}\n",
+        string(&report["auto"]["device"]),
+        string(&report["auto"]["why"])
+    )
 }
 
 fn render_tests(tests: &[Tested], gpu: Option<&Device>) -> String {
-    let show = |e: Option<f64>| e.map_or("-".to_string(), out::error);
+    let show = |error: Option<f64>| error.map_or("-".to_string(), out::error);
     let rows: Vec<Vec<String>> = tests
         .iter()
-        .map(|t| {
-            let verdict = if t.failures.is_empty() { "ok" } else { "FAILED" };
-            vec![t.op.into(), t.cases.to_string(), show(t.cpu), show(t.gpu), verdict.into()]
+        .map(|tested| {
+            let verdict = if tested.failures.is_empty() { "ok" } else { "FAILED" };
+            vec![
+                tested.op.into(),
+                tested.cases.to_string(),
+                show(tested.cpu),
+                show(tested.gpu),
+                verdict.into(),
+            ]
         })
         .collect();
     let mut text =
         format!("\nself-test, errors against the f64 reference, GPU: {}\n", gpu.map_or("none", Device::name));
     text += &out::table(&["op", "cases", "cpu", "gpu", "verdict"], &rows);
-    for failure in tests.iter().flat_map(|t| &t.failures) {
+    for failure in tests.iter().flat_map(|tested| &tested.failures) {
         text += &format!("FAILED {failure}\n");
     }
     text

@@ -1,11 +1,11 @@
 //! `mixlora eval`
 
-use crate::model_args::ModelArgs;
+use crate::model_args::{ModelArgs, Opened};
 use crate::progress::Progress;
 use crate::{Failure, out};
-use mixlora::data::{Batch, DataFiles, read_samples};
-use mixlora::train::{Questions, TextOptions, mean_exact_match};
-use serde_json::json;
+use mixlora::data::{Batch, DataFiles, Dataset, read_samples};
+use mixlora::train::{Questions, TaskScore, TextOptions, mean_exact_match};
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -46,12 +46,18 @@ pub struct Args {
     json: bool,
 }
 
-/// Loss of a task.
+/// The loss of a task.
 #[derive(Default)]
 struct Loss {
     sum: f64,
     tokens: usize,
     samples: usize,
+}
+
+impl Loss {
+    fn mean(&self) -> f64 {
+        self.sum / self.tokens as f64
+    }
 }
 
 pub fn run(args: &Args) -> Result<(), Failure> {
@@ -69,7 +75,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let mut samples = read_samples(&path)?;
     samples.truncate(args.limit.unwrap_or(usize::MAX));
     let opened = args.model.open()?;
-    // What is longer than the model's context is cut, from the start of the sample.
+    // Samples longer than the model's context are cut at their start.
     let max_length = args.max_length.min(opened.model.config().max_positions());
     let options = TextOptions { max_length, ..TextOptions::default() };
     let data = options.encoder(&opened.text)?.dataset(&path, &samples)?;
@@ -77,24 +83,48 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     notes.for_each(|text| out::note(&format!("note: {text}")));
     data.check_rows(&path, opened.model.config().vocab_size)?;
 
-    let pool = opened.adapter.as_ref().and_then(|a| a.method().options().instance()).map(|i| i.pool);
-    let mut losses: BTreeMap<String, Loss> = BTreeMap::new();
-    let all: Vec<usize> = (0..data.examples.len()).collect();
-    // Samples of one task go together, so that its loss is known.
-    let mut by_task: BTreeMap<String, Vec<usize>> = BTreeMap::new();
-    for &i in &all {
-        by_task.entry(data.tasks[i].clone().unwrap_or_else(|| "-".into())).or_default().push(i);
+    let losses = measure_losses(&opened, &data, args.micro_batch.max(1))?;
+    let mut questions = None;
+    if args.max_tokens > 0 {
+        let mut asked = Questions::new(&opened.text, &samples, args.max_tokens)?;
+        asked.route = opened.route;
+        let unasked = asked.limit(usize::MAX, args.max_tokens);
+        unasked.iter().for_each(|text| out::note(&format!("note: {text}")));
+        questions = Some(asked);
     }
-    let measured = Progress::new("measuring the loss", all.len(), "samples");
+    let answers =
+        questions.as_ref().map(|questions| ask(&opened, questions)).transpose()?.unwrap_or_default();
+    let scores = questions.as_ref().map_or_else(Vec::new, |questions| questions.score(&answers));
+    let path = path.display().to_string();
+    if args.json {
+        return Ok(out::json(&json_report(&path, &losses, &scores))?);
+    }
+    let mut text = text_report(&path, &losses, &scores);
+    if let Some(questions) = &questions {
+        text += &wrong_answers(questions, &answers, args.show);
+    }
+    Ok(out::text(&text)?)
+}
+
+/// The loss of every task. Samples of one task are batched together, so that the loss of the task is known.
+fn measure_losses(
+    opened: &Opened,
+    data: &Dataset,
+    micro_batch: usize,
+) -> Result<BTreeMap<String, Loss>, Failure> {
+    let instance = opened.adapter.as_ref().and_then(|adapter| adapter.method().options().instance());
+    let pool = instance.map(|instance| instance.pool);
+    let pad = opened.text.tokenizer.pad_within(opened.model.config().vocab_size);
+    let mut by_task: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+    for (index, task) in data.tasks.iter().enumerate() {
+        by_task.entry(task.clone().unwrap_or_else(|| "-".into())).or_default().push(index);
+    }
+    let measured = Progress::new("measuring the loss", data.examples.len(), "samples");
+    let mut losses: BTreeMap<String, Loss> = BTreeMap::new();
     for (task, ids) in &by_task {
-        for chunk in ids.chunks(args.micro_batch.max(1)) {
-            let examples: Vec<_> = chunk.iter().map(|&i| &data.examples[i]).collect();
-            let batch = Batch::new(
-                &examples,
-                pool,
-                opened.text.tokenizer.pad_within(opened.model.config().vocab_size),
-                opened.model.device(),
-            )?;
+        for chunk in ids.chunks(micro_batch) {
+            let examples: Vec<_> = chunk.iter().map(|&index| &data.examples[index]).collect();
+            let batch = Batch::new(&examples, pool, pad, opened.model.device())?;
             let loss = losses.entry(task.clone()).or_default();
             loss.sum += mixlora::train::loss_of(&opened.model, opened.adapter.as_ref(), &batch)?;
             loss.tokens += batch.trained;
@@ -102,99 +132,87 @@ pub fn run(args: &Args) -> Result<(), Failure> {
             measured.steps(chunk.len());
         }
     }
-    drop(measured);
-    let questions = match args.max_tokens {
-        0 => None,
-        n => {
-            let mut questions = Questions::new(&opened.text, &samples, n)?;
-            questions.route = opened.route;
-            let unasked = questions.limit(usize::MAX, n);
-            unasked.iter().for_each(|text| out::note(&format!("note: {text}")));
-            Some(questions)
-        }
-    };
-    let answers = questions.as_ref().map(|q| {
-        let asked = Progress::new("asking", q.list.len(), "questions");
-        q.answer(&opened.model, opened.adapter.as_ref(), &mut |done| {
-            asked.reach(done);
-            true
-        })
-    });
-    let answers = answers.transpose()?.unwrap_or_default();
-    let silent = answers.iter().filter(|a| a.is_none()).count();
+    Ok(losses)
+}
+
+fn ask(opened: &Opened, questions: &Questions) -> Result<Vec<Option<String>>, Failure> {
+    let asked = Progress::new("asking", questions.list.len(), "questions");
+    let answers = questions.answer(&opened.model, opened.adapter.as_ref(), &mut |done| {
+        asked.reach(done);
+        true
+    })?;
+    drop(asked);
+    let silent = answers.iter().filter(|answer| answer.is_none()).count();
     if silent > 0 {
         out::note(&format!(
             "note: {silent} prompts are longer than the model's context and were not answered"
         ));
     }
-    report(args, &path.display().to_string(), &losses, questions.as_ref(), &answers)
+    Ok(answers)
 }
 
-fn report(
-    args: &Args,
-    path: &str,
-    losses: &BTreeMap<String, Loss>,
-    questions: Option<&Questions>,
-    answers: &[Option<String>],
-) -> Result<(), Failure> {
-    let scores = questions.map_or_else(Vec::new, |q| q.score(answers));
-    let (sum, tokens) = losses.values().fold((0.0, 0), |(s, t), l| (s + l.sum, t + l.tokens));
-    let (loss, exact) = (sum / tokens.max(1) as f64, mean_exact_match(&scores));
-    if args.json {
-        let tasks: serde_json::Map<_, _> = losses
-            .iter()
-            .map(|(task, l)| {
-                let mut entry =
-                    json!({ "loss": l.sum / l.tokens as f64, "tokens": l.tokens, "samples": l.samples });
-                if let Some(s) = scores.iter().find(|s| s.task == *task) {
-                    entry["right"] = json!(s.right);
-                    entry["questions"] = json!(s.questions);
-                    entry["exact_match"] = json!(s.exact_match());
-                    entry["commonest"] = json!(s.commonest as f64 / s.questions as f64);
-                }
-                (task.clone(), entry)
-            })
-            .collect();
-        let exact = (!scores.is_empty()).then_some(exact);
-        return Ok(out::json(&json!({
-            "data": path, "loss": loss, "perplexity": loss.exp(), "tokens": tokens, "exact_match": exact,
-            "tasks": tasks,
-        }))?);
-    }
-    let percent = |n: usize, of: usize| format!("{:.1} %", 100.0 * n as f64 / of.max(1) as f64);
-    let rows: Vec<Vec<String>> = losses
-        .iter()
-        .map(|(task, l)| {
-            let loss = l.sum / l.tokens as f64;
-            let mut row =
-                vec![task.clone(), l.samples.to_string(), format!("{loss:.4}"), format!("{:.2}", loss.exp())];
-            match scores.iter().find(|s| s.task == *task) {
-                Some(s) => row.extend([percent(s.right, s.questions), percent(s.commonest, s.questions)]),
-                None => row.extend(["-".into(), "-".into()]),
-            }
-            row
-        })
-        .collect();
+/// The mean loss over all tokens, and their number.
+fn total(losses: &BTreeMap<String, Loss>) -> (f64, usize) {
+    let sum = losses.values().fold(0.0, |sum, loss| sum + loss.sum);
+    let tokens = losses.values().map(|loss| loss.tokens).sum::<usize>();
+    (sum / tokens.max(1) as f64, tokens)
+}
+
+fn json_report(path: &str, losses: &BTreeMap<String, Loss>, scores: &[TaskScore]) -> Value {
+    let (loss, tokens) = total(losses);
+    let task = |(task, loss): (&String, &Loss)| {
+        let mut entry = json!({ "loss": loss.mean(), "tokens": loss.tokens, "samples": loss.samples });
+        if let Some(score) = scores.iter().find(|score| score.task == *task) {
+            entry["right"] = json!(score.right);
+            entry["questions"] = json!(score.questions);
+            entry["exact_match"] = json!(score.exact_match());
+            entry["commonest"] = json!(score.commonest as f64 / score.questions as f64);
+        }
+        (task.clone(), entry)
+    };
+    let tasks: serde_json::Map<_, _> = losses.iter().map(task).collect();
+    let exact = (!scores.is_empty()).then_some(mean_exact_match(scores));
+    json!({
+        "data": path, "loss": loss, "perplexity": loss.exp(), "tokens": tokens, "exact_match": exact,
+        "tasks": tasks,
+    })
+}
+
+fn text_report(path: &str, losses: &BTreeMap<String, Loss>, scores: &[TaskScore]) -> String {
+    let (loss, tokens) = total(losses);
+    let percent = |part: usize, whole: usize| format!("{:.1} %", 100.0 * part as f64 / whole.max(1) as f64);
+    let row = |(task, loss): (&String, &Loss)| {
+        let mean = loss.mean();
+        let score = scores.iter().find(|score| score.task == *task);
+        let exact = score.map_or("-".into(), |score| percent(score.right, score.questions));
+        let commonest = score.map_or("-".into(), |score| percent(score.commonest, score.questions));
+        let samples = loss.samples.to_string();
+        vec![task.clone(), samples, format!("{mean:.4}"), format!("{:.2}", mean.exp()), exact, commonest]
+    };
+    let rows: Vec<Vec<String>> = losses.iter().map(row).collect();
     let mut text = out::table(&["task", "samples", "loss", "perplexity", "exact match", "commonest"], &rows);
     text += &format!("loss {loss:.4}, perplexity {:.2} over {tokens} tokens of {path}", loss.exp());
     if !scores.is_empty() {
-        text += &format!("; exact match {:.1} %, the mean over {} tasks", 100.0 * exact, scores.len());
+        let exact = 100.0 * mean_exact_match(scores);
+        text += &format!("; exact match {exact:.1} %, the mean over {} tasks", scores.len());
     }
-    text += "\n";
+    text + "\n"
+}
+
+/// Up to `show` wrong answers of each task.
+fn wrong_answers(questions: &Questions, answers: &[Option<String>], show: usize) -> String {
+    let mut text = String::new();
     let mut left: BTreeMap<&str, usize> = BTreeMap::new();
-    for (q, answer) in questions.iter().flat_map(|q| &q.list).zip(answers) {
-        let Some(answer) = answer.as_ref().filter(|a| a.trim() != q.reference.trim()) else { continue };
-        let left = left.entry(&q.task).or_insert(args.show);
+    for (question, answer) in questions.list.iter().zip(answers) {
+        let wanted = question.reference.trim();
+        let Some(answer) = answer.as_deref().map(str::trim).filter(|answer| *answer != wanted) else {
+            continue;
+        };
+        let left = left.entry(&question.task).or_insert(show);
         if *left > 0 {
             *left -= 1;
-            text += &format!(
-                "{}: {:?} -> {:?}, wanted {:?}\n",
-                q.task,
-                q.shown,
-                answer.trim(),
-                q.reference.trim()
-            );
+            text += &format!("{}: {:?} -> {answer:?}, wanted {wanted:?}\n", question.task, question.shown);
         }
     }
-    Ok(out::text(&text)?)
+    text
 }

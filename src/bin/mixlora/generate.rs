@@ -34,8 +34,8 @@ pub struct Args {
 impl Args {
     fn prompt(&self) -> Result<String, Failure> {
         match self.prompt.as_deref().or(self.text.as_deref()) {
-            Some("-") | None => std::io::read_to_string(std::io::stdin()).map_err(|e| {
-                let what = format!("cannot be read: {e}");
+            Some("-") | None => std::io::read_to_string(std::io::stdin()).map_err(|error| {
+                let what = format!("cannot be read: {error}");
                 mixlora::Error::File { path: "standard input".into(), what }.into()
             }),
             Some(text) => Ok(text.into()),
@@ -48,14 +48,14 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let prompt = args.prompt()?;
     let opened = args.model.open()?;
     let tokenizer = &opened.text.tokenizer;
-    let ids = match args.raw || (opened.text.template.is_none() && args.system.is_none()) {
-        true => tokenizer.encode_start(&prompt)?,
-        false => {
-            let mut messages: Vec<Message> =
-                args.system.iter().map(|s| Message::new(Role::System, s.clone())).collect();
-            messages.push(Message::new(Role::User, prompt));
-            tokenizer.encode(&opened.text.prompt(&messages)?, true)?
-        }
+    let plain = args.raw || (opened.text.template.is_none() && args.system.is_none());
+    let ids = if plain {
+        tokenizer.encode_start(&prompt)?
+    } else {
+        let system = args.system.iter().map(|text| Message::new(Role::System, text.clone()));
+        let mut messages: Vec<Message> = system.collect();
+        messages.push(Message::new(Role::User, prompt));
+        tokenizer.encode(&opened.text.prompt(&messages)?, true)?
     };
     let started = Instant::now();
     let mut conversation = opened.conversation();

@@ -37,13 +37,13 @@ struct Entry {
     bytes: usize,
 }
 
-/// What was found, in lines and in JSON.
+/// The findings, printed as lines or as JSON.
 struct Report {
     about: Vec<(String, Value)>,
     entries: Vec<Entry>,
 }
 
-/// A look at all values of a tensor by name.
+/// A scan of all values of a tensor by name.
 type Values<'a> = Box<dyn Fn(&str) -> Result<Scan, Error> + 'a>;
 
 pub fn run(args: &Args) -> Result<(), Failure> {
@@ -52,10 +52,10 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         let file = Checkpoint::open(path)?;
         let mut report = of_checkpoint(&file, "Hugging Face model");
         report.about.extend(configuration(model_config(path)));
-        let has = |name: &str| path.join(name).exists();
-        report.about.push(("tokenizer.json".into(), has("tokenizer.json").into()));
+        let exists = |name: &str| path.join(name).exists();
+        report.about.push(("tokenizer.json".into(), exists("tokenizer.json").into()));
         let text = read_text(&path.join("tokenizer_config.json")).unwrap_or_default();
-        let template = has("chat_template.jinja") || text.contains("\"chat_template\"");
+        let template = exists("chat_template.jinja") || text.contains("\"chat_template\"");
         report.about.push(("chat template".into(), template.into()));
         if !file.unlisted().is_empty() {
             report.about.push(("tensors outside the index".into(), json!(file.unlisted())));
@@ -67,11 +67,12 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     {
         return gguf(args, &file);
     }
-    if path.is_dir() || ["best", "last"].iter().any(|n| path.ends_with(n)) {
+    if path.is_dir() || ["best", "last"].iter().any(|name| path.ends_with(name)) {
         return adapter(args, &locate(path)?);
     }
     let mut magic = [0; 4];
-    let read = std::fs::File::open(path).and_then(|mut f| std::io::Read::read_exact(&mut f, &mut magic));
+    let read =
+        std::fs::File::open(path).and_then(|mut file| std::io::Read::read_exact(&mut file, &mut magic));
     if read.is_ok() && &magic == b"GGUF" {
         return gguf(args, path);
     }
@@ -79,14 +80,14 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     finish(args, of_checkpoint(&file, "safetensors file"), Box::new(move |name| file.raw(name)?.scan(None)))
 }
 
-/// The configuration of a model, its parameters, or why it is not one that can be used here.
+/// The configuration of a model and its parameters, or the reason why it cannot be used.
 fn configuration(read: Result<ModelConfig, Error>) -> Vec<(String, Value)> {
     match read {
-        Ok(c) => vec![
-            ("configuration".into(), c.to_json(Format::F32)),
-            ("parameters".into(), c.parameters().into()),
+        Ok(config) => vec![
+            ("configuration".into(), config.to_json(Format::F32)),
+            ("parameters".into(), config.parameters().into()),
         ],
-        Err(e) => vec![("not usable here".into(), e.to_string().into())],
+        Err(entry) => vec![("not usable here".into(), entry.to_string().into())],
     }
 }
 
@@ -114,7 +115,7 @@ fn gguf(args: &Args, path: &Path) -> Result<(), Failure> {
 
 fn of_checkpoint(file: &Checkpoint, kind: &str) -> Report {
     let entry = |name: &str| {
-        let format = file.format(name).map_or("other".to_string(), |f| f.name().to_string());
+        let format = file.format(name).map_or("other".to_string(), |format| format.name().to_string());
         let bytes = file.tensor_bytes(name).map_or(0, <[u8]>::len);
         Entry { name: name.into(), dims: file.dims(name).unwrap_or_default().to_vec(), format, bytes }
     };
@@ -129,7 +130,7 @@ fn of_gguf(file: &GgufFile) -> Report {
     for key in ["general.architecture", "general.name", "general.type", "adapter.type"] {
         about.push((key.into(), text(key)));
     }
-    about.retain(|(_, v)| !v.is_null());
+    about.retain(|(_, value)| !value.is_null());
     if file.str("general.type").ok() != Some("adapter") {
         about.extend(configuration(ModelConfig::of_gguf(file)));
         about.push(("tokenizer".into(), text("tokenizer.ggml.model")));
@@ -138,11 +139,11 @@ fn of_gguf(file: &GgufFile) -> Report {
         about.push(("tokens".into(), tokens.into()));
         about.push(("chat template".into(), file.str("tokenizer.chat_template").is_ok().into()));
     }
-    let entry = |(name, t): (&String, &mixlora::io::gguf::TensorInfo)| Entry {
+    let entry = |(name, tensor): (&String, &mixlora::io::gguf::TensorInfo)| Entry {
         name: name.clone(),
-        dims: t.dims.iter().rev().copied().collect(),
-        format: t.kind.name().to_string(),
-        bytes: t.bytes,
+        dims: tensor.dims.iter().rev().copied().collect(),
+        format: tensor.kind.name().to_string(),
+        bytes: tensor.bytes,
     };
     Report { about, entries: file.tensors().iter().map(entry).collect() }
 }
@@ -150,78 +151,88 @@ fn of_gguf(file: &GgufFile) -> Report {
 fn finish(args: &Args, report: Report, values: Values<'_>) -> Result<(), Failure> {
     let Report { mut about, entries } = report;
     let count = |dims: &[usize]| dims.iter().product::<usize>();
-    let parameters: usize = entries.iter().map(|e| count(&e.dims)).sum();
-    let mut formats: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
-    for e in &entries {
-        let f = formats.entry(&e.format).or_default();
-        (f.0, f.1) = (f.0 + 1, f.1 + e.bytes);
-    }
+    let parameters: usize = entries.iter().map(|entry| count(&entry.dims)).sum();
     about.push(("tensors".into(), entries.len().into()));
     about.push(("values".into(), parameters.into()));
     let mut problems = Vec::new();
     if args.check {
-        for e in entries.iter().filter(|e| e.format != "other" && e.bytes > 0) {
-            out::progress(&format!("reading {}", e.name));
-            problems.extend(problem(&e.name, &values(&e.name)?));
+        for entry in entries.iter().filter(|entry| entry.format != "other" && entry.bytes > 0) {
+            out::progress(&format!("reading {}", entry.name));
+            problems.extend(problem(&entry.name, &values(&entry.name)?));
         }
     }
     if args.json {
-        let list =
-            |e: &Entry| json!({ "name": e.name, "dims": e.dims, "format": e.format, "bytes": e.bytes });
-        let mut json: Value = about.into_iter().collect::<serde_json::Map<_, _>>().into();
-        json["formats"] = json!(
-            formats
-                .iter()
-                .map(|(f, (n, b))| json!({ "format": f, "tensors": n, "bytes": b }))
-                .collect::<Vec<_>>()
-        );
-        if args.tensors {
-            json["list"] = entries.iter().map(list).collect();
-        }
-        if args.check {
-            json["problems"] = json!(problems);
-        }
-        out::json(&json)?;
+        out::json(&json_report(args, about, &entries, &problems))?;
     } else {
-        let mut text = String::new();
-        for (key, value) in &about {
-            text += &lines(key, value);
-        }
-        for (format, (n, bytes)) in &formats {
-            text += &format!("{format}: {n} tensors, {bytes} bytes\n");
-        }
-        if args.tensors {
-            let rows: Vec<Vec<String>> = entries
-                .iter()
-                .map(|e| vec![e.name.clone(), format!("{:?}", e.dims), e.format.clone(), e.bytes.to_string()])
-                .collect();
-            text += &out::table(&["tensor", "shape", "format", "bytes"], &rows);
-        }
-        problems.iter().for_each(|p| text += &format!("{p}\n"));
-        if args.check && problems.is_empty() {
-            text += "every value is finite, and no tensor is all zeros\n";
-        }
-        out::text(&text)?;
+        out::text(&text_report(args, &about, &entries, &problems))?;
     }
     if problems.is_empty() { Ok(()) } else { Err(Failure::Check) }
 }
 
-/// `key: value`, and a section where the value has names of its own.
+/// The number of tensors and bytes of each format.
+fn formats(entries: &[Entry]) -> BTreeMap<&str, (usize, usize)> {
+    let mut formats: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
+    for entry in entries {
+        let (tensors, bytes) = formats.entry(&entry.format).or_default();
+        *tensors += 1;
+        *bytes += entry.bytes;
+    }
+    formats
+}
+
+fn json_report(args: &Args, about: Vec<(String, Value)>, entries: &[Entry], problems: &[String]) -> Value {
+    let format = |(format, (tensors, bytes))| json!({ "format": format, "tensors": tensors, "bytes": bytes });
+    let tensor = |entry: &Entry| json!({ "name": entry.name, "dims": entry.dims, "format": entry.format, "bytes": entry.bytes });
+    let mut json: Value = about.into_iter().collect::<serde_json::Map<_, _>>().into();
+    json["formats"] = formats(entries).into_iter().map(format).collect();
+    if args.tensors {
+        json["list"] = entries.iter().map(tensor).collect();
+    }
+    if args.check {
+        json["problems"] = json!(problems);
+    }
+    json
+}
+
+fn text_report(args: &Args, about: &[(String, Value)], entries: &[Entry], problems: &[String]) -> String {
+    let mut text: String = about.iter().map(|(key, value)| lines(key, value)).collect();
+    for (format, (tensors, bytes)) in formats(entries) {
+        text += &format!("{format}: {tensors} tensors, {bytes} bytes\n");
+    }
+    if args.tensors {
+        let row = |entry: &Entry| {
+            let dims = format!("{:?}", entry.dims);
+            vec![entry.name.clone(), dims, entry.format.clone(), entry.bytes.to_string()]
+        };
+        let rows: Vec<Vec<String>> = entries.iter().map(row).collect();
+        text += &out::table(&["tensor", "shape", "format", "bytes"], &rows);
+    }
+    problems.iter().for_each(|problem| text += &format!("{problem}\n"));
+    if args.check && problems.is_empty() {
+        text += "every value is finite, and no tensor is all zeros\n";
+    }
+    text
+}
+
+/// `key: value`, or a section if the value is an object.
 fn lines(key: &str, value: &Value) -> String {
     match value.as_object() {
         None => format!("{key}: {}\n", value.as_str().map_or_else(|| value.to_string(), String::from)),
         Some(map) => {
             let indented = |text: String| format!("  {}\n", text.trim_end().replace('\n', "\n  "));
-            let inner = map.iter().filter(|(_, v)| !v.is_null()).map(|(k, v)| indented(lines(k, v)));
+            let inner = map
+                .iter()
+                .filter(|(_, value)| !value.is_null())
+                .map(|(key, value)| indented(lines(key, value)));
             format!("{key}:\n") + &inner.collect::<String>()
         }
     }
 }
 
-/// What is odd about the values of a tensor.
+/// A sentence about oddities in the values of a tensor.
 fn problem(name: &str, seen: &Scan) -> Option<String> {
-    // A fresh adapter's B is zero on purpose, a bias may be.
-    let usual = ["lora_b", "lora_B", "factors_b", "bias"].iter().any(|s| name.contains(s));
+    // The B of a fresh adapter is zero on purpose, and a bias may be zero.
+    let usual = ["lora_b", "lora_B", "factors_b", "bias"].iter().any(|name| name.contains(name));
     let remark = seen.remark().filter(|_| seen.nonfinite.is_some() || !usual)?;
     Some(format!("tensor '{name}': {remark}"))
 }

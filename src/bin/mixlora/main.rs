@@ -28,6 +28,7 @@ mod methods;
 #[cfg(feature = "tokenizer")]
 mod model_args;
 mod model_path;
+mod models;
 mod ops_list;
 mod ops_test;
 mod out;
@@ -113,6 +114,8 @@ enum Command {
     #[cfg(feature = "tokenizer")]
     #[command(subcommand)]
     Config(config::Config),
+    /// List the families of models that can be used.
+    Models(models::Args),
     /// List the methods: what they train, and what their routers learn from.
     Methods(methods::Args),
     /// Measure speed: of the device, operations, layers, training, models.
@@ -144,7 +147,7 @@ enum Data {
     Stats(data_stats::Args),
 }
 
-/// Why a command did not succeed.
+/// The reason why a command failed.
 enum Failure {
     /// A check found something wrong; the report is on stdout.
     Check,
@@ -154,45 +157,45 @@ enum Failure {
     Library(mixlora::Error),
     /// The report could not be written.
     Stdout(std::io::Error),
-    /// It does not fit into memory; the report says what would.
+    /// The run does not fit into memory; the report says what would.
     Memory,
-    /// A signal of this number asked for the end; all is saved.
+    /// A signal of this number stopped the run after everything was saved.
     Signal(u8),
 }
 
 impl From<mixlora::Error> for Failure {
-    fn from(e: mixlora::Error) -> Self {
-        Failure::Library(e)
+    fn from(error: mixlora::Error) -> Self {
+        Failure::Library(error)
     }
 }
 
 impl From<std::io::Error> for Failure {
-    fn from(e: std::io::Error) -> Self {
-        Failure::Stdout(e)
+    fn from(error: std::io::Error) -> Self {
+        Failure::Stdout(error)
     }
 }
 
 impl Failure {
-    /// Several errors as one failure: all but the last are said at once.
+    /// Combines several errors into one failure: all but the last are printed at once.
     fn of_all(mut errors: Vec<mixlora::Error>) -> Self {
         let last = errors.pop();
-        errors.iter().for_each(|e| out::note(&format!("error: {e}")));
+        errors.iter().for_each(|error| out::note(&format!("error: {error}")));
         last.map_or(Failure::Check, Failure::Library)
     }
 
-    /// Says what went wrong on stderr and picks the exit code.
+    /// Prints the error on stderr and returns the exit code.
     fn report(self) -> u8 {
         use mixlora::Error;
         let (text, code) = match self {
             Failure::Check => return 1,
             Failure::Memory => return 5,
             Failure::Signal(number) => return 128 + number,
-            // Who reads our output has seen enough.
-            Failure::Stdout(e) if e.kind() == std::io::ErrorKind::BrokenPipe => return 0,
-            Failure::Stdout(e) => (format!("cannot write the report: {e}"), 3),
+            // The reader of the output has closed it.
+            Failure::Stdout(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return 0,
+            Failure::Stdout(error) => (format!("cannot write the report: {error}"), 3),
             Failure::Usage(text) => (text, 2),
-            Failure::Library(e) => {
-                let code = match e {
+            Failure::Library(error) => {
+                let code = match error {
                     Error::NoAdapter(_)
                     | Error::BelowFloor { .. }
                     | Error::DeviceLost(_)
@@ -202,7 +205,7 @@ impl Failure {
                     Error::Diverged(_) => 6,
                     _ => 3,
                 };
-                (e.to_string(), code)
+                (error.to_string(), code)
             }
         };
         out::note(&format!("error: {text}"));
@@ -210,34 +213,34 @@ impl Failure {
     }
 }
 
-/// The device of a `--device` option; a text that can name none is wrong usage.
+/// The device of a `--device` option; a malformed name is wrong usage.
 fn device(name: &str) -> Result<mixlora::Device, Failure> {
-    mixlora::Device::parse(name).map_err(|e| match e {
-        mixlora::Error::Config { .. } => Failure::Usage(format!("--{e}")),
-        e => e.into(),
+    mixlora::Device::parse(name).map_err(|error| match error {
+        mixlora::Error::Config { .. } => Failure::Usage(format!("--{error}")),
+        other => other.into(),
     })
 }
 
-/// The device of a run's options, opened with its threads and budget.
+/// Opens the device of a run's options with its threads and memory budget.
 fn open_device(options: &mixlora::train::DeviceOptions) -> Result<mixlora::Device, Failure> {
-    options.open().map_err(|e| match e {
-        mixlora::Error::Config { .. } => Failure::Usage(format!("--{e}")),
-        e => e.into(),
+    options.open().map_err(|error| match error {
+        mixlora::Error::Config { .. } => Failure::Usage(format!("--{error}")),
+        other => other.into(),
     })
 }
 
-/// Lets options of numbers take one that begins with a dash: what is wrong with it is said, and it is no other option.
+/// Lets numeric options take negative numbers, so that the error explains the number instead of an unknown option.
 fn take_negative_numbers(command: clap::Command) -> clap::Command {
     let numbers = [TypeId::of::<usize>(), TypeId::of::<u64>(), TypeId::of::<f32>(), TypeId::of::<f64>()];
     let command = command.mut_args(|arg| {
         let kind = arg.get_value_parser().type_id();
-        let takes_a_number = arg.get_action().takes_values() && numbers.iter().any(|n| kind == *n);
+        let takes_a_number = arg.get_action().takes_values() && numbers.iter().any(|number| kind == *number);
         if takes_a_number { arg.allow_hyphen_values(true) } else { arg }
     });
     command.mut_subcommands(take_negative_numbers)
 }
 
-/// What the tokenizer library panics about is caught, and reported as an error.
+/// Silences panics of the tokenizer library, which are caught and reported as errors.
 fn quiet_tokenizers() {
     let usual = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
@@ -250,19 +253,19 @@ fn quiet_tokenizers() {
 fn main() -> ExitCode {
     quiet_tokenizers();
     let matches = take_negative_numbers(Cli::command()).get_matches();
-    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     match check_environment().and_then(|()| run(cli.command)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => ExitCode::from(failure.report()),
     }
 }
 
-/// Refuses what the environment asks of the threads that all commands share, before they are started.
+/// Checks the number of threads in the environment before the shared threads are started.
 fn check_environment() -> Result<(), Failure> {
     let name = "RAYON_NUM_THREADS";
-    let threads = std::env::var(name).ok().and_then(|n| n.parse().ok()).filter(|n| *n > 0);
+    let threads = std::env::var(name).ok().and_then(|text| text.parse().ok()).filter(|threads| *threads > 0);
     let checked = threads.map_or(Ok(()), mixlora::Device::check_threads);
-    checked.map_err(|e| Failure::Usage(format!("{name}: {e}")))
+    checked.map_err(|error| Failure::Usage(format!("{name}: {error}")))
 }
 
 fn run(command: Command) -> Result<(), Failure> {
@@ -296,6 +299,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Plot(args) => plot::run(&args),
         #[cfg(feature = "tokenizer")]
         Command::Config(command) => config::run(&command),
+        Command::Models(args) => models::run(&args),
         Command::Methods(args) => methods::run(&args),
         Command::Bench(bench) => bench::run(&bench),
         #[cfg(feature = "gpu")]

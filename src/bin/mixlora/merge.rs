@@ -49,25 +49,26 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         Some("bf16") => Format::Bf16,
         Some(_) => Format::F16,
         None => match model.head().format() {
-            f @ (Format::F32 | Format::Bf16) => f,
+            format @ (Format::F32 | Format::Bf16) => format,
             _ => Format::F16,
         },
     };
     let adapter = args.checks.adapter(&args.adapter, &model)?;
-    // Refused before anything is made.
+    // A method that cannot be merged is refused before anything is written.
     adapter.check_mergeable()?;
     let name = args.out.file_name().ok_or_else(|| fail(&args.out, "is not the name of a directory"))?;
     let unfinished = args.out.with_file_name(format!(".{}.unfinished", name.to_string_lossy()));
-    // Left over from an interrupted merge.
+    // An interrupted merge may have left this folder.
     let _ = std::fs::remove_dir_all(&unfinished);
-    std::fs::create_dir_all(&unfinished).map_err(|e| fail(&unfinished, format!("cannot be created: {e}")))?;
+    std::fs::create_dir_all(&unfinished)
+        .map_err(|error| fail(&unfinished, format!("cannot be created: {error}")))?;
     let done = write(args, &model, &adapter, format, &unfinished).and_then(|()| {
         std::fs::rename(&unfinished, &args.out)
-            .map_err(|e| fail(&args.out, format!("cannot be renamed into place: {e}")))
+            .map_err(|error| fail(&args.out, format!("cannot be renamed into place: {error}")))
     });
-    if let Err(e) = done {
+    if let Err(error) = done {
         let _ = std::fs::remove_dir_all(&unfinished);
-        return Err(e);
+        return Err(error);
     }
     Ok(out::text(&format!("merged model in {}, {} weights", args.out.display(), format.name()))?)
 }
@@ -84,8 +85,7 @@ fn write_json(path: &Path, value: &Value) -> Result<(), Failure> {
     Ok(atomic::write(path, format!("{value:#}\n").as_bytes())?)
 }
 
-/// Everything of a Hugging Face directory besides weights: text files as they are, and its own config.json with the
-/// new type of the weights.
+/// Copies the files of a Hugging Face directory besides the weights; config.json gets the new type of the weights.
 fn copy_side_files(from: &Path, to: &Path) -> Result<(), Failure> {
     for name in [
         "tokenizer.json",
@@ -100,7 +100,8 @@ fn copy_side_files(from: &Path, to: &Path) -> Result<(), Failure> {
     ] {
         let path = from.join(name);
         if path.is_file() {
-            std::fs::copy(&path, to.join(name)).map_err(|e| fail(&path, format!("cannot be copied: {e}")))?;
+            std::fs::copy(&path, to.join(name))
+                .map_err(|error| fail(&path, format!("cannot be copied: {error}")))?;
         }
     }
     if !to.join("tokenizer.json").exists() {
@@ -120,8 +121,8 @@ fn copy_side_files(from: &Path, to: &Path) -> Result<(), Failure> {
 fn write_text_files(model: &Path, to: &Path) -> Result<(), Failure> {
     let text = match ModelText::open(model) {
         Ok(text) => text,
-        Err(e) => {
-            out::note(&format!("note: no tokenizer files are written, copy the base model's: {e}"));
+        Err(error) => {
+            out::note(&format!("note: no tokenizer files are written, copy the base model's: {error}"));
             return Ok(());
         }
     };

@@ -20,45 +20,54 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let methods = Methods::builtin();
     let methods = methods.all();
     if args.json {
-        return Ok(out::json(&Value::Array(methods.iter().map(|m| described(m)).collect()))?);
+        return Ok(out::json(&Value::Array(methods.iter().map(|method| described(method)).collect()))?);
     }
-    let row = |m: &&'static MethodSpec| {
-        let router = m.defaults().options().router_gradient().name();
-        let mergeable = if m.mergeable { "yes" } else { "no" };
-        let cells = [m.name, m.when, m.hook.name(), m.routes.name(), m.trainable, router, mergeable, m.paper];
+    let row = |method: &&'static MethodSpec| {
+        let router = method.defaults().options().router_gradient().name();
+        let mergeable = if method.mergeable { "yes" } else { "no" };
+        let cells = [
+            method.name,
+            method.when,
+            method.hook.name(),
+            method.routes.name(),
+            method.trainable,
+            router,
+            mergeable,
+            method.paper,
+        ];
         cells.map(String::from).to_vec()
     };
     let head =
         ["method", "take it for", "hook", "routes", "trainable", "router gradient", "mergeable", "paper"];
     let mut text = out::table(&head, &methods.iter().map(row).collect::<Vec<_>>());
-    for note in methods.iter().flat_map(|m| m.defaults().notes()) {
+    for note in methods.iter().flat_map(|method| method.defaults().notes()) {
         text += &format!("note: {note}\n");
     }
     Ok(out::text(&text)?)
 }
 
-fn described(m: &'static MethodSpec) -> Value {
-    let defaults = m.defaults();
+fn described(method: &'static MethodSpec) -> Value {
+    let defaults = method.defaults();
     let options: Vec<Value> = defaults.options().fields().iter().map(option).collect();
     json!({
-        "name": m.name,
-        "aliases": m.aliases,
-        "when": m.when,
-        "paper": m.paper,
-        "hook": m.hook.name(),
-        "routes": m.routes.name(),
-        "trainable": m.trainable,
+        "name": method.name,
+        "aliases": method.aliases,
+        "when": method.when,
+        "paper": method.paper,
+        "hook": method.hook.name(),
+        "routes": method.routes.name(),
+        "trainable": method.trainable,
         "router_gradient": defaults.options().router_gradient().name(),
-        "mergeable": m.mergeable,
+        "mergeable": method.mergeable,
         "notes": defaults.notes(),
         "options": options,
         "defaults": defaults.tree(),
     })
 }
 
-fn option(f: &Field) -> Value {
-    let range = if f.range.is_full() { Value::Null } else { json!(f.range.to_string()) };
+fn option(field: &Field) -> Value {
+    let range = if field.range.is_full() { Value::Null } else { json!(field.range.to_string()) };
     json!({
-        "name": f.name, "type": f.type_text(), "default": f.value, "range": range, "about": f.doc, "source": f.source,
+        "name": field.name, "type": field.type_text(), "default": field.value, "range": range, "about": field.doc, "source": field.source,
     })
 }

@@ -1,4 +1,4 @@
-//! Options that the commands which talk with a model share: model, adapter, sampling; and text as it streams.
+//! Options of commands that use a model: model, adapter and sampling.
 
 use crate::device_args::{CheckArgs, DeviceArgs};
 use crate::model_path::model_path;
@@ -34,7 +34,7 @@ pub struct ModelArgs {
     checks: CheckArgs,
 }
 
-/// A model ready to be used.
+/// An opened model.
 pub struct Opened {
     pub text: ModelText,
     pub model: Arc<Model>,
@@ -57,7 +57,7 @@ impl ModelArgs {
 }
 
 impl Opened {
-    /// A conversation at its start.
+    /// Starts a conversation.
     pub fn conversation(&self) -> Conversation {
         Conversation::new(&self.model, self.adapter.as_ref(), self.route, 1)
     }
@@ -86,7 +86,7 @@ pub struct SamplingArgs {
 }
 
 impl SamplingArgs {
-    /// How tokens are drawn and where answers end; a value that cannot work is wrong usage.
+    /// Makes the sampler and the options of answers; an invalid value is wrong usage.
     pub fn open(&self) -> Result<(Sampler, ReplyOptions), Failure> {
         if self.max_tokens == 0 {
             return Err(Failure::Usage("--max-tokens: is 0, must be at least 1".into()));
@@ -94,9 +94,12 @@ impl SamplingArgs {
         if self.stop.iter().any(String::is_empty) {
             return Err(Failure::Usage("--stop: is empty: every answer would end before its start".into()));
         }
-        let (temperature, top_k, top_p, seed) = (self.temperature, self.top_k, self.top_p, self.seed);
+        let temperature = self.temperature;
+        let top_k = self.top_k;
+        let top_p = self.top_p;
+        let seed = self.seed;
         let sampler = Sampler::new(Sampling { temperature, top_k, top_p, seed })
-            .map_err(|e| Failure::Usage(format!("--{}", e.to_string().replacen('_', "-", 1))))?;
+            .map_err(|error| Failure::Usage(format!("--{}", error.to_string().replacen('_', "-", 1))))?;
         Ok((sampler, ReplyOptions { max_tokens: self.max_tokens, stops: self.stop.clone() }))
     }
 }

@@ -21,8 +21,8 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let rows: Vec<Vec<String>> = ALL
         .iter()
         .map(|op| {
-            let shaders: Vec<&str> = op.shaders.iter().map(|s| s.name).collect();
-            let entries: usize = op.shaders.iter().map(|s| s.entries.len()).sum();
+            let shaders: Vec<&str> = op.shaders.iter().map(|shader| shader.name).collect();
+            let entries: usize = op.shaders.iter().map(|shader| shader.entries.len()).sum();
             vec![
                 op.name.into(),
                 op.formula.into(),
@@ -36,30 +36,30 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     Ok(())
 }
 
-/// How many ways there are to compile the kernels of an op.
+/// The number of variants of the kernels of an op.
 pub fn variants(op: &OpSpec) -> usize {
-    op.shaders.iter().flat_map(|s| s.entries).map(|e| e.variants.len()).sum()
+    op.shaders.iter().flat_map(|shader| shader.entries).map(|entry| entry.variants.len()).sum()
 }
 
 fn describe(op: &OpSpec) -> serde_json::Value {
     json!({
         "op": op.name,
         "formula": op.formula,
-        "shaders": op.shaders.iter().map(|s| shader(s)).collect::<Vec<_>>(),
-        "cases": (op.cases)().into_iter().map(|c| c.label).collect::<Vec<_>>(),
+        "shaders": op.shaders.iter().map(|shader| describe_shader(shader)).collect::<Vec<_>>(),
+        "cases": (op.cases)().into_iter().map(|case| case.label).collect::<Vec<_>>(),
     })
 }
 
-fn shader(shader: &Shader) -> serde_json::Value {
+fn describe_shader(shader: &Shader) -> serde_json::Value {
     let entries = shader.entries.iter().map(|entry| {
-        let variants = entry.variants.iter().map(|v| {
+        let variants = entry.variants.iter().map(|variant| {
             json!({
-                "name": v.name,
-                "consts": v.consts.iter().map(|&(k, n)| (k.to_string(), n.into())).collect::<serde_json::Map<_, _>>(),
-                "spirv": v.backends.spirv,
-                "msl": v.backends.msl,
-                "hlsl": v.backends.hlsl,
-                "workgroup_bytes": v.workgroup_bytes,
+                "name": variant.name,
+                "consts": variant.consts.iter().map(|&(name, value)| (name.to_string(), value.into())).collect::<serde_json::Map<_, _>>(),
+                "spirv": variant.backends.spirv,
+                "msl": variant.backends.msl,
+                "hlsl": variant.backends.hlsl,
+                "workgroup_bytes": variant.workgroup_bytes,
             })
         });
         json!({ "name": entry.name, "variants": variants.collect::<Vec<_>>() })

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 
-/// Ops that run at once at most.
+/// The largest number of ops that run at the same time.
 const MOST_WORKERS: usize = 8;
 
 #[derive(clap::Args)]
@@ -44,7 +44,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     } else {
         out::text(&render(&results, &devices))?;
     }
-    if results.iter().all(|r| r.failures.is_empty()) { Ok(()) } else { Err(Failure::Check) }
+    if results.iter().all(|result| result.failures.is_empty()) { Ok(()) } else { Err(Failure::Check) }
 }
 
 /// The ops of these names, or all.
@@ -52,13 +52,13 @@ pub fn choose(names: &[String]) -> Result<Vec<&'static OpSpec>, Failure> {
     if names.is_empty() {
         return Ok(ALL.to_vec());
     }
-    let find = |name: &String| {
+    let find_op = |name: &String| {
         ALL.iter().find(|op| op.name == name.trim()).copied().ok_or_else(|| {
             let known: Vec<_> = ALL.iter().map(|op| op.name).collect();
             Failure::Usage(format!("there is no op '{name}'; the ops are {}", known.join(", ")))
         })
     };
-    names.iter().map(find).collect()
+    names.iter().map(find_op).collect()
 }
 
 /// The devices under test.
@@ -69,10 +69,10 @@ pub struct Devices {
 }
 
 impl Devices {
-    /// The same places once more, with buffers that are poisoned and guarded.
-    fn again(&self) -> mixlora::Result<Self> {
-        let again = |device: &Option<Device>| device.as_ref().map(Device::again).transpose();
-        let devices = Devices { cpu: again(&self.cpu)?, gpu: again(&self.gpu)? };
+    /// Opens the devices once more, with buffers that are poisoned and guarded.
+    fn reopened(&self) -> mixlora::Result<Self> {
+        let reopen = |device: &Option<Device>| device.as_ref().map(Device::again).transpose();
+        let devices = Devices { cpu: reopen(&self.cpu)?, gpu: reopen(&self.gpu)? };
         devices.cpu.iter().chain(&devices.gpu).for_each(|device| device.set_guard(true));
         Ok(devices)
     }
@@ -93,17 +93,19 @@ fn devices(name: &str) -> Result<Devices, Failure> {
     Ok(devices)
 }
 
-/// The best GPU; with `software` also a software adapter where there is no other. Without one the lane is skipped,
-/// unless MIXLORA_REQUIRE_GPU=1.
+/// The best GPU, or with `software` a software adapter if there is no other. A missing GPU is skipped, unless
+/// MIXLORA_REQUIRE_GPU=1.
 pub fn gpu_if_any(software: bool) -> Result<Option<Device>, Failure> {
     match open_gpu(software) {
         Ok(gpu) => Ok(Some(gpu)),
-        Err(e) if std::env::var("MIXLORA_REQUIRE_GPU").is_ok_and(|v| v == "1") => Err(e.into()),
-        Err(e @ (Error::NoAdapter(_) | Error::BelowFloor { .. })) => {
-            out::note(&format!("GPU SKIPPED: {e}"));
+        Err(error) if std::env::var("MIXLORA_REQUIRE_GPU").is_ok_and(|value| value == "1") => {
+            Err(error.into())
+        }
+        Err(error @ (Error::NoAdapter(_) | Error::BelowFloor { .. })) => {
+            out::note(&format!("GPU SKIPPED: {error}"));
             Ok(None)
         }
-        Err(e) => Err(e.into()),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -118,26 +120,27 @@ fn open_gpu(_: bool) -> mixlora::Result<Device> {
     Device::parse("gpu")
 }
 
-/// Worst figures over the cases of one op.
+/// The worst figures over the cases of one op.
 #[derive(Default)]
 pub struct Tested {
     pub op: &'static str,
     pub cases: usize,
     shaders: Vec<&'static str>,
     variants: usize,
-    /// Forward, on each device.
+    /// The forward error on the CPU.
     pub cpu: Option<f64>,
+    /// The forward error on the GPU.
     pub gpu: Option<f64>,
-    /// Backward, on any device.
+    /// The backward error on any device.
     backward: f64,
     gradcheck: Option<f64>,
     pub failures: Vec<String>,
 }
 
-fn worst(a: Option<f64>, b: Option<f64>) -> Option<f64> {
-    match (a, b) {
-        (Some(a), Some(b)) => Some(a.max(b)),
-        (a, b) => a.or(b),
+fn worst(one: Option<f64>, other: Option<f64>) -> Option<f64> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.max(other)),
+        (one, other) => one.or(other),
     }
 }
 
@@ -145,7 +148,7 @@ impl Tested {
     fn new(op: &OpSpec) -> Self {
         Tested {
             op: op.name,
-            shaders: op.shaders.iter().map(|s| s.name).collect(),
+            shaders: op.shaders.iter().map(|shader| shader.name).collect(),
             variants: ops_list::variants(op),
             ..Tested::default()
         }
@@ -161,7 +164,7 @@ impl Tested {
     }
 }
 
-/// Figures of one case.
+/// The figures of one case.
 #[derive(Default)]
 struct Outcome {
     cpu: Option<f64>,
@@ -172,82 +175,82 @@ struct Outcome {
 }
 
 impl Outcome {
-    fn of(op: &str, case: &Case, devices: &Devices, derivatives: bool) -> Self {
+    fn measure(op: &str, case: &Case, devices: &Devices, derivatives: bool) -> Self {
         let mut outcome = Outcome::default();
         outcome.cpu = devices.cpu.as_ref().map(|cpu| outcome.compare(op, case, cpu, "cpu"));
         outcome.gpu = devices.gpu.as_ref().map(|gpu| outcome.compare(op, case, gpu, "gpu"));
         if derivatives && case.gradcheck {
             match gradcheck(case) {
-                Ok(e) => {
-                    outcome.gradcheck = Some(e);
-                    if e > GRADCHECK_BOUND {
-                        outcome.failures.push(format!("{op} {}: gradcheck {e:.1e}", case.label));
+                Ok(error) => {
+                    outcome.gradcheck = Some(error);
+                    if error > GRADCHECK_BOUND {
+                        outcome.failures.push(format!("{op} {}: gradcheck {error:.1e}", case.label));
                     }
                 }
-                Err(e) => outcome.failures.push(format!("{op} {}: gradcheck: {e}", case.label)),
+                Err(error) => outcome.failures.push(format!("{op} {}: gradcheck: {error}", case.label)),
             }
         }
         outcome
     }
 
-    /// The forward error; whatever does not hold goes on the list.
-    fn compare(&mut self, op: &str, case: &Case, device: &Device, lane: &str) -> f64 {
-        let place = format!("{op} {} on {lane}", case.label);
+    /// Returns the forward error and lists failed comparisons.
+    fn compare(&mut self, op: &str, case: &Case, device: &Device, backend: &str) -> f64 {
+        let place = format!("{op} {} on {backend}", case.label);
         match parity(case, device) {
-            Ok(p) => {
-                self.backward = self.backward.max(p.backward.max);
-                if !p.holds() {
-                    self.failures.push(format!("{place}: {p}"));
+            Ok(found) => {
+                self.backward = self.backward.max(found.backward.max);
+                if !found.holds() {
+                    self.failures.push(format!("{place}: {found}"));
                 }
-                p.forward.max
+                found.forward.max
             }
-            Err(e) => {
-                self.failures.push(format!("{place}: {e}"));
+            Err(error) => {
+                self.failures.push(format!("{place}: {error}"));
                 f64::INFINITY
             }
         }
     }
 }
 
-/// Ops with the cases that are to be run.
+/// Ops with the cases to run.
 pub struct Jobs(Vec<(&'static OpSpec, Vec<Case>)>);
 
 impl Jobs {
-    /// The cases of ops that are wanted, by their index among the op's cases.
+    /// Selects cases of ops by their index.
     pub fn of(ops: &[&'static OpSpec], wanted: impl Fn(usize) -> bool) -> Self {
         let cases = |op: &OpSpec| {
             let all = (op.cases)().into_iter().enumerate();
-            all.filter(|(n, _)| wanted(*n)).map(|(_, case)| case).collect()
+            all.filter(|(index, _)| wanted(*index)).map(|(_, case)| case).collect()
         };
         Jobs(ops.iter().map(|&op| (op, cases(op))).collect())
     }
 
-    /// Runs every case on the devices, several ops side by side; with `derivatives`, the reference's gradients are
-    /// compared with differences too. Each worker has devices of its own: a driver compiles the kernels of one device
-    /// one after the other.
+    /// Runs every case on the devices, several ops in parallel; with `derivatives`, the gradients of the reference are
+    /// also compared with differences. Each worker opens the devices itself, because a driver compiles the kernels of
+    /// one device sequentially.
     pub fn run(self, devices: &Devices, derivatives: bool) -> Result<Vec<Tested>, Failure> {
         let names: Vec<&str> = devices.cpu.iter().chain(&devices.gpu).map(Device::name).collect();
         let what = format!("{} ops on {}", self.0.len(), names.join(" and "));
         let cases = self.0.iter().map(|(_, cases)| cases.len()).sum();
         let progress = Progress::new(&what, cases, "cases");
         let results: Vec<Mutex<Tested>> = self.0.iter().map(|(op, _)| Mutex::new(Tested::new(op))).collect();
-        // The longest work comes first, so that no worker is left with it at the end.
+        // The longest work comes first, so that the workers finish at about the same time.
         let mut order: Vec<usize> = (0..self.0.len()).collect();
-        order.sort_by_key(|&i| std::cmp::Reverse(ops_list::variants(self.0[i].0)));
+        order.sort_by_key(|&job| std::cmp::Reverse(ops_list::variants(self.0[job].0)));
         let next = AtomicUsize::new(0);
         let work = |devices: Devices| {
-            while let Some(&i) = order.get(next.fetch_add(1, Relaxed)) {
-                let (op, cases) = &self.0[i];
+            while let Some(&job) = order.get(next.fetch_add(1, Relaxed)) {
+                let (op, cases) = &self.0[job];
                 for case in cases {
-                    let found = Outcome::of(op.name, case, &devices, derivatives);
-                    results[i].lock().unwrap_or_else(PoisonError::into_inner).add(found);
+                    let found = Outcome::measure(op.name, case, &devices, derivatives);
+                    results[job].lock().unwrap_or_else(PoisonError::into_inner).add(found);
                     progress.step();
                 }
             }
         };
-        let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+        let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
         let workers = cores.min(MOST_WORKERS).min(self.0.len());
-        let each = (0..workers).map(|_| devices.again()).collect::<mixlora::Result<Vec<_>>>()?;
+        let each = (0..workers).map(|_| devices.reopened()).collect::<mixlora::Result<Vec<_>>>()?;
         std::thread::scope(|scope| {
             for devices in each {
                 scope.spawn(|| work(devices));
@@ -259,47 +262,51 @@ impl Jobs {
 }
 
 fn render(results: &[Tested], devices: &Devices) -> String {
-    let show = |e: Option<f64>| e.map_or("-".to_string(), out::error);
+    let show = |error: Option<f64>| error.map_or("-".to_string(), out::error);
     let rows: Vec<Vec<String>> = results
         .iter()
-        .map(|t| {
+        .map(|tested| {
             vec![
-                t.op.to_string(),
-                t.cases.to_string(),
-                if t.shaders.is_empty() { "-".into() } else { t.shaders.join(" ") },
-                t.variants.to_string(),
-                show(t.cpu),
-                show(t.gpu),
-                out::error(t.backward),
-                show(t.gradcheck),
-                if t.failures.is_empty() { "ok".into() } else { format!("{} FAILED", t.failures.len()) },
+                tested.op.to_string(),
+                tested.cases.to_string(),
+                if tested.shaders.is_empty() { "-".into() } else { tested.shaders.join(" ") },
+                tested.variants.to_string(),
+                show(tested.cpu),
+                show(tested.gpu),
+                out::error(tested.backward),
+                show(tested.gradcheck),
+                if tested.failures.is_empty() {
+                    "ok".into()
+                } else {
+                    format!("{} FAILED", tested.failures.len())
+                },
             ]
         })
         .collect();
     let head = ["op", "cases", "shader", "variants", "cpu", "gpu", "backward", "gradcheck", "verdict"];
     let mut text = out::table(&head, &rows);
-    for failure in results.iter().flat_map(|t| &t.failures) {
+    for failure in results.iter().flat_map(|tested| &tested.failures) {
         text += &format!("FAILED {failure}\n");
     }
-    let (cases, failed): (usize, usize) =
-        (results.iter().map(|t| t.cases).sum(), results.iter().map(|t| t.failures.len()).sum());
+    let cases: usize = results.iter().map(|tested| tested.cases).sum();
+    let failed: usize = results.iter().map(|tested| tested.failures.len()).sum();
     let names: Vec<&str> = devices.cpu.iter().chain(&devices.gpu).map(Device::name).collect();
     text + &format!("{} ops, {cases} cases on {}: {failed} failed\n", results.len(), names.join(" and "))
 }
 
 fn report(results: &[Tested], devices: &Devices) -> Value {
-    let ops = results.iter().map(|t| {
+    let ops = results.iter().map(|tested| {
         json!({
-            "op": t.op,
-            "cases": t.cases,
-            "shaders": t.shaders,
-            "variants": t.variants,
-            "cpu": t.cpu,
-            "gpu": t.gpu,
-            "backward": t.backward,
-            "gradcheck": t.gradcheck,
-            "failures": t.failures,
-            "holds": t.failures.is_empty(),
+            "op": tested.op,
+            "cases": tested.cases,
+            "shaders": tested.shaders,
+            "variants": tested.variants,
+            "cpu": tested.cpu,
+            "gpu": tested.gpu,
+            "backward": tested.backward,
+            "gradcheck": tested.gradcheck,
+            "failures": tested.failures,
+            "holds": tested.failures.is_empty(),
         })
     });
     json!({
@@ -307,6 +314,6 @@ fn report(results: &[Tested], devices: &Devices) -> Value {
         "cpu": devices.cpu.is_some(),
         "gpu": devices.gpu.as_ref().map(Device::name),
         "ops": ops.collect::<Vec<_>>(),
-        "holds": results.iter().all(|t| t.failures.is_empty()),
+        "holds": results.iter().all(|tested| tested.failures.is_empty()),
     })
 }

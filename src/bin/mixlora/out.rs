@@ -1,44 +1,46 @@
-//! What commands print with: plain tables and JSON on stdout, notes on stderr.
+//! Output of commands: plain tables and JSON on stdout, notes on stderr.
 
 use std::borrow::Cow;
 use std::io::{IsTerminal, Write};
 
-/// Text for a terminal: control characters in it, as names and texts of files may have, are shown and not obeyed.
-fn harmless<'a>(text: &'a str, to: &impl IsTerminal) -> Cow<'a, str> {
+/// Escapes control characters in text for a terminal; names and texts of files may contain them.
+fn escaped_for<'a>(text: &'a str, to: &impl IsTerminal) -> Cow<'a, str> {
     if to.is_terminal() { escaped(text) } else { text.into() }
 }
 
 fn escaped(text: &str) -> Cow<'_, str> {
-    let acts = |c: char| c.is_control() && c != '\n' && c != '\t';
-    if !text.contains(acts) {
+    let is_active = |character: char| character.is_control() && character != '\n' && character != '\t';
+    if !text.contains(is_active) {
         return text.into();
     }
-    let shown = |c: char| if acts(c) { format!("\\x{:02x}", u32::from(c)) } else { c.into() };
+    let shown = |character: char| {
+        if is_active(character) { format!("\\x{:02x}", u32::from(character)) } else { character.into() }
+    };
     text.chars().map(shown).collect()
 }
 
 /// Prints lines on stdout.
 pub fn text(lines: &str) -> std::io::Result<()> {
     let mut out = std::io::stdout().lock();
-    let lines = harmless(lines.trim_end(), &out);
+    let lines = escaped_for(lines.trim_end(), &out);
     writeln!(out, "{lines}")?;
     out.flush()
 }
 
-/// Prints a piece of text on stdout, at once.
+/// Prints a piece of text on stdout without a line end.
 pub fn stream(piece: &str) -> std::io::Result<()> {
     let mut out = std::io::stdout().lock();
-    let piece = harmless(piece, &out);
+    let piece = escaped_for(piece, &out);
     out.write_all(piece.as_bytes())?;
     out.flush()
 }
 
-/// Prints text on stdout of which some parts are marked: inverted on a terminal, in double brackets elsewhere.
+/// Prints text on stdout and marks some parts: inverted on a terminal, in double brackets elsewhere.
 pub fn marked(parts: &[(bool, String)]) -> std::io::Result<()> {
     let mut out = std::io::stdout().lock();
     let [open, close] = if out.is_terminal() { ["\x1b[7m", "\x1b[0m"] } else { ["[[", "]]"] };
     for (mark, part) in parts {
-        let part = harmless(part, &out);
+        let part = escaped_for(part, &out);
         if *mark { write!(out, "{open}{part}{close}")? } else { write!(out, "{part}")? }
     }
     out.flush()
@@ -51,39 +53,39 @@ pub fn json(value: &serde_json::Value) -> std::io::Result<()> {
 
 /// Prints a line on stderr.
 pub fn note(line: &str) {
-    // Nobody is left to tell when stderr is closed.
+    // An error is ignored: with stderr closed, it cannot be reported.
     let mut err = std::io::stderr();
-    let line = harmless(line, &err);
+    let line = escaped_for(line, &err);
     let _ = writeln!(err, "{line}");
 }
 
-/// Prints what the user should know of, each on a line.
+/// Prints notes to the user, each on a line.
 pub fn notes(notes: &[String]) {
-    notes.iter().for_each(|n| note(&format!("note: {n}")));
+    notes.iter().for_each(|text| note(&format!("note: {text}")));
 }
 
-/// Asks on stderr.
+/// Prints a prompt on stderr.
 pub fn prompt(text: &str) {
     let mut err = std::io::stderr();
-    let text = harmless(text, &err);
+    let text = escaped_for(text, &err);
     let _ = write!(err, "{text}").and_then(|()| err.flush());
 }
 
-/// Shows on stderr what is being done, when a person watches.
+/// Prints progress on stderr if that is a terminal.
 pub fn progress(line: &str) {
     if std::io::stderr().is_terminal() {
         note(line);
     }
 }
 
-/// A table for stdout: no wider than the terminal.
+/// A table for stdout, no wider than the terminal.
 pub fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     crate::table::table(head, rows, crate::table::width())
 }
 
-/// A relative error as a table shows it.
-pub fn error(e: f64) -> String {
-    if e == 0.0 { "0".into() } else { format!("{e:.1e}") }
+/// A relative error for a table.
+pub fn error(value: f64) -> String {
+    if value == 0.0 { "0".into() } else { format!("{value:.1e}") }
 }
 
 #[cfg(test)]

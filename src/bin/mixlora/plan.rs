@@ -26,7 +26,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     }
     let files = ModelFiles::open(&config.model)?;
     config.text.max_length = config.text.max_length.min(files.config().max_positions());
-    // A device that this machine does not have can be planned for.
+    // The device may be absent on this machine.
     let free = config.device.open().ok().and_then(|device| device.free_memory());
     let plan = if config.data.as_os_str().is_empty() {
         Plan::new(&files, &config, config.text.max_length, free)?
@@ -34,18 +34,20 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         let text = config.text.open(Some(&config.model))?;
         of_data(&files, &config, &TrainingData::open(&config, &text)?, free)?
     };
-    match args.train.json {
-        true => out::json(&json!({
-            "bytes": plan.rows.iter().map(|(n, b)| (n.to_string(), json!(b))).collect::<serde_json::Map<_, _>>(),
+    if args.train.json {
+        let bytes = plan.rows.iter().map(|(name, bytes)| (name.to_string(), json!(bytes)));
+        out::json(&json!({
+            "bytes": bytes.collect::<serde_json::Map<_, _>>(),
             "total": plan.total(), "budget": plan.budget, "free": plan.free, "fits": plan.fits(), "micro_batch": plan.shape.0,
             "sequence": plan.shape.1, "alternatives": plan.alternatives,
-        }))?,
-        false => out::text(&text(&plan))?,
+        }))?;
+    } else {
+        out::text(&text(&plan))?;
     }
     if plan.fits() { Ok(()) } else { Err(Failure::Memory) }
 }
 
-/// The plan of a run on this data: for its longest example, and for as many at a time as there are.
+/// The plan of a run on this data: for its longest example and at most as many examples as there are.
 pub fn of_data(
     files: &ModelFiles,
     config: &RunConfig,
@@ -53,17 +55,18 @@ pub fn of_data(
     free: Option<u64>,
 ) -> mixlora::Result<Plan> {
     let sets: Vec<_> = [Some(&data.train), data.valid.as_ref()].into_iter().flatten().collect();
-    let longest = sets.iter().flat_map(|d| d.lengths()).max().unwrap_or(1);
-    let most = sets.iter().map(|d| d.examples.len()).max().unwrap_or(1);
+    let longest = sets.iter().flat_map(|set| set.lengths()).max().unwrap_or(1);
+    let most = sets.iter().map(|set| set.examples.len()).max().unwrap_or(1);
     let mut config = config.clone();
     config.train.micro_batch = config.train.micro_batch.min(most);
     Plan::new(files, &config, longest, free)
 }
 
-/// The plan as a table, with what would fit where it does not.
+/// The plan as a table, with alternatives if it does not fit.
 pub fn text(plan: &Plan) -> String {
-    let mib = |b: u64| format!("{:.1}", b as f64 / (1u64 << 20) as f64);
-    let mut rows: Vec<Vec<String>> = plan.rows.iter().map(|(n, b)| vec![n.to_string(), mib(*b)]).collect();
+    let mib = |bytes: u64| format!("{:.1}", bytes as f64 / (1u64 << 20) as f64);
+    let rows = plan.rows.iter().map(|(name, bytes)| vec![name.to_string(), mib(*bytes)]);
+    let mut rows: Vec<Vec<String>> = rows.collect();
     rows.push(vec!["total".into(), mib(plan.total())]);
     let mut text = out::table(&["what", "MiB"], &rows);
     text += &format!("for {} sequences of {} tokens at a time", plan.shape.0, plan.shape.1);

@@ -36,17 +36,17 @@ impl Progress {
         Progress { total, done: AtomicUsize::new(0), started: now, last: Mutex::new(now), bar }
     }
 
-    /// One more step is done.
+    /// Adds a finished step.
     pub fn step(&self) {
         self.steps(1);
     }
 
-    /// So many steps are done by now.
+    /// Sets the number of finished steps.
     pub fn reach(&self, done: usize) {
         self.steps(done.saturating_sub(self.done.load(Relaxed)));
     }
 
-    /// So many more steps are done.
+    /// Adds finished steps.
     pub fn steps(&self, more: usize) {
         let done = self.done.fetch_add(more, Relaxed) + more;
         if let Some(bar) = &self.bar {

@@ -1,25 +1,24 @@
-//! Plain tables, as wide as the terminal at most.
+//! Plain tables, no wider than the terminal.
 
-/// Narrowest column that a table is squeezed to, in characters.
+/// The smallest width of a narrowed column, in characters.
 const NARROWEST: usize = 8;
-/// Longest word that is kept whole where there is room, in characters.
+/// The longest word that is kept whole if it fits, in characters.
 const LONG_WORD: usize = 20;
 /// Characters between two columns.
 const GAP: usize = 2;
 
-/// Characters of a line of stdout: COLUMNS where it is set, else the terminal's. None where nobody watches: a file gets
-/// whole lines.
+/// The characters of a line of stdout: COLUMNS if it is set, else the width of the terminal. A file has no limit.
 pub fn width() -> Option<usize> {
     let set = std::env::var("COLUMNS").ok().and_then(|text| text.parse().ok());
     let terminal = || terminal_size::terminal_size_of(std::io::stdout()).map(|(width, _)| width.0.into());
     set.or_else(terminal).filter(|width| *width > 0)
 }
 
-/// Columns padded to their widest cell: the first one to the left, and every other one that holds text. Cells of the
-/// widest columns go on in a second line where a line would be longer than `limit`.
+/// A table with columns padded to their widest cell. The first column and columns of text are aligned to the left,
+/// numbers to the right. If a line would exceed `limit`, cells of the widest columns continue on further lines.
 pub fn table(head: &[&str], rows: &[Vec<String>], limit: Option<usize>) -> String {
-    let columns: Vec<Column> = (0..head.len()).map(|at| Column::of(head, rows, at)).collect();
-    let widths = squeezed(&columns, limit.unwrap_or(usize::MAX));
+    let columns: Vec<Column> = (0..head.len()).map(|at| Column::new(head, rows, at)).collect();
+    let widths = narrowed(&columns, limit.unwrap_or(usize::MAX));
     let layout: Vec<(usize, bool)> =
         widths.iter().zip(&columns).map(|(&width, column)| (width, column.right)).collect();
     let head: Vec<String> = head.iter().map(|name| name.to_string()).collect();
@@ -27,16 +26,18 @@ pub fn table(head: &[&str], rows: &[Vec<String>], limit: Option<usize>) -> Strin
     [&head, &rule].into_iter().chain(rows).map(|row| lines(row, &layout)).collect()
 }
 
-/// How a column is set.
+/// The layout of a column.
 struct Column {
-    /// Of its longest cell, and of its longest word.
+    /// Characters of the longest cell.
     width: usize,
+    /// Characters of the longest word.
     word: usize,
+    /// Cells are aligned to the right.
     right: bool,
 }
 
 impl Column {
-    fn of(head: &[&str], rows: &[Vec<String>], at: usize) -> Self {
+    fn new(head: &[&str], rows: &[Vec<String>], at: usize) -> Self {
         let cells = rows.iter().map(|row| row[at].as_str());
         let texts = cells.clone().chain([head[at]]);
         let width = texts.clone().map(length).max().unwrap_or(0);
@@ -50,8 +51,8 @@ fn length(text: &str) -> usize {
     text.chars().count()
 }
 
-/// Widths that fit into a line: the widest columns give way first, and words are broken only where all else fails.
-fn squeezed(columns: &[Column], limit: usize) -> Vec<usize> {
+/// Widths that fit into a line: the widest columns are narrowed first, and words are broken only as a last resort.
+fn narrowed(columns: &[Column], limit: usize) -> Vec<usize> {
     let gaps = GAP * columns.len().saturating_sub(1);
     let widest = columns.iter().map(|column| column.width).max().unwrap_or(0);
     let capped = |cap: usize, whole: usize| -> Vec<usize> {
@@ -64,7 +65,7 @@ fn squeezed(columns: &[Column], limit: usize) -> Vec<usize> {
     found.unwrap_or_else(|| capped(NARROWEST, 0))
 }
 
-/// A row, with as many lines as its longest cell needs.
+/// The lines of a row, as many as its longest cell needs.
 fn lines(row: &[String], layout: &[(usize, bool)]) -> String {
     let cells: Vec<Vec<String>> =
         row.iter().zip(layout).map(|(cell, &(width, _))| wrapped(cell, width)).collect();
@@ -79,7 +80,7 @@ fn lines(row: &[String], layout: &[(usize, bool)]) -> String {
     (0..height).map(line).collect()
 }
 
-/// Text in lines of a width, broken between words where words allow it.
+/// Breaks text into lines of a width, between words if possible.
 fn wrapped(text: &str, width: usize) -> Vec<String> {
     if length(text) <= width {
         return vec![text.into()];
@@ -87,8 +88,8 @@ fn wrapped(text: &str, width: usize) -> Vec<String> {
     let mut lines = Vec::new();
     let mut line = String::new();
     for word in text.split_whitespace() {
-        let room = width.saturating_sub(length(&line) + 1);
-        if !line.is_empty() && length(word) > room {
+        let available = width.saturating_sub(length(&line) + 1);
+        if !line.is_empty() && length(word) > available {
             lines.push(std::mem::take(&mut line));
         }
         if !line.is_empty() {
@@ -137,11 +138,11 @@ mod tests {
     fn the_widest_columns_give_way_first() {
         let column = |width, word| Column { width, word, right: false };
         let columns = [column(5, 5), column(40, 6), column(18, 18)];
-        assert_eq!(squeezed(&columns, usize::MAX), [5, 40, 18]);
-        assert_eq!(squeezed(&columns, 57), [5, 30, 18]);
-        // The long word stays whole as long as it can.
-        assert_eq!(squeezed(&columns, 37), [5, 10, 18]);
-        assert_eq!(squeezed(&columns, 27), [5, 9, 9]);
-        assert_eq!(squeezed(&columns, 1), [5, 8, 8]);
+        assert_eq!(narrowed(&columns, usize::MAX), [5, 40, 18]);
+        assert_eq!(narrowed(&columns, 57), [5, 30, 18]);
+        // The long word is kept whole as long as possible.
+        assert_eq!(narrowed(&columns, 37), [5, 10, 18]);
+        assert_eq!(narrowed(&columns, 27), [5, 9, 9]);
+        assert_eq!(narrowed(&columns, 1), [5, 8, 8]);
     }
 }

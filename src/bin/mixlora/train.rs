@@ -14,15 +14,16 @@ use serde_json::json;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// Where no bar is seen, as in a log, a line is written so often.
+/// The interval of progress lines if no bar is visible, as in a log.
 const SILENCE: Duration = Duration::from_secs(5);
-/// Longest answer of a validation sample that is asked for, in tokens.
+/// The longest answer to ask for in validation, in tokens.
 const MAX_ANSWER: usize = 32;
 
 pub fn run(args: &TrainArgs) -> Result<(), Failure> {
     let methods = Methods::builtin();
     let stored = args.resume.as_deref().map(|dir| StoredRun::open(dir, &methods)).transpose()?;
-    let mut config = RunConfig::layered(&args.layers(stored.as_ref().map(|s| &s.config))?, &methods)?;
+    let mut config =
+        RunConfig::layered(&args.layers(stored.as_ref().map(|stored| &stored.config))?, &methods)?;
     for (name, path) in [("--model", &config.model), ("--data", &config.data)] {
         if path.as_os_str().is_empty() {
             return Err(Failure::Usage(format!("{name} is needed")));
@@ -38,8 +39,8 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
     };
     let mut shown = Shown::new(args.quiet);
     if let Some(stored) = &stored {
-        stored.changes(&config)?.iter().for_each(|c| shown.say(&format!("changed: {c}")));
-        stored.notes.iter().for_each(|n| shown.say(&format!("note: {n}")));
+        stored.changes(&config)?.iter().for_each(|text| shown.say(&format!("changed: {text}")));
+        stored.notes.iter().for_each(|text| shown.say(&format!("note: {text}")));
         if stored.version() != env!("CARGO_PKG_VERSION") {
             shown.say(&format!("note: the run was written by version {}", stored.version()));
         }
@@ -58,7 +59,7 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
     let device = crate::open_device(&config.device)?;
     shown.say(&describe(&device, &config.device.name));
     let text = config.text.open(Some(&config.model))?;
-    text.notes.iter().for_each(|n| shown.say(&format!("note: {n}")));
+    text.notes.iter().for_each(|text| shown.say(&format!("note: {text}")));
     let data = TrainingData::open(&config, &text)?;
     let planned = plan::of_data(&files, &config, &data, device.free_memory())?;
     if !planned.fits() {
@@ -74,18 +75,18 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
     let mut questions = Questions::new(&text, &data.valid_samples, MAX_ANSWER)?;
     let unasked = questions.limit(config.train.answers, MAX_ANSWER);
     notes.extend(unasked.filter(|_| config.train.answers > 0));
-    shown.questions = Some(questions).filter(|q| !q.list.is_empty());
+    shown.questions = Some(questions).filter(|questions| !questions.list.is_empty());
     notes.extend(config.method.notes());
-    notes.iter().for_each(|n| shown.say(&format!("note: {n}")));
+    notes.iter().for_each(|text| shown.say(&format!("note: {text}")));
     let mut run = match stored {
         Some(stored) => Run::resume(stored, config, parts, &mut shown)?,
         None => Run::start(config, parts, Some(out_dir))?,
     };
-    notes.iter().for_each(|n| run.note(&mut shown, n));
+    notes.iter().for_each(|text| run.note(&mut shown, text));
     go(args, &mut run, &mut shown, out_dir)
 }
 
-/// Says where a path comes from that a resumed run does not find any more.
+/// Explains a path of a resumed run that no longer exists.
 fn still_there(option: &str, path: &Path) -> Result<(), Failure> {
     if path.exists() {
         return Ok(());
@@ -103,9 +104,9 @@ fn go(args: &TrainArgs, run: &mut Run, shown: &mut Shown, out_dir: &Path) -> Res
     let ended = run.go(&stop, shown);
     shown.bar.finish_and_clear();
     let end = match ended {
-        // All is trained, but the end of it is not on disk.
-        Err(e) if run.is_finished() => {
-            out::note(&format!("error: the last checkpoint could not be written: {e}"));
+        // Training is complete, but its last checkpoint is not on disk.
+        Err(error) if run.is_finished() => {
+            out::note(&format!("error: the last checkpoint could not be written: {error}"));
             return Err(Failure::Check);
         }
         ended => ended?,
@@ -114,16 +115,15 @@ fn go(args: &TrainArgs, run: &mut Run, shown: &mut Shown, out_dir: &Path) -> Res
     let seconds = began.elapsed().as_secs_f64();
     let report = json!({
         "finished": end == End::Finished, "step": state.step, "steps": run.steps(), "from_step": first,
-        "loss_first": shown.first, "loss_last": shown.last, "best_valid": state.best.map(|b| b.0),
-        "best_step": state.best.map(|b| b.1), "tokens": state.tokens, "seconds": seconds, "run": out_dir.display().to_string(),
+        "loss_first": shown.first, "loss_last": shown.last, "best_valid": state.best.map(|(loss, _)| loss),
+        "best_step": state.best.map(|(_, step)| step), "tokens": state.tokens, "seconds": seconds, "run": out_dir.display().to_string(),
     });
-    match args.json {
-        true => out::json(&report)?,
-        false => {
-            let speed = (state.tokens - tokens) as f64 / seconds;
-            let took = format!("{seconds:.1} s ({speed:.0} tok/s)");
-            out::text(&summary(run, shown, end, &took, out_dir))?;
-        }
+    if args.json {
+        out::json(&report)?;
+    } else {
+        let speed = (state.tokens - tokens) as f64 / seconds;
+        let took = format!("{seconds:.1} s ({speed:.0} tok/s)");
+        out::text(&summary(run, shown, end, &took, out_dir))?;
     }
     match signal.received() {
         Some(number) if end == End::Stopped => Err(Failure::Signal(number)),
@@ -171,7 +171,7 @@ pub struct Shown {
     /// Losses of the first step and of the last one.
     pub first: Option<f64>,
     pub last: Option<f64>,
-    /// When something was last said of the steps, where no bar is seen.
+    /// The time of the last progress line without a bar.
     said: Instant,
     /// Answered at the last validation.
     questions: Option<Questions>,
@@ -201,7 +201,7 @@ impl Shown {
         }
     }
 
-    /// A line that stays.
+    /// Prints a line above the bar.
     fn say(&self, line: &str) {
         if !self.quiet {
             self.bar.suspend(|| out::note(line));
@@ -210,25 +210,29 @@ impl Shown {
 }
 
 impl Observer for Shown {
-    fn step(&mut self, r: &StepReport, p: &Progress) {
-        self.first.get_or_insert(r.loss);
-        self.last = Some(r.loss);
-        self.bar.set_position(r.step as u64);
-        let left = p.seconds_left as u64;
+    fn step(&mut self, report: &StepReport, progress: &Progress) {
+        self.first.get_or_insert(report.loss);
+        self.last = Some(report.loss);
+        self.bar.set_position(report.step as u64);
+        let left = progress.seconds_left as u64;
         let minutes = format!("{}:{:02}", left / 60, left % 60);
-        let message = format!("loss {:.4} {:.0} tok/s {minutes} left", r.loss, p.tok_s);
+        let message = format!("loss {:.4} {:.0} tok/s {minutes} left", report.loss, progress.tok_s);
         if self.bar.is_hidden() && self.said.elapsed() >= SILENCE {
             self.said = Instant::now();
-            self.say(&format!("step {} of {}: {message}", r.step, p.steps));
+            self.say(&format!("step {} of {}: {message}", report.step, progress.steps));
         }
         self.bar.set_message(message);
     }
 
-    fn eval(&mut self, r: &EvalReport) {
-        let mut line =
-            format!("step {}: validation loss {:.4}, perplexity {:.2}", r.step, r.loss, r.perplexity());
-        r.scores.iter().for_each(|(name, v)| line += &format!(", {name} {v:.3}"));
-        self.say(&(line + if r.best { " (best)" } else { "" }));
+    fn eval(&mut self, report: &EvalReport) {
+        let mut line = format!(
+            "step {}: validation loss {:.4}, perplexity {:.2}",
+            report.step,
+            report.loss,
+            report.perplexity()
+        );
+        report.scores.iter().for_each(|(name, value)| line += &format!(", {name} {value:.3}"));
+        self.say(&(line + if report.best { " (best)" } else { "" }));
     }
 
     fn score(
@@ -242,7 +246,9 @@ impl Observer for Shown {
         let scores = questions.score(&answers);
         let mut figures = vec![("exact match".to_string(), mean_exact_match(&scores))];
         if scores.len() > 1 {
-            figures.extend(scores.iter().map(|s| (format!("exact match of {}", s.task), s.exact_match())));
+            figures.extend(
+                scores.iter().map(|score| (format!("exact match of {}", score.task), score.exact_match())),
+            );
         }
         Ok(figures)
     }

@@ -27,9 +27,10 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<(), Failure> {
-    let wanted = args.shapes.iter().map(|s| s.parse().map(|Shape(s)| s));
-    let wanted: Vec<[usize; 3]> =
-        wanted.collect::<mixlora::Result<_>>().map_err(|e| Failure::Usage(format!("--shapes: {e}")))?;
+    let wanted = args.shapes.iter().map(|text| text.parse().map(|Shape(shape)| shape));
+    let wanted: Vec<[usize; 3]> = wanted
+        .collect::<mixlora::Result<_>>()
+        .map_err(|error| Failure::Usage(format!("--shapes: {error}")))?;
     let device = open_device(&DeviceOptions { name: args.device.clone(), ..DeviceOptions::default() })?;
     let Device::Gpu(gpu) = &device else {
         return Err(Failure::Usage("--device: only GPUs have kernels to choose from".into()));
@@ -43,9 +44,10 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     }
     let all = tune(&device, &if wanted.is_empty() { shapes() } else { wanted }, out::progress)?;
     out::text(&report(&all))?;
-    match args.dry_run {
-        true => out::note("dry run: nothing is kept"),
-        false => out::note(&format!("kept in {}", keep(&device, &all)?.display())),
+    if args.dry_run {
+        out::note("dry run: nothing is kept");
+    } else {
+        out::note(&format!("kept in {}", keep(&device, &all)?.display()));
     }
     Ok(())
 }
@@ -54,19 +56,20 @@ fn report(all: &[Timing]) -> String {
     let best = winners(all);
     let rows: Vec<Vec<String>> = all
         .iter()
-        .map(|t| {
-            let verdict = match (t.microseconds, best.contains(&(t.class, t.kernel)), t.built_in) {
-                (None, ..) => "wrong",
-                (_, true, _) => "best",
-                (_, _, true) => "built in",
-                _ => "",
-            };
+        .map(|timing| {
+            let verdict =
+                match (timing.microseconds, best.contains(&(timing.class, timing.kernel)), timing.built_in) {
+                    (None, ..) => "wrong",
+                    (_, true, _) => "best",
+                    (_, _, true) => "built in",
+                    _ => "",
+                };
             vec![
-                t.class.into(),
-                Shape(t.shape).to_string(),
-                t.kernel.into(),
-                t.microseconds.map_or("-".into(), |us| format!("{us:.1}")),
-                out::error(t.error),
+                timing.class.into(),
+                Shape(timing.shape).to_string(),
+                timing.kernel.into(),
+                timing.microseconds.map_or("-".into(), |us| format!("{us:.1}")),
+                out::error(timing.error),
                 verdict.into(),
             ]
         })

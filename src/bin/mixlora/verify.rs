@@ -41,13 +41,14 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<(), Failure> {
     let mut files = find_files(&args.paths)?;
     if args.model.is_none() {
-        // Files that were named stay, and say that they need a model.
+        // Files named on the command line are kept: their error says that they need a model.
         let mut left_out = 0;
         let mut kept = Vec::with_capacity(files.len());
         for file in files {
-            match needs_model(&file)? && !args.paths.contains(&file) {
-                true => left_out += 1,
-                false => kept.push(file),
+            if needs_model(&file)? && !args.paths.contains(&file) {
+                left_out += 1;
+            } else {
+                kept.push(file);
             }
         }
         files = kept;
@@ -70,16 +71,17 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let names: Vec<&str> = devices.iter().map(Device::name).collect();
     let progress = Progress::new(&format!("replaying on {}", names.join(", ")), files.len(), "files");
     for file in &files {
-        let lanes = devices.iter().map(|d| Ok((d.name().to_string(), one(file, d, args)?)));
-        let lanes = lanes.collect::<Result<Vec<_>, mixlora::Error>>()?;
+        let replays =
+            devices.iter().map(|device| Ok((device.name().to_string(), replay_one(file, device, args)?)));
+        let replays = replays.collect::<Result<Vec<_>, mixlora::Error>>()?;
         if !args.json {
-            out::text(&line(&lanes))?;
+            out::text(&line(&replays))?;
         }
-        results.push(lanes);
+        results.push(replays);
         progress.step();
     }
     drop(progress);
-    let failed = results.iter().filter(|lanes| !lanes.iter().all(|(_, r)| r.holds())).count();
+    let failed = results.iter().filter(|replays| !replays.iter().all(|(_, replay)| replay.holds())).count();
     if args.json {
         out::json(&report(&results))?;
     } else {
@@ -92,8 +94,8 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     if failed == 0 { Ok(()) } else { Err(Failure::Check) }
 }
 
-/// Replays a file, with the model where its kind needs one. The values were made with weights dequantised to f32.
-fn one(file: &Path, device: &Device, args: &Args) -> Result<Replay, mixlora::Error> {
+/// Replays a file, with the model if its kind needs one. The values were made with weights dequantised to f32.
+fn replay_one(file: &Path, device: &Device, args: &Args) -> Result<Replay, mixlora::Error> {
     if !needs_model(file)? {
         return replay(file, device);
     }
@@ -102,54 +104,57 @@ fn one(file: &Path, device: &Device, args: &Args) -> Result<Replay, mixlora::Err
         return Err(mixlora::Error::File { path: file.to_path_buf(), what });
     };
     #[cfg(feature = "tokenizer")]
-    if file.extension().is_some_and(|e| e == "jsonl") {
+    if file.extension().is_some_and(|extension| extension == "jsonl") {
         return mixlora::check::golden::replay_tokens(file, &mixlora::text::ModelText::open(model)?);
     }
     replay_model(file, &|| Model::open(model, device, !args.keep_quantised))
 }
 
-/// One line per file; a file that fails is followed by every tensor that is out of bounds.
-fn line(lanes: &[(String, Replay)]) -> String {
-    let (_, first) = &lanes[0];
-    let holds = lanes.iter().all(|(_, r)| r.holds());
-    let name = first.path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+/// One line per file; lines with every tensor out of bounds follow a file that fails.
+fn line(replays: &[(String, Replay)]) -> String {
+    let (_, first) = &replays[0];
+    let holds = replays.iter().all(|(_, replay)| replay.holds());
+    let name = first.path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
     let mut text = format!("{} {:5} {name}: ", if holds { "ok    " } else { "FAILED" }, first.kind);
-    text += &match lanes.iter().all(|(_, r)| r.choices) {
-        true => "choices agree".to_string(),
-        false => "CHOICES DIFFER".to_string(),
-    };
-    // The worst over the devices, tensor by tensor.
-    for (i, m) in first.errors.iter().enumerate() {
-        let worst = lanes.iter().filter_map(|(_, r)| r.errors.get(i)).fold(0f64, |w, m| w.max(m.error));
-        text += &format!(", {} {}", m.name, out::error(worst));
+    let agree = replays.iter().all(|(_, replay)| replay.choices);
+    text += if agree { "choices agree" } else { "CHOICES DIFFER" };
+    // The worst error over the devices, tensor by tensor.
+    for (index, measured) in first.errors.iter().enumerate() {
+        let errors = replays.iter().filter_map(|(_, replay)| replay.errors.get(index));
+        let worst = errors.fold(0f64, |worst, measured| worst.max(measured.error));
+        text += &format!(", {} {}", measured.name, out::error(worst));
     }
-    for (device, r) in lanes.iter().filter(|(_, r)| !r.holds()) {
-        let bad: Vec<String> =
-            r.errors.iter().filter(|m| !m.holds()).map(|m| format!("{} {:.1e}", m.name, m.error)).collect();
-        let choices = if r.choices { "" } else { " choices differ" };
+    for (device, replay) in replays.iter().filter(|(_, replay)| !replay.holds()) {
+        let bad: Vec<String> = replay
+            .errors
+            .iter()
+            .filter(|measured| !measured.holds())
+            .map(|measured| format!("{} {:.1e}", measured.name, measured.error))
+            .collect();
+        let choices = if replay.choices { "" } else { " choices differ" };
         text += &format!("\n       on {device}:{choices} {}", bad.join(", "));
     }
     text
 }
 
 fn report(results: &[Vec<(String, Replay)>]) -> serde_json::Value {
-    let lane = |(device, r): &(String, Replay)| {
+    let on_device = |(device, replay): &(String, Replay)| {
         let errors: serde_json::Map<_, _> =
-            r.errors.iter().map(|m| (m.name.clone(), json!(m.error))).collect();
-        json!({ "device": device, "choices_agree": r.choices, "errors": errors, "worst": r.worst().map(|m| m.error), "holds": r.holds() })
+            replay.errors.iter().map(|measured| (measured.name.clone(), json!(measured.error))).collect();
+        json!({ "device": device, "choices_agree": replay.choices, "errors": errors, "worst": replay.worst().map(|measured| measured.error), "holds": replay.holds() })
     };
-    let files = results.iter().map(|lanes| {
+    let files = results.iter().map(|replays| {
         json!({
-            "path": lanes[0].1.path,
-            "kind": lanes[0].1.kind,
-            "devices": lanes.iter().map(lane).collect::<Vec<_>>(),
-            "holds": lanes.iter().all(|(_, r)| r.holds()),
+            "path": replays[0].1.path,
+            "kind": replays[0].1.kind,
+            "devices": replays.iter().map(on_device).collect::<Vec<_>>(),
+            "holds": replays.iter().all(|(_, replay)| replay.holds()),
         })
     });
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "bound": BOUND,
         "files": files.collect::<Vec<_>>(),
-        "holds": results.iter().flatten().all(|(_, r)| r.holds()),
+        "holds": results.iter().flatten().all(|(_, replay)| replay.holds()),
     })
 }

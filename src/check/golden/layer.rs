@@ -1,6 +1,6 @@
 //! Files of kind `layer`: one Conditional MixLoRA linear.
 
-use super::{Compare, Replay, bounded, config, expect, tensor};
+use super::{Compare, Replay, bounded, expect, tensor};
 use crate::io::Checkpoint;
 use crate::mixture::methods::{mixlora_cond::MixloraCond, mixlora_cond_gated::MixloraCondGated};
 use crate::mixture::{
@@ -19,7 +19,7 @@ struct Config {
     #[serde(rename = "out")]
     d_out: usize,
     #[serde(rename = "E")]
-    e: usize,
+    factors: usize,
     r: usize,
     alpha: f32,
     #[serde(default)]
@@ -80,32 +80,32 @@ enum CfsInput {
 }
 
 impl Config {
-    /// What the file must hold, besides the results that it compares.
+    /// The required tensors of a file, besides the results to compare.
     fn tensors(&self) -> Vec<(&'static str, Vec<usize>)> {
-        let Config { batch: b, seq: s, d_in: i, d_out: o, e, r, .. } = *self;
+        let Config { batch, seq, d_in, d_out, factors: e, r, .. } = *self;
         let mut all = vec![
-            ("x", vec![b, s, i]),
-            ("grad_y", vec![b, s, o]),
-            ("y", vec![b, s, o]),
-            ("factors_a", vec![e, i]),
-            ("factors_b", vec![e, o]),
-            ("router_a", vec![e, i]),
-            ("router_b", vec![e, i]),
+            ("x", vec![batch, seq, d_in]),
+            ("grad_y", vec![batch, seq, d_out]),
+            ("y", vec![batch, seq, d_out]),
+            ("factors_a", vec![e, d_in]),
+            ("factors_b", vec![e, d_out]),
+            ("router_a", vec![e, d_in]),
+            ("router_b", vec![e, d_in]),
         ];
         match self.cfs {
             Cfs::None => {}
-            Cfs::Choice => all.extend([("choice_embed", vec![e, i]), ("router_cfs", vec![e, i])]),
-            _ => all.push(("router_cfs", vec![e, r, i])),
+            Cfs::Choice => all.extend([("choice_embed", vec![e, d_in]), ("router_cfs", vec![e, d_in])]),
+            _ => all.push(("router_cfs", vec![e, r, d_in])),
         }
         all
     }
-    /// What is made besides, while the layer is computed.
-    fn check_made(&self, file: &Checkpoint) -> Result<()> {
-        let Config { batch: b, d_in: i, d_out: o, e, r, .. } = *self;
+    /// Checks the sizes of further tensors that the layer computes.
+    fn check_computed(&self, file: &Checkpoint) -> Result<()> {
+        let Config { batch, d_in, d_out, factors: e, r, .. } = *self;
         if !self.base {
-            bounded(file, "a base weight of zeros", &[o, i])?;
+            bounded(file, "a base weight of zeros", &[d_out, d_in])?;
         }
-        bounded(file, "logits", &[b, 2, e])?;
+        bounded(file, "logits", &[batch, 2, e])?;
         match self.cfs {
             Cfs::None => Ok(()),
             Cfs::Choice => bounded(file, "a table of the condition", &[e, e]),
@@ -114,7 +114,7 @@ impl Config {
     }
     fn method(&self) -> Result<Method> {
         let lora = Lora { r: self.r, lora_alpha: Some(self.alpha), lora_dropout: 0.0 };
-        let factors = Factors { num_factors: self.e };
+        let factors = Factors { num_factors: self.factors };
         let cfs_form = match self.cfs {
             Cfs::None => None,
             Cfs::ParamLinear => Some(CfsForm::Linear),
@@ -133,51 +133,48 @@ impl Config {
 }
 
 pub(super) fn replay(file: &Checkpoint, device: &Device) -> Result<Replay> {
-    let c: Config = config(file)?;
-    let (b, s, i, o) = (c.batch, c.seq, c.d_in, c.d_out);
-    if [b, s, i, o, c.e, c.r].contains(&0) {
-        return Err(Error::file(file.path(), format!("config has a size of 0: {c:?}")));
+    let config: Config = super::config(file)?;
+    let Config { batch, seq, d_in, d_out, factors, r, .. } = config;
+    if [batch, seq, d_in, d_out, factors, r].contains(&0) {
+        return Err(Error::file(file.path(), format!("config has a size of 0: {config:?}")));
     }
-    expect(file, &c.tensors())?;
-    c.check_made(file)?;
-    let mut want = file.indices("idx_a", &[b, c.r], c.e)?;
-    want.extend(file.indices("idx_b", &[b, c.r], c.e)?);
-    let site = LinearSite::alone("layer", i, vec![(String::new(), o)]);
-    let adapter = c
-        .method()
-        .and_then(|method| method.build(&site, device, Stream::new(0)))
-        .map_err(|e| Error::file(file.path(), e.to_string()))?;
-    for p in adapter.params() {
-        p.load(device, |part| {
-            let dims = file.dims(part).ok()?.to_vec();
-            file.f32(part, &dims).ok()
-        })
-        .map_err(|e| Error::file(file.path(), e.to_string()))?;
+    expect(file, &config.tensors())?;
+    config.check_computed(file)?;
+    let mut want = file.indices("idx_a", &[batch, r], factors)?;
+    want.extend(file.indices("idx_b", &[batch, r], factors)?);
+    let site = LinearSite::alone("layer", d_in, vec![(String::new(), d_out)]);
+    let in_file = |error: Error| Error::file(file.path(), error.to_string());
+    let adapter =
+        config.method().and_then(|method| method.build(&site, device, Stream::new(0))).map_err(in_file)?;
+    for param in adapter.params() {
+        param
+            .load(device, |part| {
+                let dims = file.dims(part).ok()?.to_vec();
+                file.f32(part, &dims).ok()
+            })
+            .map_err(in_file)?;
     }
-    let weight = match c.base {
-        true => file.f32("weight", &[o, i])?,
-        false => vec![0.0; o * i],
-    };
-    let bias = if c.bias { Some(tensor(file, device, "bias", &[o])?) } else { None };
-    let linear = Linear { weight: Weight::new(device, o, i, &weight, Format::F32)?, bias };
-    let pool = if c.router == Router::Instr { Pool::Instr } else { Pool::All };
-    let spans = vec![Span { len: s, prompt: s }; b];
+    let weight = if config.base { file.f32("weight", &[d_out, d_in])? } else { vec![0.0; d_out * d_in] };
+    let bias = config.bias.then(|| tensor(file, device, "bias", &[d_out])).transpose()?;
+    let linear = Linear { weight: Weight::new(device, d_out, d_in, &weight, Format::F32)?, bias };
+    let pool = if config.router == Router::Instr { Pool::Instr } else { Pool::All };
+    let spans = vec![Span { len: seq, prompt: seq }; batch];
     let choices = Choices::record();
-    let pass = Pass::new(pool.units(device, &spans, s)?).with_choices(choices.clone());
-    let x = tensor(file, device, "x", &[b, s, i])?.leaf();
+    let pass = Pass::new(pool.units(device, &spans, seq)?).with_choices(choices.clone());
+    let x = tensor(file, device, "x", &[batch, seq, d_in])?.leaf();
     let y = adapter.forward(&x, &[linear], &pass)?.swap_remove(0);
-    let grads = backward(&[(&y, tensor(file, device, "grad_y", &[b, s, o])?)])?;
+    let grads = backward(&[(&y, tensor(file, device, "grad_y", &[batch, seq, d_out])?)])?;
 
     let mut compare = Compare::new(file);
-    compare.add("y", &[b, s, o], &y.to_f64()?, 0.0)?;
+    compare.add("y", &[batch, seq, d_out], &y.to_f64()?, 0.0)?;
     let dx = grads.get(&x).ok_or_else(|| Error::Tape("no gradient for x".into()))?;
     compare.add("grad_x", &[], &dx.to_f64()?, 0.0)?;
-    // One renormalised gate is 1 whatever the router says: its gradient is zero on paper.
-    let zero = c.r == 1 && c.gate == Gate::Scaled;
+    // A single renormalised gate is always 1: the gradient of its router is analytically zero.
+    let zero = r == 1 && config.gate == Gate::Scaled;
     let floor =
         |name: &str| if zero && (name.contains("router") || name.contains("choice")) { 1.0 } else { 0.0 };
-    compare.gradients(&adapter.params(), &grads, |part, v| vec![(part.to_string(), v)], floor)?;
+    compare.gradients(&adapter.params(), &grads, |part, values| vec![(part.to_string(), values)], floor)?;
 
-    let chosen = choices.get("layer").map(|t| t.to_u32()).transpose()?.unwrap_or_default();
+    let chosen = choices.get("layer").map(|idx| idx.to_u32()).transpose()?.unwrap_or_default();
     compare.finish("layer", chosen == want)
 }

@@ -1,4 +1,4 @@
-//! Files of kind `tokens`: strings and chats with the ids that they must give.
+//! Files of kind `tokens`: strings and chats with their expected token ids.
 
 use super::{Measured, Replay};
 use crate::io::read_text;
@@ -25,7 +25,7 @@ struct Said {
 
 impl Line {
     fn holds(&self, model: &ModelText) -> Result<bool> {
-        let mut fine = true;
+        let mut holds = true;
         if let (Some(messages), Some(template)) = (&self.messages, &model.template) {
             let role = |name: &str| match name {
                 "system" => Ok(Role::System),
@@ -35,25 +35,26 @@ impl Line {
             };
             let messages = messages
                 .iter()
-                .map(|m| Ok(Message::new(role(&m.role)?, m.content.clone())))
+                .map(|said| Ok(Message::new(role(&said.role)?, said.content.clone())))
                 .collect::<Result<Vec<_>>>()?;
-            fine &= model.tokenizer.render(template, &messages, self.add_generation_prompt)? == self.text;
+            holds &= model.tokenizer.render(template, &messages, self.add_generation_prompt)? == self.text;
         }
-        fine &= model.tokenizer.encode(&self.text, true)? == self.ids;
+        holds &= model.tokenizer.encode(&self.text, true)? == self.ids;
         if let Some(decoded) = &self.decoded {
-            fine &= model.tokenizer.decode(&self.ids, false) == *decoded;
+            holds &= model.tokenizer.decode(&self.ids, false) == *decoded;
         }
-        Ok(fine)
+        Ok(holds)
     }
 }
 
 pub(super) fn replay(path: &Path, model: &ModelText) -> Result<Replay> {
     let text = read_text(path)?;
-    let (mut differ, mut total) = (0, 0);
-    for (i, line) in text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty()) {
-        let fail = |e: String| Error::file(path, format!("line {}: {e}", i + 1));
-        let line: Line = serde_json::from_str(line).map_err(|e| fail(e.to_string()))?;
-        differ += usize::from(!line.holds(model).map_err(|e| fail(e.to_string()))?);
+    let mut differ = 0;
+    let mut total = 0;
+    for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        let in_line = |error: String| Error::file(path, format!("line {}: {error}", index + 1));
+        let line: Line = serde_json::from_str(line).map_err(|error| in_line(error.to_string()))?;
+        differ += usize::from(!line.holds(model).map_err(|error| in_line(error.to_string()))?);
         total += 1;
     }
     let errors =

@@ -50,6 +50,21 @@ pub(crate) fn sigmoid(x: f32) -> f32 {
     (if x >= 0.0 { 1.0 } else { e }) / (1.0 + e)
 }
 
+/// `tanh x`, relative error below 3e-7. Cephes `tanhf` without branches.
+#[inline(always)]
+pub(crate) fn tanh<S: Set>(simd: S, x: f32) -> f32 {
+    let a = x.abs();
+    let z = x * x;
+    let mut q = -5.704_988_7e-3;
+    for k in [2.063_908_8e-2, -5.373_971_6e-2, 1.333_144_2e-1, -3.333_328e-1] {
+        q = mul_add(simd, q, z, k);
+    }
+    let near = mul_add(simd, q * z, x, x);
+    let e = exp(simd, -2.0 * a);
+    let far = (1.0 - 2.0 * e / (1.0 + e)).copysign(x);
+    if a < 0.625 { near } else { far }
+}
+
 /// Sum of `f(i)` for `i < n` in a fixed order: sixteen running sums, then their tree.
 #[inline(always)]
 pub(crate) fn sum_of(n: usize, f: impl Fn(usize) -> f32) -> f32 {
@@ -104,6 +119,18 @@ mod tests {
         assert_eq!([-88.0, f32::NEG_INFINITY, 0.0].map(|x| exp(Target, x)), [0.0, 0.0, 1.0]);
         assert!(exp(Target, f32::NAN).is_nan() && sigmoid(f32::NAN).is_nan());
         assert_eq!((sigmoid(-1e30), sigmoid(1e30)), (0.0, 1.0));
+    }
+
+    #[test]
+    fn tanh_is_close_everywhere() {
+        for i in -3000..=3000 {
+            let x = (i as f32 / 1000.0).powi(3);
+            let want = (x as f64).tanh();
+            let got = tanh(Target, x);
+            assert!((got as f64 - want).abs() <= 3e-7 * want.abs(), "{x}: {got} {want}");
+        }
+        assert_eq!([-1e30, -0.0, 1e30, f32::INFINITY].map(|x| tanh(Target, x)), [-1.0, 0.0, 1.0, 1.0]);
+        assert!(tanh(Target, f32::NAN).is_nan());
     }
 
     vectorised! {

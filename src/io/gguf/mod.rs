@@ -1,7 +1,6 @@
 //! Reading GGUF files, versions 2 and 3, little-endian. docs/FORMATS.md has the limits.
 //!
-//! The format is described in ggml's docs/gguf.md. Only the header is looked at when a file is opened; the tensors
-//! stay in the file until they are asked for.
+//! ggml's docs/gguf.md describes the format. Opening a file reads only its header; tensors are decoded on demand.
 
 mod parse;
 mod split;
@@ -19,14 +18,14 @@ use std::path::{Path, PathBuf};
 
 const DEFAULT_ALIGNMENT: usize = 32;
 
-/// Where a tensor stands in its file.
+/// The place of a tensor in its file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TensorInfo {
-    /// Axis lengths as they are stored: innermost first.
+    /// Axis lengths in file order: innermost first.
     pub dims: Vec<usize>,
     /// Storage format.
     pub kind: Format,
-    /// Which file of a model in several parts it is in.
+    /// Index of the file that holds the tensor, for a model in several parts.
     pub file: usize,
     /// First byte in the file.
     pub offset: usize,
@@ -45,7 +44,24 @@ impl TensorInfo {
     }
 }
 
-/// An open GGUF file, with the other parts where it is one of several.
+/// An open GGUF file, together with the other parts of a split model.
+///
+/// ```
+/// use mixlora::io::GgufFile;
+/// use mixlora::io::gguf::{GgufWriter, Value};
+/// let folder = tempfile::tempdir()?;
+/// let path = folder.path().join("model.gguf");
+/// let mut writer = GgufWriter::default();
+/// writer.set("general.architecture", Value::String("llama".into()));
+/// // Axis lengths are innermost first: two rows of three values.
+/// writer.tensor("weight".into(), vec![3, 2], vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+/// writer.write(&path)?;
+/// let file = GgufFile::open(&path)?;
+/// assert_eq!(file.str("general.architecture")?, "llama");
+/// assert_eq!(file.tensor("weight")?.rows(), 2);
+/// assert_eq!(file.values_f32("weight")?[3], 4.0);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct GgufFile {
     path: PathBuf,
     version: u32,
@@ -55,25 +71,25 @@ pub struct GgufFile {
 }
 
 impl GgufFile {
-    /// Opens a file and reads its header; the rest is mapped into memory. A part of a model in several files
-    /// (`name-00001-of-00003.gguf`) opens all of them.
+    /// Opens a file and reads its header; the rest is mapped into memory. Any part of a split model
+    /// (`name-00001-of-00003.gguf`) opens all parts.
     ///
     /// # Errors
-    /// It cannot be read, or is not a GGUF file that follows the rules; the error names the place. A Git-LFS pointer
-    /// is recognised. Parts are missing, or do not fit each other.
+    /// The file cannot be read or breaks a rule of the format; the error names the place. A Git-LFS pointer is
+    /// recognised. Parts are missing, or do not fit each other.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         split::open(path.as_ref())
     }
 
-    /// The same from bytes in memory; `name` is for messages.
+    /// Opens a file from bytes in memory; messages call it `name`.
     ///
     /// # Errors
-    /// Those of [`open`](GgufFile::open).
+    /// The same as for [`open`](GgufFile::open).
     pub fn from_bytes(name: impl AsRef<Path>, bytes: Vec<u8>) -> Result<Self> {
         split::from_bytes(name.as_ref(), bytes)
     }
 
-    /// Where it was read from.
+    /// Path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -94,81 +110,87 @@ impl GgufFile {
         Err(Error::file(&self.path, what))
     }
 
-    /// Compares the tensors with those wanted and gives back the ones that are too many.
+    /// Checks that all wanted tensors are present and returns the names of the others.
     ///
     /// # Errors
-    /// Some are missing; the error lists them.
+    /// Tensors are missing; the error lists them.
     pub fn expect_tensors<'a>(&self, wanted: impl IntoIterator<Item = &'a str>) -> Result<Vec<String>> {
         compare_names(&self.path, self.tensors.keys().map(String::as_str), wanted)
     }
 
-    /// A tensor's place.
+    /// The place of a tensor.
     ///
     /// # Errors
-    /// There is none of that name.
+    /// There is no tensor of that name.
     pub fn tensor(&self, name: &str) -> Result<&TensorInfo> {
         let names = || self.tensors.keys().map(String::as_str);
         self.tensors.get(name).ok_or_else(|| missing(&self.path, "tensor", name, names()))
     }
 
-    /// The bytes of a tensor as they stand in the file.
+    /// The stored bytes of a tensor.
     ///
     /// # Errors
-    /// There is none of that name.
+    /// There is no tensor of that name.
     pub fn tensor_bytes(&self, name: &str) -> Result<&[u8]> {
-        let t = self.tensor(name)?;
-        // In the file, by the checks of the parser; tensors without bytes may stand anywhere.
-        Ok(self.files[t.file].get(t.offset..t.offset + t.bytes).unwrap_or_default())
+        let tensor = self.tensor(name)?;
+        // The parser has checked the range; only an empty tensor may lie outside of the file.
+        Ok(self.files[tensor.file].get(tensor.offset..tensor.offset + tensor.bytes).unwrap_or_default())
     }
 
     /// A tensor with its bytes.
     ///
     /// # Errors
-    /// There is none of that name.
+    /// There is no tensor of that name.
     pub fn raw(&self, name: &str) -> Result<RawTensor<'_>> {
-        let t = self.tensor(name)?;
+        let tensor = self.tensor(name)?;
         let bytes = self.tensor_bytes(name)?;
-        Ok(RawTensor { rows: t.rows(), cols: t.cols(), axes: t.dims.len(), format: t.kind, bytes })
+        Ok(RawTensor {
+            rows: tensor.rows(),
+            cols: tensor.cols(),
+            axes: tensor.dims.len(),
+            format: tensor.kind,
+            bytes,
+        })
     }
 
     fn matrix(&self, name: &str) -> Result<(&TensorInfo, &[u8])> {
-        let t = self.tensor(name)?;
-        match t.dims.len() {
-            2 => Ok((t, self.tensor_bytes(name)?)),
-            n => self.fail(format!("tensor '{name}' has {n} axes, expected a matrix")),
+        let tensor = self.tensor(name)?;
+        match tensor.dims.len() {
+            2 => Ok((tensor, self.tensor_bytes(name)?)),
+            axes => self.fail(format!("tensor '{name}' has {axes} axes, expected a matrix")),
         }
     }
 
-    /// A matrix as a weight, in the format it has in the file.
+    /// A matrix as a weight in its stored format.
     ///
     /// # Errors
     /// There is no matrix of that name, or the device refuses it.
     pub fn weight(&self, name: &str, device: &Device) -> Result<Weight> {
-        let (t, bytes) = self.matrix(name)?;
-        Weight::from_raw(device, t.rows(), t.cols(), bytes, t.kind)
+        let (tensor, bytes) = self.matrix(name)?;
+        Weight::from_raw(device, tensor.rows(), tensor.cols(), bytes, tensor.kind)
     }
 
     /// Like [`weight`](GgufFile::weight), with row `row_order(i)` of the file as row `i`.
     ///
     /// # Errors
-    /// Those of `weight`, or `row_order` gives a row that is not there.
+    /// [`weight`](GgufFile::weight) fails, or `row_order` returns a row that does not exist.
     pub fn weight_rows(
         &self,
         name: &str,
         device: &Device,
         row_order: impl Fn(usize) -> usize,
     ) -> Result<Weight> {
-        let (t, bytes) = self.matrix(name)?;
-        Weight::from_raw_rows(device, t.rows(), t.cols(), bytes, t.kind, row_order)
+        let (tensor, bytes) = self.matrix(name)?;
+        Weight::from_raw_rows(device, tensor.rows(), tensor.cols(), bytes, tensor.kind, row_order)
     }
 
     /// All values of a tensor, row-major.
     ///
     /// # Errors
-    /// There is none of that name.
+    /// There is no tensor of that name.
     pub fn values_f32(&self, name: &str) -> Result<Vec<f32>> {
-        let t = self.tensor(name)?;
-        weight::values(t.rows(), t.cols(), self.tensor_bytes(name)?, t.kind)
+        let tensor = self.tensor(name)?;
+        weight::values(tensor.rows(), tensor.cols(), self.tensor_bytes(name)?, tensor.kind)
     }
 
     /// A metadata entry, if there is one.
@@ -185,10 +207,10 @@ impl GgufFile {
         let names = || self.metadata.keys().map(String::as_str);
         let value = self.metadata.get(key).ok_or_else(|| missing(&self.path, "metadata", key, names()))?;
         match get(value) {
-            Some(v) => Ok(v),
+            Some(value) => Ok(value),
             None => {
                 let found = match value.integer() {
-                    Some(n) => format!("{} {n}", value.kind()),
+                    Some(number) => format!("{} {number}", value.kind()),
                     None => value.kind().to_string(),
                 };
                 self.fail(format!("metadata '{key}' is {found}, expected {expected}"))
@@ -196,97 +218,97 @@ impl GgufFile {
         }
     }
 
-    /// Text.
+    /// A string of the metadata.
     ///
     /// # Errors
     /// The entry is missing or has another type; the error names the file, the key and both types.
     pub fn str(&self, key: &str) -> Result<&str> {
-        self.typed(key, "string", |v| match v {
-            Value::String(s) => Some(s.as_str()),
+        self.typed(key, "string", |value| match value {
+            Value::String(text) => Some(text.as_str()),
             _ => None,
         })
     }
-    /// A number of any integer type that fits.
+    /// A metadata number of any integer type that fits.
     ///
     /// # Errors
     /// See [`str`](GgufFile::str).
     pub fn u32(&self, key: &str) -> Result<u32> {
-        self.typed(key, "u32", |v| v.integer().and_then(|n| n.try_into().ok()))
+        self.typed(key, "u32", |value| value.integer().and_then(|number| number.try_into().ok()))
     }
-    /// A number of any integer type that fits.
+    /// A metadata number of any integer type that fits.
     ///
     /// # Errors
     /// See [`str`](GgufFile::str).
     pub fn u64(&self, key: &str) -> Result<u64> {
-        self.typed(key, "u64", |v| v.integer().and_then(|n| n.try_into().ok()))
+        self.typed(key, "u64", |value| value.integer().and_then(|number| number.try_into().ok()))
     }
-    /// A value in f32 or f64.
+    /// A metadata number in f32 or f64.
     ///
     /// # Errors
     /// See [`str`](GgufFile::str).
     pub fn f32(&self, key: &str) -> Result<f32> {
-        self.typed(key, "f32", |v| match *v {
-            Value::F32(v) => Some(v),
-            Value::F64(v) => Some(v as f32),
+        self.typed(key, "f32", |value| match *value {
+            Value::F32(number) => Some(number),
+            Value::F64(number) => Some(number as f32),
             _ => None,
         })
     }
-    /// Yes or no.
+    /// A metadata value that is true or false.
     ///
     /// # Errors
     /// See [`str`](GgufFile::str).
     pub fn bool(&self, key: &str) -> Result<bool> {
-        self.typed(key, "bool", |v| match *v {
-            Value::Bool(v) => Some(v),
+        self.typed(key, "bool", |value| match *value {
+            Value::Bool(flag) => Some(flag),
             _ => None,
         })
     }
-    /// Texts.
+    /// A metadata array of strings.
     ///
     /// # Errors
     /// See [`str`](GgufFile::str).
     pub fn strings(&self, key: &str) -> Result<&[String]> {
-        self.typed(key, "array of string", |v| match v {
-            Value::Array(Array::String(v)) => Some(v.as_slice()),
+        self.typed(key, "array of string", |value| match value {
+            Value::Array(Array::String(texts)) => Some(texts.as_slice()),
             _ => None,
         })
     }
-    /// Values in f32.
+    /// A metadata array in f32.
     ///
     /// # Errors
     /// See [`str`](GgufFile::str).
     pub fn f32s(&self, key: &str) -> Result<&[f32]> {
-        self.typed(key, "array of f32", |v| match v {
-            Value::Array(Array::F32(v)) => Some(v.as_slice()),
+        self.typed(key, "array of f32", |value| match value {
+            Value::Array(Array::F32(numbers)) => Some(numbers.as_slice()),
             _ => None,
         })
     }
-    /// Numbers of any integer type, if all fit.
+    /// A metadata array of any integer type whose numbers all fit.
     ///
     /// # Errors
     /// See [`str`](GgufFile::str).
     pub fn u32s(&self, key: &str) -> Result<Vec<u32>> {
-        self.typed(key, "array of u32", |v| match v {
-            Value::Array(a) => a.integers(),
+        self.typed(key, "array of u32", |value| match value {
+            Value::Array(array) => array.integers(),
             _ => None,
         })
     }
-    /// Numbers of any integer type, if all fit.
+    /// A metadata array of any integer type whose numbers all fit.
     ///
     /// # Errors
     /// See [`str`](GgufFile::str).
     pub fn i32s(&self, key: &str) -> Result<Vec<i32>> {
-        self.typed(key, "array of i32", |v| match v {
-            Value::Array(a) => a.integers(),
+        self.typed(key, "array of i32", |value| match value {
+            Value::Array(array) => array.integers(),
             _ => None,
         })
     }
 }
 
 impl std::fmt::Debug for GgufFile {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let entries = self.metadata.len();
         let tensors = self.tensors.len();
-        write!(f, "GgufFile({}, {entries} entries, {tensors} tensors)", self.path.display())
+        write!(formatter, "GgufFile({}, {entries} entries, {tensors} tensors)", self.path.display())
     }
 }

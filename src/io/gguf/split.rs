@@ -1,40 +1,40 @@
 //! A model in one GGUF file, or in several as llama.cpp's `llama-gguf-split` writes them.
 
-use super::parse::{HEADER_ROOM, Header, parse};
+use super::parse::{HEADER_CAPACITY, Header, parse};
 use super::{GgufFile, TensorInfo, Value};
 use crate::io::mapped::Bytes;
 use crate::io::{PartName, listed};
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
 
-/// What to do where the other parts cannot be found.
+/// The advice of messages about parts that cannot be found.
 const JOIN: &str = "give all parts their names back, or join them with llama-gguf-split --merge";
 
 impl Header {
-    /// A number of the entries that say how the model was split.
+    /// A number of the `split.*` metadata.
     fn split(&self, name: &str) -> Option<usize> {
         let number = self.metadata.get(&format!("split.{name}")).and_then(Value::integer)?;
         usize::try_from(number).ok()
     }
 
-    /// Parts of the model; 1 where it is in one file.
+    /// The number of parts of the model; 1 for a model in one file.
     fn parts(&self) -> usize {
         self.split("count").unwrap_or(1)
     }
 }
 
-/// Opens a file and, where it is a part of a model, the other parts.
+/// Opens a file and, if it is a part of a split model, the other parts.
 pub(super) fn open(path: &Path) -> Result<GgufFile> {
-    let mut room = HEADER_ROOM;
-    let header = parse(path, Bytes::open(path, "GGUF")?, &mut room)?;
+    let mut capacity = HEADER_CAPACITY;
+    let header = parse(path, Bytes::open(path, "GGUF")?, &mut capacity)?;
     if header.parts() <= 1 {
         return Ok(joined(path, header, Vec::new()));
     }
     let paths = part_paths(path, &header)?;
     let mut parts: Vec<Option<Header>> = paths.iter().map(|_| None).collect();
     for part in &paths {
-        let header = parse(part, Bytes::open(part, "GGUF")?, &mut room)?;
-        put(&mut parts, part, header)?;
+        let header = parse(part, Bytes::open(part, "GGUF")?, &mut capacity)?;
+        insert_part(&mut parts, part, header)?;
     }
     let mut parts = parts.into_iter().flatten();
     match parts.next() {
@@ -43,29 +43,30 @@ pub(super) fn open(path: &Path) -> Result<GgufFile> {
     }
 }
 
-/// The same for bytes in memory, beside which there are no other parts.
+/// Opens a file from bytes in memory, which must be a whole model.
 pub(super) fn from_bytes(name: &Path, bytes: Vec<u8>) -> Result<GgufFile> {
-    let mut room = HEADER_ROOM;
-    let header = parse(name, Bytes::Owned(bytes), &mut room)?;
+    let mut capacity = HEADER_CAPACITY;
+    let header = parse(name, Bytes::Owned(bytes), &mut capacity)?;
     if header.parts() > 1 {
-        return Err(alone(name, &header));
+        return Err(lone_part(name, &header));
     }
     Ok(joined(name, header, Vec::new()))
 }
 
 /// The error for a part whose name does not lead to the others.
-fn alone(path: &Path, header: &Header) -> Error {
+fn lone_part(path: &Path, header: &Header) -> Error {
     let number = header.split("no").map_or("a part".to_string(), |no| format!("part {}", no + 1));
     Error::file(path, format!("is {number} of {} of a model; {JOIN}", header.parts()))
 }
 
-/// The paths of all parts, which must be there.
+/// The paths of all parts; all files must exist.
 fn part_paths(path: &Path, header: &Header) -> Result<Vec<PathBuf>> {
     let count = header.parts();
-    let name = PartName::of(path).filter(|name| name.count == count).ok_or_else(|| alone(path, header))?;
+    let name =
+        PartName::parse(path).filter(|name| name.count == count).ok_or_else(|| lone_part(path, header))?;
     let paths: Vec<PathBuf> = name.all(path).collect();
     let absent: Vec<&str> =
-        paths.iter().filter(|p| !p.is_file()).filter_map(|p| p.file_name()?.to_str()).collect();
+        paths.iter().filter(|path| !path.is_file()).filter_map(|path| path.file_name()?.to_str()).collect();
     if absent.is_empty() {
         return Ok(paths);
     }
@@ -73,19 +74,19 @@ fn part_paths(path: &Path, header: &Header) -> Result<Vec<PathBuf>> {
     Err(Error::file(path, what))
 }
 
-/// Puts a part in its place, which its metadata say.
-fn put(parts: &mut [Option<Header>], path: &Path, header: Header) -> Result<()> {
-    let fail = |what: String| Err(Error::file(path, what));
+/// Inserts a part at the position that its metadata give.
+fn insert_part(parts: &mut [Option<Header>], path: &Path, header: Header) -> Result<()> {
+    let refuse = |what: String| Err(Error::file(path, what));
     let count = parts.len();
     if header.parts() != count {
-        return fail(format!("'split.count' is {}, but it lies among {count} parts", header.parts()));
+        return refuse(format!("'split.count' is {}, but it lies among {count} parts", header.parts()));
     }
     let Some(no) = header.split("no") else {
-        return fail("'split.no' is missing or no number".into());
+        return refuse("'split.no' is missing or no number".into());
     };
     match parts.get_mut(no) {
-        None => fail(format!("'split.no' is {no}, expected 0..{count}")),
-        Some(Some(_)) => fail(format!("'split.no' is {no}, as in another part")),
+        None => refuse(format!("'split.no' is {no}, expected 0..{count}")),
+        Some(Some(_)) => refuse(format!("'split.no' is {no}, as in another part")),
         Some(place) => {
             *place = Some(header);
             Ok(())
@@ -93,7 +94,7 @@ fn put(parts: &mut [Option<Header>], path: &Path, header: Header) -> Result<()> 
     }
 }
 
-/// The parts as one file. Metadata count from the first.
+/// Joins the parts into one file with the metadata of the first.
 fn join(path: &Path, first: Header, others: Vec<Header>) -> Result<GgufFile> {
     let stated = first.split("tensors.count");
     let found = first.tensors.len() + others.iter().map(|part| part.tensors.len()).sum::<usize>();

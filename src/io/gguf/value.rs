@@ -1,6 +1,6 @@
 //! Metadata values.
 
-/// A metadata value, in the type it has in the file.
+/// A metadata value in its stored type.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Value {
     U8(u8),
@@ -18,7 +18,7 @@ pub enum Value {
     F64(f64),
 }
 
-/// Values of one type.
+/// A metadata array: values of one type.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Array {
     U8(Vec<u8>),
@@ -49,24 +49,24 @@ impl Value {
             Value::F32(_) => "f32",
             Value::Bool(_) => "bool",
             Value::String(_) => "string",
-            Value::Array(a) => a.kind(),
+            Value::Array(array) => array.kind(),
             Value::U64(_) => "u64",
             Value::I64(_) => "i64",
             Value::F64(_) => "f64",
         }
     }
 
-    /// Any integer, if it fits.
+    /// The value, if it is an integer of any type.
     pub(super) fn integer(&self) -> Option<i128> {
         Some(match *self {
-            Value::U8(v) => v.into(),
-            Value::I8(v) => v.into(),
-            Value::U16(v) => v.into(),
-            Value::I16(v) => v.into(),
-            Value::U32(v) => v.into(),
-            Value::I32(v) => v.into(),
-            Value::U64(v) => v.into(),
-            Value::I64(v) => v.into(),
+            Value::U8(value) => value.into(),
+            Value::I8(value) => value.into(),
+            Value::U16(value) => value.into(),
+            Value::I16(value) => value.into(),
+            Value::U32(value) => value.into(),
+            Value::I32(value) => value.into(),
+            Value::U64(value) => value.into(),
+            Value::I64(value) => value.into(),
             _ => return None,
         })
     }
@@ -92,20 +92,20 @@ impl Array {
         }
     }
 
-    /// Any integers, if they all fit.
+    /// The values, if they are integers that all fit into `T`.
     pub(super) fn integers<T: TryFrom<i128>>(&self) -> Option<Vec<T>> {
-        fn all<V: Copy + Into<i128>, T: TryFrom<i128>>(v: &[V]) -> Option<Vec<T>> {
-            v.iter().map(|&v| T::try_from(v.into()).ok()).collect()
+        fn all<V: Copy + Into<i128>, T: TryFrom<i128>>(values: &[V]) -> Option<Vec<T>> {
+            values.iter().map(|&value| T::try_from(value.into()).ok()).collect()
         }
         match self {
-            Array::U8(v) => all(v),
-            Array::I8(v) => all(v),
-            Array::U16(v) => all(v),
-            Array::I16(v) => all(v),
-            Array::U32(v) => all(v),
-            Array::I32(v) => all(v),
-            Array::U64(v) => all(v),
-            Array::I64(v) => all(v),
+            Array::U8(values) => all(values),
+            Array::I8(values) => all(values),
+            Array::U16(values) => all(values),
+            Array::I16(values) => all(values),
+            Array::U32(values) => all(values),
+            Array::I32(values) => all(values),
+            Array::U64(values) => all(values),
+            Array::I64(values) => all(values),
             _ => None,
         }
     }

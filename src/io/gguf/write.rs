@@ -5,10 +5,10 @@ use crate::atomic;
 use crate::{Error, Result};
 use std::path::Path;
 
-/// Number of the type f32.
+/// ggml's number of the type f32.
 const F32: u32 = 0;
 
-/// A file in the making.
+/// A GGUF file under construction; [`GgufFile`](super::GgufFile) has an example.
 #[derive(Default)]
 pub struct GgufWriter {
     metadata: Vec<(String, Value)>,
@@ -26,28 +26,28 @@ impl GgufWriter {
         self.tensors.push((name, dims, values));
     }
 
-    /// Writes the file whole or not at all.
+    /// Writes the file atomically.
     ///
     /// # Errors
-    /// A value is of a type that is not written here (others than u32, f32, bool and string), or the disk refuses.
+    /// A metadata value has another type than u32, f32, bool and string, or the disk refuses.
     pub fn write(&self, path: &Path) -> Result<()> {
         let mut out = b"GGUF".to_vec();
         out.extend(3u32.to_le_bytes());
         out.extend((self.tensors.len() as u64).to_le_bytes());
         out.extend((self.metadata.len() as u64).to_le_bytes());
-        let text = |out: &mut Vec<u8>, s: &str| {
-            out.extend((s.len() as u64).to_le_bytes());
-            out.extend(s.as_bytes());
+        let write_text = |out: &mut Vec<u8>, text: &str| {
+            out.extend((text.len() as u64).to_le_bytes());
+            out.extend(text.as_bytes());
         };
         for (key, value) in &self.metadata {
-            text(&mut out, key);
+            write_text(&mut out, key);
             match value {
-                Value::U32(v) => out.extend(4u32.to_le_bytes().into_iter().chain(v.to_le_bytes())),
-                Value::F32(v) => out.extend(6u32.to_le_bytes().into_iter().chain(v.to_le_bytes())),
-                Value::Bool(v) => out.extend(7u32.to_le_bytes().into_iter().chain([u8::from(*v)])),
-                Value::String(v) => {
+                Value::U32(value) => out.extend(4u32.to_le_bytes().into_iter().chain(value.to_le_bytes())),
+                Value::F32(value) => out.extend(6u32.to_le_bytes().into_iter().chain(value.to_le_bytes())),
+                Value::Bool(value) => out.extend(7u32.to_le_bytes().into_iter().chain([u8::from(*value)])),
+                Value::String(value) => {
                     out.extend(8u32.to_le_bytes());
-                    text(&mut out, v);
+                    write_text(&mut out, value);
                 }
                 other => {
                     let what = format!("'{key}' is of type {}, which is not written", other.kind());
@@ -57,9 +57,9 @@ impl GgufWriter {
         }
         let mut offset = 0;
         for (name, dims, values) in &self.tensors {
-            text(&mut out, name);
+            write_text(&mut out, name);
             out.extend((dims.len() as u32).to_le_bytes());
-            dims.iter().for_each(|d| out.extend((*d as u64).to_le_bytes()));
+            dims.iter().for_each(|length| out.extend((*length as u64).to_le_bytes()));
             out.extend(F32.to_le_bytes());
             out.extend((offset as u64).to_le_bytes());
             offset = (offset + 4 * values.len()).next_multiple_of(DEFAULT_ALIGNMENT);

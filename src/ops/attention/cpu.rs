@@ -2,15 +2,16 @@
 
 use super::Dims;
 use crate::engine::cpu::gemm::{Mat, gemm_here, with_scratch};
-use crate::engine::cpu::math::{exp, exp_all, max};
+use crate::engine::cpu::math::{exp, exp_all, max, tanh};
 use crate::simd::{add_rows, dot, dots, vectorised};
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Queries and keys of one score block: with D = 64 everything stays in the second cache, and what is made of the keys
 /// serves many queries.
 const QUERIES: usize = 192;
 const KEYS: usize = 128;
-/// Keys of a block that not all queries see.
+/// Keys of a block that not all of its queries see.
 const NEAR: usize = 64;
 /// Tasks whose private gradients of k and v are held at once: memory against parallel tasks.
 const TASKS_AT_ONCE: usize = 16;
@@ -63,12 +64,36 @@ vectorised! {
     }
 }
 vectorised! {
+    /// Turns scores into `cap tanh(score / cap)`.
+    fn softcap_all(simd: _, scores: &mut [f32], cap: f32) {
+        for s in scores {
+            *s = cap * tanh(simd, *s / cap);
+        }
+    }
+}
+vectorised! {
     /// Turns scores `[n, w]` into probabilities, and their gradients into those of the products of q and k.
     fn probabilities(simd: _, scores: &mut [f32], gradients: &mut [f32], w: usize, lse: &[f32], delta: &[f32], scale: f32) {
         for (r, (row, gradients)) in scores.chunks_mut(w).zip(gradients.chunks_mut(w)).enumerate() {
             for (p, g) in row.iter_mut().zip(gradients) {
                 *p = exp(simd, *p - lse[r]);
                 *g = *p * (*g - delta[r]) * scale;
+            }
+        }
+    }
+}
+
+vectorised! {
+    /// The same for capped scores, whose gradients go through the cap: its slope is `1 - tanh^2`.
+    fn capped_probabilities(
+        simd: _, scores: &mut [f32], gradients: &mut [f32], w: usize, lse: &[f32], delta: &[f32], scale: f32, cap: f32,
+    ) {
+        for (r, (row, gradients)) in scores.chunks_mut(w).zip(gradients.chunks_mut(w)).enumerate() {
+            for (p, g) in row.iter_mut().zip(gradients) {
+                // A hidden score is minus infinity.
+                let tanh = (*p / cap).max(-1.0);
+                *p = exp(simd, *p - lse[r]);
+                *g = *p * (*g - delta[r]) * (1.0 - tanh * tanh) * scale;
             }
         }
     }
@@ -81,6 +106,12 @@ pub(super) struct Inputs<'a> {
     pub k: &'a [f32],
     pub v: &'a [f32],
     pub valid: Option<&'a [u32]>,
+}
+
+/// Keys, and those of some queries that see one of them, counted from the first of these queries.
+struct Block {
+    keys: Range<usize>,
+    queries: Range<usize>,
 }
 
 /// One head: where its rows lie.
@@ -114,14 +145,20 @@ impl<'a> Head<'a> {
         let row = |j: usize| &data[((self.batch * room + j) * kv + self.head / (h / kv)) * d..][..d];
         (j0..j0 + n).map(row).collect()
     }
-    /// Blocks of keys that the `n` queries from `i0` on see: first key, number of keys, first query that sees one of them.
-    fn blocks(&self, i0: usize, n: usize, most: usize) -> impl Iterator<Item = (usize, usize, usize)> {
-        let (first, mut at) = (self.dims.offset() + i0, 0);
+    /// Blocks of keys that some of the `n` queries from `i0` on see.
+    fn blocks(&self, i0: usize, n: usize, most: usize) -> impl Iterator<Item = Block> {
+        let dims = *self.dims;
+        let first = dims.seen(i0);
+        let last = dims.seen(i0 + n - 1);
+        let mut at = first.start;
         std::iter::from_fn(move || {
             let j0 = at;
-            let w = if j0 + most <= first + 1 { most } else { NEAR };
-            at = (first + n).min(j0 + w);
-            (j0 < at).then(|| (j0, at - j0, j0.saturating_sub(first)))
+            let whole = last.start <= j0 && j0 + most <= first.end;
+            at = last.end.min(j0 + if whole { most } else { NEAR });
+            // Query i is at position offset + i, and sees ahead to key offset + i + ahead and behind to offset + i - behind.
+            let from = j0.saturating_sub(dims.offset() + i0 + dims.ahead);
+            let to = (at + dims.behind).saturating_sub(dims.offset() + i0).min(n);
+            (j0 < at).then_some(Block { keys: j0..at, queries: from..to })
         })
     }
     /// Scores `[n, w]` of queries from `i0` and keys from `j0`; minus infinity where a key is not visible.
@@ -132,16 +169,21 @@ impl<'a> Head<'a> {
                 out[..w].iter_mut().for_each(|s| *s *= self.dims.scale);
             }
             _ => {
-                let (q, k) = (self.queries(self.x.q, i0, n), self.keys(self.x.k, j0, w));
+                let q = self.queries(self.x.q, i0, n);
+                let k = self.keys(self.x.k, j0, w);
                 gemm_here(out, q, k.t(), self.dims.scale, false);
             }
+        }
+        if let Some(cap) = self.dims.softcap {
+            softcap_all(&mut out[..n * w], cap);
         }
         let valid = self.x.valid.map(|m| &m[self.batch * self.dims.t + j0..][..w]);
         // Most blocks have no hidden key.
         let valid = valid.filter(|valid| valid.contains(&0));
         for (r, row) in out[..n * w].chunks_mut(w).enumerate() {
-            let seen = (self.dims.offset() + i0 + r + 1).saturating_sub(j0).min(w);
-            row[seen..].fill(f32::NEG_INFINITY);
+            let seen = self.dims.seen(i0 + r);
+            row[seen.end.saturating_sub(j0).min(w)..].fill(f32::NEG_INFINITY);
+            row[..seen.start.saturating_sub(j0).min(w)].fill(f32::NEG_INFINITY);
             if let Some(valid) = valid {
                 for (s, _) in row.iter_mut().zip(valid).filter(|(_, v)| **v == 0) {
                     *s = f32::NEG_INFINITY;
@@ -151,13 +193,19 @@ impl<'a> Head<'a> {
     }
 
     fn forward(&self, i0: usize, o: &mut [&mut [f32]], lse: &mut [f32]) {
-        let (n, d) = (o.len(), self.dims.d);
-        let (mut top, mut total) = (vec![f32::NEG_INFINITY; n], vec![0f32; n]);
-        let (mut acc, mut scores) = (vec![0f32; n * d], vec![0f32; n * (2 * KEYS).min(self.dims.t)]);
-        for (j0, w, r0) in self.blocks(i0, n, 2 * KEYS) {
-            let (m, acc) = (n - r0, &mut acc[r0 * d..]);
-            self.scores(&mut scores, i0 + r0, m, j0, w);
-            softmax(&mut scores[..m * w], w, &mut top[r0..], &mut total[r0..], acc);
+        let n = o.len();
+        let d = self.dims.d;
+        let mut top = vec![f32::NEG_INFINITY; n];
+        let mut total = vec![0f32; n];
+        let mut acc = vec![0f32; n * d];
+        let mut scores = vec![0f32; n * (2 * KEYS).min(self.dims.t)];
+        for Block { keys, queries } in self.blocks(i0, n, 2 * KEYS) {
+            let j0 = keys.start;
+            let w = keys.len();
+            let m = queries.len();
+            let acc = &mut acc[queries.start * d..queries.end * d];
+            self.scores(&mut scores, i0 + queries.start, m, j0, w);
+            softmax(&mut scores[..m * w], w, &mut top[queries.clone()], &mut total[queries], acc);
             match n {
                 1 => add_scaled_rows(&scores[..w], self.key_rows(self.x.v, j0, w), acc),
                 _ => gemm_here(acc, Mat::new(&scores, m, w), self.keys(self.x.v, j0, w), 1.0, true),
@@ -173,11 +221,12 @@ impl<'a> Head<'a> {
 
     /// What the queries from `first` on give: `dq` by rows, and their part of `dk` and `dv` `[T, D]` of this head alone.
     fn backward(&self, y: Outputs<'_>, first: usize, dq: &mut [&mut [f32]], dk: &mut [f32], dv: &mut [f32]) {
-        let Dims { s, t, d, scale, .. } = *self.dims;
+        let Dims { s, t, d, scale, softcap, .. } = *self.dims;
         dk.fill(0.0);
         dv.fill(0.0);
         let mut scores = vec![0f32; QUERIES.min(dq.len()) * KEYS.min(t)];
-        let (mut dp, mut acc) = (scores.clone(), vec![0f32; QUERIES.min(dq.len()) * d]);
+        let mut dp = scores.clone();
+        let mut acc = vec![0f32; QUERIES.min(dq.len()) * d];
         for (i0, dq) in (first..).step_by(QUERIES).zip(dq.chunks_mut(QUERIES)) {
             let n = dq.len();
             let lse = &y.lse[(self.batch * self.dims.h + self.head) * s + i0..][..n];
@@ -185,13 +234,26 @@ impl<'a> Head<'a> {
             let mut delta = vec![0f32; n];
             row_dots(&o, &dy, &mut delta);
             acc.fill(0.0);
-            for (j0, w, r0) in self.blocks(i0, n, KEYS) {
-                let m = n - r0;
-                let (q, dy) = (self.queries(self.x.q, i0 + r0, m), self.queries(y.dy, i0 + r0, m));
+            for Block { keys, queries } in self.blocks(i0, n, KEYS) {
+                let j0 = keys.start;
+                let w = keys.len();
+                let r0 = queries.start;
+                let m = queries.len();
+                let q = self.queries(self.x.q, i0 + r0, m);
+                let dy = self.queries(y.dy, i0 + r0, m);
                 self.scores(&mut scores, i0 + r0, m, j0, w);
                 gemm_here(&mut dp, dy, self.keys(self.x.v, j0, w).t(), 1.0, false);
-                probabilities(&mut scores[..m * w], &mut dp[..m * w], w, &lse[r0..], &delta[r0..], scale);
-                let (p, ds) = (Mat::new(&scores, m, w), Mat::new(&dp, m, w));
+                let gradients = &mut dp[..m * w];
+                let lse = &lse[queries.clone()];
+                let delta = &delta[queries];
+                match softcap {
+                    None => probabilities(&mut scores[..m * w], gradients, w, lse, delta, scale),
+                    Some(cap) => {
+                        capped_probabilities(&mut scores[..m * w], gradients, w, lse, delta, scale, cap);
+                    }
+                }
+                let p = Mat::new(&scores, m, w);
+                let ds = Mat::new(&dp, m, w);
                 gemm_here(&mut acc[r0 * d..], ds, self.keys(self.x.k, j0, w), 1.0, true);
                 gemm_here(&mut dk[j0 * d..], ds.t(), q, 1.0, true);
                 gemm_here(&mut dv[j0 * d..], p.t(), dy, 1.0, true);
@@ -218,7 +280,9 @@ fn by_head<'a>(y: &'a mut [f32], dims: &Dims, block: usize) -> Vec<Vec<&'a mut [
     let mut tasks: Vec<Vec<&mut [f32]>> = Vec::new();
     tasks.resize_with(dims.b * h * blocks, || Vec::with_capacity(block.min(s)));
     for (row, values) in y.chunks_mut(d).enumerate() {
-        let (batch, i, head) = (row / h / s, row / h % s, row % h);
+        let batch = row / h / s;
+        let i = row / h % s;
+        let head = row % h;
         tasks[(batch * h + head) * blocks + i / block].push(values);
     }
     tasks
@@ -252,8 +316,9 @@ pub(super) fn backward(
         dv.fill(0.0);
         return;
     }
-    // Of a long sequence each head has two tasks: earlier queries, and later ones, which see more.
-    let split = if s > 2 * QUERIES { (s * 7 / 10).next_multiple_of(QUERIES) } else { s };
+    // Of a long sequence each head has two tasks: earlier queries, and later ones, which see more unless all see alike.
+    let earlier = if dims.ahead == 0 && dims.behind >= s { s * 7 / 10 } else { s / 2 };
+    let split = if s > 2 * QUERIES { earlier.next_multiple_of(QUERIES) } else { s };
     let parts = s.div_ceil(split);
     // Every task sums into memory of its own; those of a group of heads are then added in order.
     let batches = TASKS_AT_ONCE.div_ceil(h * parts).min(b.max(1));
@@ -267,7 +332,8 @@ pub(super) fn backward(
             let private = own_k.par_chunks_mut(t * d).zip(own_v.par_chunks_mut(t * d));
             rows.into_par_iter().zip(private).with_max_len(1).enumerate().for_each(
                 |(task, (mut dq, (dk, dv)))| {
-                    let (head, part) = (task / parts, task % parts);
+                    let head = task / parts;
+                    let part = task % parts;
                     let head = Head { dims, x, batch: first + head / h, head: head % h };
                     head.backward(y, part * split, &mut dq, dk, dv);
                 },
@@ -275,7 +341,8 @@ pub(super) fn backward(
             for (to, from) in [(&mut *dk, &*own_k), (&mut *dv, &*own_v)] {
                 let to = &mut to[first * t * kv * d..][..n * t * kv * d];
                 to.par_chunks_mut(kv * d).with_min_len(16).enumerate().for_each(|(row, to)| {
-                    let (batch, j) = (row / t, row % t);
+                    let batch = row / t;
+                    let j = row % t;
                     let group = h / kv * parts;
                     for (c, to) in to.chunks_mut(d).enumerate() {
                         let part = |i: usize| &from[((batch * h * parts + c * group + i) * t + j) * d..][..d];

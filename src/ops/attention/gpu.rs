@@ -30,8 +30,11 @@ fn launch(
         _ => &VARIANTS[2],
     };
     let [b, s, t, room] = [dims.b, dims.s, dims.t, dims.room].map(|n| n as u32);
-    let [h, kv, d] = [dims.h, dims.kv, dims.d].map(|n| n as u32);
-    let params = [b, s, t, room, h, kv, d, u32::from(masked), dims.scale.to_bits()];
+    let [h, kv, d, behind, ahead] = [dims.h, dims.kv, dims.d, dims.behind, dims.ahead].map(|n| n as u32);
+    let masked = u32::from(masked);
+    // A cap of 0 caps nothing.
+    let numbers = [dims.scale, dims.softcap.unwrap_or(0.0)].map(f32::to_bits);
+    let params = [b, s, t, room, h, kv, d, behind, ahead, masked, numbers[0], numbers[1]];
     Kernel { shader: &SHADER, entry, variant }.run(gpu, bind, &params, groups, flops)
 }
 

@@ -1,26 +1,38 @@
-//! Causal grouped-query attention in the manner of FlashAttention-2 (Dao 2023, arXiv:2307.08691).
+//! Grouped-query attention in the manner of FlashAttention-2 (Dao 2023, arXiv:2307.08691).
 //!
-//! The forward pass keeps one logsumexp per query; the backward pass recomputes the weights from it.
+//! The forward pass keeps one logsumexp per query; the backward pass recomputes the weights from it. Keys that no query
+//! of a block can see are never read.
 
+mod cases;
 mod cpu;
 mod gpu;
+mod options;
+
+pub use options::AttentionOptions;
 
 use crate::device::{Entry, Gpu, Host, PORTABLE, Shader, Variant, parts};
-use crate::engine::{Case, Meta, Op, OpSpec, Operand, Timed, TimedSizes, operands, run};
+use crate::engine::{Meta, Op, OpSpec, operands, run};
 use crate::tape::Node;
 use crate::{DType, Error, Result, Tensor};
+use std::ops::Range;
 use std::sync::Arc;
 
 pub(super) static SPEC: OpSpec = OpSpec {
     name: "attention",
-    formula: "o = softmax(scale q k^T + causal and key mask) v",
+    formula: "o = softmax(cap(scale q k^T) + mask) v",
     shaders: &[&SHADER],
-    cases,
-    timed,
+    cases: cases::cases,
+    timed: cases::timed,
 };
 
 const fn variant(name: &'static str, consts: &'static [(&'static str, u32)], bytes: u32) -> Variant {
-    Variant { name, consts, parts: &[parts::GRID], backends: PORTABLE, workgroup_bytes: bytes }
+    Variant {
+        name,
+        consts,
+        parts: &[parts::GRID, parts::SOFTCAP],
+        backends: PORTABLE,
+        workgroup_bytes: bytes,
+    }
 }
 /// By the length of a head's rows. Some back ends count every workgroup variable of the file.
 const fn widths(bytes: u32) -> [Variant; 3] {
@@ -44,7 +56,8 @@ static SHADER: Shader = Shader {
 /// Longest row of a head: what the accumulators of an invocation hold.
 const MAX_HEAD: usize = 256;
 
-/// Shapes of one call: q `[B, S, H, D]`, k and v `[B, room, KV, D]`, of which T rows count.
+/// Shapes of one call: q `[B, S, H, D]`, k and v `[B, room, KV, D]`, of which T rows count. The query at position `p` sees
+/// positions `p - behind ..= p + ahead`.
 #[derive(Debug, Clone, Copy)]
 struct Dims {
     b: usize,
@@ -54,7 +67,10 @@ struct Dims {
     h: usize,
     kv: usize,
     d: usize,
+    behind: usize,
+    ahead: usize,
     scale: f32,
+    softcap: Option<f32>,
 }
 
 impl Dims {
@@ -63,12 +79,24 @@ impl Dims {
         self.t - self.s
     }
 
+    /// The keys that query `i` sees, the key mask aside.
+    fn seen(&self, i: usize) -> Range<usize> {
+        let position = self.offset() + i;
+        position.saturating_sub(self.behind)..self.t.min(position + self.ahead + 1)
+    }
+
     /// `keys` of the rows of k and v count, or all.
-    fn of([q, k, v]: [&Tensor; 3], valid: Option<&Tensor>, keys: Option<usize>, scale: f32) -> Result<Dims> {
+    fn of(
+        [q, k, v]: [&Tensor; 3],
+        valid: Option<&Tensor>,
+        keys: Option<usize>,
+        options: &AttentionOptions,
+    ) -> Result<Dims> {
         let refuse = |why: &str| {
             let shapes = format!("q {}, k {}, v {}", q.shape(), k.shape(), v.shape());
             Err(Error::shape("attention", format!("{shapes}: {why}")))
         };
+        options.check()?;
         let ([b, s, h, d], [kb, room, kv, kd]) = (q.dims(), k.dims()) else {
             return refuse("q must be [B, S, H, D], k and v [B, T, KV, D]");
         };
@@ -91,12 +119,30 @@ impl Dims {
         if let Some(m) = valid.filter(|m| m.dims() != [*b, t]) {
             return refuse(&format!("the key mask {} must be [B, T]", m.shape()));
         }
-        Ok(Dims { b: *b, s: *s, t, room: *room, h: *h, kv: *kv, d: *d, scale })
+        let reach = options.window.map_or(t, |window| (window - 1).min(t));
+        Ok(Dims {
+            b: *b,
+            s: *s,
+            t,
+            room: *room,
+            h: *h,
+            kv: *kv,
+            d: *d,
+            behind: reach,
+            ahead: if options.causal { 0 } else { reach },
+            scale: options.scale.unwrap_or((*d as f32).powf(-0.5)),
+            softcap: options.softcap,
+        })
     }
 
     /// The same, of operands that were accepted before.
-    fn accepted(qkv: [&Tensor; 3], valid: Option<&Tensor>, keys: Option<usize>, scale: f32) -> Dims {
-        Dims::of(qkv, valid, keys, scale).expect("checked by infer")
+    fn accepted(
+        qkv: [&Tensor; 3],
+        valid: Option<&Tensor>,
+        keys: Option<usize>,
+        options: &AttentionOptions,
+    ) -> Dims {
+        Dims::of(qkv, valid, keys, options).expect("checked by infer")
     }
 
     /// Calls `f` with every visible pair of query and key: batch, query head, query, key.
@@ -104,8 +150,7 @@ impl Dims {
         for b in 0..self.b {
             for h in 0..self.h {
                 for i in 0..self.s {
-                    for j in (0..=self.offset() + i).filter(|j| valid.is_none_or(|m| m[b * self.t + j] != 0))
-                    {
+                    for j in self.seen(i).filter(|j| valid.is_none_or(|m| m[b * self.t + j] != 0)) {
                         f(b, h, i, j);
                     }
                 }
@@ -120,23 +165,29 @@ impl Dims {
     fn key(&self, b: usize, j: usize, h: usize) -> usize {
         ((b * self.room + j) * self.kv + h / (self.h / self.kv)) * self.d
     }
-    /// Scale times the inner product of a query and a key.
+    /// Scale times the inner product of a query and a key, capped.
     fn score(&self, q: &[f64], k: &[f64], b: usize, h: usize, i: usize, j: usize) -> f64 {
-        let (q, k) = (&q[self.query(b, i, h)..], &k[self.key(b, j, h)..]);
-        self.scale as f64 * (0..self.d).map(|c| q[c] * k[c]).sum::<f64>()
+        let q = &q[self.query(b, i, h)..];
+        let k = &k[self.key(b, j, h)..];
+        let score = self.scale as f64 * (0..self.d).map(|c| q[c] * k[c]).sum::<f64>();
+        self.softcap.map_or(score, |cap| cap as f64 * (score / cap as f64).tanh())
+    }
+    /// Derivative of a score with respect to the inner product.
+    fn slope(&self, score: f64) -> f64 {
+        self.scale as f64 * self.softcap.map_or(1.0, |cap| 1.0 - (score / cap as f64).powi(2))
     }
 }
 
 /// `(q, k, v[, valid]) -> (o, lse)`
 struct Forward {
-    scale: f32,
+    options: AttentionOptions,
     /// Keys that count; by default all.
     keys: Option<usize>,
 }
 
 /// `(q, k, v, o, lse, dy[, valid]) -> (dq, dk, dv)`
 struct Backward {
-    scale: f32,
+    options: AttentionOptions,
 }
 
 operands! {
@@ -153,14 +204,18 @@ impl Op<2> for Forward {
     fn infer(&self, &In { q, k, v, valid }: &In<'_>) -> Result<[Meta; 2]> {
         [q, k, v].iter().try_for_each(|t| t.require(self.name(), DType::F32))?;
         valid.map_or(Ok(()), |t| t.require(self.name(), DType::U32))?;
-        let dims = Dims::of([q, k, v], valid, self.keys, self.scale)?;
+        let dims = Dims::of([q, k, v], valid, self.keys, &self.options)?;
         Ok([Meta::like(q), Meta::f32(&[dims.b, dims.h, dims.s])?])
     }
 
     fn reference(&self, &In { q, k, v, valid }: &In<'_>, [o, lse]: [&mut Host; 2]) {
-        let z = Dims::accepted([q, k, v], valid, self.keys, self.scale);
-        let (q, k, v, valid) = (q.f64(), k.f64(), v.f64(), valid.map(|m| m.u32()));
-        let (o, lse) = (o.f64_mut(), lse.f64_mut());
+        let z = Dims::accepted([q, k, v], valid, self.keys, &self.options);
+        let q = q.f64();
+        let k = k.f64();
+        let v = v.f64();
+        let valid = valid.map(|m| m.u32());
+        let o = o.f64_mut();
+        let lse = lse.f64_mut();
         let mut top = vec![f64::NEG_INFINITY; lse.len()];
         let mut total = vec![0.0; lse.len()];
         let row = |b: usize, h: usize, i: usize| (b * z.h + h) * z.s + i;
@@ -181,13 +236,13 @@ impl Op<2> for Forward {
     }
 
     fn cpu(&self, &In { q, k, v, valid }: &In<'_>, [o, lse]: [&mut Host; 2]) {
-        let dims = Dims::accepted([q, k, v], valid, self.keys, self.scale);
+        let dims = Dims::accepted([q, k, v], valid, self.keys, &self.options);
         cpu::forward(&dims, host_inputs([q, k, v], valid), o.f32_mut(), lse.f32_mut());
     }
 
     fn gpu(&self, gpu: &Arc<Gpu>, x: &In<'_>, y: &[Tensor; 2]) -> Result<()> {
         let qkv = [x.q, x.k, x.v];
-        let dims = Dims::of(qkv, x.valid, self.keys, self.scale)?;
+        let dims = Dims::of(qkv, x.valid, self.keys, &self.options)?;
         gpu::forward(gpu, &dims, &device_inputs(qkv, x.valid), y[0].buffer(), y[1].buffer())
     }
 }
@@ -220,17 +275,26 @@ impl Op<3> for Backward {
         &BackwardIn { q, k, v, o, lse, dy, valid }: &BackwardIn<'_>,
         [dq, dk, dv]: [&mut Host; 3],
     ) {
-        let z = Dims::accepted([q, k, v], valid, None, self.scale);
-        let (q, k, v, valid) = (q.f64(), k.f64(), v.f64(), valid.map(|m| m.u32()));
-        let (o, lse, dy) = (o.f64(), lse.f64(), dy.f64());
-        let (dq, dk, dv) = (dq.f64_mut(), dk.f64_mut(), dv.f64_mut());
+        let z = Dims::accepted([q, k, v], valid, None, &self.options);
+        let q = q.f64();
+        let k = k.f64();
+        let v = v.f64();
+        let valid = valid.map(|m| m.u32());
+        let o = o.f64();
+        let lse = lse.f64();
+        let dy = dy.f64();
+        let dq = dq.f64_mut();
+        let dk = dk.f64_mut();
+        let dv = dv.f64_mut();
         [&mut *dq, &mut *dk, &mut *dv].into_iter().for_each(|g| g.fill(0.0));
         z.pairs(valid, |b, h, i, j| {
-            let (qi, kj) = (z.query(b, i, h), z.key(b, j, h));
-            let p = (z.score(q, k, b, h, i, j) - lse[(b * z.h + h) * z.s + i]).exp();
+            let qi = z.query(b, i, h);
+            let kj = z.key(b, j, h);
+            let score = z.score(q, k, b, h, i, j);
+            let p = (score - lse[(b * z.h + h) * z.s + i]).exp();
             // dL/dp minus its mean under p, which is dy . o.
             let dp: f64 = (0..z.d).map(|c| dy[qi + c] * (v[kj + c] - o[qi + c])).sum();
-            let ds = p * dp * z.scale as f64;
+            let ds = p * dp * z.slope(score);
             for c in 0..z.d {
                 dq[qi + c] += ds * k[kj + c];
                 dk[kj + c] += ds * q[qi + c];
@@ -241,14 +305,14 @@ impl Op<3> for Backward {
 
     fn cpu(&self, x: &BackwardIn<'_>, [dq, dk, dv]: [&mut Host; 3]) {
         let qkv = [x.q, x.k, x.v];
-        let dims = Dims::accepted(qkv, x.valid, None, self.scale);
+        let dims = Dims::accepted(qkv, x.valid, None, &self.options);
         let kept = cpu::Outputs { o: x.o.f32(), lse: x.lse.f32(), dy: x.dy.f32() };
         cpu::backward(&dims, host_inputs(qkv, x.valid), kept, dq.f32_mut(), dk.f32_mut(), dv.f32_mut());
     }
 
     fn gpu(&self, gpu: &Arc<Gpu>, x: &BackwardIn<'_>, y: &[Tensor; 3]) -> Result<()> {
         let qkv = [x.q, x.k, x.v];
-        let dims = Dims::of(qkv, x.valid, None, self.scale)?;
+        let dims = Dims::of(qkv, x.valid, None, &self.options)?;
         let kept = [x.o.buffer(), x.lse.buffer(), x.dy.buffer()];
         let grads = [y[0].buffer(), y[1].buffer(), y[2].buffer()];
         gpu::backward(gpu, &dims, &device_inputs(qkv, x.valid), kept, grads)
@@ -256,26 +320,39 @@ impl Op<3> for Backward {
 }
 
 impl Tensor {
-    /// Causal attention `o = softmax(scale q k^T) v`, `self` = q.
+    /// Attention `o = softmax(cap(scale q k^T) + mask) v`, `self` = q.
     ///
     /// q `[B, S, H, D]`, k and v `[B, T, KV, D]` with T >= S and H a multiple of KV: consecutive query heads
-    /// share a key head (Ainslie et al. 2023, arXiv:2305.13245). Query i sits at position `T - S + i` and sees
-    /// the keys up to there, so that k and v may begin with a cache. `valid` `[B, T]` holds 0 where a key is
-    /// padding; a query that sees no key gives zeros. Result `[B, S, H, D]`.
+    /// share a key head (Ainslie et al. 2023, arXiv:2305.13245). Query i sits at position `T - S + i`, so that k and v
+    /// may begin with a cache; what it sees from there, and how scores are scaled and capped, `options` say. By default
+    /// attention is causal: the keys up to its own position. `valid` `[B, T]` holds 0 where a key is padding; a query
+    /// that sees no key gives zeros. Result `[B, S, H, D]`.
     ///
     /// ```
-    /// use mixlora::{Device, Tensor};
+    /// use mixlora::{Device, Tensor, ops::attention::AttentionOptions};
     /// let cpu = Device::cpu();
     /// let q = Tensor::full(&cpu, &[1, 2, 1, 1], 1.0)?;
     /// let v = Tensor::from_f32(&cpu, &[1, 2, 1, 1], &[1.0, 3.0])?;
-    /// assert_eq!(q.attention(&q, &v, None, 1.0)?.to_f32()?, [1.0, 2.0]);
+    /// let causal = AttentionOptions::default();
+    /// assert_eq!(q.attention(&q, &v, None, &causal)?.to_f32()?, [1.0, 2.0]);
+    /// let window = AttentionOptions { window: Some(1), ..causal };
+    /// assert_eq!(q.attention(&q, &v, None, &window)?.to_f32()?, [1.0, 3.0]);
+    /// let both = AttentionOptions { causal: false, ..causal };
+    /// assert_eq!(q.attention(&q, &v, None, &both)?.to_f32()?, [2.0, 2.0]);
     /// # Ok::<(), mixlora::Error>(())
     /// ```
     ///
     /// # Errors
-    /// The shapes do not fit, or D is above 256.
-    pub fn attention(&self, k: &Tensor, v: &Tensor, valid: Option<&Tensor>, scale: f32) -> Result<Tensor> {
-        let [o, lse] = run(&Forward { scale, keys: None }, In { q: self, k, v, valid })?;
+    /// The shapes do not fit, D is above 256, the window is 0, the cap is not positive, or the scale is not finite.
+    pub fn attention(
+        &self,
+        k: &Tensor,
+        v: &Tensor,
+        valid: Option<&Tensor>,
+        options: &AttentionOptions,
+    ) -> Result<Tensor> {
+        let options = *options;
+        let [o, lse] = run(&Forward { options, keys: None }, In { q: self, k, v, valid })?;
         if !crate::tape::recording(&[self, k, v]) {
             return Ok(o);
         }
@@ -285,7 +362,7 @@ impl Tensor {
         Ok(Node::record("attention", &[self, k, v], o, move |dy| {
             let [q, k, v, o] = &kept;
             let inputs = BackwardIn { q, k, v, o, lse: &lse, dy: &dy, valid: valid.as_ref() };
-            let grads = run(&Backward { scale }, inputs)?;
+            let grads = run(&Backward { options }, inputs)?;
             Ok(grads.into_iter().zip(need).map(|(g, need)| need.then_some(g)).collect())
         }))
     }
@@ -301,117 +378,47 @@ impl Tensor {
         v: &Tensor,
         keys: usize,
         valid: Option<&Tensor>,
-        scale: f32,
+        options: &AttentionOptions,
     ) -> Result<Tensor> {
-        let [o, _] = run(&Forward { scale, keys: Some(keys) }, In { q: self, k, v, valid })?;
+        let forward = Forward { options: *options, keys: Some(keys) };
+        let [o, _] = run(&forward, In { q: self, k, v, valid })?;
         Ok(o)
     }
 }
 
-fn case([b, s, t, h, kv, d]: [usize; 6], padding: Option<fn(usize, usize) -> u32>) -> Case {
-    let keys = [b, t, kv, d];
-    let mut inputs =
-        vec![Operand::normal("q", &[b, s, h, d]), Operand::normal("k", &keys), Operand::normal("v", &keys)];
-    if let Some(f) = padding {
-        let mask = (0..b * t).map(|i| f(i / t, i % t)).collect();
-        inputs.push(Operand::indices(&[b, t], mask));
-    }
-    let scale = 1.0 / (d as f32).sqrt();
-    let masked = if padding.is_some() { " masked" } else { "" };
-    let pairs = b * h * s * (t - s) + b * h * s * (s + 1) / 2;
-    Case::new(format!("B{b} S{s} T{t} H{h}/{kv} D{d}{masked}"), inputs, move |x| {
-        Ok(vec![x[0].attention(&x[1], &x[2], x.get(3), scale)?])
-    })
-    .sums(d.max(t * h / kv))
-    .cost(4 * pairs * d, 4 * (2 * b * s * h * d + 2 * b * t * kv * d))
-    // With one visible key the weight is 1 whatever the score: gradients of q and k are zero on paper.
-    .floor(if t == 1 { 1.0 } else { 1e-30 })
-}
-
-/// Over the first rows of a cache; the others hold NaN.
-fn cached([b, s, t, room, h, kv, d]: [usize; 7]) -> Case {
-    let keys = [b, t, kv, d];
-    let inputs = [("q", [b, s, h, d]), ("k", keys), ("v", keys)];
-    let inputs = inputs.iter().map(|(name, dims)| Operand::normal(name, dims).frozen()).collect();
-    let mask: Vec<u32> = (0..b * t).map(|i| u32::from(i % 7 != 3)).collect();
-    Case::new(format!("B{b} S{s} T{t} of {room} H{h}/{kv} D{d}"), inputs, move |x| {
-        let device = x[0].device();
-        let mut cache = [1, 2].map(|_| Tensor::full(device, &[b, room, kv, d], f32::NAN));
-        for (cache, x) in cache.iter_mut().zip(&x[1..]) {
-            if let Ok(cache) = cache {
-                cache.write_rows(0, x)?;
-            }
-        }
-        let ([k, v], valid) = (cache, Tensor::from_u32(device, &[b, t], &mask)?);
-        Ok(vec![x[0].cached_attention(&k?, &v?, t, Some(&valid), 0.3)?])
-    })
-    .sums(t * d)
-    // Making the caches counts: they are filled, written, and bound as a whole.
-    .cost(4 * b * h * s * t * d, 8 * b * (s * h * d + kv * d * (3 * room + t)))
-}
-
-fn cases() -> Vec<Case> {
-    // Padding on the left of every second sequence, so that its first queries see nothing; holes; nothing visible.
-    let left: fn(usize, usize) -> u32 = |b, j| u32::from(b % 2 == 0 || j >= 3);
-    let holes: fn(usize, usize) -> u32 = |b, j| ((b + j) % 3) as u32;
-    let none: fn(usize, usize) -> u32 = |b, _| b as u32;
-    let mut all = vec![
-        case([0, 3, 3, 2, 1, 4], None),
-        case([2, 0, 0, 2, 1, 4], None),
-        case([1, 0, 5, 2, 1, 4], Some(left)),
-        case([1, 1, 1, 1, 1, 1], None),
-        case([2, 5, 5, 2, 2, 3], Some(left)),
-        case([2, 4, 9, 4, 2, 8], Some(holes)),
-        case([2, 3, 3, 2, 1, 4], Some(none)),
-        case([1, 1, 200, 3, 1, 16], None),
-        case([2, 67, 67, 6, 2, 64], Some(left)),
-        case([1, 130, 163, 2, 1, 72], None),
-        case([1, 40, 40, 2, 1, 256], Some(holes)),
-        case([1, 33, 300, 1, 1, 130], None),
-        case([2, 200, 231, 2, 1, 8], Some(holes)),
-        case([1, 400, 400, 1, 1, 4], None),
-    ];
-    // More workgroups than a grid has in one dimension. Forward only: lavapipe takes 10 s for the rest.
-    let mut many = case([33_000, 1, 2, 2, 1, 1], None);
-    many.inputs = many.inputs.into_iter().map(Operand::frozen).collect();
-    all.push(many);
-    all.extend([cached([2, 1, 5, 9, 4, 2, 8]), cached([2, 3, 40, 64, 2, 1, 16])]);
-    all
-}
-
-fn timed(sizes: &TimedSizes<'_>) -> Vec<Timed> {
-    let [h, kv, d] = [9, 3, 64];
-    let case = |s: usize| {
-        let key = |name| Operand::normal(name, &[1, s, kv, d]);
-        let pairs = h * s * (s + 1) / 2;
-        let bytes = 8 * s * d * (h + kv);
-        let inputs = vec![Operand::normal("q", &[1, s, h, d]), key("k"), key("v")];
-        // Two products forward; backward five, with the scores computed again.
-        Timed::plain(format!("1x{s}x{h}/{kv}x{d}"), inputs, (4 * pairs * d, bytes), |x| {
-            x[0].attention(&x[1], &x[2], None, 0.125)
-        })
-        .sums(s * h / kv)
-        .backward(10 * pairs * d, 2 * bytes)
-    };
-    sizes.pick([67, 450], [512, 2048]).map(case).into()
-}
-
 #[cfg(test)]
 mod tests {
+    use super::AttentionOptions;
     use crate::{Device, Tensor};
 
     #[test]
     fn shapes_that_do_not_fit_are_refused() {
         let t = |dims: &[usize]| Tensor::zeros(&Device::cpu(), dims).unwrap();
+        let options = AttentionOptions::default();
         let q = t(&[1, 2, 4, 8]);
         for bad in [[2, 2, 4, 8], [1, 1, 4, 8], [1, 2, 3, 8], [1, 2, 0, 8], [1, 2, 4, 7]] {
-            assert!(q.attention(&t(&bad), &t(&bad), None, 1.0).is_err(), "{bad:?}");
+            assert!(q.attention(&t(&bad), &t(&bad), None, &options).is_err(), "{bad:?}");
         }
-        assert!(q.attention(&q, &t(&[1, 2, 2, 8]), None, 1.0).is_err());
-        assert!(q.attention(&q, &q, Some(&t(&[1, 2])), 1.0).is_err(), "a mask of values");
+        assert!(q.attention(&q, &t(&[1, 2, 2, 8]), None, &options).is_err());
+        assert!(q.attention(&q, &q, Some(&t(&[1, 2])), &options).is_err(), "a mask of values");
         let mask = Tensor::from_u32(&Device::cpu(), &[1, 3], &[1; 3]).unwrap();
-        assert!(q.attention(&q, &q, Some(&mask), 1.0).is_err());
+        assert!(q.attention(&q, &q, Some(&mask), &options).is_err());
         let wide = t(&[1, 1, 1, 257]);
-        assert!(wide.attention(&wide, &wide, None, 1.0).is_err());
+        assert!(wide.attention(&wide, &wide, None, &options).is_err());
+    }
+
+    #[test]
+    fn options_that_cannot_be_are_refused_by_name() {
+        let q = Tensor::zeros(&Device::cpu(), &[1, 2, 4, 8]).unwrap();
+        let plain = AttentionOptions::default();
+        for (bad, what) in [
+            (AttentionOptions { window: Some(0), ..plain }, "attention window: is 0"),
+            (AttentionOptions { softcap: Some(0.0), ..plain }, "attention softcap: is 0"),
+            (AttentionOptions { softcap: Some(f32::NAN), ..plain }, "attention softcap: is NaN"),
+            (AttentionOptions { scale: Some(f32::INFINITY), ..plain }, "attention scale: is inf"),
+        ] {
+            let error = q.attention(&q, &q, None, &bad).unwrap_err().to_string();
+            assert!(error.starts_with(what), "{error}");
+        }
     }
 }

@@ -3,7 +3,7 @@
 
 use super::NONE;
 use crate::engine::cpu::gemm::{Mat, gemm_here};
-use crate::engine::cpu::math::{exp, exp_all, max};
+use crate::engine::cpu::math::{exp, exp_all, max, tanh};
 use crate::simd::{Target, vectorised};
 use crate::weight::Weight;
 use rayon::prelude::*;
@@ -25,6 +25,17 @@ struct Row {
 }
 
 const EMPTY: Row = Row { top: f32::NEG_INFINITY, total: 0.0, logit: f32::NAN };
+
+vectorised! {
+    /// Turns logits into `cap tanh(logit / cap)`, and writes the derivative, `1 - tanh^2`.
+    fn softcap_all(simd: _, z: &mut [f32], slopes: &mut [f32], cap: f32) {
+        for (z, slope) in z.iter_mut().zip(slopes) {
+            let tanh = tanh(simd, *z / cap);
+            *z = cap * tanh;
+            *slope = 1.0 - tanh * tanh;
+        }
+    }
+}
 
 vectorised! {
     /// Turns logits `[rows, len]` of the vocabulary from `first` on into exponentials, and keeps sums in step with them.
@@ -50,11 +61,19 @@ vectorised! {
 
 /// One part of the vocabulary for some rows of h: their softmax over it, and `sum_v exp(z_v - top) W_v` in `sums [n, D]`
 /// when it is not empty.
-fn walk(w: &Weight, part: Range<usize>, h: &[f32], targets: &[u32], sums: &mut [f32]) -> Vec<Row> {
+fn walk(
+    w: &Weight,
+    softcap: Option<f32>,
+    part: Range<usize>,
+    h: &[f32],
+    targets: &[u32],
+    sums: &mut [f32],
+) -> Vec<Row> {
     let n = targets.len();
     let d = w.cols();
     let mut rows = vec![EMPTY; n];
     let mut z = vec![0f32; n * CHUNK.min(part.len())];
+    let mut slopes = softcap.map_or(vec![], |_| z.clone());
     let mut at = part.start;
     while let Some(shard) = w.shard_of(at).filter(|_| at < part.end) {
         let len = CHUNK.min(part.end - at).min(shard.first + shard.rows - at);
@@ -62,8 +81,12 @@ fn walk(w: &Weight, part: Range<usize>, h: &[f32], targets: &[u32], sums: &mut [
         let of = Mat::new(&values, len, d);
         let z = &mut z[..n * len];
         gemm_here(z, Mat::new(h, n, d), of.t(), 1.0, false);
+        if let Some(cap) = softcap {
+            softcap_all(z, &mut slopes, cap);
+        }
         softmax(z, len, at, targets, &mut rows, sums, d);
         if !sums.is_empty() {
+            z.iter_mut().zip(&slopes).for_each(|(z, slope)| *z *= slope);
             gemm_here(sums, Mat::new(z, n, len), of, 1.0, true);
         }
         at += len;
@@ -72,7 +95,7 @@ fn walk(w: &Weight, part: Range<usize>, h: &[f32], targets: &[u32], sums: &mut [
 }
 
 /// The loss of rows of h that all have a target; with `dh`, their gradient.
-fn block(w: &Weight, h: &[f32], targets: &[u32], dh: &mut [f32]) -> f64 {
+fn block(w: &Weight, softcap: Option<f32>, h: &[f32], targets: &[u32], dh: &mut [f32]) -> f64 {
     let n = targets.len();
     let d = w.cols();
     let of_part = w.rows().div_ceil(PARTS).next_multiple_of(CHUNK);
@@ -87,7 +110,7 @@ fn block(w: &Weight, h: &[f32], targets: &[u32], dh: &mut [f32]) -> f64 {
     let walked: Vec<Vec<Row>> = (&parts, &mut all)
         .into_par_iter()
         .with_max_len(1)
-        .map(|(part, sums)| walk(w, part.clone(), h, targets, sums))
+        .map(|(part, sums)| walk(w, softcap, part.clone(), h, targets, sums))
         .collect();
     // The parts together: one row of h.
     let merge = |i: usize, dh: &mut [f32]| {
@@ -108,7 +131,8 @@ fn block(w: &Weight, h: &[f32], targets: &[u32], dh: &mut [f32]) -> f64 {
         if let Some(s) = w.shard_of(target) {
             let mut row = vec![0f32; d];
             w.decode_row(s, target - s.first, &mut row);
-            dh.iter_mut().zip(&row).for_each(|(g, w)| *g -= w);
+            let slope = softcap.map_or(1.0, |cap| 1.0 - (logit / cap) * (logit / cap));
+            dh.iter_mut().zip(&row).for_each(|(g, w)| *g -= slope * w);
         }
         loss
     };
@@ -121,7 +145,13 @@ fn block(w: &Weight, h: &[f32], targets: &[u32], dh: &mut [f32]) -> f64 {
 }
 
 /// The summed loss of the rows of `h [R, D]` that have a target, and the gradient of all.
-pub(super) fn loss(w: &Weight, h: &[f32], targets: &[u32], mut dh: Option<&mut [f32]>) -> f32 {
+pub(super) fn loss(
+    w: &Weight,
+    softcap: Option<f32>,
+    h: &[f32],
+    targets: &[u32],
+    mut dh: Option<&mut [f32]>,
+) -> f32 {
     let d = w.cols();
     let list: Vec<usize> = (0..targets.len()).filter(|&r| targets[r] != NONE).collect();
     if let Some(dh) = &mut dh {
@@ -132,7 +162,7 @@ pub(super) fn loss(w: &Weight, h: &[f32], targets: &[u32], mut dh: Option<&mut [
         let hidden: Vec<f32> = list.iter().flat_map(|&r| &h[r * d..][..d]).copied().collect();
         let wanted: Vec<u32> = list.iter().map(|&r| targets[r]).collect();
         let mut gradient = vec![0f32; if dh.is_some() { hidden.len() } else { 0 }];
-        total += block(w, &hidden, &wanted, &mut gradient);
+        total += block(w, softcap, &hidden, &wanted, &mut gradient);
         if let (Some(dh), true) = (&mut dh, d > 0) {
             let rows = list.iter().zip(gradient.chunks(d));
             rows.for_each(|(&r, g)| dh[r * d..][..d].copy_from_slice(g));

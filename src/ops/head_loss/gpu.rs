@@ -55,7 +55,9 @@ impl Walk<'_> {
         let row_words = w.format().row_words(w.cols());
         let sizes = [self.r, w.cols(), w.rows(), row_words, part.first, part.row0, part.len, self.line];
         let mut params = sizes.map(|n| n as u32).to_vec();
-        params.extend([u32::from(part.first == 0), f32::NAN.to_bits()]);
+        // A cap of 0 caps nothing.
+        let cap = self.op.softcap.unwrap_or(0.0);
+        params.extend([u32::from(part.first == 0), f32::NAN.to_bits(), cap.to_bits()]);
         let kernel = launch::Kernel { shader: &SHADER, entry, variant: &VARIANTS[variant] };
         kernel.run(self.gpu, bind, &params, groups, flops)
     }

@@ -4,24 +4,25 @@
 //! values, so the online softmax of FlashAttention (Milakov & Gimelshein 2018, arXiv:1805.02867; Dao 2022,
 //! arXiv:2205.14135) gives loss and derivative in one walk over the vocabulary.
 
+mod cases;
 mod cpu;
 mod gpu;
 
+use super::activation::check_cap;
 use crate::device::{Entry, Gpu, Host, PORTABLE, Shader, Variant, parts};
 use crate::engine::launch::each_format;
-use crate::engine::{Case, Computation, Meta, Op, OpSpec, Operand, Timed, TimedSizes, operands, run};
-use crate::rng::Stream;
+use crate::engine::{Meta, Op, OpSpec, operands, run};
 use crate::tape::Node;
-use crate::weight::{Format, Weight, sample};
-use crate::{DType, Device, Error, Result, Tensor};
+use crate::weight::{Format, Weight};
+use crate::{DType, Error, Result, Tensor};
 use std::sync::Arc;
 
 pub(super) static SPEC: OpSpec = OpSpec {
     name: "head_loss",
-    formula: "sum over rows of -log softmax(h W^T)[target]",
+    formula: "sum over rows of -log softmax(cap(h W^T))[target]",
     shaders: &[&SHADER],
-    cases,
-    timed,
+    cases: cases::cases,
+    timed: cases::timed,
 };
 
 const fn variant(name: &'static str, step: &'static [(&'static str, u32)], all: Parts) -> Variant {
@@ -33,7 +34,7 @@ type Parts = &'static [&'static str];
 
 macro_rules! loads {
     ($load:ident) => {
-        &[parts::GRID, parts::SUM, parts::HALF, parts::$load]
+        &[parts::GRID, parts::SUM, parts::HALF, parts::SOFTCAP, parts::$load]
     };
 }
 macro_rules! logits {
@@ -76,6 +77,7 @@ enum Kernel {
 struct HeadLoss {
     weight: Weight,
     gradient: bool,
+    softcap: Option<f32>,
     /// Only tests set it.
     force: Option<Kernel>,
 }
@@ -99,6 +101,7 @@ impl Op<2> for HeadLoss {
         if h.shape().last() != w.cols() || h.shape().rank() == 0 {
             return refuse(format!("hidden states {} for a head [{}, {}]", h.shape(), w.rows(), w.cols()));
         }
+        self.softcap.map_or(Ok(()), |cap| check_cap("head_loss softcap", cap))?;
         if w.rows() == 0 {
             return refuse("the head has no rows".into());
         }
@@ -124,7 +127,11 @@ impl Op<2> for HeadLoss {
         dh.fill(0.0);
         for (r, &target) in targets.iter().enumerate().filter(|(_, t)| **t != NONE) {
             let h = &h[r * d..][..d];
-            let z: Vec<f64> = w.iter().map(|w| w.iter().zip(h).map(|(w, h)| w * h).sum()).collect();
+            let logit = |w: &&[f64]| {
+                let z: f64 = w.iter().zip(h).map(|(w, h)| w * h).sum();
+                self.softcap.map_or(z, |cap| cap as f64 * (z / cap as f64).tanh())
+            };
+            let z: Vec<f64> = w.iter().map(logit).collect();
             let top = z.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let total: f64 = z.iter().map(|z| (z - top).exp()).sum();
             *loss += top + total.ln() - z.get(target as usize).unwrap_or(&f64::NAN);
@@ -133,14 +140,15 @@ impl Op<2> for HeadLoss {
             }
             for (v, w) in w.iter().enumerate() {
                 let p = (z[v] - top).exp() / total - f64::from(u8::from(v == target as usize));
-                dh[r * d..][..d].iter_mut().zip(*w).for_each(|(g, w)| *g += p * w);
+                let slope = self.softcap.map_or(1.0, |cap| 1.0 - (z[v] / cap as f64).powi(2));
+                dh[r * d..][..d].iter_mut().zip(*w).for_each(|(g, w)| *g += p * slope * w);
             }
         }
     }
 
     fn cpu(&self, &In { h, targets }: &In<'_>, [loss, dh]: [&mut Host; 2]) {
         let dh = self.gradient.then(|| dh.f32_mut());
-        loss.f32_mut()[0] = cpu::loss(&self.weight, h.f32(), targets.u32(), dh);
+        loss.f32_mut()[0] = cpu::loss(&self.weight, self.softcap, h.f32(), targets.u32(), dh);
     }
 
     fn gpu(&self, gpu: &Arc<Gpu>, x: &In<'_>, y: &[Tensor; 2]) -> Result<()> {
@@ -162,7 +170,9 @@ impl HeadLoss {
 }
 
 impl Tensor {
-    /// Cross-entropy of a frozen output head, summed: `sum_r -log softmax(h[r] W^T)[targets[r]]`, `self` = h.
+    /// Cross-entropy of a frozen output head, summed: `sum_r -log softmax(h[r] W^T)[targets[r]]`, `self` = h. With a
+    /// softcap, logits become `cap * tanh(logit / cap)` before the softmax; logits that a model scales are those of a
+    /// scaled h.
     ///
     /// h `[.., D]`, W `[V, D]`, one target per row of h, `u32::MAX` at positions without loss; the result is a
     /// scalar. The gradient of h is computed on the way and only when it is needed; no `[rows, V]` is stored.
@@ -174,84 +184,15 @@ impl Tensor {
     /// let w = Weight::new(&cpu, 4, 1, &[0.5; 4], Format::F32)?;
     /// let h = Tensor::full(&cpu, &[2, 1], 3.0)?;
     /// let targets = Tensor::from_u32(&cpu, &[2], &[1, u32::MAX])?;
-    /// assert!((h.head_loss(&w, &targets)?.item()? - 4f64.ln()).abs() < 1e-6);
+    /// assert!((h.head_loss(&w, &targets, None)?.item()? - 4f64.ln()).abs() < 1e-6);
     /// # Ok::<(), mixlora::Error>(())
     /// ```
     ///
     /// # Errors
-    /// D of h and W differ, there is not one target per row, or W is on another device.
-    pub fn head_loss(&self, weight: &Weight, targets: &Tensor) -> Result<Tensor> {
-        HeadLoss { weight: weight.clone(), gradient: false, force: None }.record(self, targets)
+    /// D of h and W differ, there is not one target per row, W is on another device, or the cap is not positive.
+    pub fn head_loss(&self, weight: &Weight, targets: &Tensor, softcap: Option<f32>) -> Result<Tensor> {
+        HeadLoss { weight: weight.clone(), gradient: false, softcap, force: None }.record(self, targets)
     }
-}
-
-/// Targets cycle through the vocabulary; every `skip`-th position has no loss.
-fn case([r, d, v]: [usize; 3], skip: usize, format: Format, shard: u64, force: Option<Kernel>) -> Case {
-    let targets = (0..r).map(|i| if i % skip == skip - 1 { NONE } else { (i * 7 % v) as u32 }).collect();
-    let inputs = vec![Operand::normal("h", &[r, d]), Operand::indices(&[r], targets)];
-    // Blocks have values of about 1 instead, which makes the softmax sharper.
-    let values = match format.block_len() {
-        1 => Stream::new(3).named("head").normal_vec(v * d, 2.0 / (d.max(1) as f32).sqrt()),
-        _ => vec![],
-    };
-    let blocks = if values.is_empty() { sample(format, v, d, 3) } else { vec![] };
-    let how = force.map_or(String::new(), |f| format!(" {f:?}"));
-    let label = format!("R{r} D{d} V{v} {} shards of {shard} B, skip {skip}{how}", format.name());
-    Case::new(label, inputs, move |x| {
-        let device = x[0].device();
-        let weight = match format.block_len() {
-            1 => Weight::sharded(device, v, d, &values, format, shard)?,
-            _ => Weight::raw_sharded(device, [v, d], &blocks, [format; 2], None, shard)?,
-        };
-        Ok(vec![HeadLoss { weight, gradient: false, force }.record(&x[0], &x[1])?])
-    })
-    .sums(d.max(v).max(r))
-    .cost(4 * r * v * d, 4 * (2 * r * d + v * d))
-}
-
-fn cases() -> Vec<Case> {
-    let whole = 1 << 26;
-    let mut all = vec![
-        case([0, 3, 5], 2, Format::F32, whole, None),
-        // No position has a loss.
-        case([3, 2, 5], 1, Format::F32, whole, None),
-        case([1, 1, 1], 2, Format::F32, whole, None).floor(1.0),
-        case([5, 3, 7], 3, Format::F32, whole, None),
-        case([7, 5, 33], 4, Format::F16, 100, None),
-        case([7, 5, 33], 4, Format::Bf16, 100, None),
-        case([67, 33, 130], 2, Format::F32, 6000, None),
-        case([40, 64, 2500], 3, Format::F16, whole, None),
-        case([1100, 7, 4100], 2, Format::F32, whole, None),
-        case([70_000, 2, 3], 5, Format::F32, whole, None),
-    ];
-    let mut frozen = case([9, 6, 50], 2, Format::F32, 500, None);
-    frozen.inputs = frozen.inputs.into_iter().map(Operand::frozen).collect();
-    frozen.label += " loss only";
-    all.push(frozen);
-    for format in Format::ALL {
-        let (d, shard) = match format.block_len() {
-            1 => (35, 8000),
-            block => (block, 60 * 4 * format.row_words(block) as u64),
-        };
-        for kernel in [Kernel::Direct, Kernel::Tile] {
-            all.push(case([70, d, 150], 3, format, shard, Some(kernel)));
-        }
-    }
-    all
-}
-
-fn timed(sizes: &TimedSizes<'_>) -> Vec<Timed> {
-    let [r, d, v] = sizes.pick([33, 64, 500], [256, 576, 8192]);
-    let targets = Operand::indices(&[r], (0..r).map(|i| (i * 7 % v) as u32).collect());
-    let make = move |device: &Device| -> Result<Computation> {
-        let values = Stream::new(3).named("head").normal_vec(v * d, 0.05);
-        let w = Weight::new(device, v, d, &values, Format::F32)?;
-        Ok(Box::new(move |x| Ok(vec![x[0].head_loss(&w, &x[1])?])))
-    };
-    // The gradient of the hidden states is made on the way.
-    let costs = (4 * r * v * d, 4 * (2 * r * d + v * d));
-    let inputs = vec![Operand::normal("h", &[r, d]), targets];
-    vec![Timed::new(format!("{r}x{d} of {v}"), inputs, costs, make).sums(r.max(d).max(v))]
 }
 
 #[cfg(test)]
@@ -264,11 +205,13 @@ mod tests {
         let w = Weight::new(&cpu, 3, 2, &[1.0; 6], Format::F32).unwrap();
         let h = |dims: &[usize]| Tensor::zeros(&cpu, dims).unwrap();
         let targets = |n: usize| Tensor::from_u32(&cpu, &[n], &vec![0; n]).unwrap();
-        assert!(h(&[4, 3]).head_loss(&w, &targets(4)).is_err());
-        assert!(h(&[4, 2]).head_loss(&w, &targets(3)).is_err());
-        assert!(h(&[4, 2]).head_loss(&w, &h(&[4])).is_err());
+        assert!(h(&[4, 3]).head_loss(&w, &targets(4), None).is_err());
+        assert!(h(&[4, 2]).head_loss(&w, &targets(3), None).is_err());
+        assert!(h(&[4, 2]).head_loss(&w, &h(&[4]), None).is_err());
         let elsewhere = Weight::new(&Device::cpu(), 3, 2, &[1.0; 6], Format::F32).unwrap();
-        assert!(h(&[4, 2]).head_loss(&elsewhere, &targets(4)).is_err());
+        let error = h(&[4, 2]).head_loss(&w, &targets(4), Some(0.0)).unwrap_err().to_string();
+        assert_eq!(error, "head_loss softcap: is 0, must be a positive number");
+        assert!(h(&[4, 2]).head_loss(&elsewhere, &targets(4), None).is_err());
     }
 
     #[test]
@@ -279,7 +222,7 @@ mod tests {
         for device in devices {
             let w = Weight::new(&device, 3, 2, &[1.0; 6], Format::F32).unwrap();
             let targets = Tensor::from_u32(&device, &[2], &[0, 3]).unwrap();
-            let loss = Tensor::zeros(&device, &[2, 2]).unwrap().head_loss(&w, &targets).unwrap();
+            let loss = Tensor::zeros(&device, &[2, 2]).unwrap().head_loss(&w, &targets, None).unwrap();
             assert!(loss.item().unwrap().is_nan(), "{device:?}");
         }
     }

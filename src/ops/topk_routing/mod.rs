@@ -302,28 +302,25 @@ pub fn route(
     let mut graph = vec![z];
     graph.extend(table.map(|t| t.tensor()));
     if let Some(g) = gates.take() {
-        gates = Some(match recording(&graph) {
-            false => g,
-            true => {
-                let (routing, idx, zd) = (routing.clone(), idx.clone(), z.detach());
-                let (bias, of_choices) = (bias.cloned(), Table::of_choices(&table));
-                let values = table.map(|t| t.tensor().detach());
-                Node::record(NAME, &graph, g, move |dg| {
-                    let table = values.as_ref().map(|t| match of_choices {
-                        true => Table::Choices(t),
-                        false => Table::Factors(t),
-                    });
-                    let extra = Extra { bias: bias.as_ref(), table, forced: None };
-                    let op = Backward { routing: &routing, extra, idx: &idx, sparse: false };
-                    let [dz, rows] = run(&op, BackwardIn { z: &zd, dgates: &dg })?;
-                    let mut grads = vec![Some(dz)];
-                    if routing.condition.is_some() {
-                        let op = TableGrad { routing: &routing, idx: &idx };
-                        grads.push(Some(if of_choices { rows } else { run1(&op, TableIn { rows: &rows })? }));
-                    }
-                    Ok(grads)
-                })
-            }
+        gates = Some(if !recording(&graph) {
+            g
+        } else {
+            let (routing, idx, zd) = (routing.clone(), idx.clone(), z.detach());
+            let (bias, of_choices) = (bias.cloned(), Table::of_choices(&table));
+            let values = table.map(|t| t.tensor().detach());
+            Node::record(NAME, &graph, g, move |dg| {
+                let table =
+                    values.as_ref().map(|t| if of_choices { Table::Choices(t) } else { Table::Factors(t) });
+                let extra = Extra { bias: bias.as_ref(), table, forced: None };
+                let op = Backward { routing: &routing, extra, idx: &idx, sparse: false };
+                let [dz, rows] = run(&op, BackwardIn { z: &zd, dgates: &dg })?;
+                let mut grads = vec![Some(dz)];
+                if routing.condition.is_some() {
+                    let op = TableGrad { routing: &routing, idx: &idx };
+                    grads.push(Some(if of_choices { rows } else { run1(&op, TableIn { rows: &rows })? }));
+                }
+                Ok(grads)
+            })
         });
     }
     Selection::new(idx, gates, units, sizes(z).2, block)

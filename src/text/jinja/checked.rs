@@ -1,21 +1,21 @@
-//! Limits that the engine's own account of work does not have: lists that are joined or repeated without a charge,
-//! values in values, and what is many times the text that it is made of.
+//! Limits that the engine's work account lacks: for joined and repeated lists, which are not charged, for nested values,
+//! and for text that grows by a large factor.
 
 use minijinja::value::{Value, ValueKind};
 use minijinja::{Error, ErrorKind, State};
 
-/// Bytes that one unit of the engine's account stands for.
+/// Bytes per unit of the engine's work account.
 pub(super) const UNIT: u64 = 64;
-/// How deep lists and maps may lie in one another.
+/// The largest nesting of lists and maps.
 const MAX_DEPTH: usize = 32;
-/// The variable with the bytes of text that a list or map may hold.
+/// The variable that holds the largest number of bytes of text in a list or map.
 pub(super) const TEXT_LIMIT: &str = "mixlora_text";
 
 pub(super) fn refused(what: impl Into<String>) -> Error {
     Error::new(ErrorKind::InvalidOperation, what.into())
 }
 
-/// Fails where the work that is left cannot pay for so many bytes; they are charged when they are there.
+/// Fails if the remaining work does not suffice for `bytes` bytes; they are charged when they exist.
 pub(super) fn afford(state: &State, bytes: usize) -> Result<(), Error> {
     let left = state.fuel_levels().map_or(u64::MAX, |(_, left)| left.saturating_mul(UNIT));
     if bytes as u64 <= left { Ok(()) } else { Err(Error::from(ErrorKind::OutOfFuel)) }
@@ -25,7 +25,7 @@ fn is_container(value: &Value) -> bool {
     matches!(value.kind(), ValueKind::Map | ValueKind::Seq | ValueKind::Iterable)
 }
 
-/// A value whose size and depth are known to be bearable; what the engine would make only when it is used is made now.
+/// Checks the size and depth of a value, and evaluates a lazy one.
 pub(super) fn checked(state: &State, value: Value) -> Result<Value, Error> {
     if !is_container(&value) {
         return Ok(value);
@@ -47,7 +47,7 @@ pub(super) fn checked(state: &State, value: Value) -> Result<Value, Error> {
     Ok(value)
 }
 
-/// Bytes of text in a value.
+/// Counts the bytes of text in a value.
 fn text_of(state: &State, value: &Value, depth: usize, limit: usize) -> Result<usize, Error> {
     if let Some(text) = value.as_str() {
         return Ok(text.len());
@@ -59,8 +59,8 @@ fn text_of(state: &State, value: &Value, depth: usize, limit: usize) -> Result<u
         return Err(refused(format!("lists and maps in one another are more than {MAX_DEPTH} deep")));
     }
     let mut bytes = 0_usize;
-    for (i, item) in value.try_iter()?.enumerate() {
-        if i % 16 == 0 {
+    for (index, item) in value.try_iter()?.enumerate() {
+        if index % 16 == 0 {
             state.consume_fuel(1)?;
         }
         if value.kind() == ValueKind::Map {
@@ -74,7 +74,7 @@ fn text_of(state: &State, value: &Value, depth: usize, limit: usize) -> Result<u
     Ok(bytes)
 }
 
-/// What may become an attribute of a namespace: a namespace in itself would have no end.
+/// Checks a value that becomes an attribute of a namespace; a namespace that contains itself would be endless.
 pub(super) fn held(state: &State, value: Value) -> Result<Value, Error> {
     let value = checked(state, value)?;
     if holds_namespace(&value) {

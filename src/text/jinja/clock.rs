@@ -1,4 +1,4 @@
-//! Dates for templates that print today's.
+//! Dates for templates that print the current one.
 
 const MONTHS: [&str; 12] = [
     "January",
@@ -16,12 +16,12 @@ const MONTHS: [&str; 12] = [
 ];
 const DAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
 
-/// Year, month and day of a number of days since 1970-01-01.
+/// The year, month and day of a number of days since 1970-01-01.
 /// Source: H. Hinnant, "chrono-compatible low-level date algorithms", `civil_from_days`.
-fn civil(days: i64) -> (i64, usize, i64) {
-    let z = days + 719_468;
-    let era = z.div_euclid(146_097);
-    let doe = z.rem_euclid(146_097);
+fn civil_from_days(days: i64) -> (i64, usize, i64) {
+    let shifted = days + 719_468;
+    let era = shifted.div_euclid(146_097);
+    let doe = shifted.rem_euclid(146_097);
     let yoe = (doe - doe / 1460 + doe / 36_524 - doe / 146_096) / 365;
     let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
     let mp = (5 * doy + 2) / 153;
@@ -29,10 +29,10 @@ fn civil(days: i64) -> (i64, usize, i64) {
     (yoe + era * 400 + i64::from(month <= 2), month as usize, doy - (153 * mp + 2) / 5 + 1)
 }
 
-/// Python's `strftime` in UTC for the directives that templates use; an unknown one is returned as the error.
+/// Python's `strftime` in UTC for the directives that templates use; the error is an unknown directive.
 pub(super) fn strftime(seconds: u64, format: &str) -> std::result::Result<String, String> {
     let days = (seconds / 86_400) as i64;
-    let (year, month, day) = civil(days);
+    let (year, month, day) = civil_from_days(days);
     let hour = seconds / 3600 % 24;
     let minute = seconds / 60 % 60;
     let second = seconds % 60;
@@ -40,9 +40,9 @@ pub(super) fn strftime(seconds: u64, format: &str) -> std::result::Result<String
     let weekday = DAYS[(days + 4).rem_euclid(7) as usize];
     let mut out = String::new();
     let mut chars = format.chars();
-    while let Some(c) = chars.next() {
-        if c != '%' {
-            out.push(c);
+    while let Some(character) = chars.next() {
+        if character != '%' {
+            out.push(character);
             continue;
         }
         match chars.next() {
@@ -60,7 +60,7 @@ pub(super) fn strftime(seconds: u64, format: &str) -> std::result::Result<String
             Some('M') => out += &format!("{minute:02}"),
             Some('S') => out += &format!("{second:02}"),
             Some('%') => out.push('%'),
-            other => return Err(other.map_or_else(|| "%".into(), |c| format!("%{c}"))),
+            other => return Err(other.map_or_else(|| "%".into(), |character| format!("%{character}"))),
         }
     }
     Ok(out)

@@ -1,4 +1,4 @@
-//! `tojson` as Hugging Face has it: Python's `json.dumps`, by default without escapes for characters beyond ASCII.
+//! The filter `tojson` of transformers: Python's `json.dumps`, by default without escapes of non-ASCII characters.
 
 use super::checked::{afford, refused};
 use minijinja::value::{Kwargs, Value, ValueKind};
@@ -7,7 +7,7 @@ use minijinja::{Error, State};
 const MAX_DEPTH: usize = 64;
 const MAX_INDENT: usize = 64;
 
-/// How JSON is written.
+/// Options of the written JSON.
 struct Style {
     ascii: bool,
     indent: Option<String>,
@@ -27,7 +27,8 @@ pub(super) fn to_json(
     let indent = indent.or(options.get("indent")?).filter(|indent| !indent.is_none());
     let indent = indent.map(|indent| indent_of(&indent)).transpose()?;
     let separators: Option<Value> = options.get("separators")?;
-    let separators = separators.filter(|s| !s.is_none()).map(|s| separators_of(&s)).transpose()?;
+    let separators =
+        separators.filter(|value| !value.is_none()).map(|value| separators_of(&value)).transpose()?;
     let comma = if indent.is_some() { "," } else { ", " };
     let (comma, colon) = separators.unwrap_or_else(|| (comma.into(), ": ".into()));
     let style = Style {
@@ -43,7 +44,7 @@ pub(super) fn to_json(
     Ok(out)
 }
 
-/// A number of spaces, or a text; Python takes any negative number for none.
+/// An indent given as a text or a number of spaces; a negative number means none, as in Python.
 fn indent_of(value: &Value) -> Result<String, Error> {
     let indent = match value.as_str() {
         Some(text) => text.to_string(),
@@ -75,7 +76,7 @@ impl Style {
                     pairs.push((key_text(&key)?, value.get_item(&key)?));
                 }
                 if self.sorted {
-                    pairs.sort_by(|a, b| a.0.cmp(&b.0));
+                    pairs.sort_by(|one, other| one.0.cmp(&other.0));
                 }
                 self.write_items(['{', '}'], pairs.into_iter(), depth, state, out, &|(key, item), out| {
                     self.write_text(&key, out)?;
@@ -114,7 +115,7 @@ impl Style {
         out: &mut String,
         write: &dyn Fn(T, &mut String) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        let line = |out: &mut String, depth: usize| {
+        let break_line = |out: &mut String, depth: usize| {
             if let Some(indent) = &self.indent {
                 out.push('\n');
                 out.push_str(&indent.repeat(depth));
@@ -128,27 +129,27 @@ impl Style {
                 out.push_str(&self.comma);
             }
             empty = false;
-            line(out, depth + 1);
+            break_line(out, depth + 1);
             write(item, out)?;
         }
         if !empty {
-            line(out, depth);
+            break_line(out, depth);
         }
         out.push(brackets[1]);
         Ok(())
     }
 
     fn write_text(&self, text: &str, out: &mut String) -> Result<(), Error> {
-        let json = serde_json::to_string(text).map_err(|e| refused(e.to_string()))?;
+        let json = serde_json::to_string(text).map_err(|error| refused(error.to_string()))?;
         if !self.ascii || json.is_ascii() {
             out.push_str(&json);
             return Ok(());
         }
-        for c in json.chars() {
-            if c.is_ascii() {
-                out.push(c);
+        for character in json.chars() {
+            if character.is_ascii() {
+                out.push(character);
             } else {
-                for unit in c.encode_utf16(&mut [0; 2]) {
+                for unit in character.encode_utf16(&mut [0; 2]) {
                     out.push_str(&format!("\\u{unit:04x}"));
                 }
             }
@@ -157,7 +158,7 @@ impl Style {
     }
 }
 
-/// A key as Python turns it into text.
+/// The text of a key, as in Python.
 fn key_text(key: &Value) -> Result<String, Error> {
     match key.kind() {
         ValueKind::String => Ok(key.as_str().unwrap_or("").to_string()),
@@ -168,7 +169,7 @@ fn key_text(key: &Value) -> Result<String, Error> {
     }
 }
 
-/// A number as Python writes it.
+/// The text of a number, as in Python.
 fn number(value: &Value) -> String {
     let Some(float) = f64::try_from(value.clone()).ok().filter(|_| !value.is_integer()) else {
         return value.to_string();

@@ -1,4 +1,4 @@
-//! Methods of Python's strings, and its ways to format.
+//! Methods and formatting of Python's strings.
 
 use super::checked::{afford, checked, refused};
 use minijinja::formatting::{FormatStyle, format};
@@ -6,32 +6,29 @@ use minijinja::value::{Kwargs, Rest, Tuple, Value, ValueOrKwargs, from_args};
 use minijinja::{Error, State};
 use minijinja_contrib::pycompat::unknown_method_callback;
 
-/// Digits of a width or a precision.
+/// The largest number of digits of a width or precision.
 const MAX_DIGITS: usize = 4;
-/// Bytes of an entry in a list.
+/// Bytes of a list entry.
 const SLOT: usize = 32;
 
-/// A method that the engine does not have.
+/// Calls a method that the engine lacks.
 pub(super) fn call(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
     if let Some(text) = value.as_str()
-        && let Some(done) = of_text(state, text, method, args)?
+        && let Some(done) = call_on_text(state, text, method, args)?
     {
         return Ok(done);
     }
-    let index = |items: minijinja::value::ValueIter, wanted: &Value| {
-        items.into_iter().position(|item| item == *wanted)
-    };
     match (method, args) {
         ("index", [wanted]) if value.as_str().is_none() => {
-            let at = index(value.try_iter()?, wanted);
+            let at = value.try_iter()?.position(|item| item == *wanted);
             at.map(Value::from).ok_or_else(|| refused("index: the value is not in the list"))
         }
         _ => unknown_method_callback(state, value, method, args),
     }
 }
 
-/// Those with a limit, and those that the library of methods lacks.
-fn of_text(state: &mut State, text: &str, method: &str, args: &[Value]) -> Result<Option<Value>, Error> {
+/// Calls a method of a text that needs a limit or that the library of methods lacks.
+fn call_on_text(state: &mut State, text: &str, method: &str, args: &[Value]) -> Result<Option<Value>, Error> {
     Ok(Some(match method {
         "format" => formatted(state, FormatStyle::StrFormat, text, args)?,
         "split" | "rsplit" => split(state, text, args, method == "rsplit")?,
@@ -42,7 +39,9 @@ fn of_text(state: &mut State, text: &str, method: &str, args: &[Value]) -> Resul
             afford(state, SLOT * text.matches('\n').count())?;
             let whole = text.split_inclusive('\n');
             let bare = |line: &str| {
-                line.strip_suffix('\n').map_or(line, |l| l.strip_suffix('\r').unwrap_or(l)).to_string()
+                line.strip_suffix('\n')
+                    .map_or(line, |line| line.strip_suffix('\r').unwrap_or(line))
+                    .to_string()
             };
             whole.map(|line| if keep { line.to_string() } else { bare(line) }).map(Value::from).collect()
         }
@@ -72,8 +71,12 @@ fn of_text(state: &mut State, text: &str, method: &str, args: &[Value]) -> Resul
         "ljust" | "rjust" | "center" | "zfill" => pad(state, text, method, args)?,
         "swapcase" => {
             let () = from_args(args)?;
-            let swap = |c: char| {
-                if c.is_lowercase() { c.to_uppercase().to_string() } else { c.to_lowercase().to_string() }
+            let swap = |character: char| {
+                if character.is_lowercase() {
+                    character.to_uppercase().to_string()
+                } else {
+                    character.to_lowercase().to_string()
+                }
             };
             Value::from(text.chars().map(swap).collect::<String>())
         }
@@ -117,7 +120,7 @@ fn split(state: &State, text: &str, args: &[Value], from_end: bool) -> Result<Va
     Ok(parts.into_iter().map(Value::from).collect())
 }
 
-/// Words, of which the last (from the end: the first) keeps what is not split any more.
+/// Splits at whitespace into at most `pieces` words; the last one (from the end: the first) keeps the rest.
 fn split_at_space(text: &str, pieces: usize, from_end: bool) -> Vec<&str> {
     let mut parts = Vec::new();
     let mut rest = if from_end { text.trim_end() } else { text.trim_start() };
@@ -159,7 +162,7 @@ fn pad(state: &State, text: &str, method: &str, args: &[Value]) -> Result<Value,
     afford(state, missing.saturating_mul(fill.len()))?;
     let left = match method {
         "ljust" => 0,
-        // Python puts the odd one to the left where the width is odd.
+        // For an odd width, Python puts the odd space to the left.
         "center" => missing / 2 + (missing & width & 1),
         _ => missing,
     };
@@ -170,19 +173,25 @@ fn pad(state: &State, text: &str, method: &str, args: &[Value]) -> Result<Value,
     Ok(Value::from(format!("{}{before}{}{after}", &text[..sign], &text[sign..])))
 }
 
-/// Formats after a look at how much it can become.
+/// Formats a text after checking how long the result can become.
 fn formatted(state: &mut State, style: FormatStyle, text: &str, args: &[Value]) -> Result<Value, Error> {
     let mut longest = 0;
     for arg in args {
         checked(state, arg.clone())?;
         let len = |value: &Value| value.as_str().map_or_else(|| value.to_string().len(), str::len);
         let inner = arg.is_kwargs().then(|| arg.try_iter().ok()).flatten();
-        let inner =
-            inner.into_iter().flatten().filter_map(|key| arg.get_item(&key).ok()).map(|v| len(&v)).max();
+        let inner = inner
+            .into_iter()
+            .flatten()
+            .filter_map(|key| arg.get_item(&key).ok())
+            .map(|value| len(&value))
+            .max();
         longest = longest.max(inner.unwrap_or_else(|| len(arg)));
     }
     let mut widths = 0;
-    for digits in text.split(|c: char| !c.is_ascii_digit()).filter(|digits| !digits.is_empty()) {
+    for digits in
+        text.split(|character: char| !character.is_ascii_digit()).filter(|digits| !digits.is_empty())
+    {
         if digits.len() > MAX_DIGITS {
             return Err(refused(format!(
                 "format: {digits} is no width or precision, at most {MAX_DIGITS} digits are"
@@ -195,7 +204,7 @@ fn formatted(state: &mut State, style: FormatStyle, text: &str, args: &[Value]) 
     format(style, text, args).map(Value::from)
 }
 
-/// `'%s and %s' % (a, b)`, or one value alone.
+/// The operator `%` with a tuple or a single value: `'%s and %s' % (a, b)`.
 pub(super) fn percent(state: &mut State, text: &str, value: Value) -> Result<Value, Error> {
     let args: Vec<Value> = if value.is_tuple() { value.try_iter()?.collect() } else { vec![value] };
     formatted(state, FormatStyle::Printf, text, &args)

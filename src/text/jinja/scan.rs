@@ -1,14 +1,14 @@
-//! The tokens of a tag, as far as it matters where a value begins and ends.
+//! A scanner for tags that distinguishes only the tokens at which values begin and end.
 
-/// What a token is to the expression around it.
+/// The kind of a token within an expression.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Token {
-    /// A bracket; `literal` where it opens a list, a map or a tuple, not a call or an index.
+    /// An opening bracket; `literal` if it opens a list, map or tuple and not a call or an index.
     Open {
         literal: bool,
     },
     Close,
-    /// What stands between values: commas, comparisons, `and`, `if` ...
+    /// A separator of values: a comma, a comparison, `and`, `if` ...
     Boundary,
     /// `+` and `-` between two values.
     Sum,
@@ -16,33 +16,35 @@ pub(super) enum Token {
     Concat,
     /// `*`, `/`, `//` and `%`.
     Times,
-    /// `%` behind a text.
+    /// `%` after a text.
     Format,
     /// A text.
     Literal,
-    /// A number, or another word of the language that is a value.
+    /// A number, or a word of the language with a value, as `true`.
     Number,
     Name,
     /// A part of a value: a dot, a filter's bar, a sign.
     Other,
-    /// None yet.
+    /// The start of a tag.
     End,
 }
 
-/// Words between values.
+/// Words that separate values.
 const BETWEEN: &[&str] = &["and", "or", "not", "if", "else", "in", "recursive"];
-/// Words that open a tag, and have a value behind them.
+/// Words at the start of a tag that are followed by a value.
 const TAGS: &[&str] = &["elif", "for", "set", "with", "do", "filter", "macro", "include", "import", "from"];
 
-/// The token at the start of a text that does not start with white space, and its bytes.
+/// The token at the start of a text without leading whitespace, and its length in bytes.
 pub(super) fn scan(text: &str, before: Token) -> (Token, usize) {
     let first = text.chars().next().unwrap_or(' ');
     let value = matches!(before, Token::Close | Token::Literal | Token::Number | Token::Name);
     match first {
         '\'' | '"' => (Token::Literal, quoted(text, first)),
         '0'..='9' => (Token::Number, number(text)),
-        c if c.is_alphabetic() || c == '_' => {
-            let len = text.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(text.len());
+        character if character.is_alphabetic() || character == '_' => {
+            let len = text
+                .find(|character: char| !character.is_alphanumeric() && character != '_')
+                .unwrap_or(text.len());
             (word(&text[..len], before), len)
         }
         '(' | '[' | '{' => (Token::Open { literal: !value }, 1),
@@ -56,13 +58,13 @@ pub(super) fn scan(text: &str, before: Token) -> (Token, usize) {
         '*' if text.starts_with("**") => (Token::Other, 2),
         '*' if value => (Token::Times, 1),
         '/' => (Token::Times, 1 + usize::from(text.starts_with("//"))),
-        c => (Token::Other, c.len_utf8()),
+        character => (Token::Other, character.len_utf8()),
     }
 }
 
 fn word(word: &str, before: Token) -> Token {
     match word {
-        // A test's name is no value of its own.
+        // The name of a test is not a value.
         "is" => Token::Other,
         "true" | "false" | "none" | "True" | "False" | "None" => Token::Number,
         _ if before == Token::Other => Token::Name,
@@ -74,11 +76,11 @@ fn word(word: &str, before: Token) -> Token {
 
 fn quoted(text: &str, quote: char) -> usize {
     let mut escaped = false;
-    for (at, c) in text.char_indices().skip(1) {
-        if c == quote && !escaped {
+    for (at, character) in text.char_indices().skip(1) {
+        if character == quote && !escaped {
             return at + 1;
         }
-        escaped = c == '\\' && !escaped;
+        escaped = character == '\\' && !escaped;
     }
     text.len()
 }
@@ -86,10 +88,14 @@ fn quoted(text: &str, quote: char) -> usize {
 fn number(text: &str) -> usize {
     let digits = |at: usize| {
         let rest = text.get(at..).unwrap_or("");
-        at + rest.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(rest.len())
+        at + rest
+            .find(|character: char| !character.is_alphanumeric() && character != '_')
+            .unwrap_or(rest.len())
     };
     let mut end = digits(0);
-    if text[end..].starts_with('.') && text[end + 1..].starts_with(|c: char| c.is_ascii_digit()) {
+    if text[end..].starts_with('.')
+        && text[end + 1..].starts_with(|character: char| character.is_ascii_digit())
+    {
         end = digits(end + 1);
     }
     // The sign of an exponent.

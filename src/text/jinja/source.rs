@@ -1,48 +1,48 @@
-//! A template's text before the engine reads it: with line ends as Jinja has them, and with what the engine lacks, or
-//! does without a limit, written in other words. Lines stay where they are.
+//! Preparation of a template for the engine: line ends are normalised, and constructs that the engine lacks or runs
+//! without a limit are rewritten. Line numbers are kept.
 
 use super::scan::{Token, scan};
 use crate::{Error, Result};
 
-/// Bytes of a template; real ones have up to 20,000.
+/// The largest template in bytes; real ones have up to 20,000.
 const MAX_BYTES: usize = 512 << 10;
-/// Names and signs of one tag: each may be one more level of the engine's recursion.
+/// The largest number of names and operators in a tag: each may add a level of recursion in the engine.
 const MAX_PARTS: usize = 250;
-/// `elif` branches of a template, which are levels too.
+/// The largest number of `elif` branches, which add levels as well.
 const MAX_BRANCHES: usize = 100;
-/// Names that the engine's own functions and variables begin with.
+/// The prefix of internal functions and variables.
 const RESERVED: &str = "mixlora_";
 
-/// A template for the engine.
+/// A prepared template.
 pub(super) struct Source {
     pub text: String,
-    /// It marks what the model generates.
+    /// The template marks the text that the model generates.
     pub generation: bool,
 }
 
-/// An expression between two brackets, or of a whole tag.
+/// An expression between two brackets, or a whole tag.
 #[derive(Default)]
 struct Level {
-    /// Where it is opened, if it may be a list, a map or a tuple.
+    /// The start of the expression, if it may be a list, map or tuple.
     literal: Option<usize>,
     names: bool,
     comma: bool,
     round: bool,
     sum: Operand,
     product: Operand,
-    /// `%` stands behind a text: a filter is open.
+    /// A `%` after a text has opened a filter.
     format: bool,
 }
 
-/// A part of a sum or of a product.
+/// An operand of a sum or product.
 #[derive(Default)]
 struct Operand {
     start: Option<usize>,
-    /// It needs to be checked.
+    /// The operand must be checked.
     check: bool,
 }
 
-/// Rewrites a template.
+/// Prepares a template.
 pub(super) fn prepare(source: &str) -> Result<Source> {
     let text = source.replace("\r\n", "\n").replace('\r', "\n");
     if text.len() > MAX_BYTES {
@@ -60,7 +60,7 @@ struct Rewriter {
     generation: bool,
     line: usize,
     branches: usize,
-    /// Macros and call blocks that are open.
+    /// The number of open macros and call blocks.
     macros: usize,
     levels: Vec<Level>,
 }
@@ -70,7 +70,7 @@ impl Rewriter {
         Error::config(format!("chat template, line {}", self.line + 1), what)
     }
 
-    /// Copies text as it is.
+    /// Copies text unchanged.
     fn copy(&mut self, text: &str) {
         self.line += text.matches('\n').count();
         self.out += text;
@@ -83,7 +83,7 @@ impl Rewriter {
             rest = &rest[start..];
             let len = match rest.as_bytes().get(1) {
                 Some(b'#') => rest.find("#}").map_or(rest.len(), |at| at + 2),
-                Some(b'%') if raw(rest) => end_of_raw(rest),
+                Some(b'%') if opens_raw(rest) => end_of_raw(rest),
                 Some(b'%' | b'{') => {
                     rest = self.tag(rest)?;
                     continue;
@@ -97,7 +97,7 @@ impl Rewriter {
         Ok(())
     }
 
-    /// One tag, from its opening on; what follows it.
+    /// Rewrites the tag at the start of `text` and returns the text after it.
     fn tag<'t>(&mut self, text: &'t str) -> Result<&'t str> {
         let close = if text.starts_with("{%") { "%}" } else { "}}" };
         let left = &text[2..2 + usize::from(text[2..].starts_with(['-', '+']))];
@@ -121,14 +121,14 @@ impl Rewriter {
         if owners.is_empty() || self.macros == 0 {
             self.out += &text[..2 + left.len()];
         } else {
-            // The engine's macros close over what they read, and an assignment to an attribute reads nothing.
+            // The engine's macros capture only variables that they read; an assignment to an attribute reads none.
             self.out += &format!("{{%{left} if {} %}}{{% endif %}}{{%", owners.join(" and "));
         }
         self.expression(body, close, word, !owners.is_empty())
     }
 
-    /// `{% generation %}` is an extension that no Jinja engine knows: it becomes a block that is always entered, with
-    /// a mark before and behind it. Whitespace control stays as it was.
+    /// Replaces `{% generation %}`, an extension that no Jinja engine knows, by a block that is always entered, with a
+    /// mark before and after it. Whitespace control is kept.
     fn mark<'t>(&mut self, word: &str, left: &str, body: &'t str) -> Option<&'t str> {
         let tail = body.trim_start().strip_prefix(word)?.trim_start();
         let right = &tail[..usize::from(tail.starts_with(['-', '+']))];
@@ -143,13 +143,13 @@ impl Rewriter {
         Some(rest)
     }
 
-    /// The tokens of a tag up to its end, and what follows.
+    /// Rewrites the tokens of a tag up to its end and returns the text after it.
     fn expression<'t>(&mut self, body: &'t str, close: &str, word: &str, held: bool) -> Result<&'t str> {
         self.levels = vec![Level::default()];
         let mut rest = body;
         let mut parts = 0;
         let mut before = Token::End;
-        // Targets of assignments and loops are no values.
+        // Targets of assignments and loops are not values.
         let mut target = matches!(word, "set" | "for") && close == "%}";
         let mut holding = false;
         loop {
@@ -245,7 +245,7 @@ impl Rewriter {
         &mut self.levels[last]
     }
 
-    /// A value begins here, unless it has begun.
+    /// Begins a value, unless one has begun.
     fn begin(&mut self) {
         let at = self.out.len();
         let level = self.level();
@@ -259,7 +259,7 @@ impl Rewriter {
         }
     }
 
-    /// A list that is repeated is made at once.
+    /// Ends a product; a repeated list is evaluated at once.
     fn end_product(&mut self) {
         self.end_format();
         let product = std::mem::take(&mut self.level().product);
@@ -268,7 +268,7 @@ impl Rewriter {
         }
     }
 
-    /// Lists that are added are made before: the engine joins them without counting.
+    /// Ends a sum; added lists are evaluated before, because the engine joins them without charging work.
     fn end_sum(&mut self, adds: bool) {
         self.end_product();
         let sum = std::mem::take(&mut self.level().sum);
@@ -286,22 +286,24 @@ impl Rewriter {
     }
 }
 
-/// Whether an operand is one text or number.
+/// Tests whether an operand is a single text or number.
 fn is_literal(operand: &str) -> bool {
     let operand = operand.trim();
     let quoted = |quote: char| {
         let inner = operand.strip_prefix(quote).and_then(|rest| rest.strip_suffix(quote));
         inner.is_some_and(|inner| !inner.contains(quote))
     };
-    quoted('\'') || quoted('"') || operand.bytes().all(|b| b.is_ascii_digit())
+    quoted('\'') || quoted('"') || operand.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 fn first_word(body: &str) -> &str {
     let body = body.trim_start();
-    &body[..body.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(body.len())]
+    &body[..body
+        .find(|character: char| !character.is_alphanumeric() && character != '_')
+        .unwrap_or(body.len())]
 }
 
-/// The namespaces whose attributes `{% set ns.a = ... %}` assigns.
+/// The namespaces to whose attributes `{% set ns.a = ... %}` assigns.
 fn owners(body: &str) -> Vec<&str> {
     let head = body.trim_start().strip_prefix("set").unwrap_or("");
     let end = head.find('=').into_iter().chain(head.find("%}")).min().unwrap_or(0);
@@ -309,19 +311,19 @@ fn owners(body: &str) -> Vec<&str> {
 }
 
 fn owner(target: &str) -> Option<&str> {
-    let target = target.trim_start_matches(|c: char| c.is_whitespace() || c == '(');
+    let target = target.trim_start_matches(|character: char| character.is_whitespace() || character == '(');
     let name = first_word(target);
     let has_attribute = target[name.len()..].trim_start().starts_with('.');
     Some(name).filter(|name| has_attribute && !name.is_empty())
 }
 
-/// Whether a tag opens a raw block.
-fn raw(text: &str) -> bool {
+/// Tests whether a tag opens a raw block.
+fn opens_raw(text: &str) -> bool {
     let body = text[2..].trim_start_matches(['-', '+']);
     first_word(body) == "raw"
 }
 
-/// Bytes up to the end of a raw block.
+/// The number of bytes up to the end of a raw block.
 fn end_of_raw(text: &str) -> usize {
     let mut at = 2;
     while let Some(next) = text[at..].find("{%") {

@@ -43,7 +43,10 @@ fn rope_type_twice() {
     both["rope_type"] = json!(null);
     let dir = tiny();
     change(&dir.path().join("config.json"), |c| c["rope_scaling"] = both.clone());
-    refused(dir.path(), &["config.json", "rope_scaling of type 'linear' is not supported"]);
+    let linear = logits(&open(dir.path()), &LONG).unwrap();
+    assert!(linear != scaled && linear != plain);
+    change(&dir.path().join("config.json"), |c| c["rope_scaling"]["type"] = json!("dynamic"));
+    refused(dir.path(), &["config.json", "rope_scaling: of type 'dynamic' is not supported"]);
 }
 
 #[test]
@@ -75,8 +78,8 @@ fn fields_of_newer_transformers() {
     });
     refused(dir.path(), &["1 tensors are missing: 'lm_head.weight'"]);
     for (field, value, expected) in [
-        ("partial_rotary_factor", json!(0.5), "partial_rotary_factor is 0.5; only 1 is supported"),
-        ("layer_types", json!(["full_attention", "linear_attention"]), "layer_types has 'linear_attention'"),
+        ("partial_rotary_factor", json!(1.5), "partial_rotary_factor: is 1.5, must be in (0, 1]"),
+        ("layer_types", json!(["full_attention", "linear_attention"]), "layer_types: has 'linear_attention'"),
         (
             "rope_parameters",
             json!({ "full_attention": {}, "sliding_attention": {} }),
@@ -97,7 +100,7 @@ fn window(fields: Value) -> Option<usize> {
         c["sliding_window"] = json!(8);
         fields.as_object().unwrap().iter().for_each(|(key, value)| c[key] = value.clone());
     });
-    model_config(dir.path()).unwrap().sliding_window
+    model_config(dir.path()).unwrap().layers.iter().find_map(|l| l.window)
 }
 
 #[test]
@@ -130,17 +133,20 @@ fn sliding_window_of_zero() {
 #[test]
 fn config_layers() {
     let dir = tiny();
-    for layers in [5u64, 1_000_000, 200_000_000] {
+    for layers in [5u64, 1_000_000] {
         change(&dir.path().join("config.json"), |c| c["num_hidden_layers"] = json!(layers));
         let expected =
             format!("num_hidden_layers is {layers} in the configuration, but there are 20 tensors");
         refused(dir.path(), &["model.safetensors", &expected]);
     }
+    // No list is made of so many.
+    change(&dir.path().join("config.json"), |c| c["num_hidden_layers"] = json!(200_000_000u64));
+    refused(dir.path(), &["config.json", "num_hidden_layers: is 200000000, must be in 1..1048576"]);
     // GGUF files say it in an entry.
     let base = GgufFile::open(crate::common::families::fixture("families/llama2.gguf")).unwrap();
     let mut out = GgufWriter::default();
     base.metadata().iter().for_each(|(key, value)| match key.as_str() {
-        "llama.block_count" => out.set(key, Entry::U32(200_000_000)),
+        "llama.block_count" => out.set(key, Entry::U32(1_000_000)),
         _ => out.set(key, value.clone()),
     });
     for (name, t) in base.tensors() {
@@ -149,7 +155,7 @@ fn config_layers() {
     let path = dir.path().join("m.gguf");
     out.write(&path).unwrap();
     let e = ModelFiles::open(&path).unwrap_err().to_string();
-    assert!(e.contains("m.gguf: num_hidden_layers is 200000000 in the configuration"), "{e}");
+    assert!(e.contains("m.gguf: num_hidden_layers is 1000000 in the configuration"), "{e}");
     // Sizes of which even the number of parameters is no number are no panic.
     change(&dir.path().join("config.json"), |c| {
         [

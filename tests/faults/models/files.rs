@@ -70,7 +70,8 @@ fn write_part(path: &Path, no: u32, count: u32, tensors: &[String], total: u32) 
 fn split(dir: &Path) -> [PathBuf; 3] {
     let base = GgufFile::open(fixture("families/llama2.gguf")).unwrap();
     let names: Vec<String> = base.tensors().keys().cloned().collect();
-    let (third, total) = (names.len().div_ceil(3), names.len() as u32);
+    let third = names.len().div_ceil(3);
+    let total = names.len() as u32;
     let paths = [1, 2, 3].map(|i| dir.join(format!("m-0000{i}-of-00003.gguf")));
     for (no, (path, tensors)) in paths.iter().zip(names.chunks(third)).enumerate() {
         write_part(path, no as u32, 3, tensors, total);

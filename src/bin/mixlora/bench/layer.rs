@@ -44,14 +44,15 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<(), Failure> {
-    let methods = match args.methods.iter().any(|m| m == "all") {
-        true => Methods::builtin().all().to_vec(),
-        false => {
-            let each = args.methods.iter().map(|m| find(m.trim()).map_err(|e| usage("--methods", &e)));
-            each.collect::<Result<_, _>>()?
-        }
+    let methods = if args.methods.iter().any(|name| name == "all") {
+        Methods::builtin().all().to_vec()
+    } else {
+        let each =
+            args.methods.iter().map(|name| find(name.trim()).map_err(|error| usage("--methods", &error)));
+        each.collect::<Result<_, _>>()?
     };
-    let shapes = args.shapes.iter().map(|s| s.parse::<Shape<2>>().map_err(|e| usage("--shapes", &e)));
+    let shapes =
+        args.shapes.iter().map(|text| text.parse::<Shape<2>>().map_err(|error| usage("--shapes", &error)));
     positive("--batch", &[args.batch])?;
     positive("--seq", &[args.seq])?;
     positive("--r", &[args.r])?;

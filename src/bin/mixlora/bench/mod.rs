@@ -1,4 +1,4 @@
-//! `mixlora bench`: one file per kind, and what they share: device, report, comparison.
+//! `mixlora bench`: one file per kind, and their common device, report and comparison.
 
 mod layer;
 mod model;
@@ -14,7 +14,7 @@ use mixlora::model::{Model, ModelShape};
 use mixlora::{Device, Error};
 use std::path::{Path, PathBuf};
 
-/// What can be measured.
+/// The kinds of measurements.
 #[derive(Subcommand)]
 pub enum Bench {
     /// Measure how fast the device copies memory and multiplies and adds.
@@ -94,7 +94,7 @@ pub struct BaseArgs {
 impl BaseArgs {
     fn open(&self, device: &Device, dequantize: bool) -> Result<std::sync::Arc<Model>, Failure> {
         if let Some(name) = &self.shape {
-            let shape = ModelShape::parse(name).map_err(|e| usage("--shape", &e))?;
+            let shape = ModelShape::parse(name).map_err(|error| usage("--shape", &error))?;
             out::progress(&format!("making a model of {} parameters", shape.config.parameters()));
             return Ok(Model::of_shape(&shape, device)?);
         }
@@ -143,7 +143,7 @@ pub struct ReportArgs {
     compare: Option<PathBuf>,
 }
 
-/// Where a report goes, with the old one that it is compared with.
+/// The destination of a report, with an old one to compare with.
 pub struct Report {
     style: Style,
     out: Option<PathBuf>,
@@ -151,12 +151,14 @@ pub struct Report {
 }
 
 impl ReportArgs {
-    /// Reads the old report first: a file that is none should not cost a measurement.
+    /// Reads the old report first, so that a malformed file does not cost a measurement.
     fn open(&self) -> Result<Report, Failure> {
         let old = match &self.compare {
             Some(path) => {
-                let text = std::fs::read_to_string(path)
-                    .map_err(|e| Error::File { path: path.clone(), what: format!("cannot be read: {e}") })?;
+                let text = std::fs::read_to_string(path).map_err(|error| Error::File {
+                    path: path.clone(),
+                    what: format!("cannot be read: {error}"),
+                })?;
                 Some(parse_rows(path, &text)?)
             }
             None => None,
@@ -180,11 +182,11 @@ impl Report {
             Some(path) => mixlora::atomic::write(path, text.as_bytes())?,
             None => out::text(&text)?,
         }
-        let mut holds = rows.iter().all(|r| r.verified != Some(false));
+        let mut holds = rows.iter().all(|row| row.verified != Some(false));
         if let Some(old) = &self.old {
             let (text, fine) = comparison(rows, old);
             holds &= fine;
-            // Machine-readable output stays alone on stdout.
+            // Machine-readable output is the only one on stdout.
             let is_text = matches!(self.style, Style::Markdown | Style::Wide);
             if is_text || self.out.is_some() {
                 out::text(&format!("\n{text}"))?;
@@ -200,27 +202,27 @@ fn comparison(new: &[Row], old: &[Row]) -> (String, bool) {
     let changes = changes(new, old);
     let rows: Vec<Vec<String>> = changes
         .iter()
-        .map(|c| {
-            let w = &c.new.work;
-            let name = [w.op.as_str(), &w.variant, &w.shape, &w.dtype, &w.dir];
-            let name: Vec<&str> = name.into_iter().filter(|t| !t.is_empty()).collect();
-            let verdict = if c.is_regression() { "WORSE" } else { "ok" };
+        .map(|change| {
+            let work = &change.new.work;
+            let name = [work.op.as_str(), &work.variant, &work.shape, &work.dtype, &work.dir];
+            let name: Vec<&str> = name.into_iter().filter(|part| !part.is_empty()).collect();
+            let verdict = if change.is_regression() { "WORSE" } else { "ok" };
             vec![
                 name.join(" "),
-                format!("{:.1}", c.old.median_us),
-                format!("{:.1}", c.new.median_us),
-                format!("{:.3}", c.ratio()),
+                format!("{:.1}", change.old.median_us),
+                format!("{:.1}", change.new.median_us),
+                format!("{:.3}", change.ratio()),
                 verdict.into(),
             ]
         })
         .collect();
-    let worse = changes.iter().filter(|c| c.is_regression()).count();
+    let worse = changes.iter().filter(|change| change.is_regression()).count();
     let mut text = out::table(&["what", "old us", "new us", "ratio", "verdict"], &rows);
     text += &format!("{} of {} rows compared, {worse} worse\n", changes.len(), new.len());
     (text, worse == 0)
 }
 
-/// How long is measured.
+/// The duration of a measurement.
 #[derive(clap::Args)]
 pub struct RoundsArgs {
     /// Samples of each row at least.
@@ -246,10 +248,11 @@ impl RoundsArgs {
     }
 }
 
-/// Percent of the roof that no computation reaches: the roof was measured at a slow moment.
+/// A percentage of the roof above which the roof must have been measured too low.
 const ABOVE_THE_ROOF: f64 = 105.0;
 
-/// Measures beside the roof (the first time, that takes some seconds), draws the roofline where asked for, and reports.
+/// Measures the roof (which takes some seconds the first time) and the rows, draws the roofline if asked for, and prints
+/// the report.
 fn beside_roof(
     (device, report): (&DeviceArgs, &ReportArgs),
     (plot, title): (Option<&Path>, &str),
@@ -278,18 +281,18 @@ fn beside_roof(
     report.print(&rows)
 }
 
-/// A value of an option that must be at least 1.
+/// Checks that the values of an option are at least 1.
 fn positive(option: &str, values: &[usize]) -> Result<(), Failure> {
-    match values.contains(&0) {
-        true => Err(Failure::Usage(format!("{option}: is 0, must be at least 1"))),
-        false => Ok(()),
+    if values.contains(&0) {
+        return Err(Failure::Usage(format!("{option}: is 0, must be at least 1")));
     }
+    Ok(())
 }
 
-/// What the library says about an option's value is wrong usage.
-fn usage(option: &str, e: &Error) -> Failure {
-    match e {
+/// Turns the library's error about an option's value into wrong usage.
+fn usage(option: &str, error: &Error) -> Failure {
+    match error {
         Error::Config { what, .. } => Failure::Usage(format!("{option}: {what}")),
-        e => Failure::Usage(format!("{option}: {e}")),
+        other => Failure::Usage(format!("{option}: {other}")),
     }
 }

@@ -43,13 +43,14 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<(), Failure> {
-    let method = args.method.as_ref().map(|m| find(m).map_err(|e| usage("--method", &e))).transpose()?;
+    let method =
+        args.method.as_ref().map(|name| find(name).map_err(|error| usage("--method", &error))).transpose()?;
     positive("--rounds", &[args.rounds])?;
     positive("--prompt", &args.prompt)?;
     positive("--generate", &args.generate)?;
     let report = args.report.open()?;
-    let mut base = args.base.open(&open(&args.device)?, args.dequantise)?;
-    let adapter = args.adapter.as_deref().map(|dir| args.base.checks.adapter(dir, &mut base)).transpose()?;
+    let base = args.base.open(&open(&args.device)?, args.dequantise)?;
+    let adapter = args.adapter.as_deref().map(|dir| args.base.checks.adapter(dir, &base)).transpose()?;
     let options = ModelOptions {
         prompts: args.prompt.clone(),
         generated: args.generate.clone(),
@@ -57,5 +58,5 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         kernels: args.kernels,
     };
     out::progress("timing the model");
-    report.print(&model(&mut base, method.map(|m| m.defaults()).as_ref(), adapter, &options)?)
+    report.print(&model(&base, method.map(|method| method.defaults()).as_ref(), adapter, &options)?)
 }

@@ -37,24 +37,19 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<(), Failure> {
-    let shapes: Vec<Shape<3>> = match args.shapes.is_empty() {
-        true => DEFAULT_SHAPES.to_vec(),
-        false => args
-            .shapes
-            .iter()
-            .map(|s| s.parse().map_err(|e| usage("--shapes", &e)))
-            .collect::<Result<_, _>>()?,
-    };
+    let given = args.shapes.iter().map(|shape| shape.parse().map_err(|error| usage("--shapes", &error)));
+    let given: Vec<Shape<3>> = given.collect::<Result<_, _>>()?;
+    let shapes = if given.is_empty() { DEFAULT_SHAPES.to_vec() } else { given };
     let formats = args.types.iter().map(|name| format(name)).collect::<Result<_, _>>()?;
-    if let Some(bad) = args.dir.iter().find(|d| !["fwd", "bwd"].contains(&d.as_str())) {
+    if let Some(bad) = args.dir.iter().find(|dir| !["fwd", "bwd"].contains(&dir.as_str())) {
         return Err(Failure::Usage(format!("--dir: there is no direction '{bad}'; there are fwd and bwd")));
     }
     let options = OpsOptions {
         ops: ops_test::choose(&args.op)?,
         shapes,
         formats,
-        forward: args.dir.iter().any(|d| d == "fwd"),
-        backward: args.dir.iter().any(|d| d == "bwd"),
+        forward: args.dir.iter().any(|dir| dir == "fwd"),
+        backward: args.dir.iter().any(|dir| dir == "bwd"),
         rounds: args.rounds.rounds()?,
         wall: args.rounds.wall,
     };
@@ -64,7 +59,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
 }
 
 fn format(name: &str) -> Result<Format, Failure> {
-    Format::ALL.into_iter().find(|f| f.name() == name).ok_or_else(|| {
+    Format::ALL.into_iter().find(|format| format.name() == name).ok_or_else(|| {
         let known = Format::ALL.map(Format::name).join(", ");
         Failure::Usage(format!("--types: there is no format '{name}'; the formats are {known}"))
     })

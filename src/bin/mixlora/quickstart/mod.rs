@@ -16,7 +16,7 @@ use report::Report;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-/// The method that is shown.
+/// The method of the quickstart.
 const METHOD: &MethodSpec = methods::STANDARD;
 
 #[derive(clap::Args)]
@@ -57,15 +57,12 @@ pub struct Args {
 }
 
 impl Args {
-    /// How the base model is trained: found by trial on one seed, see docs/QUICKSTART.md.
+    /// Training options for the base model, found by trial on one seed; see docs/QUICKSTART.md.
     fn training(&self, base: &Base) -> TrainOptions {
-        let (steps, micro_batch, learning_rate) = match base.tiny {
-            // As many as take a software GPU less than two minutes with all that is asked.
-            true => (120, 8, 3e-3),
-            false => (290, 4, 1.5e-3),
-        };
+        // The steps of the tiny model take a software GPU less than two minutes, questions included.
+        let (steps, micro_batch, learning_rate) = if base.tiny { (120, 8, 3e-3) } else { (290, 4, 1.5e-3) };
         let steps = self.steps.unwrap_or(steps);
-        // One checkpoint, at the end: a run is short.
+        // A run is short: one checkpoint at the end suffices.
         let save_every = Some(steps);
         let defaults = TrainOptions::default();
         TrainOptions {
@@ -96,7 +93,8 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let base = base::find(&args.model, args.cache.as_deref(), &args.out)?;
     write_set(&data)?;
     let text = TextOptions::default().open(Some(&base.path))?;
-    let (options, training) = (args.device.options(), args.training(&base));
+    let options = args.device.options();
+    let training = args.training(&base);
     let stop = signals::stop_on_signals(None)?;
     let name = device.name().to_string();
     let lesson = Lesson::new(&base, &text, device, options, training, data, stop)?;
@@ -115,19 +113,20 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         Report { lesson: &lesson, before, learned, out: &args.out, seed: args.seed, device: name, seconds };
     let json = report.json();
     let path = args.out.join("report.json");
-    std::fs::write(&path, format!("{json:#}\n")).map_err(|e| file_error(&path, &e))?;
-    match args.json {
-        true => out::json(&json)?,
-        false => out::text(&report.text())?,
+    std::fs::write(&path, format!("{json:#}\n")).map_err(|error| file_error(&path, &error))?;
+    if args.json {
+        out::json(&json)?;
+    } else {
+        out::text(&report.text())?;
     }
     Ok(())
 }
 
-/// Refuses a place that holds something.
+/// Refuses a folder that is not empty.
 fn check_free(dir: &Path) -> Result<(), Failure> {
     let what = match std::fs::read_dir(dir) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(e) => format!("cannot be used as a folder: {e}"),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => format!("cannot be used as a folder: {error}"),
         Ok(entries) => match entries.count() {
             0 => return Ok(()),
             _ => "is not empty; remove it, or give another folder with --out".into(),
@@ -138,10 +137,11 @@ fn check_free(dir: &Path) -> Result<(), Failure> {
 
 fn write_set(dir: &Path) -> Result<(), Failure> {
     let set = set::set();
-    std::fs::create_dir_all(dir).map_err(|e| file_error(dir, &e))?;
+    std::fs::create_dir_all(dir).map_err(|error| file_error(dir, &error))?;
     for (name, items) in [("train.jsonl", &set.train), ("test.jsonl", &set.test)] {
-        let (path, text) = (dir.join(name), items.iter().map(|i| i.line() + "\n").collect::<String>());
-        std::fs::write(&path, text).map_err(|e| file_error(&path, &e))?;
+        let path = dir.join(name);
+        let text = items.iter().map(|item| item.line() + "\n").collect::<String>();
+        std::fs::write(&path, text).map_err(|error| file_error(&path, &error))?;
     }
     Ok(())
 }

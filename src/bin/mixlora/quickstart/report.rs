@@ -1,4 +1,4 @@
-//! What the quickstart prints.
+//! The report of the quickstart.
 
 use super::base::Base;
 use super::lesson::{Learned, Lesson, Measured};
@@ -8,7 +8,7 @@ use mixlora::train::{TaskScore, mean_exact_match};
 use serde_json::{Value, json};
 use std::path::Path;
 
-/// Longest text of a cell, in characters.
+/// The longest text of a cell, in characters.
 const CELL: usize = 44;
 
 pub struct Report<'a> {
@@ -38,84 +38,102 @@ impl Report<'_> {
     /// Right answers by task.
     fn tasks(&self) -> String {
         let mut head = vec!["task", "questions", "commonest answer", "before, somewhere", "before"];
-        head.extend(self.learned.iter().map(|l| l.method.as_str()));
-        let rights = |s: &TaskScore| percent(s.exact_match());
+        head.extend(self.learned.iter().map(|learned| learned.method.as_str()));
+        let exact = |score: &TaskScore| percent(score.exact_match());
         let mut rows: Vec<Vec<String>> = Vec::new();
-        for (i, s) in self.before.scores.iter().enumerate() {
-            let commonest = percent(s.commonest as f64 / s.questions.max(1) as f64);
-            let somewhere = percent(self.somewhere(&s.task));
-            let mut row = vec![s.task.clone(), s.questions.to_string(), commonest, somewhere, rights(s)];
-            row.extend(self.learned.iter().map(|l| rights(&l.after.scores[i])));
+        for (index, score) in self.before.scores.iter().enumerate() {
+            let commonest = percent(score.commonest as f64 / score.questions.max(1) as f64);
+            let somewhere = percent(self.somewhere(&score.task));
+            let mut row =
+                vec![score.task.clone(), score.questions.to_string(), commonest, somewhere, exact(score)];
+            row.extend(self.learned.iter().map(|learned| exact(&learned.after.scores[index])));
             rows.push(row);
         }
-        let asked: usize = self.before.scores.iter().map(|s| s.questions).sum();
+        let asked: usize = self.before.scores.iter().map(|score| score.questions).sum();
         let mut last = vec!["mean".into(), asked.to_string(), "-".into(), "-".into()];
-        let all = [&self.before].into_iter().chain(self.learned.iter().map(|l| &l.after));
-        last.extend(all.clone().map(|m| percent(mean_exact_match(&m.scores))));
+        let all = [&self.before].into_iter().chain(self.learned.iter().map(|learned| &learned.after));
+        last.extend(all.clone().map(|measured| percent(mean_exact_match(&measured.scores))));
         rows.push(last);
         let mut loss = vec!["held-out loss".into(), "-".into(), "-".into(), "-".into()];
-        loss.extend(all.map(|m| format!("{:.3}", m.loss)));
+        loss.extend(all.map(|measured| format!("{:.3}", measured.loss)));
         rows.push(loss);
         out::table(&head, &rows)
     }
 
-    /// Share of a task's questions where the base model says the wanted text somewhere in its answer: what it knows,
-    /// apart from how it is used to answer.
+    /// The share of a task's questions for which the base model's answer contains the wanted text. It measures the
+    /// knowledge of the model, apart from the form of its answers.
     fn somewhere(&self, task: &str) -> f64 {
-        let all = self.lesson.questions.list.iter().zip(&self.before.answers).filter(|(q, _)| q.task == task);
-        let holds = |text: &str, part: &str| text.to_lowercase().contains(&part.trim().to_lowercase());
-        let (mut there, mut n) = (0, 0);
-        for (q, answer) in all {
-            there += usize::from(answer.as_deref().is_some_and(|a| holds(a, &q.reference)));
-            n += 1;
+        let all = self
+            .lesson
+            .questions
+            .list
+            .iter()
+            .zip(&self.before.answers)
+            .filter(|(question, _)| question.task == task);
+        let contains = |text: &str, part: &str| text.to_lowercase().contains(&part.trim().to_lowercase());
+        let mut found = 0;
+        let mut total = 0;
+        for (question, answer) in all {
+            found +=
+                usize::from(answer.as_deref().is_some_and(|answer| contains(answer, &question.reference)));
+            total += 1;
         }
-        there as f64 / n.max(1) as f64
+        found as f64 / total.max(1) as f64
     }
 
-    /// What training took.
+    /// The cost of training.
     fn runs(&self) -> String {
         let mut text = String::new();
-        for l in &self.learned {
+        for learned in &self.learned {
             text += &format!(
                 "{}: {} trained values, {} steps, {} tokens in {:.0} s ({:.0} tok/s), training loss {:.3} -> {:.3}{}\n",
-                l.method,
-                l.trained_values,
-                l.steps,
-                l.tokens,
-                l.seconds,
-                l.tokens as f64 / l.seconds.max(1e-9),
-                l.first_loss,
-                l.last_loss,
-                l.device_peak
-                    .map_or_else(String::new, |b| format!(", {} MiB on the device at most", b >> 20)),
+                learned.method,
+                learned.trained_values,
+                learned.steps,
+                learned.tokens,
+                learned.seconds,
+                learned.tokens as f64 / learned.seconds.max(1e-9),
+                learned.first_loss,
+                learned.last_loss,
+                learned
+                    .device_peak
+                    .map_or_else(String::new, |bytes| format!(", {} MiB on the device at most", bytes >> 20)),
             );
         }
-        let asking = self.before.seconds + self.learned.iter().map(|l| l.after.seconds).sum::<f64>();
+        let asking =
+            self.before.seconds + self.learned.iter().map(|learned| learned.after.seconds).sum::<f64>();
         text += &format!("asking took {asking:.0} s, everything {:.0} s on {}", self.seconds, self.device);
-        text + &peak_memory().map_or_else(String::new, |b| format!("; peak memory {} MiB", b >> 20)) + "\n"
+        text + &peak_memory().map_or_else(String::new, |bytes| format!("; peak memory {} MiB", bytes >> 20))
+            + "\n"
     }
 
-    /// The first question of each task, with what was said.
+    /// The first question of each task with the answers.
     fn examples(&self) -> String {
         let mut head = vec!["question", "wanted", "before"];
-        head.extend(self.learned.iter().map(|l| l.method.as_str()));
+        head.extend(self.learned.iter().map(|learned| learned.method.as_str()));
         let list = &self.lesson.questions.list;
-        let firsts = self.before.scores.iter().filter_map(|s| list.iter().position(|q| q.task == s.task));
+        let firsts = self
+            .before
+            .scores
+            .iter()
+            .filter_map(|score| list.iter().position(|question| question.task == score.task));
         let rows: Vec<Vec<String>> = firsts
-            .map(|i| {
-                let said = |m: &Measured| cell(m.answers[i].as_deref().unwrap_or("-"));
-                let mut row = vec![cell(&list[i].shown), cell(&list[i].reference), said(&self.before)];
-                row.extend(self.learned.iter().map(|l| said(&l.after)));
+            .map(|index| {
+                let question = &list[index];
+                let answer = |measured: &Measured| cell(measured.answers[index].as_deref().unwrap_or("-"));
+                let mut row = vec![cell(&question.shown), cell(&question.reference), answer(&self.before)];
+                row.extend(self.learned.iter().map(|learned| answer(&learned.after)));
                 row
             })
             .collect();
         out::table(&head, &rows)
     }
 
-    /// What to type next.
+    /// Commands to try next.
     fn next(&self) -> String {
         let Some(first) = self.learned.first() else { return String::new() };
-        let (model, adapter) = (quoted(&self.lesson.base.path), quoted(&first.adapter));
+        let model = quoted(&self.lesson.base.path);
+        let adapter = quoted(&first.adapter);
         let data = quoted(&self.out.join("data"));
         format!(
             "The adapter is in {adapter}. Next:\n\
@@ -131,16 +149,17 @@ impl Report<'_> {
         let runs: Vec<Value> = self
             .learned
             .iter()
-            .map(|l| {
+            .map(|learned| {
                 json!({
-                    "method": l.method, "adapter": l.adapter, "trained_values": l.trained_values, "steps": l.steps,
-                    "tokens": l.tokens, "seconds": l.seconds, "tok_s": l.tokens as f64 / l.seconds.max(1e-9),
-                    "loss_first": l.first_loss, "loss_last": l.last_loss, "device_peak_bytes": l.device_peak,
-                    "after": measured(&l.after),
+                    "method": learned.method, "adapter": learned.adapter, "trained_values": learned.trained_values, "steps": learned.steps,
+                    "tokens": learned.tokens, "seconds": learned.seconds, "tok_s": learned.tokens as f64 / learned.seconds.max(1e-9),
+                    "loss_first": learned.first_loss, "loss_last": learned.last_loss, "device_peak_bytes": learned.device_peak,
+                    "after": measured(&learned.after),
                 })
             })
             .collect();
-        let tasks = self.before.scores.iter().map(|s| (s.task.clone(), json!(self.somewhere(&s.task))));
+        let tasks =
+            self.before.scores.iter().map(|score| (score.task.clone(), json!(self.somewhere(&score.task))));
         let somewhere: serde_json::Map<String, Value> = tasks.collect();
         json!({
             "before_somewhere": somewhere, "model": base.path, "tiny": base.tiny, "fallback_because": base.because, "seed": self.seed,
@@ -150,9 +169,9 @@ impl Report<'_> {
     }
 }
 
-fn measured(m: &Measured) -> Value {
+fn measured(measured: &Measured) -> Value {
     json!({
-        "held_out_loss": m.loss, "exact_match": mean_exact_match(&m.scores), "tasks": m.scores, "seconds": m.seconds,
+        "held_out_loss": measured.loss, "exact_match": mean_exact_match(&measured.scores), "tasks": measured.scores, "seconds": measured.seconds,
     })
 }
 
@@ -160,28 +179,26 @@ fn percent(share: f64) -> String {
     format!("{:.1} %", 100.0 * share)
 }
 
-/// One line that is not too long.
+/// Text in one line of limited length.
 fn cell(text: &str) -> String {
     let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    match line.chars().count() > CELL {
-        true => line.chars().take(CELL - 3).collect::<String>() + "...",
-        false => line,
+    if line.chars().count() <= CELL {
+        return line;
     }
+    line.chars().take(CELL - 3).collect::<String>() + "..."
 }
 
-/// A path as a shell takes it.
+/// A path quoted for a shell.
 fn quoted(path: &Path) -> String {
     let text = path.display().to_string();
-    match text.chars().all(|c| c.is_ascii_alphanumeric() || "/._-+\\:".contains(c)) {
-        true => text,
-        false => format!("'{}'", text.replace('\'', "'\\''")),
-    }
+    let is_plain = |character: char| character.is_ascii_alphanumeric() || "/._-+\\:".contains(character);
+    if text.chars().all(is_plain) { text } else { format!("'{}'", text.replace('\'', "'\\''")) }
 }
 
-/// The most memory that this process had, where the system says so (Linux).
+/// The peak resident memory of this process, if the system reports it (Linux).
 fn peak_memory() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    let line = status.lines().find_map(|learned| learned.strip_prefix("VmHWM:"))?;
     Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? << 10)
 }
 

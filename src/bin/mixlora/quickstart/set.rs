@@ -11,13 +11,13 @@ const CONTINENTS: &str = include_str!("../../../../data/quickstart/continents.tx
 const WORDS: &str = include_str!("../../../../data/quickstart/words.txt");
 const SENTENCES: &str = include_str!("../../../../data/quickstart/sentences.txt");
 
-/// Fixes every sample.
+/// The seed of all samples.
 pub const SEED: u64 = 2026;
-/// What every sample begins with; say the same in `chat --system`.
+/// The system message of every sample; use the same in `chat --system`.
 pub const SYSTEM: &str = "Answer briefly.";
-/// Training and held-out samples of a task that can make as many as it likes.
+/// Numbers of training and held-out samples of a task with unlimited samples.
 const SIZES: (usize, usize) = (240, 48);
-/// Held-out samples of one answer, in tasks that look things up: so that no answer is common.
+/// The largest number of held-out samples with the same answer in lookup tasks, so that no answer is common.
 const MOST_HELD_OUT: usize = 10;
 
 /// A question with its answer.
@@ -32,7 +32,7 @@ impl Item {
     fn new(task: &'static str, question: String, answer: impl Into<String>) -> Self {
         Item { task, question, answer: answer.into() }
     }
-    /// Its line in a JSONL file.
+    /// The line of the item in a JSONL file.
     pub fn line(&self) -> String {
         let messages = [("system", SYSTEM), ("user", &self.question), ("assistant", &self.answer)]
             .map(|(role, content)| json!({ "role": role, "content": content }));
@@ -40,13 +40,13 @@ impl Item {
     }
 }
 
-/// Samples to train on, and others to be asked.
+/// Samples for training and for questions.
 pub struct Set {
     pub train: Vec<Item>,
     pub test: Vec<Item>,
 }
 
-/// Draws numbers one after the other.
+/// A sequence of random numbers.
 struct Dice {
     stream: Stream,
     drawn: u32,
@@ -56,24 +56,24 @@ impl Dice {
     fn new(name: &str) -> Self {
         Dice { stream: Stream::new(SEED).named(name), drawn: 0 }
     }
-    fn below(&mut self, n: usize) -> usize {
+    fn below(&mut self, limit: usize) -> usize {
         self.drawn += 1;
-        ((u64::from(self.stream.bits(self.drawn)) * n as u64) >> 32) as usize
+        ((u64::from(self.stream.bits(self.drawn)) * limit as u64) >> 32) as usize
     }
     fn pick<T: Copy>(&mut self, list: &[T]) -> T {
         list[self.below(list.len())]
     }
-    /// `n` different entries of a list.
-    fn some<T: Copy>(&mut self, list: &[T], n: usize) -> Vec<T> {
+    /// `count` different entries of a list.
+    fn some<T: Copy>(&mut self, list: &[T], count: usize) -> Vec<T> {
         let mut left = list.to_vec();
-        (0..n).map(|_| left.swap_remove(self.below(left.len()))).collect()
+        (0..count).map(|_| left.swap_remove(self.below(left.len()))).collect()
     }
     fn shuffle<T>(&mut self, list: &mut [T]) {
-        (1..list.len()).rev().for_each(|i| list.swap(i, self.below(i + 1)));
+        (1..list.len()).rev().for_each(|last| list.swap(last, self.below(last + 1)));
     }
 }
 
-/// The whole set, always the same.
+/// Makes the set, which is always the same.
 pub fn set() -> Set {
     let mut set = Set { train: Vec::new(), test: Vec::new() };
     for (task, make) in [
@@ -84,7 +84,8 @@ pub fn set() -> Set {
         ("language", language),
     ] {
         let mut dice = Dice::new(task);
-        let (mut items, mut seen) = (Vec::new(), BTreeSet::new());
+        let mut items = Vec::new();
+        let mut seen = BTreeSet::new();
         while items.len() < SIZES.0 + SIZES.1 {
             let item = make(&mut dice);
             if seen.insert(item.question.clone()) {
@@ -94,12 +95,12 @@ pub fn set() -> Set {
         set.test.extend(items.split_off(SIZES.0));
         set.train.extend(items);
     }
-    // Tasks that look things up: what is asked about is never trained.
+    // Lookup tasks: held-out words are never trained.
     for (task, question, lists) in
         [("category", "Kind of thing: ", WORDS), ("continent", "Continent of ", CONTINENTS)]
     {
         let mut dice = Dice::new(task);
-        for (answer, list) in lists.lines().filter_map(|l| l.split_once(": ")) {
+        for (answer, list) in lists.lines().filter_map(|line| line.split_once(": ")) {
             let item = |word| Item::new(task, format!("{question}{word}"), answer);
             let mut items: Vec<Item> = list.split(", ").map(item).collect();
             dice.shuffle(&mut items);
@@ -128,7 +129,9 @@ const MONTHS: [&str; 12] = [
 ];
 
 fn date(dice: &mut Dice) -> Item {
-    let (day, month, year) = (1 + dice.below(28), dice.below(12), 1900 + dice.below(125));
+    let day = 1 + dice.below(28);
+    let month = dice.below(12);
+    let year = 1900 + dice.below(125);
     let name = MONTHS[month];
     let text = match dice.below(3) {
         0 => format!("{day} {name} {year}"),
@@ -139,16 +142,16 @@ fn date(dice: &mut Dice) -> Item {
 }
 
 fn number(dice: &mut Dice) -> Item {
-    let n = match dice.below(3) {
+    let number = match dice.below(3) {
         0 => 11 + dice.below(89),
         1 => 100 + dice.below(900),
         _ => 1000 + dice.below(9000),
     };
-    Item::new("number", format!("In digits: {}", words(n)), n.to_string())
+    Item::new("number", format!("In digits: {}", words(number)), number.to_string())
 }
 
 /// A number below 10,000 in words.
-fn words(n: usize) -> String {
+fn words(number: usize) -> String {
     const SMALL: [&str; 20] = [
         "zero",
         "one",
@@ -173,15 +176,17 @@ fn words(n: usize) -> String {
     ];
     const TENS: [&str; 10] =
         ["", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"];
-    match n {
-        0..20 => SMALL[n].into(),
-        20..100 if n.is_multiple_of(10) => TENS[n / 10].into(),
-        20..100 => format!("{}-{}", TENS[n / 10], SMALL[n % 10]),
-        100..1000 if n.is_multiple_of(100) => format!("{} hundred", SMALL[n / 100]),
-        100..1000 => format!("{} hundred and {}", SMALL[n / 100], words(n % 100)),
-        _ if n.is_multiple_of(1000) => format!("{} thousand", SMALL[n / 1000]),
-        _ if n % 1000 < 100 => format!("{} thousand and {}", SMALL[n / 1000], words(n % 1000)),
-        _ => format!("{} thousand {}", SMALL[n / 1000], words(n % 1000)),
+    let tens = number / 10 % 10;
+    let ones = number % 10;
+    match number {
+        0..20 => SMALL[number].into(),
+        20..100 if ones == 0 => TENS[tens].into(),
+        20..100 => format!("{}-{}", TENS[tens], SMALL[ones]),
+        100..1000 if number.is_multiple_of(100) => format!("{} hundred", SMALL[number / 100]),
+        100..1000 => format!("{} hundred and {}", SMALL[number / 100], words(number % 100)),
+        _ if number.is_multiple_of(1000) => format!("{} thousand", SMALL[number / 1000]),
+        _ if number % 1000 < 100 => format!("{} thousand and {}", SMALL[number / 1000], words(number % 1000)),
+        _ => format!("{} thousand {}", SMALL[number / 1000], words(number % 1000)),
     }
 }
 
@@ -191,14 +196,14 @@ fn reverse(dice: &mut Dice) -> Item {
         "tree", "house", "river", "stone", "bread", "milk", "salt", "sugar", "paper", "glass", "iron",
         "gold",
     ];
-    let n = 3 + dice.below(2);
-    let mut list = dice.some(&THINGS, n);
+    let count = 3 + dice.below(2);
+    let mut list = dice.some(&THINGS, count);
     let question = format!("Reverse: {}", list.join(", "));
     list.reverse();
     Item::new("reverse", question, list.join(", "))
 }
 
-/// Who has a thing at the end of a short story.
+/// A question about the holder of a thing at the end of a short story.
 fn holder(dice: &mut Dice) -> Item {
     const NAMES: [&str; 20] = [
         "Anna", "Tom", "Mia", "Paul", "Lena", "Max", "Sara", "John", "Emma", "David", "Julia", "Peter",
@@ -206,14 +211,17 @@ fn holder(dice: &mut Dice) -> Item {
     ];
     const THINGS: [&str; 10] =
         ["lamp", "book", "ball", "bag", "watch", "coat", "phone", "bike", "key", "ring"];
-    let (thing, names) = (dice.pick(&THINGS), dice.some(&NAMES, 3));
-    let [a, b, c] = names[..] else { unreachable!("three were drawn") };
+    let thing = dice.pick(&THINGS);
+    let names = dice.some(&NAMES, 3);
+    let [first, second, third] = names[..] else { unreachable!("three were drawn") };
     let give = dice.pick(&["gave", "sold", "handed"]);
     let (story, last) = match dice.below(4) {
-        0 => (format!("{a} {give} the {thing} to {b}. {b} {give} it to {c}."), c),
-        1 => (format!("{a} {give} the {thing} to {b}. {c} looked at it."), b),
-        2 => (format!("{a} showed {b} the {thing}. Then {c} {give} {b} a coin."), a),
-        _ => (format!("{a} got the {thing} from {b}. {c} asked for it, but got nothing."), a),
+        0 => (format!("{first} {give} the {thing} to {second}. {second} {give} it to {third}."), third),
+        1 => (format!("{first} {give} the {thing} to {second}. {third} looked at it."), second),
+        2 => (format!("{first} showed {second} the {thing}. Then {third} {give} {second} a coin."), first),
+        _ => {
+            (format!("{first} got the {thing} from {second}. {third} asked for it, but got nothing."), first)
+        }
     };
     Item::new("holder", format!("{story} Who has the {thing}?"), last)
 }
@@ -241,7 +249,7 @@ mod tests {
     fn the_set_is_large_enough_and_leaks_nothing() {
         let set = set();
         assert!(set.train.len() >= 1500 && set.test.len() >= 300, "{} {}", set.train.len(), set.test.len());
-        let asked: BTreeSet<&str> = set.train.iter().map(|i| i.question.as_str()).collect();
+        let asked: BTreeSet<&str> = set.train.iter().map(|item| item.question.as_str()).collect();
         assert_eq!(asked.len(), set.train.len(), "no question twice");
         for item in &set.test {
             assert!(!asked.contains(item.question.as_str()), "{item:?} is trained");
@@ -252,7 +260,8 @@ mod tests {
         }
         assert_eq!(tasks.len(), 7);
         for (task, answers) in tasks {
-            let (most, all) = (answers.values().max().unwrap(), answers.values().sum::<usize>());
+            let most = answers.values().max().unwrap();
+            let all = answers.values().sum::<usize>();
             assert!(4 * most <= all, "{task}: {answers:?}");
         }
         assert_eq!(super::set().train, set.train);
@@ -270,6 +279,6 @@ mod tests {
                 "{item:?}"
             );
         }
-        assert!(SENTENCES.lines().all(|l| l.split('|').count() == 4));
+        assert!(SENTENCES.lines().all(|line| line.split('|').count() == 4));
     }
 }

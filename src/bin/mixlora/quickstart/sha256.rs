@@ -1,9 +1,9 @@
-//! SHA-256 (FIPS 180-4), to recognise what was downloaded.
+//! SHA-256 (FIPS 180-4), for checking downloads. Names of words follow the standard.
 
 use std::io::Read;
 
 /// The first 32 bits of the fractional parts of the cube roots of the first 64 primes.
-const K: [u32; 64] = [
+const ROUND_CONSTANTS: [u32; 64] = [
     0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5, 0x3956c25b, 0x59f111f1, 0x923f82a4, 0xab1c5ed5,
     0xd807aa98, 0x12835b01, 0x243185be, 0x550c7dc3, 0x72be5d74, 0x80deb1fe, 0x9bdc06a7, 0xc19bf174,
     0xe49b69c1, 0xefbe4786, 0x0fc19dc6, 0x240ca1cc, 0x2de92c6f, 0x4a7484aa, 0x5cb0a9dc, 0x76f988da,
@@ -13,60 +13,63 @@ const K: [u32; 64] = [
     0x19a4c116, 0x1e376c08, 0x2748774c, 0x34b0bcb5, 0x391c0cb3, 0x4ed8aa4a, 0x5b9cca4f, 0x682e6ff3,
     0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208, 0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2,
 ];
-/// The same of the square roots of the first eight.
+/// The first 32 bits of the fractional parts of the square roots of the first eight primes.
 const START: [u32; 8] =
     [0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19];
 
-/// The digest of all that can be read, in hexadecimal.
+/// The digest of everything that `from` yields, in hexadecimal.
 pub fn sha256(mut from: impl Read) -> std::io::Result<String> {
-    let (mut state, mut bytes) = (START, 0u64);
-    // A multiple of the 64 bytes of a block; what is left of the last one goes on with the padding.
+    let mut state = START;
+    let mut bytes = 0u64;
+    // The size is a multiple of the 64 bytes of a block; the rest of the last block precedes the padding.
     let mut buffer = vec![0; 1 << 16];
     loop {
         let mut filled = 0;
         while filled < buffer.len() {
             match from.read(&mut buffer[filled..])? {
                 0 => break,
-                n => filled += n,
+                read => filled += read,
             }
         }
         bytes += filled as u64;
         let blocks = buffer[..filled].chunks_exact(64);
         let mut rest = blocks.remainder().to_vec();
-        blocks.for_each(|b| add(&mut state, b));
+        blocks.for_each(|block| compress(&mut state, block));
         if filled < buffer.len() {
             rest.push(0x80);
             rest.resize((rest.len() + 8).next_multiple_of(64) - 8, 0);
             rest.extend((bytes * 8).to_be_bytes());
-            rest.chunks_exact(64).for_each(|b| add(&mut state, b));
-            return Ok(state.iter().map(|w| format!("{w:08x}")).collect());
+            rest.chunks_exact(64).for_each(|block| compress(&mut state, block));
+            return Ok(state.iter().map(|word| format!("{word:08x}")).collect());
         }
     }
 }
 
-/// One block of 64 bytes.
-fn add(state: &mut [u32; 8], block: &[u8]) {
-    let mut w = [0u32; 64];
-    for (word, bytes) in w.iter_mut().zip(block.chunks_exact(4)) {
+/// Adds a block of 64 bytes.
+fn compress(state: &mut [u32; 8], block: &[u8]) {
+    let mut schedule = [0u32; 64];
+    for (word, bytes) in schedule.iter_mut().zip(block.chunks_exact(4)) {
         *word = u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
     }
-    for t in 16..64 {
-        let (a, b) = (w[t - 15], w[t - 2]);
-        let s0 = a.rotate_right(7) ^ a.rotate_right(18) ^ (a >> 3);
-        let s1 = b.rotate_right(17) ^ b.rotate_right(19) ^ (b >> 10);
-        w[t] = w[t - 16].wrapping_add(s0).wrapping_add(w[t - 7]).wrapping_add(s1);
+    for round in 16..64 {
+        let early = schedule[round - 15];
+        let late = schedule[round - 2];
+        let sigma0 = early.rotate_right(7) ^ early.rotate_right(18) ^ (early >> 3);
+        let sigma1 = late.rotate_right(17) ^ late.rotate_right(19) ^ (late >> 10);
+        let sum = schedule[round - 16].wrapping_add(sigma0).wrapping_add(schedule[round - 7]);
+        schedule[round] = sum.wrapping_add(sigma1);
     }
     let [mut a, mut b, mut c, mut d, mut e, mut f, mut g, mut h] = *state;
-    for t in 0..64 {
-        let s1 = e.rotate_right(6) ^ e.rotate_right(11) ^ e.rotate_right(25);
+    for (constant, word) in ROUND_CONSTANTS.iter().zip(schedule) {
+        let sum1 = e.rotate_right(6) ^ e.rotate_right(11) ^ e.rotate_right(25);
         let choice = (e & f) ^ (!e & g);
-        let t1 = h.wrapping_add(s1).wrapping_add(choice).wrapping_add(K[t]).wrapping_add(w[t]);
-        let s0 = a.rotate_right(2) ^ a.rotate_right(13) ^ a.rotate_right(22);
-        let t2 = s0.wrapping_add((a & b) ^ (a & c) ^ (b & c));
-        (h, g, f, e, d, c, b, a) = (g, f, e, d.wrapping_add(t1), c, b, a, t1.wrapping_add(t2));
+        let first = h.wrapping_add(sum1).wrapping_add(choice).wrapping_add(*constant).wrapping_add(word);
+        let sum0 = a.rotate_right(2) ^ a.rotate_right(13) ^ a.rotate_right(22);
+        let second = sum0.wrapping_add((a & b) ^ (a & c) ^ (b & c));
+        (h, g, f, e, d, c, b, a) = (g, f, e, d.wrapping_add(first), c, b, a, first.wrapping_add(second));
     }
-    for (s, v) in state.iter_mut().zip([a, b, c, d, e, f, g, h]) {
-        *s = s.wrapping_add(v);
+    for (word, added) in state.iter_mut().zip([a, b, c, d, e, f, g, h]) {
+        *word = word.wrapping_add(added);
     }
 }
 
