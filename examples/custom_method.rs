@@ -9,8 +9,8 @@
 use mixlora::adapter::{Adapter, AdapterOptions};
 use mixlora::data::{Batch, Example};
 use mixlora::mixture::{
-    Ask, Factors, Instance, LinearBuild, Lora, MethodOptions, MethodSpec, Methods, RoutedLinears, Router,
-    RouterGradient, Routes, Routing, Selection, enough, route,
+    Ask, Factors, Gate, Instance, LinearBuild, Lora, MethodOptions, MethodSpec, Methods, RoutedLinears,
+    Router, RouterGradient, Routes, Rule, Selection, enough, route,
 };
 use mixlora::model::Model;
 use mixlora::nn::{LinearAdapter, Param};
@@ -90,8 +90,7 @@ impl Router for Pairs {
         let units = &ask.pass.units;
         let z = x.pool_rows(units)?.matmul_nt(&self.weight.tensor())?.scale(self.sharpness)?;
         let z = z.reshape(&[units.count(), self.linears, 1, self.factors])?;
-        let mut routing = Routing::new(self.chosen);
-        routing.gated = true;
+        let mut routing = Rule::top_k(self.chosen, Gate::Softmax).routing()?;
         routing.gate_scale = self.chosen as f32;
         route(&z, None, None, ask.forced, &routing, units, 1)
     }

@@ -10,17 +10,21 @@ This page is generated from the methods' own declarations, by a test:
 `MIXLORA_WRITE_DOCS=1 cargo test --release --test documents`. How a method is added: [ADD_A_METHOD.md](ADD_A_METHOD.md).
 
 E: `num_factors` or `num_experts`; d_in, d_out: sides of one linear. 'Routes' are the rows that choose together;
-'router learns' says whether the task trains the router under the method's defaults.
+'rule' is how a router scores, selects and gates, with the formulas of
+[`Score`, `Select` and `Gate`](../src/mixture/rule.rs); 'router learns' says whether the task trains the router. Both are
+those of the method's defaults.
 
-| method | take it for | hook | routes | trained values of a linear | router learns | merges | source |
-|---|---|---|---|---|---|---|---|
+| method | take it for | hook | routes | rule | trained values of a linear | router learns | merges | source |
+|---|---|---|---|---|---|---|---|---|
 ";
 
 fn row(m: &'static MethodSpec) -> String {
-    let router = m.defaults().options().router_gradient().name();
+    let defaults = m.defaults();
+    let router = defaults.options().router_gradient().name();
+    let rule = defaults.options().rule().to_string();
     let merges = if m.mergeable { "yes" } else { "no" };
-    let cells =
-        [m.name, m.when, m.hook.name(), m.routes.name(), m.trainable, router, merges, m.paper].join(" | ");
+    let cells = [m.name, m.when, m.hook.name(), m.routes.name(), &rule, m.trainable, router, merges, m.paper]
+        .join(" | ");
     format!("| {cells} |\n")
 }
 

@@ -6,7 +6,7 @@
 //! | option | a named value of a method, declared once with [`options!`](crate::options) |
 //! | site | a place in a model: a group of linears that read one input, or an MLP block |
 //! | unit | rows that choose together: an instance, a token, a task ([`Routes`]) |
-//! | router | chooses factors for units: score, select, gate ([`Router`]) |
+//! | router | chooses factors for units ([`Router`]) by a rule: score, select, gate ([`Rule`]) |
 //! | factor, expert | an entry of a pool: a rank-1 update, or a LoRA of its own |
 //!
 //! A method's file in `methods/` declares its options and says which router of `routers/` it puts over which pools. A
@@ -22,11 +22,12 @@ mod routed;
 mod routed_mlp;
 mod router;
 pub mod routers;
+mod rule;
 mod site;
 mod spec;
 
 pub use crate::ops::mixture_linears::mixture_linears;
-pub use crate::ops::topk_routing::{Condition, Routing, Score, Table, first_choices, route, route_rows};
+pub use crate::ops::topk_routing::{Condition, Routing, Table, first_choices, route, route_rows};
 pub use crate::routing::{Dropout, Selection, Units};
 pub use groups::{
     AuxLoss, BiasBalance, Cfs, CfsForm, DecodeRoute, Experts, Factors, GateScale, Instance, Lora, Sparse,
@@ -38,5 +39,6 @@ pub use registry::{Methods, find};
 pub use routed::RoutedLinears;
 pub use routed_mlp::RoutedMlp;
 pub use router::{Ask, Router, decide};
+pub use rule::{Gate, Rule, Score, Select};
 pub use site::{Build, Depth, LinearBuild, LinearSite, MlpBuild, MlpSite, SitePart};
 pub use spec::{Files, Hook, Method, MethodOptions, MethodSpec, RouterGradient, Routes, RowMemory};

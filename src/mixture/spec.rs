@@ -1,7 +1,7 @@
 //! What a method tells the list, and a method with its options.
 
 use super::options::{Field, Options, Tree};
-use super::{Instance, LinearBuild, LinearSite, Lora, MlpBuild, MlpSite};
+use super::{Instance, LinearBuild, LinearSite, Lora, MlpBuild, MlpSite, Rule};
 use crate::names::nearest;
 use crate::nn::{LinearAdapter, MlpAdapter};
 use crate::{Device, Error, Result, Stream};
@@ -118,6 +118,10 @@ pub trait MethodOptions: Options + fmt::Debug + Send + Sync + 'static {
     /// The first that cannot work; the error names an option.
     fn check(&self) -> Result<()> {
         Ok(())
+    }
+    /// How its router scores, selects and gates.
+    fn rule(&self) -> Rule {
+        Rule::EVERYTHING
     }
     /// Whether the task trains the router.
     fn router_gradient(&self) -> RouterGradient;

@@ -56,6 +56,7 @@ fn described(method: &'static MethodSpec) -> Value {
         "paper": method.paper,
         "hook": method.hook.name(),
         "routes": method.routes.name(),
+        "rule": defaults.options().rule().to_string(),
         "trainable": method.trainable,
         "router_gradient": defaults.options().router_gradient().name(),
         "mergeable": method.mergeable,

@@ -6,8 +6,8 @@
 use super::rank_wise;
 use crate::mixture::routers::TokenRanks;
 use crate::mixture::{
-    BiasBalance, LinearBuild, Lora, MethodOptions, MethodSpec, RoutedLinears, RouterGradient, Routes,
-    Routing, RowMemory, Score, Sparse, TopK, enough,
+    BiasBalance, Gate, LinearBuild, Lora, MethodOptions, MethodSpec, RoutedLinears, RouterGradient, Routes,
+    RowMemory, Rule, Score, Sparse, TopK, enough,
 };
 use crate::nn::{LinearAdapter, Param};
 use crate::{Result, options};
@@ -39,6 +39,9 @@ impl MethodOptions for FlyLora {
     fn check(&self) -> Result<()> {
         enough(("top_k", self.choice.top_k), ("r", self.lora.r))
     }
+    fn rule(&self) -> Rule {
+        Rule { score: Score::Magnitude, ..Rule::top_k(self.choice.top_k, Gate::None) }
+    }
     fn router_gradient(&self) -> RouterGradient {
         RouterGradient::NoRouter
     }
@@ -47,8 +50,7 @@ impl MethodOptions for FlyLora {
     }
     fn linear(&self, at: &LinearBuild<'_>) -> Result<Arc<dyn LinearAdapter>> {
         let a = sparse_rows(at, self.lora.r, self.sparse.density)?;
-        let routing = Routing { score: Score::Magnitude, ..Routing::new(self.choice.top_k) };
-        let router = TokenRanks::by_activation(at, self.lora.r, routing, self.balance.bias_lr, &a)?;
+        let router = TokenRanks::by_activation(at, self.lora.r, self.rule(), self.balance.bias_lr, &a)?;
         Ok(RoutedLinears::adapter(self, at, router, a, at.outputs("lora_b", self.lora.r)?))
     }
 }

@@ -2,8 +2,8 @@
 
 use crate::mixture::routers::ConditionalOptions;
 use crate::mixture::{
-    Cfs, Factors, Instance, LinearBuild, Lora, MethodOptions, MethodSpec, RouterGradient, Routes, Tree,
-    enough, routers,
+    Cfs, Factors, Gate, Instance, LinearBuild, Lora, MethodOptions, MethodSpec, RouterGradient, Routes, Rule,
+    Tree, enough, routers,
 };
 use crate::nn::LinearAdapter;
 use crate::{Result, options};
@@ -42,6 +42,9 @@ impl MethodOptions for MixloraCond {
     }
     fn check(&self) -> Result<()> {
         enough(("r", self.lora.r), ("num_factors", self.factors.num_factors))
+    }
+    fn rule(&self) -> Rule {
+        Rule::top_k(self.lora.r, Gate::None)
     }
     fn router_gradient(&self) -> RouterGradient {
         FROZEN

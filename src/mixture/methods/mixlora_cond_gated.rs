@@ -3,8 +3,8 @@
 use super::mixlora_cond::pool_sizes;
 use crate::mixture::routers::{ConditionalOptions, Gates};
 use crate::mixture::{
-    Cfs, Factors, GateScale, Instance, LinearBuild, Lora, MethodOptions, MethodSpec, RouterGradient, Routes,
-    Tree, enough, routers,
+    Cfs, Factors, Gate, GateScale, Instance, LinearBuild, Lora, MethodOptions, MethodSpec, RouterGradient,
+    Routes, Rule, Tree, enough, routers,
 };
 use crate::nn::LinearAdapter;
 use crate::{Result, options};
@@ -43,6 +43,9 @@ impl MethodOptions for MixloraCondGated {
     }
     fn check(&self) -> Result<()> {
         enough(("r", self.lora.r), ("num_factors", self.factors.num_factors))
+    }
+    fn rule(&self) -> Rule {
+        Rule::top_k(self.lora.r, Gate::Softmax)
     }
     fn router_gradient(&self) -> RouterGradient {
         match self.lora.r {

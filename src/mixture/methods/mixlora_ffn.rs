@@ -4,8 +4,8 @@
 use super::lora;
 use crate::mixture::routers::TokenExperts;
 use crate::mixture::{
-    AuxLoss, Experts, Hook, LinearBuild, Lora, MethodOptions, MethodSpec, MlpBuild, RoutedMlp,
-    RouterGradient, Routes, RowMemory, TopK, Tree, enough,
+    AuxLoss, Experts, Gate, Hook, LinearBuild, Lora, MethodOptions, MethodSpec, MlpBuild, RoutedMlp,
+    RouterGradient, Routes, RowMemory, Rule, TopK, Tree, enough,
 };
 use crate::nn::{LinearAdapter, MlpAdapter};
 use crate::{Result, options};
@@ -38,6 +38,9 @@ impl MethodOptions for MixloraFfn {
     fn check(&self) -> Result<()> {
         enough(("top_k", self.choice.top_k), ("num_experts", self.experts.num_experts))
     }
+    fn rule(&self) -> Rule {
+        Rule::top_k(self.choice.top_k, Gate::Softmax)
+    }
     fn router_gradient(&self) -> RouterGradient {
         match self.choice.top_k {
             1 => RouterGradient::No(
@@ -59,7 +62,7 @@ impl MethodOptions for MixloraFfn {
     }
     fn mlp(&self, at: &MlpBuild<'_>) -> Result<Option<Arc<dyn MlpAdapter>>> {
         let (e, r) = (self.experts.num_experts, self.lora.r);
-        let router = TokenExperts::new(at, e, r, self.choice.top_k, self.balance.aux_loss_coef)?;
+        let router = TokenExperts::new(at, e, r, self.rule(), self.balance.aux_loss_coef)?;
         RoutedMlp::adapter(self, at, router).map(Some)
     }
 }

@@ -2,8 +2,8 @@
 
 use crate::mixture::routers::TokenRanks;
 use crate::mixture::{
-    LinearBuild, Lora, MethodOptions, MethodSpec, RoutedLinears, RouterGradient, Routes, Routing, RowMemory,
-    TopK, Tree, enough,
+    Gate, LinearBuild, Lora, MethodOptions, MethodSpec, RoutedLinears, RouterGradient, Routes, RowMemory,
+    Rule, TopK, Tree, enough,
 };
 use crate::nn::LinearAdapter;
 use crate::{Result, options};
@@ -38,6 +38,9 @@ impl MethodOptions for RankWise {
     fn check(&self) -> Result<()> {
         enough(("top_k", self.choice.top_k), ("r", self.lora.r))
     }
+    fn rule(&self) -> Rule {
+        Rule::top_k(self.choice.top_k, if self.gated { Gate::Softmax } else { Gate::None })
+    }
     fn router_gradient(&self) -> RouterGradient {
         if self.gated {
             gradient_of_shares(self.choice.top_k)
@@ -53,8 +56,7 @@ impl MethodOptions for RankWise {
     }
     fn linear(&self, at: &LinearBuild<'_>) -> Result<Arc<dyn LinearAdapter>> {
         let r = self.lora.r;
-        let routing = Routing { gated: self.gated, ..Routing::new(self.choice.top_k) };
-        let router = TokenRanks::new(at, r, routing, 0.0)?;
+        let router = TokenRanks::new(at, r, self.rule(), 0.0)?;
         Ok(RoutedLinears::adapter(self, at, router, at.inputs("lora_a", r)?, at.outputs("lora_b", r)?))
     }
 }

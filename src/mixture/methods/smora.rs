@@ -5,8 +5,8 @@
 use super::rank_wise;
 use crate::mixture::routers::TokenRanks;
 use crate::mixture::{
-    BiasBalance, LinearBuild, Lora, MethodOptions, MethodSpec, RoutedLinears, RouterGradient, Routes,
-    Routing, RowMemory, Score, TopK, Tree, enough,
+    BiasBalance, Gate, LinearBuild, Lora, MethodOptions, MethodSpec, RoutedLinears, RouterGradient, Routes,
+    RowMemory, Rule, Score, TopK, Tree, enough,
 };
 use crate::nn::LinearAdapter;
 use crate::{Result, options};
@@ -45,6 +45,9 @@ impl MethodOptions for Smora {
     fn check(&self) -> Result<()> {
         enough(("top_k", self.choice.top_k), ("r", self.lora.r))
     }
+    fn rule(&self) -> Rule {
+        Rule { score: Score::Sigmoid, ..Rule::top_k(self.choice.top_k, Gate::Share) }
+    }
     fn router_gradient(&self) -> RouterGradient {
         rank_wise::gradient_of_shares(self.choice.top_k)
     }
@@ -56,8 +59,7 @@ impl MethodOptions for Smora {
     }
     fn linear(&self, at: &LinearBuild<'_>) -> Result<Arc<dyn LinearAdapter>> {
         let r = self.lora.r;
-        let routing = Routing { score: Score::Sigmoid, gated: true, ..Routing::new(self.choice.top_k) };
-        let router = TokenRanks::new(at, r, routing, self.balance.bias_lr)?;
+        let router = TokenRanks::new(at, r, self.rule(), self.balance.bias_lr)?;
         Ok(RoutedLinears::adapter(self, at, router, at.inputs("lora_a", r)?, at.outputs("lora_b", r)?))
     }
 }

@@ -4,8 +4,8 @@
 use super::mixlora_cond::{FROZEN, pool_sizes};
 use crate::mixture::routers::ConditionalOptions;
 use crate::mixture::{
-    Cfs, CfsForm, DecodeRoute, Factors, Files, Instance, LinearBuild, Lora, MethodOptions, MethodSpec, Pool,
-    RouterGradient, Routes, Tree, enough, routers,
+    Cfs, CfsForm, DecodeRoute, Factors, Files, Gate, Instance, LinearBuild, Lora, MethodOptions, MethodSpec,
+    Pool, RouterGradient, Routes, Rule, Tree, enough, routers,
 };
 use crate::nn::LinearAdapter;
 use crate::{Result, options};
@@ -52,6 +52,9 @@ impl MethodOptions for VtNlp {
     }
     fn check(&self) -> Result<()> {
         enough(("r", self.lora.r), ("num_factors", self.factors.num_factors))
+    }
+    fn rule(&self) -> Rule {
+        Rule::top_k(self.lora.r, Gate::None)
     }
     fn router_gradient(&self) -> RouterGradient {
         FROZEN

@@ -3,8 +3,8 @@
 
 use crate::mixture::site::part;
 use crate::mixture::{
-    Ask, Cfs, CfsForm, Factors, GateScale, LinearBuild, Lora, MethodOptions, RoutedLinears, Router, Routes,
-    Selection,
+    Ask, Cfs, CfsForm, Factors, Gate, GateScale, LinearBuild, Lora, MethodOptions, RoutedLinears, Router,
+    Routes, Rule, Selection,
 };
 use crate::nn::{LinearAdapter, Param};
 use crate::ops::condition_rows::condition_rows;
@@ -47,6 +47,12 @@ impl ConditionalOptions {
     pub fn new(lora: &Lora, factors: &Factors, cfs: &Cfs, gates: Option<Gates>) -> Self {
         let Cfs { cfs_form, cfs_weight } = *cfs;
         ConditionalOptions { chosen: lora.r, factors: factors.num_factors, cfs_form, cfs_weight, gates }
+    }
+
+    /// How each side scores, selects and gates; a condition adds to the scores of B.
+    pub fn rule(&self) -> Rule {
+        let gate = if self.gates.is_some() { Gate::Softmax } else { Gate::None };
+        Rule::top_k(self.chosen, gate)
     }
 }
 
@@ -116,7 +122,7 @@ impl Conditional {
         Ok(Conditional {
             linears: at.site.linears.len(),
             options: options.clone(),
-            routing: Routing { sides: 2, gated: trained, gate_scale, condition, ..Routing::new(r) },
+            routing: Routing { sides: 2, gate_scale, condition, ..options.rule().routing()? },
             factors_a: factors_a.clone(),
             routers,
             router_cfs,

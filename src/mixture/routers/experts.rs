@@ -2,11 +2,11 @@
 
 use crate::mixture::balance::load_balance_loss;
 use crate::mixture::site::part;
-use crate::mixture::{Ask, MlpBuild, Router, Routes, Routing, Selection, Units, route};
+use crate::mixture::{Ask, MlpBuild, Router, Routes, Routing, Rule, Selection, Units, route};
 use crate::nn::Param;
 use crate::{Result, Tensor};
 
-/// Softmax gates over the `top_k` best of `experts` logits.
+/// Chooses among `experts` LoRAs of a block by a rule.
 pub struct TokenExperts {
     /// `[E, hidden]`
     router: Param,
@@ -20,17 +20,17 @@ impl TokenExperts {
     /// A fresh router, normal with a standard deviation of 0.02.
     ///
     /// # Errors
-    /// The device has no memory for it.
+    /// The device has no memory for it, or no kernel computes the rule.
     pub fn new(
         at: &MlpBuild<'_>,
         experts: usize,
         rank: usize,
-        top_k: usize,
+        rule: Rule,
         aux_loss_coef: f32,
     ) -> Result<Self> {
         let parts = vec![(part(&at.site.path, "router"), experts)];
         let router = at.normal(parts, at.site.hidden_size, 0.02, true)?;
-        let routing = Routing { gated: true, ..Routing::new(top_k) };
+        let routing = rule.routing()?;
         Ok(TokenExperts { router, experts, rank, routing, aux_loss_coef })
     }
 }

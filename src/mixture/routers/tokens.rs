@@ -1,7 +1,7 @@
 //! Every rank of one update is an expert, and each token gets the best of them.
 
 use crate::mixture::balance::LoadBias;
-use crate::mixture::{Ask, LinearBuild, Router, Routes, Routing, Score, Selection, route_rows};
+use crate::mixture::{Ask, LinearBuild, Router, Routes, Routing, Rule, Selection, route_rows};
 use crate::nn::{Param, Pass};
 use crate::{Result, Tensor};
 
@@ -18,14 +18,14 @@ pub struct TokenRanks {
 }
 
 impl TokenRanks {
-    /// With a router of its own. Scores other than logits have a balancing bias, which starts at 0 and moves by
-    /// `bias_lr` in each step.
+    /// With a router of its own. A balancing bias, of scores that have one, starts at 0 and moves by `bias_lr` in each
+    /// step.
     ///
     /// # Errors
-    /// An update has more chosen ranks than a linear can have.
-    pub fn new(at: &LinearBuild<'_>, ranks: usize, routing: Routing, bias_lr: f32) -> Result<Self> {
+    /// An update has more chosen ranks than a linear can have, or no kernel computes the rule.
+    pub fn new(at: &LinearBuild<'_>, ranks: usize, rule: Rule, bias_lr: f32) -> Result<Self> {
         let router = at.inputs("router", ranks)?;
-        Self::with(at, ranks, routing, bias_lr, router, true)
+        Self::with(at, ranks, rule, bias_lr, router, true)
     }
 
     /// Scored by the products with A.
@@ -35,29 +35,30 @@ impl TokenRanks {
     pub fn by_activation(
         at: &LinearBuild<'_>,
         ranks: usize,
-        routing: Routing,
+        rule: Rule,
         bias_lr: f32,
         a: &Param,
     ) -> Result<Self> {
-        Self::with(at, ranks, routing, bias_lr, a.clone(), false)
+        Self::with(at, ranks, rule, bias_lr, a.clone(), false)
     }
 
     fn with(
         at: &LinearBuild<'_>,
         ranks: usize,
-        routing: Routing,
+        rule: Rule,
         bias_lr: f32,
         scorer: Param,
         owned: bool,
     ) -> Result<Self> {
+        let routing = rule.routing()?;
         // The pool may hold more ranks than one update can use.
         at.site.fits("top_k", routing.k)?;
         let linears = at.site.linears.len();
-        let balance = if routing.score == Score::Logits {
-            None
-        } else {
+        let balance = if rule.score.biased() {
             let zeros = Tensor::zeros(at.device, &[linears, ranks])?;
             Some(LoadBias::new(Param::stacked(at.site.parts("bias", 1), zeros, false)?, bias_lr))
+        } else {
+            None
         };
         Ok(TokenRanks { linears, ranks, routing, scorer, owned, balance })
     }
