@@ -1,9 +1,9 @@
 //! Every entry and variant of every shader, checked without an adapter: naga validates it and translates it to
 //! each back end it declares; limits that neither naga nor wgpu checks are checked here.
 
-use mixlora::device::{COOP_8, COOP_16, Entry, MAX_PARAM_BYTES, Shader, Variant};
+use mixlora::device::{COOP_8, COOP_16, Entry, Field, MAX_PARAM_BYTES, Shader, Variant};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
-use naga::{AddressSpace, Module, ShaderStage};
+use naga::{AddressSpace, Module, Scalar, ShaderStage, StructMember, TypeInner};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -159,6 +159,53 @@ fn every_variant_stays_within_the_floor() {
         }
         Ok(())
     });
+}
+
+/// What a module says of its `Params`: name, type, offset and size of each field.
+fn params_of(module: &Module) -> Result<Vec<Field>, String> {
+    let ty = module.types.iter().map(|(_, ty)| ty).find(|ty| ty.name.as_deref() == Some("Params"));
+    let Some(TypeInner::Struct { members, .. }) = ty.map(|ty| &ty.inner) else {
+        return Err("has no struct Params".into());
+    };
+    let field = |member: &StructMember| {
+        let inner = &module.types[member.ty].inner;
+        let kind = match *inner {
+            TypeInner::Scalar(Scalar::U32) => "u32",
+            TypeInner::Scalar(Scalar::F32) => "f32",
+            _ => return Err(format!("{:?} is neither u32 nor f32", member.name)),
+        };
+        let name = member.name.clone().unwrap_or_default().leak();
+        let size = inner.size(module.to_ctx()) as usize;
+        Ok(Field { name, kind, offset: member.offset as usize, size })
+    };
+    members.iter().map(field).collect()
+}
+
+#[test]
+fn parameters_are_the_same_on_both_sides() {
+    for_each(|shader, _, variant, immediates| {
+        let text = variant.text(shader, immediates);
+        let module = naga::front::wgsl::parse_str(&text).map_err(|e| e.emit_to_string(&text))?;
+        let file = params_of(&module)?;
+        if file != shader.params {
+            return Err(format!("the file has {file:?}\nthe host has {:?}", shader.params));
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_moved_field_is_seen() {
+    let mean = |params: &str| {
+        params_of(&naga::front::wgsl::parse_str(&format!("struct Params {{ {params} }}")).unwrap()).unwrap()
+    };
+    let fields = mean("n: u32, d: u32, eps: f32");
+    assert_eq!(fields[2], Field { name: "eps", kind: "f32", offset: 8, size: 4 });
+    for other in
+        ["d: u32, n: u32, eps: f32", "n: u32, d: u32", "n: u32, d: u32, eps: u32", "n: u32, d: u32, e: f32"]
+    {
+        assert_ne!(mean(other), fields, "{other}");
+    }
 }
 
 /// The text without comments.

@@ -5,7 +5,7 @@ mod gpu;
 
 use super::{Place, Row, Timer, Work, quantile};
 use crate::atomic;
-use crate::device::{Entry, PORTABLE, Shader, Variant, parts};
+use crate::device::{Entry, PORTABLE, Shader, Variant, params, parts};
 use crate::io::cache;
 use crate::{Device, Error, Result};
 use serde::{Deserialize, Serialize};
@@ -19,9 +19,14 @@ static VARIANTS: &[Variant] = &[Variant {
     workgroup_bytes: 0,
 }];
 
+params! {
+    struct Params { n: u32, steps: u32 }
+}
+
 static SHADER: Shader = Shader {
     name: "roof",
     source: include_str!("../../shaders/roof.wgsl"),
+    params: Params::FIELDS,
     entries: &[Entry { name: "copy", variants: VARIANTS }, Entry { name: "fused", variants: VARIANTS }],
 };
 

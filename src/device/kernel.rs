@@ -131,14 +131,22 @@ mod tests {
     use super::*;
     use crate::Device;
     use crate::device::{Entry, PORTABLE, Variant};
-    use crate::device::{Grid, Shader};
+    use crate::device::{Grid, Parameters, Shader, params};
 
     static VARIANTS: &[Variant] =
         &[Variant { name: "wg1", consts: &[], parts: &[], backends: PORTABLE, workgroup_bytes: 0 }];
     static ENTRIES: &[Entry] = &[Entry { name: "main", variants: VARIANTS }];
-    static BAD_SYNTAX: Shader = Shader { name: "bad_syntax", source: "fn main( {", entries: ENTRIES };
-    static NO_ENTRY: Shader =
-        Shader { name: "no_entry", source: "struct Params { n: u32 }", entries: ENTRIES };
+    params! {
+        struct Params { n: u32 }
+    }
+    static BAD_SYNTAX: Shader =
+        Shader { name: "bad_syntax", source: "fn main( {", params: Params::FIELDS, entries: ENTRIES };
+    static NO_ENTRY: Shader = Shader {
+        name: "no_entry",
+        source: "struct Params { n: u32 }",
+        params: Params::FIELDS,
+        entries: ENTRIES,
+    };
 
     static COPY: Shader = Shader {
         name: "copy",
@@ -146,6 +154,7 @@ mod tests {
             @group(0) @binding(0) var<storage, read> x: array<f32>;
             @group(0) @binding(1) var<storage, read_write> y: array<f32>;
             @compute @workgroup_size(1) fn main() { y[0] = x[0] + f32(p.n); }",
+        params: Params::FIELDS,
         entries: ENTRIES,
     };
 
@@ -161,7 +170,7 @@ mod tests {
             consts: &[],
             parts: &[],
             bind,
-            params: &[0; 4],
+            params: Params { n: 0 }.bytes(),
             grid,
             flops: 0,
         })

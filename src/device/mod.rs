@@ -54,7 +54,8 @@ pub use host::{Cpu, Host};
 pub use memory::Memory;
 pub use place::Place;
 pub(crate) use place::unix_time;
-pub use shader::{Backends, COOP_8, COOP_16, Entry, MAX_PARAM_BYTES, PORTABLE, Shader, Variant};
+pub use shader::{Backends, COOP_8, COOP_16, Entry, Field, MAX_PARAM_BYTES, PORTABLE, Shader, Variant};
+pub(crate) use shader::{Parameters, params};
 
 use crate::{Error, Result};
 use std::path::Path;

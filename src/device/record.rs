@@ -63,7 +63,8 @@ impl Gpu {
 
     /// Records one kernel launch. A grid without workgroups is skipped.
     pub(crate) fn dispatch(&self, d: Dispatch<'_>) -> Result<()> {
-        debug_assert!(d.params.len() <= MAX_PARAM_BYTES && d.params.len().is_multiple_of(4));
+        debug_assert!(d.params.len() <= MAX_PARAM_BYTES);
+        debug_assert_eq!(d.params.len(), d.shader.params.iter().map(|f| f.size).sum::<usize>());
         let (x, y, z) = match d.grid {
             Grid::Linear(n) => {
                 let x = n.min(65_535);

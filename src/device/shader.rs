@@ -9,6 +9,8 @@ pub struct Shader {
     pub name: &'static str,
     /// The text.
     pub source: &'static str,
+    /// The fields of its `Params`, as [`params!`] declares them for the host.
+    pub params: &'static [Field],
     /// Entry points.
     pub entries: &'static [Entry],
 }
@@ -36,6 +38,50 @@ pub struct Variant {
     /// Bytes of workgroup memory that these constants take.
     pub workgroup_bytes: u32,
 }
+
+/// One field of the `Params` of a shader, as the host lays it out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Field {
+    /// Its name in the file.
+    pub name: &'static str,
+    /// Its type in the file: `u32` or `f32`.
+    pub kind: &'static str,
+    /// Bytes in front of it.
+    pub offset: usize,
+    /// Bytes that it takes.
+    pub size: usize,
+}
+
+/// The parameters of a kernel, declared by [`params!`].
+pub(crate) trait Parameters: bytemuck::NoUninit {
+    /// What the kernel is given.
+    fn bytes(&self) -> &[u8] {
+        bytemuck::bytes_of(self)
+    }
+}
+
+/// Declares the `Params` of a shader with the names, types and order of its file, which `tests/shaders.rs` compares:
+/// `params! { struct Params { n: u32, scale: f32 } }`.
+macro_rules! params {
+    (struct $name:ident { $($field:ident: $kind:ident),+ $(,)? }) => {
+        #[repr(C)]
+        #[derive(Clone, Copy, Default, bytemuck::NoUninit)]
+        struct $name { $($field: $kind),+ }
+
+        impl $name {
+            /// In order.
+            const FIELDS: &'static [$crate::device::Field] = &[$($crate::device::Field {
+                name: stringify!($field),
+                kind: stringify!($kind),
+                offset: std::mem::offset_of!($name, $field),
+                size: size_of::<$kind>(),
+            }),+];
+        }
+
+        impl $crate::device::Parameters for $name {}
+    };
+}
+pub(crate) use params;
 
 /// Shader languages that a variant can be translated to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! Launching kernels: the variants that most ops share, and one call per dispatch.
 
 use super::Operands;
-use crate::device::{Bind, Dispatch, Gpu, Grid, PORTABLE, Shader, Variant, parts};
+use crate::device::{Bind, Dispatch, Gpu, Grid, PORTABLE, Parameters, Shader, Variant, parts};
 use crate::{Result, Tensor};
 
 /// Invocations of a workgroup of [`ELEMENTS`].
@@ -47,7 +47,7 @@ impl Kernel {
         self,
         gpu: &Gpu,
         bind: &[Bind<'_>],
-        params: &[u32],
+        params: &impl Parameters,
         groups: usize,
         flops: usize,
     ) -> Result<()> {
@@ -57,7 +57,7 @@ impl Kernel {
             consts: self.variant.consts,
             parts: self.variant.parts,
             bind,
-            params: bytemuck::cast_slice(params),
+            params: params.bytes(),
             grid: Grid::Linear(groups),
             flops: flops as u64,
         })
@@ -70,21 +70,20 @@ pub(crate) fn binds<'a>(x: &impl Operands<'a>, y: &'a [Tensor]) -> Vec<Bind<'a>>
     reads.chain(y.iter().map(|t| Bind::Write(t.buffer()))).collect()
 }
 
-/// Records an entry of [`ROWS`], one workgroup for every row of the first input. Its parameters: rows, D, then `more`.
-pub(crate) fn per_row<'a>(
+/// Records an entry of [`ROWS`], one workgroup for every row of the first input. `params` is given the rows and D.
+pub(crate) fn per_row<'a, P: Parameters>(
     gpu: &Gpu,
     shader: &'static Shader,
     entry: &'static str,
     x: &impl Operands<'a>,
     y: &'a [Tensor],
-    more: &[u32],
+    params: impl FnOnce(u32, u32) -> P,
 ) -> Result<()> {
     let x_shape = x.all()[0].shape();
     let n = x_shape.rows();
     let d = x_shape.last();
-    let params = [&[n as u32, d as u32], more].concat();
     let kernel = Kernel { shader, entry, variant: &ROWS[usize::from(d > 512)] };
-    kernel.run(gpu, &binds(x, y), &params, n, 10 * n * d)
+    kernel.run(gpu, &binds(x, y), &params(n as u32, d as u32), n, 10 * n * d)
 }
 
 /// An array of what the macros make of the name and the loaders of every format, in the order of `Format::ALL`.

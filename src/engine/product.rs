@@ -9,7 +9,7 @@ use crate::Format;
 use crate::device::parts;
 
 use crate::Result;
-use crate::device::{AdapterClass, Bind, CoopSize, Dispatch, Gpu, Grid, Shader, Tuned};
+use crate::device::{AdapterClass, Bind, CoopSize, Dispatch, Gpu, Grid, Parameters, Shader, Tuned};
 
 /// A kernel with its sizes. All give the same result within rounding; tests force each by name.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -131,7 +131,7 @@ impl Tiling {
     }
 }
 
-/// One launch: what the shader of an op adds to the product is in `consts`, `parts`, and `params`.
+/// One launch: what the shader of an op adds to the product is in `consts`, `parts`, and its parameters.
 pub(crate) struct Product<'a> {
     pub shader: &'static Shader,
     pub tiling: Tiling,
@@ -151,21 +151,41 @@ pub(crate) struct Product<'a> {
     pub bind: &'a [Bind<'a>],
     pub consts: &'a [(&'static str, u32)],
     pub parts: &'a [&'static str],
-    /// What follows the parameters of the product.
-    pub params: &'a [u8],
+}
+
+/// The parameters that every product has.
+pub(crate) struct Sizes {
+    pub m: u32,
+    pub n: u32,
+    pub k: u32,
+    pub groups: u32,
+    pub a_stride: u32,
+    pub a_first: u32,
+    pub w_words: u32,
 }
 
 impl Product<'_> {
-    /// Records the launch.
-    pub fn run(self, gpu: &Gpu) -> Result<()> {
+    /// What the kernel is told about the product.
+    pub fn sizes(&self) -> Sizes {
+        Sizes {
+            m: self.m as u32,
+            n: self.n as u32,
+            k: self.k as u32,
+            groups: self.batch as u32,
+            a_stride: self.a_row as u32,
+            a_first: self.a_first as u32,
+            w_words: self.format.row_words(self.w_row) as u32,
+        }
+    }
+
+    /// Records the launch: `params` are the [`sizes`](Self::sizes), and what the op adds.
+    pub fn run(self, gpu: &Gpu, params: &impl Parameters) -> Result<()> {
         let (rows, cols) = self.tiling.sides();
         let a_aligned = self.a_row.is_multiple_of(4)
             && self.a_first.is_multiple_of(4)
             && (self.ta || self.k.is_multiple_of(4));
         let edge = u32::from(!self.k.is_multiple_of(4));
         let flags = [("TA", u32::from(self.ta)), ("TB", u32::from(self.tb)), ("EDGE", edge)];
-        let w_words = self.format.row_words(self.w_row);
-        let sizes = [self.m, self.n, self.k, self.batch, self.a_row, self.a_first, w_words].map(|v| v as u32);
         let read = if a_aligned { parts::READ4 } else { parts::READ4_ANY };
         gpu.dispatch(Dispatch {
             shader: self.shader,
@@ -179,7 +199,7 @@ impl Product<'_> {
             ]
             .concat(),
             bind: self.bind,
-            params: &[bytemuck::cast_slice(&sizes), self.params].concat(),
+            params: params.bytes(),
             grid: Grid::Linear(self.batch * self.m.div_ceil(rows) * self.n.div_ceil(cols)),
             flops: 2 * (self.batch * self.m * self.n * self.k) as u64,
         })

@@ -1,6 +1,6 @@
 //! One step of AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101), in place.
 
-use crate::device::{Entry, Gpu, Host, Shader};
+use crate::device::{Entry, Gpu, Host, Shader, params};
 use crate::engine::{
     Case, Computation, Meta, Op, OpSpec, Operand, Operands, Timed, TimedSizes, launch, operands, run_in_place,
 };
@@ -16,9 +16,17 @@ pub(super) static SPEC: OpSpec = OpSpec {
     timed,
 };
 
+params! {
+    struct Params {
+        n: u32, beta1: f32, rest1: f32, beta2: f32, rest2: f32, keep: f32, rate: f32, inv_root_c2: f32,
+        eps: f32, scale: f32,
+    }
+}
+
 static SHADER: Shader = Shader {
     name: "adamw",
     source: include_str!("../../shaders/adamw.wgsl"),
+    params: Params::FIELDS,
     entries: &[
         Entry { name: "step", variants: launch::ELEMENTS },
         Entry { name: "step_by_factor", variants: launch::ELEMENTS },
@@ -158,8 +166,8 @@ impl Op<3> for Step {
         let mut bind = launch::binds(&[x.grad], y);
         bind.extend(x.factor.map(|f| Bind::Read(f.buffer())));
         let entry = if x.factor.is_some() { "step_by_factor" } else { "step" };
-        let mut params = vec![n as u32];
-        params.extend(self.0.constants().map(f32::to_bits));
+        let [beta1, rest1, beta2, rest2, keep, rate, inv_root_c2, eps, scale] = self.0.constants();
+        let params = Params { n: n as u32, beta1, rest1, beta2, rest2, keep, rate, inv_root_c2, eps, scale };
         let kernel = launch::Kernel { shader: &SHADER, entry, variant: &launch::ELEMENTS[0] };
         kernel.run(gpu, &bind, &params, n.div_ceil(launch::WG), 15 * n)
     }

@@ -3,7 +3,7 @@
 //! The rows of the condition's table that the instances of a batch need, where these are fewer than the factors of the
 //! pool; slot `s = min(k, S-1)`. Shen et al. 2024 (ACL, long.38), conditional factor selection.
 
-use crate::device::{Entry, Gpu, Host, PORTABLE, Shader, Variant, parts};
+use crate::device::{Entry, Gpu, Host, PORTABLE, Shader, Variant, params, parts};
 use crate::engine::cpu::tile::{Tile, columns_in_parallel};
 use crate::engine::{Case, Meta, Op, OpSpec, Operand, Operands, Timed, TimedSizes, operands, run1};
 use crate::rng::Stream;
@@ -34,9 +34,15 @@ static VARIANTS: &[Variant] = &[Variant {
     backends: PORTABLE,
     workgroup_bytes: 4 * WG,
 }];
+
+params! {
+    struct Params { linears: u32, sides: u32, units: u32, k: u32, e: u32, slots: u32, d: u32 }
+}
+
 static SHADER: Shader = Shader {
     name: NAME,
     source: include_str!("../../shaders/condition_rows.wgsl"),
+    params: Params::FIELDS,
     entries: &[
         Entry { name: "forward", variants: VARIANTS },
         Entry { name: "grad_a", variants: VARIANTS },
@@ -167,7 +173,15 @@ fn launch<'a>(
     y: &'a [Tensor],
     groups: usize,
 ) -> Result<()> {
-    let params = [s.linears, s.sides, s.units, s.k, s.e, s.slots, s.d].map(|v| v as u32);
+    let params = Params {
+        linears: s.linears as u32,
+        sides: s.sides as u32,
+        units: s.units as u32,
+        k: s.k as u32,
+        e: s.e as u32,
+        slots: s.slots as u32,
+        d: s.d as u32,
+    };
     let kernel = Kernel { shader: &SHADER, entry, variant: &VARIANTS[0] };
     kernel.run(gpu, &binds(x, y), &params, groups, 2 * s.linears * s.units * s.k * s.e * s.d)
 }

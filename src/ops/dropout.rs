@@ -1,6 +1,6 @@
 //! Dropout (Srivastava et al. 2014, JMLR 15) with a counter-based mask.
 
-use crate::device::{Entry, Gpu, Host, PORTABLE, Shader, Variant, parts};
+use crate::device::{Entry, Gpu, Host, PORTABLE, Shader, Variant, params, parts};
 use crate::engine::{Case, Meta, Op, OpSpec, Operand, Timed, TimedSizes, launch, operands, run1};
 use crate::rng::{Stream, threefry2x32};
 use crate::tape::Node;
@@ -23,9 +23,15 @@ static VARIANTS: &[Variant] = &[Variant {
     backends: PORTABLE,
     workgroup_bytes: 0,
 }];
+
+params! {
+    struct Params { n: u32, key0: u32, key1: u32, rate: f32, scale: f32 }
+}
+
 static SHADER: Shader = Shader {
     name: "dropout",
     source: include_str!("../../shaders/dropout.wgsl"),
+    params: Params::FIELDS,
     entries: &[Entry { name: "forward", variants: VARIANTS }],
 };
 
@@ -80,7 +86,7 @@ impl Op for Dropout {
     fn gpu(&self, gpu: &Arc<Gpu>, x: &In<'_>, y: &[Tensor; 1]) -> Result<()> {
         let n = x.x.len();
         let [key0, key1] = self.stream.words();
-        let params = [n as u32, key0, key1, self.rate.to_bits(), scale(self.rate).to_bits()];
+        let params = Params { n: n as u32, key0, key1, rate: self.rate, scale: scale(self.rate) };
         let kernel = launch::Kernel { shader: &SHADER, entry: "forward", variant: &VARIANTS[0] };
         kernel.run(gpu, &launch::binds(x, y), &params, n.div_ceil(2).div_ceil(launch::WG), 60 * n)
     }

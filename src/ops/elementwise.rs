@@ -1,6 +1,6 @@
 //! Sums, products, scaling and constants, element by element.
 
-use crate::device::{Entry, Gpu, Host, Shader};
+use crate::device::{Entry, Gpu, Host, Shader, params};
 use crate::engine::launch::ELEMENTS;
 use crate::engine::{
     Case, Meta, Op, OpSpec, Operand, Operands, Timed, TimedSizes, operands, rows_in_parallel, run_in_place,
@@ -22,9 +22,14 @@ pub(super) static SPEC: OpSpec = OpSpec {
     timed,
 };
 
+params! {
+    struct Params { n: u32, div: u32, len: u32, s: f32 }
+}
+
 static SHADER: Shader = Shader {
     name: "elementwise",
     source: include_str!("../../shaders/elementwise.wgsl"),
+    params: Params::FIELDS,
     entries: &[
         Entry { name: "add", variants: ELEMENTS },
         Entry { name: "mul", variants: ELEMENTS },
@@ -257,7 +262,7 @@ fn launch<'a>(
     s: f32,
 ) -> Result<()> {
     let n = y[0].len();
-    let params = [n as u32, div as u32, len as u32, s.to_bits()];
+    let params = Params { n: n as u32, div: div as u32, len: len as u32, s };
     let kernel = Kernel { shader: &SHADER, entry, variant: &ELEMENTS[0] };
     kernel.run(gpu, &binds(x, y), &params, n.div_ceil(launch::WG), n)
 }

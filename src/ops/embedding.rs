@@ -1,7 +1,7 @@
 //! Rows of a frozen weight by index: the token embedding of a model whose base does not train.
 
 use super::gather_rows::check_indices;
-use crate::device::{Entry, Gpu, Host, PORTABLE, Shader, Variant, parts};
+use crate::device::{Entry, Gpu, Host, PORTABLE, Shader, Variant, params, parts};
 use crate::engine::launch::each_format;
 use crate::engine::{
     Case, Computation, Meta, Op, OpSpec, Operand, Timed, TimedSizes, launch, operands, rows_in_parallel, run1,
@@ -28,9 +28,15 @@ macro_rules! variant {
     };
 }
 static VARIANTS: [Variant; Format::ALL.len()] = each_format!(variant);
+
+params! {
+    struct Params { n: u32, d: u32, v: u32, first: u32, rows: u32, w_words: u32 }
+}
+
 static SHADER: Shader = Shader {
     name: NAME,
     source: include_str!("../../shaders/embedding.wgsl"),
+    params: Params::FIELDS,
     entries: &[Entry { name: "forward", variants: &VARIANTS }],
 };
 
@@ -84,7 +90,14 @@ impl Op for Embedding<'_> {
         let n = x.index.len();
         let d = self.0.cols();
         for shard in w.shards() {
-            let params = [n, d, w.rows(), shard.first, shard.rows, w.format().row_words(d)].map(|v| v as u32);
+            let params = Params {
+                n: n as u32,
+                d: d as u32,
+                v: w.rows() as u32,
+                first: shard.first as u32,
+                rows: shard.rows as u32,
+                w_words: w.format().row_words(d) as u32,
+            };
             let bind =
                 [Bind::Read(shard.data.buffer()), Bind::Read(x.index.buffer()), Bind::Write(y[0].buffer())];
             let variant = &VARIANTS[w.format() as usize];

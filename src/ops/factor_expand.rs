@@ -4,7 +4,7 @@
 use super::factor_gather::shrink;
 use super::factor_scatter::scatter;
 use super::fused_ba_matmul::Expand;
-use crate::device::{Entry, Gpu, Host, PORTABLE, Shader, Variant, parts};
+use crate::device::{Entry, Gpu, Host, PORTABLE, Shader, Variant, params, parts};
 use crate::engine::{Case, Meta, Op, OpSpec, Operand, Operands, Timed, TimedSizes, operands, run_in_place};
 use crate::routing::Units;
 use crate::routing::{Selection, sample};
@@ -31,9 +31,18 @@ const fn variant(name: &'static str, consts: &'static [(&'static str, u32)]) -> 
 }
 static VARIANTS: &[Variant] =
     &[variant("token", &[("WG", WG), ("UNITS", 0)]), variant("unit", &[("WG", WG), ("UNITS", 1)])];
+
+params! {
+    struct Params {
+        rows: u32, n: u32, slots: u32, stride: u32, first: u32, scale: f32, s_base: u32, s_step: u32,
+        s_k: u32, s_block: u32, s_pool_rows: u32,
+    }
+}
+
 static SHADER: Shader = Shader {
     name: NAME,
     source: include_str!("../../shaders/factor_expand.wgsl"),
+    params: Params::FIELDS,
     entries: &[Entry { name: "add", variants: VARIANTS }],
 };
 
@@ -92,8 +101,20 @@ impl Op for Add<'_> {
         let units = slots.units.row_unit().map(|t| t.buffer());
         let mut bind = binds(&[x.u, x.pool, &slots.idx], y);
         bind.insert(3, Bind::or_unused(units, x.u.buffer()));
-        let sizes = [rows, n, slots.width(), slots.all_columns(), slots.first_column()].map(|v| v as u32);
-        let params = [&sizes[..], &[self.expand.scale.to_bits()], &slots.params()].concat();
+        let [s_base, s_step, s_k, s_block, s_pool_rows] = slots.params();
+        let params = Params {
+            rows: rows as u32,
+            n: n as u32,
+            slots: slots.width() as u32,
+            stride: slots.all_columns() as u32,
+            first: slots.first_column() as u32,
+            scale: self.expand.scale,
+            s_base,
+            s_step,
+            s_k,
+            s_block,
+            s_pool_rows,
+        };
         let variant = &VARIANTS[usize::from(units.is_some())];
         let groups = (rows * n.div_ceil(4)).div_ceil(WG as usize);
         let kernel = Kernel { shader: &SHADER, entry: "add", variant };

@@ -2,7 +2,7 @@
 //!
 //! The backward pass uses it too: `v[m,k] = s b_{J[m,k]} . dy[m]`.
 
-use crate::device::{Entry, Gpu, Host, PORTABLE, Shader, Variant, parts};
+use crate::device::{Entry, Gpu, Host, PORTABLE, Shader, Variant, params, parts};
 use crate::engine::{
     Case, Meta, Op, OpSpec, Operand, Operands, Timed, TimedSizes, operands, run, run_in_place,
 };
@@ -41,9 +41,19 @@ macro_rules! variants {
         }),+]
     };
 }
+
+params! {
+    struct Params {
+        rows: u32, d: u32, slots: u32, stride: u32, first: u32, scale: f32, s_base: u32, s_step: u32,
+        s_k: u32, s_block: u32, s_pool_rows: u32, g_base: u32, g_step: u32, key0: u32, key1: u32,
+        drop_p: f32, keep: f32,
+    }
+}
+
 static SHADER: Shader = Shader {
     name: NAME,
     source: include_str!("../../shaders/factor_gather.wgsl"),
+    params: Params::FIELDS,
     entries: &[
         Entry { name: "block", variants: variants!(WG_BLOCK 0) },
         Entry { name: "row", variants: variants!(WG 4 * WG) },
@@ -223,20 +233,30 @@ impl Op<2> for FactorGather<'_> {
     }
 
     fn gpu(&self, gpu: &Arc<Gpu>, x: &In<'_>, y: &[Tensor; 2]) -> Result<()> {
-        use crate::device::{AdapterClass, Bind, Dispatch, Grid};
+        use crate::device::{AdapterClass, Bind, Dispatch, Grid, Parameters};
         let rows = x.x.shape().rows();
         let d = x.x.shape().last();
         let slots = self.slots.width();
         let gates = x.gates.map(|g| g.buffer());
         let (_, _, g, k) = self.slots.dims();
-        let (key, drop_p, keep) = Dropout::params(&self.dropout);
-        let [base, step, per_k, block, pool_rows] = self.slots.params();
+        let ([key0, key1], drop_p, keep) = Dropout::params(&self.dropout);
+        let [s_base, s_step, s_k, s_block, s_pool_rows] = self.slots.params();
         let params = Params {
-            sizes: [rows, d, slots, self.slots.all_columns(), self.slots.first_column()].map(|v| v as u32),
+            rows: rows as u32,
+            d: d as u32,
+            slots: slots as u32,
+            stride: self.slots.all_columns() as u32,
+            first: self.slots.first_column() as u32,
             scale: self.scale,
-            slots: [base, step, per_k, block, pool_rows],
-            gates: [self.slots.first * g * k, g * k].map(|v| v as u32),
-            key,
+            s_base,
+            s_step,
+            s_k,
+            s_block,
+            s_pool_rows,
+            g_base: (self.slots.first * g * k) as u32,
+            g_step: (g * k) as u32,
+            key0,
+            key1,
             drop_p,
             keep,
         };
@@ -269,25 +289,11 @@ impl Op<2> for FactorGather<'_> {
                 Bind::Write(y[0].buffer()),
                 Bind::Write(y[1].buffer()),
             ],
-            params: bytemuck::bytes_of(&params),
+            params: params.bytes(),
             grid: Grid::Linear(groups),
             flops: 2 * (items * d) as u64,
         })
     }
-}
-
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::NoUninit)]
-struct Params {
-    /// rows, d, slots, stride, first
-    sizes: [u32; 5],
-    scale: f32,
-    slots: [u32; 5],
-    /// g_base, g_step
-    gates: [u32; 2],
-    key: [u32; 2],
-    drop_p: f32,
-    keep: f32,
 }
 
 /// Choices of two linears for a test that forces kernels: 33 tokens, or units of different lengths.

@@ -1,6 +1,6 @@
 //! Gradient of gates: `dg[i,k] = sum over the rows m of unit i of u[m,k] v[m,k]`.
 
-use crate::device::{Entry, Gpu, Host, PORTABLE, Shader, Variant, parts};
+use crate::device::{Entry, Gpu, Host, PORTABLE, Shader, Variant, params, parts};
 use crate::engine::{Case, Meta, Op, OpSpec, Operand, Operands, Timed, TimedSizes, operands, run1};
 use crate::routing::{Selection, Units, sample};
 use crate::{DType, Error, Result, Tensor};
@@ -29,9 +29,15 @@ static VARIANTS: &[Variant] = &[Variant {
     backends: PORTABLE,
     workgroup_bytes: 4 * WG,
 }];
+
+params! {
+    struct Params { linears: u32, units: u32, k: u32, block: u32 }
+}
+
 static SHADER: Shader = Shader {
     name: NAME,
     source: include_str!("../../shaders/gate_grad.wgsl"),
+    params: Params::FIELDS,
     entries: &[Entry { name: "unit", variants: VARIANTS }, Entry { name: "token", variants: VARIANTS }],
 };
 
@@ -126,7 +132,7 @@ impl Op for GateGrad<'_> {
         };
         let mut bind = binds(x, y);
         bind.insert(2, Bind::or_unused(start.map(|t| t.buffer()), x.u.buffer()));
-        let params = [l, g, k, self.block()].map(|v| v as u32);
+        let params = Params { linears: l as u32, units: g as u32, k: k as u32, block: self.block() as u32 };
         let kernel = Kernel { shader: &SHADER, entry, variant: &VARIANTS[0] };
         kernel.run(gpu, &bind, &params, groups, 2 * x.u.len())
     }

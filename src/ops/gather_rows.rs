@@ -1,6 +1,6 @@
 //! Rows of a table by index (embedding lookup); its gradient is a sum over the occurrences of each row.
 
-use crate::device::{Entry, Gpu, Host, PORTABLE, Shader, Variant, parts};
+use crate::device::{Entry, Gpu, Host, PORTABLE, Shader, Variant, params, parts};
 use crate::engine::{
     Case, Meta, Op, OpSpec, Operand, Timed, TimedSizes, launch, operands, rows_in_parallel, run1,
 };
@@ -20,9 +20,15 @@ static VARIANTS: &[Variant] = &[Variant {
     backends: PORTABLE,
     workgroup_bytes: 4 * launch::WG as u32,
 }];
+
+params! {
+    struct Params { n: u32, d: u32, v: u32 }
+}
+
 static SHADER: Shader = Shader {
     name: "gather_rows",
     source: include_str!("../../shaders/gather_rows.wgsl"),
+    params: Params::FIELDS,
     entries: &[
         Entry { name: "forward", variants: VARIANTS },
         Entry { name: "links", variants: VARIANTS },
@@ -100,7 +106,7 @@ impl Op for Forward {
         let rows = x.table.shape().rows();
         let d = x.table.shape().last();
         let n = x.index.len();
-        let params = [n as u32, d as u32, rows as u32];
+        let params = Params { n: n as u32, d: d as u32, v: rows as u32 };
         kernel("forward").run(gpu, &launch::binds(x, y), &params, (n * d).div_ceil(launch::WG), n * d)
     }
 }
@@ -153,7 +159,7 @@ impl Op for Backward {
         gpu.clear(y[0].buffer())?;
         let next = gpu.alloc(n)?;
         let head = gpu.alloc(n)?;
-        let params = [n as u32, d as u32, self.rows as u32];
+        let params = Params { n: n as u32, d: d as u32, v: self.rows as u32 };
         let bind = [Bind::Read(x.index.buffer()), Bind::Write(&next), Bind::Write(&head)];
         kernel("links").run(gpu, &bind, &params, n.div_ceil(launch::WG), n * n)?;
         let bind = [

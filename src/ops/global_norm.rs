@@ -1,6 +1,6 @@
 //! The norm of a list of tensors, and the factor that clips it; both stay on the device.
 
-use crate::device::{Entry, Gpu, Host, PORTABLE, Shader, Variant, parts};
+use crate::device::{Entry, Gpu, Host, PORTABLE, Shader, Variant, params, parts};
 use crate::engine::{Case, Meta, Op, OpSpec, Operand, Operands, Timed, TimedSizes, launch, operands, run1};
 use crate::{DType, Error, Result, Tensor};
 use rayon::prelude::*;
@@ -21,9 +21,15 @@ static VARIANTS: &[Variant] = &[Variant {
     backends: PORTABLE,
     workgroup_bytes: 4 * launch::WG as u32,
 }];
+
+params! {
+    struct Params { n: u32, offset: u32, max_norm: f32 }
+}
+
 static SHADER: Shader = Shader {
     name: "global_norm",
     source: include_str!("../../shaders/global_norm.wgsl"),
+    params: Params::FIELDS,
     entries: &[
         Entry { name: "squares", variants: VARIANTS },
         Entry { name: "root", variants: VARIANTS },
@@ -81,11 +87,13 @@ impl Op for Norm {
             let n = t.len();
             let chunks = t.len().div_ceil(CHUNK);
             let bind = [Bind::Read(t.buffer()), Bind::Write(&partial)];
-            kernel("squares").run(gpu, &bind, &[n as u32, offset as u32, 0], chunks, 2 * n)?;
+            let params = Params { n: n as u32, offset: offset as u32, ..Params::default() };
+            kernel("squares").run(gpu, &bind, &params, chunks, 2 * n)?;
             offset += chunks;
         }
         let bind = [Bind::Read(&partial), Bind::Write(y[0].buffer())];
-        kernel("root").run(gpu, &bind, &[offset as u32, 0, 0], 1, offset)
+        let params = Params { n: offset as u32, ..Params::default() };
+        kernel("root").run(gpu, &bind, &params, 1, offset)
     }
 }
 
@@ -122,7 +130,8 @@ impl Op for Clip {
     }
 
     fn gpu(&self, gpu: &Arc<Gpu>, x: &In<'_>, y: &[Tensor; 1]) -> Result<()> {
-        kernel("clip").run(gpu, &launch::binds(x, y), &[1, 0, self.max_norm.to_bits()], 1, 1)
+        let params = Params { n: 1, max_norm: self.max_norm, ..Params::default() };
+        kernel("clip").run(gpu, &launch::binds(x, y), &params, 1, 1)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Layer normalisation (Ba et al. 2016, arXiv:1607.06450).
 
-use crate::device::{Entry, Gpu, Host, Shader};
+use crate::device::{Entry, Gpu, Host, Shader, params};
 use crate::engine::{
     Case, Meta, Op, OpSpec, Operand, Operands, Timed, TimedSizes, cpu::math, launch, operands,
     rows_in_parallel, run, run1,
@@ -18,9 +18,14 @@ pub(super) static SPEC: OpSpec = OpSpec {
     timed,
 };
 
+params! {
+    struct Params { n: u32, d: u32, eps: f32 }
+}
+
 static SHADER: Shader = Shader {
     name: "layer_norm",
     source: include_str!("../../shaders/layer_norm.wgsl"),
+    params: Params::FIELDS,
     entries: &[
         Entry { name: "forward", variants: launch::ROWS },
         Entry { name: "backward_x", variants: launch::ROWS },
@@ -100,7 +105,7 @@ impl Op<2> for Forward {
     }
 
     fn gpu(&self, gpu: &Arc<Gpu>, x: &In<'_>, y: &[Tensor; 2]) -> Result<()> {
-        launch::per_row(gpu, &SHADER, "forward", x, y, &[self.eps.to_bits()])
+        launch::per_row(gpu, &SHADER, "forward", x, y, |n, d| Params { n, d, eps: self.eps })
     }
 }
 
@@ -159,7 +164,7 @@ impl Op for BackwardX {
     }
 
     fn gpu(&self, gpu: &Arc<Gpu>, x: &BackwardIn<'_>, y: &[Tensor; 1]) -> Result<()> {
-        launch::per_row(gpu, &SHADER, "backward_x", x, y, &[0])
+        launch::per_row(gpu, &SHADER, "backward_x", x, y, |n, d| Params { n, d, eps: 0.0 })
     }
 }
 

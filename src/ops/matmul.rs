@@ -1,8 +1,8 @@
 //! Dense products of two tensors, one or a batch of them.
 
-use crate::device::{Entry, Gpu, Host, PORTABLE, Shader, Variant, parts};
+use crate::device::{Entry, Gpu, Host, PORTABLE, Shader, Variant, params, parts};
 use crate::engine::cpu::gemm::{Mat, gemm, gemm_f64};
-use crate::engine::product::{TILE_BYTES, TILINGS, Tiling, VECTOR_BYTES};
+use crate::engine::product::{Sizes, TILE_BYTES, TILINGS, Tiling, VECTOR_BYTES};
 use crate::engine::{Case, Meta, Op, OpSpec, Operand, Operands, Timed, TimedSizes, operands, run1};
 use crate::tape::Node;
 use crate::{DType, Error, Result, Tensor};
@@ -36,9 +36,15 @@ macro_rules! variants {
         }
     };
 }
+
+params! {
+    struct Params { m: u32, n: u32, k: u32, groups: u32, a_stride: u32, a_first: u32, w_words: u32 }
+}
+
 static SHADER: Shader = Shader {
     name: "matmul",
     source: include_str!("../../shaders/matmul.wgsl"),
+    params: Params::FIELDS,
     entries: &[
         Entry { name: "direct", variants: variants!(0) },
         Entry { name: "tile", variants: variants!(TILE_BYTES) },
@@ -230,9 +236,9 @@ impl Op for Product {
             bind: &launch::binds(x, y),
             consts: &[],
             parts: &[],
-            params: &[],
         };
-        launch.run(gpu)
+        let Sizes { m, n, k, groups, a_stride, a_first, w_words } = launch.sizes();
+        launch.run(gpu, &Params { m, n, k, groups, a_stride, a_first, w_words })
     }
 }
 

@@ -1,6 +1,6 @@
 //! The pooled routing input: one row per routing unit, by the units' pooling weights.
 
-use crate::device::{Entry, Gpu, Host, PORTABLE, Shader, Variant, parts};
+use crate::device::{Entry, Gpu, Host, PORTABLE, Shader, Variant, params, parts};
 use crate::engine::cpu::tile::{Tile, columns_in_parallel};
 use crate::engine::{
     Case, Computation, Meta, Op, OpSpec, Operand, Timed, TimedSizes, operands, rows_in_parallel, run1,
@@ -33,9 +33,15 @@ const fn variant(wg: &'static [(&'static str, u32)], workgroup_bytes: u32) -> Va
 }
 static FORWARD: [Variant; 1] = [variant(&[("WG", WG_FORWARD)], 1024)];
 static BACKWARD: [Variant; 1] = [variant(&[("WG", WG_BACKWARD)], 0)];
+
+params! {
+    struct Params { units: u32, rows: u32, d: u32 }
+}
+
 static SHADER: Shader = Shader {
     name: NAME,
     source: include_str!("../../shaders/pool_rows.wgsl"),
+    params: Params::FIELDS,
     entries: &[
         Entry { name: "forward", variants: &FORWARD },
         Entry { name: "backward", variants: &BACKWARD },
@@ -138,7 +144,7 @@ impl Op for Pool<'_> {
         };
         let rows = self.units.rows();
         let d = x.x.shape().last();
-        let params = [self.units.count(), rows, d].map(|v| v as u32);
+        let params = Params { units: self.units.count() as u32, rows: rows as u32, d: d as u32 };
         let (kernel, map, groups) = if self.backward {
             let kernel = Kernel { shader: &SHADER, entry: "backward", variant: &BACKWARD[0] };
             (kernel, row_unit, y[0].len().div_ceil(WG_BACKWARD as usize))

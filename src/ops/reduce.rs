@@ -1,6 +1,6 @@
 //! Sums over everything, over rows, and over the innermost axis.
 
-use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
+use crate::device::{Entry, Host, PORTABLE, Shader, Variant, params, parts};
 use crate::engine::{Case, Meta, Op, OpSpec, Operand, Timed, TimedSizes, operands, run1};
 use crate::tape::Node;
 use crate::{DType, Result, Tensor};
@@ -30,9 +30,15 @@ static VARIANTS: &[Variant] = &[Variant {
     backends: PORTABLE,
     workgroup_bytes: 4 * WG,
 }];
+
+params! {
+    struct Params { n: u32, d: u32 }
+}
+
 static SHADER: Shader = Shader {
     name: "reduce",
     source: include_str!("../../shaders/reduce.wgsl"),
+    params: Params::FIELDS,
     entries: &[
         Entry { name: "total", variants: VARIANTS },
         Entry { name: "rows", variants: VARIANTS },
@@ -141,7 +147,7 @@ fn launch(
     groups: usize,
 ) -> Result<()> {
     let kernel = Kernel { shader: &SHADER, entry, variant: &VARIANTS[0] };
-    kernel.run(gpu, &[Bind::Read(x), Bind::Write(y)], &[n as u32, d as u32], groups, n * d)
+    kernel.run(gpu, &[Bind::Read(x), Bind::Write(y)], &Params { n: n as u32, d: d as u32 }, groups, n * d)
 }
 
 /// Sums `x [N, D]` to `[ceil(N / per), D]`, and that again, until one row is left.

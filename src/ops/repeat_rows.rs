@@ -1,6 +1,6 @@
 //! Rows repeated for the experts that they go to, and summed back.
 
-use crate::device::{Entry, Gpu, Host, Shader};
+use crate::device::{Entry, Gpu, Host, Shader, params};
 use crate::engine::launch::ELEMENTS;
 use crate::engine::{Case, Meta, Op, OpSpec, Operand, Timed, TimedSizes, operands, rows_in_parallel, run1};
 use crate::tape::Node;
@@ -18,9 +18,15 @@ pub(super) static SPEC: OpSpec = OpSpec {
 };
 
 const NAME: &str = "repeat_rows";
+
+params! {
+    struct Params { n: u32, d: u32, k: u32 }
+}
+
 static SHADER: Shader = Shader {
     name: NAME,
     source: include_str!("../../shaders/repeat_rows.wgsl"),
+    params: Params::FIELDS,
     entries: &[Entry { name: "repeat", variants: ELEMENTS }, Entry { name: "group_sum", variants: ELEMENTS }],
 };
 
@@ -82,7 +88,7 @@ impl Op for Rows {
     fn gpu(&self, gpu: &Arc<Gpu>, x: &In<'_>, y: &[Tensor; 1]) -> Result<()> {
         let n = y[0].len();
         let entry = if self.sum { "group_sum" } else { "repeat" };
-        let params = [n, x.x.shape().last(), self.k].map(|v| v as u32);
+        let params = Params { n: n as u32, d: x.x.shape().last() as u32, k: self.k as u32 };
         let kernel = Kernel { shader: &SHADER, entry, variant: &ELEMENTS[0] };
         kernel.run(gpu, &binds(x, y), &params, n.div_ceil(WG), n)
     }

@@ -1,6 +1,6 @@
 //! How often each factor was chosen, and the balancing bias that this moves: no gradients, no readback.
 
-use crate::device::{Entry, Gpu, Host, PORTABLE, Shader, Variant, parts};
+use crate::device::{Entry, Gpu, Host, PORTABLE, Shader, Variant, params, parts};
 use crate::engine::{Case, Meta, Op, OpSpec, Operand, Timed, TimedSizes, operands, run_in_place, run1};
 use crate::routing::sample::picks;
 use crate::{DType, Error, Result, Tensor};
@@ -26,9 +26,15 @@ const fn variant(name: &'static str, consts: &'static [(&'static str, u32)]) -> 
 }
 static VARIANTS: &[Variant] =
     &[variant("plain", &[("WG", WG), ("WEIGHTED", 0)]), variant("weighted", &[("WG", WG), ("WEIGHTED", 1)])];
+
+params! {
+    struct Params { linears: u32, sides: u32, units: u32, k: u32, e: u32, rate: f32 }
+}
+
 static SHADER: Shader = Shader {
     name: NAME,
     source: include_str!("../../shaders/routing_load.wgsl"),
+    params: Params::FIELDS,
     entries: &[Entry { name: "count", variants: VARIANTS }, Entry { name: "balance", variants: VARIANTS }],
 };
 
@@ -90,11 +96,18 @@ impl Op for Count {
     fn gpu(&self, gpu: &Arc<Gpu>, x: &In<'_>, y: &[Tensor; 1]) -> Result<()> {
         let [l, p, g, k] = *x.idx.dims() else { unreachable!() };
         let weight = x.weight.map(|w| w.buffer());
-        let sizes = [l, p, g, k, self.factors].map(|v| v as u32);
+        let params = Params {
+            linears: l as u32,
+            sides: p as u32,
+            units: g as u32,
+            k: k as u32,
+            e: self.factors as u32,
+            rate: 0.0,
+        };
         let variant = &VARIANTS[usize::from(weight.is_some())];
         let bind =
             [Bind::Read(x.idx.buffer()), Bind::or_unused(weight, x.idx.buffer()), Bind::Write(y[0].buffer())];
-        launch(gpu, "count", variant, &bind, sizes, 0.0)
+        launch(gpu, "count", variant, &bind, &params)
     }
 }
 
@@ -138,26 +151,24 @@ impl Op for Balance {
     }
 
     fn gpu(&self, gpu: &Arc<Gpu>, x: &BalanceIn<'_>, y: &[Tensor; 1]) -> Result<()> {
-        let l = x.load.shape().rows() as u32;
+        let linears = x.load.shape().rows() as u32;
         let e = x.load.shape().last() as u32;
-        launch(gpu, "balance", &VARIANTS[0], &binds(x, y), [l, 0, 0, 0, e], self.rate)
+        let params = Params { linears, e, rate: self.rate, ..Params::default() };
+        launch(gpu, "balance", &VARIANTS[0], &binds(x, y), &params)
     }
 }
 
-/// `sizes`: linears, sides, units, choices, factors.
 fn launch(
     gpu: &Gpu,
     entry: &'static str,
     variant: &'static Variant,
     bind: &[Bind<'_>],
-    sizes: [u32; 5],
-    rate: f32,
+    params: &Params,
 ) -> Result<()> {
-    let [l, _, g, k, e] = sizes;
-    let params = [sizes.as_slice(), &[rate.to_bits()]].concat();
-    let groups = (l as usize * e as usize).div_ceil(WG as usize);
-    let flops = (l * e) as usize * (g * k).max(e) as usize;
-    Kernel { shader: &SHADER, entry, variant }.run(gpu, bind, &params, groups, flops)
+    let sums = (params.linears * params.e) as usize;
+    let groups = sums.div_ceil(WG as usize);
+    let flops = sums * (params.units * params.k).max(params.e) as usize;
+    Kernel { shader: &SHADER, entry, variant }.run(gpu, bind, params, groups, flops)
 }
 
 /// How often side A chose each of `factors`: `idx [L, P, G, K] -> [L, E]`, units weighted by `weight [G]`.

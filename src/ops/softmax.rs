@@ -1,6 +1,6 @@
 //! Softmax over the last axis, and its derivative from the output.
 
-use crate::device::{Entry, Gpu, Host, Shader};
+use crate::device::{Entry, Gpu, Host, Shader, params};
 use crate::engine::{
     Case, Meta, Op, OpSpec, Operand, Timed, TimedSizes, cpu::math, launch, operands, rows_in_parallel, run1,
 };
@@ -17,9 +17,14 @@ pub(super) static SPEC: OpSpec = OpSpec {
     timed,
 };
 
+params! {
+    struct Params { n: u32, d: u32 }
+}
+
 static SHADER: Shader = Shader {
     name: "softmax",
     source: include_str!("../../shaders/softmax.wgsl"),
+    params: Params::FIELDS,
     entries: &[
         Entry { name: "forward", variants: launch::ROWS },
         Entry { name: "backward", variants: launch::ROWS },
@@ -72,7 +77,7 @@ impl Op for Forward {
     }
 
     fn gpu(&self, gpu: &Arc<Gpu>, x: &In<'_>, y: &[Tensor; 1]) -> Result<()> {
-        launch::per_row(gpu, &SHADER, "forward", x, y, &[])
+        launch::per_row(gpu, &SHADER, "forward", x, y, |n, d| Params { n, d })
     }
 }
 
@@ -115,7 +120,7 @@ impl Op for Backward {
     }
 
     fn gpu(&self, gpu: &Arc<Gpu>, x: &BackwardIn<'_>, y: &[Tensor; 1]) -> Result<()> {
-        launch::per_row(gpu, &SHADER, "backward", x, y, &[])
+        launch::per_row(gpu, &SHADER, "backward", x, y, |n, d| Params { n, d })
     }
 }
 

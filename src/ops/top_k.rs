@@ -1,6 +1,6 @@
 //! Positions of the k largest values of each row.
 
-use crate::device::{Entry, Gpu, Host, PORTABLE, Shader, Variant, parts};
+use crate::device::{Entry, Gpu, Host, PORTABLE, Shader, Variant, params, parts};
 use crate::engine::{Case, Meta, Op, OpSpec, Operand, Timed, TimedSizes, operands, rows_in_parallel, run1};
 use crate::{DType, Error, Result, Tensor};
 use std::sync::Arc;
@@ -18,9 +18,15 @@ const fn variant(name: &'static str, consts: &'static [(&'static str, u32)]) -> 
     Variant { name, consts, parts: &[parts::GRID], backends: PORTABLE, workgroup_bytes }
 }
 static VARIANTS: &[Variant] = &[variant("wg64", &[("WG", 64)]), variant("wg256", &[("WG", 256)])];
+
+params! {
+    struct Params { n: u32, d: u32, k: u32 }
+}
+
 static SHADER: Shader = Shader {
     name: "top_k",
     source: include_str!("../../shaders/top_k.wgsl"),
+    params: Params::FIELDS,
     entries: &[Entry { name: "pick", variants: VARIANTS }, Entry { name: "rank", variants: VARIANTS }],
 };
 
@@ -114,7 +120,7 @@ impl Op for TopK {
         let variant = &VARIANTS[usize::from(d > 512)];
         let work = if entry == "rank" { d } else { k };
         let kernel = crate::engine::launch::Kernel { shader: &SHADER, entry, variant };
-        let params = [n as u32, d as u32, k as u32];
+        let params = Params { n: n as u32, d: d as u32, k: k as u32 };
         kernel.run(gpu, &crate::engine::launch::binds(x, y), &params, n, 4 * n * d * work)
     }
 }

@@ -1,6 +1,6 @@
 //! New positions in the room that an array has for them, sequence by sequence: what a key/value cache does.
 
-use crate::device::{Entry, Gpu, Host, Shader};
+use crate::device::{Entry, Gpu, Host, Shader, params};
 use crate::engine::launch::ELEMENTS;
 use crate::engine::{Case, Meta, Op, OpSpec, Operand, Timed, TimedSizes, operands, run_in_place};
 use crate::{DType, Error, Result, Shape, Tensor};
@@ -15,9 +15,15 @@ pub(super) static SPEC: OpSpec = OpSpec {
 };
 
 const NAME: &str = "write_rows";
+
+params! {
+    struct Params { n: u32, at: u32, s: u32, t: u32, r: u32 }
+}
+
 static SHADER: Shader = Shader {
     name: NAME,
     source: include_str!("../../shaders/write_rows.wgsl"),
+    params: Params::FIELDS,
     entries: &[Entry { name: "forward", variants: ELEMENTS }],
 };
 
@@ -81,7 +87,13 @@ impl Op for Write {
         let dims = x.next.dims();
         let row = dims[2..].iter().product::<usize>();
         let kernel = Kernel { shader: &SHADER, entry: "forward", variant: &ELEMENTS[0] };
-        let params = [n, self.at, dims[1], self.into.dims()[1], row].map(|v| v as u32);
+        let params = Params {
+            n: n as u32,
+            at: self.at as u32,
+            s: dims[1] as u32,
+            t: self.into.dims()[1] as u32,
+            r: row as u32,
+        };
         kernel.run(gpu, &binds(x, y), &params, n.div_ceil(WG), n)
     }
 }

@@ -1,8 +1,8 @@
 //! The roof of a GPU.
 
-use super::{ROUNDS, SHADER, VARIANTS};
+use super::{Params, ROUNDS, SHADER, VARIANTS};
 use crate::bench::{Candidate, Rounds, Timer, Watch, measure as samples};
-use crate::device::{Bind, Dispatch, Gpu, Grid};
+use crate::device::{Bind, Dispatch, Gpu, Grid, Parameters};
 use crate::{Device, Result, Tensor};
 
 /// The number of copied values: 128 MiB, the largest binding that every adapter supports.
@@ -27,7 +27,7 @@ pub(super) fn measure(device: &Device, gpu: &Gpu) -> Result<(Timer, Runs)> {
             consts: VARIANTS[0].consts,
             parts: VARIANTS[0].parts,
             bind: &[Bind::Read(source.buffer()), Bind::Write(target.buffer())],
-            params: bytemuck::cast_slice(&[n as u32, steps as u32]),
+            params: Params { n: n as u32, steps: steps as u32 }.bytes(),
             grid: Grid::Linear(n.div_ceil(256)),
             flops: (64 * n * steps) as u64,
         })

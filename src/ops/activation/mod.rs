@@ -6,7 +6,7 @@ mod gated;
 
 use functions::{Kind, exact, gelu, gelu_erf, sigmoid, silu, softcap};
 
-use crate::device::{Entry, Gpu, Host, PORTABLE, Shader, Variant, parts};
+use crate::device::{Entry, Gpu, Host, PORTABLE, Shader, Variant, params, parts};
 use crate::engine::launch::{Kernel, binds};
 use crate::engine::{Meta, Op, OpSpec, Operands, launch, operands, run1};
 use crate::simd::wide;
@@ -37,9 +37,15 @@ static VARIANTS: &[Variant] = &[
 /// Those that gate.
 static GATES: &[Variant] = VARIANTS.split_at(2).0;
 const NAME: &str = "activation";
+
+params! {
+    struct Params { n: u32, cap: f32 }
+}
+
 static SHADER: Shader = Shader {
     name: "activation",
     source: include_str!("../../../shaders/activation.wgsl"),
+    params: Params::FIELDS,
     entries: &[
         Entry { name: "forward", variants: VARIANTS },
         Entry { name: "backward", variants: VARIANTS },
@@ -111,7 +117,7 @@ fn launch<'a>(
     let n = y[0].len();
     let cap = if let Kind::Softcap(cap) = kind { cap } else { 0.0 };
     let kernel = Kernel { shader: &SHADER, entry, variant: kind.variant() };
-    kernel.run(gpu, &binds(x, y), &[n as u32, cap.to_bits()], n.div_ceil(launch::WG), 20 * n)
+    kernel.run(gpu, &binds(x, y), &Params { n: n as u32, cap }, n.div_ceil(launch::WG), 20 * n)
 }
 
 impl Op for Forward {

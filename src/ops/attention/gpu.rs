@@ -1,6 +1,6 @@
 //! The GPU lane.
 
-use super::{Dims, SHADER, VARIANTS};
+use super::{Dims, Params, SHADER, VARIANTS};
 use crate::Result;
 use crate::device::{Bind, Gpu, GpuBuffer};
 use crate::engine::launch::Kernel;
@@ -29,12 +29,21 @@ fn launch(
         (_, 65..=128) => &VARIANTS[1],
         _ => &VARIANTS[2],
     };
-    let [b, s, t, room] = [dims.b, dims.s, dims.t, dims.room].map(|n| n as u32);
-    let [h, kv, d, behind, ahead] = [dims.h, dims.kv, dims.d, dims.behind, dims.ahead].map(|n| n as u32);
-    let masked = u32::from(masked);
-    // A cap of 0 caps nothing.
-    let numbers = [dims.scale, dims.softcap.unwrap_or(0.0)].map(f32::to_bits);
-    let params = [b, s, t, room, h, kv, d, behind, ahead, masked, numbers[0], numbers[1]];
+    let params = Params {
+        b: dims.b as u32,
+        s: dims.s as u32,
+        t: dims.t as u32,
+        room: dims.room as u32,
+        h: dims.h as u32,
+        kv: dims.kv as u32,
+        d: dims.d as u32,
+        behind: dims.behind as u32,
+        ahead: dims.ahead as u32,
+        masked: u32::from(masked),
+        scale: dims.scale,
+        // A cap of 0 caps nothing.
+        cap: dims.softcap.unwrap_or(0.0),
+    };
     Kernel { shader: &SHADER, entry, variant }.run(gpu, bind, &params, groups, flops)
 }
 

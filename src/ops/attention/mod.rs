@@ -10,7 +10,7 @@ mod options;
 
 pub use options::AttentionOptions;
 
-use crate::device::{Entry, Gpu, Host, PORTABLE, Shader, Variant, parts};
+use crate::device::{Entry, Gpu, Host, PORTABLE, Shader, Variant, params, parts};
 use crate::engine::{Meta, Op, OpSpec, operands, run};
 use crate::tape::Node;
 use crate::{DType, Error, Result, Tensor};
@@ -43,9 +43,18 @@ const fn widths(bytes: u32) -> [Variant; 3] {
     ]
 }
 static VARIANTS: [Variant; 3] = widths(4 * (4 * 288 + 2 * 1056 + 128 + 32));
+
+params! {
+    struct Params {
+        b: u32, s: u32, t: u32, room: u32, h: u32, kv: u32, d: u32, behind: u32, ahead: u32, masked: u32,
+        scale: f32, cap: f32,
+    }
+}
+
 static SHADER: Shader = Shader {
     name: "attention",
     source: include_str!("../../../shaders/attention.wgsl"),
+    params: Params::FIELDS,
     entries: &[
         Entry { name: "forward", variants: &VARIANTS },
         Entry { name: "stats", variants: VARIANTS.split_at(1).0 },

@@ -7,8 +7,10 @@ mod cpu;
 
 use super::factor_gather::{forced_dropout, forced_selection};
 use crate::Shape;
-use crate::device::{AdapterClass, Bind, Dispatch, Gpu, Grid};
-use crate::device::{Entry, Host, PORTABLE, Shader, Variant, parts};
+use crate::device::{
+    AdapterClass, Bind, Dispatch, Entry, Gpu, Grid, Host, PORTABLE, Parameters, Shader, Variant, params,
+    parts,
+};
 use crate::engine::{Case, Meta, Op, OpSpec, Operand, Timed, TimedSizes, operands, run1};
 use crate::routing::Lists;
 use crate::routing::Selection;
@@ -44,9 +46,19 @@ macro_rules! variants {
         }),+]
     };
 }
+
+params! {
+    struct Params {
+        factors: u32, units: u32, groups: u32, d: u32, out_rows: u32, stride: u32, first: u32, sides: u32,
+        side: u32, scale: f32, s_base: u32, s_step: u32, s_k: u32, s_block: u32, s_pool_rows: u32,
+        key0: u32, key1: u32, drop_p: f32, keep: f32,
+    }
+}
+
 static SHADER: Shader = Shader {
     name: NAME,
     source: include_str!("../../../shaders/factor_scatter.wgsl"),
+    params: Params::FIELDS,
     entries: &[
         Entry { name: "lists", variants: variants![WG, 0; "lists": 0 0,] },
         Entry {
@@ -66,9 +78,13 @@ fn sort(gpu: &Gpu, idx: &Tensor, factors: usize) -> Result<Lists> {
     let [l, p, g, k] = [dims[0], dims[1], dims[2], dims[3]];
     let make = |n| Tensor::undefined(idx.device(), Shape::new(&[l, p, n])?, DType::U32);
     let lists = Lists { starts: make(factors + 1)?, pairs: make(g * k)? };
-    let mut params: Params = bytemuck::Zeroable::zeroed();
-    params.choices = [factors, g, l * p].map(|v| v as u32);
-    params.slots[2] = k as u32;
+    let params = Params {
+        factors: factors as u32,
+        units: g as u32,
+        groups: (l * p) as u32,
+        s_k: k as u32,
+        ..Params::default()
+    };
     gpu.dispatch(Dispatch {
         shader: &SHADER,
         entry: "lists",
@@ -79,7 +95,7 @@ fn sort(gpu: &Gpu, idx: &Tensor, factors: usize) -> Result<Lists> {
             Bind::Write(lists.pairs.buffer()),
             Bind::Read(idx.buffer()),
         ],
-        params: bytemuck::bytes_of(&params),
+        params: params.bytes(),
         grid: Grid::Linear((l * p * factors).div_ceil(WG as usize)),
         flops: 2 * (idx.len() * factors) as u64,
     })?;
@@ -175,15 +191,26 @@ impl Op for FactorScatter<'_> {
         let (_, sides, g, _) = self.slots.dims();
         let d = x.rows.shape().last();
         let out_rows = self.out_rows();
-        let (key, drop_p, keep) = Dropout::params(&self.dropout);
-        let sizes = [d, out_rows, self.slots.all_columns(), self.slots.first, sides, self.slots.side];
-        let [base, step, k, block, _] = self.slots.params();
+        let ([key0, key1], drop_p, keep) = Dropout::params(&self.dropout);
+        let [s_base, s_step, s_k, s_block, _] = self.slots.params();
         let params = Params {
-            choices: [self.selection.factors(), g, 0].map(|v| v as u32),
-            sizes: sizes.map(|v| v as u32),
+            factors: self.selection.factors() as u32,
+            units: g as u32,
+            groups: 0,
+            d: d as u32,
+            out_rows: out_rows as u32,
+            stride: self.slots.all_columns() as u32,
+            first: self.slots.first as u32,
+            sides: sides as u32,
+            side: self.slots.side as u32,
             scale: self.scale,
-            slots: [base, step, k, block, self.selection.pool_rows() as u32],
-            key,
+            s_base,
+            s_step,
+            s_k,
+            s_block,
+            s_pool_rows: self.selection.pool_rows() as u32,
+            key0,
+            key1,
             drop_p,
             keep,
         };
@@ -227,25 +254,11 @@ impl Op for FactorScatter<'_> {
                 Bind::or_unused(units, coef),
                 Bind::Write(y[0].buffer()),
             ],
-            params: bytemuck::bytes_of(&params),
+            params: params.bytes(),
             grid,
             flops: 2 * (x.rows.len() * self.slots.width()) as u64,
         })
     }
-}
-
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Params {
-    /// factors, units, groups
-    choices: [u32; 3],
-    /// d, out_rows, stride, first, sides, side
-    sizes: [u32; 6],
-    scale: f32,
-    slots: [u32; 5],
-    key: [u32; 2],
-    drop_p: f32,
-    keep: f32,
 }
 
 fn cases() -> Vec<Case> {

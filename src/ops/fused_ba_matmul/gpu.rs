@@ -1,8 +1,8 @@
 //! The GPU lane: one launch per shard of the weight.
 
-use super::{Expand, FusedBa, In, SHADER};
+use super::{Expand, FusedBa, In, Params, SHADER};
 use crate::device::{Bind, CoopSize, Gpu, parts};
-use crate::engine::product::{Product, Tiling, choose, cooperative};
+use crate::engine::product::{Product, Sizes, Tiling, choose, cooperative};
 use crate::engine::run1;
 use crate::routing::Dropout;
 use crate::{Device, Error, Format, Result, Shard, Tensor, Weight};
@@ -23,8 +23,7 @@ impl FusedBa<'_> {
         let n = self.outputs();
         let (shard_n, shard_k) = if self.nt { (shard.rows, k) } else { (n, shard.rows) };
         let (x_first, y_first) = if self.nt { (0, shard.first) } else { (shard.first, 0) };
-        let mut params: Params = bytemuck::Zeroable::zeroed();
-        params.y = [n, y_first].map(|v| v as u32);
+        let mut params = Params { y_stride: n as u32, y_first: y_first as u32, ..Params::default() };
         let xb = x.x.buffer();
         let stand_in = x.x.buffer();
         let mut bind = vec![
@@ -37,9 +36,11 @@ impl FusedBa<'_> {
         let mut units = 0;
         if let (Some(e), Some(u), Some(pool)) = (expand, x.u, x.pool) {
             params.scale = e.scale;
-            params.u = [e.slots.all_columns(), e.slots.first_column(), e.slots.width()].map(|v| v as u32);
-            params.slots = e.slots.params();
-            (params.key, params.drop_p, params.keep) = Dropout::params(&e.dropout);
+            params.u_stride = e.slots.all_columns() as u32;
+            params.u_first = e.slots.first_column() as u32;
+            params.slots = e.slots.width() as u32;
+            [params.s_base, params.s_step, params.s_k, params.s_block, params.s_pool_rows] = e.slots.params();
+            ([params.key0, params.key1], params.drop_p, params.keep) = Dropout::params(&e.dropout);
             (drop, units) = (u32::from(e.dropout.is_some()), u32::from(!e.slots.units.is_tokens()));
             bind.extend([
                 Bind::Read(u.buffer()),
@@ -73,25 +74,10 @@ impl FusedBa<'_> {
                 ("UNITS", units),
             ],
             parts: &[parts::RANDOM, parts::DROPOUT, parts::SLOTS],
-            params: bytemuck::bytes_of(&params),
         };
-        product.run(gpu)
+        let Sizes { m, n, k, groups, a_stride, a_first, w_words } = product.sizes();
+        product.run(gpu, &Params { m, n, k, groups, a_stride, a_first, w_words, ..params })
     }
-}
-
-/// What follows the parameters of the product.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Params {
-    /// y_stride, y_first
-    y: [u32; 2],
-    scale: f32,
-    /// u_stride, u_first, slots
-    u: [u32; 3],
-    slots: [u32; 5],
-    key: [u32; 2],
-    drop_p: f32,
-    keep: f32,
 }
 
 impl FusedBa<'_> {

@@ -6,7 +6,7 @@ mod cases;
 mod cpu;
 mod gpu;
 
-use crate::device::{COOP_8, COOP_16, Entry, Gpu, Host, PORTABLE, Shader, Variant, parts};
+use crate::device::{COOP_8, COOP_16, Entry, Gpu, Host, PORTABLE, Shader, Variant, params, parts};
 use crate::engine::launch::each_format;
 use crate::engine::product::{COOP_BYTES, TILE_BYTES, Tiling, VECTOR_BYTES};
 use crate::engine::{Meta, Op, OpSpec, Operands, operands, run1};
@@ -85,9 +85,19 @@ macro_rules! coop_8 {
         )
     };
 }
+
+params! {
+    struct Params {
+        m: u32, n: u32, k: u32, groups: u32, a_stride: u32, a_first: u32, w_words: u32, y_stride: u32,
+        y_first: u32, scale: f32, u_stride: u32, u_first: u32, slots: u32, s_base: u32, s_step: u32,
+        s_k: u32, s_block: u32, s_pool_rows: u32, key0: u32, key1: u32, drop_p: f32, keep: f32,
+    }
+}
+
 static SHADER: Shader = Shader {
     name: NAME,
     source: include_str!("../../../shaders/fused_ba_matmul.wgsl"),
+    params: Params::FIELDS,
     entries: &[
         Entry { name: "direct", variants: variants!(0) },
         Entry { name: "tile", variants: variants!(TILE_BYTES) },

@@ -1,6 +1,6 @@
 //! The GPU lane.
 
-use super::{FORMATS, HeadLoss, In, Kernel, SHADER, VARIANTS};
+use super::{FORMATS, HeadLoss, In, Kernel, Params, SHADER, VARIANTS};
 use crate::device::{AdapterClass, Bind, Gpu};
 use crate::engine::launch;
 use crate::{Result, Tensor};
@@ -52,12 +52,20 @@ impl Walk<'_> {
             "finish" => (format, self.r * w.cols()),
             _ => (0, self.r * part.len),
         };
-        let row_words = w.format().row_words(w.cols());
-        let sizes = [self.r, w.cols(), w.rows(), row_words, part.first, part.row0, part.len, self.line];
-        let mut params = sizes.map(|n| n as u32).to_vec();
-        // A cap of 0 caps nothing.
-        let cap = self.op.softcap.unwrap_or(0.0);
-        params.extend([u32::from(part.first == 0), f32::NAN.to_bits(), cap.to_bits()]);
+        let params = Params {
+            r: self.r as u32,
+            d: w.cols() as u32,
+            vocabulary: w.rows() as u32,
+            w_words: w.format().row_words(w.cols()) as u32,
+            first: part.first as u32,
+            row0: part.row0 as u32,
+            len: part.len as u32,
+            line: self.line as u32,
+            start: u32::from(part.first == 0),
+            nan: f32::NAN,
+            // A cap of 0 caps nothing.
+            cap: self.op.softcap.unwrap_or(0.0),
+        };
         let kernel = launch::Kernel { shader: &SHADER, entry, variant: &VARIANTS[variant] };
         kernel.run(self.gpu, bind, &params, groups, flops)
     }

@@ -9,7 +9,7 @@ mod cpu;
 mod gpu;
 
 use super::activation::check_cap;
-use crate::device::{Entry, Gpu, Host, PORTABLE, Shader, Variant, parts};
+use crate::device::{Entry, Gpu, Host, PORTABLE, Shader, Variant, params, parts};
 use crate::engine::launch::each_format;
 use crate::engine::{Meta, Op, OpSpec, operands, run};
 use crate::tape::Node;
@@ -50,9 +50,18 @@ macro_rules! gradient {
 const FORMATS: usize = Format::ALL.len();
 /// By step and format.
 static VARIANTS: [Variant; 2 * FORMATS] = each_format!(logits, gradient);
+
+params! {
+    struct Params {
+        r: u32, d: u32, vocabulary: u32, w_words: u32, first: u32, row0: u32, len: u32, line: u32,
+        start: u32, nan: f32, cap: f32,
+    }
+}
+
 static SHADER: Shader = Shader {
     name: "head_loss",
     source: include_str!("../../../shaders/head_loss.wgsl"),
+    params: Params::FIELDS,
     entries: &[
         Entry { name: "compact", variants: VARIANTS.split_at(1).0 },
         Entry { name: "direct", variants: &VARIANTS },

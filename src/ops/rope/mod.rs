@@ -6,7 +6,7 @@ mod frequencies;
 pub use frequencies::{Frequencies, Llama3, LongRope, RopeScaling, Yarn};
 
 use super::gather_rows::check_indices;
-use crate::device::{Entry, Gpu, Host, Shader};
+use crate::device::{Entry, Gpu, Host, Shader, params};
 use crate::engine::{Meta, Op, OpSpec, launch, operands, rows_in_parallel, run1};
 use crate::tape::Node;
 use crate::{DType, Device, Error, Result, Tensor};
@@ -20,9 +20,16 @@ pub(super) static SPEC: OpSpec = OpSpec {
     timed: cases::timed,
 };
 
+params! {
+    struct Params {
+        units: u32, heads: u32, head_dim: u32, half_dim: u32, rows: u32, apart: u32, within: u32, sign: f32,
+    }
+}
+
 static SHADER: Shader = Shader {
     name: "rope",
     source: include_str!("../../../shaders/rope.wgsl"),
+    params: Params::FIELDS,
     entries: &[Entry { name: "rotate", variants: launch::ELEMENTS }],
 };
 
@@ -232,10 +239,16 @@ impl Op for Rotate {
         // One invocation for each pair, and for each value that passes.
         let units = x.x.len() / head_dim * (head_dim - half);
         let [apart, within] = self.pairs.steps(half);
-        let sizes = [units, heads, head_dim, half, x.cos.shape().rows(), apart, within];
-        let sign: f32 = if self.back { -1.0 } else { 1.0 };
-        let mut params = sizes.map(|n| n as u32).to_vec();
-        params.push(sign.to_bits());
+        let params = Params {
+            units: units as u32,
+            heads: heads as u32,
+            head_dim: head_dim as u32,
+            half_dim: half as u32,
+            rows: x.cos.shape().rows() as u32,
+            apart: apart as u32,
+            within: within as u32,
+            sign: if self.back { -1.0 } else { 1.0 },
+        };
         let kernel = launch::Kernel { shader: &SHADER, entry: "rotate", variant: &launch::ELEMENTS[0] };
         kernel.run(gpu, &launch::binds(x, y), &params, units.div_ceil(launch::WG), 6 * units)
     }

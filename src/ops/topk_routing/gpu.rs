@@ -1,7 +1,7 @@
 //! Launching the routing kernels.
 
-use super::{Extra, PARTS_LANE, PARTS_WIDE, Routing, SHADER, Table, WG, sizes};
-use crate::device::{AdapterClass, Bind, Dispatch, Gpu, Grid};
+use super::{Extra, PARTS_LANE, PARTS_WIDE, Params, Routing, SHADER, Table, WG, sizes};
+use crate::device::{AdapterClass, Bind, Dispatch, Gpu, Grid, Parameters};
 use crate::{Result, Tensor};
 
 /// A launch of one of the kernels.
@@ -16,13 +16,6 @@ impl Launch<'_> {
     /// `z` gives the sizes: `[units, linears, .., factors]`.
     pub fn run(&self, gpu: &Gpu, z: &Tensor, bind: &[Bind<'_>], items: usize) -> Result<()> {
         let Launch { entry, routing: r, extra, sparse } = *self;
-        #[repr(C)]
-        #[derive(Clone, Copy, bytemuck::NoUninit)]
-        struct Params {
-            sizes: [u32; 3],
-            scale: f32,
-            lambda: f32,
-        }
         let (units, linears, e) = sizes(z);
         // A workgroup per unit where there are few of them and many factors.
         let wide = match r.variant {
@@ -30,6 +23,13 @@ impl Launch<'_> {
             None => gpu.class() != AdapterClass::Software && items < 1024 && e >= 32,
         };
         let cfs = r.condition.map_or(0, |c| if c.choice { 2 } else { 1 });
+        let params = Params {
+            units: units as u32,
+            linears: linears as u32,
+            e: e as u32,
+            scale: r.gate_scale,
+            lambda: r.condition.map_or(0.0, |c| c.weight),
+        };
         gpu.dispatch(Dispatch {
             shader: &SHADER,
             entry,
@@ -48,11 +48,7 @@ impl Launch<'_> {
             ],
             parts: if wide { PARTS_WIDE } else { PARTS_LANE },
             bind,
-            params: bytemuck::bytes_of(&Params {
-                sizes: [units, linears, e].map(|v| v as u32),
-                scale: r.gate_scale,
-                lambda: r.condition.map_or(0.0, |c| c.weight),
-            }),
+            params: params.bytes(),
             grid: Grid::Linear(if wide && entry != "table" { items } else { items.div_ceil(WG as usize) }),
             flops: (items * e * (3 * r.k + 2)) as u64,
         })

@@ -17,7 +17,7 @@ use self::cpu::OneSide;
 use self::math::{Unit, Values};
 pub use self::rows::route_rows;
 pub use self::rules::{Condition, Routing, Score, Table};
-use crate::device::{Entry, Gpu, Host, PORTABLE, Shader, Variant, parts};
+use crate::device::{Entry, Gpu, Host, PORTABLE, Shader, Variant, params, parts};
 use crate::engine::{Meta, Op, OpSpec, operands, run, run1};
 use crate::routing::{Selection, Units};
 use crate::tape::{Node, recording};
@@ -71,9 +71,15 @@ static BACKWARD: &[Variant] = variants![
     "lane sigmoid": PARTS_LANE 1 8 1 1 0 1 0 0 0 0,
     "lane sigmoid sparse": PARTS_LANE 1 8 1 1 0 1 0 0 0 1,
 ];
+
+params! {
+    struct Params { units: u32, linears: u32, e: u32, scale: f32, lambda: f32 }
+}
+
 static SHADER: Shader = Shader {
     name: NAME,
     source: include_str!("../../../shaders/topk_routing.wgsl"),
+    params: Params::FIELDS,
     entries: &[
         Entry { name: "forward", variants: FORWARD },
         Entry { name: "backward", variants: BACKWARD },
