@@ -171,6 +171,29 @@ fn a_resumed_run_keeps_what_it_must() {
 }
 
 #[test]
+fn a_resumed_run_keeps_its_frozen_rows() {
+    let place = Place::new();
+    let config = place.config("lora", &[]);
+    let cpu = Device::cpu();
+    let dir = place.path("run");
+    let first = |run: &Run| run.session.adapter.trainable()[0].clone();
+    let mut run = Run::start(config.clone(), place.parts(&config, &cpu), Some(&dir)).unwrap();
+    let part = first(&run).parts()[0].0.clone();
+    first(&run).freeze_rows(&part, 1..2).unwrap();
+    let width = first(&run).value().shape().last();
+    let before = first(&run).value().to_f32().unwrap();
+    run.go(&Stop::at(Some(2)), &mut ()).unwrap();
+    drop(run);
+    let stored = StoredRun::open(&dir, &Methods::builtin()).unwrap();
+    let mut run = Run::resume(stored, config.clone(), place.parts(&config, &cpu), &mut ()).unwrap();
+    assert_eq!(first(&run).frozen_by_part(), vec![(part, 1..2)]);
+    run.go(&Stop::at(Some(4)), &mut ()).unwrap();
+    let after = first(&run).value().to_f32().unwrap();
+    assert_eq!(before[width..2 * width], after[width..2 * width]);
+    assert_ne!(before[..width], after[..width]);
+}
+
+#[test]
 fn a_diverging_run_stops_and_keeps_what_explains_it() {
     let place = Place::new();
     let config = place.config("lora", &[("learning_rate", json!(1e30)), ("max_grad_norm", json!(0.0))]);

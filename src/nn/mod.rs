@@ -8,9 +8,11 @@ mod hooks;
 mod layers;
 mod param;
 mod pass;
+mod rows;
 
 pub use crate::weight::{Format, Linear, Weight};
 pub use hooks::{BeforeForward, BlockAdapter, LinearAdapter, MlpAdapter, SiteAdapter, SiteAdapters};
 pub use layers::{Activation, LinearGroup, Mlp};
 pub use param::Param;
 pub use pass::{Choices, Kept, Labels, Pass};
+pub(crate) use rows::Rows;

@@ -1,7 +1,11 @@
 //! [`Param`]: a tensor that a module owns and an optimizer may change.
 
+use super::rows::{Rows, joined};
+use crate::tape::Node;
+use crate::tape::recording;
 use crate::tensor::fresh_id;
 use crate::{DType, Device, Error, Gradients, Result, Shape, Tensor};
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 
@@ -18,6 +22,8 @@ struct Inner {
     trainable: bool,
     value: RwLock<Tensor>,
     changes: AtomicU64,
+    /// Rows that stay as they are, in ascending ranges.
+    frozen: RwLock<Vec<Range<usize>>>,
 }
 
 impl Param {
@@ -31,7 +37,9 @@ impl Param {
             return Err(Error::shape("param", format!("parts of {rows} rows for {}", value.shape())));
         }
         let value = RwLock::new(value.detach());
-        Ok(Param(Arc::new(Inner { id: fresh_id(), parts, trainable, value, changes: AtomicU64::new(0) })))
+        let frozen = RwLock::default();
+        let changes = AtomicU64::new(0);
+        Ok(Param(Arc::new(Inner { id: fresh_id(), parts, trainable, value, changes, frozen })))
     }
 
     /// A parameter `[rows, cols]` whose parts are drawn by name: a part's values do not depend on its neighbours.
@@ -61,7 +69,61 @@ impl Param {
     /// The value for a computation: a leaf of the tape when it is trained, else without a gradient.
     pub fn tensor(&self) -> Tensor {
         let value = self.value();
-        if self.0.trainable { value.leaf_of(self.0.id) } else { value }
+        if !self.0.trainable {
+            return value;
+        }
+        let leaf = value.leaf_of(self.0.id);
+        let frozen = self.frozen_rows();
+        if frozen.is_empty() || !recording(&[&leaf]) {
+            return leaf;
+        }
+        Node::record("frozen_rows", &[&leaf], value, move |dy| {
+            let zeros = Rows::zeros(&dy, &frozen)?;
+            let mut dy = dy;
+            zeros.put_into(&mut dy)?;
+            Ok(vec![Some(dy)])
+        })
+    }
+
+    /// Freezes rows of a part: from now on they have no gradient, and no optimizer step changes them or their moments.
+    /// Rows that were frozen before stay so.
+    ///
+    /// # Errors
+    /// The parameter has no such part, or the part fewer rows.
+    pub fn freeze_rows(&self, part: &str, rows: Range<usize>) -> Result<()> {
+        let mut first = 0;
+        for (name, count) in &self.0.parts {
+            if name == part && rows.start <= rows.end && rows.end <= *count {
+                let mut frozen = self.0.frozen.write().unwrap_or_else(|e| e.into_inner());
+                frozen.push(first + rows.start..first + rows.end);
+                *frozen = joined(std::mem::take(&mut *frozen));
+                return Ok(());
+            }
+            first += count;
+        }
+        let what = format!("has no part with rows {rows:?}; its parts are {:?}", self.0.parts);
+        Err(Error::config(part, what))
+    }
+    /// The frozen rows of a parameter that is trained, in ascending ranges over all parts.
+    pub fn frozen_rows(&self) -> Vec<Range<usize>> {
+        self.0.frozen.read().unwrap_or_else(|e| e.into_inner()).clone()
+    }
+    /// The frozen rows by part, as ranges within it.
+    pub fn frozen_by_part(&self) -> Vec<(String, Range<usize>)> {
+        let frozen = self.frozen_rows();
+        let mut first = 0;
+        let mut all = Vec::new();
+        for (name, count) in &self.0.parts {
+            for rows in &frozen {
+                let start = rows.start.max(first);
+                let end = rows.end.min(first + count);
+                if start < end {
+                    all.push((name.clone(), start - first..end - first));
+                }
+            }
+            first += count;
+        }
+        all
     }
     /// The value, without a gradient.
     pub fn value(&self) -> Tensor {

@@ -7,7 +7,8 @@ use crate::io::{Checkpoint, safetensors_bytes};
 use crate::nn::Param;
 use crate::{Error, Result, Tensor};
 use serde::{Deserialize, Serialize};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 use std::path::Path;
 
 pub(super) const OPTIMIZER: &str = "optimizer.safetensors";
@@ -29,6 +30,9 @@ pub struct State {
     pub skipped: usize,
     /// Lowest validation loss and its step.
     pub best: Option<(f64, usize)>,
+    /// Frozen rows of trained parameters, by the names of their parts.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub frozen_rows: BTreeMap<String, Vec<Range<usize>>>,
 }
 
 impl Default for State {
@@ -42,6 +46,7 @@ impl Default for State {
             trained_tokens: 0,
             skipped: 0,
             best: None,
+            frozen_rows: BTreeMap::new(),
         }
     }
 }
@@ -57,6 +62,26 @@ impl State {
             v => Err(Error::file(&path, format!("has version {v}, this program writes {VERSION}"))),
         }
     }
+}
+
+/// The frozen rows of parameters, by the names of their parts.
+pub(super) fn frozen_rows(params: &[Param]) -> BTreeMap<String, Vec<Range<usize>>> {
+    let mut all: BTreeMap<String, Vec<Range<usize>>> = BTreeMap::new();
+    for (part, rows) in params.iter().flat_map(Param::frozen_by_part) {
+        all.entry(part).or_default().push(rows);
+    }
+    all
+}
+
+/// Freezes stored rows again.
+pub(super) fn freeze_again(params: &[Param], stored: &BTreeMap<String, Vec<Range<usize>>>) -> Result<()> {
+    for (part, all) in stored {
+        let has = |p: &&Param| p.parts().iter().any(|(name, _)| name == part);
+        let param = params.iter().find(has);
+        let param = param.ok_or_else(|| Error::config(part, "has frozen rows, but is not trained here"))?;
+        all.iter().try_for_each(|rows| param.freeze_rows(part, rows.clone()))?;
+    }
+    Ok(())
 }
 
 /// Both moments of a part, by name.

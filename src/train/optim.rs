@@ -1,6 +1,6 @@
 //! AdamW over a list of parameters, with the gradient's norm and clipping kept on the device.
 
-use crate::nn::Param;
+use crate::nn::{Param, Rows};
 use crate::ops::adamw::{AdamWStep, adamw};
 use crate::ops::global_norm::global_norm;
 use crate::{Gradients, Result, Tensor};
@@ -78,7 +78,13 @@ impl Optimizer {
         };
         for (p, (m, v)) in self.params.iter().zip(&mut self.moments) {
             if let Some(g) = p.gradient(gradients) {
-                p.update(|w| adamw(w, m, v, g, factor.as_ref(), &step))?;
+                let frozen = p.frozen_rows();
+                p.update(|w| {
+                    // Weight decay and moments would move rows without a gradient.
+                    let before = [Rows::of(w, &frozen)?, Rows::of(m, &frozen)?, Rows::of(v, &frozen)?];
+                    adamw(w, m, v, g, factor.as_ref(), &step)?;
+                    before.iter().zip([w, m, v]).try_for_each(|(rows, tensor)| rows.put_into(tensor))
+                })?;
             }
         }
         Ok(())

@@ -1,6 +1,8 @@
 //! A run from its first step to its last: data, validation, checkpoints and metrics around a [`Session`].
 
-use super::checkpoint::{OPTIMIZER, STATE, State, optimizer_bytes, restore_optimizer};
+use super::checkpoint::{
+    OPTIMIZER, STATE, State, freeze_again, frozen_rows, optimizer_bytes, restore_optimizer,
+};
 use super::load::{AT_THE_END, ENOUGH, LoadCounter};
 use super::observe::{End, EvalReport, Observer, Progress, Stop};
 use super::parts::{Parts, check_prompts};
@@ -68,6 +70,7 @@ impl Run {
     fn restore(&mut self, dir: &Path) -> Result<()> {
         let state = State::read(dir)?;
         restore_optimizer(&mut self.session.optimizer, dir, state.updates)?;
+        freeze_again(self.session.optimizer.params(), &state.frozen_rows)?;
         self.session.restore(state.step);
         self.sampler.restore(state.cursor)?;
         self.began = (Instant::now(), state.step);
@@ -253,6 +256,7 @@ impl Run {
         self.state.step = self.session.steps_done();
         self.state.updates = self.session.optimizer.steps();
         self.state.cursor = self.sampler.cursor();
+        self.state.frozen_rows = frozen_rows(self.session.optimizer.params());
         if let Some(r) = &report {
             self.state.tokens += r.tokens as u64;
             self.state.trained_tokens += r.trained_tokens as u64;
