@@ -98,10 +98,14 @@ pub(super) fn cases() -> Vec<Case> {
         case([1, 400, 400, 1, 1, 4], PLAIN, None),
     ];
     // More workgroups than a grid has in one dimension. Forward only: lavapipe takes 10 s for the rest.
-    let mut many = case([33_000, 1, 2, 2, 1, 1], PLAIN, None);
+    let mut many = case([33_000, 9, 9, 2, 1, 1], PLAIN, None);
     many.inputs = many.inputs.into_iter().map(Operand::frozen).collect();
     all.push(many);
     all.extend([
+        // Few queries: their keys in slices.
+        case([1, 8, 260, 2, 1, 256], PLAIN, Some(holes)),
+        case([2, 3, 128, 4, 2, 130], CAPPED, Some(left)),
+        cached([2, 3, 140, 150, 2, 1, 16], PLAIN),
         cached([2, 1, 5, 9, 4, 2, 8], PLAIN),
         cached([2, 3, 40, 64, 2, 1, 16], PLAIN),
         // A window at both ends of its range, within a tile, across tiles, and beyond the sequence.

@@ -20,7 +20,7 @@ use std::sync::Arc;
 pub(super) static SPEC: OpSpec = OpSpec {
     name: "attention",
     formula: "o = softmax(cap(scale q k^T) + mask) v",
-    shaders: &[&SHADER],
+    shaders: &[&SHADER, &SLICES],
     cases: cases::cases,
     timed: cases::timed,
 };
@@ -62,6 +62,16 @@ static SHADER: Shader = Shader {
         Entry { name: "backward_kv", variants: &VARIANTS },
     ],
 };
+static SLICES: Shader = Shader {
+    name: "attention_slices",
+    params: Params::FIELDS,
+    source: include_str!("../../../shaders/attention_slices.wgsl"),
+    entries: &[
+        Entry { name: "slices", variants: &SLICES_VARIANT },
+        Entry { name: "merge", variants: &SLICES_VARIANT },
+    ],
+};
+static SLICES_VARIANT: [Variant; 1] = [variant("default", &[], 4 * (256 + 512 + 64))];
 /// Longest row of a head: what the accumulators of an invocation hold.
 const MAX_HEAD: usize = 256;
 
