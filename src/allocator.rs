@@ -48,6 +48,7 @@ unsafe impl GlobalAlloc for Allocator {
         }
     }
 
+    // SAFETY: as the trait demands, the block is one of `alloc` with this layout.
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         match plain(layout) {
             // SAFETY: it came from `System.alloc` with this layout.

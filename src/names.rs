@@ -3,7 +3,8 @@
 /// The name that is most like a mistyped one, if one is.
 pub fn nearest<'a>(name: &str, known: &'a [String]) -> Option<&'a str> {
     let distance = |other: &str| {
-        let (a, b): (Vec<char>, Vec<char>) = (name.chars().collect(), other.chars().collect());
+        let a: Vec<char> = name.chars().collect();
+        let b: Vec<char> = other.chars().collect();
         let mut row: Vec<usize> = (0..=b.len()).collect();
         for (i, x) in a.iter().enumerate() {
             let mut before = std::mem::replace(&mut row[0], i + 1);

@@ -227,6 +227,63 @@ fn files_stay_small() {
     }
 }
 
+/// Whether a line begins unsafe code: a block, a function, or an implementation.
+fn is_unsafe(line: &str) -> bool {
+    let line = line.split("//").next().unwrap_or("");
+    ["unsafe {", "unsafe fn", "unsafe impl"].iter().any(|word| line.contains(word))
+}
+
+#[test]
+fn unsafe_code_has_its_reason() {
+    let mut found = Vec::new();
+    for path in files("src", "rs") {
+        let text = read(&path);
+        let lines: Vec<&str> = text.lines().collect();
+        for at in (0..lines.len()).filter(|&at| is_unsafe(lines[at])) {
+            let near = &lines[at.saturating_sub(6)..=at];
+            if !near.iter().any(|line| line.contains("SAFETY") || line.contains("# Safety")) {
+                found.push(format!("{}:{}: {}", name(&path), at + 1, lines[at].trim()));
+            }
+        }
+    }
+    assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+/// Code for GPUs alone lies in files of its own, which a few lines leave out.
+#[test]
+fn few_lines_depend_on_the_feature_gpu() {
+    let lines = |path: &PathBuf| {
+        let text = read(path);
+        text.lines().filter(|l| l.contains("cfg") && l.contains("feature = \"gpu\"")).count()
+    };
+    let count: usize = files("src", "rs").iter().map(lines).sum();
+    assert!((1..70).contains(&count), "{count} lines");
+}
+
+/// How often names are bound to a tuple of values, as in `let (a, b) = (1, 2);`.
+fn tuple_lets(code: &str) -> usize {
+    let is_tuple = |rest: &&str| {
+        let Some((names, behind)) = rest.split_once(')') else { return false };
+        let Some((kind, value)) = behind.split_once('=') else { return false };
+        let plain = !names.contains('(') && !kind.contains([';', '{']);
+        plain && value.trim_start().starts_with('(')
+    };
+    code.split("let (").skip(1).filter(is_tuple).count()
+}
+
+#[test]
+fn a_let_has_one_name() {
+    assert_eq!(tuple_lets("let (a, b) = (1, 2); let (c, d) = f(1); let (mut e, f): (u8, u8) =\n (3, 4);"), 2);
+    let mut lets = 0;
+    let mut tuples = 0;
+    for path in files("src", "rs") {
+        let code = code(&read(&path));
+        lets += code.matches("let ").count();
+        tuples += tuple_lets(&code);
+    }
+    assert!(100 * tuples < lets, "{tuples} of {lets} bind a tuple to names: use one `let` for each");
+}
+
 #[test]
 fn the_table_of_places_is_true() {
     let text = read("docs/ARCHITECTURE.md");

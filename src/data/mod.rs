@@ -1,4 +1,4 @@
-//! Training data: JSONL files become [`Sample`]s, samples become [`Example`]s of tokens, and a [`Sampler`] chooses the
+//! Training data: JSONL files become `Sample`s, samples become [`Example`]s of tokens, and a [`Sampler`] chooses the
 //! examples of each [`Batch`].
 
 mod batch;

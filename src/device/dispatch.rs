@@ -43,6 +43,13 @@ pub(crate) struct Dispatch<'a> {
     pub flops: u64,
 }
 
+impl Dispatch<'_> {
+    /// The op's shader and the entry, for labels and errors.
+    pub fn name(&self) -> String {
+        format!("{}::{}", self.shader.name, self.entry)
+    }
+}
+
 /// A kernel that was launched: an entry of a shader with values of its constants.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Launched {
@@ -102,7 +109,7 @@ impl GpuOptions {
     }
 }
 
-/// Counters since the device was opened or [`Gpu::reset_stats`] was called.
+/// Counters since the device was opened or [`Gpu::reset_stats`](super::Gpu::reset_stats) was called.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Stats {
     pub dispatches: u64,

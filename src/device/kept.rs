@@ -44,7 +44,8 @@ pub(super) struct Compiler {
 impl Compiler {
     /// Errors go to the scopes of the caller.
     pub fn compile(&self, recipe: &Recipe) -> Pipeline {
-        let label = Some(recipe.shader.as_str());
+        let label = format!("{}::{}", recipe.shader, recipe.entry);
+        let label = Some(label.as_str());
         // SAFETY: every index of our kernels is bounded by construction; guard mode tests it.
         let module = unsafe {
             self.device.create_shader_module_trusted(
@@ -282,8 +283,8 @@ mod tests {
     use super::*;
 
     fn recipe(n: usize) -> Recipe {
-        let (shader, entry, text) = (format!("s{n}"), "main".into(), format!("fn main() {{}} // {n}"));
-        Recipe { shader, entry, text, writes: vec![false, true], params: 4 }
+        let text = format!("fn main() {{}} // {n}");
+        Recipe { shader: format!("s{n}"), entry: "main".into(), text, writes: vec![false, true], params: 4 }
     }
 
     #[test]

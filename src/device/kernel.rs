@@ -76,9 +76,8 @@ impl Gpu {
             d.shader.entry(d.entry).is_some_and(|e| e.variants.iter().any(|v| {
                 v.consts.len() == d.consts.len() && v.consts.iter().zip(d.consts).all(|(a, b)| a.0 == b.0)
             })),
-            "{}::{} with {:?} is not declared",
-            d.shader.name,
-            d.entry,
+            "{} with {:?} is not declared",
+            d.name(),
             d.consts
         );
         let key = Key {
@@ -102,9 +101,7 @@ impl Gpu {
             None => {
                 let compiler = self.compiler()?;
                 self.scoped(|| compiler.compile(&recipe)).map_err(|e| match e {
-                    Error::Gpu(what) => {
-                        Error::Shader { shader: format!("{}::{}", d.shader.name, d.entry), what }
-                    }
+                    Error::Gpu(what) => Error::Shader { shader: d.name(), what },
                     e => e,
                 })?
             }
@@ -222,7 +219,10 @@ mod tests {
                 }
             }
         }
-        assert!(matches!(launch(&device, &NO_ENTRY, Grid::Xyz(65_536, 1, 1)), Err(Error::Shape { .. })));
+        let large = launch(&device, &NO_ENTRY, Grid::Xyz(65_536, 1, 1)).unwrap_err().to_string();
+        assert!(large.contains("no_entry::main") && large.contains("65536"), "{large}");
+        let unbound = launch(&device, &COPY, Grid::Linear(1)).unwrap_err().to_string();
+        assert!(unbound.contains("copy::main"), "{unbound}");
         assert!(launch(&device, &BAD_SYNTAX, Grid::Linear(0)).is_ok(), "nothing to launch");
         let x = crate::Tensor::full(&device, &[3], 2.0).unwrap();
         assert_eq!(x.scale(2.0).unwrap().to_f32().unwrap(), [4.0; 3], "the device still works");

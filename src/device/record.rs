@@ -57,7 +57,7 @@ pub(super) struct Recorder {
 impl Gpu {
     fn encoder<'a>(&self, r: &'a mut Recorder) -> &'a mut wgpu::CommandEncoder {
         r.pass = None;
-        let descriptor = wgpu::CommandEncoderDescriptor { label: Some("mixlora") };
+        let descriptor = wgpu::CommandEncoderDescriptor { label: Some("mixlora: launches and copies") };
         r.encoder.get_or_insert_with(|| self.device.create_command_encoder(&descriptor))
     }
 
@@ -76,13 +76,11 @@ impl Gpu {
             return Ok(());
         }
         if x.max(y).max(z) > 65_535 {
-            return Err(Error::shape(
-                "dispatch",
-                format!("{}: grid {x} x {y} x {z} is too large", d.shader.name),
-            ));
+            let what = format!("{}: grid {x} x {y} x {z} is too large, at most 65535 each way", d.name());
+            return Err(Error::shape("dispatch", what));
         }
         self.check()?;
-        let label = format!("{} {}", d.shader.name, d.entry);
+        let label = d.name();
         let pipeline = self.pipeline(&d)?;
         let entries: Vec<_> = d
             .bind
@@ -96,6 +94,10 @@ impl Gpu {
                 layout: &pipeline.layout,
                 entries: &entries,
             })
+        });
+        let bind_group = bind_group.map_err(|e| match e {
+            Error::Gpu(what) => Error::Gpu(format!("{label}: {what}")),
+            e => e,
         })?;
         let mut guard = lock(&self.recorder);
         let r = &mut *guard;
@@ -165,9 +167,11 @@ impl Gpu {
                 }
                 None => None,
             };
+            // A profiled launch has a pass of its own.
+            let label = writes.as_ref().map_or_else(|| "mixlora: launches".into(), |_| d.name());
             let encoder = self.encoder(r);
             let pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
-                label: Some("mixlora"),
+                label: Some(&label),
                 timestamp_writes: writes.as_ref().map(|(set, i)| wgpu::ComputePassTimestampWrites {
                     query_set: set,
                     beginning_of_pass_write_index: Some(*i),

@@ -9,7 +9,7 @@ pub struct Shader {
     pub name: &'static str,
     /// The text.
     pub source: &'static str,
-    /// The fields of its `Params`, as [`params!`] declares them for the host.
+    /// The fields of its `Params`, as `params!` declares them for the host.
     pub params: &'static [Field],
     /// Entry points.
     pub entries: &'static [Entry],
@@ -52,7 +52,7 @@ pub struct Field {
     pub size: usize,
 }
 
-/// The parameters of a kernel, declared by [`params!`].
+/// The parameters of a kernel, declared by `params!`.
 pub(crate) trait Parameters: bytemuck::NoUninit {
     /// What the kernel is given.
     fn bytes(&self) -> &[u8] {

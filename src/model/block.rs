@@ -58,13 +58,12 @@ impl FeedForward {
             FeedForward::Experts(experts) => experts.forward(x),
             FeedForward::Single { first, down, activation, gated } => {
                 let h = first.forward(x, pass)?.swap_remove(0);
-                let h = match gated {
-                    true => {
-                        let f = h.shape().last() / 2;
-                        let halves = columns(&h, &[f, f])?;
-                        activation.combine(&halves[0], &halves[1])?
-                    }
-                    false => activation.apply(&h)?,
+                let h = if *gated {
+                    let f = h.shape().last() / 2;
+                    let halves = columns(&h, &[f, f])?;
+                    activation.combine(&halves[0], &halves[1])?
+                } else {
+                    activation.apply(&h)?
                 };
                 Ok(down.forward(&h, pass)?.swap_remove(0))
             }

@@ -364,8 +364,8 @@ impl Tensor {
         let y = run1(&Binary::Mul, Pair { a: self, b: other })?;
         let broadcast = Broadcast::of(self, other)?;
         let shape = other.shape().clone();
-        let (a, b) =
-            (other.requires_grad().then(|| self.detach()), self.requires_grad().then(|| other.detach()));
+        let a = other.requires_grad().then(|| self.detach());
+        let b = self.requires_grad().then(|| other.detach());
         Ok(Node::record("mul", &[self, other], y, move |dy| {
             let db = match &a {
                 Some(a) => Some(broadcast.gather(dy.mul(a)?, &shape)?),

@@ -119,7 +119,8 @@ impl Op for TableGrad<'_> {
     }
 
     fn infer(&self, &TableIn { rows }: &TableIn<'_>) -> Result<[Meta; 1]> {
-        let (l, e) = (rows.dims()[0], rows.dims()[3]);
+        let l = rows.dims()[0];
+        let e = rows.dims()[3];
         Ok([Meta::f32(&[l, e, e, self.routing.table_slots()])?])
     }
 
@@ -128,8 +129,10 @@ impl Op for TableGrad<'_> {
         let Routing { k, sides, .. } = *self.routing;
         let mut sum = vec![0.0; l * e * e * s];
         for (i, &factor) in self.idx.u32().iter().enumerate() {
-            let (linear, side, unit, choice) =
-                (i / (sides * units * k), i / (units * k) % sides, i / k % units, i % k);
+            let linear = i / (sides * units * k);
+            let side = i / (units * k) % sides;
+            let unit = i / k % units;
+            let choice = i % k;
             if side > 0 {
                 continue;
             }

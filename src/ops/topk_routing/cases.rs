@@ -85,7 +85,8 @@ fn case(name: &str, routing: Routing, (g, l, e): (usize, usize, usize), rows: bo
     }
     let label =
         format!("{name}{} {} {g}x{l}x{e}", if rows { " rows" } else { "" }, r.variant.unwrap_or("chosen"));
-    let (biased, conditioned) = (r.score != Score::Logits, r.condition.is_some());
+    let biased = r.score != Score::Logits;
+    let conditioned = r.condition.is_some();
     Case::new(label, inputs, move |x| {
         let bias = biased.then(|| &x[1]);
         let table = conditioned.then(|| if rows { Table::Choices(&x[1]) } else { Table::Factors(&x[1]) });

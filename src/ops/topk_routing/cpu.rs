@@ -65,7 +65,8 @@ impl OneSide<'_> {
     fn chosen(&self, l: usize, unit: usize, idx: &[u32], out: &mut [f32]) {
         let (z, bias) = self.row(l, unit);
         for (out, &i) in out.iter_mut().zip(idx) {
-            let (z, i) = (z[i as usize], i as usize);
+            let i = i as usize;
+            let z = z[i];
             *out = match self.routing.score {
                 Score::Logits => z,
                 Score::Sigmoid => sigmoid(z) + bias[i],
@@ -78,7 +79,8 @@ impl OneSide<'_> {
     pub fn choose(&self, idx: &mut [u32]) {
         let ((units, _, e), k) = (self.sizes, self.routing.k);
         idx.par_chunks_mut(k * UNITS).enumerate().for_each(|(t, idx)| {
-            let (mut values, mut order) = (vec![0f32; e], Vec::with_capacity(e));
+            let mut values = vec![0f32; e];
+            let mut order = Vec::with_capacity(e);
             for (i, idx) in (t * UNITS..).zip(idx.chunks_mut(k)) {
                 let (z, bias) = self.row(i / units, i % units);
                 scores(self.routing.score, z, bias, &mut values);
@@ -107,7 +109,8 @@ impl OneSide<'_> {
         dz.par_chunks_mut((linears * width * UNITS).max(1)).enumerate().for_each(|(t, dz)| {
             let mut d = vec![0f32; k];
             for (row, dz) in dz.chunks_mut(width.max(1)).enumerate() {
-                let (l, unit) = (row % linears, t * UNITS + row / linears);
+                let l = row % linears;
+                let unit = t * UNITS + row / linears;
                 let of = (l * units + unit) * k..(l * units + unit + 1) * k;
                 let idx = &idx[of.clone()];
                 self.backward_of(l, unit, idx, &dgates[of], &mut d);
@@ -123,11 +126,13 @@ impl OneSide<'_> {
 
     /// The gradient of the chosen logits of a unit.
     fn backward_of(&self, l: usize, unit: usize, idx: &[u32], dgates: &[f32], d: &mut [f32]) {
-        let (score, scale) = (self.routing.score, self.routing.gate_scale);
+        let score = self.routing.score;
+        let scale = self.routing.gate_scale;
         self.chosen(l, unit, idx, d);
         let sum = gates_of(score, d);
         let z = self.row(l, unit).0;
-        let (k, along) = (idx.len() as f32, d.iter().zip(dgates).map(|(g, d)| g * scale * d).sum::<f32>());
+        let k = idx.len() as f32;
+        let along = d.iter().zip(dgates).map(|(g, d)| g * scale * d).sum::<f32>();
         // What was a gate becomes its gradient.
         for ((d, dgate), &i) in d.iter_mut().zip(dgates).zip(idx) {
             let z = z[i as usize];

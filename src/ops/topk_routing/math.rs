@@ -126,13 +126,15 @@ impl Unit<'_> {
 
     /// Entry (k, e) of the table rows of A's choice.
     fn row(&self, a: &[u32], k: usize, e: usize) -> f64 {
-        let (n, s) = (self.za.len(), self.routing.table_slots());
+        let n = self.za.len();
+        let s = self.routing.table_slots();
         let at = if self.of_choices { k * n + e } else { (a[k] as usize * n + e) * s + k.min(s - 1) };
         self.table.map_or(0.0, |t| t.at(at))
     }
 
     fn conditional(&self, c: &Condition, a: &[u32], alpha: &[f64]) -> Conditional {
-        let (n, k) = (self.za.len(), a.len());
+        let n = self.za.len();
+        let k = a.len();
         let scale = self.routing.gate_scale as f64;
         let f: Vec<f64> = alpha.iter().map(|g| if c.gated_input { scale * g } else { 1.0 }).collect();
         let entry = |k: usize, e: usize| self.row(a, k, e);
@@ -175,7 +177,8 @@ impl Unit<'_> {
 
     /// Gradients of the logits and of the chosen table rows, from those of the gates.
     pub fn backward(&self, a: &[u32], b: &[u32], dgates: &[f64]) -> UnitGrad {
-        let (r, n) = (self.routing, self.za.len());
+        let r = self.routing;
+        let n = self.za.len();
         let scale = r.gate_scale as f64;
         let score_a = self.score_a();
         let alpha = self.gates(&at(&score_a, a));
@@ -197,7 +200,8 @@ impl Unit<'_> {
         }
         grad.chosen = match r.score {
             Score::Sigmoid => {
-                let (k, sum) = (a.len() as f64, at(&score_a, a).iter().sum::<f64>());
+                let k = a.len() as f64;
+                let sum = at(&score_a, a).iter().sum::<f64>();
                 let mean: f64 = alpha.iter().zip(&d_alpha).map(|(g, d)| g / k * d).sum();
                 d_alpha.iter().map(|d| k / sum * (d - mean)).collect()
             }

@@ -116,7 +116,8 @@ fn for_units<R: Send>(
 ) -> Vec<R> {
     let (units, linears, e) = sizes(z);
     let one = |i: usize| {
-        let (l, unit) = (i / units.max(1), i % units.max(1));
+        let l = i / units.max(1);
+        let unit = i % units.max(1);
         let at = (unit * linears + l) * routing.sides * e;
         let za = wide(z, at, e);
         let zb = if routing.sides == 2 { wide(z, at + e, e) } else { vec![] };

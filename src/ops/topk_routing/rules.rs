@@ -65,8 +65,15 @@ pub struct Routing {
 impl Routing {
     /// Plain top-k of logits on one side, without gates.
     pub fn new(k: usize) -> Self {
-        let (sides, score, gated, gate_scale) = (1, Score::Logits, false, 1.0);
-        Routing { k, sides, score, gated, gate_scale, condition: None, variant: None }
+        Routing {
+            k,
+            sides: 1,
+            score: Score::Logits,
+            gated: false,
+            gate_scale: 1.0,
+            condition: None,
+            variant: None,
+        }
     }
     /// Slots of a condition table.
     pub(in crate::ops) fn table_slots(&self) -> usize {
