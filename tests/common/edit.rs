@@ -30,7 +30,7 @@ impl Edit {
         let file = SafeTensors::deserialize(&bytes).unwrap();
         let tensors =
             file.iter().map(|(n, v)| (n.to_string(), (v.dtype(), v.shape().to_vec(), v.data().to_vec())));
-        Edit { tensors: tensors.collect(), metadata }
+        Edit { tensors: tensors.collect(), metadata: metadata.into_iter().collect() }
     }
 
     /// Changes one value of a tensor.
@@ -86,7 +86,7 @@ impl Edit {
             (n.clone(), TensorView::new(*dtype, dims.clone(), bytes).unwrap())
         });
         let path = folder.join(format!("{name}.safetensors"));
-        let bytes = safetensors::serialize(views, Some(self.metadata.clone())).unwrap();
+        let bytes = safetensors::serialize(views, Some(self.metadata.clone().into_iter().collect())).unwrap();
         std::fs::write(&path, bytes).unwrap();
         path
     }

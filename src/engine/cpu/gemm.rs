@@ -1,17 +1,16 @@
-//! Dense products on the CPU, with the work split by shape: our own kernel on processors with AVX2, that of the `gemm`
-//! crate on all others (docs/decisions/0007-dense-products-on-avx2.md).
+//! Dense products on the CPU, with the work split by shape: our own kernel on processors with AVX2, that of the
+//! `gemm-f32` crate on all others (docs/decisions/0007-dense-products-on-avx2.md).
 //!
 //! Each task computes one tile of the result on one thread, and the tiles depend on the shape alone, so the bits
 //! do not depend on the number of threads.
 
-#[cfg(target_arch = "x86_64")]
 #[cfg(target_arch = "x86_64")]
 use super::gemm_avx2;
 use super::tile::{Dst, Tile};
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{Level, level};
 use crate::simd::{all_dots, vectorised};
-use gemm::Parallelism;
+use gemm_common::Parallelism;
 use rayon::prelude::*;
 use std::cell::Cell;
 use std::ops::Range;
@@ -165,23 +164,24 @@ unsafe fn product(
         // SAFETY: as above, and the token proves the instructions.
         return unsafe { gemm_avx2::product(simd, c, a, b, (rows, cols), scale, add, done) };
     }
+    // The crate's kernels write columns of contiguous values: they get the product transposed, c^T = b^T a^T.
     // SAFETY: the pointers and strides are those of matrices that hold the tile, by what the caller promises.
     unsafe {
-        gemm::gemm(
-            rows.len(),
+        gemm_f32::gemm::f32::get_gemm_fn()(
             cols.len(),
+            rows.len(),
             a.cols,
             c.at.add(rows.start * c.stride + cols.start),
-            1,
             c.stride as isize,
+            1,
             add,
-            a.data.as_ptr().add(rows.start * a.row_stride),
-            a.col_stride as isize,
-            a.row_stride as isize,
             b.data.as_ptr(),
-            b.col_stride as isize,
             b.row_stride as isize,
-            1.0f32,
+            b.col_stride as isize,
+            a.data.as_ptr().add(rows.start * a.row_stride),
+            a.row_stride as isize,
+            a.col_stride as isize,
+            1.0,
             scale,
             false,
             false,
