@@ -252,11 +252,11 @@ impl Tensor {
     pub(crate) fn u32(&self) -> &[u32] {
         self.host().u32()
     }
-    /// The GPU buffer; ops call it in their GPU lane.
+    /// The GPU buffer; ops call it in their GPU back end.
     pub(crate) fn buffer(&self) -> &GpuBuffer {
         match &*self.storage {
             Storage::Gpu(b) => b,
-            Storage::Host(_) => unreachable!("the GPU lane runs on GPU tensors"),
+            Storage::Host(_) => unreachable!("the GPU back end runs on GPU tensors"),
         }
     }
 

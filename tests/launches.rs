@@ -1,4 +1,4 @@
-//! What the GPU lanes launch and bind, by the device's own counters. Everything is only recorded: nothing is computed.
+//! What the GPU back ends launch and bind, by the device's own counters. Everything is only recorded: nothing is computed.
 #![cfg(feature = "gpu")]
 
 use mixlora::device::{Gpu, Stats};

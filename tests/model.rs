@@ -249,7 +249,7 @@ fn recomputing_layers_changes_no_bit() {
 }
 
 /// The gradients of four samples of different lengths, one by one and together: 1e-5 of the largest value in f32,
-/// 1e-10 in the reference lane. Methods whose statistics are over a batch (mixlora-ffn's balance loss) differ by design.
+/// 1e-10 in the reference back end. Methods whose statistics are over a batch (mixlora-ffn's balance loss) differ by design.
 #[test]
 fn accumulated_gradients_are_those_of_one_batch() {
     let gradients = |name: &str, device: &Device, groups: &[&[usize]]| {

@@ -161,7 +161,7 @@ impl DerefMut for U32s {
     }
 }
 
-/// A buffer in host memory, as the reference and CPU lanes of an op see their outputs.
+/// A buffer in host memory, as the reference and CPU back ends of an op see their outputs.
 ///
 /// The accessors panic on the wrong type: an op's `infer` fixes the types before a lane runs.
 #[derive(Debug)]

@@ -1,4 +1,4 @@
-//! Derivatives on the reference lane against central differences.
+//! Derivatives on the reference back end against central differences.
 
 use crate::rig::{Rig, changed, groups, methods, small};
 use mixlora::Device;

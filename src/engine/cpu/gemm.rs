@@ -337,7 +337,7 @@ fn tiles(
     }
 }
 
-/// `c = [c +] scale * a b` in f64, for the reference lane.
+/// `c = [c +] scale * a b` in f64, for the reference back end.
 pub(crate) fn gemm_f64(
     c: &mut [f64],
     a: &[f64],

@@ -1,4 +1,4 @@
-//! Scalar functions and sums of the CPU lanes, in a form that the compiler vectorises.
+//! Scalar functions and sums of the CPU back ends, in a form that the compiler vectorises.
 
 use crate::simd::{LANES, Set, Target, mul_add, tree};
 

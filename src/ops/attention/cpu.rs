@@ -1,4 +1,4 @@
-//! The CPU lane: blocks of queries against blocks of keys, dense products on both sides of the softmax.
+//! The CPU back end: blocks of queries against blocks of keys, dense products on both sides of the softmax.
 
 use super::Dims;
 use crate::engine::cpu::gemm::{Mat, gemm_here, with_scratch};

@@ -1,4 +1,4 @@
-//! The GPU lane.
+//! The GPU back end.
 
 use super::{Dims, Params, SHADER, SLICES, SLICES_VARIANT, VARIANTS};
 use crate::Result;

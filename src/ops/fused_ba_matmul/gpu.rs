@@ -1,4 +1,4 @@
-//! The GPU lane: one launch per shard of the weight.
+//! The GPU back end: one launch per shard of the weight.
 
 use super::{Expand, FusedBa, In, Params, SHADER};
 use crate::device::{Bind, CoopSize, Gpu, parts};

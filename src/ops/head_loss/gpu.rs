@@ -1,4 +1,4 @@
-//! The GPU lane.
+//! The GPU back end.
 
 use super::{FORMATS, HeadLoss, In, Kernel, Params, SHADER, VARIANTS};
 use crate::device::{AdapterClass, Bind, Gpu};
