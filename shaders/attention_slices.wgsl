@@ -4,7 +4,7 @@
 //             tops [B, H, S, slices, 2]  lse [B, H, S]
 // Grid      : slices: one workgroup = 64 keys of one query of one head; merge: one workgroup = one query of one head; both
 //             folded to 2-D
-// Prelude   : none
+// Prelude   : fragments grid, softcap
 // Mask      : the query at position P sees keys P - behind to P + ahead whose valid is not 0; its first slice begins at
 //             key P - behind
 // Precision : accumulates f32, in the same order whatever the grid; measured error vs f64 up to T = 500: 1e-6 of the largest

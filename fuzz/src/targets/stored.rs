@@ -58,12 +58,13 @@ pub const ADAPTER: Target = Target {
 
 fn adapters(model: &Model) -> Vec<Vec<u8>> {
     let mut seeds = Vec::new();
-    for (name, targets) in [
+    let adapted: [(&str, &[&str]); 4] = [
         ("lora", &["q_proj", "k_proj"]),
         ("mixlora-cond", &["k_proj"]),
         ("smora", &["k_proj"]),
         ("mixlora-ffn", &["gate_proj", "up_proj", "down_proj"]),
-    ] {
+    ];
+    for (name, targets) in adapted {
         let method = find(name).expect("a method's name").defaults().with("r", 8).expect("a rank");
         let targets: Vec<String> = targets.iter().map(|target| target.to_string()).collect();
         let adapter = Adapter::attach(model, &method, &targets, Stream::new(1)).expect("an adapter");
@@ -87,10 +88,11 @@ fn put(dir: &Path, input: &[u8]) {
         let part = &rest[..end.unwrap_or(rest.len())];
         rest = end.map_or(&[], |end| &rest[end + CUT.len()..]);
         let path = dir.join(name);
-        match part.is_empty() {
+        if part.is_empty() {
             // It may not have been there.
-            true => drop(std::fs::remove_file(path)),
-            false => write(&path, part),
+            drop(std::fs::remove_file(path));
+        } else {
+            write(&path, part);
         }
     }
 }
