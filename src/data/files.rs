@@ -7,6 +7,8 @@ use serde::de::IgnoredAny;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
+/// The largest line in bytes.
+pub const MAX_LINE: u64 = 64 << 20;
 /// Names of the files of each split; the first existing one is read.
 const TRAIN: [&str; 2] = ["train.jsonl", "training.jsonl"];
 const VALID: [&str; 5] = ["valid.jsonl", "validation.jsonl", "val.jsonl", "dev.jsonl", "eval.jsonl"];
@@ -170,7 +172,7 @@ pub(super) fn not_lines(reader: &mut (impl Read + Seek), line: &[u8]) -> Option<
     let mut bytes = Vec::new();
     let place = reader.stream_position().ok()?;
     reader.rewind().ok()?;
-    reader.by_ref().take(super::MAX_LINE).read_to_end(&mut bytes).ok()?;
+    reader.by_ref().take(MAX_LINE).read_to_end(&mut bytes).ok()?;
     reader.seek(SeekFrom::Start(place)).ok()?;
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
     let value = serde_json::Deserializer::from_slice(bytes).into_iter::<IgnoredAny>().next()?;

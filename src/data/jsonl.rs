@@ -1,6 +1,6 @@
 //! Samples in JSONL files: one object per line, with `messages`, with `prompt` and `completion`, or with `text`.
 
-use super::files::{not_lines, other_kind};
+use super::files::{MAX_LINE, not_lines, other_kind};
 use super::sample::{Sample, parse};
 use crate::error::Problem;
 use crate::io::cannot_read;
@@ -9,8 +9,6 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek};
 use std::path::Path;
 
-/// The largest line in bytes.
-pub const MAX_LINE: u64 = 64 << 20;
 /// The largest number of listed problems of a file; further ones are counted.
 pub const MAX_PROBLEMS: usize = 20;
 

@@ -24,9 +24,9 @@ pub use dataset::{Counts, Dataset};
 #[cfg(feature = "tokenizer")]
 pub use encode::{EncodeOptions, Encoded, Encoder, LossOn};
 #[cfg(feature = "tokenizer")]
-pub use files::DataFiles;
+pub use files::{DataFiles, MAX_LINE};
 #[cfg(feature = "tokenizer")]
-pub use jsonl::{MAX_LINE, MAX_PROBLEMS, read_samples, read_samples_from};
+pub use jsonl::{MAX_PROBLEMS, read_samples, read_samples_from};
 #[cfg(feature = "tokenizer")]
 pub use sample::{Body, Sample};
 pub use sampler::{Cursor, Sampler, SamplerConfig};

@@ -1,23 +1,7 @@
-//! What an op tells the harnesses: shaders, and cases that are checked on every lane.
+//! Cases of an op, which are checked on every back end.
 
-use super::timed::{Timed, TimedSizes};
-use crate::device::Shader;
 use crate::rng::Stream;
 use crate::{Device, Result, Tensor};
-
-/// One entry of the op list.
-pub struct OpSpec {
-    /// File name of the op.
-    pub name: &'static str,
-    /// What it computes, in one line.
-    pub formula: &'static str,
-    /// Its WGSL files.
-    pub shaders: &'static [&'static Shader],
-    /// Cases for parity, gradcheck, edge shapes, poison and repeatability.
-    pub cases: fn() -> Vec<Case>,
-    /// What is timed of it.
-    pub timed: fn(&TimedSizes<'_>) -> Vec<Timed>,
-}
 
 /// An input of a case.
 #[derive(Debug, Clone)]

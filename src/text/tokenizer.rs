@@ -3,18 +3,10 @@
 use super::library::{self, guarded};
 use super::spm::Spm;
 use super::vocab::{BYTE, NORMAL};
-use super::{ChatTemplate, SpecialTokens, Vocab, bpe};
+use super::{ChatTemplate, Piece, SpecialTokens, Vocab, bpe};
 use crate::{Error, Result};
-use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
-
-/// A token and its byte range in the text.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Piece {
-    pub id: u32,
-    pub source: Range<usize>,
-}
 
 pub(super) enum Kind {
     /// The second tokenizer reads control tokens as plain text; it is made on first use.
