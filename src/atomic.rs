@@ -19,12 +19,12 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     let count = WRITTEN.fetch_add(1, Relaxed);
     let temporary = path.with_file_name(format!(".{}.{process}-{count}.tmp", name.to_string_lossy()));
     let done = File::create(&temporary)
-        .map_err(|e| fail("cannot be created", e))
+        .map_err(|error| fail("cannot be created", error))
         .and_then(|mut f| {
-            f.write_all(bytes).map_err(|e| fail("cannot be written", e))?;
-            f.sync_all().map_err(|e| fail("cannot be synced", e))
+            f.write_all(bytes).map_err(|error| fail("cannot be written", error))?;
+            f.sync_all().map_err(|error| fail("cannot be synced", error))
         })
-        .and_then(|()| fs::rename(&temporary, path).map_err(|e| fail("cannot be renamed", e)));
+        .and_then(|()| fs::rename(&temporary, path).map_err(|error| fail("cannot be renamed", error)));
     match done {
         Ok(()) => sync_parent(path),
         Err(e) => {
@@ -41,7 +41,7 @@ pub fn sync_parent(path: &Path) -> Result<()> {
         && let Some(dir) = path.parent().filter(|d| !d.as_os_str().is_empty())
     {
         let synced = File::open(dir).and_then(|d| d.sync_all());
-        synced.map_err(|e| Error::file(dir, format!("cannot be synced: {e}")))?;
+        synced.map_err(|error| Error::file(dir, format!("cannot be synced: {error}")))?;
     }
     Ok(())
 }

@@ -319,8 +319,8 @@ impl Tensor {
 }
 
 impl std::fmt::Debug for Tensor {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let grad = if self.requires_grad() { ", grad" } else { "" };
-        write!(f, "Tensor({} {} on {}{grad})", self.dtype.name(), self.shape, self.device.name())
+        write!(formatter, "Tensor({} {} on {}{grad})", self.dtype.name(), self.shape, self.device.name())
     }
 }

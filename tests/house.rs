@@ -285,6 +285,18 @@ fn a_let_has_one_name() {
 }
 
 #[test]
+fn flags_are_asked_by_if() {
+    let mut found = Vec::new();
+    for path in files("src", "rs") {
+        let code = code(&read(&path));
+        let lines =
+            code.lines().filter(|l| ["true =>", "false =>"].iter().any(|arm| l.trim().starts_with(arm)));
+        found.extend(lines.map(|l| format!("{}: {}", name(&path), l.trim())));
+    }
+    assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+#[test]
 fn the_table_of_places_is_true() {
     let text = read("docs/ARCHITECTURE.md");
     let table = text.split("## Where is").nth(1).expect("a section 'Where is'");

@@ -333,5 +333,5 @@ fn read_config(path: &Path) -> Result<PeftConfig> {
 }
 
 fn pretty<T: Serialize>(value: &T) -> Result<String> {
-    serde_json::to_string_pretty(value).map_err(|e| Error::config("adapter", e.to_string()))
+    serde_json::to_string_pretty(value).map_err(|error| Error::config("adapter", error.to_string()))
 }

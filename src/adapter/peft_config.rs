@@ -95,11 +95,12 @@ impl PeftConfig {
             }
             None => return no("target_modules is missing".into()),
         };
-        let targets = resolve_targets(&targets, model).map_err(|e| Error::file(path, e.to_string()))?;
+        let targets =
+            resolve_targets(&targets, model).map_err(|error| Error::file(path, error.to_string()))?;
         // Rank-stabilised LoRA divides alpha by sqrt(r): the same as a larger alpha here.
         let alpha = if self.use_rslora { self.lora_alpha * (self.r as f32).sqrt() } else { self.lora_alpha };
         let options = self.with_alpha(alpha);
-        let method = lora.defaults().set(&options).map_err(|e| Error::file(path, e.to_string()))?;
+        let method = lora.defaults().set(&options).map_err(|error| Error::file(path, error.to_string()))?;
         Ok((method, targets))
     }
 

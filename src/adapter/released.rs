@@ -123,7 +123,7 @@ impl Released {
         ] {
             options.insert(name.to_string(), value);
         }
-        let method = method.defaults().set(&options).map_err(|e| Error::file(path, e.to_string()))?;
+        let method = method.defaults().set(&options).map_err(|error| Error::file(path, error.to_string()))?;
         Ok((method, targets))
     }
 

@@ -146,7 +146,8 @@ impl AdapterWeights {
     /// # Errors
     /// The directory cannot be written.
     pub fn save(&self, dir: &Path) -> Result<()> {
-        std::fs::create_dir_all(dir).map_err(|e| Error::file(dir, format!("cannot be created: {e}")))?;
+        std::fs::create_dir_all(dir)
+            .map_err(|error| Error::file(dir, format!("cannot be created: {error}")))?;
         self.files()?.iter().try_for_each(|(name, bytes)| atomic::write(&dir.join(name), bytes))
     }
 

@@ -171,7 +171,7 @@ impl Gpu {
         // Some drivers list limits that they then refuse: the floor still works there.
         let (device, queue) = request(limits)
             .or_else(|_| request(wgpu::Limits::defaults()))
-            .map_err(|e| Error::NoAdapter(format!("'{}': {e}", info.name)))?;
+            .map_err(|error| Error::NoAdapter(format!("'{}': {error}", info.name)))?;
         let trouble = Arc::new(Trouble::default());
         let t = trouble.clone();
         device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| {
@@ -362,7 +362,7 @@ pub(super) fn classify(e: wgpu::Error) -> Error {
 }
 
 impl std::fmt::Debug for Gpu {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Gpu({}, {:?})", self.info.name, self.info.backend)
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "Gpu({}, {:?})", self.info.name, self.info.backend)
     }
 }

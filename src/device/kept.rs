@@ -273,7 +273,7 @@ fn unpack(bytes: &[u8]) -> Option<(Vec<Recipe>, Vec<u8>)> {
 pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     if let Some(folder) = path.parent() {
         let made = std::fs::create_dir_all(folder);
-        made.map_err(|e| Error::file(folder, format!("cannot be created: {e}")))?;
+        made.map_err(|error| Error::file(folder, format!("cannot be created: {error}")))?;
     }
     atomic::write(path, bytes)
 }

@@ -100,9 +100,9 @@ impl Gpu {
             Some(made) => made,
             None => {
                 let compiler = self.compiler()?;
-                self.scoped(|| compiler.compile(&recipe)).map_err(|e| match e {
+                self.scoped(|| compiler.compile(&recipe)).map_err(|error| match error {
                     Error::Gpu(what) => Error::Shader { shader: d.name(), what },
-                    e => e,
+                    other => other,
                 })?
             }
         };

@@ -125,7 +125,7 @@ impl Device {
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .build()
-            .map_err(|e| Error::config("threads", e.to_string()))?;
+            .map_err(|error| Error::config("threads", error.to_string()))?;
         Ok(Device::Cpu(Arc::new(Cpu::with_threads(pool))))
     }
 
@@ -295,7 +295,7 @@ impl Device {
 }
 
 impl std::fmt::Debug for Device {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Device({})", self.name())
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "Device({})", self.name())
     }
 }

@@ -43,7 +43,7 @@ impl Pending {
             None => return Err(Error::Gpu("readback did not finish".into())),
         }
         let Some(staging) = &self.staging else { return Ok(Vec::new()) };
-        let view = staging.get_mapped_range(..).map_err(|e| Error::Gpu(e.to_string()))?;
+        let view = staging.get_mapped_range(..).map_err(|error| Error::Gpu(error.to_string()))?;
         let words = bytemuck::pod_collect_to_vec(&view);
         drop(view);
         staging.unmap();

@@ -55,10 +55,10 @@ pub(super) struct Recorder {
 }
 
 impl Gpu {
-    fn encoder<'a>(&self, r: &'a mut Recorder) -> &'a mut wgpu::CommandEncoder {
-        r.pass = None;
+    fn encoder<'a>(&self, recorder: &'a mut Recorder) -> &'a mut wgpu::CommandEncoder {
+        recorder.pass = None;
         let descriptor = wgpu::CommandEncoderDescriptor { label: Some("mixlora: launches and copies") };
-        r.encoder.get_or_insert_with(|| self.device.create_command_encoder(&descriptor))
+        recorder.encoder.get_or_insert_with(|| self.device.create_command_encoder(&descriptor))
     }
 
     /// Records one kernel launch. A grid without workgroups is skipped.
@@ -95,45 +95,45 @@ impl Gpu {
                 entries: &entries,
             })
         });
-        let bind_group = bind_group.map_err(|e| match e {
+        let bind_group = bind_group.map_err(|error| match error {
             Error::Gpu(what) => Error::Gpu(format!("{label}: {what}")),
-            e => e,
+            other => other,
         })?;
         let mut guard = lock(&self.recorder);
-        let r = &mut *guard;
-        self.begin_pass(r, &d)?;
-        let offset = r.params.len();
+        let recorder = &mut *guard;
+        self.begin_pass(recorder, &d)?;
+        let offset = recorder.params.len();
         if !self.immediates() {
-            r.params.extend_from_slice(d.params);
-            r.params.resize(offset + PARAM_SLOT, 0);
+            recorder.params.extend_from_slice(d.params);
+            recorder.params.resize(offset + PARAM_SLOT, 0);
         }
-        let pass = r.pass.as_mut().expect("opened above");
+        let pass = recorder.pass.as_mut().expect("opened above");
         pass.set_pipeline(&pipeline.raw);
         pass.set_bind_group(0, &bind_group, &[]);
         if self.immediates() {
             pass.set_immediates(0, d.params);
         } else {
-            let (_, group) = r.uniform.as_ref().expect("opened above");
+            let (_, group) = recorder.uniform.as_ref().expect("opened above");
             pass.set_bind_group(1, group, &[offset as u32]);
         }
         pass.dispatch_workgroups(x as u32, y as u32, z as u32);
         let bytes = d.bind.iter().map(Bind::bytes).sum::<u64>();
-        r.waiting.dispatches += 1;
-        r.waiting.flops += d.flops;
-        r.waiting.bytes += bytes;
-        r.stats.dispatches += 1;
-        r.stats.bytes_bound += bytes;
-        if r.profile.is_some() {
-            r.pass = None;
+        recorder.waiting.dispatches += 1;
+        recorder.waiting.flops += d.flops;
+        recorder.waiting.bytes += bytes;
+        recorder.stats.dispatches += 1;
+        recorder.stats.bytes_bound += bytes;
+        if recorder.profile.is_some() {
+            recorder.pass = None;
         }
-        self.submit_enough(r)
+        self.submit_enough(recorder)
     }
 
-    fn begin_pass(&self, r: &mut Recorder, d: &Dispatch<'_>) -> Result<()> {
-        if !self.immediates() && r.uniform.is_none() {
+    fn begin_pass(&self, recorder: &mut Recorder, d: &Dispatch<'_>) -> Result<()> {
+        if !self.immediates() && recorder.uniform.is_none() {
             let size = (MAX_DISPATCHES * PARAM_SLOT) as u64;
             let layout = self.params_layout()?;
-            r.uniform = Some(self.scoped(|| {
+            recorder.uniform = Some(self.scoped(|| {
                 let buffer = self.device.create_buffer(&wgpu::BufferDescriptor {
                     label: Some("params"),
                     size,
@@ -155,8 +155,8 @@ impl Gpu {
                 (buffer, group)
             })?);
         }
-        if r.pass.is_none() {
-            let writes = match &mut r.profile {
+        if recorder.pass.is_none() {
+            let writes = match &mut recorder.profile {
                 Some(p) => {
                     let place = p.labels.len() % PROFILED_PER_SET;
                     if place == 0 {
@@ -169,7 +169,7 @@ impl Gpu {
             };
             // A profiled launch has a pass of its own.
             let label = writes.as_ref().map_or_else(|| "mixlora: launches".into(), |_| d.name());
-            let encoder = self.encoder(r);
+            let encoder = self.encoder(recorder);
             let pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
                 label: Some(&label),
                 timestamp_writes: writes.as_ref().map(|(set, i)| wgpu::ComputePassTimestampWrites {
@@ -178,7 +178,7 @@ impl Gpu {
                     end_of_pass_write_index: Some(*i + 1),
                 }),
             });
-            r.pass = Some(pass.forget_lifetime());
+            recorder.pass = Some(pass.forget_lifetime());
         }
         Ok(())
     }
@@ -189,19 +189,19 @@ impl Gpu {
     }
 
     /// Submits when enough waits, so that neither a driver's patience nor its memory for commands runs out.
-    fn submit_enough(&self, r: &mut Recorder) -> Result<()> {
-        if r.waiting.enough() { self.flush_locked(r) } else { Ok(()) }
+    fn submit_enough(&self, recorder: &mut Recorder) -> Result<()> {
+        if recorder.waiting.enough() { self.flush_locked(recorder) } else { Ok(()) }
     }
 
-    fn flush_locked(&self, r: &mut Recorder) -> Result<()> {
-        r.pass = None;
-        r.uploaded = 0;
-        let Some(encoder) = r.encoder.take() else { return self.check() };
-        let params = std::mem::take(&mut r.params);
-        r.waiting = Waiting::default();
-        r.stats.submits += 1;
+    fn flush_locked(&self, recorder: &mut Recorder) -> Result<()> {
+        recorder.pass = None;
+        recorder.uploaded = 0;
+        let Some(encoder) = recorder.encoder.take() else { return self.check() };
+        let params = std::mem::take(&mut recorder.params);
+        recorder.waiting = Waiting::default();
+        recorder.stats.submits += 1;
         self.scoped(|| {
-            if let (Some((buffer, _)), false) = (&r.uniform, params.is_empty()) {
+            if let (Some((buffer, _)), false) = (&recorder.uniform, params.is_empty()) {
                 self.queue.write_buffer(buffer, 0, &params);
             }
             self.queue.submit([encoder.finish()]);
@@ -217,7 +217,7 @@ impl Gpu {
     pub(super) fn wait(&self) -> Result<()> {
         let polled = self.device.poll(wgpu::PollType::wait_indefinitely());
         self.check()?;
-        polled.map(|_| ()).map_err(|e| Error::Gpu(e.to_string()))
+        polled.map(|_| ()).map_err(|error| Error::Gpu(error.to_string()))
     }
 
     /// Fills a buffer from host memory, in order with what is recorded.
@@ -226,14 +226,14 @@ impl Gpu {
             return self.check();
         }
         self.check()?;
-        let mut r = lock(&self.recorder);
-        if r.encoder.is_none() {
+        let mut recorder = lock(&self.recorder);
+        if recorder.encoder.is_none() {
             // Nothing recorded could still use an earlier life of this buffer.
             self.scoped(|| self.queue.write_buffer(&dst.raw, 0, data))?;
-            r.uploaded += data.len() as u64;
-            if r.uploaded > 64 << 20 {
+            recorder.uploaded += data.len() as u64;
+            if recorder.uploaded > 64 << 20 {
                 // Writes wait in staging memory until a submit.
-                r.uploaded = 0;
+                recorder.uploaded = 0;
                 self.scoped(|| self.queue.submit([]))?;
             }
             return Ok(());
@@ -251,17 +251,17 @@ impl Gpu {
             staging.unmap();
             staging
         })?;
-        self.encoder(&mut r).copy_buffer_to_buffer(&staging, 0, &dst.raw, 0, data.len() as u64);
+        self.encoder(&mut recorder).copy_buffer_to_buffer(&staging, 0, &dst.raw, 0, data.len() as u64);
         Ok(())
     }
 
     /// Copies one buffer over another of the same size.
     pub(crate) fn copy(&self, src: &GpuBuffer, dst: &GpuBuffer) -> Result<()> {
         if src.bytes > 0 {
-            let mut r = lock(&self.recorder);
-            self.encoder(&mut r).copy_buffer_to_buffer(&src.raw, 0, &dst.raw, 0, src.bytes);
-            r.waiting.bytes += 2 * src.bytes;
-            self.submit_enough(&mut r)?;
+            let mut recorder = lock(&self.recorder);
+            self.encoder(&mut recorder).copy_buffer_to_buffer(&src.raw, 0, &dst.raw, 0, src.bytes);
+            recorder.waiting.bytes += 2 * src.bytes;
+            self.submit_enough(&mut recorder)?;
         }
         self.check()
     }
@@ -269,8 +269,8 @@ impl Gpu {
     /// Fills a buffer with zeros.
     pub(crate) fn clear(&self, dst: &GpuBuffer) -> Result<()> {
         if dst.bytes > 0 {
-            let mut r = lock(&self.recorder);
-            self.encoder(&mut r).clear_buffer(&dst.raw, 0, Some(dst.bytes));
+            let mut recorder = lock(&self.recorder);
+            self.encoder(&mut recorder).clear_buffer(&dst.raw, 0, Some(dst.bytes));
         }
         self.check()
     }
@@ -288,8 +288,8 @@ impl Gpu {
             lock(&slot).done = Some(Ok(()));
             return Ok(pending(None));
         }
-        let mut r = lock(&self.recorder);
-        r.stats.readbacks += 1;
+        let mut recorder = lock(&self.recorder);
+        recorder.stats.readbacks += 1;
         let staging = self.scoped(|| {
             let staging = self.device.create_buffer(&wgpu::BufferDescriptor {
                 label: Some("readback"),
@@ -297,16 +297,16 @@ impl Gpu {
                 usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
                 mapped_at_creation: false,
             });
-            self.encoder(&mut r).copy_buffer_to_buffer(src, 0, &staging, 0, bytes);
+            self.encoder(&mut recorder).copy_buffer_to_buffer(src, 0, &staging, 0, bytes);
             staging
         })?;
-        self.flush_locked(&mut r)?;
-        drop(r);
+        self.flush_locked(&mut recorder)?;
+        drop(recorder);
         let s = slot.clone();
         self.scoped(|| {
             staging.map_async(wgpu::MapMode::Read, .., move |result| {
                 let mut s = lock(&s);
-                s.done = Some(result.map_err(|e| e.to_string()));
+                s.done = Some(result.map_err(|error| error.to_string()));
                 if let Some(w) = s.waker.take() {
                     w.wake();
                 }
@@ -373,9 +373,9 @@ impl Gpu {
                 mapped_at_creation: false,
             })
         })?;
-        let mut r = lock(&self.recorder);
-        self.encoder(&mut r).resolve_query_set(set, 0..2 * launches as u32, &buffer, 0);
-        drop(r);
+        let mut recorder = lock(&self.recorder);
+        self.encoder(&mut recorder).resolve_query_set(set, 0..2 * launches as u32, &buffer, 0);
+        drop(recorder);
         self.read_words(&buffer, bytes)?.wait()
     }
 }

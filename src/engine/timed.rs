@@ -115,7 +115,7 @@ impl Timed {
         let made: Mutex<Option<(Device, Computation)>> = Mutex::new(None);
         let run = move |x: &[Tensor]| {
             let device = x[0].device();
-            let mut made = made.lock().unwrap_or_else(|e| e.into_inner());
+            let mut made = made.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
             if made.as_ref().is_none_or(|(d, _)| !d.same(device)) {
                 *made = Some((device.clone(), make(device)?));
             }

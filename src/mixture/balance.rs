@@ -39,7 +39,7 @@ impl LoadBias {
         }
         let factors = self.bias.value().shape().last();
         let new = routing_load(idx, factors, pass.valid.as_ref().map(|v| &v.0))?;
-        let mut load = self.load.lock().unwrap_or_else(|e| e.into_inner());
+        let mut load = self.load.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         match &mut *load {
             Some(sum) => sum.add_assign(&new)?,
             empty => *empty = Some(new),
@@ -49,7 +49,7 @@ impl LoadBias {
 
     /// `bias += rate * sign(mean(load) - load)`, and the count starts again.
     pub fn step(&self) -> Result<()> {
-        match self.load.lock().unwrap_or_else(|e| e.into_inner()).take() {
+        match self.load.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take() {
             Some(load) => self.bias.update(|bias| balance(bias, &load, self.rate)),
             None => Ok(()),
         }

@@ -78,11 +78,11 @@ impl Range {
 }
 
 impl fmt::Display for Range {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.0, self.1) {
-            (Bound::Unbounded, Bound::Unbounded) => write!(f, "a number"),
-            (Bound::Included(low), Bound::Unbounded) => write!(f, "at least {low}"),
-            (Bound::Excluded(low), Bound::Unbounded) => write!(f, "above {low}"),
+            (Bound::Unbounded, Bound::Unbounded) => write!(formatter, "a number"),
+            (Bound::Included(low), Bound::Unbounded) => write!(formatter, "at least {low}"),
+            (Bound::Excluded(low), Bound::Unbounded) => write!(formatter, "above {low}"),
             (low, high) => {
                 let start = match low {
                     Bound::Included(v) => format!("[{v}"),
@@ -90,9 +90,9 @@ impl fmt::Display for Range {
                     Bound::Unbounded => "(-inf".into(),
                 };
                 match high {
-                    Bound::Included(v) => write!(f, "in {start}, {v}]"),
-                    Bound::Excluded(v) => write!(f, "in {start}, {v})"),
-                    Bound::Unbounded => write!(f, "in {start}, inf)"),
+                    Bound::Included(v) => write!(formatter, "in {start}, {v}]"),
+                    Bound::Excluded(v) => write!(formatter, "in {start}, {v})"),
+                    Bound::Unbounded => write!(formatter, "in {start}, inf)"),
                 }
             }
         }
@@ -187,7 +187,7 @@ pub trait Options {
 pub fn read_option<T: OptionValue>(tree: &Tree, name: &str, into: &mut T) -> Result<()> {
     if let Some(value) = tree.get(name) {
         // A reference to a Value deserializes without a copy, with the same messages as from text.
-        *into = T::deserialize(value).map_err(|e| Error::config(name, e.to_string()))?;
+        *into = T::deserialize(value).map_err(|error| Error::config(name, error.to_string()))?;
     }
     Ok(())
 }

@@ -127,10 +127,10 @@ impl Score {
 }
 
 impl fmt::Display for Select {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Select::All => f.write_str("all"),
-            Select::TopK(k) => write!(f, "top {k}"),
+            Select::All => formatter.write_str("all"),
+            Select::TopK(k) => write!(formatter, "top {k}"),
         }
     }
 }
@@ -148,8 +148,8 @@ impl Gate {
 }
 
 impl fmt::Display for Rule {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}, {}, {}", self.score.name(), self.select, self.gate.name())
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}, {}, {}", self.score.name(), self.select, self.gate.name())
     }
 }
 

@@ -203,8 +203,8 @@ impl MethodSpec {
 }
 
 impl fmt::Debug for MethodSpec {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "MethodSpec({})", self.name)
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "MethodSpec({})", self.name)
     }
 }
 
@@ -361,7 +361,7 @@ impl PartialEq for Method {
 }
 
 impl fmt::Debug for Method {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {:?}", self.name(), self.options)
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{} {:?}", self.name(), self.options)
     }
 }

@@ -107,11 +107,11 @@ impl Fingerprint {
 
 /// The checksum, the precision, and the bits of the means.
 impl fmt::Display for Fingerprint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:08x}", self.checksum)?;
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{:08x}", self.checksum)?;
         let Some((precision, means)) = &self.means else { return Ok(()) };
-        write!(f, " {} ", precision.name())?;
-        means.iter().try_for_each(|v| write!(f, "{:08x}", v.to_bits()))
+        write!(formatter, " {} ", precision.name())?;
+        means.iter().try_for_each(|v| write!(formatter, "{:08x}", v.to_bits()))
     }
 }
 

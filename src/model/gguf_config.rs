@@ -51,8 +51,8 @@ pub(super) fn read(file: &GgufFile) -> Result<ModelConfig> {
     let family = of_architecture(&arch).map_err(fail)?;
     let facts = facts(file, &arch)?;
     let read = |source: &Value| Facts::deserialize(source).map(|f| Facts { gguf: true, ..f });
-    let read = read(&facts).map_err(|e| fail(e.to_string()))?;
-    describe(family, &arch, &read, facts).map_err(|e| fail(e.to_string()))
+    let read = read(&facts).map_err(|error| fail(error.to_string()))?;
+    describe(family, &arch, &read, facts).map_err(|error| fail(error.to_string()))
 }
 
 /// What the file says, with the names of `config.json`.

@@ -25,5 +25,5 @@ pub(super) fn read(dir: &Path) -> Result<ModelConfig> {
     };
     quantised::check(dir, &all)?;
     let facts: Facts = read_json(path)?;
-    describe(family, family.model_type, &facts, all).map_err(|e| fail(e.to_string()))
+    describe(family, family.model_type, &facts, all).map_err(|error| fail(error.to_string()))
 }

@@ -68,7 +68,8 @@ impl ModelPlace {
 
 /// The GGUF files of a folder; of a model in several parts, the first.
 fn gguf_models(dir: &Path) -> Result<Vec<PathBuf>> {
-    let entries = std::fs::read_dir(dir).map_err(|e| Error::file(dir, format!("cannot be read: {e}")))?;
+    let entries =
+        std::fs::read_dir(dir).map_err(|error| Error::file(dir, format!("cannot be read: {error}")))?;
     let mut files: Vec<PathBuf> = entries.filter_map(|e| Some(e.ok()?.path())).collect();
     files.retain(|p| p.extension().is_some_and(|e| e == "gguf"));
     files.sort();

@@ -116,7 +116,7 @@ impl ModelShape {
             ..Facts::default()
         };
         let config = describe(
-            of_model_type("llama").map_err(|e| Error::config("shape", e))?,
+            of_model_type("llama").map_err(|error| Error::config("shape", error))?,
             "llama",
             &facts,
             Value::Null,

@@ -124,7 +124,7 @@ impl SiteAdapters {
 }
 
 impl std::fmt::Debug for SiteAdapters {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "SiteAdapters({})", self.0.iter().flatten().count())
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "SiteAdapters({})", self.0.iter().flatten().count())
     }
 }

@@ -94,7 +94,7 @@ impl Param {
         let mut first = 0;
         for (name, count) in &self.0.parts {
             if name == part && rows.start <= rows.end && rows.end <= *count {
-                let mut frozen = self.0.frozen.write().unwrap_or_else(|e| e.into_inner());
+                let mut frozen = self.0.frozen.write().unwrap_or_else(|poisoned| poisoned.into_inner());
                 frozen.push(first + rows.start..first + rows.end);
                 *frozen = joined(std::mem::take(&mut *frozen));
                 return Ok(());
@@ -106,7 +106,7 @@ impl Param {
     }
     /// The frozen rows of a parameter that is trained, in ascending ranges over all parts.
     pub fn frozen_rows(&self) -> Vec<Range<usize>> {
-        self.0.frozen.read().unwrap_or_else(|e| e.into_inner()).clone()
+        self.0.frozen.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
     }
     /// The frozen rows by part, as ranges within it.
     pub fn frozen_by_part(&self) -> Vec<(String, Range<usize>)> {
@@ -127,7 +127,7 @@ impl Param {
     }
     /// The value, without a gradient.
     pub fn value(&self) -> Tensor {
-        self.0.value.read().unwrap_or_else(|e| e.into_inner()).clone()
+        self.0.value.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
     }
     /// Replaces the value.
     ///
@@ -147,13 +147,13 @@ impl Param {
     }
     /// Changes the value in place: when no one else holds it, its memory is reused.
     pub fn update(&self, f: impl FnOnce(&mut Tensor) -> Result<()>) -> Result<()> {
-        let mut value = self.0.value.write().unwrap_or_else(|e| e.into_inner());
+        let mut value = self.0.value.write().unwrap_or_else(|poisoned| poisoned.into_inner());
         self.0.changes.fetch_add(1, Ordering::Relaxed);
         f(&mut value)
     }
     /// How often the value was changed: what is computed from it alone holds until then.
     pub fn changes(&self) -> u64 {
-        let _value = self.0.value.read().unwrap_or_else(|e| e.into_inner());
+        let _value = self.0.value.read().unwrap_or_else(|poisoned| poisoned.into_inner());
         self.0.changes.load(Ordering::Relaxed)
     }
     /// Its gradient of a backward pass; none when it is frozen or the loss does not depend on it.
@@ -212,8 +212,8 @@ impl Param {
 }
 
 impl std::fmt::Debug for Param {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let kind = if self.0.trainable { "trained" } else { "frozen" };
-        write!(f, "Param({} {} {kind})", self.name(), self.value().shape())
+        write!(formatter, "Param({} {} {kind})", self.name(), self.value().shape())
     }
 }

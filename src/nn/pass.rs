@@ -63,11 +63,11 @@ impl Choices {
         }
     }
     fn kept(&self, site: &str) -> Option<Kept> {
-        self.sites()?.lock().unwrap_or_else(|e| e.into_inner()).get(site).cloned()
+        self.sites()?.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).get(site).cloned()
     }
     /// What every site chose, in the order of their names.
     pub fn all(&self) -> Vec<(String, Kept)> {
-        let sites = self.sites().map(|s| s.lock().unwrap_or_else(|e| e.into_inner()));
+        let sites = self.sites().map(|s| s.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
         sites.iter().flat_map(|s| s.iter().map(|(name, kept)| (name.clone(), kept.clone()))).collect()
     }
     /// The kept choice of a site.
@@ -96,7 +96,7 @@ impl Choices {
                 gates: selection.gates().map(Tensor::detach),
                 factors: selection.factors(),
             };
-            map.lock().unwrap_or_else(|e| e.into_inner()).insert(site.to_string(), kept);
+            map.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).insert(site.to_string(), kept);
         }
     }
 }
@@ -203,11 +203,11 @@ impl Pass {
     }
     /// Adds an auxiliary loss to those of this pass: a scalar, already times its coefficient.
     pub fn add_aux(&self, loss: Tensor) {
-        self.aux.lock().unwrap_or_else(|e| e.into_inner()).push(loss);
+        self.aux.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(loss);
     }
     /// Takes the auxiliary losses collected so far: scalars, already times their coefficients. A block under
     /// [`checkpoint_many`](crate::checkpoint_many) takes them inside and returns them, or they have no gradient.
     pub fn take_aux(&self) -> Vec<Tensor> {
-        std::mem::take(&mut self.aux.lock().unwrap_or_else(|e| e.into_inner()))
+        std::mem::take(&mut self.aux.lock().unwrap_or_else(|poisoned| poisoned.into_inner()))
     }
 }

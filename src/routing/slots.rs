@@ -99,8 +99,8 @@ impl Units {
 }
 
 impl std::fmt::Debug for Units {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Units({} units of {} rows)", self.count(), self.rows())
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "Units({} units of {} rows)", self.count(), self.rows())
     }
 }
 

@@ -42,7 +42,7 @@ impl Literals {
         let wanted = tokens.filter(|((token, kind), _)| kinds.contains(kind) && !token.is_empty());
         let (texts, ids): (Vec<&String>, Vec<u32>) = wanted.map(|((token, _), id)| (token, id)).unzip();
         let automaton = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(texts);
-        let automaton = automaton.map_err(|e| Error::config("vocabulary", e.to_string()))?;
+        let automaton = automaton.map_err(|error| Error::config("vocabulary", error.to_string()))?;
         Ok(Literals { ids, automaton })
     }
 

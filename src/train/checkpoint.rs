@@ -55,8 +55,9 @@ impl State {
     pub(super) fn read(dir: &Path) -> Result<Self> {
         let path = dir.join(STATE);
         let text = std::fs::read_to_string(&path);
-        let text = text.map_err(|e| Error::file(&path, format!("cannot be read: {e}")))?;
-        let state: State = serde_json::from_str(&text).map_err(|e| Error::file(&path, e.to_string()))?;
+        let text = text.map_err(|error| Error::file(&path, format!("cannot be read: {error}")))?;
+        let state: State =
+            serde_json::from_str(&text).map_err(|error| Error::file(&path, error.to_string()))?;
         match state.version {
             VERSION => Ok(state),
             v => Err(Error::file(&path, format!("has version {v}, this program writes {VERSION}"))),

@@ -128,7 +128,7 @@ impl RunConfig {
     /// Refuses values that cannot work, whatever the model and the data are.
     pub fn check(&self) -> Result<()> {
         check_targets(&self.target_modules)?;
-        self.train.check().map_err(|e| within("train", e))?;
+        self.train.check().map_err(|error| within("train", error))?;
         if !(0.0..=1.0).contains(&self.text.max_untrained) {
             return Err(Error::config(
                 "text.max_untrained",
@@ -136,7 +136,7 @@ impl RunConfig {
             ));
         }
         let threads = self.device.threads.map_or(Ok(()), crate::Device::check_threads);
-        threads.map_err(|e| within("device", e))?;
+        threads.map_err(|error| within("device", error))?;
         self.device.budget().map(|_| ())
     }
 }

@@ -50,7 +50,7 @@ impl RunFolder {
     /// The place is not free, cannot be written, or is used by another process.
     pub fn create(dir: &Path, run: &str) -> Result<Self> {
         Self::check_free(dir)?;
-        fs::create_dir_all(dir).map_err(|e| Error::file(dir, format!("cannot be created: {e}")))?;
+        fs::create_dir_all(dir).map_err(|error| Error::file(dir, format!("cannot be created: {error}")))?;
         let folder = Self::locked(dir)?;
         // Another process may have been first.
         Self::check_free(dir)?;
@@ -97,7 +97,7 @@ impl RunFolder {
     /// The text of `run.json`.
     pub fn read_run(&self) -> Result<String> {
         let path = self.dir.join(RUN);
-        fs::read_to_string(&path).map_err(|e| Error::file(path, format!("cannot be read: {e}")))
+        fs::read_to_string(&path).map_err(|error| Error::file(path, format!("cannot be read: {error}")))
     }
     /// Replaces `run.json`.
     pub fn write_run(&self, text: &str) -> Result<()> {

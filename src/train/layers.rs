@@ -33,7 +33,7 @@ impl RunConfig {
         let written = serde_json::to_string(&sections);
         let mut tree: Map<String, Value> = written
             .and_then(|t| serde_json::from_str(&t))
-            .map_err(|e| Error::config("configuration", e.to_string()))?;
+            .map_err(|error| Error::config("configuration", error.to_string()))?;
         tree.insert("method".into(), method.name().into());
         tree.insert("options".into(), method.tree().into());
         Ok(Value::Object(tree))
@@ -53,8 +53,8 @@ impl RunConfig {
     /// # Errors
     /// All of them, at least one. A setting that cannot work is set back to its default to find the next.
     pub fn checked(layers: &[(String, Value)], methods: &Methods) -> std::result::Result<Self, Vec<Error>> {
-        let method = method_of(layers, methods).map_err(|e| vec![e])?;
-        let defaults = RunConfig::defaults(method).and_then(|c| c.tree()).map_err(|e| vec![e])?;
+        let method = method_of(layers, methods).map_err(|error| vec![error])?;
+        let defaults = RunConfig::defaults(method).and_then(|c| c.tree()).map_err(|error| vec![error])?;
         let mut all = defaults.clone();
         let mut errors = Vec::new();
         for (from, layer) in layers {
@@ -114,7 +114,7 @@ impl RunConfig {
         let mut sections = tree.as_object().cloned().unwrap_or_default();
         sections.remove("method");
         let options = sections.remove("options").and_then(|o| o.as_object().cloned()).unwrap_or_default();
-        let method = method.defaults().set(&options).map_err(|e| within("options", e))?;
+        let method = method.defaults().set(&options).map_err(|error| within("options", error))?;
         let sections = serde_path_to_error::deserialize(&Value::Object(sections)).map_err(|e| {
             let path = e.path().to_string();
             Error::config(path, e.into_inner().to_string())
@@ -127,7 +127,8 @@ impl RunConfig {
     pub(super) fn with_settings(self, settings: &[(&str, &str)]) -> Result<Self> {
         let mut all = self.tree()?;
         for (path, text) in settings {
-            let value: Value = serde_json::from_str(text).map_err(|e| Error::config(*path, e.to_string()))?;
+            let value: Value =
+                serde_json::from_str(text).map_err(|error| Error::config(*path, error.to_string()))?;
             let mut unfit = Vec::new();
             merge(&mut all, &at(path, value), "", &self.method, &mut unfit);
             if let Some(e) = unfit.pop() {

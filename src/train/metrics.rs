@@ -36,7 +36,7 @@ impl MetricsLog {
         }
         let text = format!("{line}\n");
         let written = self.file.write_all(text.as_bytes()).and_then(|()| self.file.flush());
-        written.map_err(|e| Error::file(&self.path, format!("cannot be written: {e}")))
+        written.map_err(|error| Error::file(&self.path, format!("cannot be written: {error}")))
     }
 }
 
@@ -58,8 +58,8 @@ type Points = Vec<(f64, f64)>;
 /// Losses of a log by step, and validation losses. A step that a resumed run repeated counts once, as it was last;
 /// lines that are no JSON are passed over.
 pub fn read_losses(path: &Path) -> Result<(Points, Points)> {
-    let text =
-        std::fs::read_to_string(path).map_err(|e| Error::file(path, format!("cannot be read: {e}")))?;
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| Error::file(path, format!("cannot be read: {error}")))?;
     let (mut steps, mut evals) = (BTreeMap::new(), BTreeMap::new());
     for line in text.lines().filter_map(|l| serde_json::from_str::<Value>(l).ok()) {
         let into = match line["t"].as_str() {

@@ -72,10 +72,10 @@ fn named_template(name: &str) -> Result<ChatTemplate> {
         return Ok(template);
     }
     let fail = |what: String| Error::file(name, what);
-    let text = std::fs::read_to_string(name).map_err(|e| {
-        fail(format!("is neither the built-in template chatml nor a file that can be read: {e}"))
+    let text = std::fs::read_to_string(name).map_err(|error| {
+        fail(format!("is neither the built-in template chatml nor a file that can be read: {error}"))
     })?;
-    ChatTemplate::new(&text).map_err(|e| fail(e.to_string()))
+    ChatTemplate::new(&text).map_err(|error| fail(error.to_string()))
 }
 
 /// Training data in text and in tokens.
@@ -143,7 +143,8 @@ fn model_files(path: &Path) -> Result<Vec<PathBuf>> {
         ModelPlace::Gguf(file) => return Ok(vec![file]),
         ModelPlace::Folder(dir) => dir,
     };
-    let entries = std::fs::read_dir(&dir).map_err(|e| Error::file(&dir, format!("cannot be read: {e}")))?;
+    let entries =
+        std::fs::read_dir(&dir).map_err(|error| Error::file(&dir, format!("cannot be read: {error}")))?;
     let counts =
         |p: &PathBuf| p.ends_with("config.json") || p.extension().is_some_and(|e| e == "safetensors");
     let mut files: Vec<PathBuf> = entries.filter_map(|e| Some(e.ok()?.path())).filter(counts).collect();

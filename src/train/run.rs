@@ -374,8 +374,8 @@ impl Run {
             self.config.model.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
         let mut files = self.session.adapter.files(&self.session.model, &base)?;
         files.push((OPTIMIZER.into(), optimizer_bytes(&self.session.optimizer)?));
-        let state =
-            serde_json::to_vec_pretty(&self.state).map_err(|e| Error::config(STATE, e.to_string()))?;
+        let state = serde_json::to_vec_pretty(&self.state)
+            .map_err(|error| Error::config(STATE, error.to_string()))?;
         files.push((STATE.into(), state));
         let dir = folder.save(self.state.step, &files, best, self.config.train.keep)?;
         // The picture is for people: a run does not fail for it.

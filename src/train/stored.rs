@@ -106,7 +106,7 @@ impl StoredRun {
     /// The text of `run.json`, with a checksum of itself.
     pub(super) fn text(&self) -> Result<String> {
         let text = serde_json::to_string_pretty(&self.file);
-        let text = text.map_err(|e| Error::config("run.json", e.to_string()))?;
+        let text = text.map_err(|error| Error::config("run.json", error.to_string()))?;
         let blank = text.replacen('{', &format!("{{\n  {CHECKSUM}{BLANK}\","), 1);
         Ok(blank.replacen(BLANK, &format!("{:08x}", crc32fast::hash(blank.as_bytes())), 1))
     }
@@ -126,9 +126,10 @@ impl StoredRun {
                         its line crc32";
             return Err(Error::file(path, what));
         }
-        let file: RunFile = serde_json::from_str(&text).map_err(|e| Error::file(&path, e.to_string()))?;
-        let (config, notes) =
-            RunConfig::stored(&file.config, methods).map_err(|e| Error::file(&path, e.to_string()))?;
+        let file: RunFile =
+            serde_json::from_str(&text).map_err(|error| Error::file(&path, error.to_string()))?;
+        let (config, notes) = RunConfig::stored(&file.config, methods)
+            .map_err(|error| Error::file(&path, error.to_string()))?;
         Ok(StoredRun { config, notes, file, folder: Some(folder) })
     }
 

@@ -381,10 +381,10 @@ fn decode_rows(format: Format, [rows, cols]: [usize; 2], words: &[u32]) -> Vec<f
 }
 
 impl std::fmt::Debug for Weight {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Inner { rows, cols, format, device, shards } = &*self.0;
         write!(
-            f,
+            formatter,
             "Weight({} [{rows}, {cols}] in {} shards on {})",
             format.name(),
             shards.len(),

@@ -143,7 +143,7 @@ struct GreedyItem {
 /// Greedy continuations over the key/value cache: every token must be equal.
 pub(super) fn replay_greedy(path: &Path, model: &Arc<Model>) -> Result<Replay> {
     let text = read_text(path)?;
-    let file: Greedy = serde_json::from_str(&text).map_err(|e| Error::file(path, e.to_string()))?;
+    let file: Greedy = serde_json::from_str(&text).map_err(|error| Error::file(path, error.to_string()))?;
     let (mut differ, mut total) = (0, 0);
     for item in &file.items {
         let mut c = Conversation::new(model, None, None, 1);

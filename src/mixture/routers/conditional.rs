@@ -192,7 +192,7 @@ impl Conditional {
     }
 
     fn kept(&self) -> MutexGuard<'_, KeptTable> {
-        self.table.lock().unwrap_or_else(|e| e.into_inner())
+        self.table.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 
