@@ -63,7 +63,9 @@ impl Adapter {
     /// The method's update depends on the input, or the directory cannot be written.
     pub fn merge(&self, model: &Model, dir: &Path, format: Format) -> Result<()> {
         self.check_mergeable()?;
-        let (pairs, scale, cpu) = (self.pairs()?, self.plain_scale(), Device::cpu());
+        let pairs = self.pairs()?;
+        let scale = self.plain_scale();
+        let cpu = Device::cpu();
         model.save(dir, format, &|name, values| {
             let Some(pair) = name.strip_suffix(".weight").and_then(|path| pairs.get(path)) else {
                 return Ok(());

@@ -8,7 +8,8 @@ use std::sync::Mutex;
 /// `E * sum_e load_e * mean_prob_e` over the valid tokens: least at an even load. Gradient through the
 /// probabilities only (Fedus et al. 2021; load sums to k as in MixLoRA, arXiv:2404.15159).
 pub(super) fn load_balance_loss(logits: &Tensor, idx: &Tensor, pass: &Pass) -> Result<Tensor> {
-    let (tokens, factors) = (logits.shape().rows(), logits.shape().last());
+    let tokens = logits.shape().rows();
+    let factors = logits.shape().last();
     let p = logits.softmax()?;
     let (p, load, n) = match &pass.valid {
         Some((w, n)) => (p.mul(w)?, routing_load(idx, factors, Some(w))?, *n),

@@ -144,7 +144,8 @@ impl Block {
 
     /// The block itself, with the adapters inside it.
     fn frozen(&self, x: &Tensor, cache: Option<&mut KvCache>, pass: &Pass) -> Result<Tensor> {
-        let (c, layer) = (&*self.run.config, &*self.layer);
+        let c = &*self.run.config;
+        let layer = &*self.layer;
         let norm = |x: Tensor, norm: &Option<NormLayer>| match norm {
             Some(norm) => norm.forward(&x, c),
             None => Ok(x),
@@ -163,8 +164,10 @@ impl Block {
 
     /// What the heads give, side by side, before the last projection.
     fn attention(&self, h: &Tensor, cache: Option<&mut KvCache>, pass: &Pass) -> Result<Tensor> {
-        let (c, layer) = (&*self.run.config, &*self.layer);
-        let (b, s) = (h.dims()[0], h.dims()[1]);
+        let c = &*self.run.config;
+        let layer = &*self.layer;
+        let b = h.dims()[0];
+        let s = h.dims()[1];
         let [q_heads, kv_heads] = [c.num_attention_heads, c.num_key_value_heads];
         let mut qkv = layer.qkv.forward(h, pass)?;
         if c.fused_qkv {
@@ -227,7 +230,8 @@ impl Block {
 
 /// Splits the columns of `x` `[.., sum of widths]`.
 fn columns(x: &Tensor, widths: &[usize]) -> Result<Vec<Tensor>> {
-    let (outer, total) = (&x.dims()[..x.dims().len() - 1], x.shape().last());
+    let outer = &x.dims()[..x.dims().len() - 1];
+    let total = x.shape().last();
     let rows: usize = outer.iter().product();
     // Pieces as long as all widths allow are the rows of a table.
     let piece = widths.iter().fold(0, |a, &b| gcd(a, b)).max(1);

@@ -172,8 +172,9 @@ impl ModelConfig {
                 return bad(field, format!("is {v}, must be in 1..{}", 1 << 28));
             }
         }
-        let (h, kv) = (self.num_attention_heads, self.num_key_value_heads);
-        if h % kv != 0 {
+        let h = self.num_attention_heads;
+        let kv = self.num_key_value_heads;
+        if !h.is_multiple_of(kv) {
             return bad(
                 "num_attention_heads",
                 format!("({h}) must be a multiple of num_key_value_heads ({kv})"),

@@ -51,7 +51,8 @@ struct Chosen {
 impl Experts {
     /// `sum over the chosen experts of gate_e expert_e(x)`, for `x` `[.., hidden_size]`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let (m, d) = (x.shape().rows(), x.shape().last());
+        let m = x.shape().rows();
+        let d = x.shape().last();
         let ExpertsConfig { count, chosen: k, renormalise, .. } = self.config;
         let device = x.device();
         let rows = x.reshape(&[m, d])?;
@@ -92,7 +93,9 @@ impl Experts {
 
     /// What one expert adds to all rows `[tokens, hidden_size]`: zeros where it was not chosen.
     fn expert_rows(&self, expert: &Expert, chosen: &Chosen, rows: &Tensor, gates: &Tensor) -> Result<Tensor> {
-        let (m, n, device) = (rows.shape().rows(), chosen.rows.len(), rows.device());
+        let m = rows.shape().rows();
+        let n = chosen.rows.len();
+        let device = rows.device();
         // One row more, whose gate is 0: those that did not choose the expert take it.
         let index = |list: &[u32]| -> Result<Tensor> {
             let padded: Vec<u32> = list.iter().copied().chain([list[0]]).collect();

@@ -110,7 +110,9 @@ fn interleaved(config: &ModelConfig, name: &str) -> bool {
 /// Row of a GGUF file that is row `row` of Hugging Face's q or k.
 fn interleaved_row(head_dim: usize, row: usize) -> usize {
     let half = head_dim / 2;
-    let (head, s, i) = (row / head_dim, row % head_dim / half, row % half);
+    let head = row / head_dim;
+    let s = row % head_dim / half;
+    let i = row % half;
     head * head_dim + 2 * i + s
 }
 
@@ -119,8 +121,11 @@ pub fn gguf_row(config: &ModelConfig, name: &str, at: usize) -> usize {
     if !interleaved(config, name) {
         return at;
     }
-    let (hd, half) = (config.head_dim, config.head_dim / 2);
-    let (head, i, s) = (at / hd, at % hd / 2, at % 2);
+    let hd = config.head_dim;
+    let half = config.head_dim / 2;
+    let head = at / hd;
+    let i = at % hd / 2;
+    let s = at % 2;
     head * hd + s * half + i
 }
 
@@ -278,7 +283,8 @@ impl ModelFiles {
     /// One of the matrices that a tensor stacks.
     fn of_stack<'a>(&self, name: &str, stack: RawTensor<'a>, number: usize) -> Result<RawTensor<'a>> {
         let count = self.config.experts.map_or(0, |e| e.count).max(1);
-        let (rows, bytes) = (stack.rows / count, stack.bytes.len() / count);
+        let rows = stack.rows / count;
+        let bytes = stack.bytes.len() / count;
         if stack.axes != 3 || rows * count != stack.rows || number >= count {
             let what = format!("tensor '{name}' does not stack {count} matrices");
             return Err(Error::file(self.path(), what));

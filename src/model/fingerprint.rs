@@ -176,7 +176,8 @@ mod tests {
 
     #[test]
     fn copies_match_and_other_models_do_not() {
-        let (one, other) = (copies(1), copies(2));
+        let one = copies(1);
+        let other = copies(2);
         for a in &one {
             assert!(one.iter().all(|b| a.matches(b)), "{a}");
             assert!(!other.iter().any(|b| a.matches(b)), "{a}");

@@ -250,7 +250,8 @@ mod tests {
         order.truncate(if o.top_k == 0 { logits.len() } else { o.top_k });
         let p: Vec<f64> = order.iter().map(|&i| (logits[i] as f64 / o.temperature as f64).exp()).collect();
         let total: f64 = p.iter().sum();
-        let (mut kept, mut mass) = (0, 0.0);
+        let mut kept = 0;
+        let mut mass = 0.0;
         while kept < p.len() && (kept == 0 || mass < o.top_p as f64 * total) {
             mass += p[kept];
             kept += 1;

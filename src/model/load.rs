@@ -188,7 +188,8 @@ impl<S: Source> Parts<'_, S> {
         let norm = |name: Option<&str>| name.map(|name| self.norm(&format!("{path}.{name}"))).transpose();
         let qk = |name: &str| self.multiplier(&format!("{path}.self_attn.{name}"));
         let single = |gated: bool| -> Result<FeedForward> {
-            let (first, down) = (self.group(i, at::GATE_UP)?, self.group(i, at::DOWN)?);
+            let first = self.group(i, at::GATE_UP)?;
+            let down = self.group(i, at::DOWN)?;
             Ok(FeedForward::Single { first, down, activation: c.activation, gated })
         };
         Ok(Layer {

@@ -56,7 +56,8 @@ impl RopeConfig {
             (smooth > 1e-6 && smooth < 1.0 - 1e-6).then_some((original * f / std::f64::consts::TAU, smooth))
         });
         let blended: Vec<(f64, f64)> = blended.collect();
-        let (first, last) = (blended.first()?, blended.last()?);
+        let first = blended.first()?;
+        let last = blended.last()?;
         let slope = (first.1 - last.1) / (first.0 - last.0);
         let low = last.0 - last.1 / slope;
         // A number of turns that was written with few digits is taken at its word.

@@ -183,7 +183,9 @@ impl Op<3> for Step {
 /// use mixlora::{Device, Tensor, ops::adamw::{AdamWStep, adamw}};
 /// let cpu = Device::cpu();
 /// let grad = Tensor::from_f32(&cpu, &[1], &[5.0])?;
-/// let (mut w, mut m, mut v) = (Tensor::full(&cpu, &[1], 1.0)?, Tensor::zeros(&cpu, &[1])?, Tensor::zeros(&cpu, &[1])?);
+/// let mut w = Tensor::full(&cpu, &[1], 1.0)?;
+/// let mut m = Tensor::zeros(&cpu, &[1])?;
+/// let mut v = Tensor::zeros(&cpu, &[1])?;
 /// let options = AdamWStep { lr: 0.25, weight_decay: 0.0, ..Default::default() };
 /// adamw(&mut w, &mut m, &mut v, &grad, None, &options)?;
 /// assert!((w.item()? - 0.75).abs() < 1e-6);

@@ -143,7 +143,8 @@ impl Op for Clip {
 /// ```
 /// use mixlora::{Device, Tensor, ops::global_norm::global_norm};
 /// let cpu = Device::cpu();
-/// let (a, b) = (Tensor::full(&cpu, &[3], 1.0)?, Tensor::full(&cpu, &[1], 1.0)?);
+/// let a = Tensor::full(&cpu, &[3], 1.0)?;
+/// let b = Tensor::full(&cpu, &[1], 1.0)?;
 /// let norm = global_norm(&[&a, &b])?;
 /// assert_eq!((norm.item()?, norm.clip_factor(8.0)?.item()?), (2.0, 1.0));
 /// # Ok::<(), mixlora::Error>(())

@@ -19,7 +19,8 @@ fn ticks(low: f64, high: f64) -> Vec<f64> {
     let raw = (high - low).max(1e-9) / 6.0;
     let power = 10f64.powf(raw.log10().floor());
     let step = [1.0, 2.0, 5.0, 10.0].into_iter().map(|m| m * power).find(|s| *s >= raw).unwrap_or(raw);
-    let (first, last) = ((low / step).ceil() as i64, (high / step + 1e-9).floor() as i64);
+    let first = (low / step).ceil() as i64;
+    let last = (high / step + 1e-9).floor() as i64;
     (first..=last).map(|i| i as f64 * step).collect()
 }
 
@@ -53,7 +54,8 @@ pub fn svg(title: &str, lines: &[Line<'_>]) -> String {
     };
     add(format!("<text x=\"{LEFT}\" y=\"18\" font-size=\"14\">{}</text>", escaped(title)));
     for v in ticks(y0, y1) {
-        let (at, right) = (y(v), WIDTH - RIGHT);
+        let at = y(v);
+        let right = WIDTH - RIGHT;
         add(format!("<line x1=\"{LEFT}\" x2=\"{right}\" y1=\"{at:.1}\" y2=\"{at:.1}\" stroke=\"#ddd\"/>"));
         add(format!(
             "<text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
@@ -80,7 +82,8 @@ pub fn svg(title: &str, lines: &[Line<'_>]) -> String {
             line.colour,
             path.join(" ")
         ));
-        let (at, row) = (WIDTH - RIGHT - 150.0, TOP + 8.0 + 18.0 * i as f64);
+        let at = WIDTH - RIGHT - 150.0;
+        let row = TOP + 8.0 + 18.0 * i as f64;
         add(format!(
             "<line x1=\"{at}\" x2=\"{}\" y1=\"{row}\" y2=\"{row}\" stroke=\"{}\" stroke-width=\"3\"/>",
             at + 20.0,

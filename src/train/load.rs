@@ -59,7 +59,9 @@ impl LoadCounter {
             return Ok(None);
         }
         let n = step.len() as f64;
-        let (mut max, mut min, mut entropy) = (0.0, 0.0, 0.0);
+        let mut max = 0.0;
+        let mut min = 0.0;
+        let mut entropy = 0.0;
         for counts in step.values() {
             let total = counts.iter().sum::<u64>().max(1) as f64;
             let shares = || counts.iter().map(|&c| c as f64 / total);

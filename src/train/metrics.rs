@@ -60,7 +60,8 @@ type Points = Vec<(f64, f64)>;
 pub fn read_losses(path: &Path) -> Result<(Points, Points)> {
     let text = std::fs::read_to_string(path)
         .map_err(|error| Error::file(path, format!("cannot be read: {error}")))?;
-    let (mut steps, mut evals) = (BTreeMap::new(), BTreeMap::new());
+    let mut steps = BTreeMap::new();
+    let mut evals = BTreeMap::new();
     for line in text.lines().filter_map(|l| serde_json::from_str::<Value>(l).ok()) {
         let into = match line["t"].as_str() {
             Some("step") => &mut steps,

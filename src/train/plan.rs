@@ -73,7 +73,8 @@ fn alternatives(
     seq: usize,
     limit: u64,
 ) -> Result<Vec<(String, u64)>> {
-    let (batch, mut tried) = (config.train.micro_batch, Vec::new());
+    let batch = config.train.micro_batch;
+    let mut tried = Vec::new();
     let mut attempt = |text: String, change: &dyn Fn(&mut RunConfig), seq: usize| -> Result<()> {
         let mut other = config.clone();
         change(&mut other);
@@ -183,9 +184,12 @@ fn activations(c: &ModelConfig, config: &RunConfig, seq: usize) -> (f64, f64) {
     // Whatever is asked for, these do not overflow.
     let n = |v: usize| v as f64;
     let rows = n(config.train.micro_batch) * n(seq);
-    let (d, f) = (n(c.hidden_size), n(c.intermediate_size));
-    let (heads, layers) = (n(c.num_attention_heads), n(c.num_hidden_layers));
-    let (q, kv) = (heads * n(c.head_dim), n(c.num_key_value_heads * c.head_dim));
+    let d = n(c.hidden_size);
+    let f = n(c.intermediate_size);
+    let heads = n(c.num_attention_heads);
+    let layers = n(c.num_hidden_layers);
+    let q = heads * n(c.head_dim);
+    let kv = n(c.num_key_value_heads * c.head_dim);
     let method = config.method.spec();
     let memory = config.method.options().row_memory();
     let block = method.hook == Hook::Mlp;

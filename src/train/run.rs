@@ -135,9 +135,13 @@ impl Run {
         let steps = t.total_steps(sampler.steps_per_epoch());
         let session = Session::new(model, adapter, t.session(steps))?;
         [Some(&train), valid.as_ref()].into_iter().flatten().try_for_each(|d| check_prompts(&config, d))?;
-        let (state, load) = (State::default(), LoadCounter::default());
-        let (evaluated, saved, began) = (None, None, (Instant::now(), 0));
-        let (folder, log) = (None, None);
+        let state = State::default();
+        let load = LoadCounter::default();
+        let evaluated = None;
+        let saved = None;
+        let began = (Instant::now(), 0);
+        let folder = None;
+        let log = None;
         Ok(Run {
             session,
             config,
@@ -332,7 +336,8 @@ impl Run {
     pub fn evaluate(&mut self, observer: &mut dyn Observer) -> Result<bool> {
         let Some(valid) = &self.valid else { return Ok(false) };
         let began = Instant::now();
-        let (mut sum, mut trained) = (0.0, 0);
+        let mut sum = 0.0;
+        let mut trained = 0;
         let all: Vec<usize> = (0..valid.examples.len()).collect();
         for ids in all.chunks(self.config.train.micro_batch) {
             let batch = self.batch(valid, ids)?;
@@ -344,7 +349,8 @@ impl Run {
         } else {
             Vec::new()
         };
-        let (step, loss) = (self.state.step, sum / trained.max(1) as f64);
+        let step = self.state.step;
+        let loss = sum / trained.max(1) as f64;
         let best = loss.is_finite() && self.state.best.is_none_or(|b| loss < b.0);
         if best {
             self.state.best = Some((loss, step));

@@ -128,8 +128,10 @@ impl Session {
             return Err(Error::config("batch", "no token is trained: there is nothing to learn from"));
         }
         let mut gradients = Gradients::default();
-        let (mut losses, mut aux_losses) = (Vec::new(), Vec::new());
-        let (mut times, mut clock) = (StepTimes::default(), Clock(Instant::now()));
+        let mut losses = Vec::new();
+        let mut aux_losses = Vec::new();
+        let mut times = StepTimes::default();
+        let mut clock = Clock(Instant::now());
         let stream = Stream::new(self.config.seed).named("pass").fork(self.step as u64);
         for (i, (batch, choices)) in batches.iter().zip(choices).enumerate() {
             let mut pass = Pass::training(batch.units.clone(), stream.fork(i as u64))

@@ -347,7 +347,8 @@ fn gradients(checks: &mut Checks<'_>, dir: &Path, device: &Device) -> Result<()>
 /// The gradient of the mean loss by the head's weights, in f64 from the hidden states.
 fn head_gradient(model: &Model, rows: &Tensor, all: &Sequences) -> Result<Vec<f64>> {
     let c = model.config();
-    let (v, d) = (c.vocab_size, c.hidden_size);
+    let v = c.vocab_size;
+    let d = c.hidden_size;
     let logits = no_grad(|| model.logits(rows))?.to_f64()?;
     let hidden = rows.to_f64()?;
     let mut gradient = vec![0.0; v * d];

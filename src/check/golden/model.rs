@@ -144,7 +144,8 @@ struct GreedyItem {
 pub(super) fn replay_greedy(path: &Path, model: &Arc<Model>) -> Result<Replay> {
     let text = read_text(path)?;
     let file: Greedy = serde_json::from_str(&text).map_err(|error| Error::file(path, error.to_string()))?;
-    let (mut differ, mut total) = (0, 0);
+    let mut differ = 0;
+    let mut total = 0;
     for item in &file.items {
         let mut c = Conversation::new(model, None, None, 1);
         c.push(&item.prompt_ids)?;
@@ -237,7 +238,8 @@ impl Training {
                 format!("input_ids has shape {dims:?}: there are no tokens"),
             ));
         }
-        let (v, device) = (model.config().vocab_size, model.device());
+        let v = model.config().vocab_size;
+        let device = model.device();
         let ids = file.indices("input_ids", &dims, v)?;
         let labels = file.integers("labels", &dims)?;
         let lengths = file.indices("lengths", &[n, b], s + 1)?;
@@ -360,7 +362,8 @@ fn run_training(file: &Checkpoint, c: &Training, model: Arc<Model>, forced: bool
         TrainConfig { schedule, steps: c.steps, max_grad_norm: c.clip, seed: 0, ..TrainConfig::default() };
     let mut session = Session::new(model, adapter, config)?;
     let mut run = Run { losses: vec![], norms: vec![], differ: 0.0, same_while_clear: true };
-    let (mut differ, mut clear) = (0usize, true);
+    let mut differ = 0usize;
+    let mut clear = true;
     for step in 0..c.steps {
         let stored = &selected[step * per_step..(step + 1) * per_step];
         let forced_choices = stored_choices(stored, layers, b, c.r, &device)?;
@@ -375,7 +378,8 @@ fn run_training(file: &Checkpoint, c: &Training, model: Arc<Model>, forced: bool
             for layer in 0..layers {
                 for (name, _) in SITES {
                     let site = format!("layers.{layer}.{name}");
-                    let (got, want) = (choices.get(&site), forced_choices.get(&site));
+                    let got = choices.get(&site);
+                    let want = forced_choices.get(&site);
                     let (Some(got), Some(want)) = (got, want) else { continue };
                     here += got.to_u32()?.iter().zip(want.to_u32()?).filter(|(g, w)| **g != *w).count();
                 }

@@ -61,7 +61,8 @@ impl MethodOptions for MixloraFfn {
         lora::adapter(self, at)
     }
     fn mlp(&self, at: &MlpBuild<'_>) -> Result<Option<Arc<dyn MlpAdapter>>> {
-        let (e, r) = (self.experts.num_experts, self.lora.r);
+        let e = self.experts.num_experts;
+        let r = self.lora.r;
         let router = TokenExperts::new(at, e, r, self.rule(), self.balance.aux_loss_coef)?;
         RoutedMlp::adapter(self, at, router).map(Some)
     }

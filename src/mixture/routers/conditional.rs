@@ -141,7 +141,8 @@ impl Conditional {
     /// What stands for the A factors `[L * E, d]` in the condition, and its router `[L * E * S, d]`.
     fn condition(&self) -> Result<Option<(Tensor, Tensor)>> {
         let (Some(form), Some(w)) = (self.options.cfs_form, &self.router_cfs) else { return Ok(None) };
-        let (a, w) = (self.factors_a.tensor(), w.tensor());
+        let a = self.factors_a.tensor();
+        let w = w.tensor();
         Ok(Some(match (form, &self.choice_embed) {
             (CfsForm::Choice, Some(embed)) => (embed.tensor(), w),
             (CfsForm::SumProduct, _) => {
@@ -181,7 +182,8 @@ impl Conditional {
         }
         // The lock is not held meanwhile: the thread may come by another pass while it waits for the product.
         let Some((a, w)) = self.condition()? else { return Ok(None) };
-        let (l, e) = (self.linears, self.options.factors);
+        let l = self.linears;
+        let e = self.options.factors;
         let batch = |t: &Tensor| t.reshape(&[l, t.dims()[0] / l, t.shape().last()]);
         let slots = w.dims()[0] / (l * e);
         let table = batch(&a)?.matmul_nt(&batch(&w)?)?.reshape(&[l, e, e, slots])?;

@@ -312,8 +312,11 @@ pub fn route(
         gates = Some(if !recording(&graph) {
             g
         } else {
-            let (routing, idx, zd) = (routing.clone(), idx.clone(), z.detach());
-            let (bias, of_choices) = (bias.cloned(), Table::of_choices(&table));
+            let routing = routing.clone();
+            let idx = idx.clone();
+            let zd = z.detach();
+            let bias = bias.cloned();
+            let of_choices = Table::of_choices(&table);
             let values = table.map(|t| t.tensor().detach());
             Node::record(NAME, &graph, g, move |dg| {
                 let table =

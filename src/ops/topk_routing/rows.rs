@@ -41,13 +41,17 @@ pub fn route_rows(
         let what = format!("{} sides and {linears} linears: rows are routed on one side", routing.sides);
         return Err(Error::shape(NAME, what));
     }
-    let (xd, router_d, units) = (x.detach(), router.detach(), Units::tokens(x.shape().rows()));
+    let xd = x.detach();
+    let router_d = router.detach();
+    let units = Units::tokens(x.shape().rows());
     let z = xd.matmul_nt(&router_d)?;
     let z = z.reshape(&[units.count(), linears, 1, z.shape().last() / linears])?;
     let s = no_grad(|| route(&z, bias, None, forced, routing, &units, 1))?;
     let Some(gates) = s.gates().filter(|_| recording(&[x, router])).cloned() else { return Ok(s) };
     let need = [x, router].map(Tensor::requires_grad);
-    let (of, routing, bias) = (s.clone(), routing.clone(), bias.map(Tensor::detach));
+    let of = s.clone();
+    let routing = routing.clone();
+    let bias = bias.map(Tensor::detach);
     let gates = Node::record(NAME, &[x, router], gates, move |dg| {
         let extra = Extra { bias: bias.as_ref(), ..Extra::default() };
         let op = Backward { routing: &routing, extra, idx: of.idx(), sparse: true };
