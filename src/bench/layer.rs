@@ -1,12 +1,11 @@
 //! Times of a mixture layer compared with the frozen linear that it adapts.
 
 use super::{Candidate, Costs, Place, Roof, Rounds, Row, Shape, Summary, Timer, Watch, Work, measure};
-use crate::check::Deviation;
-use crate::mixture::{Hook, LinearSite, Method, MethodSpec, MlpSite, Pool, Span};
-use crate::nn::{Choices, LinearAdapter, LinearGroup, Mlp, MlpAdapter, Param, Pass};
+use crate::check::{Deviation, Subject};
+use crate::mixture::{Hook, Method, MethodSpec, Pool, Span};
+use crate::nn::{Choices, Mlp, Param, Pass};
 use crate::tape::inside;
 use crate::{Device, Error, Format, Linear, Result, Stream, Tensor, Weight, backward};
-use std::sync::Arc;
 
 /// The bound on the error of a layer and of its input gradient, relative to the largest value of the f64 reference.
 const BOUND: f64 = 1e-4;
@@ -30,12 +29,6 @@ pub struct LayerOptions {
     pub wall: bool,
 }
 
-/// A layer: a linear or a gated block, frozen or adapted.
-enum Body {
-    Linear(LinearGroup, Option<Arc<dyn LinearAdapter>>),
-    Block(Box<Mlp>, Option<Arc<dyn MlpAdapter>>),
-}
-
 /// Sets parameters of zeros to small random values, so that no part of an update is zero.
 pub(super) fn randomise(params: &[Param]) -> Result<()> {
     for param in params {
@@ -54,48 +47,26 @@ fn linear(device: &Device, name: &str, d_in: usize, d_out: usize) -> Result<Line
     Ok(Linear { weight: Weight::new(device, d_out, d_in, &values, Format::F32)?, bias: None })
 }
 
-impl Body {
-    fn frozen(device: &Device, hook: Hook, Shape([d_in, width]): Shape<2>) -> Result<Self> {
-        if hook == Hook::Linear {
-            let group = LinearGroup::frozen(vec![linear(device, "w", d_in, width)?]);
-            return Ok(Body::Linear(group, None));
-        }
-        let gate = linear(device, "gate", d_in, width)?;
-        let up = linear(device, "up", d_in, width)?;
-        let mlp = Mlp::frozen(gate, up, linear(device, "down", width, d_in)?);
-        Ok(Body::Block(Box::new(mlp), None))
+/// Frozen weights that a method with that hook takes.
+fn frozen(device: &Device, hook: Hook, Shape([d_in, width]): Shape<2>) -> Result<Subject> {
+    if Subject::takes_linears(hook) {
+        return Ok(Subject::linears(vec![linear(device, "w", d_in, width)?]));
     }
+    let gate = linear(device, "gate", d_in, width)?;
+    let up = linear(device, "up", d_in, width)?;
+    Ok(Subject::mlp(Mlp::frozen(gate, up, linear(device, "down", width, d_in)?)))
+}
 
-    /// Attaches a method to the weights.
-    fn adapted(&self, device: &Device, method: &Method, shape: Shape<2>) -> Result<Self> {
-        let Shape([d_in, width]) = shape;
-        let stream = Stream::new(2);
-        match self {
-            Body::Linear(group, _) => {
-                let site = LinearSite::alone(SITE, d_in, vec![(String::new(), width)]);
-                let adapter = method.build(&site, device, stream)?;
-                randomise(&adapter.params())?;
-                Ok(Body::Linear(group.clone(), Some(adapter)))
-            }
-            Body::Block(mlp, _) => {
-                let site = MlpSite::alone(SITE, d_in, width);
-                let adapter = method.build_mlp(&site, device, stream)?;
-                adapter.iter().try_for_each(|adapter| randomise(&adapter.params()))?;
-                Ok(Body::Block(mlp.clone(), adapter))
-            }
-        }
-    }
+/// The same weights with an adapter whose update is not zero.
+fn adapted(frozen: &Subject, method: &Method) -> Result<Subject> {
+    let adapted = frozen.adapted(method, SITE, &[""], Stream::new(2))?;
+    randomise(&adapted.params())?;
+    Ok(adapted)
+}
 
-    fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
-        match self {
-            Body::Linear(group, None) => Ok(group.forward(x, pass)?.swap_remove(0)),
-            Body::Linear(group, Some(adapter)) => {
-                Ok(adapter.forward(x, &group.linears, pass)?.swap_remove(0))
-            }
-            Body::Block(mlp, None) => mlp.forward(x, pass),
-            Body::Block(mlp, Some(adapter)) => adapter.forward(x, mlp, pass),
-        }
-    }
+/// Outputs of a layer.
+fn width_out(hook: Hook, Shape([d_in, width]): Shape<2>) -> usize {
+    if Subject::takes_linears(hook) { width } else { d_in }
 }
 
 /// The tape of one forward pass: output and auxiliary losses, with their gradients.
@@ -124,8 +95,8 @@ impl Rig {
         Ok(Pass::training(units, Stream::new(6)))
     }
 
-    fn forward(&self, body: &Body, x: &Tensor, pass: &Pass) -> Result<Roots> {
-        let y = body.forward(x, pass)?;
+    fn forward(&self, body: &Subject, x: &Tensor, pass: &Pass) -> Result<Roots> {
+        let y = body.forward(x, pass)?.swap_remove(0);
         let mut roots = vec![(y, self.dy.clone())];
         for loss in pass.take_aux() {
             let one = Tensor::full(loss.device(), loss.dims(), 1.0)?;
@@ -144,10 +115,8 @@ fn walk(roots: Roots) -> Result<crate::Gradients> {
 fn verify(device: &Device, method: &Method, shape: Shape<2>) -> Result<Deviation> {
     let hook = method.spec().hook;
     let output = |device: &Device, choices: Choices| -> Result<[Vec<f64>; 2]> {
-        let Shape([d_in, d_out]) = shape;
-        let d_out = if hook == Hook::Mlp { d_in } else { d_out };
-        let body = Body::frozen(device, hook, shape)?.adapted(device, method, shape)?;
-        let rig = Rig::new(device, CHECKED, d_in, d_out)?;
+        let body = adapted(&frozen(device, hook, shape)?, method)?;
+        let rig = Rig::new(device, CHECKED, shape.0[0], width_out(hook, shape))?;
         let x = rig.x.leaf();
         let pass = rig.pass()?.with_choices(choices);
         let roots = rig.forward(&body, &x, &pass)?;
@@ -195,7 +164,7 @@ fn launches(device: &Device) -> Option<Launches> {
 }
 
 /// Counts the launches of a forward and of a backward pass.
-fn count(device: &Device, rig: &Rig, body: &Body) -> Result<[Option<Launches>; 2]> {
+fn count(device: &Device, rig: &Rig, body: &Subject) -> Result<[Option<Launches>; 2]> {
     let x = rig.x.leaf();
     let pass = rig.pass()?;
     device.sync()?;
@@ -213,7 +182,7 @@ struct Entry {
     name: String,
     variant: String,
     hook: Hook,
-    body: Body,
+    body: Subject,
     rig: Rig,
     /// The comparison with the reference; none for frozen layers, which are the baselines.
     verified: Option<Deviation>,
@@ -247,34 +216,25 @@ fn entries(
 ) -> Result<Vec<Entry>> {
     let size = [options.batch, options.seq];
     let mut all: Vec<Entry> = Vec::new();
-    for hook in [Hook::Linear, Hook::Mlp] {
+    for hook in [Hook::Linear, Hook::Mlp, Hook::Block] {
         let methods: Vec<_> = options.methods.iter().filter(|method| method.hook == hook).collect();
         if methods.is_empty() {
             continue;
         }
-        let Shape([d_in, width]) = shape;
-        let d_out = if hook == Hook::Mlp { d_in } else { width };
         let name = format!("frozen {}", hook.name());
-        let frozen = Body::frozen(device, hook, shape)?;
-        let rig = || Rig::new(device, size, d_in, d_out);
-        let mut adapted = Vec::new();
+        let frozen = frozen(device, hook, shape)?;
+        let rig = || Rig::new(device, size, shape.0[0], width_out(hook, shape));
+        let mut layers = Vec::new();
         for method in methods {
             for (variant, method) in variants(method, options)? {
                 progress(&format!("checking {} {variant} on {shape}", method.name()));
                 let verified = Some(verify(device, &method, shape)?);
-                let body = frozen.adapted(device, &method, shape)?;
-                adapted.push(Entry {
-                    name: method.name().into(),
-                    variant,
-                    hook,
-                    body,
-                    rig: rig()?,
-                    verified,
-                });
+                let body = adapted(&frozen, &method)?;
+                layers.push(Entry { name: method.name().into(), variant, hook, body, rig: rig()?, verified });
             }
         }
         all.push(Entry { name, variant: String::new(), hook, body: frozen, rig: rig()?, verified: None });
-        all.extend(adapted);
+        all.extend(layers);
     }
     Ok(all)
 }
@@ -373,7 +333,7 @@ fn sample(device: &Device, timer: Timer, rounds: Rounds, layers: &[Entry]) -> Re
 /// The work of the frozen products in one direction or both, without the activation of a block.
 fn frozen_costs(options: &LayerOptions, Shape([d_in, d_out]): Shape<2>, hook: Hook, both: bool) -> Costs {
     let rows = options.batch * options.seq;
-    let products = if hook == Hook::Mlp { 3 } else { 1 } * if both { 2 } else { 1 };
+    let products = if Subject::takes_linears(hook) { 1 } else { 3 } * if both { 2 } else { 1 };
     Costs {
         flops: (products * 2 * rows * d_in * d_out) as f64,
         bytes: (products * 4 * (rows * d_in + rows * d_out + d_in * d_out)) as f64,

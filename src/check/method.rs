@@ -1,9 +1,9 @@
 //! Comparison of a method's derivatives with central differences on a small layer.
 
-use super::{GradError, gradcheck_params};
-use crate::mixture::{Hook, LinearSite, Method, MlpSite, Pool, Span};
+use super::{GradError, Subject, gradcheck_params};
+use crate::mixture::{Method, Pool, Span};
 use crate::nn::{Choices, Mlp, Param, Pass};
-use crate::{Device, Error, Format, Linear, Result, Stream, Tensor, Weight};
+use crate::{Device, Format, Linear, Result, Stream, Tensor, Weight};
 
 /// Inputs of the linears.
 const D_IN: usize = 10;
@@ -52,28 +52,18 @@ pub fn gradcheck_method(method: &Method) -> Result<Vec<GradError>> {
     let units = pool.units(device, &SPANS, SEQ)?;
     let pass =
         |choices: &Choices| Pass::training(units.clone(), Stream::new(5)).with_choices(choices.clone());
-    if method.spec().hook == Hook::Mlp {
-        let site = MlpSite::alone("block", D_IN, OUTS[0]);
-        let built = method.build_mlp(&site, device, Stream::new(1))?;
-        let adapter =
-            built.ok_or_else(|| Error::config("method", "takes blocks, but builds no adapter of one"))?;
+    let frozen = if Subject::takes_linears(method.spec().hook) {
+        let linears = OUTS.map(|out| linear(device, &format!("w{out}"), out, D_IN));
+        Subject::linears(linears.into_iter().collect::<Result<Vec<_>>>()?)
+    } else {
         let [gate, up] = [linear(device, "gate", OUTS[0], D_IN)?, linear(device, "up", OUTS[0], D_IN)?];
-        let mlp = Mlp::frozen(gate, up, linear(device, "down", D_IN, OUTS[0])?);
-        randomise(&adapter.params())?;
-        return gradcheck_params(&adapter.params(), &x, |x, choices| {
-            let pass = pass(choices);
-            let y = adapter.forward(x, &mlp, &pass)?;
-            Ok(std::iter::once(y).chain(pass.take_aux()).collect())
-        });
-    }
-    let names = OUTS.iter().enumerate().map(|(index, out)| (format!("l{index}"), *out)).collect();
-    let adapter = method.build(&LinearSite::alone("linears", D_IN, names), device, Stream::new(1))?;
-    let linears = OUTS.map(|out| linear(device, &format!("w{out}"), out, D_IN));
-    let linears = linears.into_iter().collect::<Result<Vec<_>>>()?;
-    randomise(&adapter.params())?;
-    gradcheck_params(&adapter.params(), &x, |x, choices| {
+        Subject::mlp(Mlp::frozen(gate, up, linear(device, "down", D_IN, OUTS[0])?))
+    };
+    let adapted = frozen.adapted(method, "layer", &["l0", "l1"], Stream::new(1))?;
+    randomise(&adapted.params())?;
+    gradcheck_params(&adapted.params(), &x, |x, choices| {
         let pass = pass(choices);
-        let mut y = adapter.forward(x, &linears, &pass)?;
+        let mut y = adapted.forward(x, &pass)?;
         y.extend(pass.take_aux());
         Ok(y)
     })

@@ -5,10 +5,12 @@ pub mod golden;
 mod gradcheck;
 mod method;
 mod parity;
+mod subject;
 
 pub use gradcheck::{GRADCHECK_BOUND, GradError, gradcheck, gradcheck_params};
 pub use method::gradcheck_method;
 pub use parity::{F16_BOUND, Parity, bits, parity};
+pub use subject::Subject;
 
 /// The largest error relative to the largest reference value (or `floor`), and the normalised mean square error.
 ///

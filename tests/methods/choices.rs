@@ -145,10 +145,10 @@ fn no_dropout_outside_of_training() {
 fn linears_of_a_group_choose_for_themselves() {
     for device in devices() {
         for (spec, config) in methods().filter(|(s, _)| s.hook == Hook::Linear) {
-            let group = Rig::linears(&config, &[6, 6], &device);
+            let group = Rig::new(&config, &[6, 6], &device);
             let record = Choices::record();
             let y = group.forward(&group.x(), &group.pass(Pool::Real).with_choices(record.clone())).unwrap();
-            let alone = Rig::linears(&config, &[6], &device);
+            let alone = Rig::new(&config, &[6], &device);
             let own = Choices::record();
             let y0 = alone.forward(&alone.x(), &alone.pass(Pool::Real).with_choices(own.clone())).unwrap();
             // A matrix product may take another path for another width: rounding, no more.

@@ -1,17 +1,17 @@
 //! Options: every method has its own, and what cannot work is refused with its name and the allowed range.
 
-use crate::rig::{D, HIDDEN, changed, methods, number, site, small};
-use mixlora::mixture::{Hook, LinearSite, Method, Methods, MlpSite, Routes, find};
+use crate::rig::{HIDDEN, adapted, block, changed, linears, methods, number, small};
+use mixlora::check::Subject;
+use mixlora::mixture::{LinearSite, Method, Methods, Routes, find};
 use mixlora::{Device, Error, Result, Stream};
 use serde_json::{Value, json};
 
 /// Builds the adapter of a method's own hook.
 fn build(method: &Method) -> Result<()> {
     let device = Device::cpu();
-    match method.spec().hook {
-        Hook::Linear => method.build(&site(&[9, 12]), &device, Stream::new(1)).map(|_| ()),
-        Hook::Mlp => method.build_mlp(&MlpSite::alone("mlp", D, HIDDEN), &device, Stream::new(1)).map(|_| ()),
-    }
+    let linear = Subject::takes_linears(method.spec().hook);
+    let frozen = if linear { linears(&[9, 12], &device) } else { block(&device) };
+    adapted(&frozen, method).map(|_| ())
 }
 
 /// The error of a method with an option changed.
@@ -91,12 +91,12 @@ fn a_rank_above_both_sides_of_a_linear() {
     for (spec, method) in methods() {
         // The rank of one update; methods that pick ranks from a pool may have a larger pool.
         let from_pool = changed(&method, json!({ "r": 40, "num_factors": 40 }));
-        let large = match from_pool.build(&site(&[9]), &Device::cpu(), Stream::new(1)) {
-            Ok(_) => changed(&method, json!({ "r": 40, "top_k": 11 })),
+        let large = match build(&from_pool) {
+            Ok(()) => changed(&method, json!({ "r": 40, "top_k": 11 })),
             Err(_) => changed(&method, json!({ "r": 11, "num_factors": 40 })),
         };
         let e = build(&large).unwrap_err().to_string();
-        let most = if spec.hook == Hook::Mlp { HIDDEN } else { 9 };
+        let most = if Subject::takes_linears(spec.hook) { 9 } else { HIDDEN };
         assert!(e.contains(&format!("is 11, must be in 1..={most}: ")), "{}: {e}", spec.name);
         assert!(e.contains("is a linear 10 -> "), "{}: {e}", spec.name);
     }

@@ -1,11 +1,12 @@
 //! A method's adapter on random values, small enough for f64 differences.
 
-use mixlora::mixture::{Hook, LinearSite, Method, MethodSpec, Methods, MlpSite, Pool, Span};
-use mixlora::nn::{Choices, LinearAdapter, Mlp, MlpAdapter, Param, Pass};
+use mixlora::check::Subject;
+use mixlora::mixture::{Method, MethodSpec, Methods, Pool, Span};
+use mixlora::nn::{Choices, Mlp, Param, Pass};
 use mixlora::{Device, Format, Linear, Result, Stream, Tensor, Weight, backward};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 
 pub const SITE: &str = "layer";
 pub const D: usize = 10;
@@ -38,14 +39,9 @@ pub fn number(method: &Method, name: &str) -> usize {
     method.tree()[name].as_u64().unwrap() as usize
 }
 
-enum Adapter {
-    Linears(Arc<dyn LinearAdapter>, Vec<Linear>),
-    Block(Arc<dyn MlpAdapter>, Box<Mlp>),
-}
-
 pub struct Rig {
     pub device: Device,
-    adapter: Adapter,
+    subject: Subject,
 }
 
 fn values(name: &str, n: usize, std: f32) -> Vec<f32> {
@@ -59,34 +55,29 @@ fn linear(device: &Device, name: &str, out: usize, d: usize) -> Linear {
     Linear { weight, bias: Some(bias) }
 }
 
-pub fn site(outs: &[usize]) -> LinearSite {
-    let linears = outs.iter().enumerate().map(|(i, &o)| (format!("l{i}"), o)).collect();
-    LinearSite::alone(SITE, D, linears)
+/// Frozen linears of those outputs.
+pub fn linears(outs: &[usize], device: &Device) -> Subject {
+    let linears = outs.iter().enumerate().map(|(i, &o)| linear(device, &format!("w{i}"), o, D));
+    Subject::linears(linears.collect())
+}
+
+/// A frozen gated block.
+pub fn block(device: &Device) -> Subject {
+    let w = |name: &str, rows: usize, cols: usize| linear(device, name, rows, cols);
+    Subject::mlp(Mlp::frozen(w("gate", HIDDEN, D), w("up", HIDDEN, D), w("down", D, HIDDEN)))
+}
+
+/// A fresh adapter of a method's own hook.
+pub fn adapted(frozen: &Subject, method: &Method) -> Result<Subject> {
+    frozen.adapted(method, SITE, &["l0", "l1", "l2"], Stream::new(1))
 }
 
 impl Rig {
     /// The method's own hook: a group of linears, or a block.
     pub fn new(method: &Method, outs: &[usize], device: &Device) -> Rig {
-        match method.spec().hook {
-            Hook::Linear => Rig::linears(method, outs, device),
-            Hook::Mlp => Rig::block(method, device),
-        }
-    }
-
-    pub fn linears(method: &Method, outs: &[usize], device: &Device) -> Rig {
-        let adapter = method.build(&site(outs), device, Stream::new(1)).unwrap();
-        let linears = outs.iter().enumerate().map(|(i, &o)| linear(device, &format!("w{i}"), o, D)).collect();
-        let rig = Rig { device: device.clone(), adapter: Adapter::Linears(adapter, linears) };
-        rig.randomise();
-        rig
-    }
-
-    fn block(method: &Method, device: &Device) -> Rig {
-        let site = MlpSite::alone(SITE, D, HIDDEN);
-        let adapter = method.build_mlp(&site, device, Stream::new(1)).unwrap().unwrap();
-        let w = |name: &str, rows: usize, cols: usize| linear(device, name, rows, cols);
-        let mlp = Mlp::frozen(w("gate", HIDDEN, D), w("up", HIDDEN, D), w("down", D, HIDDEN));
-        let rig = Rig { device: device.clone(), adapter: Adapter::Block(adapter, Box::new(mlp)) };
+        let linear = Subject::takes_linears(method.spec().hook);
+        let frozen = if linear { linears(outs, device) } else { block(device) };
+        let rig = Rig { device: device.clone(), subject: adapted(&frozen, method).unwrap() };
         rig.randomise();
         rig
     }
@@ -106,10 +97,7 @@ impl Rig {
     }
 
     pub fn params(&self) -> Vec<Param> {
-        match &self.adapter {
-            Adapter::Linears(a, _) => a.params(),
-            Adapter::Block(a, _) => a.params(),
-        }
+        self.subject.params()
     }
 
     /// The first parameter with a part of that ending.
@@ -119,31 +107,17 @@ impl Rig {
     }
 
     pub fn after_step(&self) {
-        match &self.adapter {
-            Adapter::Linears(a, _) => a.after_step(),
-            Adapter::Block(a, _) => a.after_step(),
-        }
-        .unwrap();
+        self.subject.after_step().unwrap();
     }
 
     pub fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Vec<Tensor>> {
-        match &self.adapter {
-            Adapter::Linears(a, linears) => a.forward(x, linears, pass),
-            Adapter::Block(a, mlp) => Ok(vec![a.forward(x, mlp, pass)?]),
-        }
+        self.subject.forward(x, pass)
     }
 
     /// What can be moved into a checkpoint.
     pub fn function(&self) -> impl Fn(&Tensor, &Pass) -> Result<Vec<Tensor>> + Send + 'static + use<> {
-        let (linears, block) = match &self.adapter {
-            Adapter::Linears(a, l) => (Some((a.clone(), l.clone())), None),
-            Adapter::Block(a, m) => (None, Some((a.clone(), m.clone()))),
-        };
-        move |x, pass| match (&linears, &block) {
-            (Some((a, l)), _) => a.forward(x, l, pass),
-            (_, Some((a, m))) => Ok(vec![a.forward(x, m, pass)?]),
-            _ => unreachable!(),
-        }
+        let subject = self.subject.clone();
+        move |x, pass| subject.forward(x, pass)
     }
 
     /// A training pass: instances pooled as asked for, padding left out of statistics.
@@ -219,7 +193,7 @@ pub fn methods() -> impl Iterator<Item = (&'static MethodSpec, Method)> {
 
 /// The groups that a method is tried on: blocks have one shape.
 pub fn groups(spec: &MethodSpec) -> &'static [&'static [usize]] {
-    if spec.hook == Hook::Mlp { &GROUPS[..1] } else { &GROUPS }
+    if Subject::takes_linears(spec.hook) { &GROUPS } else { &GROUPS[..1] }
 }
 
 /// Whether a choice was made: `lora` makes none.

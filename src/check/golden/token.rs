@@ -1,13 +1,13 @@
 //! Files of kind `token`: layers with a routing decision per token.
 
 use super::{Compare, Replay, bounded, expect, tensor};
+use crate::check::Subject;
 use crate::io::Checkpoint;
 use crate::mixture::methods::{flylora::FlyLora, mixlora_ffn::MixloraFfn, rank_wise::RankWise, smora::Smora};
-use crate::mixture::{AuxLoss, BiasBalance, Experts, LinearSite, Lora, Method, MlpSite, Sparse, TopK, Units};
-use crate::nn::{Choices, LinearAdapter, Mlp, MlpAdapter, Param, Pass};
+use crate::mixture::{AuxLoss, BiasBalance, Experts, Lora, Method, Sparse, TopK, Units};
+use crate::nn::{Choices, Mlp, Pass};
 use crate::{Device, Error, Format, Linear, Result, Stream, Tensor, Weight, backward};
 use serde::Deserialize;
-use std::sync::Arc;
 
 /// The gap between scores above which their order must agree.
 const ORDER_GAP: f32 = 1e-5;
@@ -103,51 +103,23 @@ impl Config {
     }
 }
 
-/// The adapter under test and its frozen layers.
-enum Subject {
-    Linear(Vec<Linear>, Arc<dyn LinearAdapter>),
-    Mlp(Box<Mlp>, Arc<dyn MlpAdapter>),
-}
-
-impl Subject {
-    fn build(config: &Config, file: &Checkpoint, device: &Device) -> Result<Self> {
-        let in_file = |error: Error| Error::file(file.path(), error.to_string());
-        let method = config.method().map_err(in_file)?;
-        let frozen = |name: &str, rows: usize, cols: usize| -> Result<Linear> {
-            let values = file.f32(name, &[rows, cols])?;
-            Ok(Linear { weight: Weight::new(device, rows, cols, &values, Format::F32)?, bias: None })
-        };
-        if config.layer == Layer::Ffn {
-            let site = MlpSite::alone("layer", config.d_in, config.hidden);
-            let built = method.build_mlp(&site, device, Stream::new(0)).map_err(in_file)?;
-            let adapter = built.ok_or_else(|| Error::file(file.path(), "the method has no block hook"))?;
-            let gate = frozen("w_gate", config.hidden, config.d_in)?;
-            let up = frozen("w_up", config.hidden, config.d_in)?;
-            let mlp = Mlp::frozen(gate, up, frozen("w_down", config.d_in, config.hidden)?);
-            return Ok(Subject::Mlp(Box::new(mlp), adapter));
-        }
-        let site = LinearSite::alone("layer", config.d_in, vec![(String::new(), config.d_out)]);
-        let adapter = method.build(&site, device, Stream::new(0)).map_err(in_file)?;
-        Ok(Subject::Linear(vec![frozen("w", config.d_out, config.d_in)?], adapter))
-    }
-    fn params(&self) -> Vec<Param> {
-        match self {
-            Subject::Linear(_, adapter) => adapter.params(),
-            Subject::Mlp(_, adapter) => adapter.params(),
-        }
-    }
-    fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
-        match self {
-            Subject::Linear(linears, adapter) => Ok(adapter.forward(x, linears, pass)?.swap_remove(0)),
-            Subject::Mlp(mlp, adapter) => adapter.forward(x, mlp, pass),
-        }
-    }
-    fn after_step(&self) -> Result<()> {
-        match self {
-            Subject::Linear(_, adapter) => adapter.after_step(),
-            Subject::Mlp(_, adapter) => adapter.after_step(),
-        }
-    }
+/// The adapter under test on its frozen weights.
+fn build(config: &Config, file: &Checkpoint, device: &Device) -> Result<Subject> {
+    let in_file = |error: Error| Error::file(file.path(), error.to_string());
+    let frozen = |name: &str, rows: usize, cols: usize| -> Result<Linear> {
+        let values = file.f32(name, &[rows, cols])?;
+        Ok(Linear { weight: Weight::new(device, rows, cols, &values, Format::F32)?, bias: None })
+    };
+    let Config { d_in, d_out, hidden, .. } = *config;
+    let body = if config.layer == Layer::Ffn {
+        let gate = frozen("w_gate", hidden, d_in)?;
+        let up = frozen("w_up", hidden, d_in)?;
+        Subject::mlp(Mlp::frozen(gate, up, frozen("w_down", d_in, hidden)?))
+    } else {
+        Subject::linears(vec![frozen("w", d_out, d_in)?])
+    };
+    let adapted = config.method().and_then(|method| body.adapted(&method, "layer", &[""], Stream::new(0)));
+    adapted.map_err(in_file)
 }
 
 /// The name of a part in the file, and whether the file stores the transpose of each block of r rows.
@@ -205,7 +177,7 @@ pub(super) fn replay(file: &Checkpoint, device: &Device) -> Result<Replay> {
     expect(file, &config.tensors())?;
     bounded(file, "rows of the chosen experts", &[config.tokens(), config.k, config.hidden.max(config.r)])?;
     let want = file.indices("idx", &[config.tokens(), config.k], config.candidates())?;
-    let subject = Subject::build(&config, file, device)?;
+    let subject = build(&config, file, device)?;
     load(&subject, &config, file, device)?;
     let choices = Choices::record();
     let mut pass =
@@ -221,7 +193,7 @@ pub(super) fn replay(file: &Checkpoint, device: &Device) -> Result<Replay> {
         pass.valid = Some((Tensor::from_f32(device, &[config.tokens(), 1], valid)?, count));
     }
     let x = tensor(file, device, "x", &[config.batch, config.seq, config.d_in])?.leaf();
-    let y = subject.forward(&x, &pass)?;
+    let y = subject.forward(&x, &pass)?.swap_remove(0);
     let aux = pass.take_aux();
     let mut roots = vec![(&y, tensor(file, device, "grad_y", &[config.batch, config.seq, config.d_out])?)];
     for loss in &aux {
