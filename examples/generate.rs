@@ -19,7 +19,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let text = ModelText::open(&path)?;
     let model = Model::open(&path, &Device::cpu(), true)?;
-    let mut chat = Chat::new(&text, Conversation::new(&model, None, None, 1), None);
+    let mut chat = Chat::new(&text, Conversation::new(&model, None, 1), None);
     let mut sampler = Sampler::new(Sampling::default())?;
     let options = ReplyOptions { max_tokens: 64, ..ReplyOptions::default() };
 

@@ -48,7 +48,7 @@ impl Server {
 
     fn answer(&self, request: &Request) -> Result<String> {
         let adapter = request.adapter.and_then(|name| self.adapters.get(name));
-        let mut chat = Chat::new(&self.text, Conversation::new(&self.model, adapter, None, 1), None);
+        let mut chat = Chat::new(&self.text, Conversation::new(&self.model, adapter, 1), None);
         chat.ask(request.question)?;
         let options = ReplyOptions { max_tokens: 12, ..ReplyOptions::default() };
         let mut sampler = Sampler::new(Sampling::default())?;

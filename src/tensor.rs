@@ -38,6 +38,11 @@ pub(crate) fn fresh_id() -> u64 {
     NEXT_ID.fetch_add(1, Relaxed)
 }
 
+/// Copies values to where they are kept: nowhere on a device that has shapes alone.
+fn copy_kept<T: Copy>(to: &mut [T], values: &[T]) {
+    to.copy_from_slice(&values[..to.len()]);
+}
+
 impl Tensor {
     pub(crate) fn new(shape: Shape, dtype: DType, device: &Device, storage: Storage) -> Self {
         Tensor { shape, dtype, device: device.clone(), storage: Arc::new(storage), edge: None }
@@ -59,7 +64,7 @@ impl Tensor {
             Device::Reference => Storage::Host(Host::F64(values.iter().map(|&v| v as f64).collect())),
             Device::Cpu(c) => {
                 let mut host = Host::f32s(c, values.len())?;
-                host.f32_mut().copy_from_slice(values);
+                copy_kept(host.f32_mut(), values);
                 Storage::Host(host)
             }
             Device::Gpu(g) => {
@@ -89,7 +94,7 @@ impl Tensor {
             Device::Reference => Storage::Host(Host::RefU32(values.to_vec())),
             Device::Cpu(c) => {
                 let mut host = Host::u32s(c, values.len())?;
-                host.u32_mut().copy_from_slice(values);
+                copy_kept(host.u32_mut(), values);
                 Storage::Host(host)
             }
             Device::Gpu(g) => {

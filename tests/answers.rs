@@ -42,7 +42,7 @@ fn answer(chat: &mut Chat, options: &ReplyOptions) -> Said {
 #[test]
 fn a_turn_reads_only_what_is_new_and_answers_as_if_all_were_read() {
     let (model, text) = open();
-    let start = || Chat::new(&text, Conversation::new(&model, None, None, 1), Some("Be short."));
+    let start = || Chat::new(&text, Conversation::new(&model, None, 1), Some("Be short."));
     for options in [stops(&[], 100), stops(&[], 2)] {
         let mut chat = start();
         let first = chat.ask("What is the capital of France?").unwrap();
@@ -54,7 +54,7 @@ fn a_turn_reads_only_what_is_new_and_answers_as_if_all_were_read() {
         assert!(!second.again && second.tokens < whole.len() - first.tokens, "{second:?} of {}", whole.len());
         let kept = answer(&mut chat, &options);
 
-        let mut conversation = Conversation::new(&model, None, None, 1);
+        let mut conversation = Conversation::new(&model, None, 1);
         conversation.push(&whole).unwrap();
         let mut sampler = Sampler::new(Sampling::default()).unwrap();
         let mut reply = mixlora::text::Reply::new(&mut conversation, &mut sampler, &text.tokenizer, &options);
@@ -68,7 +68,7 @@ fn a_turn_reads_only_what_is_new_and_answers_as_if_all_were_read() {
 fn answers_end_before_stop_texts_that_span_tokens() {
     let (model, text) = open();
     let ask = |options: &ReplyOptions| {
-        let mut chat = Chat::new(&text, Conversation::new(&model, None, None, 1), None);
+        let mut chat = Chat::new(&text, Conversation::new(&model, None, 1), None);
         chat.ask("What is the capital of France?").unwrap();
         let said = answer(&mut chat, options);
         (said, chat.ask("Why?").unwrap().again)
@@ -92,7 +92,7 @@ fn answers_end_before_stop_texts_that_span_tokens() {
 #[test]
 fn a_full_context_is_refused_and_nothing_is_lost() {
     let (model, text) = open();
-    let mut chat = Chat::new(&text, Conversation::new(&model, None, None, 1), None);
+    let mut chat = Chat::new(&text, Conversation::new(&model, None, 1), None);
     chat.ask("Hello.").unwrap();
     answer(&mut chat, &stops(&[], 3));
     let before = chat.messages().to_vec();

@@ -1,14 +1,16 @@
 //! Adapters of every hook on models of several families: gradients against differences, several adapters on one model,
 //! and a pass of the frozen model before the pass.
 
-use mixlora::adapter::{ALL_LINEAR, Adapter, Conversation};
+use mixlora::adapter::{ALL_LINEAR, Adapter, AdapterOptions, Conversation};
 use mixlora::check::{GRADCHECK_BOUND, gradcheck_params};
-use mixlora::mixture::{Units, find};
+use mixlora::mixture::{
+    Hook, Lora, MethodOptions, MethodSpec, Methods, RouterGradient, SitePart, StateBuild, Units, find,
+};
 use mixlora::model::{Input, Model, SiteKind, Step};
 use mixlora::nn::{
     BeforeForward, BlockAdapter, Choices, LinearAdapter, Param, Pass, SiteAdapter, SiteAdapters,
 };
-use mixlora::{Device, Linear, Result, Stream, Tensor, no_grad};
+use mixlora::{Device, Linear, Result, Stream, Tensor, no_grad, options};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -234,7 +236,7 @@ fn adapters_of_one_model_do_not_touch_each_other() {
     };
     let adapters = [None, Some(adapter(1)), Some(adapter(2))];
     let answer = |adapter: Option<&Adapter>| {
-        let mut c = Conversation::new(&model, adapter, None, 1);
+        let mut c = Conversation::new(&model, adapter, 1);
         c.push(&[4, 8, 15, 16, 23, 42]).unwrap();
         c.logits(0).to_vec()
     };
@@ -246,4 +248,73 @@ fn adapters_of_one_model_do_not_touch_each_other() {
             scope.spawn(move || assert_eq!(answer(adapters[i % 3].as_ref()), alone[i % 3]));
         }
     });
+}
+
+options! {
+    /// Options of a method beside blocks.
+    pub struct Sides use [lora: Lora { r: 2, lora_alpha: None, lora_dropout: 0.0 }] {
+        /// Whether it is beside whole layers; else it is beside their MLP blocks.
+        layers: bool = false;
+    }
+}
+
+static SIDES: MethodSpec = MethodSpec {
+    name: "sides",
+    paper: "-",
+    when: "never",
+    hook: Hook::Block,
+    trainable: "2 r hidden",
+    options: || Box::new(Sides::default()),
+    ..MethodSpec::PLAIN
+};
+
+impl MethodOptions for Sides {
+    fn spec(&self) -> &'static MethodSpec {
+        &SIDES
+    }
+    fn lora(&self) -> &Lora {
+        &self.lora
+    }
+    fn router_gradient(&self) -> RouterGradient {
+        RouterGradient::NoRouter
+    }
+    fn block(&self, at: &StateBuild<'_>) -> Result<Option<Arc<dyn BlockAdapter>>> {
+        let wanted = if self.layers { SitePart::Layer } else { SitePart::Mlp };
+        let build = || Beside::new(at.device, &at.site.path, at.site.hidden_size);
+        Ok((at.site.part == wanted).then(|| Arc::new(build()) as Arc<dyn BlockAdapter>))
+    }
+}
+
+/// A method of another crate beside MLP blocks of every kind, experts too, or beside whole layers: attached by its
+/// options, trained, and stored like any other.
+#[test]
+fn methods_take_blocks_of_every_family() {
+    for family in FAMILIES {
+        let model = open(family, &Device::reference());
+        let layers = model.config().num_hidden_layers;
+        let mut shifted = Vec::new();
+        for whole in [false, true] {
+            let method = SIDES.defaults().with("layers", whole).unwrap();
+            let adapter = Adapter::attach(&model, &method, &[ALL_LINEAR.into()], Stream::new(1)).unwrap();
+            let params = adapter.params();
+            assert_eq!(params.len(), 2 * layers, "{family}");
+            check(family, &model, &params[..1], adapter.sites(), false);
+            let x = Tensor::full(model.device(), &[1, 3, model.config().hidden_size], 0.5).unwrap();
+            let pass = Pass::new(Units::tokens(3)).with_adapters(adapter.sites().clone());
+            let y = model.forward(Input::Embeddings(&x), &pass, Step::default()).unwrap();
+            shifted.push(y.to_f64().unwrap());
+        }
+        assert!(shifted[0] != shifted[1], "{family}: they are different places");
+    }
+    let model = open("qwen3-b", &Device::cpu());
+    let method = SIDES.defaults();
+    let adapter = Adapter::attach(&model, &method, &[ALL_LINEAR.into()], Stream::new(1)).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    adapter.save(dir.path(), &model, "base").unwrap();
+    let methods = Methods::builtin().with(&SIDES);
+    let options = AdapterOptions { methods, ..AdapterOptions::default() };
+    let again = Adapter::load_with(dir.path(), &model, &options).unwrap();
+    let values =
+        |a: &Adapter| -> Vec<Vec<f32>> { a.params().iter().map(|p| p.value().to_f32().unwrap()).collect() };
+    assert_eq!(values(&again), values(&adapter));
 }

@@ -87,7 +87,7 @@ fn the_cache_gives_the_logits_of_the_whole_sequence() {
         model.logits(&model.forward(&t, &pass, Step::default())?)?.to_f32()
     })
     .unwrap();
-    let mut c = Conversation::new(&model, None, None, 1);
+    let mut c = Conversation::new(&model, None, 1);
     c.push(&ids[..4]).unwrap();
     for (i, &id) in ids.iter().enumerate().skip(4) {
         let want = &whole[(i - 1) * VOCAB..i * VOCAB];
@@ -96,9 +96,9 @@ fn the_cache_gives_the_logits_of_the_whole_sequence() {
         c.push(&[id]).unwrap();
     }
     assert_eq!((c.len(), c.room()), (ids.len(), 64 - ids.len()));
-    assert!(Conversation::new(&model, None, None, 1).push(&[1; 65]).is_err(), "longer than the context");
-    assert!(Conversation::new(&model, None, None, 1).push(&[]).is_err());
-    assert!(Conversation::new(&model, None, None, 2).push(&[1; 3]).is_err());
+    assert!(Conversation::new(&model, None, 1).push(&[1; 65]).is_err(), "longer than the context");
+    assert!(Conversation::new(&model, None, 1).push(&[]).is_err());
+    assert!(Conversation::new(&model, None, 2).push(&[1; 3]).is_err());
 }
 
 /// What a prompt chooses in training, with its answer and padding behind it, it chooses alone in generation.
@@ -116,16 +116,16 @@ fn prompts_route_in_generation_as_in_training() {
         let pass =
             Pass::new(b.units.clone()).with_choices(record.clone()).with_adapters(adapter.sites().clone());
         no_grad(|| model.forward(&b.ids, &pass, Step { valid: Some(&b.valid), ..Step::default() })).unwrap();
-        let mut c = Conversation::new(&model, Some(&adapter), None, 1);
+        let mut c = Conversation::new(&model, &adapter, 1);
         c.push(&short.ids[..short.prompt]).unwrap();
-        for (site, kept) in c.choices().all() {
+        for (site, kept) in c.choices().next().unwrap().all() {
             let [l, p, g, k] = *record.get(&site).unwrap().dims() else { panic!() };
             let trained = record.get(&site).unwrap().to_u32().unwrap();
             let first: Vec<u32> =
                 (0..l * p).flat_map(|i| trained[i * g * k..i * g * k + k].iter().copied()).collect();
             assert_eq!(kept.idx.to_u32().unwrap(), first, "{site} {pool:?}");
         }
-        assert_eq!(c.choices().all().len(), 8);
+        assert_eq!(c.choices().next().unwrap().all().len(), 8);
     }
 }
 
@@ -140,12 +140,12 @@ fn a_batch_of_prompts_says_what_each_says_alone() {
         let mut s = session(name, &cpu, 2);
         s.step(&[batch(&cpu, s_pool(name), &[0, 1, 2, 3])]).unwrap();
         let prompts = [&examples()[0].ids[..7], &examples()[2].ids[..7]];
-        let mut both = Conversation::new(&s.model, Some(&s.adapter), Some(route), 2);
+        let mut both = Conversation::new(&s.model, &s.adapter, 2).with_route(Some(route));
         both.push(&prompts.concat()).unwrap();
         both.push(&[3, 4]).unwrap();
         both.push(&[5, 6, 7, 8]).unwrap();
         for (row, tokens) in [(0, [3, 5, 6]), (1, [4, 7, 8])] {
-            let mut alone = Conversation::new(&s.model, Some(&s.adapter), Some(route), 1);
+            let mut alone = Conversation::new(&s.model, &s.adapter, 1).with_route(Some(route));
             alone.push(prompts[row]).unwrap();
             alone.push(&tokens[..1]).unwrap();
             alone.push(&tokens[1..]).unwrap();
@@ -164,7 +164,7 @@ fn decoding_keeps_or_renews_the_choice() {
         s.step(&[batch(&cpu, Pool::PromptMask, &[0, 1, 2, 3])]).unwrap();
     }
     let logits = |route| {
-        let mut c = Conversation::new(&s.model, Some(&s.adapter), Some(route), 1);
+        let mut c = Conversation::new(&s.model, &s.adapter, 1).with_route(Some(route));
         c.push(&examples()[2].ids[..9]).unwrap();
         (10..16).for_each(|t| c.push(&[t]).unwrap());
         c.logits(0).to_vec()

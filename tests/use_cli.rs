@@ -62,6 +62,33 @@ fn stop_texts_end_an_answer_also_across_tokens() {
     assert_ne!(drawn("5"), drawn("6"));
 }
 
+/// What several adapters add is summed, each times its scale.
+#[test]
+fn adapters_are_summed_with_their_scales() {
+    let place = Place::new();
+    let adapter = place.trained();
+    let said = |more: &[&str]| {
+        place
+            .generate(
+                &[&["--prompt", "2xx?", "--max-tokens", "6", "--adapter", &adapter][..], more].concat(),
+                0,
+            )
+            .0
+    };
+    let (plain, _) = place.generate(&["--prompt", "2xx?", "--max-tokens", "6"], 0);
+    let tuned = said(&[]);
+    assert_ne!(tuned, plain);
+    assert_eq!(said(&["--adapter-scale", "1"]), tuned);
+    assert_eq!(said(&["--adapter-scale", "0"]), plain);
+    assert_eq!(said(&["--adapter", &adapter, "--adapter-scale", "0.5", "--adapter-scale", "0.5"]), tuned);
+    assert_eq!(said(&["--adapter", &adapter, "--adapter-scale", "1", "--adapter-scale", "-1"]), plain);
+    let refused = |more: &[&str]| place.generate(&[&["--prompt", "x"][..], more].concat(), 2).1;
+    assert!(refused(&["--adapter-scale", "1"]).contains("--adapter"));
+    let two = ["--adapter", &adapter, "--adapter-scale", "1", "--adapter-scale", "2"];
+    assert!(refused(&two).contains("2 scales for 1 adapters"));
+    assert!(refused(&["--adapter", &adapter, "--adapter-scale", "nan"]).contains("finite"));
+}
+
 #[test]
 fn bad_values_are_refused_with_their_name() {
     let place = Place::new();

@@ -1,53 +1,89 @@
 //! How the passes of a conversation route: its prompt, and what comes behind.
 
-use super::Adapter;
+use super::{Adapter, Bank};
 use crate::mixture::{DecodeRoute, Pool, Span, Units};
 use crate::model::{Generation, Model};
-use crate::nn::{Choices, Pass, SiteAdapters};
+use crate::nn::{Choices, Labels, Member, Pass, SiteAdapters};
 use crate::{Device, Result};
 use std::sync::Arc;
 
-/// Sequences of one length that a model continues, with the adapter's routing: a conversation, or a batch of prompts.
+/// What an adapter does in a conversation.
+struct Routed {
+    adapters: Arc<SiteAdapters>,
+    scale: f32,
+    pool: Pool,
+    route: DecodeRoute,
+    /// What the prompt chose.
+    choices: Choices,
+    /// Units of the rows before, which are mostly those of the next ones.
+    units: Option<Units>,
+}
+
+impl Routed {
+    fn new(adapter: &Adapter, scale: f32) -> Self {
+        // Methods that do not route by instance have no use for its units.
+        let own = adapter.method().options().instance();
+        let own = own.map_or((Pool::Real, DecodeRoute::FreezePrefill), |i| (i.pool, i.decode_route));
+        let adapters = adapter.sites().clone();
+        Routed { adapters, scale, pool: own.0, route: own.1, choices: Choices::record(), units: None }
+    }
+
+    /// Units of `n` new positions of each sequence.
+    fn units(&mut self, device: &Device, rows: usize, n: usize) -> Result<Units> {
+        if let Some(units) = self.units.as_ref().filter(|u| u.rows() == n * rows) {
+            return Ok(units.clone());
+        }
+        let spans = vec![Span { len: n, prompt: n }; rows];
+        let units = self.pool.units(device, &spans, n)?;
+        self.units = Some(units.clone());
+        Ok(units)
+    }
+
+    /// Its part in the pass over `n` new positions of each sequence.
+    fn member(&mut self, device: &Device, rows: usize, n: usize, chosen: bool) -> Result<Member> {
+        let units = self.units(device, rows, n)?;
+        let choices = match (chosen, self.route) {
+            (false, _) => self.choices.clone(),
+            (true, DecodeRoute::FreezePrefill) => self.choices.freeze(),
+            (true, DecodeRoute::PerStep) => Choices::Free,
+        };
+        Ok(Member { choices, ..Member::new(self.adapters.clone(), self.scale, units) })
+    }
+}
+
+/// Sequences of one length that a model continues, with the adapters' routing: a conversation, or a batch of prompts.
 ///
 /// The first tokens are the prompt: instance-routed methods choose on them as in training, where only the positions
 /// before the answer are looked at. What comes behind keeps that choice or is routed anew, as `decode_route` says.
 /// Methods that choose per token are not concerned.
 pub struct Conversation {
     generation: Generation,
-    adapters: Option<Arc<SiteAdapters>>,
-    pool: Pool,
-    route: DecodeRoute,
+    bank: Vec<Routed>,
     rows: usize,
-    /// What the prompt chose.
-    choices: Choices,
+    labels: Labels,
     /// Whether the prompt has chosen.
     chosen: bool,
-    /// Units of the rows before, which are mostly those of the next ones.
-    units: Option<Units>,
 }
 
 impl Conversation {
-    /// Sequences without a token yet, of a model with or without an adapter; `route` instead of the adapter's own.
-    pub fn new(
-        model: &Arc<Model>,
-        adapter: Option<&Adapter>,
-        route: Option<DecodeRoute>,
-        rows: usize,
-    ) -> Self {
-        // Methods that do not route by instance have no use for its units.
-        let own = adapter.and_then(|a| a.method().options().instance());
-        let own = own.map_or((Pool::Real, DecodeRoute::FreezePrefill), |i| (i.pool, i.decode_route));
+    /// `rows` sequences without a token yet, of a model with an adapter, several ([`Bank`]) or none.
+    pub fn new(model: &Arc<Model>, adapters: impl Into<Bank>, rows: usize) -> Self {
+        let bank = adapters.into();
+        let bank = bank.adapters().iter().map(|(adapter, scale)| Routed::new(adapter, *scale)).collect();
         let generation = Generation::new(model, rows);
-        Conversation {
-            generation,
-            adapters: adapter.map(|a| a.sites().clone()),
-            pool: own.0,
-            route: route.unwrap_or(own.1),
-            rows,
-            choices: Choices::record(),
-            chosen: false,
-            units: None,
-        }
+        Conversation { generation, bank, rows, labels: Labels::default(), chosen: false }
+    }
+
+    /// The same with another way to route what is generated than the adapters' own, where one is given.
+    pub fn with_route(mut self, route: Option<DecodeRoute>) -> Self {
+        self.bank.iter_mut().for_each(|routed| routed.route = route.unwrap_or(routed.route));
+        self
+    }
+
+    /// The same with the task of each sequence, where it has one: for methods that choose by task.
+    pub fn with_tasks<'a>(mut self, tasks: impl IntoIterator<Item = Option<&'a str>>) -> Self {
+        self.labels.tasks = tasks.into_iter().map(|task| task.map(Arc::from)).collect();
+        self
     }
 
     /// Runs tokens `[rows, n]` behind those before.
@@ -56,27 +92,18 @@ impl Conversation {
     /// As [`Generation::push`]; what could not be pushed has changed nothing where it is refused before it is run.
     pub fn push(&mut self, tokens: &[u32]) -> Result<()> {
         self.generation.check(tokens)?;
-        let choices = match (self.chosen, self.route) {
-            (false, _) => self.choices.clone(),
-            (true, DecodeRoute::FreezePrefill) => self.choices.freeze(),
-            (true, DecodeRoute::PerStep) => Choices::Free,
+        let n = tokens.len() / self.rows;
+        let device = self.generation.device().clone();
+        let members = self.bank.iter_mut().map(|routed| routed.member(&device, self.rows, n, self.chosen));
+        let members = members.collect::<Result<Vec<_>>>()?;
+        let units = match members.first() {
+            Some(first) => first.units.clone(),
+            None => Units::tokens(tokens.len()),
         };
-        let units = self.units(tokens.len() / self.rows)?;
-        let pass = Pass::new(units).with_choices(choices).with_adapters(self.adapters.clone());
+        let pass = Pass::new(units).with_labels(self.labels.clone()).with_bank(members);
         self.generation.push(tokens, &pass)?;
         self.chosen = true;
         Ok(())
-    }
-
-    /// Units of `n` new positions of each sequence.
-    fn units(&mut self, n: usize) -> Result<Units> {
-        if let Some(units) = self.units.as_ref().filter(|u| u.rows() == n * self.rows) {
-            return Ok(units.clone());
-        }
-        let spans = vec![Span { len: n, prompt: n }; self.rows];
-        let units = self.pool.units(self.device(), &spans, n)?;
-        self.units = Some(units.clone());
-        Ok(units)
     }
 
     /// Forgets all tokens, to read them again in another way: what the prompt chose stays.
@@ -84,9 +111,6 @@ impl Conversation {
         self.generation.restart();
     }
 
-    fn device(&self) -> &Device {
-        self.generation.device()
-    }
     /// Logits of the next token of a sequence.
     pub fn logits(&self, row: usize) -> &[f32] {
         self.generation.logits(row)
@@ -103,8 +127,8 @@ impl Conversation {
     pub fn room(&self) -> usize {
         self.generation.room()
     }
-    /// What the prompt chose, site by site.
-    pub fn choices(&self) -> &Choices {
-        &self.choices
+    /// What the prompt chose, site by site, for each adapter.
+    pub fn choices(&self) -> impl Iterator<Item = &Choices> {
+        self.bank.iter().map(|routed| &routed.choices)
     }
 }

@@ -1,5 +1,6 @@
 //! A method on a model: one adapter for every targeted place, and how it is stored.
 
+mod bank;
 mod base;
 mod conversation;
 mod locate;
@@ -9,12 +10,13 @@ mod plain;
 mod released;
 mod weights;
 
-use crate::mixture::{Depth, Hook, LinearSite, Method, MlpSite, SitePart};
+use crate::mixture::{Depth, Hook, LinearSite, Method, MlpSite, Pool, SitePart, StateSite};
 use crate::model::{Model, ModelConfig, Site, SiteKind, SiteLinear};
 use crate::nn::{Param, SiteAdapter, SiteAdapters};
 use crate::{Device, Error, Result, Stream};
 use std::sync::Arc;
 
+pub use bank::Bank;
 pub use conversation::Conversation;
 pub use locate::{BEST, LAST, STEP_PREFIX, locate, pointed};
 pub use peft::AdapterOptions;
@@ -65,12 +67,13 @@ fn depth(site: &Site) -> Depth {
     Depth { layer: site.layer, layers: site.layers }
 }
 
-/// The linears of a site that an adapter takes: which they are, and their place.
-fn taken(method: &Method, targets: &[String], site: &Site) -> Option<(Vec<usize>, LinearSite)> {
-    let part = match site.kind {
-        SiteKind::MlpLinears if method.spec().hook == Hook::Mlp => return None,
-        SiteKind::MlpLinears => SitePart::Mlp,
-        _ => SitePart::Attention,
+/// The linears of a site that an adapter takes: which they are, and their place behind `first` others.
+fn taken(method: &Method, targets: &[String], site: &Site, first: usize) -> Option<(Vec<usize>, LinearSite)> {
+    let part = match (site.kind, method.spec().hook) {
+        (_, Hook::Block) | (SiteKind::MlpLinears, Hook::Mlp) => return None,
+        (SiteKind::MlpLinears, _) => SitePart::Mlp,
+        (SiteKind::AttentionLinears, _) => SitePart::Attention,
+        _ => return None,
     };
     let wanted = |l: &SiteLinear| targets.iter().any(|t| l.path.ends_with(t.as_str()));
     let chosen: Vec<usize> = (0..site.linears.len()).filter(|&i| wanted(&site.linears[i])).collect();
@@ -79,10 +82,38 @@ fn taken(method: &Method, targets: &[String], site: &Site) -> Option<(Vec<usize>
         name: site.name.clone(),
         depth: depth(site),
         part,
+        first,
         d_in: site.linears[*chosen.first()?].d_in,
         linears: chosen.iter().map(linear).collect(),
     };
     Some((chosen, place))
+}
+
+/// A gated MLP block.
+fn mlp_site(site: &Site) -> MlpSite {
+    MlpSite {
+        name: site.name.clone(),
+        path: site.path.clone(),
+        depth: depth(site),
+        hidden_size: site.width,
+        intermediate_size: site.inner,
+    }
+}
+
+/// A block as a function of the state, or the start; an adapter of `linears` linears in all.
+fn state_site(site: &Site, linears: usize) -> StateSite {
+    StateSite {
+        name: site.name.clone(),
+        path: site.path.clone(),
+        depth: depth(site),
+        part: match site.kind {
+            SiteKind::Block => SitePart::Layer,
+            SiteKind::Mlp => SitePart::Mlp,
+            _ => SitePart::Other,
+        },
+        hidden_size: site.width,
+        linears,
+    }
 }
 
 /// Builds what a method puts at the given sites, by their numbers.
@@ -93,29 +124,37 @@ pub(crate) fn build_sites(
     device: &Device,
     stream: Stream,
 ) -> Result<SiteAdapters> {
+    let hook = method.spec().hook;
+    let linears =
+        sites.iter().filter_map(|site| taken(method, targets, site, 0)).map(|(chosen, _)| chosen.len());
+    let linears = linears.sum();
+    let mut first = 0;
     let mut all = SiteAdapters::default();
     for (number, site) in sites.iter().enumerate() {
-        if site.kind.is_linears()
-            && let Some((chosen, place)) = taken(method, targets, site)
-        {
-            let built = method.build(&place, device, stream)?;
-            all.set(number, SiteAdapter::Linears(built, chosen));
-        }
-        if site.kind == SiteKind::Mlp && site.inner > 0 && method.spec().hook == Hook::Mlp {
-            let place = MlpSite {
-                name: site.name.clone(),
-                path: site.path.clone(),
-                depth: depth(site),
-                hidden_size: site.width,
-                intermediate_size: site.inner,
-            };
-            if let Some(built) = method.build_mlp(&place, device, stream)? {
-                all.set(number, SiteAdapter::Mlp(built));
+        let built = match (site.kind, hook) {
+            (SiteKind::Start, _) => {
+                method.build_before(&state_site(site, linears), device, stream)?.map(SiteAdapter::Before)
             }
+            (SiteKind::Block | SiteKind::Mlp, Hook::Block) => {
+                method.build_block(&state_site(site, linears), device, stream)?.map(SiteAdapter::Block)
+            }
+            (SiteKind::Mlp, Hook::Mlp) if site.inner > 0 => {
+                method.build_mlp(&mlp_site(site), device, stream)?.map(SiteAdapter::Mlp)
+            }
+            _ => match taken(method, targets, site, first) {
+                Some((chosen, place)) => {
+                    first += chosen.len();
+                    Some(SiteAdapter::Linears(method.build(&place, device, stream)?, chosen))
+                }
+                None => None,
+            },
+        };
+        if let Some(built) = built {
+            all.set(number, built);
         }
     }
-    let blocks = sites.iter().any(|site| site.kind == SiteKind::Mlp && site.inner > 0);
-    if method.spec().hook == Hook::Mlp && !blocks {
+    let gated = sites.iter().any(|site| site.kind == SiteKind::Mlp && site.inner > 0);
+    if hook == Hook::Mlp && !gated {
         let what = format!("{} takes gated MLP blocks, and this model has none", method.spec().name);
         return Err(Error::config("method", what));
     }
@@ -166,6 +205,10 @@ impl Adapter {
     /// The method, with the options and the alpha that it computes with.
     pub fn method(&self) -> &Method {
         &self.method
+    }
+    /// What instances are pooled by, of a method that chooses by instance.
+    pub fn pool(&self) -> Option<Pool> {
+        self.method.options().instance().map(|instance| instance.pool)
     }
     /// What the user should know about the files that it was read from.
     pub fn notes(&self) -> &[String] {

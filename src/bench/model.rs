@@ -55,7 +55,7 @@ pub fn model(
     };
     let device = model.device();
     let ids = enough_tokens(model, options)?;
-    let conversation = || Conversation::new(model, adapter.as_ref(), None, 1);
+    let conversation = || Conversation::new(model, adapter.as_ref(), 1);
     let work = Work {
         bench: "model".into(),
         variant: adapter.as_ref().map_or(String::new(), |adapter| adapter.method().name().into()),

@@ -59,6 +59,8 @@ pub struct Batch {
     pub weights: Tensor,
     /// Routing units of instance-routed methods.
     pub units: Units,
+    /// Lengths of its instances.
+    pub spans: Vec<Span>,
     /// What the data says of its instances and rows.
     pub labels: Labels,
     /// Real positions.
@@ -121,7 +123,16 @@ impl Batch {
             units: pool.into().unwrap_or(Pool::All).units(device, &spans, s)?,
             tokens: spans.iter().map(|s| s.len).sum(),
             trained: targets.iter().filter(|t| **t != u32::MAX).count(),
+            spans,
         })
+    }
+
+    /// Routing units where instances are pooled in another way.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn units_by(&self, pool: Pool) -> Result<Units> {
+        pool.units(self.ids.device(), &self.spans, self.ids.shape().last())
     }
 
     /// The targets of one of its instances; no other position has a loss.

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | method | what is trained: [`MethodSpec`] in the list, [`Method`] with its options |
 //! | option | a named value of a method, declared once with [`options!`](crate::options) |
-//! | site | a place in a model: a group of linears that read one input, or an MLP block |
+//! | site | a place in a model: a group of linears that read one input, an MLP block, a whole block, the start |
 //! | unit | rows that choose together: an instance, a token, a task ([`Routes`]) |
 //! | router | chooses factors for units ([`Router`]) by a rule: score, select, gate ([`Rule`]) |
 //! | factor, expert | an entry of a pool: a rank-1 update, or a LoRA of its own |
@@ -40,5 +40,5 @@ pub use routed::RoutedLinears;
 pub use routed_mlp::RoutedMlp;
 pub use router::{Ask, Router, decide};
 pub use rule::{Gate, Rule, Score, Select};
-pub use site::{Build, Depth, LinearBuild, LinearSite, MlpBuild, MlpSite, SitePart};
+pub use site::{Build, Depth, LinearBuild, LinearSite, MlpBuild, MlpSite, SitePart, StateBuild, StateSite};
 pub use spec::{Files, Hook, Method, MethodOptions, MethodSpec, RouterGradient, Routes, RowMemory};

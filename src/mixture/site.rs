@@ -3,13 +3,15 @@
 use crate::nn::Param;
 use crate::{Device, Error, Result, Stream, Tensor};
 
-/// What a group of linears is part of.
+/// What a site is, or is part of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SitePart {
-    /// The projections of an attention block.
+    /// An attention block.
     Attention,
-    /// The projections of an MLP block.
+    /// An MLP block of any kind, experts too.
     Mlp,
+    /// A whole decoder layer.
+    Layer,
     /// Anything else.
     Other,
 }
@@ -35,6 +37,8 @@ pub struct LinearSite {
     pub name: String,
     pub depth: Depth,
     pub part: SitePart,
+    /// Linears of the model that the adapter takes before these: the number of the first.
+    pub first: usize,
     pub d_in: usize,
     /// Name and outputs of each linear.
     pub linears: Vec<(String, usize)>,
@@ -58,7 +62,7 @@ fn fits(name: &str, what: &str, rank: usize, d_in: usize, d_out: usize) -> Resul
 impl LinearSite {
     /// Linears outside of a model, for tests and measurements.
     pub fn alone(name: &str, d_in: usize, linears: Vec<(String, usize)>) -> Self {
-        LinearSite { name: name.into(), depth: Depth::ONLY, part: SitePart::Other, d_in, linears }
+        LinearSite { name: name.into(), depth: Depth::ONLY, part: SitePart::Other, first: 0, d_in, linears }
     }
     /// Refuses an update of a rank that no linear of this size can have.
     ///
@@ -100,6 +104,21 @@ impl MlpSite {
     }
 }
 
+/// A place that the state `[.., hidden_size]` of the model passes: around an MLP block or a decoder layer, or before the
+/// first one.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StateSite {
+    /// Where in the model; also the key of its choices and random streams.
+    pub name: String,
+    /// In front of the names of its parameters; may be empty.
+    pub path: String,
+    pub depth: Depth,
+    pub part: SitePart,
+    pub hidden_size: usize,
+    /// Linears of the whole model that the adapter takes.
+    pub linears: usize,
+}
+
 /// Makes the parameters of an adapter at a site. Every part is drawn from a stream of its own name: its values depend
 /// neither on its neighbours nor on the group.
 pub struct Build<'a, S> {
@@ -110,6 +129,8 @@ pub struct Build<'a, S> {
 
 /// Builds the adapter of a group of linears.
 pub type LinearBuild<'a> = Build<'a, LinearSite>;
+/// Builds the adapter around a block, or before the first layer.
+pub type StateBuild<'a> = Build<'a, StateSite>;
 /// Builds the adapter of an MLP block.
 pub type MlpBuild<'a> = Build<'a, MlpSite>;
 

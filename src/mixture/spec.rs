@@ -1,9 +1,9 @@
 //! What a method tells the list, and a method with its options.
 
 use super::options::{Field, Options, Tree};
-use super::{Instance, LinearBuild, LinearSite, Lora, MlpBuild, MlpSite, Rule};
+use super::{Instance, LinearBuild, LinearSite, Lora, MlpBuild, MlpSite, Rule, StateBuild, StateSite};
 use crate::names::nearest;
-use crate::nn::{LinearAdapter, MlpAdapter};
+use crate::nn::{BeforeForward, BlockAdapter, LinearAdapter, MlpAdapter};
 use crate::{Device, Error, Result, Stream};
 use serde_json::Value;
 use std::fmt;
@@ -16,6 +16,8 @@ pub enum Hook {
     Linear,
     /// The MLP block as a whole; the other linears get what the method's `linear` builds.
     Mlp,
+    /// Around a block: an MLP block of any kind, or a decoder layer; linears inside stay as they are.
+    Block,
 }
 
 impl Hook {
@@ -24,6 +26,7 @@ impl Hook {
         match self {
             Hook::Linear => "linear",
             Hook::Mlp => "mlp block",
+            Hook::Block => "block",
         }
     }
 }
@@ -138,16 +141,32 @@ pub trait MethodOptions: Options + fmt::Debug + Send + Sync + 'static {
     fn variants(&self, _factors: &[usize], _r: usize) -> Vec<(String, Tree)> {
         vec![(format!("r {}", self.lora().r), Tree::new())]
     }
-    /// The adapter of a group of linears.
+    /// The adapter of a group of linears, of methods that take linears.
     ///
     /// # Errors
     /// The options do not fit the site.
-    fn linear(&self, at: &LinearBuild<'_>) -> Result<Arc<dyn LinearAdapter>>;
+    fn linear(&self, _at: &LinearBuild<'_>) -> Result<Arc<dyn LinearAdapter>> {
+        Err(Error::config("method", format!("{} takes no single linears", self.spec().name)))
+    }
     /// The adapter of an MLP block, of methods that take blocks.
     ///
     /// # Errors
     /// The options do not fit the site.
     fn mlp(&self, _at: &MlpBuild<'_>) -> Result<Option<Arc<dyn MlpAdapter>>> {
+        Ok(None)
+    }
+    /// The adapter around an MLP block or a decoder layer, of methods that take them; the site's `part` says which.
+    ///
+    /// # Errors
+    /// The options do not fit the site.
+    fn block(&self, _at: &StateBuild<'_>) -> Result<Option<Arc<dyn BlockAdapter>>> {
+        Ok(None)
+    }
+    /// What decides before the first layer, of methods that decide once per pass.
+    ///
+    /// # Errors
+    /// The options do not fit the site.
+    fn before(&self, _at: &StateBuild<'_>) -> Result<Option<Arc<dyn BeforeForward>>> {
         Ok(None)
     }
 }
@@ -346,6 +365,32 @@ impl Method {
         stream: Stream,
     ) -> Result<Option<Arc<dyn MlpAdapter>>> {
         self.options.mlp(&MlpBuild { site, device, stream: stream.named(&site.name) })
+    }
+
+    /// Builds the adapter around a block, for methods that take whole blocks.
+    ///
+    /// # Errors
+    /// The options do not fit the site.
+    pub fn build_block(
+        &self,
+        site: &StateSite,
+        device: &Device,
+        stream: Stream,
+    ) -> Result<Option<Arc<dyn BlockAdapter>>> {
+        self.options.block(&StateBuild { site, device, stream: stream.named(&site.name) })
+    }
+
+    /// Builds what decides before the first layer, for methods that decide once per pass.
+    ///
+    /// # Errors
+    /// The options do not fit the site.
+    pub fn build_before(
+        &self,
+        site: &StateSite,
+        device: &Device,
+        stream: Stream,
+    ) -> Result<Option<Arc<dyn BeforeForward>>> {
+        self.options.before(&StateBuild { site, device, stream: stream.named(&site.name) })
     }
 }
 

@@ -1,9 +1,10 @@
 //! A decoder block as its description has it: norms, attention, MLP, and what is added to the state.
 
 use super::experts::Experts;
+use super::sites::{at, number};
 use super::{KvCache, ModelConfig, QkNorm};
 use crate::model::LayerConfig;
-use crate::nn::{Activation, LinearGroup, Mlp, Pass, SiteAdapter};
+use crate::nn::{Activation, BlockAdapter, LinearGroup, Mlp, Part, Pass, SiteAdapter};
 use crate::ops::attention::AttentionOptions;
 use crate::ops::rope::Rope;
 use crate::{Error, Result, Tensor, checkpoint_many};
@@ -91,8 +92,6 @@ impl FeedForward {
 /// One decoder block, frozen.
 #[derive(Clone)]
 pub(super) struct Layer {
-    /// The number of its site.
-    pub site: usize,
     pub config: LayerConfig,
     pub norms: LayerNorms,
     /// q, k and v, or all in one.
@@ -128,18 +127,39 @@ pub(super) struct Block {
     pub run: Arc<Run>,
 }
 
+/// The block with adapters around it, each around those before it.
+fn around(
+    adapters: &[Part<'_, &dyn BlockAdapter>],
+    x: &Tensor,
+    block: &mut dyn FnMut(&Tensor) -> Result<Tensor>,
+) -> Result<Tensor> {
+    let Some((outer, inner)) = adapters.split_last() else { return block(x) };
+    let mut last = None;
+    let mut within = |x: &Tensor| {
+        let y = around(inner, x, block)?;
+        last = Some(y.clone());
+        Ok(y)
+    };
+    let y = outer.adapter.forward(x, &mut within, &outer.pass)?;
+    match last {
+        Some(last) if outer.scale != 1.0 => last.add(&y.add_scaled(&last, -1.0)?.scale(outer.scale)?),
+        _ => Ok(y),
+    }
+}
+
 fn too_few() -> Error {
     Error::Shape { op: "model", what: "an adapter returned too few outputs".into() }
 }
 
 impl Block {
+    /// The number of a site of this layer.
+    fn site(&self, which: usize) -> Option<usize> {
+        Some(number(self.index, which))
+    }
+
     pub fn forward(&self, x: &Tensor, mut cache: Option<&mut KvCache>, pass: &Pass) -> Result<Tensor> {
-        match pass.adapter(Some(self.layer.site)) {
-            Some(SiteAdapter::Block(adapter)) => {
-                adapter.forward(x, &mut |x| self.frozen(x, cache.as_deref_mut(), pass), pass)
-            }
-            _ => self.frozen(x, cache, pass),
-        }
+        let adapters = pass.parts(self.site(at::BLOCK), SiteAdapter::block);
+        around(&adapters, x, &mut |x| self.frozen(x, cache.as_deref_mut(), pass))
     }
 
     /// The block itself, with the adapters inside it.
@@ -159,7 +179,9 @@ impl Block {
         let a = norm(layer.o.forward(&a, pass)?.swap_remove(0), &layer.norms.after_attention)?;
         let x = add(x, &a)?;
         let h = if c.parallel { h } else { norm(x.clone(), &layer.norms.before_mlp)? };
-        add(&x, &norm(layer.mlp.forward(&h, pass)?, &layer.norms.after_mlp)?)
+        let beside = pass.parts(self.site(at::MLP), SiteAdapter::block);
+        let y = around(&beside, &h, &mut |h| layer.mlp.forward(h, pass))?;
+        add(&x, &norm(y, &layer.norms.after_mlp)?)
     }
 
     /// What the heads give, side by side, before the last projection.
@@ -212,10 +234,10 @@ impl Block {
     pub fn recomputed(self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
         let (first, again) = pass.twice();
         let ran = AtomicBool::new(false);
-        let inputs: Vec<&Tensor> = std::iter::once(x).chain(&pass.decision).collect();
+        let inputs: Vec<&Tensor> = std::iter::once(x).chain(pass.decisions()).collect();
         let run = move |x: &[Tensor]| {
             // Decisions are inputs of the block: their gradient is that of all blocks together.
-            let pass = if ran.swap(true, Relaxed) { &again } else { &first }.decided(x[1..].to_vec());
+            let pass = if ran.swap(true, Relaxed) { &again } else { &first }.with_decisions(&x[1..]);
             let mut out = vec![self.forward(&x[0], None, &pass)?];
             out.extend(pass.take_aux());
             Ok(out)

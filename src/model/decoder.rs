@@ -3,7 +3,7 @@
 use super::block::{Block, Layer, NormLayer, Run};
 use super::positions::Positions;
 use super::{Fingerprint, KvCache, ModelConfig, Site};
-use crate::nn::{LinearGroup, Pass, SiteAdapter};
+use crate::nn::{LinearGroup, Pass};
 use crate::{DType, Device, Error, Linear, Result, Tensor, Weight};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -154,17 +154,18 @@ impl Model {
         let tables = self.positions.iter().map(|p| p.table(&self.device, last.max(past + s), past + s));
         let ropes = tables.collect::<Result<_>>()?;
         let run = Arc::new(Run { config: self.config.clone(), ropes, positions, valid: valid.cloned() });
-        let decided = match pass.adapter(Some(START)) {
-            Some(SiteAdapter::Before(adapter)) => {
-                let mut base = || {
-                    let kept = cache.as_deref_mut().map(KvCache::base);
-                    self.run_layers(x.clone(), &pass.of_base(), &run, kept, None, recompute)
-                };
-                let decision = adapter.decide(&x, &mut base, pass)?;
-                Some(pass.decided(decision))
+        // Of several that decide, all see one base pass.
+        let mut states: Option<Tensor> = None;
+        let mut base = || match &states {
+            Some(states) => Ok(states.clone()),
+            None => {
+                let kept = cache.as_deref_mut().map(KvCache::base);
+                let new = self.run_layers(x.clone(), &pass.of_base(), &run, kept, None, recompute)?;
+                Ok(states.insert(new).clone())
             }
-            _ => None,
         };
+        let decided =
+            pass.after_decisions(START, &mut |adapter, pass| adapter.decide(&x, &mut base, pass))?;
         let pass = decided.as_ref().unwrap_or(pass);
         self.run_layers(x, pass, &run, cache, hidden, recompute)
     }

@@ -193,7 +193,6 @@ impl<S: Source> Parts<'_, S> {
             Ok(FeedForward::Single { first, down, activation: c.activation, gated })
         };
         Ok(Layer {
-            site: number(i, at::BLOCK),
             config: c.layers[i],
             norms: LayerNorms {
                 before_attention: norm(c.norms.before_attention)?,

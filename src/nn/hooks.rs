@@ -28,9 +28,9 @@ pub trait MlpAdapter: Send + Sync {
     }
 }
 
-/// An adapter around a whole decoder block, residual sums included.
+/// An adapter around a block: an MLP block of any kind, or a whole decoder layer with its residual sums.
 pub trait BlockAdapter: Send + Sync {
-    /// The state behind the block, from the state `x` before it. `block` computes the block itself.
+    /// What is in place of the block's output for `x`. `block` computes the block itself; it is called at most once.
     fn forward(
         &self,
         x: &Tensor,

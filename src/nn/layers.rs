@@ -1,5 +1,6 @@
 //! Groups of linears and gated MLP blocks, each at a site where an adapter of the pass may take its place.
 
+use super::bank::blend;
 use super::{LinearAdapter, Pass, SiteAdapter};
 use crate::{Linear, Result, Tensor};
 
@@ -23,10 +24,12 @@ impl LinearGroup {
 
     /// Outputs of all linears, in order.
     pub fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Vec<Tensor>> {
-        match pass.adapter(self.site) {
-            Some(SiteAdapter::Linears(adapter, taken)) => self.adapted(x, pass, &**adapter, taken),
-            _ => self.linears.iter().map(|l| plain(x, l)).collect(),
+        let parts = pass.parts(self.site, SiteAdapter::linears);
+        let frozen = || self.linears.iter().map(|l| plain(x, l)).collect();
+        if parts.is_empty() {
+            return frozen();
         }
+        blend(&parts, frozen, |part| self.adapted(x, &part.pass, part.adapter.0, part.adapter.1))
     }
 
     fn adapted(
@@ -108,9 +111,21 @@ impl Mlp {
 
     /// The block's output.
     pub fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
-        if let Some(SiteAdapter::Mlp(adapter)) = pass.adapter(self.site) {
-            return adapter.forward(x, self, pass);
+        let parts = pass.parts(self.site, SiteAdapter::mlp);
+        if parts.is_empty() {
+            return self.linears(x, pass);
         }
+        let frozen = || Ok(vec![self.linears(x, &pass.of_base())?]);
+        let adapted = blend(&parts, frozen, |part| Ok(vec![part.adapter.forward(x, self, &part.pass)?]))?;
+        let y = &adapted[0];
+        if !pass.adapts([self.gate_up.site, self.down.site]) {
+            return Ok(y.clone());
+        }
+        // Others of the bank adapt the linears inside.
+        y.add(&self.linears(x, pass)?.add_scaled(&frozen()?[0], -1.0)?)
+    }
+
+    fn linears(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
         let gate_up = self.gate_up.forward(x, pass)?;
         let h = self.combine(&gate_up[0], &gate_up[1])?;
         Ok(self.down.forward(&h, pass)?.swap_remove(0))

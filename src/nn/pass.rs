@@ -1,6 +1,6 @@
 //! [`Pass`]: what one forward pass carries along besides its tensors.
 
-use super::{SiteAdapter, SiteAdapters};
+use super::{Member, SiteAdapters};
 use crate::routing::{Dropout, Selection, Units};
 use crate::{Error, Result, Stream, Tensor};
 use std::collections::BTreeMap;
@@ -129,6 +129,8 @@ pub struct Pass {
     pub adapters: Option<Arc<SiteAdapters>>,
     /// What was decided before the first layer, for all sites; empty where nothing was.
     pub decision: Vec<Tensor>,
+    /// Further adapters that act beside `adapters`, each with units and choices of its own.
+    pub bank: Vec<Member>,
     aux: Arc<Mutex<Vec<Tensor>>>,
 }
 
@@ -144,6 +146,7 @@ impl Pass {
             labels: Arc::default(),
             adapters: None,
             decision: Vec::new(),
+            bank: Vec::new(),
             aux: Arc::default(),
         }
     }
@@ -163,35 +166,55 @@ impl Pass {
     pub fn with_adapters(self, adapters: impl Into<Option<Arc<SiteAdapters>>>) -> Self {
         Pass { adapters: adapters.into(), ..self }
     }
-    /// The same pass over other routing units.
+    /// The same pass over other routing units, for all its adapters.
     pub fn with_units(self, units: Units) -> Self {
-        Pass { units, ..self }
+        let bank = self.bank.into_iter().map(|member| Member { units: units.clone(), ..member }).collect();
+        Pass { units, bank, ..self }
     }
-    /// The same pass after a decision before the first layer.
-    pub(crate) fn decided(&self, decision: Vec<Tensor>) -> Self {
-        Pass { decision, ..self.clone() }
+    /// The same pass with these adapters together, in place of those that it has. A single one with a scale of 1 is the
+    /// adapter of the pass.
+    pub fn with_bank(self, bank: Vec<Member>) -> Self {
+        match <[Member; 1]>::try_from(bank) {
+            Ok([only]) if only.scale == 1.0 => {
+                let Member { adapters, units, choices, decision, .. } = only;
+                Pass { adapters: Some(adapters), units, choices, decision, bank: Vec::new(), ..self }
+            }
+            Ok([only]) => Pass { adapters: None, bank: vec![only], ..self },
+            Err(bank) => Pass { adapters: None, bank, ..self },
+        }
     }
-    /// The adapter of a site in this pass.
-    pub fn adapter(&self, site: Option<usize>) -> Option<&SiteAdapter> {
-        self.adapters.as_ref()?.get(site?)
+    /// The pass as one member of its bank sees it.
+    pub(super) fn seen_by(&self, number: usize, member: &Member) -> Pass {
+        Pass {
+            units: member.units.clone(),
+            choices: member.choices.clone(),
+            decision: member.decision.clone(),
+            adapters: Some(member.adapters.clone()),
+            bank: Vec::new(),
+            stream: self.stream.fork(number as u64),
+            ..self.clone()
+        }
     }
     /// This pass for a block that is computed twice: the first records its choices, the second repeats them and
     /// counts nothing. Both collect their auxiliary losses apart from this one.
     pub(crate) fn twice(&self) -> (Pass, Pass) {
-        let choices = match &self.choices {
-            Choices::Free => Choices::record(),
-            other => other.clone(),
-        };
-        let again = match &choices {
-            Choices::Record(_) => choices.replay(),
-            other => other.clone(),
-        };
-        let own = |choices| Pass { choices, aux: Arc::default(), ..self.clone() };
-        (own(choices), own(again))
+        let mut first = Pass { aux: Arc::default(), ..self.clone() };
+        let mut again = Pass { aux: Arc::default(), ..self.clone() };
+        let firsts = std::iter::once(&mut first.choices).chain(first.bank.iter_mut().map(|m| &mut m.choices));
+        let agains = std::iter::once(&mut again.choices).chain(again.bank.iter_mut().map(|m| &mut m.choices));
+        for (first, again) in firsts.zip(agains) {
+            if let Choices::Free = first {
+                *first = Choices::record();
+            }
+            if let Choices::Record(_) = first {
+                *again = first.replay();
+            }
+        }
+        (first, again)
     }
     /// A pass of the frozen model over the same rows: without adapters, and without a trace in this one.
     pub(crate) fn of_base(&self) -> Pass {
-        Pass { adapters: None, choices: Choices::Free, aux: Arc::default(), ..self.clone() }
+        Pass { adapters: None, bank: Vec::new(), choices: Choices::Free, aux: Arc::default(), ..self.clone() }
     }
     /// Dropout of an adapter's input in this pass, drawn by site; none outside of training.
     pub fn dropout(&self, site: &str, p: f32) -> Option<Dropout> {

@@ -1,6 +1,6 @@
 //! Exact match: questions with short answers, answered by generating.
 
-use crate::adapter::{Adapter, Conversation};
+use crate::adapter::{Bank, Conversation};
 use crate::data::{Body, Sample};
 use crate::mixture::DecodeRoute;
 use crate::model::{Model, Sampler, Sampling};
@@ -14,15 +14,25 @@ const SLACK: usize = 4;
 /// Questions that are answered together, so that weights are read once for many rows.
 const TOGETHER: usize = 16;
 
+/// What stands in tables for samples without a task.
+pub const NO_TASK: &str = "-";
+
 /// A prompt with the answer that is wanted.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Question {
-    pub task: String,
+    pub task: Option<String>,
     /// What was asked, for people.
     pub shown: String,
     pub reference: String,
     ids: Vec<u32>,
     reference_tokens: usize,
+}
+
+impl Question {
+    /// Its task, for tables.
+    pub fn task_name(&self) -> &str {
+        self.task.as_deref().unwrap_or(NO_TASK)
+    }
 }
 
 /// Questions of a file, encoded once and answered by one model or several.
@@ -87,8 +97,7 @@ impl Questions {
             if ids.is_empty() {
                 continue;
             }
-            let task = sample.task.clone().unwrap_or_else(|| "-".into());
-            list.push(Question { task, shown, reference, ids, reference_tokens });
+            list.push(Question { task: sample.task.clone(), shown, reference, ids, reference_tokens });
         }
         Ok(Questions { text: text.clone(), list, too_long, route: None })
     }
@@ -120,9 +129,10 @@ impl Questions {
     pub fn answer(
         &self,
         model: &Arc<Model>,
-        adapter: Option<&Adapter>,
+        adapters: impl Into<Bank>,
         progress: &mut dyn FnMut(usize) -> bool,
     ) -> Result<Vec<Option<String>>> {
+        let bank = adapters.into();
         let mut by_length: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
         for (i, q) in self.list.iter().enumerate() {
             by_length.entry(q.ids.len()).or_default().push(i);
@@ -133,7 +143,7 @@ impl Questions {
             if self.list[group[0]].ids.len() > model.config().max_positions() {
                 break;
             }
-            for (&i, answer) in group.iter().zip(self.answer_group(model, adapter, group)?) {
+            for (&i, answer) in group.iter().zip(self.answer_group(model, &bank, group)?) {
                 answers[i] = Some(answer);
             }
             done += group.len();
@@ -144,17 +154,14 @@ impl Questions {
         Ok(answers)
     }
 
-    fn answer_group(
-        &self,
-        model: &Arc<Model>,
-        adapter: Option<&Adapter>,
-        group: &[usize],
-    ) -> Result<Vec<String>> {
+    fn answer_group(&self, model: &Arc<Model>, bank: &Bank, group: &[usize]) -> Result<Vec<String>> {
         let tokenizer = &self.text.tokenizer;
         let ends = tokenizer.end_tokens();
         let questions: Vec<&Question> = group.iter().map(|&i| &self.list[i]).collect();
         let longest = questions.iter().map(|q| q.reference_tokens).max().unwrap_or(0) + SLACK;
-        let mut conversation = Conversation::new(model, adapter, self.route, group.len());
+        let mut conversation = Conversation::new(model, bank, group.len())
+            .with_route(self.route)
+            .with_tasks(questions.iter().map(|q| q.task.as_deref()));
         let prompts: Vec<u32> = questions.iter().flat_map(|q| q.ids.iter().copied()).collect();
         conversation.push(&prompts)?;
         let mut greedy = Sampler::new(Sampling::default())?;
@@ -182,7 +189,7 @@ impl Questions {
         let mut tasks: BTreeMap<&str, (usize, usize, BTreeMap<&str, usize>)> = BTreeMap::new();
         for (q, answer) in self.list.iter().zip(answers) {
             let Some(answer) = answer else { continue };
-            let (right, n, references) = tasks.entry(&q.task).or_default();
+            let (right, n, references) = tasks.entry(q.task_name()).or_default();
             *right += usize::from(answer.trim() == q.reference.trim());
             *n += 1;
             *references.entry(q.reference.trim()).or_default() += 1;

@@ -19,7 +19,7 @@ mod session;
 mod stored;
 
 #[cfg(feature = "tokenizer")]
-pub use answers::{Question, Questions, TaskScore, mean_exact_match};
+pub use answers::{NO_TASK, Question, Questions, TaskScore, mean_exact_match};
 pub use checkpoint::State;
 pub use config::{DeviceOptions, RunConfig, TextOptions, TrainOptions, parse_bytes};
 pub(crate) use curve::escaped;

@@ -341,7 +341,7 @@ impl Run {
         let all: Vec<usize> = (0..valid.examples.len()).collect();
         for ids in all.chunks(self.config.train.micro_batch) {
             let batch = self.batch(valid, ids)?;
-            sum += loss_of(&self.session.model, Some(&self.session.adapter), &batch)?;
+            sum += loss_of(&self.session.model, &self.session.adapter, &batch)?;
             trained += batch.trained;
         }
         let scores = if self.is_finished() {

@@ -1,10 +1,10 @@
 //! A run in progress: model, adapter, optimizer, and one step at a time.
 
 use super::{Decay, Optimizer, Schedule};
-use crate::adapter::Adapter;
+use crate::adapter::{Adapter, Bank};
 use crate::data::Batch;
 use crate::model::{Model, Step};
-use crate::nn::{Choices, Pass};
+use crate::nn::{Choices, Member, Pass};
 use crate::tape::inside;
 use crate::{Error, Gradients, Result, Stream, Tensor, backward, no_grad};
 use std::sync::Arc;
@@ -198,7 +198,8 @@ impl Session {
         for (i, batch) in batches.iter().enumerate() {
             let mut hidden = Vec::new();
             let step = Step { valid: Some(&batch.valid), hidden: Some(&mut hidden), ..Step::default() };
-            no_grad(|| self.model.forward(&batch.ids, &plain_pass(Some(&self.adapter), batch), step))?;
+            let pass = plain_pass(&Bank::from(&self.adapter), batch)?;
+            no_grad(|| self.model.forward(&batch.ids, &pass, step))?;
             for (at, state) in hidden.iter().enumerate() {
                 if state.to_f32()?.iter().any(|v| !v.is_finite()) {
                     let place = match at {
@@ -216,8 +217,7 @@ impl Session {
     /// Mean cross-entropy over batches, without training.
     pub fn evaluate(&self, batches: &[Batch]) -> Result<f64> {
         let trained: usize = batches.iter().map(|b| b.trained).sum();
-        let sum =
-            batches.iter().map(|b| loss_of(&self.model, Some(&self.adapter), b)).sum::<Result<f64>>()?;
+        let sum = batches.iter().map(|b| loss_of(&self.model, &self.adapter, b)).sum::<Result<f64>>()?;
         Ok(sum / trained.max(1) as f64)
     }
 }
@@ -245,13 +245,26 @@ fn states(model: &Model, batch: &Batch, pass: &Pass, recompute: bool) -> Result<
     hidden.reshape(&[batch.targets.len(), model.config().hidden_size])
 }
 
-/// Sum of the cross-entropy over the trained tokens of a batch, without training.
-pub fn loss_of(model: &Model, adapter: Option<&Adapter>, batch: &Batch) -> Result<f64> {
-    no_grad(|| summed_loss(model, batch, &plain_pass(adapter, batch), false))?.item()
+/// Sum of the cross-entropy over the trained tokens of a batch, without training, of a model with an adapter, several
+/// ([`Bank`]) or none.
+///
+/// # Errors
+/// The batch does not fit the model, or the device failed.
+pub fn loss_of(model: &Model, adapters: impl Into<Bank>, batch: &Batch) -> Result<f64> {
+    let pass = plain_pass(&adapters.into(), batch)?;
+    no_grad(|| summed_loss(model, batch, &pass, false))?.item()
 }
 
-/// A pass over a batch without training.
-fn plain_pass(adapter: Option<&Adapter>, batch: &Batch) -> Pass {
-    let pass = Pass::new(batch.units.clone()).with_labels(batch.labels.clone());
-    pass.with_adapters(adapter.map(|a| a.sites().clone()))
+/// A pass over a batch without training. Where several adapters act, each has the units of its own pooling.
+fn plain_pass(bank: &Bank, batch: &Batch) -> Result<Pass> {
+    let several = bank.adapters().len() > 1;
+    let member = |(adapter, scale): &(Adapter, f32)| {
+        let units = match adapter.pool() {
+            Some(pool) if several => batch.units_by(pool)?,
+            _ => batch.units.clone(),
+        };
+        Ok(Member::new(adapter.sites().clone(), *scale, units))
+    };
+    let members = bank.adapters().iter().map(member).collect::<Result<Vec<_>>>()?;
+    Ok(Pass::new(batch.units.clone()).with_labels(batch.labels.clone()).with_bank(members))
 }

@@ -4,7 +4,7 @@ use crate::model_args::{ModelArgs, Opened};
 use crate::progress::Progress;
 use crate::{Failure, out};
 use mixlora::data::{Batch, DataFiles, Dataset, read_samples};
-use mixlora::train::{Questions, TaskScore, TextOptions, mean_exact_match};
+use mixlora::train::{NO_TASK, Questions, TaskScore, TextOptions, mean_exact_match};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -112,12 +112,11 @@ fn measure_losses(
     data: &Dataset,
     micro_batch: usize,
 ) -> Result<BTreeMap<String, Loss>, Failure> {
-    let instance = opened.adapter.as_ref().and_then(|adapter| adapter.method().options().instance());
-    let pool = instance.map(|instance| instance.pool);
+    let pool = opened.bank.pool();
     let pad = opened.text.tokenizer.pad_within(opened.model.config().vocab_size);
     let mut by_task: BTreeMap<String, Vec<usize>> = BTreeMap::new();
     for (index, task) in data.tasks.iter().enumerate() {
-        by_task.entry(task.clone().unwrap_or_else(|| "-".into())).or_default().push(index);
+        by_task.entry(task.clone().unwrap_or_else(|| NO_TASK.into())).or_default().push(index);
     }
     let measured = Progress::new("measuring the loss", data.examples.len(), "samples");
     let mut losses: BTreeMap<String, Loss> = BTreeMap::new();
@@ -126,7 +125,7 @@ fn measure_losses(
             let examples: Vec<_> = chunk.iter().map(|&index| &data.examples[index]).collect();
             let batch = Batch::new(&examples, pool, pad, opened.model.device())?;
             let loss = losses.entry(task.clone()).or_default();
-            loss.sum += mixlora::train::loss_of(&opened.model, opened.adapter.as_ref(), &batch)?;
+            loss.sum += mixlora::train::loss_of(&opened.model, &opened.bank, &batch)?;
             loss.tokens += batch.trained;
             loss.samples += chunk.len();
             measured.steps(chunk.len());
@@ -137,7 +136,7 @@ fn measure_losses(
 
 fn ask(opened: &Opened, questions: &Questions) -> Result<Vec<Option<String>>, Failure> {
     let asked = Progress::new("asking", questions.list.len(), "questions");
-    let answers = questions.answer(&opened.model, opened.adapter.as_ref(), &mut |done| {
+    let answers = questions.answer(&opened.model, &opened.bank, &mut |done| {
         asked.reach(done);
         true
     })?;
@@ -208,10 +207,11 @@ fn wrong_answers(questions: &Questions, answers: &[Option<String>], show: usize)
         let Some(answer) = answer.as_deref().map(str::trim).filter(|answer| *answer != wanted) else {
             continue;
         };
-        let left = left.entry(&question.task).or_insert(show);
+        let left = left.entry(question.task_name()).or_insert(show);
         if *left > 0 {
             *left -= 1;
-            text += &format!("{}: {:?} -> {answer:?}, wanted {wanted:?}\n", question.task, question.shown);
+            let (task, shown) = (question.task_name(), &question.shown);
+            text += &format!("{task}: {shown:?} -> {answer:?}, wanted {wanted:?}\n");
         }
     }
     text

@@ -3,7 +3,7 @@
 use crate::device_args::{CheckArgs, DeviceArgs};
 use crate::model_path::model_path;
 use crate::{Failure, out};
-use mixlora::adapter::{Adapter, Conversation};
+use mixlora::adapter::{Bank, Conversation};
 use mixlora::mixture::DecodeRoute;
 use mixlora::model::{Model, Sampler, Sampling};
 use mixlora::text::{ModelText, ReplyOptions};
@@ -16,9 +16,13 @@ pub struct ModelArgs {
     /// A .gguf file, a Hugging Face directory, or a file in one.
     #[arg(long, value_parser = model_path())]
     pub model: PathBuf,
-    /// An adapter directory, or the folder of a training run (its best checkpoint is taken).
+    /// An adapter directory, or the folder of a training run (its best checkpoint is taken). May be given several times:
+    /// what each adds to the model is summed.
     #[arg(long)]
-    pub adapter: Option<PathBuf>,
+    adapter: Vec<PathBuf>,
+    /// Factor on what an adapter adds, 1 where it is not given; of several adapters, one for each in their order.
+    #[arg(long, value_name = "SCALE", requires = "adapter", allow_hyphen_values = true)]
+    adapter_scale: Vec<f32>,
     /// A built-in template (chatml) or a Jinja file, instead of the model's.
     #[arg(long)]
     template: Option<String>,
@@ -38,7 +42,7 @@ pub struct ModelArgs {
 pub struct Opened {
     pub text: ModelText,
     pub model: Arc<Model>,
-    pub adapter: Option<Adapter>,
+    pub bank: Bank,
     pub route: Option<DecodeRoute>,
 }
 
@@ -50,16 +54,31 @@ impl ModelArgs {
         out::notes(&text.notes);
         let model = self.checks.model(&self.model, &device, self.dequantise)?;
         text.tokenizer.check_rows(model.config().vocab_size)?;
-        let adapter = self.adapter.as_deref();
-        let adapter = adapter.map(|dir| self.checks.adapter(dir, &model)).transpose()?;
-        Ok(Opened { text, model, adapter, route: self.decode_route })
+        let bank = self.bank(&model)?;
+        Ok(Opened { text, model, bank, route: self.decode_route })
+    }
+
+    /// The adapters with their scales.
+    fn bank(&self, model: &Model) -> Result<Bank, Failure> {
+        let scales = &self.adapter_scale;
+        if scales.len() > self.adapter.len() {
+            let what = format!("{} scales for {} adapters", scales.len(), self.adapter.len());
+            return Err(Failure::Usage(format!("--adapter-scale: {what}")));
+        }
+        let scales = scales.iter().copied().chain(std::iter::repeat(1.0));
+        let mut bank = Bank::default();
+        for (dir, scale) in self.adapter.iter().zip(scales) {
+            let adapter = self.checks.adapter(dir, model)?;
+            bank = bank.with(adapter, scale).map_err(|e| Failure::Usage(format!("--adapter-{e}")))?;
+        }
+        Ok(bank)
     }
 }
 
 impl Opened {
     /// Starts a conversation.
     pub fn conversation(&self) -> Conversation {
-        Conversation::new(&self.model, self.adapter.as_ref(), self.route, 1)
+        Conversation::new(&self.model, &self.bank, 1).with_route(self.route)
     }
 }
 

@@ -242,7 +242,7 @@ impl Observer for Shown {
     ) -> mixlora::Result<Vec<(String, f64)>> {
         let Some(questions) = &self.questions else { return Ok(Vec::new()) };
         self.bar.set_message(format!("answering {} validation questions", questions.list.len()));
-        let answers = questions.answer(model, Some(adapter), &mut |_| true)?;
+        let answers = questions.answer(model, adapter, &mut |_| true)?;
         let scores = questions.score(&answers);
         let mut figures = vec![("exact match".to_string(), mean_exact_match(&scores))];
         if scores.len() > 1 {

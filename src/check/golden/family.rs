@@ -195,7 +195,7 @@ fn greedy(checks: &mut Checks<'_>, model: &Arc<Model>) -> Result<()> {
             break;
         }
         let n = file.dims(&prompt)?.to_vec();
-        let mut c = Conversation::new(model, None, None, 1);
+        let mut c = Conversation::new(model, None, 1);
         c.push(&file.indices(&prompt, &n, v)?)?;
         let n = file.dims(&ids)?.to_vec();
         let want = file.indices(&ids, &n, v)?;

@@ -147,7 +147,7 @@ pub(super) fn replay_greedy(path: &Path, model: &Arc<Model>) -> Result<Replay> {
     let mut differ = 0;
     let mut total = 0;
     for item in &file.items {
-        let mut c = Conversation::new(model, None, None, 1);
+        let mut c = Conversation::new(model, None, 1);
         c.push(&item.prompt_ids)?;
         for &want in &item.continuation_ids {
             let best = c.logits(0).iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1).then(b.0.cmp(&a.0)));
@@ -266,6 +266,7 @@ impl Training {
                     valid: Tensor::from_u32(device, &[b, s], &valid)?,
                     weights: Tensor::from_f32(device, &[b * s, 1], &weights)?,
                     units: pool.units(device, &spans, s)?,
+                    spans,
                     tokens: lens.iter().sum(),
                 })
             })

@@ -172,7 +172,7 @@ fn chat_extra_space() {
     std::fs::write(&path, llama(&scored(&[]), PLAIN)).unwrap();
     let model = Model::open(&path, &Device::cpu(), true).unwrap();
     let text = open(&path);
-    let mut chat = Chat::new(&text, Conversation::new(&model, None, None, 1), None);
+    let mut chat = Chat::new(&text, Conversation::new(&model, None, 1), None);
     assert_eq!(chat.ask("hi").unwrap().tokens, "▁\nuser:hi\nassistant:".chars().count());
     let options = ReplyOptions { max_tokens: 1, ..ReplyOptions::default() };
     let mut sampler = Sampler::new(Sampling::default()).unwrap();

@@ -23,7 +23,7 @@ pub fn candidates(model: &str, prompt: usize, generated: usize, threads: usize) 
     let candidate = |name, model: std::sync::Arc<Model>, adapter: Option<Adapter>| -> Result<Candidate> {
         let ids = ids.clone();
         let run = move || -> Result<([f64; 2], Vec<f32>)> {
-            let mut c = Conversation::new(&model, adapter.as_ref(), None, 1);
+            let mut c = Conversation::new(&model, adapter.as_ref(), 1);
             let (prompt, _) = timed(|| Ok(c.push(&ids)?))?;
             let mut sampler = Sampler::new(Sampling::default())?;
             let mut answer = Vec::with_capacity(generated);

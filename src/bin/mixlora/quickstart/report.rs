@@ -69,7 +69,7 @@ impl Report<'_> {
             .list
             .iter()
             .zip(&self.before.answers)
-            .filter(|(question, _)| question.task == task);
+            .filter(|(question, _)| question.task_name() == task);
         let contains = |text: &str, part: &str| text.to_lowercase().contains(&part.trim().to_lowercase());
         let mut found = 0;
         let mut total = 0;
@@ -116,7 +116,7 @@ impl Report<'_> {
             .before
             .scores
             .iter()
-            .filter_map(|score| list.iter().position(|question| question.task == score.task));
+            .filter_map(|score| list.iter().position(|question| question.task_name() == score.task));
         let rows: Vec<Vec<String>> = firsts
             .map(|index| {
                 let question = &list[index];

@@ -1,0 +1,77 @@
+//! Adapters that act together on one model.
+
+use super::Adapter;
+use crate::mixture::Pool;
+use crate::{Error, Result};
+
+/// Adapters of one model that act together, each with a scale: at every site
+/// `y = base(x) + sum_i s_i (f_i(x) - base(x))`, where `f_i` is the site with adapter i alone. One adapter with a scale
+/// of 1 is used as it is; more cost the base product of a site once more each.
+///
+/// ```
+/// # use mixlora::{Device, Stream, adapter::{Adapter, Bank, Conversation}, mixture::find, model::Model};
+/// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/models/qwen3-b");
+/// let model = Model::open(path.as_ref(), &Device::cpu(), false)?;
+/// let lora = find("lora")?.defaults().with("r", 4)?;
+/// let adapter = |seed| Adapter::attach(&model, &lora, &["all-linear".into()], Stream::new(seed));
+/// let bank = Bank::from(adapter(1)?).with(adapter(2)?, 0.5)?;
+/// let mut conversation = Conversation::new(&model, bank, 1);
+/// conversation.push(&[4, 8, 15])?;
+/// # Ok::<(), mixlora::Error>(())
+/// ```
+#[derive(Clone, Default)]
+pub struct Bank(Vec<(Adapter, f32)>);
+
+impl Bank {
+    /// The same with one more adapter, whose update is scaled. Adding two adapters is not adding their weights' ranks:
+    /// each routes on its own.
+    ///
+    /// # Errors
+    /// The scale is not a finite number.
+    pub fn with(mut self, adapter: Adapter, scale: f32) -> Result<Self> {
+        if !scale.is_finite() {
+            return Err(Error::config("scale", format!("is {scale}, must be a finite number")));
+        }
+        self.0.push((adapter, scale));
+        Ok(self)
+    }
+
+    /// The adapters with their scales, in order.
+    pub fn adapters(&self) -> &[(Adapter, f32)] {
+        &self.0
+    }
+
+    /// Whether it is the frozen model alone.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// What instances are pooled by: as the first adapter that chooses by instance says.
+    pub fn pool(&self) -> Option<Pool> {
+        self.0.iter().find_map(|(adapter, _)| adapter.pool())
+    }
+}
+
+impl From<Adapter> for Bank {
+    fn from(adapter: Adapter) -> Self {
+        Bank(vec![(adapter, 1.0)])
+    }
+}
+
+impl From<&Adapter> for Bank {
+    fn from(adapter: &Adapter) -> Self {
+        Bank::from(adapter.clone())
+    }
+}
+
+impl From<Option<&Adapter>> for Bank {
+    fn from(adapter: Option<&Adapter>) -> Self {
+        adapter.map_or_else(Bank::default, Bank::from)
+    }
+}
+
+impl From<&Bank> for Bank {
+    fn from(bank: &Bank) -> Self {
+        bank.clone()
+    }
+}
