@@ -6,8 +6,9 @@ use mixlora::check::{GRADCHECK_BOUND, gradcheck_directions};
 use mixlora::mixture::{Hook, Method, Methods, RouterGradient, Units};
 use mixlora::model::{Input, Model, Step};
 use mixlora::nn::{Choices, Pass};
-use mixlora::{Device, Stream, Tensor, no_grad};
+use mixlora::{Device, Result, Stream, Tensor, no_grad};
 use serde_json::json;
+use std::cell::OnceCell;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -69,11 +70,17 @@ fn check(label: &str, model: &Arc<Model>, method: &Method, adapter: &Adapter) ->
     let targets = Tensor::from_u32(device, &[tokens.len()], &targets).unwrap();
     let tokens = Tensor::from_u32(device, &BATCH, &tokens).unwrap();
     let x = no_grad(|| model.embed(&tokens)).unwrap();
+    // The experts of the model itself are not forced: they must stay what they were.
+    let chosen: OnceCell<Vec<Vec<u32>>> = OnceCell::new();
     let run = |x: &Tensor, choices: &Choices| {
         let units = Units::instances(device, batch, length)?;
         let pass = Pass::training(units, Stream::new(5)).with_choices(choices.clone());
         let pass = pass.with_adapters(adapter.sites().clone());
-        let rows = model.forward(Input::Embeddings(x), &pass, Step::default())?;
+        let mut experts = Vec::new();
+        let step = Step { experts: Some(&mut experts), ..Step::default() };
+        let rows = model.forward(Input::Embeddings(x), &pass, step)?;
+        let experts: Vec<Vec<u32>> = experts.iter().map(Tensor::to_u32).collect::<Result<_>>()?;
+        assert_eq!(&experts, chosen.get_or_init(|| experts.clone()), "{label}: a step crosses a choice");
         let rows = rows.reshape(&[batch * length, model.config().hidden_size])?;
         let mut losses = vec![model.loss(&rows, &targets)?];
         losses.extend(pass.take_aux());
