@@ -7,7 +7,7 @@ mod method;
 mod parity;
 mod subject;
 
-pub use gradcheck::{GRADCHECK_BOUND, GradError, gradcheck, gradcheck_params};
+pub use gradcheck::{GRADCHECK_BOUND, GradError, gradcheck, gradcheck_directions, gradcheck_params};
 pub use method::gradcheck_method;
 pub use parity::{F16_BOUND, Parity, bits, parity};
 pub use subject::Subject;

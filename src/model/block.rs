@@ -1,6 +1,6 @@
 //! A decoder block as its description has it: norms, attention, MLP, and what is added to the state.
 
-use super::experts::Experts;
+use super::experts::{Experts, KeptExperts};
 use super::sites::{at, number};
 use super::{KvCache, ModelConfig, QkNorm};
 use crate::model::LayerConfig;
@@ -53,10 +53,10 @@ pub(super) enum FeedForward {
 }
 
 impl FeedForward {
-    fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, pass: &Pass, kept: Option<&KeptExperts>) -> Result<Tensor> {
         match self {
             FeedForward::Gated(mlp) => mlp.forward(x, pass),
-            FeedForward::Experts(experts) => experts.forward(x),
+            FeedForward::Experts(experts) => experts.forward(x, kept),
             FeedForward::Single { first, down, activation, gated } => {
                 let h = first.forward(x, pass)?.swap_remove(0);
                 let h = if *gated {
@@ -125,6 +125,8 @@ pub(super) struct Block {
     pub index: usize,
     pub layer: Arc<Layer>,
     pub run: Arc<Run>,
+    /// Where the experts that its tokens choose are kept, if anybody asks.
+    pub experts: Option<Arc<KeptExperts>>,
 }
 
 /// The block with adapters around it, each around those before it.
@@ -179,8 +181,9 @@ impl Block {
         let a = norm(layer.o.forward(&a, pass)?.swap_remove(0), &layer.norms.after_attention)?;
         let x = add(x, &a)?;
         let h = if c.parallel { h } else { norm(x.clone(), &layer.norms.before_mlp)? };
+        let experts = self.experts.as_deref();
         let beside = pass.parts(self.site(at::MLP), SiteAdapter::block);
-        let y = around(&beside, &h, &mut |h| layer.mlp.forward(h, pass))?;
+        let y = around(&beside, &h, &mut |h| layer.mlp.forward(h, pass, experts))?;
         add(&x, &norm(y, &layer.norms.after_mlp)?)
     }
 

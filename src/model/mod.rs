@@ -24,6 +24,7 @@ mod rope;
 mod save;
 mod shape;
 mod sites;
+mod write_config;
 
 pub use crate::nn::Activation;
 pub use crate::ops::rope::RopeScaling;
