@@ -176,8 +176,7 @@ impl Model {
                 Ok(states.insert(new).clone())
             }
         };
-        let decided =
-            pass.after_decisions(START, &mut |adapter, pass| adapter.decide(&x, &mut base, pass))?;
+        let decided = pass.after_decisions(START, |adapter, pass| adapter.decide(&x, &mut base, pass))?;
         let pass = decided.as_ref().unwrap_or(pass);
         self.run_layers(x, pass, &run, cache, seen, recompute)
     }

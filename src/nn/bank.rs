@@ -62,7 +62,7 @@ impl Pass {
     pub(crate) fn after_decisions(
         &self,
         site: usize,
-        decide: &mut dyn FnMut(&dyn BeforeForward, &Pass) -> Result<Vec<Tensor>>,
+        mut decide: impl FnMut(&dyn BeforeForward, &Pass) -> Result<Vec<Tensor>>,
     ) -> Result<Option<Pass>> {
         let mut decided = None;
         if let Some(SiteAdapter::Before(adapter)) = self.adapters.as_ref().and_then(|a| a.get(site)) {
