@@ -2,6 +2,7 @@
 
 mod base;
 mod conversation;
+mod layout;
 mod locate;
 mod peft;
 mod peft_config;
@@ -17,8 +18,7 @@ use std::sync::Arc;
 
 pub use conversation::Conversation;
 pub use locate::{BEST, LAST, STEP_PREFIX, locate, pointed};
-pub use peft::AdapterOptions;
-pub use weights::{AdapterWeights, Matrix};
+pub use weights::{AdapterOptions, AdapterWeights, Matrix};
 
 /// A method with its options, and its parts at the sites of a model. It joins a pass through [`sites`](Adapter::sites);
 /// the model itself stays as it is. Cloning gives the same adapter.

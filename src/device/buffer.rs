@@ -1,24 +1,16 @@
-//! GPU buffers: the reuse pool, the byte budget, and guard mode.
+//! GPU buffers: reuse, the byte budget, and guard mode.
 
 use super::gpu::Gpu;
 use super::lock;
 use crate::{Error, Result};
-use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex};
 
 const GUARD_WORDS: u64 = 64;
 const GUARD: u32 = 0xdead_beef;
 const POISON: u32 = 0x7fc0_dead; // a NaN
 const USAGE: wgpu::BufferUsages =
     wgpu::BufferUsages::STORAGE.union(wgpu::BufferUsages::COPY_SRC).union(wgpu::BufferUsages::COPY_DST);
-
-/// Free buffers by size, and in guard mode every buffer made, with its used bytes.
-#[derive(Default)]
-pub(super) struct Pool {
-    free: Mutex<HashMap<u64, Vec<wgpu::Buffer>>>,
-    guarded: Mutex<Vec<(wgpu::Buffer, u64)>>,
-}
 
 /// A buffer of 32-bit words on the GPU. Dropping it returns it to the pool: commands run in the order
 /// they are recorded, so a later user cannot disturb an earlier one.

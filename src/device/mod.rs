@@ -12,8 +12,11 @@ mod place;
 // Without GPUs, nothing looks at what is to be launched.
 #[cfg_attr(not(feature = "gpu"), allow(dead_code))]
 mod dispatch;
+#[cfg_attr(not(feature = "gpu"), allow(dead_code))]
+mod options;
 pub mod parts;
 mod shader;
+mod stats;
 
 #[cfg(not(feature = "gpu"))]
 mod absent;
@@ -32,14 +35,20 @@ mod kernel;
 #[cfg(feature = "gpu")]
 mod pending;
 #[cfg(feature = "gpu")]
+mod pipelines;
+#[cfg(feature = "gpu")]
+mod pool;
+#[cfg(feature = "gpu")]
 mod record;
+#[cfg(feature = "gpu")]
+mod recorder;
 #[cfg(feature = "gpu")]
 mod tuned;
 
 #[cfg(feature = "gpu")]
 pub use self::{
-    adapter::AdapterSummary,
-    gpu::{FloorLimit, Gpu},
+    adapter::{AdapterSummary, FloorLimit},
+    gpu::Gpu,
     pending::Pending,
 };
 #[cfg(not(feature = "gpu"))]
@@ -48,14 +57,17 @@ pub(crate) use absent::GpuBuffer;
 pub use absent::{Gpu, Pending};
 #[cfg(feature = "gpu")]
 pub(crate) use buffer::GpuBuffer;
-pub use dispatch::{AdapterClass, GpuOptions, KernelTime, Launched, Stats, compose};
-pub(crate) use dispatch::{Bind, CoopSize, Dispatch, Grid, Tuned};
+pub use dispatch::compose;
+pub(crate) use dispatch::{Bind, Dispatch, Grid};
 pub use host::{Cpu, Host};
 pub use memory::Memory;
+pub use options::{AdapterClass, GpuOptions};
+pub(crate) use options::{CoopSize, Tuned};
 pub use place::Place;
 pub(crate) use place::unix_time;
 pub use shader::{Backends, COOP_8, COOP_16, Entry, Field, MAX_PARAM_BYTES, PORTABLE, Shader, Variant};
 pub(crate) use shader::{Parameters, params};
+pub use stats::{KernelTime, Launched, Stats};
 
 use crate::{Error, Result};
 use std::path::Path;

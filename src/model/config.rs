@@ -234,17 +234,4 @@ impl ModelConfig {
             _ => self.attention_bias,
         }
     }
-
-    /// Parameters of the decoder, the embedding counted once.
-    pub fn parameters(&self) -> u64 {
-        // Sizes that a file only claims have products beyond 64 bits.
-        let layers = |experts: bool| self.layers.iter().filter(|l| l.experts == experts).count() as u128;
-        let size = |all: &[super::Expected]| {
-            all.iter().map(|e| e.axes.iter().map(|a| a.0 as u128).product::<u128>()).sum::<u128>()
-        };
-        let first = |experts: bool| self.layers.iter().position(|l| l.experts == experts);
-        let layer = |experts: bool| first(experts).map_or(0, |i| size(&self.layer_tensors(i)));
-        let all = size(&self.outer_tensors()) + layers(false) * layer(false) + layers(true) * layer(true);
-        u64::try_from(all).unwrap_or(u64::MAX)
-    }
 }

@@ -1,7 +1,7 @@
 //! A decoder's files by the names of Hugging Face, whichever kind they are: a GGUF file, or a folder of safetensors.
 
 use super::names::{self, Names};
-use super::{BlockNorms, ModelConfig, ModelPlace, gguf_config, hf_config};
+use super::{BlockNorms, Expected, ModelConfig, ModelPlace, gguf_config, hf_config};
 use crate::io::{Checkpoint, GgufFile, RawTensor};
 use crate::{Device, Error, Format, Result, Weight};
 use std::path::Path;
@@ -350,28 +350,6 @@ fn check_layers(path: &Path, config: &ModelConfig, tensors: usize) -> Result<()>
          {each}"
     );
     Err(Error::file(path, what))
-}
-
-/// A tensor that a configuration asks for.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Expected {
-    /// As Hugging Face names it.
-    pub name: String,
-    /// Length of each axis, outermost first, and the field of `config.json` that gives it.
-    pub axes: Vec<(usize, &'static str)>,
-}
-
-impl Expected {
-    pub(super) fn matrix(
-        name: impl Into<String>,
-        rows: (usize, &'static str),
-        cols: (usize, &'static str),
-    ) -> Self {
-        Expected { name: name.into(), axes: vec![rows, cols] }
-    }
-    pub(super) fn vector(name: impl Into<String>, n: (usize, &'static str)) -> Self {
-        Expected { name: name.into(), axes: vec![n] }
-    }
 }
 
 #[cfg(test)]
