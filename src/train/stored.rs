@@ -86,8 +86,8 @@ pub struct StoredRun {
 }
 
 impl StoredRun {
-    pub(super) fn of(config: &RunConfig, parts: &Parts) -> Result<Self> {
-        let config = config.anchored();
+    pub(super) fn of(parts: &Parts) -> Result<Self> {
+        let config = parts.config.anchored();
         let file = RunFile {
             version: env!("CARGO_PKG_VERSION").into(),
             config: config.tree()?,
