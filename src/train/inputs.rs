@@ -140,11 +140,12 @@ impl Run {
         let methods = Methods::builtin().with(config.method.spec());
         let stored = dir.filter(|dir| RunFolder::is_at(dir)).map(|dir| StoredRun::open(dir, &methods));
         let stored = stored.transpose()?;
-        if let Some(stored) = &stored {
-            stored.changes(&config)?;
-        }
         let device = config.device.open()?;
-        let parts = Inputs::read(config)?.load(&device, false)?;
+        let inputs = Inputs::read(config)?;
+        if let Some(stored) = &stored {
+            stored.changes(&inputs.config)?;
+        }
+        let parts = inputs.load(&device, false)?;
         match stored {
             Some(stored) => Run::resume(stored, parts, observer),
             None => Run::start(parts, dir),
