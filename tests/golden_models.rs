@@ -1,6 +1,9 @@
 //! Tiny models of every family against values of transformers: logits, states, losses, gradients, greedy text, GGUF
 //! twins. `MIXLORA_GOLDEN_MODELS` names a folder of more of them; docs in tests/golden/README.md.
 
+mod common;
+
+use common::edit::{Edit, file};
 use mixlora::Device;
 use mixlora::check::golden::{find_files, replay};
 use std::path::PathBuf;
@@ -39,4 +42,33 @@ fn the_reference_computes_every_family() {
 #[test]
 fn the_cpu_computes_every_family() {
     replay_all(&Device::cpu());
+}
+
+/// What routers chose and the gradients of experts are looked at: other stored values are told apart.
+#[test]
+fn other_experts_and_gradients_are_noticed() {
+    let stored = file("models/qwen2_moe-a/reference.safetensors");
+    let folder = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(stored.parent().unwrap()).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
+    }
+    let failing = |edit: Edit, device: &Device| {
+        let path = edit.write(folder.path(), "reference");
+        let replay = replay(&path, device).unwrap();
+        let bad = replay.errors.iter().filter(|measured| !measured.holds());
+        (bad.map(|measured| measured.name.clone()).collect::<Vec<_>>(), replay.choices)
+    };
+    let plain = Edit::open(&stored);
+    // The two experts of one token in the other order.
+    let swapped = plain.clone().swap("experts", 6, 7);
+    assert_eq!(failing(swapped, &Device::cpu()), (vec!["experts".into(), "f16 experts".into()], false));
+    for part in ["gate", "experts.0.down_proj", "shared_expert_gate"] {
+        let name = format!("grad.model.layers.1.mlp.{part}.weight");
+        let at = plain.largest(&name);
+        let other = plain.clone().value(&name, at, |value| value * 1.01);
+        assert_eq!(failing(other.clone(), &Device::reference()), (vec![name], true));
+        // Only the reference can follow the loss along a frozen weight.
+        assert_eq!(failing(other, &Device::cpu()), (vec![], true));
+    }
 }

@@ -47,21 +47,6 @@ fn check(name: &str, model: &Model, params: &[Param], sites: &Arc<SiteAdapters>,
 }
 
 #[test]
-fn methods_train_on_every_family() {
-    for family in FAMILIES {
-        let model = open(family, &Device::reference());
-        for name in ["lora", "mixlora-cond-gated"] {
-            let method = find(name).unwrap().defaults();
-            let adapter = Adapter::attach(&model, &method, &[ALL_LINEAR.into()], Stream::new(1)).unwrap();
-            noise(&adapter, 3);
-            // A few parameters of each are enough: the method's own tests try the rest.
-            let some: Vec<Param> = adapter.trainable().into_iter().step_by(17).collect();
-            check(&format!("{name} on {family}"), &model, &some, adapter.sites(), false);
-        }
-    }
-}
-
-#[test]
 fn an_mlp_adapter_uses_the_activation_of_its_model() {
     let model = open("gemma3-b", &Device::reference());
     let method = find("mixlora-ffn").unwrap().defaults();

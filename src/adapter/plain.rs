@@ -81,17 +81,23 @@ impl Adapter {
     /// Writes the update as a GGUF adapter that llama.cpp loads with `--lora`.
     ///
     /// # Errors
-    /// The method's update depends on the input, or the file cannot be written.
+    /// The method's update depends on the input, llama.cpp's names of the model's family are not known, or the file cannot
+    /// be written.
     pub fn export_gguf(&self, model: &Model, path: &Path) -> Result<()> {
         self.must_be_plain("a GGUF adapter")?;
         let c = model.config();
+        let Some(architecture) = c.gguf_architecture() else {
+            let what = format!(
+                "llama.cpp's names of a {} model are not known, so no GGUF adapter can be written; the adapter's own \
+                 directory is in PEFT's format, and merging writes a Hugging Face directory",
+                c.model_type
+            );
+            return Err(Error::config("model", what));
+        };
         let mut file = GgufWriter::default();
-        for (key, text) in [
-            ("general.type", "adapter"),
-            // Mistral's GGUF files say llama too.
-            ("general.architecture", if c.is_llama() { "llama" } else { c.model_type.as_str() }),
-            ("adapter.type", "lora"),
-        ] {
+        for (key, text) in
+            [("general.type", "adapter"), ("general.architecture", architecture), ("adapter.type", "lora")]
+        {
             file.set(key, Value::String(text.into()));
         }
         // llama.cpp divides by r itself.

@@ -11,6 +11,8 @@ pub const GRADCHECK_BOUND: f64 = 1e-6;
 const STEP: f64 = 1e-5;
 /// The number of values per input that are tried; larger inputs are sampled with a fixed stride.
 const SAMPLES: usize = 48;
+/// The length of the smaller of two steps along a direction.
+const DIRECTION_STEP: f64 = 1e-4;
 
 /// The weights of the outputs in a scalar loss `L = sum(y * weights)`.
 fn loss_weights(seed: u64, output: usize, count: usize) -> Vec<f64> {
@@ -113,6 +115,32 @@ pub fn gradcheck_params(
     x: &Tensor,
     run: impl Fn(&Tensor, &Choices) -> Result<Vec<Tensor>>,
 ) -> Result<Vec<GradError>> {
+    check_params(params, x, &run, compare)
+}
+
+/// The same along one random direction for each tensor: four runs check all its values at once, where
+/// [`gradcheck_params`] takes two for each value. For modules as large as a model. The error is relative to the
+/// derivative that the direction has on average, `|gradient| / sqrt(values)`.
+///
+/// # Errors
+/// Those of [`gradcheck_params`].
+pub fn gradcheck_directions(
+    params: &[Param],
+    x: &Tensor,
+    run: impl Fn(&Tensor, &Choices) -> Result<Vec<Tensor>>,
+) -> Result<Vec<GradError>> {
+    check_params(params, x, &run, compare_direction)
+}
+
+/// Compares the gradient of one named tensor with differences of a loss.
+type Comparison = fn(String, &Tensor, Option<&Tensor>, &dyn Fn(Tensor) -> Result<f64>) -> Result<GradError>;
+
+fn check_params(
+    params: &[Param],
+    x: &Tensor,
+    run: &dyn Fn(&Tensor, &Choices) -> Result<Vec<Tensor>>,
+    compare: Comparison,
+) -> Result<Vec<GradError>> {
     const SEED: u64 = 6;
     let choices = Choices::record();
     let leaf = x.leaf();
@@ -132,6 +160,35 @@ pub fn gradcheck_params(
         errors.push(error?);
     }
     Ok(errors)
+}
+
+/// Compares the derivative along a random direction with central differences of `loss`.
+fn compare_direction(
+    name: String,
+    tensor: &Tensor,
+    gradient: Option<&Tensor>,
+    loss: &dyn Fn(Tensor) -> Result<f64>,
+) -> Result<GradError> {
+    let values = tensor.to_f64()?;
+    let got = gradient.map_or(Ok(vec![0.0; tensor.len()]), Tensor::to_f64)?;
+    let drawn = Stream::new(7).named(&name).normal_vec(values.len(), 1.0);
+    let length =
+        |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>().sqrt();
+    let unit = length(&mut drawn.iter().map(|&value| f64::from(value)));
+    let direction: Vec<f64> = drawn.iter().map(|&value| f64::from(value) / unit).collect();
+    let loss_at = |step: f64| {
+        let moved: Vec<f64> =
+            values.iter().zip(&direction).map(|(value, along)| value + step * along).collect();
+        loss(Tensor::from_f64(tensor.device(), tensor.dims(), &moved)?)
+    };
+    let difference = |step: f64| -> Result<f64> { Ok((loss_at(step)? - loss_at(-step)?) / (2.0 * step)) };
+    // Differences at two steps, so that the third derivative falls out.
+    let slope = (4.0 * difference(DIRECTION_STEP)? - difference(2.0 * DIRECTION_STEP)?) / 3.0;
+    let derivative = got.iter().zip(&direction).map(|(value, along)| value * along).sum::<f64>();
+    let usual = length(&mut got.iter().copied()) / (got.len() as f64).sqrt();
+    let error = (derivative - slope).abs() / usual.max(1e-3);
+    let largest = got.iter().fold(0f64, |largest, value| largest.max(value.abs()));
+    Ok(GradError { name, error: if error.is_nan() { f64::INFINITY } else { error }, largest })
 }
 
 /// Compares the gradient of one tensor with central differences of `loss`.

@@ -6,7 +6,7 @@ mod gradcheck;
 mod method;
 mod parity;
 
-pub use gradcheck::{GRADCHECK_BOUND, GradError, gradcheck, gradcheck_params};
+pub use gradcheck::{GRADCHECK_BOUND, GradError, gradcheck, gradcheck_directions, gradcheck_params};
 pub use method::gradcheck_method;
 pub use parity::{F16_BOUND, Parity, bits, parity};
 

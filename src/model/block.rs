@@ -1,6 +1,6 @@
 //! A decoder block as its description has it: norms, attention, MLP, and what is added to the state.
 
-use super::experts::Experts;
+use super::experts::{Experts, KeptExperts};
 use super::{KvCache, ModelConfig, QkNorm};
 use crate::model::LayerConfig;
 use crate::nn::{Activation, LinearGroup, Mlp, Pass, SiteAdapter};
@@ -52,10 +52,10 @@ pub(super) enum FeedForward {
 }
 
 impl FeedForward {
-    fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, pass: &Pass, kept: Option<&KeptExperts>) -> Result<Tensor> {
         match self {
             FeedForward::Gated(mlp) => mlp.forward(x, pass),
-            FeedForward::Experts(experts) => experts.forward(x),
+            FeedForward::Experts(experts) => experts.forward(x, kept),
             FeedForward::Single { first, down, activation, gated } => {
                 let h = first.forward(x, pass)?.swap_remove(0);
                 let h = if *gated {
@@ -126,6 +126,8 @@ pub(super) struct Block {
     pub index: usize,
     pub layer: Arc<Layer>,
     pub run: Arc<Run>,
+    /// Where the experts that its tokens choose are kept, if anybody asks.
+    pub experts: Option<Arc<KeptExperts>>,
 }
 
 fn too_few() -> Error {
@@ -159,7 +161,7 @@ impl Block {
         let a = norm(layer.o.forward(&a, pass)?.swap_remove(0), &layer.norms.after_attention)?;
         let x = add(x, &a)?;
         let h = if c.parallel { h } else { norm(x.clone(), &layer.norms.before_mlp)? };
-        add(&x, &norm(layer.mlp.forward(&h, pass)?, &layer.norms.after_mlp)?)
+        add(&x, &norm(layer.mlp.forward(&h, pass, self.experts.as_deref())?, &layer.norms.after_mlp)?)
     }
 
     /// What the heads give, side by side, before the last projection.

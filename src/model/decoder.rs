@@ -1,12 +1,13 @@
 //! The decoder: the blocks that a description asks for, one after the other.
 
 use super::block::{Block, Layer, NormLayer, Run};
+use super::experts::KeptExperts;
 use super::positions::Positions;
 use super::{Fingerprint, KvCache, ModelConfig, Site};
 use crate::nn::{LinearGroup, Pass, SiteAdapter};
 use crate::{DType, Device, Error, Linear, Result, Tensor, Weight};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 /// The number of the site before the first layer.
 const START: usize = 0;
@@ -59,9 +60,18 @@ pub struct Step<'a> {
     pub cache: Option<&'a mut KvCache>,
     /// Collects the state before each layer, after the last, and after the final norm.
     pub hidden: Option<&'a mut Vec<Tensor>>,
+    /// Collects the experts that the tokens choose in each layer of experts, u32 `[B, S, chosen]`, the likeliest first.
+    pub experts: Option<&'a mut Vec<Tensor>>,
     /// Keeps only the state between layers and computes each layer again in the backward pass: less memory for
     /// about a third more time, and the same gradients.
     pub recompute: bool,
+}
+
+/// What a pass collects for its caller.
+#[derive(Default)]
+struct Seen<'a> {
+    hidden: Option<&'a mut Vec<Tensor>>,
+    experts: Option<&'a mut Vec<Tensor>>,
 }
 
 impl Model {
@@ -124,7 +134,8 @@ impl Model {
     /// # Errors
     /// The input has another shape, or positions go beyond [`max_positions`](ModelConfig::max_positions).
     pub fn forward<'a>(&self, input: impl Into<Input<'a>>, pass: &Pass, step: Step<'_>) -> Result<Tensor> {
-        let Step { valid, positions, mut cache, hidden, recompute } = step;
+        let Step { valid, positions, mut cache, hidden, experts, recompute } = step;
+        let seen = Seen { hidden, experts };
         let bad = |t: &Tensor, what: &str| Error::Shape {
             op: "model",
             what: format!("{} are not {what}", t.shape()),
@@ -158,7 +169,7 @@ impl Model {
             Some(SiteAdapter::Before(adapter)) => {
                 let mut base = || {
                     let kept = cache.as_deref_mut().map(KvCache::base);
-                    self.run_layers(x.clone(), &pass.of_base(), &run, kept, None, recompute)
+                    self.run_layers(x.clone(), &pass.of_base(), &run, kept, Seen::default(), recompute)
                 };
                 let decision = adapter.decide(&x, &mut base, pass)?;
                 Some(pass.decided(decision))
@@ -166,7 +177,7 @@ impl Model {
             _ => None,
         };
         let pass = decided.as_ref().unwrap_or(pass);
-        self.run_layers(x, pass, &run, cache, hidden, recompute)
+        self.run_layers(x, pass, &run, cache, seen, recompute)
     }
 
     fn check_positions(&self, count: usize) -> Result<()> {
@@ -185,15 +196,17 @@ impl Model {
         pass: &Pass,
         run: &Arc<Run>,
         mut cache: Option<&mut KvCache>,
-        mut hidden: Option<&mut Vec<Tensor>>,
+        seen: Seen<'_>,
         recompute: bool,
     ) -> Result<Tensor> {
         let count = x.dims()[1];
+        let Seen { mut hidden, experts } = seen;
+        let kept = experts.is_some().then(Arc::<KeptExperts>::default);
         for (i, layer) in self.layers.iter().enumerate() {
             if let Some(h) = &mut hidden {
                 h.push(x.detach());
             }
-            let block = Block { index: i, layer: layer.clone(), run: run.clone() };
+            let block = Block { index: i, layer: layer.clone(), run: run.clone(), experts: kept.clone() };
             x = match cache.as_deref_mut() {
                 None if recompute => block.recomputed(&x, pass)?,
                 cache => block.forward(&x, cache, pass)?,
@@ -205,6 +218,9 @@ impl Model {
         let out = self.norm.forward(&x, &self.config)?;
         if let Some(h) = &mut hidden {
             h.push(out.detach());
+        }
+        if let (Some(experts), Some(kept)) = (experts, kept) {
+            experts.append(&mut kept.lock().unwrap_or_else(PoisonError::into_inner));
         }
         if let Some(cache) = cache {
             cache.advance(count);

@@ -6,6 +6,10 @@ use super::ExpertsConfig;
 use super::sites::ExpertNames;
 use crate::nn::Activation;
 use crate::{Linear, Result, Tensor, Weight};
+use std::sync::{Mutex, PoisonError};
+
+/// The experts that tokens chose, `[.., chosen]` for each layer of experts.
+pub(super) type KeptExperts = Mutex<Vec<Tensor>>;
 
 /// One expert: `down(act(gate x) * up x)`.
 #[derive(Clone)]
@@ -49,8 +53,8 @@ struct Chosen {
 }
 
 impl Experts {
-    /// `sum over the chosen experts of gate_e expert_e(x)`, for `x` `[.., hidden_size]`.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    /// `sum over the chosen experts of gate_e expert_e(x)`, for `x` `[.., hidden_size]`. What was chosen goes into `kept`.
+    pub fn forward(&self, x: &Tensor, kept: Option<&KeptExperts>) -> Result<Tensor> {
         let m = x.shape().rows();
         let d = x.shape().last();
         let ExpertsConfig { count, chosen: k, renormalise, .. } = self.config;
@@ -58,6 +62,11 @@ impl Experts {
         let rows = x.reshape(&[m, d])?;
         let logits = rows.linear(&self.router, None)?;
         let choice = best(&logits.to_f64()?, count, k);
+        if let Some(kept) = kept {
+            let dims = [&x.dims()[..x.dims().len() - 1], &[k]].concat();
+            let chosen = Tensor::from_u32(device, &dims, &choice)?;
+            kept.lock().unwrap_or_else(PoisonError::into_inner).push(chosen);
+        }
         let flat: Vec<u32> = (0..m * k).map(|i| (i / k.max(1) * count) as u32 + choice[i]).collect();
         let flat = Tensor::from_u32(device, &[m * k], &flat)?;
         let pick = |t: &Tensor| t.reshape(&[m * count, 1])?.gather_rows(&flat)?.reshape(&[m, k]);

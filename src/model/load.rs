@@ -6,7 +6,7 @@ use super::positions::Positions;
 use super::sites::{at, number};
 use super::{ExpertsConfig, Fingerprint, MlpKind, Model, ModelConfig, ModelFiles, Site};
 use crate::nn::{LinearGroup, Mlp};
-use crate::{Device, Error, Linear, Result, Tensor, Weight};
+use crate::{Device, Error, Format, Linear, Result, Tensor, Weight};
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -65,6 +65,39 @@ impl Model {
         let source = Leaves { stored, vectors: RefCell::default() };
         let model = assemble(files.config().clone(), device, &source)?;
         Ok((Arc::new(model), source.vectors.into_inner()))
+    }
+}
+
+impl Model {
+    /// The same with other values of one matrix, in f32: for slopes of a loss.
+    pub(crate) fn load_changed(
+        files: &ModelFiles,
+        device: &Device,
+        name: &str,
+        values: &[f32],
+    ) -> Result<Model> {
+        let stored = Stored { files, device, dequantize: true };
+        assemble(files.config().clone(), device, &Changed { stored, name, values })
+    }
+}
+
+/// Tensors of files, with other values of one matrix.
+struct Changed<'a> {
+    stored: Stored<'a>,
+    name: &'a str,
+    values: &'a [f32],
+}
+
+impl Source for Changed<'_> {
+    fn weight(&self, name: &str) -> Result<Weight> {
+        if name != self.name {
+            return self.stored.weight(name);
+        }
+        let raw = self.stored.files.raw(name)?;
+        Weight::new(self.stored.device, raw.rows, raw.cols, self.values, Format::F32)
+    }
+    fn vector(&self, name: &str) -> Result<Tensor> {
+        self.stored.vector(name)
     }
 }
 

@@ -25,6 +25,7 @@ mod save;
 mod shape;
 mod sites;
 mod tensors;
+mod write_config;
 
 pub use crate::nn::Activation;
 pub use crate::ops::rope::RopeScaling;

@@ -1,13 +1,12 @@
 //! A decoder as a Hugging Face directory: config.json and safetensors, in several files where it is large.
 
+use super::Model;
 use super::block::{FeedForward, NormLayer};
-use super::{Model, ModelConfig};
 use crate::atomic;
-use crate::ops::rope::RopeScaling;
 use crate::{Error, Format, Result, Tensor, Weight};
 use half::{bf16, f16};
 use safetensors::tensor::{Dtype, TensorView};
-use serde_json::{Value, json};
+use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -16,94 +15,6 @@ const SHARD_BYTES: usize = 4 << 30;
 
 /// Changes the values `[rows, cols]` of a named matrix before they are written.
 pub type Change<'a> = &'a dyn Fn(&str, &mut [f32]) -> Result<()>;
-
-impl ModelConfig {
-    /// As `config.json` has it. What the model's own file said stays; the words of GGUF files are those of their family.
-    pub fn to_json(&self, format: Format) -> Value {
-        let mut json = match &*self.source {
-            Value::Object(all) => Value::Object(all.clone()),
-            _ => json!({}),
-        };
-        // GGUF files of Mistral say llama; the window is Mistral's.
-        let window = self.layers.first().and_then(|l| l.window);
-        let windowed = self.model_type == "llama" && window.is_some();
-        let model_type = if windowed { "mistral" } else { self.model_type.as_str() };
-        if json.get("model_type").is_none() {
-            json["architectures"] = json!([match model_type {
-                "mistral" => "MistralForCausalLM",
-                "qwen2" => "Qwen2ForCausalLM",
-                "qwen3" => "Qwen3ForCausalLM",
-                _ => "LlamaForCausalLM",
-            }]);
-            json["hidden_act"] = "silu".into();
-            if model_type == "qwen2" && window.is_some() {
-                json["use_sliding_window"] = true.into();
-                json["max_window_layers"] = 0.into();
-            }
-            if model_type == "llama" {
-                json["attention_bias"] = self.attention_bias.into();
-                json["mlp_bias"] = self.mlp_bias.into();
-            }
-            json["rope_scaling"] = self.scaling_json();
-        }
-        json["model_type"] = model_type.into();
-        json["head_dim"] = self.head_dim.into();
-        json["num_key_value_heads"] = self.num_key_value_heads.into();
-        json["tie_word_embeddings"] = self.tie_word_embeddings.into();
-        for key in ["torch_dtype", "dtype"] {
-            if json.get(key).is_some() || key == "torch_dtype" {
-                json[key] = dtype_name(format).into();
-            }
-        }
-        json
-    }
-
-    /// The scaled frequencies of a GGUF file as `config.json` has them. A table of factors that is not Llama 3's stands
-    /// as it is, which no reader of `config.json` knows.
-    fn scaling_json(&self) -> Value {
-        let Some(rope) = self.ropes.first() else { return Value::Null };
-        match &rope.scaling {
-            RopeScaling::Factors(factors) => match rope.llama3_of(factors) {
-                Some(s) => json!({
-                    "rope_type": "llama3", "factor": s.factor, "low_freq_factor": s.low_freq_factor,
-                    "high_freq_factor": s.high_freq_factor,
-                    "original_max_position_embeddings": s.original_max_position_embeddings,
-                }),
-                None => json!({ "rope_type": "factors", "factors": factors }),
-            },
-            _ => self.source.get("rope_scaling").cloned().unwrap_or(Value::Null),
-        }
-    }
-
-    /// Refuses what `config.json` has no words for.
-    fn check_writable(&self) -> Result<()> {
-        let from_gguf = self.source.get("model_type").is_none();
-        if from_gguf && !["llama", "mistral", "qwen2", "qwen3"].contains(&self.model_type.as_str()) {
-            let what = format!(
-                "the GGUF file of a {} model leaves out what config.json says; give the Hugging Face directory of this model",
-                self.model_type
-            );
-            return Err(Error::config("model", what));
-        }
-        if let Some(rope) = self.ropes.first()
-            && let RopeScaling::Factors(factors) = &rope.scaling
-            && rope.llama3_of(factors).is_none()
-        {
-            let what = "this GGUF file divides its frequencies by factors that are not those of rope_type llama3, and \
-                        config.json has no other table; give the Hugging Face directory of this model";
-            return Err(Error::config("rope_scaling", what));
-        }
-        Ok(())
-    }
-}
-
-fn dtype_name(format: Format) -> &'static str {
-    match format {
-        Format::F16 => "float16",
-        Format::Bf16 => "bfloat16",
-        _ => "float32",
-    }
-}
 
 /// The files written so far, and the tensors of the one that comes next.
 struct Shards<'a> {
@@ -121,7 +32,8 @@ impl Model {
     /// left out.
     ///
     /// # Errors
-    /// The format is one of blocks, or the directory cannot be written.
+    /// The format is one of blocks, `config.json` has no words for what a GGUF file says, or the directory cannot be
+    /// written.
     pub fn save(&self, dir: &Path, format: Format, change: Change<'_>) -> Result<()> {
         if !matches!(format, Format::F32 | Format::F16 | Format::Bf16) {
             return Err(Error::config(
@@ -129,7 +41,8 @@ impl Model {
                 format!("{} cannot be written; f32, f16, bf16 can", format.name()),
             ));
         }
-        self.config.check_writable()?;
+        let config = self.config.to_json(format);
+        self.config.check_writable(&config)?;
         let mut shards =
             Shards { dir, format, open: Vec::new(), bytes: 0, files: 0, places: BTreeMap::new(), total: 0 };
         let parts = self.parts();
@@ -146,8 +59,7 @@ impl Model {
             shards.add(tensor.name, dims, &values)?;
         }
         shards.finish()?;
-        let config = format!("{:#}\n", self.config.to_json(format));
-        atomic::write(&dir.join("config.json"), config.as_bytes())
+        atomic::write(&dir.join("config.json"), format!("{config:#}\n").as_bytes())
     }
 }
 

@@ -8,6 +8,7 @@ use crate::ops::rope::Pairs;
 
 pub(super) static FAMILY: Family = Family {
     model_type: "cohere2",
+    class: "Cohere2ForCausalLM",
     architecture: Some("cohere2"),
     models: "Command R7B, Command A",
     features: "layer norms, parallel blocks, three of four layers with a sliding window, the others without rope",

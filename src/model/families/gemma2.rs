@@ -7,6 +7,7 @@ use crate::nn::Activation;
 
 pub(super) static FAMILY: Family = Family {
     model_type: "gemma2",
+    class: "Gemma2ForCausalLM",
     architecture: Some("gemma2"),
     models: "Gemma 2",
     features: "norms around, GeGLU, soft caps, sliding window in every second layer",

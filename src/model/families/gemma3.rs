@@ -7,6 +7,7 @@ use crate::nn::Activation;
 
 pub(super) static FAMILY: Family = Family {
     model_type: "gemma3_text",
+    class: "Gemma3ForCausalLM",
     architecture: Some("gemma3"),
     models: "Gemma 3 (text)",
     features: "norms around, GeGLU, norms of q and k heads, five of six layers with a sliding window and a rope of their own",

@@ -8,6 +8,7 @@ use crate::ops::rope::Pairs;
 
 pub(super) static FAMILY: Family = Family {
     model_type: "glm4",
+    class: "Glm4ForCausalLM",
     architecture: Some("glm4"),
     models: "GLM-4-0414",
     features: "norms around, partial rope of neighbours, fused gate_up_proj, biases on q, k, v",

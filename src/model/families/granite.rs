@@ -7,6 +7,7 @@ use crate::nn::Activation;
 
 pub(super) static FAMILY: Family = Family {
     model_type: "granite",
+    class: "GraniteForCausalLM",
     architecture: Some("granite"),
     models: "Granite 3.x",
     features: "as llama, with multipliers",

@@ -7,6 +7,7 @@ use crate::nn::Activation;
 
 pub(super) static FAMILY: Family = Family {
     model_type: "llama",
+    class: "LlamaForCausalLM",
     architecture: Some("llama"),
     models: "Llama 2, Llama 3.x, SmolLM2, TinyLlama, Yi",
     features: "RMS norms, SwiGLU, rope",

@@ -7,6 +7,7 @@ use crate::nn::Activation;
 
 pub(super) static FAMILY: Family = Family {
     model_type: "mistral",
+    class: "MistralForCausalLM",
     architecture: None,
     models: "Mistral 7B, Mistral Nemo, Mistral Small",
     features: "as llama, sliding window; GGUF files say llama",

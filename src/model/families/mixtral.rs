@@ -7,6 +7,7 @@ use crate::nn::Activation;
 
 pub(super) static FAMILY: Family = Family {
     model_type: "mixtral",
+    class: "MixtralForCausalLM",
     architecture: None,
     models: "Mixtral 8x7B, 8x22B",
     features: "as mistral, mixture of experts; GGUF files say llama",

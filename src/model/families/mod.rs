@@ -15,6 +15,8 @@ pub(super) use facts::{Facts, RopeFacts};
 pub struct Family {
     /// `model_type` in `config.json`.
     pub model_type: &'static str,
+    /// The class of transformers, which `architectures` in `config.json` names.
+    pub class: &'static str,
     /// `general.architecture` in GGUF files; none where none are read.
     pub architecture: Option<&'static str>,
     /// Models that people know of this family.

@@ -7,6 +7,7 @@ use crate::nn::Activation;
 
 pub(super) static FAMILY: Family = Family {
     model_type: "olmo2",
+    class: "Olmo2ForCausalLM",
     architecture: Some("olmo2"),
     models: "OLMo 2",
     features: "norms after, norms of all of q and k",

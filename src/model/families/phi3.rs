@@ -7,6 +7,7 @@ use crate::nn::Activation;
 
 pub(super) static FAMILY: Family = Family {
     model_type: "phi3",
+    class: "Phi3ForCausalLM",
     architecture: Some("phi3"),
     models: "Phi-3, Phi-3.5, Phi-4, Phi-4-mini",
     features: "fused qkv_proj and gate_up_proj, partial rope, longrope, sliding window",

@@ -7,6 +7,7 @@ use crate::nn::Activation;
 
 pub(super) static FAMILY: Family = Family {
     model_type: "qwen2",
+    class: "Qwen2ForCausalLM",
     architecture: Some("qwen2"),
     models: "Qwen2, Qwen2.5, DeepSeek-R1-Distill-Qwen",
     features: "as llama, biases on q, k, v",

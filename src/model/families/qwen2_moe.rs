@@ -7,6 +7,7 @@ use crate::nn::Activation;
 
 pub(super) static FAMILY: Family = Family {
     model_type: "qwen2_moe",
+    class: "Qwen2MoeForCausalLM",
     architecture: Some("qwen2moe"),
     models: "Qwen1.5-MoE, Qwen2-57B-A14B",
     features: "as qwen2, mixture of experts with a shared one",

@@ -7,6 +7,7 @@ use crate::nn::Activation;
 
 pub(super) static FAMILY: Family = Family {
     model_type: "qwen3",
+    class: "Qwen3ForCausalLM",
     architecture: Some("qwen3"),
     models: "Qwen3",
     features: "as llama, norms of q and k heads",

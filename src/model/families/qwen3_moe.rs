@@ -7,6 +7,7 @@ use crate::nn::Activation;
 
 pub(super) static FAMILY: Family = Family {
     model_type: "qwen3_moe",
+    class: "Qwen3MoeForCausalLM",
     architecture: Some("qwen3moe"),
     models: "Qwen3-30B-A3B, Qwen3-235B-A22B",
     features: "as qwen3, mixture of experts",

@@ -7,6 +7,7 @@ use crate::nn::Activation;
 
 pub(super) static FAMILY: Family = Family {
     model_type: "smollm3",
+    class: "SmolLM3ForCausalLM",
     architecture: Some("smollm3"),
     models: "SmolLM3",
     features: "as llama, no rope in every fourth layer",

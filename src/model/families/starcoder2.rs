@@ -7,6 +7,7 @@ use crate::nn::Activation;
 
 pub(super) static FAMILY: Family = Family {
     model_type: "starcoder2",
+    class: "Starcoder2ForCausalLM",
     architecture: None,
     models: "StarCoder2",
     features: "layer norms, plain MLP, biases, sliding window",

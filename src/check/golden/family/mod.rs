@@ -1,13 +1,15 @@
 //! Folders of tiny models with reference values: logits, states, losses, gradients, greedy text, and GGUF twins.
 
+mod gradients;
+
 use super::model::hash_uniform;
 use super::{Measured, Replay};
 use crate::adapter::Conversation;
 use crate::io::{Checkpoint, read_json};
-use crate::model::{Input, LoadOptions, Model, ModelFiles, SiteKind, Step};
-use crate::nn::{LinearAdapter, Param, Pass, SiteAdapter, SiteAdapters};
+use crate::model::{Model, Step};
+use crate::nn::Pass;
 use crate::routing::Units;
-use crate::{Device, Error, Linear, Result, Tensor, no_grad};
+use crate::{Device, Error, Result, Tensor, no_grad};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -84,6 +86,14 @@ impl Sequences {
         Ok(Pass::new(Units::instances(self.ids.device(), self.lengths.len(), self.s)?))
     }
 
+    /// The mean loss of a model over both.
+    fn mean_loss(&self, model: &Model) -> Result<f64> {
+        let step = Step { valid: Some(&self.valid), ..Step::default() };
+        let out = model.forward(&self.ids, &self.pass()?, step)?;
+        let rows = out.reshape(&[self.lengths.len() * self.s, model.config().hidden_size])?;
+        Ok(model.loss(&rows, &self.targets)?.item()? / self.trained() as f64)
+    }
+
     /// Tokens with a loss.
     fn trained(&self) -> usize {
         self.lengths.iter().map(|n| n.saturating_sub(1)).sum()
@@ -123,29 +133,35 @@ pub(super) fn replay(file: &Checkpoint, device: &Device) -> Result<Replay> {
     let dir = file.path().parent().unwrap_or(Path::new("."));
     let model = Model::open(dir, device, true)?;
     let mut checks = Checks { file, errors: Vec::new() };
-    values(&mut checks, &model, "")?;
+    let mut choices = values(&mut checks, &model, "")?;
     greedy(&mut checks, &model)?;
     samples(&mut checks, &model, &dir.join("eval.json"))?;
-    gradients(&mut checks, dir, device)?;
+    gradients::check(&mut checks, dir, device)?;
     let twin = |name: &str| Some(dir.join(name)).filter(|path| path.is_file());
     if let Some(path) = twin("model-f16.gguf") {
-        values(&mut checks, &*Model::open(&path, device, true)?, "f16 ")?;
+        choices &= values(&mut checks, &*Model::open(&path, device, true)?, "f16 ")?;
     }
     if let Some(path) = twin("model-q8_0.gguf") {
         quantised(&mut checks, &*Model::open(&path, device, false)?, dir)?;
     }
     let kind = model.config().model_type.clone();
-    Ok(Replay { path: file.path().to_path_buf(), kind, errors: checks.errors, choices: true })
+    Ok(Replay { path: file.path().to_path_buf(), kind, errors: checks.errors, choices })
 }
 
-/// Logits, the states of all layers, and the loss.
-fn values(checks: &mut Checks<'_>, model: &Model, what: &str) -> Result<()> {
+/// Logits, the states of all layers, the loss, and the experts that tokens chose: whether all of those agree.
+fn values(checks: &mut Checks<'_>, model: &Model, what: &str) -> Result<bool> {
     let file = checks.file;
     let v = model.config().vocab_size;
     let device = model.device();
     let all = Sequences::read(file, v, device)?;
     let mut hidden = Vec::new();
-    let step = Step { valid: Some(&all.valid), hidden: Some(&mut hidden), ..Step::default() };
+    let mut experts = Vec::new();
+    let step = Step {
+        valid: Some(&all.valid),
+        hidden: Some(&mut hidden),
+        experts: Some(&mut experts),
+        ..Step::default()
+    };
     let pass = all.pass()?;
     let out = no_grad(|| model.forward(&all.ids, &pass, step))?;
     let rows = out.reshape(&[all.lengths.len() * all.s, model.config().hidden_size])?;
@@ -182,7 +198,29 @@ fn values(checks: &mut Checks<'_>, model: &Model, what: &str) -> Result<()> {
         let want = file.dims("short.logits")?.to_vec();
         checks.relative("short.logits", &out.to_f64()?, &file.f32("short.logits", &want)?)?;
     }
-    Ok(())
+    if !file.has("experts") {
+        return Ok(true);
+    }
+    let differ = differing_experts(file, &experts, &real)?;
+    checks.add(format!("{what}experts"), differ);
+    Ok(differ == 0.0)
+}
+
+/// The share of real tokens whose experts are not the stored ones, in their order.
+fn differing_experts(file: &Checkpoint, experts: &[Tensor], real: &[bool]) -> Result<f64> {
+    let [layers, b, s, k] = file.dims("experts")?[..] else {
+        return Err(Error::file(file.path(), "experts are not [layers, B, S, chosen]"));
+    };
+    let want = file.integers("experts", &[layers, b, s, k])?;
+    let chosen: Vec<Vec<u32>> = experts.iter().map(Tensor::to_u32).collect::<Result<_>>()?;
+    let got: Vec<i64> = chosen.concat().into_iter().map(i64::from).collect();
+    if got.len() != want.len() || real.len() != b * s {
+        let what = format!("has experts of shape [{layers}, {b}, {s}, {k}], the model chose {}", got.len());
+        return Err(Error::file(file.path(), what));
+    }
+    let tokens = got.chunks(k.max(1)).zip(want.chunks(k.max(1))).zip(real.iter().cycle());
+    let differ = tokens.filter(|((got, want), real)| **real && got != want).count();
+    Ok(differ as f64 / (layers * real.iter().filter(|real| **real).count()).max(1) as f64)
 }
 
 /// Greedy continuations, token by token over the cache: the share of tokens that differ.
@@ -255,125 +293,4 @@ fn quantised(checks: &mut Checks<'_>, model: &Model, dir: &Path) -> Result<()> {
     let positions = stored.indices("positions", &dims, all.s)?;
     let got: Vec<f64> = positions.iter().flat_map(|&p| logits[p as usize * v..][..v].to_vec()).collect();
     checks.relative("q8_0 logits", &got, &stored.f32("q8_0.logits", &[positions.len(), v])?)
-}
-
-/// Zeros beside frozen linears: their gradients are those of the weights and of the biases.
-struct Beside {
-    weights: Vec<Param>,
-    biases: Vec<Param>,
-}
-
-impl LinearAdapter for Beside {
-    fn forward(&self, x: &Tensor, linears: &[Linear], _: &Pass) -> Result<Vec<Tensor>> {
-        let rows = x.reshape(&[x.shape().rows(), x.shape().last()])?;
-        let ones = Tensor::full(x.device(), &[x.shape().rows(), 1], 1.0)?;
-        let parts = linears.iter().zip(self.weights.iter().zip(&self.biases));
-        let output = |(linear, (w, b)): (&Linear, (&Param, &Param))| {
-            let y = x.linear(&linear.weight, linear.bias.as_ref())?;
-            let beside = rows.matmul_nt(&w.tensor())?.add(&ones.matmul_nt(&b.tensor())?)?;
-            y.add(&beside.reshape(y.dims())?)
-        };
-        parts.map(output).collect()
-    }
-    fn params(&self) -> Vec<Param> {
-        self.weights.iter().chain(&self.biases).cloned().collect()
-    }
-}
-
-/// Gradients of the mean loss: of the norms, of the linears at their sites, and of the embedding. Those of routers and
-/// experts have no place where an adapter could join.
-fn gradients(checks: &mut Checks<'_>, dir: &Path, device: &Device) -> Result<()> {
-    let file = checks.file;
-    let options = LoadOptions { dequantize: true, ..LoadOptions::default() };
-    let (model, vectors) = Model::load_with_leaves(&ModelFiles::open(dir)?, device, options)?;
-    let mut adapters = SiteAdapters::default();
-    let mut params = Vec::new();
-    for (number, site) in model.sites().iter().enumerate().filter(|(_, s)| s.kind != SiteKind::Mlp) {
-        let wanted = |l: &crate::model::SiteLinear| {
-            ["weight", "bias"].iter().any(|what| file.has(&format!("grad.{}.{what}", l.path)))
-        };
-        if !site.linears.iter().any(wanted) {
-            continue;
-        }
-        let zeros = |path: String, dims: [usize; 2]| Param::new(path, Tensor::zeros(device, &dims)?, true);
-        let weight = |l: &crate::model::SiteLinear| zeros(format!("{}.weight", l.path), [l.d_out, l.d_in]);
-        let bias = |l: &crate::model::SiteLinear| zeros(format!("{}.bias", l.path), [l.d_out, 1]);
-        let beside = Beside {
-            weights: site.linears.iter().map(weight).collect::<Result<_>>()?,
-            biases: site.linears.iter().map(bias).collect::<Result<_>>()?,
-        };
-        params.extend(beside.params());
-        adapters.set(number, SiteAdapter::Linears(Arc::new(beside), Vec::new()));
-    }
-    let v = model.config().vocab_size;
-    let d = model.config().hidden_size;
-    let all = Sequences::read(file, v, device)?;
-    let pass = all.pass()?.with_adapters(Arc::new(adapters));
-    let x = no_grad(|| model.embed(&all.ids))?.leaf();
-    let step = Step { valid: Some(&all.valid), ..Step::default() };
-    let rows = model.forward(Input::Embeddings(&x), &pass, step)?;
-    let rows = rows.reshape(&[all.lengths.len() * all.s, d])?;
-    let loss = model.loss(&rows, &all.targets)?.scale(1.0 / all.trained() as f32)?;
-    let gradients = loss.backward()?;
-    for p in &params {
-        let name = format!("grad.{}", p.name());
-        if let Some(g) = p.gradient(&gradients).filter(|_| file.has(&name)) {
-            let dims = file.dims(&name)?.to_vec();
-            checks.relative(&name, &g.to_f64()?, &file.f32(&name, &dims)?)?;
-        }
-    }
-    for (path, leaf) in &vectors {
-        let name = format!("grad.{path}");
-        if let Some(g) = gradients.get(leaf).filter(|_| file.has(&name)) {
-            checks.relative(&name, &g.to_f64()?, &file.f32(&name, &[leaf.len()])?)?;
-        }
-    }
-    let dx =
-        gradients.get(&x).ok_or_else(|| Error::Tape("no gradient of the embeddings".into()))?.to_f64()?;
-    let mut embedding = if model.config().tie_word_embeddings {
-        head_gradient(&model, &rows.detach(), &all)?
-    } else {
-        vec![0.0; v * d]
-    };
-    let scale = model.config().embedding_scale as f64;
-    for (id, dx) in all.ids.to_u32()?.iter().zip(dx.chunks(d)) {
-        embedding[*id as usize * d..][..d].iter_mut().zip(dx).for_each(|(g, dx)| *g += scale * dx);
-    }
-    let name = "grad.model.embed_tokens.weight";
-    checks.relative(name, &embedding, &file.f32(name, &[v, d])?)?;
-    check_all(checks)
-}
-
-/// The gradient of the mean loss by the head's weights, in f64 from the hidden states.
-fn head_gradient(model: &Model, rows: &Tensor, all: &Sequences) -> Result<Vec<f64>> {
-    let c = model.config();
-    let v = c.vocab_size;
-    let d = c.hidden_size;
-    let logits = no_grad(|| model.logits(rows))?.to_f64()?;
-    let hidden = rows.to_f64()?;
-    let mut gradient = vec![0.0; v * d];
-    for (i, target) in all.targets.to_u32()?.into_iter().enumerate().filter(|(_, t)| *t != u32::MAX) {
-        let row = &logits[i * v..(i + 1) * v];
-        let top = row.iter().fold(f64::MIN, |m, &x| m.max(x));
-        let total: f64 = row.iter().map(|x| (x - top).exp()).sum();
-        for (id, &logit) in row.iter().enumerate() {
-            let p = (logit - top).exp() / total - f64::from(u8::from(id as u32 == target));
-            let slope = c.logit_softcap.map_or(1.0, |cap| 1.0 - (logit / cap as f64).powi(2));
-            let dl = p * slope * c.logit_scale as f64 / all.trained() as f64;
-            let h = &hidden[i * d..][..d];
-            gradient[id * d..][..d].iter_mut().zip(h).for_each(|(g, h)| *g += dl * h);
-        }
-    }
-    Ok(gradient)
-}
-
-/// Every stored gradient must have been compared, but those of experts.
-fn check_all(checks: &Checks<'_>) -> Result<()> {
-    let expert = |n: &str| n.contains("expert") || n.contains(".gate.weight");
-    for name in checks.file.names().filter(|n| n.starts_with("grad.") && !expert(n)) {
-        if !checks.errors.iter().any(|m| m.name == name) {
-            return Err(Error::file(checks.file.path(), format!("'{name}' was not computed")));
-        }
-    }
-    Ok(())
 }

@@ -1,0 +1,119 @@
+//! An adapter of every method on tiny models of every family: gradients of the model's loss against differences in f64.
+//! `MIXLORA_GOLDEN_MODELS` names a folder of more models; docs in tests/golden/README.md.
+
+use mixlora::adapter::{ALL_LINEAR, Adapter};
+use mixlora::check::{GRADCHECK_BOUND, gradcheck_directions};
+use mixlora::mixture::{Hook, Method, Methods, RouterGradient, Units};
+use mixlora::model::{Input, Model, Step};
+use mixlora::nn::{Choices, Pass};
+use mixlora::{Device, Result, Stream, Tensor, no_grad};
+use serde_json::json;
+use std::cell::OnceCell;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Two instances of four tokens.
+const BATCH: [usize; 2] = [2, 4];
+
+fn models() -> Vec<PathBuf> {
+    let stored = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models");
+    let folder = std::env::var_os("MIXLORA_GOLDEN_MODELS").map_or(stored, PathBuf::from);
+    let entries = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path());
+    let mut found: Vec<PathBuf> = entries.filter(|path| path.join("config.json").is_file()).collect();
+    found.sort();
+    assert!(!found.is_empty(), "no models in {}", folder.display());
+    found
+}
+
+/// Every method with sizes that fit the smallest model.
+fn methods() -> Vec<Method> {
+    let sizes = json!({
+        "r": 2, "lora_alpha": null, "lora_dropout": 0.0, "num_factors": 4, "num_experts": 2, "top_k": 2, "density": 0.5,
+        "aux_loss_coef": 0.5,
+    });
+    let small = |method: Method| {
+        let own = method.spec().option_names();
+        let sizes = sizes.as_object().unwrap().clone().into_iter();
+        method.set(&sizes.filter(|(name, _)| own.contains(&name.as_str())).collect()).unwrap()
+    };
+    Methods::builtin().all().iter().map(|spec| small(spec.defaults())).collect()
+}
+
+/// The adapter of a method with values in place of its zeros; none where the method takes gated MLPs and the model has
+/// none.
+fn attach(model: &Model, method: &Method) -> Option<Adapter> {
+    let config = model.config();
+    let gated = (0..config.num_hidden_layers).any(|layer| config.has_gated_mlp(layer));
+    let adapter = match Adapter::attach(model, method, &[ALL_LINEAR.into()], Stream::new(1)) {
+        Ok(adapter) => adapter,
+        Err(error) => {
+            assert!(method.spec().hook == Hook::Mlp && !gated, "{error}");
+            assert!(error.to_string().contains("this model has none"), "{error}");
+            return None;
+        }
+    };
+    for param in adapter.trainable() {
+        let value = param.value();
+        let values = Stream::new(3).named(&param.name()).normal_vec(value.len(), 0.1);
+        param.set(Tensor::from_f32(value.device(), value.dims(), &values).unwrap()).unwrap();
+    }
+    Some(adapter)
+}
+
+/// The worst error of a method's adapter on a model, and how many tensors were compared.
+fn check(label: &str, model: &Arc<Model>, method: &Method, adapter: &Adapter) -> (f64, usize) {
+    let device = model.device();
+    let [batch, length] = BATCH;
+    let tokens: Vec<u32> = (0..batch * length).map(|i| (3 + 41 * i % 200) as u32).collect();
+    let target = |i: usize| if i % length + 1 < length { tokens[i + 1] } else { u32::MAX };
+    let targets: Vec<u32> = (0..tokens.len()).map(target).collect();
+    let targets = Tensor::from_u32(device, &[tokens.len()], &targets).unwrap();
+    let tokens = Tensor::from_u32(device, &BATCH, &tokens).unwrap();
+    let x = no_grad(|| model.embed(&tokens)).unwrap();
+    // The experts of the model itself are not forced: they must stay what they were.
+    let chosen: OnceCell<Vec<Vec<u32>>> = OnceCell::new();
+    let run = |x: &Tensor, choices: &Choices| {
+        let units = Units::instances(device, batch, length)?;
+        let pass = Pass::training(units, Stream::new(5)).with_choices(choices.clone());
+        let pass = pass.with_adapters(adapter.sites().clone());
+        let mut experts = Vec::new();
+        let step = Step { experts: Some(&mut experts), ..Step::default() };
+        let rows = model.forward(Input::Embeddings(x), &pass, step)?;
+        let experts: Vec<Vec<u32>> = experts.iter().map(Tensor::to_u32).collect::<Result<_>>()?;
+        assert_eq!(&experts, chosen.get_or_init(|| experts.clone()), "{label}: a step crosses a choice");
+        let rows = rows.reshape(&[batch * length, model.config().hidden_size])?;
+        let mut losses = vec![model.loss(&rows, &targets)?];
+        losses.extend(pass.take_aux());
+        Ok(losses)
+    };
+    let errors = gradcheck_directions(&adapter.trainable(), &x, run).unwrap();
+    let mut worst = 0f64;
+    for error in &errors {
+        assert!(error.error <= GRADCHECK_BOUND, "{label}: {error:?}");
+        let router = error.name.contains("router") || error.name.contains("choice_embed");
+        let learns = !router || method.options().router_gradient() == RouterGradient::Yes;
+        assert!(error.largest > 1e-6 || !learns, "{label}: nothing flows to {}", error.name);
+        worst = worst.max(error.error);
+    }
+    (worst, errors.len())
+}
+
+#[test]
+fn every_method_trains_on_every_family() {
+    for path in models() {
+        let model = Model::open(&path, &Device::reference(), true).unwrap();
+        let family = path.file_name().unwrap().to_string_lossy();
+        let start = std::time::Instant::now();
+        let mut line = String::new();
+        for method in methods() {
+            let name = method.name();
+            let Some(adapter) = attach(&model, &method) else {
+                line += &format!(" {name} not taken,");
+                continue;
+            };
+            let (worst, compared) = check(&format!("{name} on {family}"), &model, &method, &adapter);
+            line += &format!(" {name} {compared} tensors {worst:.1e},");
+        }
+        println!("{family} {:.1} s:{line}", start.elapsed().as_secs_f64());
+    }
+}

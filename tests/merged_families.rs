@@ -1,0 +1,135 @@
+//! A plain LoRA on tiny models of every family, from both kinds of files: merged into a Hugging Face directory, and as a
+//! GGUF adapter. `MIXLORA_GOLDEN_MODELS` names a folder of more models; docs in tests/golden/README.md.
+
+use mixlora::adapter::{ALL_LINEAR, Adapter};
+use mixlora::io::{Checkpoint, GgufFile};
+use mixlora::mixture::{Units, find};
+use mixlora::model::{Model, RopeScaling, Step};
+use mixlora::nn::Pass;
+use mixlora::{Device, Format, Stream, Tensor, no_grad};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Of the largest logit.
+const BOUND: f32 = 1e-4;
+const R: usize = 2;
+
+fn models() -> Vec<PathBuf> {
+    let stored = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models");
+    let folder = std::env::var_os("MIXLORA_GOLDEN_MODELS").map_or(stored, PathBuf::from);
+    let entries = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path());
+    let mut found: Vec<PathBuf> = entries.filter(|path| path.join("config.json").is_file()).collect();
+    found.sort();
+    assert!(!found.is_empty(), "no models in {}", folder.display());
+    found
+}
+
+fn adapted(path: &Path) -> (Arc<Model>, Adapter) {
+    let model = Model::open(path, &Device::cpu(), false).unwrap();
+    let method = find("lora").unwrap().defaults().with("r", R).unwrap();
+    let adapter = Adapter::attach(&model, &method, &[ALL_LINEAR.into()], Stream::new(1)).unwrap();
+    for param in adapter.trainable() {
+        let value = param.value();
+        let values = Stream::new(3).named(&param.name()).normal_vec(value.len(), 0.1);
+        param.set(Tensor::from_f32(value.device(), value.dims(), &values).unwrap()).unwrap();
+    }
+    (model, adapter)
+}
+
+/// Logits of a sequence that is longer than every window.
+fn logits(model: &Model, adapter: Option<&Adapter>) -> Vec<f32> {
+    let ids: Vec<u32> = (0..40).map(|i| 3 + 41 * i % 200).collect();
+    let ids = Tensor::from_u32(model.device(), &[1, 40], &ids).unwrap();
+    let pass = Pass::new(Units::instances(model.device(), 1, 40).unwrap());
+    let pass = pass.with_adapters(adapter.map(|adapter| adapter.sites().clone()));
+    let run = || model.logits(&model.forward(&ids, &pass, Step::default())?)?.to_f32();
+    no_grad(run).unwrap()
+}
+
+/// The largest difference relative to the largest value.
+fn worst(got: &[f32], want: &[f32]) -> f32 {
+    assert_eq!(got.len(), want.len());
+    let largest = want.iter().fold(0f32, |largest, value| largest.max(value.abs()));
+    got.iter().zip(want).fold(0f32, |worst, (got, want)| worst.max((got - want).abs())) / largest
+}
+
+#[test]
+fn merged_models_of_every_family_compute_what_their_adapters_do() {
+    for folder in models() {
+        for path in [folder.clone(), folder.join("model-f16.gguf")].iter().filter(|path| path.exists()) {
+            let (model, adapter) = adapted(path);
+            let want = logits(&model, Some(&adapter));
+            assert!(
+                worst(&logits(&model, None), &want) > 0.01,
+                "{}: the adapter changes something",
+                path.display()
+            );
+            let out = tempfile::tempdir().unwrap();
+            if let Err(error) = adapter.merge(&model, out.path(), Format::F32) {
+                // A table of factors in a GGUF file whose numbers config.json would need cannot be found again.
+                let table = matches!(model.config().ropes[0].scaling, RopeScaling::Factors(_));
+                let what = error.to_string();
+                assert!(
+                    table && what.contains("give the Hugging Face directory"),
+                    "{}: {what}",
+                    path.display()
+                );
+                continue;
+            }
+            let merged = Model::open(out.path(), &Device::cpu(), false).unwrap();
+            let error = worst(&logits(&merged, None), &want);
+            assert!(error < BOUND, "{}: {error:.1e}", path.display());
+            println!("{}: {error:.1e}", path.strip_prefix(folder.parent().unwrap()).unwrap().display());
+        }
+    }
+}
+
+/// The rows of the GGUF twin are found by their values among those of the Hugging Face file, and the update of each row
+/// in the exported file is that of the same row in the merged model.
+#[test]
+fn gguf_adapters_of_every_family_fit_the_gguf_file() {
+    let mut seen = 0;
+    for folder in models() {
+        let (model, adapter) = adapted(&folder);
+        let out = tempfile::tempdir().unwrap();
+        let path = out.path().join("adapter.gguf");
+        if model.config().gguf_architecture().is_none() {
+            let error = adapter.export_gguf(&model, &path).unwrap_err().to_string();
+            assert!(error.contains("PEFT's format"), "{error}");
+            continue;
+        }
+        adapter.export_gguf(&model, &path).unwrap();
+        let twin = folder.join("model-f16.gguf");
+        if !twin.exists() {
+            continue;
+        }
+        let exported = GgufFile::open(&path).unwrap();
+        let twin = GgufFile::open(twin).unwrap();
+        assert_eq!(exported.str("general.architecture").unwrap(), twin.str("general.architecture").unwrap());
+        adapter.merge(&model, out.path(), Format::F32).unwrap();
+        let plain = Checkpoint::open(&folder).unwrap();
+        let merged = Checkpoint::open(out.path()).unwrap();
+        let scale = exported.f32("adapter.lora.alpha").unwrap() / R as f32;
+        for (path, _) in model.linears() {
+            let theirs = model.config().gguf_name(&format!("{path}.weight"));
+            let base = twin.values_f32(&theirs).unwrap();
+            let d_in = twin.tensor(&theirs).unwrap().cols();
+            let [a, b] =
+                ["lora_a", "lora_b"].map(|part| exported.values_f32(&format!("{theirs}.{part}")).unwrap());
+            let ours = plain.values_f32(&format!("{path}.weight")).unwrap();
+            let after = merged.values_f32(&format!("{path}.weight")).unwrap();
+            for (row, base) in base.chunks(d_in).enumerate() {
+                let same = ours.chunks(d_in).position(|ours| ours == base);
+                let same = same.unwrap_or_else(|| panic!("{theirs}: row {row} is not in {path}"));
+                let updated = |i: usize| {
+                    base[i] + scale * (0..R).map(|k| b[row * R + k] * a[k * d_in + i]).sum::<f32>()
+                };
+                let got: Vec<f32> = (0..d_in).map(updated).collect();
+                let error = worst(&got, &after[same * d_in..][..d_in]);
+                assert!(error < BOUND, "{theirs} row {row}: {error:.1e}");
+            }
+            seen += 1;
+        }
+    }
+    assert!(seen > 10, "{seen} linears");
+}
