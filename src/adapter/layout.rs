@@ -136,5 +136,5 @@ pub(super) fn open_tensors(dir: &Path) -> Result<Checkpoint> {
 }
 
 fn pretty<T: Serialize>(value: &T) -> Result<String> {
-    serde_json::to_string_pretty(value).map_err(|error| Error::config("adapter", error.to_string()))
+    serde_json::to_string_pretty(value).map_err(|error| Error::refused("adapter", error.to_string()))
 }

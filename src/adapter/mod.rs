@@ -36,7 +36,10 @@ pub const ALL_LINEAR: &str = "all-linear";
 /// Refuses an empty list of target modules.
 pub(crate) fn check_targets(targets: &[String]) -> Result<()> {
     if targets.is_empty() {
-        return Err(Error::config("target_modules", "is empty: name at least one projection, or all-linear"));
+        return Err(Error::refused(
+            "target_modules",
+            "is empty: name at least one projection, or all-linear",
+        ));
     }
     Ok(())
 }
@@ -53,7 +56,7 @@ pub fn resolve_targets(targets: &[String], config: &ModelConfig) -> Result<Vec<S
     }
     match targets.iter().find(|t| !known.contains(t)) {
         None => Ok(targets.to_vec()),
-        Some(t) => Err(Error::config(
+        Some(t) => Err(Error::refused(
             "target_modules",
             format!("'{t}' matches nothing; there are {}", known.join(", ")),
         )),
@@ -117,7 +120,7 @@ pub(crate) fn build_sites(
     let blocks = sites.iter().any(|site| site.kind == SiteKind::Mlp && site.inner > 0);
     if method.spec().hook == Hook::Mlp && !blocks {
         let what = format!("{} takes gated MLP blocks, and this model has none", method.spec().name);
-        return Err(Error::config("method", what));
+        return Err(Error::refused("method", what));
     }
     Ok(all)
 }

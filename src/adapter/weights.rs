@@ -173,7 +173,7 @@ impl AdapterWeights {
         let parts = Adapter::parts(model, &self.method, &self.targets)?;
         parts.iter().try_for_each(|part| self.check(part))?;
         if let Some(m) = self.matrices.iter().find(|m| !parts.iter().any(|p| p.name == m.name)) {
-            return Err(Error::config(&m.name, "is for a place that this adapter does not have"));
+            return Err(Error::refused(&m.name, "is for a place that this adapter does not have"));
         }
         let adapter = Adapter::attach(model, &self.method, &self.targets, Stream::new(0))?;
         let values = |part: &str| self.matrix(part).map(|m| m.values.clone()).unwrap_or_default();
@@ -182,7 +182,7 @@ impl AdapterWeights {
     }
 
     fn check(&self, part: &PartShape) -> Result<()> {
-        let fail = |what: String| Err(Error::config(&part.name, what));
+        let fail = |what: String| Err(Error::refused(&part.name, what));
         match self.matrix(&part.name) {
             None => fail("is missing".into()),
             Some(m) if (m.rows, m.cols) == (part.rows, part.cols) && m.values.len() == m.rows * m.cols => {

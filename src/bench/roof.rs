@@ -74,7 +74,7 @@ impl Roof {
             Device::Cpu(cpu) => (Timer::Wall, cpu::measure(cpu)?),
             Device::Gpu(gpu) => gpu::measure(device, gpu)?,
             Device::Reference => {
-                return Err(Error::config("device", "the reference is a specification: use cpu or a GPU"));
+                return Err(Error::refused("device", "the reference is a specification: use cpu or a GPU"));
             }
         };
         let best = |(work, samples): &(f64, Vec<f64>)| work / quantile(samples, 0.0) * 1e-9;

@@ -174,8 +174,7 @@ impl<const N: usize> std::str::FromStr for Shape<N> {
             text.split('x').map(|part| part.trim().parse().ok().filter(|&number| number > 0)).collect();
         let example = ["", "512", "576x1536", "256x1024x1024"].get(N).copied().unwrap_or_default();
         parts.and_then(|parts| parts.try_into().ok()).map(Shape).ok_or_else(|| {
-            let what = format!("'{text}' is not {N} positive numbers such as {example}");
-            Error::config("shape", what)
+            Error::config("shape", format!("'{text}'"), format!("{N} positive numbers such as {example}"))
         })
     }
 }

@@ -56,7 +56,7 @@ pub fn gradcheck_method(method: &Method) -> Result<Vec<GradError>> {
         let site = MlpSite::alone("block", D_IN, OUTS[0]);
         let built = method.build_mlp(&site, device, Stream::new(1))?;
         let adapter =
-            built.ok_or_else(|| Error::config("method", "takes blocks, but builds no adapter of one"))?;
+            built.ok_or_else(|| Error::refused("method", "takes blocks, but builds no adapter of one"))?;
         let [gate, up] = [linear(device, "gate", OUTS[0], D_IN)?, linear(device, "up", OUTS[0], D_IN)?];
         let mlp = Mlp::frozen(gate, up, linear(device, "down", D_IN, OUTS[0])?);
         randomise(&adapter.params())?;

@@ -67,10 +67,9 @@ impl Gpu {
         let size = class(bytes) + if guard { 4 * GUARD_WORDS } else { 0 };
         let limit = self.largest_binding();
         if bytes > limit {
-            let what = format!(
-                "{bytes} bytes are more than one binding of this adapter holds ({limit}); use a smaller batch or sequence, or split by rows"
-            );
-            return Err(Error::shape("tensor", what));
+            let expected = format!("at most {limit} bytes, which one binding of this adapter holds");
+            let found = format!("{bytes}; use a smaller batch or sequence, or split by rows");
+            return Err(Error::shape("tensor", expected, found));
         }
         let size = if size > limit { bytes } else { size };
         let found = if guard { None } else { lock(&self.pool.free).get_mut(&size).and_then(Vec::pop) };

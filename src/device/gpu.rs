@@ -252,7 +252,7 @@ impl Gpu {
     pub(crate) fn keep_tuned(&self, table: &Tuned) -> Result<PathBuf> {
         let folder = self.cache.as_deref();
         let folder =
-            folder.ok_or_else(|| Error::config("cache", "the device was opened without a folder"))?;
+            folder.ok_or_else(|| Error::refused("cache", "the device was opened without a folder"))?;
         tuned::write(&tuned::path(folder, &self.info), table)
     }
     /// The device itself, for sharing with other wgpu code.

@@ -125,7 +125,7 @@ impl Device {
         if (1..=most).contains(&threads) {
             return Ok(());
         }
-        Err(Error::config("threads", format!("is {threads}, must be in 1..={most} on this machine")))
+        Err(Error::config("threads", threads, format!("in 1..={most} on this machine")))
     }
 
     /// The CPU with its own pool of `threads` threads. Results do not depend on the number.
@@ -137,7 +137,7 @@ impl Device {
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .build()
-            .map_err(|error| Error::config("threads", error.to_string()))?;
+            .map_err(|error| Error::refused("threads", error.to_string()))?;
         Ok(Device::Cpu(Arc::new(Cpu::with_threads(pool))))
     }
 
@@ -222,7 +222,7 @@ impl Device {
                 Some(name) => Device::parse_with_cache(&name, cache),
                 None => Device::best(cache),
             },
-            "" => Err(Error::config("device", "is empty; use cpu, gpu, auto or part of an adapter's name")),
+            "" => Err(Error::config("device", "empty", "cpu, gpu, auto or part of an adapter's name")),
             "gpu" => Device::gpu_with(&GpuOptions::with_cache(cache)),
             name => Ok(Device::Gpu(Gpu::named(name, &GpuOptions::with_cache(cache))?)),
         }

@@ -34,8 +34,8 @@ impl Gpu {
             return Ok(());
         }
         if x.max(y).max(z) > 65_535 {
-            let what = format!("{}: grid {x} x {y} x {z} is too large, at most 65535 each way", d.name());
-            return Err(Error::shape("dispatch", what));
+            let expected = format!("at most 65535 workgroups each way for {}", d.name());
+            return Err(Error::shape("dispatch", expected, format!("{x} x {y} x {z}")));
         }
         self.check()?;
         let label = d.name();

@@ -304,7 +304,7 @@ impl Method {
         let known: Vec<String> = own.iter().map(|n| n.to_string()).collect();
         let near = nearest(name, &known).map_or(String::new(), |n| format!("; did you mean '{n}'?"));
         let what = format!("is no option of {}{near}; its options are {}", self.name(), own.join(", "));
-        Err(Error::config(name, what))
+        Err(Error::refused(name, what))
     }
 
     /// The same with the alpha that is computed with, whoever chose it.

@@ -312,10 +312,11 @@ impl ModelFiles {
     /// Those of [`raw`](ModelFiles::raw), or the device refuses it.
     pub fn weight(&self, name: &str, device: &Device, dequantise: bool) -> Result<Weight> {
         let t = self.raw(name)?;
-        let formats = [t.format, if dequantise { Format::F32 } else { t.format }];
+        let weight = Weight::from_bytes(device, [t.rows, t.cols], t.bytes, t.format);
+        let weight = if dequantise { weight.store_as(Format::F32) } else { weight };
         match self.row_order(name) {
-            Some(order) => Weight::from_raw_as(device, [t.rows, t.cols], t.bytes, formats, order),
-            None => Weight::from_raw_as(device, [t.rows, t.cols], t.bytes, formats, |row| row),
+            Some(order) => weight.rows(order).build(),
+            None => weight.build(),
         }
     }
 

@@ -12,7 +12,7 @@ use tokenizers::{AddedToken, PreTokenizerWrapper, SplitDelimiterBehavior, Tokeni
 
 /// The tokenizer of a vocabulary of kind `gpt2`.
 pub(super) fn build(vocab: &Vocab) -> Result<Tokenizer> {
-    let refusal = |what: String| Error::config("vocabulary", what);
+    let refusal = |what: String| Error::refused("vocabulary", what);
     let pre = find(&vocab.pre)?;
     let merges = vocab.merges.as_deref().ok_or_else(|| refusal("has no merges, which BPE needs".into()))?;
     let pairs = merges.iter().enumerate().map(|(index, merge)| {

@@ -68,7 +68,7 @@ const PRE_TOKENIZERS: &[PreTokenizer] = &[
 pub(super) fn find(name: &str) -> Result<&'static PreTokenizer> {
     PRE_TOKENIZERS.iter().find(|pre| pre.names.contains(&name)).ok_or_else(|| {
         let known: Vec<&str> = PRE_TOKENIZERS.iter().flat_map(|pre| pre.names).copied().collect();
-        Error::config(
+        Error::refused(
             "tokenizer.ggml.pre",
             format!("pre-tokenizer '{name}' is not known; known are {}", known.join(", ")),
         )

@@ -165,7 +165,7 @@ impl TextOptions {
                 ModelText::new(Tokenizer::from_file(file)?, own.and_then(|own| own.template))
             }
             (None, Some(own)) => own,
-            (None, None) => return Err(Error::config("model", "a model or a tokenizer is needed")),
+            (None, None) => return Err(Error::refused("model", "a model or a tokenizer is needed")),
         };
         if let Some(name) = &self.template {
             text = ModelText::new(text.tokenizer, Some(named_template(name)?));

@@ -35,7 +35,7 @@ pub(super) fn check_prompts(config: &RunConfig, data: &Dataset) -> Result<()> {
         .collect();
     match empty.len() {
         0 => Ok(()),
-        n => Err(Error::config(
+        n => Err(Error::refused(
             "options.pool",
             format!(
                 "routers look at the prompt, but {n} examples have none before their first trained token (lines {}{}); \

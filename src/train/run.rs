@@ -386,7 +386,7 @@ impl Run {
         let mut files = self.session.adapter.files(&self.session.model, &base)?;
         files.push((OPTIMIZER.into(), optimizer_bytes(&self.session.optimizer)?));
         let state = serde_json::to_vec_pretty(&self.state)
-            .map_err(|error| Error::config(STATE, error.to_string()))?;
+            .map_err(|error| Error::refused(STATE, error.to_string()))?;
         files.push((STATE.into(), state));
         let dir = folder.save(self.state.step, &files, best, self.config.train.keep)?;
         // The picture is for people: a run does not fail for it.
