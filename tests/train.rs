@@ -29,7 +29,7 @@ impl Place {
         let mut layers = vec![(
             "test".to_string(),
             json!({
-                "model": self.path("model"), "data": self.path("data"), "method": method,
+                "model": self.path("model"), "data": self.path("data"), "method": method, "text": { "max_length": 512 },
                 "train": { "steps": 20, "micro_batch": 2, "grad_accumulation": 2, "learning_rate": 1e-2 },
             }),
         )];

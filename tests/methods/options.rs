@@ -17,7 +17,7 @@ fn build(method: &Method) -> Result<()> {
 /// The error of a method with an option changed.
 fn refusal(method: &Method, name: &str, value: Value) -> String {
     match method.with(name, value.clone()) {
-        Err(e @ Error::Config { .. }) => e.to_string(),
+        Err(e @ (Error::Config { .. } | Error::Refused { .. })) => e.to_string(),
         other => panic!("{} {name} = {value}: {other:?}", method.name()),
     }
 }
