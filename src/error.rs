@@ -1,5 +1,6 @@
 //! Typed errors: what failed, where, and what to do about it.
 
+use std::fmt::Display;
 use std::path::PathBuf;
 
 /// Everything in this crate that can fail returns this.
@@ -10,14 +11,17 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[non_exhaustive]
 pub enum Error {
     /// Operands of an operation do not fit together.
-    #[error("{op}: {what}")]
-    Shape { op: &'static str, what: String },
+    #[error("{op}: expected {expected}, found {found}")]
+    Shape { op: &'static str, expected: String, found: String },
     /// An operand has the wrong element type.
-    #[error("{op}: expected {expected}, got {got}")]
-    DType { op: &'static str, expected: &'static str, got: &'static str },
-    /// An option has a value that cannot work.
+    #[error("{op}: expected {expected}, found {found}")]
+    DType { op: &'static str, expected: &'static str, found: &'static str },
+    /// An option has a value that cannot work, and others would.
+    #[error("{field}: is {found}, must be {expected}")]
+    Config { field: String, expected: String, found: String },
+    /// An option or a thing that it names cannot be used, for a reason that is no matter of its value.
     #[error("{field}: {what}")]
-    Config { field: String, what: String },
+    Refused { field: String, what: String },
     /// A file is not what it should be.
     #[error("{}: {what}", path.display())]
     File { path: PathBuf, what: String },
@@ -96,11 +100,36 @@ fn budget_text(bytes: u64) -> String {
 }
 
 impl Error {
-    pub(crate) fn shape(op: &'static str, what: impl Into<String>) -> Self {
-        Error::Shape { op, what: what.into() }
+    /// The option that the error is about, if it is about one.
+    pub fn field(&self) -> Option<&str> {
+        match self {
+            Error::Config { field, .. } | Error::Refused { field, .. } => Some(field),
+            _ => None,
+        }
     }
-    pub(crate) fn config(field: impl Into<String>, what: impl Into<String>) -> Self {
-        Error::Config { field: field.into(), what: what.into() }
+
+    /// The same error with another name for its option, made from the present one; an error about none stays as it is.
+    ///
+    /// ```
+    /// use mixlora::Device;
+    /// let error = Device::parse("").unwrap_err().rename(|field| format!("--{field}"));
+    /// assert!(error.to_string().starts_with("--device: is empty, must be cpu, gpu, auto"));
+    /// ```
+    pub fn rename(mut self, name: impl FnOnce(&str) -> String) -> Self {
+        if let Error::Config { field, .. } | Error::Refused { field, .. } = &mut self {
+            *field = name(field);
+        }
+        self
+    }
+
+    pub(crate) fn shape(op: &'static str, expected: impl Display, found: impl Display) -> Self {
+        Error::Shape { op, expected: expected.to_string(), found: found.to_string() }
+    }
+    pub(crate) fn config(field: impl Into<String>, found: impl Display, expected: impl Display) -> Self {
+        Error::Config { field: field.into(), expected: expected.to_string(), found: found.to_string() }
+    }
+    pub(crate) fn refused(field: impl Into<String>, what: impl Into<String>) -> Self {
+        Error::Refused { field: field.into(), what: what.into() }
     }
     pub(crate) fn file(path: impl Into<PathBuf>, what: impl Into<String>) -> Self {
         Error::File { path: path.into(), what: what.into() }

@@ -42,7 +42,7 @@ pub use rng::{Stream, threefry2x32};
 pub use shape::Shape;
 pub use tape::{Gradients, backward, checkpoint, checkpoint_many, no_grad};
 pub use tensor::Tensor;
-pub use weight::{Format, Linear, Shard, Weight};
+pub use weight::{Format, Linear, Shard, Weight, WeightBuilder};
 
 #[cfg(feature = "gpu")]
 pub use wgpu;

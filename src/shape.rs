@@ -16,7 +16,7 @@ impl Shape {
         let n = dims.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
         match n {
             Some(n) if n <= MAX_ELEMENTS => Ok(Shape(dims.to_vec())),
-            _ => Err(Error::shape("shape", format!("{dims:?} has more than {MAX_ELEMENTS} elements"))),
+            _ => Err(Error::shape("shape", format!("at most {MAX_ELEMENTS} elements"), format!("{dims:?}"))),
         }
     }
     /// Axis lengths.

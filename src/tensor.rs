@@ -52,7 +52,7 @@ impl Tensor {
         if shape.len() == n {
             Ok(())
         } else {
-            Err(Error::shape("tensor", format!("shape {shape} needs {} values, got {n}", shape.len())))
+            Err(Error::shape("tensor", format!("{} values for shape {shape}", shape.len()), n))
         }
     }
 
@@ -227,7 +227,7 @@ impl Tensor {
     pub fn item(&self) -> Result<f64> {
         match self.to_f64()?.as_slice() {
             [v] => Ok(*v),
-            v => Err(Error::shape("item", format!("needs one element, the tensor has {}", v.len()))),
+            v => Err(Error::shape("item", "one element", v.len())),
         }
     }
 
@@ -270,7 +270,7 @@ impl Tensor {
         if self.dtype == dtype {
             Ok(())
         } else {
-            Err(Error::DType { op, expected: dtype.name(), got: self.dtype.name() })
+            Err(Error::DType { op, expected: dtype.name(), found: self.dtype.name() })
         }
     }
 
@@ -280,7 +280,8 @@ impl Tensor {
         if shape.len() != self.len() {
             return Err(Error::shape(
                 "reshape",
-                format!("{} -> {shape}: {} elements cannot become {}", self.shape, self.len(), shape.len()),
+                format!("{} elements, as {} has", self.len(), self.shape),
+                format!("{} in {shape}", shape.len()),
             ));
         }
         let out = Tensor { shape, edge: None, ..self.clone() };

@@ -192,7 +192,7 @@ fn configurations_that_cannot_be() {
     change(
         "num_key_value_heads",
         json!(3),
-        "num_attention_heads: (4) must be a multiple of num_key_value_heads (3)",
+        "num_attention_heads: is 4, must be a multiple of num_key_value_heads (3)",
     );
     change("head_dim", json!(0), "head_dim: is 0");
     change("num_hidden_layers", json!(0), "num_hidden_layers: is 0");

@@ -44,7 +44,7 @@ fn devices() -> Vec<Device> {
 fn recorded_blocks_decode_to_the_recorded_bits() {
     for r in recorded() {
         for device in devices() {
-            let w = Weight::from_raw(&device, r.rows, r.cols, r.bytes, r.format).unwrap();
+            let w = Weight::from_bytes(&device, [r.rows, r.cols], r.bytes, r.format).build().unwrap();
             assert_eq!(w.to_f32().unwrap(), r.values, "{:?} on {}", r.format, device.name());
         }
     }
@@ -54,7 +54,7 @@ fn recorded_blocks_decode_to_the_recorded_bits() {
 fn rows_are_looked_up_in_every_format_on_every_device() {
     for r in recorded() {
         for device in devices() {
-            let w = Weight::from_raw(&device, r.rows, r.cols, r.bytes, r.format).unwrap();
+            let w = Weight::from_bytes(&device, [r.rows, r.cols], r.bytes, r.format).build().unwrap();
             let index: Vec<u32> = (0..r.rows as u32).rev().collect();
             let index = Tensor::from_u32(&device, &[index.len()], &index).unwrap();
             let got = w.embedding(&index).unwrap().to_f32().unwrap();

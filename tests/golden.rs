@@ -248,7 +248,7 @@ fn tensors_that_cannot_be() {
         }
         e.with("router_cfs", &[dims[0], 5, dims[2]])
     };
-    refused("r above E", changed(LINEAR, many), &["num_factors (4) must be >= r (5)"]);
+    refused("r above E", changed(LINEAR, many), &["num_factors: is 4, must be at least r (5)"]);
 }
 
 #[test]

@@ -1,5 +1,8 @@
 //! Rules of the house that a compiler does not check: who may use whom, what is listed where, sizes, links.
 
+#[path = "house/imports.rs"]
+mod imports;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 

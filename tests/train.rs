@@ -6,8 +6,7 @@ mod common;
 use common::tiny::{write_data, write_text_model};
 use mixlora::Device;
 use mixlora::mixture::{Methods, find};
-use mixlora::model::Model;
-use mixlora::train::{End, Observer, Parts, Run, RunConfig, Stop, StoredRun, TrainingData};
+use mixlora::train::{End, Inputs, Observer, Parts, Run, RunConfig, Stop, StoredRun};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
@@ -30,7 +29,7 @@ impl Place {
         let mut layers = vec![(
             "test".to_string(),
             json!({
-                "model": self.path("model"), "data": self.path("data"), "method": method,
+                "model": self.path("model"), "data": self.path("data"), "method": method, "text": { "max_length": 512 },
                 "train": { "steps": 20, "micro_batch": 2, "grad_accumulation": 2, "learning_rate": 1e-2 },
             }),
         )];
@@ -48,9 +47,7 @@ impl Place {
         RunConfig::layered(&layers, &Methods::builtin()).unwrap()
     }
     fn parts(&self, config: &RunConfig, device: &Device) -> Parts {
-        let text = config.text.open(Some(&config.model)).unwrap();
-        let data = TrainingData::open(config, &text).unwrap();
-        data.with(config, &text, Model::open(&config.model, device, true).unwrap()).unwrap()
+        Inputs::read(config.clone()).unwrap().load(device, false).unwrap()
     }
 }
 
@@ -92,18 +89,17 @@ fn ten_and_ten_steps_are_twenty() {
             let dirs =
                 ["whole", "again", "parts"].map(|n| place.path(&format!("{n}-{method}-{}", device.name())));
             for dir in &dirs[..2] {
-                let mut run = Run::start(config.clone(), place.parts(&config, &device), Some(dir)).unwrap();
+                let mut run = Run::start(place.parts(&config, &device), Some(dir)).unwrap();
                 assert_eq!(run.go(&Stop::default(), &mut ()).unwrap(), End::Finished);
             }
             assert!(adapter_bytes(&dirs[0]) == adapter_bytes(&dirs[1]), "{method}: the same run twice");
-            let mut run = Run::start(config.clone(), place.parts(&config, &device), Some(&dirs[2])).unwrap();
+            let mut run = Run::start(place.parts(&config, &device), Some(&dirs[2])).unwrap();
             assert_eq!(run.go(&Stop::at(Some(10)), &mut ()).unwrap(), End::Stopped);
             drop(run);
             let stored = StoredRun::open(&dirs[2], &Methods::builtin()).unwrap();
             let config = stored.config.clone();
             let mut seen = Seen::default();
-            let mut run =
-                Run::resume(stored, config.clone(), place.parts(&config, &device), &mut seen).unwrap();
+            let mut run = Run::resume(stored, place.parts(&config, &device), &mut seen).unwrap();
             assert_eq!(run.state().step, 10);
             assert_eq!(run.go(&Stop::default(), &mut seen).unwrap(), End::Finished);
             assert_eq!(seen.losses.len(), 10);
@@ -121,10 +117,7 @@ fn the_best_step_is_kept_and_named() {
     let config = place.config("lora", &[("eval_every", json!(2)), ("keep", json!(1))]);
     let cpu = Device::cpu();
     let (dir, mut seen) = (place.path("run"), Seen::default());
-    Run::start(config.clone(), place.parts(&config, &cpu), Some(&dir))
-        .unwrap()
-        .go(&Stop::default(), &mut seen)
-        .unwrap();
+    Run::start(place.parts(&config, &cpu), Some(&dir)).unwrap().go(&Stop::default(), &mut seen).unwrap();
     assert_eq!(seen.evals.len(), 10);
     let best = seen.evals.iter().min_by(|a, b| a.1.total_cmp(&b.1)).unwrap().0;
     assert!(best < 20, "{:?}", seen.evals);
@@ -149,7 +142,7 @@ fn a_resumed_run_keeps_what_it_must() {
     let place = Place::new();
     let config = place.config("lora", &[]);
     let (cpu, dir) = (Device::cpu(), place.path("run"));
-    let start = |c: &RunConfig| Run::start(c.clone(), place.parts(c, &cpu), Some(&dir));
+    let start = |c: &RunConfig| Run::start(place.parts(c, &cpu), Some(&dir));
     start(&config).unwrap().go(&Stop::at(Some(2)), &mut ()).unwrap();
     let stored = StoredRun::open(&dir, &Methods::builtin()).unwrap();
     let changes = stored
@@ -163,8 +156,7 @@ fn a_resumed_run_keeps_what_it_must() {
     assert!(e.contains("options.r: 2 -> 4; train.seed: 0 -> 1") && e.contains("train.learning_rate"), "{e}");
     // Other data, another model.
     write_data(&place.path("data"), 21);
-    let e =
-        Run::resume(stored, config.clone(), place.parts(&config, &cpu), &mut ()).err().unwrap().to_string();
+    let e = Run::resume(stored, place.parts(&config, &cpu), &mut ()).err().unwrap().to_string();
     assert!(e.contains("training data") && e.contains("fingerprint"), "{e}");
     let e = start(&config).err().unwrap().to_string();
     assert!(e.contains("already holds a run"), "{e}");
@@ -177,7 +169,7 @@ fn a_resumed_run_keeps_its_frozen_rows() {
     let cpu = Device::cpu();
     let dir = place.path("run");
     let first = |run: &Run| run.session.adapter.trainable()[0].clone();
-    let mut run = Run::start(config.clone(), place.parts(&config, &cpu), Some(&dir)).unwrap();
+    let mut run = Run::start(place.parts(&config, &cpu), Some(&dir)).unwrap();
     let part = first(&run).parts()[0].0.clone();
     first(&run).freeze_rows(&part, 1..2).unwrap();
     let width = first(&run).value().shape().last();
@@ -185,7 +177,7 @@ fn a_resumed_run_keeps_its_frozen_rows() {
     run.go(&Stop::at(Some(2)), &mut ()).unwrap();
     drop(run);
     let stored = StoredRun::open(&dir, &Methods::builtin()).unwrap();
-    let mut run = Run::resume(stored, config.clone(), place.parts(&config, &cpu), &mut ()).unwrap();
+    let mut run = Run::resume(stored, place.parts(&config, &cpu), &mut ()).unwrap();
     assert_eq!(first(&run).frozen_by_part(), vec![(part, 1..2)]);
     run.go(&Stop::at(Some(4)), &mut ()).unwrap();
     let after = first(&run).value().to_f32().unwrap();
@@ -198,7 +190,7 @@ fn a_diverging_run_stops_and_keeps_what_explains_it() {
     let place = Place::new();
     let config = place.config("lora", &[("learning_rate", json!(1e30)), ("max_grad_norm", json!(0.0))]);
     let (cpu, dir) = (Device::cpu(), place.path("run"));
-    let mut run = Run::start(config.clone(), place.parts(&config, &cpu), Some(&dir)).unwrap();
+    let mut run = Run::start(place.parts(&config, &cpu), Some(&dir)).unwrap();
     let e = run.go(&Stop::default(), &mut ()).unwrap_err();
     assert!(matches!(e, mixlora::Error::Diverged(_)), "{e}");
     let text = e.to_string();
@@ -207,7 +199,7 @@ fn a_diverging_run_stops_and_keeps_what_explains_it() {
     assert!(about.contains("\"lines\""), "{about}");
     let config = place.config("lora", &[("learning_rate", json!(1e30)), ("max_skipped", json!(50))]);
     let mut seen = Seen::default();
-    let mut run = Run::start(config.clone(), place.parts(&config, &cpu), None).unwrap();
+    let mut run = Run::start(place.parts(&config, &cpu), None).unwrap();
     run.go(&Stop::default(), &mut seen).unwrap();
     assert!(run.state().skipped > 0 && seen.warnings[0].contains("left out"), "{:?}", seen.warnings);
     assert!(seen.evals.iter().all(|e| e.1.is_finite() || !e.2), "{:?}", seen.evals);
@@ -225,21 +217,20 @@ fn examples_without_a_prompt_are_refused_by_line() {
     let cpu = Device::cpu();
     for (pool, refused) in [("prompt_mask", true), ("real", false)] {
         let config = place.config("mixlora-cond", &[("pool", json!(pool)), ("data", json!(data))]);
-        let started =
-            Run::start(config.clone(), place.parts(&config, &cpu), None).err().map(|e| e.to_string());
+        let started = Run::start(place.parts(&config, &cpu), None).err().map(|e| e.to_string());
         assert_eq!(started.is_some(), refused, "{pool}: {started:?}");
         assert!(started.is_none_or(|e| e.contains("1 examples") && e.contains("lines 2")));
     }
     // Methods that do not route by instance have no use for a prompt.
     for method in ["lora", "smora", "rank-wise", "mixlora-ffn", "flylora"] {
         let config = place.config(method, &[("data", json!(data)), ("micro_batch", json!(2))]);
-        let mut run = Run::start(config.clone(), place.parts(&config, &cpu), None).unwrap();
+        let mut run = Run::start(place.parts(&config, &cpu), None).unwrap();
         run.step(&mut ()).unwrap().unwrap_or_else(|| panic!("{method}: a step"));
     }
     // Plain text routes on all of its positions.
     std::fs::write(&data, "{\"text\": \"abc\"}\n").unwrap();
     let config = place.config("mixlora-cond", &[("data", json!(data))]);
-    Run::start(config.clone(), place.parts(&config, &cpu), None).unwrap().step(&mut ()).unwrap().unwrap();
+    Run::start(place.parts(&config, &cpu), None).unwrap().step(&mut ()).unwrap().unwrap();
 }
 
 #[test]
@@ -258,7 +249,7 @@ fn the_plan_is_near_the_measured_peak() {
         // Long lines of one length: activations are what counts.
         let line = "{\"prompt\": \"abc\", \"completion\": \"".to_string() + &"x".repeat(196) + "\"}\n";
         std::fs::write(place.path("data/train.jsonl"), line.repeat(16)).unwrap();
-        let mut run = Run::start(config.clone(), place.parts(&config, &cpu), None).unwrap();
+        let mut run = Run::start(place.parts(&config, &cpu), None).unwrap();
         run.step(&mut ()).unwrap();
         run.step(&mut ()).unwrap();
         let files = mixlora::model::ModelFiles::open(&config.model).unwrap();
@@ -278,7 +269,7 @@ fn a_budget_that_is_reached_in_a_run_loses_nothing() {
     let place = Place::new();
     let config = place.config("lora", &[("save_every", json!(1))]);
     let (cpu, dir) = (Device::cpu(), place.path("run"));
-    let mut run = Run::start(config.clone(), place.parts(&config, &cpu), Some(&dir)).unwrap();
+    let mut run = Run::start(place.parts(&config, &cpu), Some(&dir)).unwrap();
     run.go(&Stop::at(Some(3)), &mut ()).unwrap();
     let memory = cpu.memory().unwrap();
     memory.set_budget(memory.current() + 1000);
@@ -286,7 +277,7 @@ fn a_budget_that_is_reached_in_a_run_loses_nothing() {
     assert!(matches!(e, mixlora::Error::OutOfMemory { .. }), "{e}");
     drop(run);
     let stored = StoredRun::open(&dir, &Methods::builtin()).unwrap();
-    let mut run = Run::resume(stored, config.clone(), place.parts(&config, &Device::cpu()), &mut ()).unwrap();
+    let mut run = Run::resume(stored, place.parts(&config, &Device::cpu()), &mut ()).unwrap();
     assert_eq!(run.state().step, 3);
     assert_eq!(run.go(&Stop::default(), &mut ()).unwrap(), End::Finished);
 }
@@ -299,7 +290,7 @@ fn a_lost_device_leaves_the_last_checkpoint() {
     let place = Place::new();
     let config = place.config("mixlora-cond", &[("save_every", json!(1))]);
     let dir = place.path("run");
-    let mut run = Run::start(config.clone(), place.parts(&config, &gpu), Some(&dir)).unwrap();
+    let mut run = Run::start(place.parts(&config, &gpu), Some(&dir)).unwrap();
     run.go(&Stop::at(Some(2)), &mut ()).unwrap();
     let Device::Gpu(inner) = &gpu else { panic!("a GPU is one") };
     inner.raw().0.destroy();
@@ -307,7 +298,7 @@ fn a_lost_device_leaves_the_last_checkpoint() {
     assert!(matches!(e, mixlora::Error::DeviceLost(_)), "{e}");
     drop(run);
     let stored = StoredRun::open(&dir, &Methods::builtin()).unwrap();
-    let mut run = Run::resume(stored, config.clone(), place.parts(&config, &Device::cpu()), &mut ()).unwrap();
+    let mut run = Run::resume(stored, place.parts(&config, &Device::cpu()), &mut ()).unwrap();
     assert_eq!(run.state().step, 2);
     assert_eq!(run.go(&Stop::at(Some(4)), &mut ()).unwrap(), End::Stopped);
 }

@@ -30,7 +30,7 @@ impl Bank {
     /// The scale is not a finite number.
     pub fn with(mut self, adapter: Adapter, scale: f32) -> Result<Self> {
         if !scale.is_finite() {
-            return Err(Error::config("scale", format!("is {scale}, must be a finite number")));
+            return Err(Error::config("scale", scale, "a finite number"));
         }
         self.0.push((adapter, scale));
         Ok(self)

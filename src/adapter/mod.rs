@@ -3,6 +3,7 @@
 mod bank;
 mod base;
 mod conversation;
+mod layout;
 mod locate;
 mod peft;
 mod peft_config;
@@ -19,8 +20,7 @@ use std::sync::Arc;
 pub use bank::Bank;
 pub use conversation::Conversation;
 pub use locate::{BEST, LAST, STEP_PREFIX, locate, pointed};
-pub use peft::AdapterOptions;
-pub use weights::{AdapterWeights, Matrix};
+pub use weights::{AdapterOptions, AdapterWeights, Matrix};
 
 /// A method with its options, and its parts at the sites of a model. It joins a pass through [`sites`](Adapter::sites);
 /// the model itself stays as it is. Cloning gives the same adapter.
@@ -38,7 +38,10 @@ pub const ALL_LINEAR: &str = "all-linear";
 /// Refuses an empty list of target modules.
 pub(crate) fn check_targets(targets: &[String]) -> Result<()> {
     if targets.is_empty() {
-        return Err(Error::config("target_modules", "is empty: name at least one projection, or all-linear"));
+        return Err(Error::refused(
+            "target_modules",
+            "is empty: name at least one projection, or all-linear",
+        ));
     }
     Ok(())
 }
@@ -55,7 +58,7 @@ pub fn resolve_targets(targets: &[String], config: &ModelConfig) -> Result<Vec<S
     }
     match targets.iter().find(|t| !known.contains(t)) {
         None => Ok(targets.to_vec()),
-        Some(t) => Err(Error::config(
+        Some(t) => Err(Error::refused(
             "target_modules",
             format!("'{t}' matches nothing; there are {}", known.join(", ")),
         )),
@@ -156,7 +159,7 @@ pub(crate) fn build_sites(
     let gated = sites.iter().any(|site| site.kind == SiteKind::Mlp && site.inner > 0);
     if hook == Hook::Mlp && !gated {
         let what = format!("{} takes gated MLP blocks, and this model has none", method.spec().name);
-        return Err(Error::config("method", what));
+        return Err(Error::refused("method", what));
     }
     Ok(all)
 }

@@ -22,7 +22,7 @@ impl Adapter {
         if self.method.spec().mergeable {
             return Ok(());
         }
-        Err(Error::config(
+        Err(Error::refused(
             "method",
             format!(
                 "{what} needs an update that is the same for every input; {} chooses its factors by the input, so no \
@@ -92,7 +92,7 @@ impl Adapter {
                  directory is in PEFT's format, and merging writes a Hugging Face directory",
                 c.model_type
             );
-            return Err(Error::config("model", what));
+            return Err(Error::refused("model", what));
         };
         let mut file = GgufWriter::default();
         for (key, text) in

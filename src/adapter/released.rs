@@ -39,7 +39,7 @@ pub(super) fn is_released(c: &PeftConfig) -> bool {
 
 impl Released {
     pub fn open(dir: &Path) -> Result<Self> {
-        let mut files = vec![super::peft::open_tensors(dir)?];
+        let mut files = vec![super::layout::open_tensors(dir)?];
         if dir.join(OTHERS).is_file() {
             files.push(Checkpoint::open(dir.join(OTHERS))?);
         }

@@ -1,14 +1,24 @@
 //! An adapter without a model: what a folder holds, to be read, changed, written and attached.
 
 use super::base::Base;
-use super::peft::{self, AdapterOptions, MixloraConfig};
+use super::layout::{self, MixloraConfig};
 use super::{Adapter, PartShape};
 use crate::io::{Named, read_json, safetensors_bytes};
-use crate::mixture::{Method, MethodSpec};
+use crate::mixture::{Method, MethodSpec, Methods};
 use crate::model::Model;
 use crate::nn::Param;
 use crate::{Error, Result, Stream, Tensor, atomic};
+use std::collections::HashMap;
 use std::path::Path;
+
+/// How an adapter is taken from its files.
+#[derive(Debug, Clone, Default)]
+pub struct AdapterOptions {
+    /// Takes an adapter that was trained on other weights, if the shapes fit.
+    pub force: bool,
+    /// The methods that its files may name.
+    pub methods: Methods,
+}
 
 /// A named matrix in host memory, row by row.
 #[derive(Debug, Clone, PartialEq)]
@@ -53,7 +63,7 @@ pub(super) fn transpose(v: &[f32], rows: usize, cols: usize) -> Vec<f32> {
 /// Matrices as a safetensors file with the names that the method's files have.
 pub(super) fn to_safetensors(method: &MethodSpec, matrices: Vec<Matrix>) -> Result<Vec<u8>> {
     let stored = matrices.into_iter().map(|matrix| {
-        let (name, transposed) = peft::stored_name(method, &matrix.name);
+        let (name, transposed) = layout::stored_name(method, &matrix.name);
         if transposed { matrix.transposed().named(name) } else { matrix.named(name) }
     });
     safetensors_bytes(stored.collect())
@@ -103,23 +113,23 @@ impl AdapterWeights {
     ///
     /// # Errors
     /// A file is missing or malformed; the error names it.
-    pub fn read(dir: &Path, methods: &crate::mixture::Methods) -> Result<Self> {
+    pub fn read(dir: &Path, methods: &Methods) -> Result<Self> {
         let dir = &super::locate(dir)?;
-        let path = dir.join(peft::OWN);
+        let path = dir.join(layout::OWN);
         let config: MixloraConfig = read_json(&path)?;
         config.check_version(&path)?;
         let (method, _) = config.method(&path, methods)?;
-        let file = peft::open_tensors(dir)?;
+        let file = layout::open_tensors(dir)?;
         let mut matrices = Vec::new();
         for name in file.names().map(String::from).collect::<Vec<_>>() {
             let [rows, cols] = *file.dims(&name)? else {
                 return Err(Error::file(file.path(), format!("tensor '{name}' is no matrix")));
             };
-            let (part, transposed) = peft::part_name(method.spec(), &name);
+            let (part, transposed) = layout::part_name(method.spec(), &name);
             let matrix = Matrix { name: part, rows, cols, values: file.values_f32(&name)? };
             matrices.push(if transposed { matrix.transposed() } else { matrix });
         }
-        let base_name = peft::base_name(dir).unwrap_or_default();
+        let base_name = layout::base_name(dir).unwrap_or_default();
         // Files of version 0.1.0 leave the alpha out where it is the method's own.
         let method = method.resolved();
         Ok(AdapterWeights { method, targets: config.target_modules, matrices, base_name, base: config.base })
@@ -135,9 +145,9 @@ impl AdapterWeights {
     /// # Errors
     /// The options cannot be written.
     pub fn files(&self) -> Result<Vec<(String, Vec<u8>)>> {
-        let mut files = peft::texts(&self.method, &self.targets, &self.base, &self.base_name)?;
+        let mut files = layout::texts(&self.method, &self.targets, &self.base, &self.base_name)?;
         let tensors = to_safetensors(self.method.spec(), self.matrices.clone())?;
-        files.push((peft::TENSORS.into(), tensors));
+        files.push((layout::TENSORS.into(), tensors));
         Ok(files)
     }
 
@@ -163,7 +173,7 @@ impl AdapterWeights {
         let parts = Adapter::parts(model, &self.method, &self.targets)?;
         parts.iter().try_for_each(|part| self.check(part))?;
         if let Some(m) = self.matrices.iter().find(|m| !parts.iter().any(|p| p.name == m.name)) {
-            return Err(Error::config(&m.name, "is for a place that this adapter does not have"));
+            return Err(Error::refused(&m.name, "is for a place that this adapter does not have"));
         }
         let adapter = Adapter::attach(model, &self.method, &self.targets, Stream::new(0))?;
         let values = |part: &str| self.matrix(part).map(|m| m.values.clone()).unwrap_or_default();
@@ -172,7 +182,7 @@ impl AdapterWeights {
     }
 
     fn check(&self, part: &PartShape) -> Result<()> {
-        let fail = |what: String| Err(Error::config(&part.name, what));
+        let fail = |what: String| Err(Error::refused(&part.name, what));
         match self.matrix(&part.name) {
             None => fail("is missing".into()),
             Some(m) if (m.rows, m.cols) == (part.rows, part.cols) && m.values.len() == m.rows * m.cols => {
@@ -187,5 +197,21 @@ impl AdapterWeights {
                 part.cols
             )),
         }
+    }
+}
+
+impl Adapter {
+    /// Puts values into the parameters, part by part: name, rows, columns.
+    pub(super) fn fill_with(&self, read: impl Fn(&str, usize, usize) -> Result<Vec<f32>>) -> Result<()> {
+        for p in self.params() {
+            let value = p.value();
+            let width = value.len() / p.parts().iter().map(|p| p.1).sum::<usize>().max(1);
+            let mut parts = HashMap::new();
+            for (part, rows) in p.parts() {
+                parts.insert(part.clone(), read(part, *rows, width)?);
+            }
+            p.load(value.device(), |part| parts.get(part).cloned())?;
+        }
+        Ok(())
     }
 }

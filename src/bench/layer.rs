@@ -90,7 +90,7 @@ impl Rig {
     }
 
     fn pass(&self) -> Result<Pass> {
-        let [_, seq, _] = *self.x.dims() else { return Err(Error::config("layer", "has no rows")) };
+        let [_, seq, _] = *self.x.dims() else { return Err(Error::refused("layer", "has no rows")) };
         let units = Pool::Real.units(self.x.device(), &self.spans, seq)?;
         Ok(Pass::training(units, Stream::new(6)))
     }

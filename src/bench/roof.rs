@@ -3,7 +3,7 @@
 mod cpu;
 mod gpu;
 
-use super::{Place, Row, Timer, Work, quantile};
+use super::{Place, Timer, quantile};
 use crate::atomic;
 use crate::device::{Entry, PORTABLE, Shader, Variant, params, parts};
 use crate::io::cache;
@@ -74,7 +74,7 @@ impl Roof {
             Device::Cpu(cpu) => (Timer::Wall, cpu::measure(cpu)?),
             Device::Gpu(gpu) => gpu::measure(device, gpu)?,
             Device::Reference => {
-                return Err(Error::config("device", "the reference is a specification: use cpu or a GPU"));
+                return Err(Error::refused("device", "the reference is a specification: use cpu or a GPU"));
             }
         };
         let best = |(work, samples): &(f64, Vec<f64>)| work / quantile(samples, 0.0) * 1e-9;
@@ -109,20 +109,6 @@ impl Roof {
     /// The bound in GFLOP/s at an intensity in FLOP per byte.
     pub fn at(&self, intensity: f64) -> f64 {
         self.fma_gflops.min(intensity * self.copy_gbps)
-    }
-
-    /// Both figures as rows of a report. Their times are medians; the roof itself is the best sample.
-    pub fn rows(&self) -> Vec<Row> {
-        let row = |figure: usize, op: &str| {
-            let work = Work { bench: "roof".into(), op: op.into(), dtype: "f32".into(), ..Work::default() };
-            Row::new(&self.place, work, self.timer, &self.samples[figure])
-        };
-        let mut copy = row(0, "copy");
-        let mut fused = row(1, "fma");
-        (copy.gbps, fused.gflops) = (Some(self.copy_gbps), Some(self.fma_gflops));
-        (copy.work.shape, fused.work.shape) =
-            (format!("{} bytes", self.work[0]), format!("{} FLOP", self.work[1]));
-        vec![copy, fused]
     }
 }
 

@@ -141,6 +141,22 @@ impl Row {
     }
 }
 
+impl Roof {
+    /// Both figures as rows of a report. Their times are medians; the roof itself is the best sample.
+    pub fn rows(&self) -> Vec<Row> {
+        let row = |figure: usize, op: &str| {
+            let work = Work { bench: "roof".into(), op: op.into(), dtype: "f32".into(), ..Work::default() };
+            Row::new(&self.place, work, self.timer, &self.samples[figure])
+        };
+        let mut copy = row(0, "copy");
+        let mut fused = row(1, "fma");
+        (copy.gbps, fused.gflops) = (Some(self.copy_gbps), Some(self.fma_gflops));
+        (copy.work.shape, fused.work.shape) =
+            (format!("{} bytes", self.work[0]), format!("{} FLOP", self.work[1]));
+        vec![copy, fused]
+    }
+}
+
 /// The sizes `M x N x K` of a product `[M, K] [K, N]`, or another number of sizes.
 ///
 /// ```
@@ -158,8 +174,7 @@ impl<const N: usize> std::str::FromStr for Shape<N> {
             text.split('x').map(|part| part.trim().parse().ok().filter(|&number| number > 0)).collect();
         let example = ["", "512", "576x1536", "256x1024x1024"].get(N).copied().unwrap_or_default();
         parts.and_then(|parts| parts.try_into().ok()).map(Shape).ok_or_else(|| {
-            let what = format!("'{text}' is not {N} positive numbers such as {example}");
-            Error::config("shape", what)
+            Error::config("shape", format!("'{text}'"), format!("{N} positive numbers such as {example}"))
         })
     }
 }

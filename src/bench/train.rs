@@ -33,12 +33,12 @@ impl TrainingOptions {
         if self.batch == 0 || seq < 2 || seq > most {
             return Err(Error::config(
                 "seq",
-                format!("is {seq} in batches of {}, must be in 2..={most}", self.batch),
+                format!("{seq} in batches of {}", self.batch),
+                format!("in 2..={most}"),
             ));
         }
         if !(self.trained_share > 0.0 && self.trained_share <= 1.0) {
-            let what = format!("is {}, must be above 0 and at most 1", self.trained_share);
-            return Err(Error::config("trained_share", what));
+            return Err(Error::config("trained_share", self.trained_share, "above 0 and at most 1"));
         }
         let untrained = seq - ((seq as f64 * self.trained_share).round() as usize).clamp(1, seq);
         let ids = tokens(self.batch * seq, model.config().vocab_size);

@@ -47,7 +47,7 @@ pub fn shapes() -> Vec<[usize; 3]> {
 /// The device is no GPU, it failed, or a shape does not fit.
 pub fn tune(device: &Device, shapes: &[[usize; 3]], progress: impl Fn(&str)) -> Result<Vec<Timing>> {
     let Device::Gpu(gpu) = device else {
-        return Err(Error::config("device", "only GPUs have kernels to choose from"));
+        return Err(Error::refused("device", "only GPUs have kernels to choose from"));
     };
     let mut all = Vec::new();
     for &[m, n, k] in shapes {
@@ -151,7 +151,7 @@ pub fn keep(device: &Device, timings: &[Timing]) -> Result<PathBuf> {
             let named = winners(timings).into_iter().map(|(class, kernel)| (class.into(), kernel.into()));
             gpu.keep_tuned(&named.collect())
         }
-        _ => Err(Error::config("device", "only hardware adapters have a measured table")),
+        _ => Err(Error::refused("device", "only hardware adapters have a measured table")),
     }
 }
 

@@ -53,7 +53,7 @@ impl Subject {
     /// The method's hook is none of these weights, or its options do not fit them.
     pub fn adapted(&self, method: &Method, site: &str, names: &[&str], stream: Stream) -> Result<Self> {
         let spec = method.spec();
-        let nothing = || Error::config("method", format!("{} builds nothing at its own hook", spec.name));
+        let nothing = || Error::refused("method", format!("{} builds nothing at its own hook", spec.name));
         let adapter = match (&self.body, spec.hook) {
             (Body::Linears(group), Hook::Linear) => {
                 let first = &group.linears[0].weight;
@@ -83,7 +83,7 @@ impl Subject {
             }
             _ => {
                 let what = format!("{} takes a {}, which this is not", spec.name, spec.hook.name());
-                return Err(Error::config("method", what));
+                return Err(Error::refused("method", what));
             }
         };
         Ok(Subject { body: self.body.clone(), adapter: Some(adapter) })

@@ -87,7 +87,7 @@ impl Batch {
             !e.ids.is_empty() && e.ids.len() == e.trained.len() && tagged
         };
         if b == 0 || !examples.iter().all(fits) {
-            return Err(Error::config(
+            return Err(Error::refused(
                 "batch",
                 "an example is empty, or its flags or tags do not match its tokens",
             ));

@@ -93,10 +93,7 @@ impl Encoder {
         options: EncodeOptions,
     ) -> Result<Self> {
         if options.max_length < 2 {
-            return Err(Error::config(
-                "max_length",
-                format!("is {}, at least 2 is needed", options.max_length),
-            ));
+            return Err(Error::config("max_length", options.max_length, "at least 2"));
         }
         let ends = tokenizer.end_tokens();
         Ok(Encoder { tokenizer: tokenizer.clone(), template: template.cloned(), options, ends })

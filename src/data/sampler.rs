@@ -58,18 +58,18 @@ impl Sampler {
     /// There is no example, or a size is 0.
     pub fn new(len: usize, lengths: &[usize], config: SamplerConfig) -> Result<Self> {
         if len == 0 || u32::try_from(len.saturating_mul(2)).is_err() {
-            return Err(Error::config("data", format!("{len} examples; 1 to 2^31 - 1 are possible")));
+            return Err(Error::config("data", format!("{len} examples"), "1 to 2^31 - 1 of them"));
         }
         for (field, value) in
             [("micro_batch", config.micro_batch), ("grad_accumulation", config.grad_accumulation)]
         {
             if value == 0 {
-                return Err(Error::config(field, "is 0, at least 1 is needed"));
+                return Err(Error::config(field, 0, "at least 1"));
             }
         }
         if config.bucket_steps > 0 && lengths.len() != len {
             let what = format!("{} lengths for {len} examples", lengths.len());
-            return Err(Error::config("bucket_steps", what));
+            return Err(Error::refused("bucket_steps", what));
         }
         let mut sampler =
             Sampler { config, lengths: lengths.into(), len, cursor: Cursor::default(), order: Vec::new() };
@@ -109,7 +109,7 @@ impl Sampler {
                 self.len,
                 self.step_size()
             );
-            return Err(Error::config("data position", what));
+            return Err(Error::refused("data position", what));
         }
         self.order = self.epoch_order(cursor.epoch);
         self.cursor = cursor;

@@ -1,7 +1,9 @@
 //! Builds without GPUs: the types that stand for one have no values, so that whatever would use them cannot run.
 
-use super::dispatch::{AdapterClass, CoopSize, Dispatch, GpuOptions, KernelTime, Stats, Tuned};
+use super::dispatch::Dispatch;
 use super::memory::Memory;
+use super::options::{AdapterClass, CoopSize, GpuOptions, Tuned};
+use super::stats::{KernelTime, Stats};
 use crate::{Error, Result};
 use std::path::PathBuf;
 use std::pin::Pin;

@@ -1,7 +1,19 @@
-//! Finding adapters.
+//! Finding adapters, and the floor that they must reach.
 
-use super::dispatch::AdapterClass;
-use super::gpu::FloorLimit;
+use super::options::AdapterClass;
+use crate::{Error, Result};
+
+impl AdapterClass {
+    pub(super) fn of(info: &wgpu::AdapterInfo) -> Self {
+        match info.device_type {
+            wgpu::DeviceType::DiscreteGpu => AdapterClass::Discrete,
+            wgpu::DeviceType::IntegratedGpu => AdapterClass::Integrated,
+            wgpu::DeviceType::VirtualGpu => AdapterClass::Virtual,
+            wgpu::DeviceType::Cpu => AdapterClass::Software,
+            wgpu::DeviceType::Other => AdapterClass::Other,
+        }
+    }
+}
 
 /// What one adapter is, for lists and error messages.
 #[derive(Debug, Clone)]
@@ -22,8 +34,39 @@ pub struct AdapterSummary {
 impl AdapterSummary {
     /// The limits that matter to this crate.
     pub fn floor(&self) -> [FloorLimit; 6] {
-        super::gpu::floor(&self.limits)
+        floor(&self.limits)
     }
+}
+
+/// A limit of an adapter beside what this crate needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FloorLimit {
+    /// Name, as wgpu spells it.
+    pub limit: &'static str,
+    pub have: u64,
+    pub need: u64,
+}
+
+/// The floor that every kernel of this crate is designed for.
+fn floor(l: &wgpu::Limits) -> [FloorLimit; 6] {
+    [
+        ("max_storage_buffers_per_shader_stage", l.max_storage_buffers_per_shader_stage as u64, 8),
+        ("max_storage_buffer_binding_size", l.max_storage_buffer_binding_size, 128 << 20),
+        ("max_compute_workgroup_storage_size", l.max_compute_workgroup_storage_size as u64, 16 << 10),
+        ("max_compute_invocations_per_workgroup", l.max_compute_invocations_per_workgroup as u64, 256),
+        ("max_compute_workgroup_size_x", l.max_compute_workgroup_size_x as u64, 256),
+        ("max_compute_workgroups_per_dimension", l.max_compute_workgroups_per_dimension as u64, 65_535),
+    ]
+    .map(|(limit, have, need)| FloorLimit { limit, have, need })
+}
+
+pub(super) fn check_floor(adapter: &str, l: &wgpu::Limits) -> Result<()> {
+    for FloorLimit { limit, have, need } in floor(l) {
+        if have < need {
+            return Err(Error::BelowFloor { adapter: adapter.into(), limit, have, need });
+        }
+    }
+    Ok(())
 }
 
 pub(super) fn instance() -> wgpu::Instance {
@@ -74,7 +117,7 @@ pub(super) fn list() -> Vec<AdapterSummary> {
                 limits: a.limits(),
                 features: a.features(),
                 memory: heap_bytes(a),
-                below_floor: super::gpu::check_floor(&info.name, &a.limits()).err().map(|e| e.to_string()),
+                below_floor: check_floor(&info.name, &a.limits()).err().map(|e| e.to_string()),
                 name: info.name,
             }
         })

@@ -1,24 +1,16 @@
-//! GPU buffers: the reuse pool, the byte budget, and guard mode.
+//! GPU buffers: reuse, the byte budget, and guard mode.
 
 use super::gpu::Gpu;
 use super::lock;
 use crate::{Error, Result};
-use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex};
 
 const GUARD_WORDS: u64 = 64;
 const GUARD: u32 = 0xdead_beef;
 const POISON: u32 = 0x7fc0_dead; // a NaN
 const USAGE: wgpu::BufferUsages =
     wgpu::BufferUsages::STORAGE.union(wgpu::BufferUsages::COPY_SRC).union(wgpu::BufferUsages::COPY_DST);
-
-/// Free buffers by size, and in guard mode every buffer made, with its used bytes.
-#[derive(Default)]
-pub(super) struct Pool {
-    free: Mutex<HashMap<u64, Vec<wgpu::Buffer>>>,
-    guarded: Mutex<Vec<(wgpu::Buffer, u64)>>,
-}
 
 /// A buffer of 32-bit words on the GPU. Dropping it returns it to the pool: commands run in the order
 /// they are recorded, so a later user cannot disturb an earlier one.
@@ -75,10 +67,9 @@ impl Gpu {
         let size = class(bytes) + if guard { 4 * GUARD_WORDS } else { 0 };
         let limit = self.largest_binding();
         if bytes > limit {
-            let what = format!(
-                "{bytes} bytes are more than one binding of this adapter holds ({limit}); use a smaller batch or sequence, or split by rows"
-            );
-            return Err(Error::shape("tensor", what));
+            let expected = format!("at most {limit} bytes, which one binding of this adapter holds");
+            let found = format!("{bytes}; use a smaller batch or sequence, or split by rows");
+            return Err(Error::shape("tensor", expected, found));
         }
         let size = if size > limit { bytes } else { size };
         let found = if guard { None } else { lock(&self.pool.free).get_mut(&size).and_then(Vec::pop) };

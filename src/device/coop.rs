@@ -1,6 +1,6 @@
 //! Cooperative matrices: what an adapter offers, and whether this device computes right with them.
 
-use super::dispatch::CoopSize;
+use super::options::CoopSize;
 use crate::{Error, Result};
 use std::sync::OnceLock;
 use wgpu::Features;

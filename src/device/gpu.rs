@@ -1,32 +1,20 @@
-//! A GPU: adapter, limits, error capture. Kernels are in `kernel.rs`, recording in `record.rs`.
+//! A GPU: adapter, limits, error capture. Buffers are in `buffer.rs`, kernels in `kernel.rs`, recording in `record.rs`.
 
-use super::adapter::{adapters, heap_bytes};
-use super::buffer::Pool;
+use super::adapter::{adapters, check_floor, heap_bytes};
 use super::coop::{self, Coop};
-use super::dispatch::{AdapterClass, CoopSize, GpuOptions, Tuned};
 use super::kept::Kept;
-use super::kernel::Pipelines;
 use super::lock;
 use super::memory::Memory;
-use super::record::Recorder;
+use super::options::{AdapterClass, CoopSize, GpuOptions, Tuned};
+use super::pipelines::Pipelines;
+use super::pool::Pool;
+use super::recorder::Recorder;
 use super::shader::MAX_PARAM_BYTES;
 use super::tuned;
 use crate::{Error, Result};
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
-
-impl AdapterClass {
-    pub(super) fn of(info: &wgpu::AdapterInfo) -> Self {
-        match info.device_type {
-            wgpu::DeviceType::DiscreteGpu => AdapterClass::Discrete,
-            wgpu::DeviceType::IntegratedGpu => AdapterClass::Integrated,
-            wgpu::DeviceType::VirtualGpu => AdapterClass::Virtual,
-            wgpu::DeviceType::Cpu => AdapterClass::Software,
-            wgpu::DeviceType::Other => AdapterClass::Other,
-        }
-    }
-}
 
 /// What went wrong outside of a call: filled by wgpu's callbacks, read at the next call.
 #[derive(Debug, Default)]
@@ -56,39 +44,8 @@ pub struct Gpu {
     coop: Coop,
 }
 
-/// A limit of an adapter beside what this crate needs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FloorLimit {
-    /// Name, as wgpu spells it.
-    pub limit: &'static str,
-    pub have: u64,
-    pub need: u64,
-}
-
 /// Why a device has no cooperative matrices unless its options say otherwise.
 const NOT_ASKED: &str = "cooperative matrices were not asked for";
-
-/// The floor that every kernel of this crate is designed for.
-pub(super) fn floor(l: &wgpu::Limits) -> [FloorLimit; 6] {
-    [
-        ("max_storage_buffers_per_shader_stage", l.max_storage_buffers_per_shader_stage as u64, 8),
-        ("max_storage_buffer_binding_size", l.max_storage_buffer_binding_size, 128 << 20),
-        ("max_compute_workgroup_storage_size", l.max_compute_workgroup_storage_size as u64, 16 << 10),
-        ("max_compute_invocations_per_workgroup", l.max_compute_invocations_per_workgroup as u64, 256),
-        ("max_compute_workgroup_size_x", l.max_compute_workgroup_size_x as u64, 256),
-        ("max_compute_workgroups_per_dimension", l.max_compute_workgroups_per_dimension as u64, 65_535),
-    ]
-    .map(|(limit, have, need)| FloorLimit { limit, have, need })
-}
-
-pub(super) fn check_floor(adapter: &str, l: &wgpu::Limits) -> Result<()> {
-    for FloorLimit { limit, have, need } in floor(l) {
-        if have < need {
-            return Err(Error::BelowFloor { adapter: adapter.into(), limit, have, need });
-        }
-    }
-    Ok(())
-}
 
 impl Gpu {
     pub(super) fn best(options: &GpuOptions) -> Result<Arc<Self>> {
@@ -283,6 +240,20 @@ impl Gpu {
     /// Why cooperative matrices are not used, if that is known.
     pub fn coop_note(&self) -> Option<String> {
         self.coop.note()
+    }
+    /// The measured choice of kernels; empty where nothing was measured.
+    pub(crate) fn tuned(&self) -> &Tuned {
+        &self.tuned
+    }
+    /// Keeps a table for devices that are opened later.
+    ///
+    /// # Errors
+    /// The device was opened without a folder, or the folder cannot be written.
+    pub(crate) fn keep_tuned(&self, table: &Tuned) -> Result<PathBuf> {
+        let folder = self.cache.as_deref();
+        let folder =
+            folder.ok_or_else(|| Error::refused("cache", "the device was opened without a folder"))?;
+        tuned::write(&tuned::path(folder, &self.info), table)
     }
     /// The device itself, for sharing with other wgpu code.
     pub fn raw(&self) -> (&wgpu::Device, &wgpu::Queue) {

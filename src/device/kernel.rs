@@ -1,12 +1,13 @@
 //! Compiling and dispatching kernels.
 
-use super::dispatch::{Bind, Dispatch, Launched};
+use super::dispatch::{Bind, Dispatch};
 use super::gpu::Gpu;
-use super::kept::{Compiler, Kept, Recipe};
+use super::kept::Kept;
 use super::lock;
+use super::pipelines::{Compiler, Key, Pipeline, Recipe};
 use super::shader::source;
+use super::stats::Launched;
 use crate::{Error, Result};
-use std::collections::HashMap;
 use std::sync::Arc;
 
 impl<'a> Bind<'a> {
@@ -24,26 +25,6 @@ impl<'a> Bind<'a> {
             Bind::Read(b) | Bind::Write(b) => b.bytes,
         }
     }
-}
-
-pub(super) struct Pipeline {
-    pub raw: wgpu::ComputePipeline,
-    pub layout: wgpu::BindGroupLayout,
-}
-
-/// What tells pipelines apart: fragments by their addresses, and which operands are written.
-#[derive(PartialEq, Eq, Hash)]
-struct Key {
-    launched: Launched,
-    parts: Vec<usize>,
-    writes: Vec<bool>,
-}
-
-/// Compiled kernels, and the layout of their parameters where these travel in a buffer.
-#[derive(Default)]
-pub(super) struct Pipelines {
-    by_key: HashMap<Key, Arc<Pipeline>>,
-    params: Option<Arc<wgpu::BindGroupLayout>>,
 }
 
 impl Gpu {

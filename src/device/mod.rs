@@ -12,8 +12,11 @@ mod place;
 // Without GPUs, nothing looks at what is to be launched.
 #[cfg_attr(not(feature = "gpu"), allow(dead_code))]
 mod dispatch;
+#[cfg_attr(not(feature = "gpu"), allow(dead_code))]
+mod options;
 pub mod parts;
 mod shader;
+mod stats;
 
 #[cfg(not(feature = "gpu"))]
 mod absent;
@@ -32,14 +35,20 @@ mod kernel;
 #[cfg(feature = "gpu")]
 mod pending;
 #[cfg(feature = "gpu")]
+mod pipelines;
+#[cfg(feature = "gpu")]
+mod pool;
+#[cfg(feature = "gpu")]
 mod record;
+#[cfg(feature = "gpu")]
+mod recorder;
 #[cfg(feature = "gpu")]
 mod tuned;
 
 #[cfg(feature = "gpu")]
 pub use self::{
-    adapter::AdapterSummary,
-    gpu::{FloorLimit, Gpu},
+    adapter::{AdapterSummary, FloorLimit},
+    gpu::Gpu,
     pending::Pending,
 };
 #[cfg(not(feature = "gpu"))]
@@ -48,14 +57,17 @@ pub(crate) use absent::GpuBuffer;
 pub use absent::{Gpu, Pending};
 #[cfg(feature = "gpu")]
 pub(crate) use buffer::GpuBuffer;
-pub use dispatch::{AdapterClass, GpuOptions, KernelTime, Launched, Stats, compose};
-pub(crate) use dispatch::{Bind, CoopSize, Dispatch, Grid, Tuned};
+pub use dispatch::compose;
+pub(crate) use dispatch::{Bind, Dispatch, Grid};
 pub use host::{Cpu, Host};
 pub use memory::Memory;
+pub use options::{AdapterClass, GpuOptions};
+pub(crate) use options::{CoopSize, Tuned};
 pub use place::Place;
 pub(crate) use place::unix_time;
 pub use shader::{Backends, COOP_8, COOP_16, Entry, Field, MAX_PARAM_BYTES, PORTABLE, Shader, Variant};
 pub(crate) use shader::{Parameters, params};
+pub use stats::{KernelTime, Launched, Stats};
 
 use crate::{Error, Result};
 use std::path::Path;
@@ -113,7 +125,7 @@ impl Device {
         if (1..=most).contains(&threads) {
             return Ok(());
         }
-        Err(Error::config("threads", format!("is {threads}, must be in 1..={most} on this machine")))
+        Err(Error::config("threads", threads, format!("in 1..={most} on this machine")))
     }
 
     /// The CPU with its own pool of `threads` threads. Results do not depend on the number.
@@ -125,7 +137,7 @@ impl Device {
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .build()
-            .map_err(|error| Error::config("threads", error.to_string()))?;
+            .map_err(|error| Error::refused("threads", error.to_string()))?;
         Ok(Device::Cpu(Arc::new(Cpu::with_threads(pool))))
     }
 
@@ -210,7 +222,7 @@ impl Device {
                 Some(name) => Device::parse_with_cache(&name, cache),
                 None => Device::best(cache),
             },
-            "" => Err(Error::config("device", "is empty; use cpu, gpu, auto or part of an adapter's name")),
+            "" => Err(Error::config("device", "empty", "cpu, gpu, auto or part of an adapter's name")),
             "gpu" => Device::gpu_with(&GpuOptions::with_cache(cache)),
             name => Ok(Device::Gpu(Gpu::named(name, &GpuOptions::with_cache(cache))?)),
         }

@@ -2,57 +2,15 @@
 //! or when something is read.
 
 use super::buffer::GpuBuffer;
-use super::dispatch::{Bind, Dispatch, Grid, KernelTime, Stats};
+use super::dispatch::{Bind, Dispatch, Grid};
 use super::gpu::Gpu;
 use super::lock;
 use super::pending::{Pending, Slot};
+use super::recorder::{MAX_DISPATCHES, PARAM_SLOT, PROFILED_PER_SET, Profile, Recorder, Waiting};
 use super::shader::MAX_PARAM_BYTES;
+use super::stats::{KernelTime, Stats};
 use crate::{Error, Result};
 use std::sync::{Arc, Mutex};
-
-/// Dispatches in one submit: a parameter buffer of 1 MiB. Steps of real models fit; only their work splits them.
-const MAX_DISPATCHES: usize = 4096;
-/// Work in one submit, so that no submit comes near a 2 s watchdog: about 0.1 s on a weak GPU.
-const MAX_FLOPS: u64 = 100_000_000_000;
-/// Bytes bound in one submit, for launches that compute little: as long, at 80 GB/s.
-const MAX_BYTES: u64 = 8 << 30;
-const PARAM_SLOT: usize = 256;
-/// Launches that one set of timestamps holds.
-const PROFILED_PER_SET: usize = 2048;
-
-/// Timestamps of launches: two each, in sets that are full but for the last.
-#[derive(Default)]
-struct Profile {
-    sets: Vec<wgpu::QuerySet>,
-    labels: Vec<(&'static str, &'static str)>,
-}
-
-/// What waits for a submit.
-#[derive(Debug, Default, Clone, Copy)]
-struct Waiting {
-    dispatches: usize,
-    flops: u64,
-    bytes: u64,
-}
-
-impl Waiting {
-    fn enough(self) -> bool {
-        self.dispatches >= MAX_DISPATCHES || self.flops >= MAX_FLOPS || self.bytes >= MAX_BYTES
-    }
-}
-
-#[derive(Default)]
-pub(super) struct Recorder {
-    // Declared in this order so that an open pass is dropped before its encoder.
-    pass: Option<wgpu::ComputePass<'static>>,
-    encoder: Option<wgpu::CommandEncoder>,
-    params: Vec<u8>,
-    uniform: Option<(wgpu::Buffer, wgpu::BindGroup)>,
-    waiting: Waiting,
-    uploaded: u64,
-    profile: Option<Profile>,
-    stats: Stats,
-}
 
 impl Gpu {
     fn encoder<'a>(&self, recorder: &'a mut Recorder) -> &'a mut wgpu::CommandEncoder {
@@ -76,8 +34,8 @@ impl Gpu {
             return Ok(());
         }
         if x.max(y).max(z) > 65_535 {
-            let what = format!("{}: grid {x} x {y} x {z} is too large, at most 65535 each way", d.name());
-            return Err(Error::shape("dispatch", what));
+            let expected = format!("at most 65535 workgroups each way for {}", d.name());
+            return Err(Error::shape("dispatch", expected, format!("{x} x {y} x {z}")));
         }
         self.check()?;
         let label = d.name();
@@ -377,22 +335,5 @@ impl Gpu {
         self.encoder(&mut recorder).resolve_query_set(set, 0..2 * launches as u32, &buffer, 0);
         drop(recorder);
         self.read_words(&buffer, bytes)?.wait()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn any_of_three_is_enough() {
-        let none = Waiting::default();
-        assert!(!none.enough());
-        assert!(
-            !Waiting { dispatches: MAX_DISPATCHES - 1, flops: MAX_FLOPS - 1, bytes: MAX_BYTES - 1 }.enough()
-        );
-        assert!(Waiting { dispatches: MAX_DISPATCHES, ..none }.enough());
-        assert!(Waiting { flops: MAX_FLOPS, ..none }.enough());
-        assert!(Waiting { bytes: MAX_BYTES, ..none }.enough());
     }
 }

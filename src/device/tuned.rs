@@ -1,9 +1,8 @@
 //! Kernels that were measured best: shape class to kernel, in one file per adapter, driver and version.
 
-use super::dispatch::{AdapterClass, Tuned};
-use super::gpu::Gpu;
-use super::kept::{file_name, write};
-use crate::{Error, Result};
+use super::kept::{self, file_name};
+use super::options::{AdapterClass, Tuned};
+use crate::Result;
 use std::path::{Path, PathBuf};
 
 /// Larger files are none.
@@ -22,25 +21,11 @@ pub(super) fn read(path: &Path, info: &wgpu::AdapterInfo) -> Tuned {
     text.and_then(|t| serde_json::from_slice(&t).ok()).unwrap_or_default()
 }
 
-impl Gpu {
-    /// The measured choice of kernels; empty where nothing was measured.
-    pub(crate) fn tuned(&self) -> &Tuned {
-        &self.tuned
-    }
-
-    /// Keeps a table for devices that are opened later.
-    ///
-    /// # Errors
-    /// The device was opened without a folder, or the folder cannot be written.
-    pub(crate) fn keep_tuned(&self, table: &Tuned) -> Result<PathBuf> {
-        let folder = self.cache.as_deref();
-        let folder =
-            folder.ok_or_else(|| Error::config("cache", "the device was opened without a folder"))?;
-        let path = path(folder, &self.info);
-        let text = serde_json::to_string_pretty(table).unwrap_or_default();
-        write(&path, text.as_bytes())?;
-        Ok(path)
-    }
+/// Writes a table, and gives back its file.
+pub(super) fn write(path: &Path, table: &Tuned) -> Result<PathBuf> {
+    let text = serde_json::to_string_pretty(table).unwrap_or_default();
+    kept::write(path, text.as_bytes())?;
+    Ok(path.into())
 }
 
 #[cfg(test)]

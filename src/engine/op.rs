@@ -98,13 +98,14 @@ pub(crate) trait Op<const N: usize = 1>: Send + Sync {
 }
 
 fn common_device<'a>(op: &'static str, x: &[&'a Tensor]) -> Result<&'a Device> {
-    let Some(first) = x.first() else { return Err(Error::shape(op, "needs at least one tensor")) };
+    let Some(first) = x.first() else { return Err(Error::shape(op, "at least one tensor", "none")) };
     let device = first.device();
     match x.iter().find(|t| !t.device().same(device)) {
         None => Ok(device),
         Some(t) => Err(Error::shape(
             op,
-            format!("operands on different devices: '{}' and '{}'", device.name(), t.device().name()),
+            format!("all operands on '{}'", device.name()),
+            format!("one on '{}'", t.device().name()),
         )),
     }
 }
@@ -142,8 +143,7 @@ pub(crate) fn run_in_place<O: Op<N>, const N: usize>(
     for (i, (output, meta)) in y.iter().zip(op.infer(&x)?).enumerate() {
         output.require(op.name(), meta.dtype)?;
         if *output.shape() != meta.shape {
-            let what = format!("output {i} is {}, expected {}", output.shape(), meta.shape);
-            return Err(Error::shape(op.name(), what));
+            return Err(Error::shape(op.name(), format!("output {i} of {}", meta.shape), output.shape()));
         }
     }
     let mut owned = Vec::with_capacity(N);

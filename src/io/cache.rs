@@ -26,6 +26,6 @@ pub fn folder(given: Option<&Path>) -> Result<PathBuf> {
     };
     let found = given.map(PathBuf::from).or_else(|| variable("MIXLORA_CACHE"));
     found.or_else(|| of_user.map(|folder| folder.join("mixlora"))).ok_or_else(|| {
-        Error::config("cache", "there is no cache folder: set HOME, or give --cache or MIXLORA_CACHE")
+        Error::refused("cache", "there is no cache folder: set HOME, or give --cache or MIXLORA_CACHE")
     })
 }

@@ -323,7 +323,9 @@ impl Checkpoint {
     pub fn weight(&self, name: &str, device: &Device) -> Result<Weight> {
         let format = self.format(name)?;
         match *self.dims(name)? {
-            [rows, cols] => Weight::from_raw(device, rows, cols, self.tensor_bytes(name)?, format),
+            [rows, cols] => {
+                Weight::from_bytes(device, [rows, cols], self.tensor_bytes(name)?, format).build()
+            }
             ref dims => self.fail(format!("tensor '{name}' has shape {dims:?}, expected a matrix")),
         }
     }

@@ -26,10 +26,10 @@ pub struct Named {
 pub fn safetensors_bytes(mut tensors: Vec<Named>) -> Result<Vec<u8>> {
     tensors.sort_by(|one, other| one.name.cmp(&other.name));
     if let Some(pair) = tensors.windows(2).find(|pair| pair[0].name == pair[1].name) {
-        return Err(Error::config(&pair[0].name, "two tensors have this name"));
+        return Err(Error::refused(&pair[0].name, "two tensors have this name"));
     }
     let not_serialised = |error: safetensors::SafeTensorError| {
-        Error::config("safetensors", format!("cannot be serialised: {error}"))
+        Error::refused("safetensors", format!("cannot be serialised: {error}"))
     };
     let views = tensors
         .iter()

@@ -124,5 +124,5 @@ pub fn enough(k: (&str, usize), n: (&str, usize)) -> Result<()> {
     if k.1 <= n.1 {
         return Ok(());
     }
-    Err(Error::config(n.0, format!("{} ({}) must be >= {} ({})", n.0, n.1, k.0, k.1)))
+    Err(Error::config(n.0, n.1, format!("at least {} ({})", k.0, k.1)))
 }

@@ -145,7 +145,7 @@ impl Field {
             Some(v) if !self.range.contains(v) => {
                 // An f32 in the error is written as it was given.
                 let given = if self.kind == Kind::Number { (v as f32).to_string() } else { v.to_string() };
-                Err(Error::config(self.name, format!("is {given}, must be {}", self.range)))
+                Err(Error::config(self.name, given, self.range))
             }
             _ => Ok(()),
         }
@@ -187,7 +187,7 @@ pub trait Options {
 pub fn read_option<T: OptionValue>(tree: &Tree, name: &str, into: &mut T) -> Result<()> {
     if let Some(value) = tree.get(name) {
         // A reference to a Value deserializes without a copy, with the same messages as from text.
-        *into = T::deserialize(value).map_err(|error| Error::config(name, error.to_string()))?;
+        *into = T::deserialize(value).map_err(|error| Error::refused(name, error.to_string()))?;
     }
     Ok(())
 }
@@ -302,8 +302,11 @@ macro_rules! words {
                 match text {
                     $($word => Ok($name::$variant),)+
                     _ => {
-                        let what = format!("'{text}' is none of {}", $name::WORDS.join(", "));
-                        Err($crate::Error::Config { field: stringify!($name).into(), what })
+                        Err($crate::Error::Config {
+                        field: stringify!($name).into(),
+                        expected: format!("one of {}", $name::WORDS.join(", ")),
+                        found: format!("'{text}'"),
+                    })
                     }
                 }
             }

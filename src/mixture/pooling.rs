@@ -47,7 +47,7 @@ impl Pool {
     pub fn units(self, device: &Device, spans: &[Span], seq: usize) -> Result<Units> {
         let mut weight = vec![0.0f32; spans.len() * seq];
         for (i, (s, w)) in spans.iter().zip(weight.chunks_mut(seq.max(1))).enumerate() {
-            let fail = |what: String| Err(Error::config("pool", format!("instance {i}: {what}")));
+            let fail = |what: String| Err(Error::refused("pool", format!("instance {i}: {what}")));
             if s.len > seq || s.prompt > s.len {
                 return fail(format!("{s:?} does not fit {seq} positions"));
             }

@@ -64,7 +64,7 @@ impl Methods {
     /// There is none.
     pub fn of_files(&self, files: Files) -> Result<&'static MethodSpec> {
         let found = self.0.iter().find(|m| m.files == files).copied();
-        found.ok_or_else(|| Error::config("method", format!("none is stored as {files:?}")))
+        found.ok_or_else(|| Error::refused("method", format!("none is stored as {files:?}")))
     }
 
     /// Whether any method has an option of that name.
@@ -91,7 +91,10 @@ impl Methods {
             None => String::new(),
         };
         let list = names.join(", ");
-        Error::config("method", format!("'{name}' is unknown{hint}; known are {list}: see `mixlora methods`"))
+        Error::refused(
+            "method",
+            format!("'{name}' is unknown{hint}; known are {list}: see `mixlora methods`"),
+        )
     }
 }
 

@@ -89,7 +89,7 @@ impl Rule {
                 "no kernel computes '{self}'; computed are the scores logit (gates: none, softmax), softmax (none, share), \
                  sigmoid (share) and magnitude (none), each with top-k"
             );
-            Error::config("rule", what)
+            Error::refused("rule", what)
         };
         let Select::TopK(k) = self.select else { return Err(unknown()) };
         let (score, gated) = match (self.score, self.gate) {

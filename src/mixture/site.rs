@@ -55,8 +55,7 @@ fn fits(name: &str, what: &str, rank: usize, d_in: usize, d_out: usize) -> Resul
     if rank <= most {
         return Ok(());
     }
-    let what_is = format!("is {rank}, must be in 1..={most}: {name} is a linear {d_in} -> {d_out}");
-    Err(Error::config(what, what_is))
+    Err(Error::config(what, rank, format!("in 1..={most}: {name} is a linear {d_in} -> {d_out}")))
 }
 
 impl LinearSite {

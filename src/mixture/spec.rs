@@ -146,7 +146,7 @@ pub trait MethodOptions: Options + fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// The options do not fit the site.
     fn linear(&self, _at: &LinearBuild<'_>) -> Result<Arc<dyn LinearAdapter>> {
-        Err(Error::config("method", format!("{} takes no single linears", self.spec().name)))
+        Err(Error::refused("method", format!("{} takes no single linears", self.spec().name)))
     }
     /// The adapter of an MLP block, of methods that take blocks.
     ///
@@ -323,7 +323,7 @@ impl Method {
         let known: Vec<String> = own.iter().map(|n| n.to_string()).collect();
         let near = nearest(name, &known).map_or(String::new(), |n| format!("; did you mean '{n}'?"));
         let what = format!("is no option of {}{near}; its options are {}", self.name(), own.join(", "));
-        Err(Error::config(name, what))
+        Err(Error::refused(name, what))
     }
 
     /// The same with the alpha that is computed with, whoever chose it.

@@ -150,7 +150,7 @@ fn around(
 }
 
 fn too_few() -> Error {
-    Error::Shape { op: "model", what: "an adapter returned too few outputs".into() }
+    Error::shape("model", "an output of an adapter for each linear", "fewer")
 }
 
 impl Block {
@@ -246,8 +246,7 @@ impl Block {
             Ok(out)
         };
         let mut out = checkpoint_many(&inputs, run)?.into_iter();
-        let y =
-            out.next().ok_or_else(|| Error::Shape { op: "model", what: "a block returned nothing".into() });
+        let y = out.next().ok_or_else(|| Error::shape("model", "an output of a block", "none"));
         out.for_each(|aux| pass.add_aux(aux));
         y
     }

@@ -156,7 +156,7 @@ impl ModelConfig {
     /// # Errors
     /// The first field that cannot be, with the values.
     pub fn check(self) -> Result<Self> {
-        let bad = |field: &str, what: String| Err(Error::config(field, what));
+        let bad = |field: &str, found: String, expected: &str| Err(Error::config(field, found, expected));
         for (field, v) in [
             ("hidden_size", self.hidden_size),
             ("intermediate_size", self.intermediate_size),
@@ -169,26 +169,24 @@ impl ModelConfig {
         ] {
             // The largest models stay far below; beyond, sizes would overflow.
             if v == 0 || v >= 1 << 28 {
-                return bad(field, format!("is {v}, must be in 1..{}", 1 << 28));
+                return bad(field, v.to_string(), &format!("in 1..{}", 1 << 28));
             }
         }
         let h = self.num_attention_heads;
         let kv = self.num_key_value_heads;
         if !h.is_multiple_of(kv) {
-            return bad(
-                "num_attention_heads",
-                format!("({h}) must be a multiple of num_key_value_heads ({kv})"),
-            );
+            let expected = format!("a multiple of num_key_value_heads ({kv})");
+            return bad("num_attention_heads", h.to_string(), &expected);
         }
         if !self.head_dim.is_multiple_of(2) || self.head_dim > 256 {
-            return bad("head_dim", format!("is {}, must be even and at most 256", self.head_dim));
+            return bad("head_dim", self.head_dim.to_string(), "even and at most 256");
         }
         if self.layers.iter().any(|l| l.window == Some(0)) {
-            return bad("sliding_window", "is 0, must be at least 1, or null for none".into());
+            return bad("sliding_window", "0".into(), "at least 1, or null for none");
         }
         if !(self.norm.eps > 0.0 && self.norm.eps < 1.0) {
             let field = if self.norm.layer { "layer_norm_eps" } else { "rms_norm_eps" };
-            return bad(field, format!("is {}, must be in (0, 1)", self.norm.eps));
+            return bad(field, self.norm.eps.to_string(), "in (0, 1)");
         }
         for (field, v) in [
             ("attention scale", self.attention_scale),
@@ -199,17 +197,17 @@ impl ModelConfig {
             ("final_logit_softcapping", self.logit_softcap.unwrap_or(1.0)),
         ] {
             if !(v.is_finite() && v > 0.0) {
-                return bad(field, format!("is {v}, must be a positive number"));
+                return bad(field, v.to_string(), "a positive number");
             }
         }
         self.ropes.iter().try_for_each(|rope| rope.check(self.head_dim))?;
         if let Some(e) = &self.experts {
             if e.count == 0 || e.count >= 1 << 16 || e.chosen == 0 || e.chosen > e.count {
-                let what = format!("is {}, must be in 1..={} (the number of experts)", e.chosen, e.count);
-                return bad("num_experts_per_tok", what);
+                let expected = format!("in 1..={} (the number of experts)", e.count);
+                return bad("num_experts_per_tok", e.chosen.to_string(), &expected);
             }
             if e.width == 0 || e.width >= 1 << 28 {
-                return bad("moe_intermediate_size", format!("is {}, must be in 1..{}", e.width, 1 << 28));
+                return bad("moe_intermediate_size", e.width.to_string(), &format!("in 1..{}", 1 << 28));
             }
         }
         Ok(self)
@@ -233,18 +231,5 @@ impl ModelConfig {
             p if p.contains("mlp.") => self.mlp_bias,
             _ => self.attention_bias,
         }
-    }
-
-    /// Parameters of the decoder, the embedding counted once.
-    pub fn parameters(&self) -> u64 {
-        // Sizes that a file only claims have products beyond 64 bits.
-        let layers = |experts: bool| self.layers.iter().filter(|l| l.experts == experts).count() as u128;
-        let size = |all: &[super::Expected]| {
-            all.iter().map(|e| e.axes.iter().map(|a| a.0 as u128).product::<u128>()).sum::<u128>()
-        };
-        let first = |experts: bool| self.layers.iter().position(|l| l.experts == experts);
-        let layer = |experts: bool| first(experts).map_or(0, |i| size(&self.layer_tensors(i)));
-        let all = size(&self.outer_tensors()) + layers(false) * layer(false) + layers(true) * layer(true);
-        u64::try_from(all).unwrap_or(u64::MAX)
     }
 }

@@ -136,10 +136,7 @@ impl Model {
     pub fn forward<'a>(&self, input: impl Into<Input<'a>>, pass: &Pass, step: Step<'_>) -> Result<Tensor> {
         let Step { valid, positions, mut cache, hidden, experts, recompute } = step;
         let seen = Seen { hidden, experts };
-        let bad = |t: &Tensor, what: &str| Error::Shape {
-            op: "model",
-            what: format!("{} are not {what}", t.shape()),
-        };
+        let bad = |t: &Tensor, expected: &str| Error::shape("model", expected, t.shape());
         let x = match input.into() {
             Input::Tokens(ids) if ids.dims().len() == 2 => self.embed(ids)?,
             Input::Tokens(ids) => return Err(bad(ids, "tokens [B, S]")),
@@ -186,8 +183,7 @@ impl Model {
         if count <= most {
             return Ok(());
         }
-        let what = format!("{count} positions, but the model has {most}");
-        Err(Error::Shape { op: "model", what })
+        Err(Error::shape("model", format!("at most {most} positions, which the model has"), count))
     }
 
     /// All layers and the last norm, from the embedded input.

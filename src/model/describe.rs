@@ -47,8 +47,8 @@ pub(super) fn describe(family: &Family, name: &str, facts: &Facts, source: Value
     };
     // Far more layers than a file can have are refused before a list of them is made.
     if facts.num_hidden_layers >= 1 << 20 {
-        let what = format!("is {}, must be in 1..{}", facts.num_hidden_layers, 1 << 20);
-        return Err(crate::Error::config("num_hidden_layers", what));
+        let range = format!("in 1..{}", 1 << 20);
+        return Err(crate::Error::config("num_hidden_layers", facts.num_hidden_layers, range));
     }
     config.activation = facts.activation(family.activation)?;
     (family.describe)(facts, &mut config)?;

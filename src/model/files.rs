@@ -1,7 +1,7 @@
 //! A decoder's files by the names of Hugging Face, whichever kind they are: a GGUF file, or a folder of safetensors.
 
 use super::names::{self, Names};
-use super::{BlockNorms, ModelConfig, ModelPlace, gguf_config, hf_config};
+use super::{BlockNorms, Expected, ModelConfig, ModelPlace, gguf_config, hf_config};
 use crate::io::{Checkpoint, GgufFile, RawTensor};
 use crate::{Device, Error, Format, Result, Weight};
 use std::path::Path;
@@ -312,10 +312,11 @@ impl ModelFiles {
     /// Those of [`raw`](ModelFiles::raw), or the device refuses it.
     pub fn weight(&self, name: &str, device: &Device, dequantise: bool) -> Result<Weight> {
         let t = self.raw(name)?;
-        let formats = [t.format, if dequantise { Format::F32 } else { t.format }];
+        let weight = Weight::from_bytes(device, [t.rows, t.cols], t.bytes, t.format);
+        let weight = if dequantise { weight.store_as(Format::F32) } else { weight };
         match self.row_order(name) {
-            Some(order) => Weight::from_raw_as(device, [t.rows, t.cols], t.bytes, formats, order),
-            None => Weight::from_raw_as(device, [t.rows, t.cols], t.bytes, formats, |row| row),
+            Some(order) => weight.rows(order).build(),
+            None => weight.build(),
         }
     }
 
@@ -350,28 +351,6 @@ fn check_layers(path: &Path, config: &ModelConfig, tensors: usize) -> Result<()>
          {each}"
     );
     Err(Error::file(path, what))
-}
-
-/// A tensor that a configuration asks for.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Expected {
-    /// As Hugging Face names it.
-    pub name: String,
-    /// Length of each axis, outermost first, and the field of `config.json` that gives it.
-    pub axes: Vec<(usize, &'static str)>,
-}
-
-impl Expected {
-    pub(super) fn matrix(
-        name: impl Into<String>,
-        rows: (usize, &'static str),
-        cols: (usize, &'static str),
-    ) -> Self {
-        Expected { name: name.into(), axes: vec![rows, cols] }
-    }
-    pub(super) fn vector(name: impl Into<String>, n: (usize, &'static str)) -> Self {
-        Expected { name: name.into(), axes: vec![n] }
-    }
 }
 
 #[cfg(test)]

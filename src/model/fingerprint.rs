@@ -118,7 +118,7 @@ impl fmt::Display for Fingerprint {
 impl FromStr for Fingerprint {
     type Err = Error;
     fn from_str(text: &str) -> Result<Self> {
-        let bad = || Error::config("norms", "is no fingerprint");
+        let bad = || Error::refused("norms", "is no fingerprint");
         let bits = |digits: &str| u32::from_str_radix(digits, 16).map_err(|_| bad());
         let words: Vec<&str> = text.split(' ').collect();
         let means = match words[..] {

@@ -29,10 +29,10 @@ impl Sampling {
     /// Refuses values that cannot work.
     pub fn check(&self) -> Result<()> {
         if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
-            return Err(Error::config("temperature", format!("is {}, must be at least 0", self.temperature)));
+            return Err(Error::config("temperature", self.temperature, "at least 0"));
         }
         if !(self.top_p > 0.0 && self.top_p <= 1.0) {
-            return Err(Error::config("top_p", format!("is {}, must be in (0, 1]", self.top_p)));
+            return Err(Error::config("top_p", self.top_p, "in (0, 1]"));
         }
         Ok(())
     }
@@ -157,7 +157,7 @@ impl Generation {
             let at = self.len() - 1;
             let what =
                 format!("its logits behind position {at} are not finite: it or its adapter is damaged");
-            Err(Error::config("model", what))
+            Err(Error::refused("model", what))
         }
     }
 
@@ -178,13 +178,13 @@ impl Generation {
         let n = tokens.len() / self.rows.max(1);
         if n == 0 || n * self.rows != tokens.len() {
             let what = format!("{} tokens for {} sequences", tokens.len(), self.rows);
-            return Err(Error::config("prompt", what));
+            return Err(Error::refused("prompt", what));
         }
         let rows = self.model.config().vocab_size;
         if let Some(id) = tokens.iter().find(|id| **id as usize >= rows) {
             let what =
                 format!("holds token {id}, which the model does not know: its embedding has {rows} rows");
-            return Err(Error::config("prompt", what));
+            return Err(Error::refused("prompt", what));
         }
         if n <= self.room() {
             return Ok(());

@@ -18,12 +18,12 @@ impl RopeConfig {
     /// Refuses what cannot be.
     pub(super) fn check(&self, head_dim: usize) -> Result<()> {
         if !(self.theta.is_finite() && self.theta > 0.0) {
-            return Err(Error::config("rope_theta", format!("is {}, must be a positive number", self.theta)));
+            return Err(Error::config("rope_theta", self.theta, "a positive number"));
         }
         if self.dims == 0 || !self.dims.is_multiple_of(2) || self.dims > head_dim {
             let what =
                 format!("turns {} values of a head, must be an even number up to {head_dim}", self.dims);
-            return Err(Error::config("partial_rotary_factor", what));
+            return Err(Error::refused("partial_rotary_factor", what));
         }
         self.frequencies(1).map(drop)
     }

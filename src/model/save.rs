@@ -36,10 +36,7 @@ impl Model {
     /// written.
     pub fn save(&self, dir: &Path, format: Format, change: Change<'_>) -> Result<()> {
         if !matches!(format, Format::F32 | Format::F16 | Format::Bf16) {
-            return Err(Error::config(
-                "dtype",
-                format!("{} cannot be written; f32, f16, bf16 can", format.name()),
-            ));
+            return Err(Error::config("dtype", format.name(), "f32, f16 or bf16 to be written"));
         }
         let config = self.config.to_json(format);
         self.config.check_writable(&config)?;
@@ -47,7 +44,7 @@ impl Model {
             Shards { dir, format, open: Vec::new(), bytes: 0, files: 0, places: BTreeMap::new(), total: 0 };
         let parts = self.parts();
         for tensor in self.config.tensors() {
-            let missing = || Error::config("model", format!("tensor '{}' is not there", tensor.name));
+            let missing = || Error::refused("model", format!("tensor '{}' is not there", tensor.name));
             let mut values = match parts.get(&tensor.name).ok_or_else(missing)? {
                 Part::Matrix(weight) => weight.to_f32()?,
                 Part::Vector(vector, extra) => vector.to_f32()?.iter().map(|v| v - extra).collect(),

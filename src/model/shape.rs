@@ -76,7 +76,7 @@ impl ModelShape {
     /// # Errors
     /// There is no such shape or format, or a row of the model has no whole number of the format's blocks.
     pub fn parse(name: &str) -> Result<Self> {
-        let bad = |what: String| Err(Error::config("shape", what));
+        let bad = |what: String| Err(Error::refused("shape", what));
         let Some(sizes) = KNOWN.iter().find(|s| name.starts_with(s.name)) else {
             let known = KNOWN.map(|s| s.name).join(", ");
             return bad(format!("there is no shape '{name}'; the shapes are {known}"));
@@ -116,7 +116,7 @@ impl ModelShape {
             ..Facts::default()
         };
         let config = describe(
-            of_model_type("llama").map_err(|error| Error::config("shape", error))?,
+            of_model_type("llama").map_err(|error| Error::refused("shape", error))?,
             "llama",
             &facts,
             Value::Null,
@@ -136,7 +136,7 @@ struct MadeUp<'a> {
 impl MadeUp<'_> {
     fn dims(&self, name: &str) -> Result<&[usize]> {
         let dims = self.dims.get(name).map(Vec::as_slice);
-        dims.ok_or_else(|| Error::config("shape", format!("has no tensor '{name}'")))
+        dims.ok_or_else(|| Error::refused("shape", format!("has no tensor '{name}'")))
     }
 }
 
@@ -144,7 +144,7 @@ impl Source for MadeUp<'_> {
     fn weight(&self, name: &str) -> Result<Weight> {
         match *self.dims(name)? {
             [rows, cols] => Weight::made_up(self.device, [rows, cols], self.format, name),
-            ref dims => Err(Error::config("shape", format!("tensor '{name}' is {dims:?}, not a matrix"))),
+            ref dims => Err(Error::refused("shape", format!("tensor '{name}' is {dims:?}, not a matrix"))),
         }
     }
     fn vector(&self, name: &str) -> Result<Tensor> {

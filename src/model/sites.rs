@@ -1,6 +1,6 @@
-//! The places of a model where adapters can join it, and the tensors of its files, as data made from the description.
+//! The places of a model where adapters can join it, as data made from the description.
 
-use super::{BlockNorms, Expected, MlpKind, ModelConfig, QkNorm};
+use super::{MlpKind, ModelConfig};
 
 /// What an adapter can take at a site.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -175,9 +175,6 @@ impl ModelConfig {
     }
 }
 
-/// A length of an axis, and the field that gives it.
-type Axis = (usize, &'static str);
-
 /// The paths of the linears of one expert, gate, up and down, and of the router.
 pub(super) struct ExpertNames {
     pub router: String,
@@ -199,127 +196,5 @@ impl ModelConfig {
             shared: format!("{module}.shared_expert"),
             shared_gate: format!("{module}.shared_expert_gate"),
         }
-    }
-
-    /// Every tensor that the model has: name and shape, with the fields of `config.json` that give it.
-    pub fn tensors(&self) -> Vec<Expected> {
-        let mut outer = self.outer_tensors();
-        let behind = outer.split_off(1);
-        let layers = (0..self.num_hidden_layers).flat_map(|i| self.layer_tensors(i));
-        outer.into_iter().chain(layers).chain(behind).collect()
-    }
-
-    /// The embedding, the last norm, and the head.
-    pub(super) fn outer_tensors(&self) -> Vec<Expected> {
-        let d = (self.hidden_size, "hidden_size");
-        let v = (self.vocab_size, "vocab_size");
-        let mut all = vec![Expected::matrix("model.embed_tokens.weight", v, d)];
-        all.extend(self.norm_tensors("model.norm"));
-        if !self.tie_word_embeddings {
-            all.push(Expected::matrix("lm_head.weight", v, d));
-        }
-        all
-    }
-
-    fn norm_tensors(&self, path: &str) -> Vec<Expected> {
-        let d = (self.hidden_size, "hidden_size");
-        let mut all = vec![Expected::vector(format!("{path}.weight"), d)];
-        if self.norm.bias {
-            all.push(Expected::vector(format!("{path}.bias"), d));
-        }
-        all
-    }
-
-    /// The tensors of one layer.
-    pub(super) fn layer_tensors(&self, layer: usize) -> Vec<Expected> {
-        let path = format!("model.layers.{layer}");
-        let BlockNorms { before_attention, after_attention, before_mlp, after_mlp } = self.norms;
-        let norm =
-            |name: Option<&str>| name.map_or(Vec::new(), |name| self.norm_tensors(&format!("{path}.{name}")));
-        let mut all = norm(before_attention);
-        let sites = self.layer_sites(layer);
-        let linears = |kind: SiteKind, all: &mut Vec<Expected>| {
-            for linear in sites.iter().filter(|s| s.kind == kind).flat_map(|s| &s.linears) {
-                let [rows, cols] =
-                    [(linear, linear.d_out), (linear, linear.d_in)].map(|(l, n)| self.axis(l, n));
-                all.push(Expected::matrix(format!("{}.weight", linear.path), rows, cols));
-                if self.has_bias(&linear.path) {
-                    all.push(Expected::vector(format!("{}.bias", linear.path), rows));
-                }
-            }
-        };
-        linears(SiteKind::AttentionLinears, &mut all);
-        let (q, kv) = self.head_widths();
-        match self.qk_norm {
-            None => {}
-            Some(QkNorm::Head) => all.extend(["q_norm", "k_norm"].map(|name| {
-                Expected::vector(format!("{path}.self_attn.{name}.weight"), (self.head_dim, "head_dim"))
-            })),
-            Some(QkNorm::Whole) => all.extend(
-                [("q_norm", q), ("k_norm", kv)]
-                    .map(|(name, n)| Expected::vector(format!("{path}.self_attn.{name}.weight"), n)),
-            ),
-        }
-        all.extend(norm(after_attention));
-        if self.has_experts(layer) {
-            all.extend(self.expert_tensors(layer));
-        }
-        linears(SiteKind::MlpLinears, &mut all);
-        all.extend(norm(before_mlp));
-        all.extend(norm(after_mlp));
-        all
-    }
-
-    fn expert_tensors(&self, layer: usize) -> Vec<Expected> {
-        let Some(experts) = &self.experts else { return Vec::new() };
-        let names = self.expert_names(layer);
-        let d = (self.hidden_size, "hidden_size");
-        let block = |path: String, linears: [&str; 3], width: Axis| {
-            let [gate, up, down] = linears.map(|name| format!("{path}.{name}.weight"));
-            [
-                Expected::matrix(gate, width, d),
-                Expected::matrix(up, width, d),
-                Expected::matrix(down, d, width),
-            ]
-        };
-        let mut all =
-            vec![Expected::matrix(format!("{}.weight", names.router), (experts.count, "num_experts"), d)];
-        let width = (
-            experts.width,
-            if experts.mixtral_names { "intermediate_size" } else { "moe_intermediate_size" },
-        );
-        for i in 0..experts.count {
-            all.extend(block(format!("{}.{i}", names.experts), names.linears, width));
-        }
-        if let Some(shared) = experts.shared {
-            let linears = ["gate_proj", "up_proj", "down_proj"];
-            all.extend(block(names.shared, linears, (shared, "shared_expert_intermediate_size")));
-            all.push(Expected::matrix(format!("{}.weight", names.shared_gate), (1, "one"), d));
-        }
-        all
-    }
-
-    /// Widths of all queries and of all keys.
-    fn head_widths(&self) -> (Axis, Axis) {
-        (
-            (self.num_attention_heads * self.head_dim, "num_attention_heads x head_dim"),
-            (self.num_key_value_heads * self.head_dim, "num_key_value_heads x head_dim"),
-        )
-    }
-
-    /// The field that gives a length of a linear.
-    fn axis(&self, linear: &SiteLinear, n: usize) -> Axis {
-        let (q, kv) = self.head_widths();
-        let field = match linear.module() {
-            "q_proj" if n == linear.d_out => q.1,
-            "k_proj" | "v_proj" if n == linear.d_out => kv.1,
-            "o_proj" if n == linear.d_in => q.1,
-            "qkv_proj" if n == linear.d_out => "(num_attention_heads + 2 num_key_value_heads) x head_dim",
-            "gate_up_proj" if n == linear.d_out => "2 x intermediate_size",
-            "gate_proj" | "up_proj" | "c_fc" if n == linear.d_out => "intermediate_size",
-            "down_proj" | "c_proj" if n == linear.d_in => "intermediate_size",
-            _ => "hidden_size",
-        };
-        (n, field)
     }
 }

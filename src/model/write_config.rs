@@ -132,7 +132,7 @@ impl ModelConfig {
         {
             let what = "this GGUF file divides its frequencies by factors that are not those of rope_type llama3, and \
                         config.json has no other table; give the Hugging Face directory of this model";
-            return Err(Error::config("rope_scaling", what));
+            return Err(Error::refused("rope_scaling", what));
         }
         let read = || {
             let family = self.family()?;
@@ -146,7 +146,7 @@ impl ModelConfig {
             "config.json cannot say all that this GGUF file of a {} model says; give the Hugging Face directory of this model",
             self.model_type
         );
-        Err(Error::config("model", what))
+        Err(Error::refused("model", what))
     }
 
     /// Whether another description computes the same, whatever words it was read from.

@@ -34,7 +34,11 @@ impl Param {
     pub fn stacked(parts: Vec<(String, usize)>, value: Tensor, trainable: bool) -> Result<Self> {
         let rows: usize = parts.iter().map(|p| p.1).sum();
         if rows != value.dims().first().copied().unwrap_or(1) {
-            return Err(Error::shape("param", format!("parts of {rows} rows for {}", value.shape())));
+            return Err(Error::shape(
+                "param",
+                format!("parts of the rows of {}", value.shape()),
+                format!("{rows} rows"),
+            ));
         }
         let value = RwLock::new(value.detach());
         let frozen = RwLock::default();
@@ -102,7 +106,7 @@ impl Param {
             first += count;
         }
         let what = format!("has no part with rows {rows:?}; its parts are {:?}", self.0.parts);
-        Err(Error::config(part, what))
+        Err(Error::refused(part, what))
     }
     /// The frozen rows of a parameter that is trained, in ascending ranges over all parts.
     pub fn frozen_rows(&self) -> Vec<Range<usize>> {
@@ -137,7 +141,8 @@ impl Param {
         if value.shape() != self.value().shape() {
             return Err(Error::shape(
                 "param",
-                format!("{}: {} instead of {}", self.name(), value.shape(), self.value().shape()),
+                format!("{} of {}", self.name(), self.value().shape()),
+                value.shape(),
             ));
         }
         self.update(|old| {
@@ -200,10 +205,13 @@ impl Param {
         let width = old.len() / self.0.parts.iter().map(|p| p.1).sum::<usize>().max(1);
         let mut all = Vec::with_capacity(old.len());
         for (name, rows) in &self.0.parts {
-            let part = values(name).ok_or_else(|| Error::config(name, "tensor is missing"))?;
+            let part = values(name).ok_or_else(|| Error::refused(name, "tensor is missing"))?;
             if part.len() != rows * width {
-                let what = format!("{} values, expected {rows} x {width}", part.len());
-                return Err(Error::config(name, what));
+                return Err(Error::config(
+                    name,
+                    format!("{} values", part.len()),
+                    format!("{rows} x {width}"),
+                ));
             }
             all.extend(part);
         }

@@ -79,7 +79,9 @@ impl Choices {
         match self {
             Choices::Force(_) => match self.get(site) {
                 Some(idx) => Ok(Some(idx)),
-                None => Err(Error::config(site, "no choice is stored for this site, but choices are forced")),
+                None => {
+                    Err(Error::refused(site, "no choice is stored for this site, but choices are forced"))
+                }
             },
             _ => Ok(None),
         }

@@ -70,7 +70,7 @@ impl AdamWStep {
             if fine && value.is_finite() {
                 Ok(())
             } else {
-                Err(Error::config(format!("adamw {name}"), format!("must be {rule}, got {value}")))
+                Err(Error::config(format!("adamw {name}"), value, rule))
             }
         };
         fine("lr", self.lr, self.lr >= 0.0, "finite and not negative")?;
@@ -123,8 +123,7 @@ impl Op<3> for Step {
         self.0.check()?;
         x.require(self.name(), DType::F32)?;
         if let Some(factor) = x.factor.filter(|f| f.len() != 1) {
-            let what = format!("the gradient's factor must be one number, got {}", factor.shape());
-            return Err(Error::shape(self.name(), what));
+            return Err(Error::shape(self.name(), "a factor of the gradient of one number", factor.shape()));
         }
         Ok([(); 3].map(|()| Meta::like(x.grad)))
     }

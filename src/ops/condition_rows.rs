@@ -340,7 +340,10 @@ pub fn condition_rows(a: &Tensor, w: &Tensor, idx: &Tensor) -> Result<Tensor> {
     a.require(NAME, DType::F32)?;
     w.require(NAME, DType::F32)?;
     idx.require(NAME, DType::U32)?;
-    let shapes = || Error::shape(NAME, format!("a {}, w {}, choices {}", a.shape(), w.shape(), idx.shape()));
+    let shapes = || {
+        let found = format!("a {}, w {}, choices {}", a.shape(), w.shape(), idx.shape());
+        Error::shape(NAME, "a [L E, D], w [N L E, D], choices [L, P, G, K]", found)
+    };
     let (&[rows, d], &[cols, wide], &[linears, sides, units, k]) = (a.dims(), w.dims(), idx.dims()) else {
         return Err(shapes());
     };
@@ -349,7 +352,7 @@ pub fn condition_rows(a: &Tensor, w: &Tensor, idx: &Tensor) -> Result<Tensor> {
     }
     let s = Sizes { linears, sides, units, k, e: rows / linears, slots: cols / rows, d };
     if let Some(i) = idx.first_above(s.e) {
-        return Err(Error::shape(NAME, format!("choice {i}, but there are {} factors", s.e)));
+        return Err(Error::shape(NAME, format!("choices among {} factors", s.e), format!("choice {i}")));
     }
     let c = run1(&Forward(s), In { a, w, idx })?;
     let ad = a.detach();

@@ -115,7 +115,7 @@ impl Tensor {
     /// `p` is not in [0, 1).
     pub fn dropout(&self, p: f32, stream: Stream) -> Result<Tensor> {
         if !(0.0..1.0).contains(&p) {
-            return Err(Error::config("dropout", format!("must be in [0, 1), got {p}")));
+            return Err(Error::config("dropout", p, "in [0, 1)"));
         }
         if p == 0.0 {
             return Ok(self.clone());

@@ -96,7 +96,7 @@ impl Broadcast {
             return Ok(Broadcast::Column);
         }
         let how = "shapes must agree, or the second be one row or one value per row";
-        Err(Error::shape(NAME, format!("{} with {}: {how}", a.shape(), b.shape())))
+        Err(Error::shape(NAME, format!("an operand for {}: {how}", a.shape()), b.shape()))
     }
 
     /// `(div, len)`
@@ -284,8 +284,8 @@ impl Op for Repeat<'_> {
         x.require(self.name(), DType::F32)?;
         let period = self.each * x.len();
         if !self.shape.is_empty() && (period == 0 || !self.shape.len().is_multiple_of(period)) {
-            let what = format!("{} x {} to {}", x.shape(), self.each, self.shape);
-            return Err(Error::shape(self.name(), what));
+            let found = format!("{} x {}", x.shape(), self.each);
+            return Err(Error::shape(self.name(), format!("what repeats to {}", self.shape), found));
         }
         Ok([Meta { shape: self.shape.clone(), dtype: DType::F32 }])
     }

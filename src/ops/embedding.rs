@@ -60,7 +60,11 @@ impl Op for Embedding<'_> {
         if !w.device().same(index.device()) {
             let w = w.device().name();
             let index = index.device().name();
-            return Err(Error::shape(NAME, format!("the weight is on '{w}', the indices are on '{index}'")));
+            return Err(Error::shape(
+                NAME,
+                format!("indices on '{w}', where the weight is"),
+                format!("'{index}'"),
+            ));
         }
         check_indices(NAME, index, w.rows())?;
         Ok([Meta::f32(&[index.dims(), &[w.cols()]].concat())?])
@@ -139,7 +143,8 @@ fn cases() -> Vec<Case> {
         let shard = 4 * (format.row_words(d) * rows.div_ceil(3).max(1)).max(1) as u64;
         let label = format!("{} [{rows}, {d}] by {dims:?}", format.name());
         let run = move |x: &[Tensor]| {
-            let w = Weight::raw_sharded(x[0].device(), [rows, d], &bytes, [format; 2], None, shard)?;
+            let w =
+                Weight::from_bytes(x[0].device(), [rows, d], &bytes, format).shard_bytes(shard).build()?;
             Ok(vec![w.embedding(&x[0])?])
         };
         let packed = 4 * n * format.row_words(d);
@@ -163,7 +168,7 @@ fn timed(sizes: &TimedSizes<'_>) -> Vec<Timed> {
     let [r, v, d] = [sizes.pick(33, 2048), 8192, 576];
     let index = (0..r).map(|i| (i * 31 % v) as u32).collect();
     let make = move |device: &Device| -> Result<Computation> {
-        let w = Weight::from_raw(device, v, d, &sample(Format::F32, v, d, 2), Format::F32)?;
+        let w = Weight::from_bytes(device, [v, d], &sample(Format::F32, v, d, 2), Format::F32).build()?;
         Ok(Box::new(move |x| Ok(vec![w.embedding(&x[0])?])))
     };
     vec![Timed::new(format!("{r} of {v}x{d}"), vec![Operand::indices(&[r], index)], (0, 8 * r * d), make)]
@@ -190,7 +195,7 @@ mod tests {
     #[test]
     fn bad_indices_are_clamped_on_the_gpu() {
         let Ok(gpu) = Device::gpu() else { return eprintln!("SKIPPED: no adapter") };
-        let w = Weight::sharded(&gpu, 3, 1, &[1.0, 2.0, 3.0], Format::F32, 4).unwrap();
+        let w = Weight::from_values(&gpu, [3, 1], &[1.0, 2.0, 3.0]).shard_bytes(4).build().unwrap();
         let index = Tensor::from_u32(&gpu, &[3], &[0, 3, u32::MAX]).unwrap();
         assert_eq!(w.embedding(&index).unwrap().to_f32().unwrap(), [1.0, 3.0, 3.0]);
         assert_eq!(w.to_f32().unwrap(), [1.0, 2.0, 3.0]);

@@ -70,8 +70,8 @@ impl Op for Add<'_> {
         let Add { expand: Expand { slots, .. }, to } = self;
         slots.check(NAME, to.rows(), pool)?;
         if u.dims() != [to.rows(), slots.all_columns()] || pool.shape().last() != to.last() {
-            let what = format!("u {} and pool {} for rows of {to}", u.shape(), pool.shape());
-            return Err(Error::shape(NAME, what));
+            let found = format!("u {} and pool {}", u.shape(), pool.shape());
+            return Err(Error::shape(NAME, format!("u and a pool for the rows of {to}"), found));
         }
         Ok([Meta { shape: to.clone(), dtype: DType::F32 }])
     }

@@ -173,16 +173,17 @@ impl Op<2> for FactorGather<'_> {
         let &In { x: input, pool, gates } = operands;
         self.slots.check(NAME, input.shape().rows(), pool)?;
         if pool.shape().last() != input.shape().last() {
-            return Err(Error::shape(NAME, format!("pool {} for rows of {}", pool.shape(), input.shape())));
+            return Err(Error::shape(
+                NAME,
+                format!("a pool for the rows of {}", input.shape()),
+                pool.shape(),
+            ));
         }
         let (l, _, g, k) = self.slots.dims();
         if let Some(gates) = gates
             && gates.dims() != [l, g, k]
         {
-            return Err(Error::shape(
-                NAME,
-                format!("gates {} for a selection [{l}, {g}, {k}]", gates.shape()),
-            ));
+            return Err(Error::shape(NAME, format!("gates [{l}, {g}, {k}]"), gates.shape()));
         }
         let out = Meta::f32(&[input.shape().rows(), self.slots.all_columns()])?;
         let gated = if gates.is_some() { out.clone() } else { Meta::f32(&[0])? };

@@ -80,7 +80,7 @@ impl Op for GateGrad<'_> {
         let slots = self.0.slots_a();
         let want = [self.0.units().rows(), slots.all_columns()];
         if let Some(t) = x.all().iter().find(|t| t.dims() != want) {
-            return Err(Error::shape(NAME, format!("{} instead of {want:?}", t.shape())));
+            return Err(Error::shape(NAME, format!("{want:?}"), t.shape()));
         }
         let (l, _, g, k) = slots.dims();
         Ok([Meta::f32(&[l, g, k])?])

@@ -49,12 +49,14 @@ pub(super) fn check_indices(op: &'static str, index: &Tensor, rows: usize) -> Re
     match index.device() {
         Device::Gpu(_) if rows > 0 => Ok(()),
         Device::Gpu(_) if index.is_empty() => Ok(()),
-        Device::Gpu(_) => Err(Error::shape(op, format!("{} indices into a table without rows", index.len()))),
+        Device::Gpu(_) => {
+            Err(Error::shape(op, "a table with rows", format!("none for {} indices", index.len())))
+        }
         Device::Cpu(_) | Device::Reference => match index.u32().iter().position(|&i| i as usize >= rows) {
             None => Ok(()),
             Some(at) => {
-                let what = format!("index {} at position {at} of a table of {rows} rows", index.u32()[at]);
-                Err(Error::shape(op, what))
+                let found = format!("{} at position {at}", index.u32()[at]);
+                Err(Error::shape(op, format!("indices of a table of {rows} rows"), found))
             }
         },
     }
@@ -79,7 +81,7 @@ impl Op for Forward {
         table.require(self.name(), DType::F32)?;
         index.require(self.name(), DType::U32)?;
         let &[rows, d] = table.dims() else {
-            return Err(Error::shape(self.name(), format!("table {} must be [V, D]", table.shape())));
+            return Err(Error::shape(self.name(), "a table [V, D]", table.shape()));
         };
         check_indices(self.name(), index, rows)?;
         Ok([Meta::f32(&[index.dims(), &[d]].concat())?])

@@ -111,10 +111,7 @@ impl Op for Clip {
     fn infer(&self, &In { norm }: &In<'_>) -> Result<[Meta; 1]> {
         norm.require(self.name(), DType::F32)?;
         if norm.len() != 1 {
-            return Err(Error::shape(
-                self.name(),
-                format!("the norm must be one number, got {}", norm.shape()),
-            ));
+            return Err(Error::shape(self.name(), "a norm of one number", norm.shape()));
         }
         Ok([Meta::f32(&[])?])
     }
@@ -166,7 +163,7 @@ impl Tensor {
     /// `self` is not one number, or `max_norm` is not positive.
     pub fn clip_factor(&self, max_norm: f32) -> Result<Tensor> {
         if max_norm.is_nan() || max_norm <= 0.0 {
-            return Err(Error::config("max_norm", format!("must be positive, got {max_norm}")));
+            return Err(Error::config("max_norm", max_norm, "positive"));
         }
         run1(&Clip { max_norm }, In { norm: self })
     }

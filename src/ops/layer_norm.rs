@@ -58,7 +58,8 @@ impl Op<2> for Forward {
             if t.dims() != [x.shape().last()] {
                 return Err(Error::shape(
                     self.name(),
-                    format!("{what} {} for rows of {}", t.shape(), x.shape()),
+                    format!("a {what} for the rows of {}", x.shape()),
+                    t.shape(),
                 ));
             }
         }

@@ -79,21 +79,26 @@ struct Plan {
 
 impl Product {
     fn plan(self, a: &[usize], b: &[usize]) -> Result<Plan> {
-        let refuse =
-            |why: &str| Err(Error::shape("matmul", format!("{:?} of {a:?} and {b:?}: {why}", self.form)));
+        let refuse = |why: &str| {
+            Err(Error::shape(
+                "matmul",
+                format!("operands of {:?}: {why}", self.form),
+                format!("{a:?} and {b:?}"),
+            ))
+        };
         let (batch, rows, cols, lead) = match (a, b) {
             ([ga, r, c], [gb, _, _]) if ga == gb => (*ga, *r, *c, &a[..1]),
-            ([_, _, _], [_, _, _]) => return refuse("the batch axes differ"),
+            ([_, _, _], [_, _, _]) => return refuse("the same batch axis"),
             ([r, c], [_, _]) => (1, *r, *c, &a[..0]),
             ([lead @ .., c], [_, _]) if self.form != Form::TN => (1, lead.iter().product(), *c, lead),
-            _ => return refuse("needs two matrices, two batches [G, ., .], or rows [.., K] with one matrix"),
+            _ => return refuse("two matrices, two batches [G, ., .], or rows [.., K] with one matrix"),
         };
         let b0 = b[b.len() - 2];
         let b1 = b[b.len() - 1];
         let (m, k) = if self.form == Form::TN { (cols, rows) } else { (rows, cols) };
         let (kb, n) = if self.form == Form::NT { (b1, b0) } else { (b0, b1) };
         if k != kb {
-            return refuse(&format!("the summed axes have {k} and {kb} values"));
+            return refuse(&format!("as many values on the summed axes, not {k} and {kb}"));
         }
         // Leading axes that were flattened already count the rows.
         let mut out = lead.to_vec();

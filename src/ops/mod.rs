@@ -2,13 +2,13 @@
 //!
 //! An op's file holds its three lanes (reference in f64, CPU, GPU), the `Tensor` method that users call with
 //! its derivative, and the op's [`OpSpec`]: shaders and test cases. The list below is the only place that
-//! names them all; see docs/ADD_AN_OP.md.
+//! names them all; see docs/ADD_AN_OP.md. Those that users call by more than a method of `Tensor` are `pub`.
 
 pub use crate::engine::{Case, Computation, Costs, OpSpec, Operand, Timed, TimedSizes};
 
 macro_rules! ops {
-    ($($(#[$doc:meta])* $name:ident),+ $(,)?) => {
-        $($(#[$doc])* pub mod $name;)+
+    ($($(#[$doc:meta])* $vis:vis $name:ident),+ $(,)?) => {
+        $($(#[$doc])* $vis mod $name;)+
         /// Every op, in the order of the list.
         pub static ALL: &[&OpSpec] = &[$(&$name::SPEC),+];
     };
@@ -16,13 +16,13 @@ macro_rules! ops {
 
 ops! {
     /// Grouped-query attention with a key mask, causal or both ways, in windows, with soft caps.
-    attention,
+    pub attention,
     /// Sums, products, scaling: `y = a + b`, `a * b`, `s x`.
     elementwise,
     /// Frozen output head and cross-entropy: `sum -log softmax(h W^T)[target]`, with a soft cap of logits.
     head_loss,
     /// Dense products: `a b`, `a b^T`, `a^T b`.
-    matmul,
+    pub(crate) matmul,
     /// Sums over everything, rows, or the last axis.
     reduce,
     /// `y = x / rms(x) * w`.
@@ -30,9 +30,9 @@ ops! {
     /// The pooled routing input of every unit.
     pool_rows,
     /// What the chosen factors of A say for every factor of B.
-    condition_rows,
+    pub condition_rows,
     /// Top-k routing: ordered choices and gates.
-    topk_routing,
+    pub topk_routing,
     /// The frozen product with the low-rank update in its epilogue.
     fused_ba_matmul,
     /// The shrink of a mixture, by rows of a pool.
@@ -42,15 +42,15 @@ ops! {
     /// Gradients of gates.
     gate_grad,
     /// The one operator: frozen linears with routed low-rank updates.
-    mixture_linears,
+    pub mixture_linears,
     /// The expand apart from a product, for experts inside a block.
-    factor_expand,
+    pub(crate) factor_expand,
     /// Rows repeated for their experts, and summed back.
     repeat_rows,
     /// New positions in the room of key/value caches.
     write_rows,
     /// How often factors were chosen, and balancing biases.
-    routing_load,
+    pub(crate) routing_load,
     /// `silu`, `gelu`, `gelu_erf`, `sigmoid`, `cap * tanh(x / cap)`, and `silu(gate) * up`, `gelu(gate) * up`.
     activation,
     /// `y = e^x / sum e^x` over the last axis.
@@ -60,7 +60,7 @@ ops! {
     /// Rows of a frozen weight in any format: `y[i] = W[index[i]]`.
     embedding,
     /// Rotary position embedding of whole heads or their first values, with scaled frequencies.
-    rope,
+    pub rope,
     /// `y = (x - mean(x)) / sqrt(var(x) + eps) * w + b`.
     layer_norm,
     /// `y = x / (1 - p)` with probability `1 - p`, else 0.
@@ -68,9 +68,9 @@ ops! {
     /// Positions of the k largest values of each row.
     top_k,
     /// One step of AdamW, in place.
-    adamw,
+    pub adamw,
     /// `sqrt(sum x^2)` over a list of tensors, and `min(1, max_norm / norm)`.
-    global_norm,
+    pub global_norm,
 }
 
 /// The op of docs/ADD_AN_OP.md, word for word: `build.rs` cuts it from the page.

@@ -94,7 +94,7 @@ impl Op for Pool<'_> {
             std::mem::swap(&mut from, &mut to);
         }
         if x.shape().rows() != from {
-            return Err(Error::shape(NAME, format!("{} rows for {:?}", x.shape(), self.units)));
+            return Err(Error::shape(NAME, format!("rows for {:?}", self.units), x.shape()));
         }
         Ok([Meta::f32(&[to, x.shape().last()])?])
     }

@@ -52,7 +52,7 @@ impl Op for Rows {
         let rows = x.shape().rows();
         let d = x.shape().last();
         if self.k == 0 || (self.sum && !rows.is_multiple_of(self.k)) {
-            return Err(Error::shape(NAME, format!("{rows} rows in groups of {}", self.k)));
+            return Err(Error::shape(NAME, format!("rows in groups of {}", self.k), format!("{rows} rows")));
         }
         Ok([Meta::f32(&[if self.sum { rows / self.k } else { rows * self.k }, d])?])
     }

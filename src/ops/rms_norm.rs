@@ -56,7 +56,11 @@ impl Op<2> for Forward {
         x.require(self.name(), DType::F32)?;
         w.require(self.name(), DType::F32)?;
         if w.dims() != [x.shape().last()] {
-            return Err(Error::shape(self.name(), format!("weight {} for rows of {}", w.shape(), x.shape())));
+            return Err(Error::shape(
+                self.name(),
+                format!("a weight for the rows of {}", x.shape()),
+                w.shape(),
+            ));
         }
         Ok([Meta::like(x), Meta::f32(&[x.shape().rows()])?])
     }

@@ -62,12 +62,12 @@ impl Op for Count {
     fn infer(&self, &In { idx, weight }: &In<'_>) -> Result<[Meta; 1]> {
         idx.require(NAME, DType::U32)?;
         let [l, _, g, _] = *idx.dims() else {
-            return Err(Error::shape(NAME, format!("choices {} are not [L, P, G, K]", idx.shape())));
+            return Err(Error::shape(NAME, "choices [L, P, G, K]", idx.shape()));
         };
         if let Some(w) = weight
             && (w.dtype() != DType::F32 || w.len() != g)
         {
-            return Err(Error::shape(NAME, format!("weights {} for {g} units", w.shape())));
+            return Err(Error::shape(NAME, format!("weights of {g} units"), w.shape()));
         }
         Ok([Meta::f32(&[l, self.factors])?])
     }

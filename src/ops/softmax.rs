@@ -50,7 +50,7 @@ impl Op for Forward {
     fn infer(&self, &In { x }: &In<'_>) -> Result<[Meta; 1]> {
         x.require(self.name(), DType::F32)?;
         if x.shape().rank() == 0 {
-            return Err(Error::shape(self.name(), "needs at least one axis, got a scalar"));
+            return Err(Error::shape(self.name(), "at least one axis", "a scalar"));
         }
         Ok([Meta::like(x)])
     }

@@ -77,12 +77,11 @@ impl Op for TopK {
         x.require(self.name(), DType::F32)?;
         let d = x.shape().last();
         if x.shape().rank() == 0 || self.k > d || d > MAX_ROW {
-            let what = format!(
-                "{} of each row of {}: rows of at least that and at most {MAX_ROW} values are needed",
-                self.k,
-                x.shape()
-            );
-            return Err(Error::shape(self.name(), what));
+            return Err(Error::shape(
+                self.name(),
+                format!("rows of {} to {MAX_ROW} values", self.k),
+                x.shape(),
+            ));
         }
         let shape = x.shape().with_last(self.k)?;
         Ok([Meta::u32(shape.dims())?])

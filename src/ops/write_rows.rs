@@ -65,10 +65,14 @@ impl Op for Write {
         let to = into.dims();
         let from = next.dims();
         if to.len() < 2 || to.len() != from.len() || to[0] != from[0] || to[2..] != from[2..] {
-            return Err(Error::shape(NAME, format!("{} into {into}", next.shape())));
+            return Err(Error::shape(NAME, format!("rows for {into}"), next.shape()));
         }
         if self.at.checked_add(from[1]).is_none_or(|end| end > to[1]) {
-            return Err(Error::shape(NAME, format!("{} rows from row {} into {into}", from[1], self.at)));
+            return Err(Error::shape(
+                NAME,
+                format!("rows within {into}"),
+                format!("{} rows from row {}", from[1], self.at),
+            ));
         }
         Ok([Meta { shape: into.clone(), dtype: DType::F32 }])
     }

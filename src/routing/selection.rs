@@ -41,18 +41,18 @@ impl Selection {
         const OP: &str = "selection";
         idx.require(OP, crate::DType::U32)?;
         let [l, p, g, k] = *idx.dims() else {
-            return Err(Error::shape(OP, format!("choices {} are not [L, P, G, K]", idx.shape())));
+            return Err(Error::shape(OP, "choices [L, P, G, K]", idx.shape()));
         };
         if g != units.count() || !(1..=2).contains(&p) || block == 0 {
-            return Err(Error::shape(OP, format!("choices {} for {units:?}, block {block}", idx.shape())));
+            return Err(Error::shape(OP, format!("choices for {units:?}, block {block}"), idx.shape()));
         }
         if let Some(t) = &gates
             && t.dims() != [l, g, k]
         {
-            return Err(Error::shape(OP, format!("gates {} for choices {}", t.shape(), idx.shape())));
+            return Err(Error::shape(OP, format!("gates of the choices {}", idx.shape()), t.shape()));
         }
         if let Some(e) = idx.first_above(factors) {
-            return Err(Error::shape(OP, format!("choice {e}, but there are {factors} factors")));
+            return Err(Error::shape(OP, format!("choices among {factors} factors"), format!("choice {e}")));
         }
         Ok(Selection { idx, gates, units: units.clone(), factors, block, lists: Arc::default() })
     }

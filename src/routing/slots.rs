@@ -49,7 +49,7 @@ impl Units {
             && start.last() == Some(&rows)
             && rows <= crate::shape::MAX_ELEMENTS;
         if !fine {
-            return Err(Error::shape("units", format!("ranges {start:?} do not tile {rows} rows")));
+            return Err(Error::shape("units", format!("ranges that tile {rows} rows"), format!("{start:?}")));
         }
         let mut row_unit = Vec::with_capacity(rows);
         for (g, w) in start.windows(2).enumerate() {
@@ -186,17 +186,14 @@ impl Slots {
     /// Checks that a pool and a slot array fit.
     pub fn check(&self, op: &'static str, rows: usize, pool: &Tensor) -> Result<()> {
         if rows != self.units.rows() {
-            return Err(Error::shape(op, format!("{rows} rows, but the units cover {}", self.units.rows())));
+            return Err(Error::shape(op, format!("{} rows, which the units cover", self.units.rows()), rows));
         }
         let (l, p, g, _) = self.dims();
         if g != self.units.count() || self.first + self.count > l || self.side >= p {
-            return Err(Error::shape(
-                op,
-                format!("selection {} does not fit {:?}", self.idx.shape(), self.units),
-            ));
+            return Err(Error::shape(op, format!("a selection for {:?}", self.units), self.idx.shape()));
         }
         if pool.dims()[0] < self.count * self.pool_rows {
-            return Err(Error::shape(op, format!("pool {} is too small for {self:?}", pool.shape())));
+            return Err(Error::shape(op, format!("a pool large enough for {self:?}"), pool.shape()));
         }
         Ok(())
     }

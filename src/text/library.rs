@@ -15,7 +15,7 @@ use tokenizers::{PostProcessorWrapper, Tokenizer};
 const PLACE: &str = "tokenizer.json";
 
 fn refusal(what: impl ToString) -> Error {
-    Error::config(PLACE, what.to_string())
+    Error::refused(PLACE, what.to_string())
 }
 
 /// The text of a panic.
@@ -27,8 +27,8 @@ fn payload(panic: &(dyn Any + Send)) -> &str {
 /// Runs code of the library, which panics on some malformed files.
 pub(super) fn guarded<T>(place: &str, work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
     match catch_unwind(AssertUnwindSafe(work)) {
-        Ok(done) => done.map_err(|error| Error::config(place, error.to_string())),
-        Err(panic) => Err(Error::config(
+        Ok(done) => done.map_err(|error| Error::refused(place, error.to_string())),
+        Err(panic) => Err(Error::refused(
             place,
             format!("the tokenizer library failed on this input: {}", payload(&*panic)),
         )),

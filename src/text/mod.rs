@@ -20,6 +20,7 @@ mod longest;
 mod model_text;
 mod names;
 mod piece;
+mod pre_tokenizers;
 mod regex;
 mod reply;
 mod special;

@@ -60,7 +60,7 @@ impl ModelText {
     /// The model has no chat template, or the template refuses the conversation.
     pub fn prompt(&self, messages: &[Message]) -> Result<String> {
         let template = self.template.as_ref().ok_or_else(|| {
-            Error::config(
+            Error::refused(
                 "template",
                 "the model has no chat template; name one, for example --template chatml",
             )

@@ -78,7 +78,7 @@ impl Tokenizer {
         let find_token = |field: &str, default: Option<u32>| match tokens.get(field) {
             None => Ok(default),
             Some(text) => self.token_id(text).map(Some).ok_or_else(|| {
-                Error::config(field, format!("'{text}' is not in the tokenizer's vocabulary"))
+                Error::refused(field, format!("'{text}' is not in the tokenizer's vocabulary"))
             }),
         };
         let bos = find_token("bos_token", self.bos)?;

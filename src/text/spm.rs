@@ -42,7 +42,7 @@ impl Literals {
         let wanted = tokens.filter(|((token, kind), _)| kinds.contains(kind) && !token.is_empty());
         let (texts, ids): (Vec<&String>, Vec<u32>) = wanted.map(|((token, _), id)| (token, id)).unzip();
         let automaton = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(texts);
-        let automaton = automaton.map_err(|error| Error::config("vocabulary", error.to_string()))?;
+        let automaton = automaton.map_err(|error| Error::refused("vocabulary", error.to_string()))?;
         Ok(Literals { ids, automaton })
     }
 
@@ -94,7 +94,7 @@ impl Spm {
         let count = vocab.tokens.len();
         let scores = vocab.scores.clone().unwrap_or_default();
         if scores.len() != count {
-            return Err(Error::config("vocabulary", format!("{} scores for {count} tokens", scores.len())));
+            return Err(Error::refused("vocabulary", format!("{} scores for {count} tokens", scores.len())));
         }
         let mut bytes = vec![None; 256];
         let mut index = HashMap::with_capacity(count);
@@ -184,7 +184,7 @@ impl Spm {
             for byte in part.bytes() {
                 let id = self.bytes[byte as usize].or(self.unknown).ok_or_else(|| {
                     let what = format!("has no token for byte {byte:#04x}, and no unknown token");
-                    Error::config("vocabulary", what)
+                    Error::refused("vocabulary", what)
                 })?;
                 pieces.push(Piece { id, source: symbol.source.clone() });
             }

@@ -133,7 +133,7 @@ impl ChatTemplate {
     pub fn render_marked(&self, messages: &[Message], tokens: &SpecialTokens) -> Result<Marked> {
         if messages.iter().any(|message| message.content.contains(MARKS)) {
             let what = format!("the text contains U+{:X}, which is used as a mark", MARKS[0] as u32);
-            return Err(Error::config(NAME, what));
+            return Err(Error::refused(NAME, what));
         }
         let marks = MARKS.map(String::from);
         let text = self.run(messages, false, tokens, [&marks[0], &marks[1]])?;

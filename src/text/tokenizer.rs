@@ -58,7 +58,7 @@ impl Tokenizer {
     pub fn from_file(path: &Path) -> Result<Self> {
         let text = crate::io::read_text(path)?;
         Self::from_json(text.as_bytes()).map_err(|error| match error {
-            Error::Config { what, .. } => Error::file(path, format!("not a usable tokenizer.json: {what}")),
+            Error::Refused { what, .. } => Error::file(path, format!("not a usable tokenizer.json: {what}")),
             error => error,
         })
     }
@@ -103,7 +103,7 @@ impl Tokenizer {
     /// The kind or the pre-tokenizer is unknown, or the lists have different lengths.
     pub fn from_vocab(vocab: Vocab) -> Result<Self> {
         let mut vocab = vocab;
-        let refuse = |what: String| Err(Error::config("vocabulary", what));
+        let refuse = |what: String| Err(Error::refused("vocabulary", what));
         let size = vocab.tokens.len();
         if size == 0 || u32::try_from(size).is_err() {
             return refuse(format!("{size} tokens"));
@@ -129,7 +129,7 @@ impl Tokenizer {
             "llama" => Kind::Spm(Box::new(Spm::new(&vocab)?)),
             other => {
                 let what = format!("tokenizer model '{other}' is not known; known are gpt2, llama");
-                return Err(Error::config("tokenizer.ggml.model", what));
+                return Err(Error::refused("tokenizer.ggml.model", what));
             }
         };
         let ordinary =
@@ -176,7 +176,7 @@ impl Tokenizer {
                 library
                     .to_string(true)
                     .map(Some)
-                    .map_err(|error| Error::config("tokenizer.json", error.to_string()))
+                    .map_err(|error| Error::refused("tokenizer.json", error.to_string()))
             }
         }
     }
@@ -324,7 +324,7 @@ impl Tokenizer {
             "has {} tokens, but the embedding has {rows} rows; is it the tokenizer of this model?",
             self.size
         );
-        Err(Error::config("tokenizer", what))
+        Err(Error::refused("tokenizer", what))
     }
 
     /// Renders a conversation with this tokenizer's special tokens.

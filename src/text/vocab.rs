@@ -1,6 +1,6 @@
 //! Vocabularies in the metadata of GGUF files.
 
-use super::bpe;
+use super::pre_tokenizers::adds_bos;
 use crate::Result;
 use crate::io::GgufFile;
 
@@ -69,7 +69,7 @@ impl Vocab {
             unk: id("unknown_token_id")?.or(default(0)),
             pad: id("padding_token_id")?,
             ends: [id("eot_token_id")?, id("eom_token_id")?].into_iter().flatten().collect(),
-            add_bos: flag("add_bos_token", spm || bpe::adds_bos(&pre))?,
+            add_bos: flag("add_bos_token", spm || adds_bos(&pre))?,
             add_eos: flag("add_eos_token", false)?,
             add_space_prefix: flag("add_space_prefix", true)?,
             model,

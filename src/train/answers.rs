@@ -72,7 +72,7 @@ impl Questions {
         let mut list = Vec::new();
         let mut too_long = 0;
         for sample in samples {
-            let at = |e: Error| Error::config(format!("line {}", sample.line), e.to_string());
+            let at = |e: Error| Error::refused(format!("line {}", sample.line), e.to_string());
             let (ids, shown, reference) = match &sample.body {
                 Body::Text(_) => continue,
                 Body::Completion { prompt, completion } => {

@@ -79,7 +79,7 @@ pub(super) fn freeze_again(params: &[Param], stored: &BTreeMap<String, Vec<Range
     for (part, all) in stored {
         let has = |p: &&Param| p.parts().iter().any(|(name, _)| name == part);
         let param = params.iter().find(has);
-        let param = param.ok_or_else(|| Error::config(part, "has frozen rows, but is not trained here"))?;
+        let param = param.ok_or_else(|| Error::refused(part, "has frozen rows, but is not trained here"))?;
         all.iter().try_for_each(|rows| param.freeze_rows(part, rows.clone()))?;
     }
     Ok(())

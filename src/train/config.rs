@@ -130,10 +130,7 @@ impl RunConfig {
         check_targets(&self.target_modules)?;
         self.train.check().map_err(|error| within("train", error))?;
         if !(0.0..=1.0).contains(&self.text.max_untrained) {
-            return Err(Error::config(
-                "text.max_untrained",
-                format!("is {}, must be in 0..=1", self.text.max_untrained),
-            ));
+            return Err(Error::config("text.max_untrained", self.text.max_untrained, "in 0..=1"));
         }
         let threads = self.device.threads.map_or(Ok(()), crate::Device::check_threads);
         threads.map_err(|error| within("device", error))?;
@@ -151,10 +148,7 @@ fn anchored(path: &Path) -> PathBuf {
 
 /// Names a field by its section.
 pub(super) fn within(section: &str, e: Error) -> Error {
-    match e {
-        Error::Config { field, what } => Error::Config { field: format!("{section}.{field}"), what },
-        e => e,
-    }
+    e.rename(|field| format!("{section}.{field}"))
 }
 
 impl Default for TrainOptions {
@@ -192,24 +186,24 @@ impl TrainOptions {
             ("keep", Some(self.keep)),
         ];
         if let Some((field, _)) = at_least_one.iter().find(|(_, v)| *v == Some(0)) {
-            return Err(Error::config(*field, "is 0, must be at least 1"));
+            return Err(Error::config(*field, 0, "at least 1"));
         }
         if !(self.epochs > 0.0 && self.epochs.is_finite()) {
-            return Err(Error::config("epochs", format!("is {}, must be a positive number", self.epochs)));
+            return Err(Error::config("epochs", self.epochs, "a positive number"));
         }
         for (field, v) in [("max_grad_norm", self.max_grad_norm as f64), ("weight_decay", self.weight_decay)]
         {
             if !(v >= 0.0 && v.is_finite()) {
-                return Err(Error::config(field, format!("is {v}, must be a number of at least 0")));
+                return Err(Error::config(field, v, "a number of at least 0"));
             }
         }
         let rate = self.learning_rate;
         if !(rate.is_finite() && rate > 0.0) {
-            return Err(Error::config("learning_rate", format!("is {rate}, must be a positive number")));
+            return Err(Error::config("learning_rate", rate, "a positive number"));
         }
         match (self.warmup_steps, self.steps) {
             (Some(w), Some(n)) if w > n => {
-                Err(Error::config("warmup_steps", format!("({w}) exceeds steps ({n})")))
+                Err(Error::config("warmup_steps", w, format!("at most steps ({n})")))
             }
             _ => Ok(()),
         }
@@ -292,6 +286,6 @@ pub fn parse_bytes(text: &str) -> Result<u64> {
     let value = found.and_then(|(n, unit)| Some(n.trim().parse::<f64>().ok()? * unit as f64));
     match value.filter(|v| *v >= 1.0 && *v < (1u64 << 60) as f64) {
         Some(v) => Ok(v as u64),
-        None => Err(Error::config("memory_budget", format!("'{text}' is not a size such as 4GiB or 600MiB"))),
+        None => Err(Error::config("memory_budget", format!("'{text}'"), "a size such as 4GiB or 600MiB")),
     }
 }

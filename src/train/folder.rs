@@ -37,11 +37,16 @@ impl RunFolder {
         if dir.exists() && !dir.is_dir() {
             return Err(Error::file(dir, "is a file; a run needs a folder"));
         }
-        if dir.join(RUN).exists() {
+        if Self::is_at(dir) {
             Err(Error::file(dir, "already holds a run: resume it, or choose another folder"))
         } else {
             Ok(())
         }
+    }
+
+    /// Whether a folder holds a run.
+    pub fn is_at(dir: &Path) -> bool {
+        dir.join(RUN).exists()
     }
 
     /// Makes the folder of a new run and puts `run.json` into it.

@@ -33,7 +33,7 @@ impl RunConfig {
         let written = serde_json::to_string(&sections);
         let mut tree: Map<String, Value> = written
             .and_then(|t| serde_json::from_str(&t))
-            .map_err(|error| Error::config("configuration", error.to_string()))?;
+            .map_err(|error| Error::refused("configuration", error.to_string()))?;
         tree.insert("method".into(), method.name().into());
         tree.insert("options".into(), method.tree().into());
         Ok(Value::Object(tree))
@@ -89,15 +89,11 @@ impl RunConfig {
         let mut all = RunConfig::defaults(method)?.tree()?;
         let mut unfit = Vec::new();
         merge(&mut all, tree, "", &method.defaults(), &mut unfit);
-        let note = |e: Error| match e {
+        let note = |e: Error| match e.field() {
             // Runs of version 0.1.0 have the options of all methods.
-            Error::Config { field, .. }
-                if field.strip_prefix("options.").is_some_and(|n| methods.know_option(n)) =>
-            {
-                None
-            }
-            Error::Config { field, .. } => Some(format!("{field}: unknown to this version, passed over")),
-            e => Some(e.to_string()),
+            Some(field) if field.strip_prefix("options.").is_some_and(|n| methods.know_option(n)) => None,
+            Some(field) => Some(format!("{field}: unknown to this version, passed over")),
+            None => Some(e.to_string()),
         };
         let notes = unfit.into_iter().filter_map(note).collect();
         Ok((RunConfig::parse(&all, method)?, notes))
@@ -117,7 +113,7 @@ impl RunConfig {
         let method = method.defaults().set(&options).map_err(|error| within("options", error))?;
         let sections = serde_path_to_error::deserialize(&Value::Object(sections)).map_err(|e| {
             let path = e.path().to_string();
-            Error::config(path, e.into_inner().to_string())
+            Error::refused(path, e.into_inner().to_string())
         })?;
         let Sections { model, data, target_modules, train, text, device } = sections;
         Ok(RunConfig { model, data, method, target_modules, train, text, device })
@@ -128,7 +124,7 @@ impl RunConfig {
         let mut all = self.tree()?;
         for (path, text) in settings {
             let value: Value =
-                serde_json::from_str(text).map_err(|error| Error::config(*path, error.to_string()))?;
+                serde_json::from_str(text).map_err(|error| Error::refused(*path, error.to_string()))?;
             let mut unfit = Vec::new();
             merge(&mut all, &at(path, value), "", &self.method, &mut unfit);
             if let Some(e) = unfit.pop() {
@@ -164,9 +160,9 @@ impl RunConfig {
                 let hint = hint(key, &known);
                 let own = method.option_names().join(", ");
                 let what = format!("is unknown{hint}; the options of {} are {own}", method.name);
-                Err(Error::config(key, what))
+                Err(Error::refused(key, what))
             }
-            _ => Err(Error::config(
+            _ => Err(Error::refused(
                 key,
                 format!(
                     "is in several sections: write {}",
@@ -198,21 +194,18 @@ fn method_of(layers: &[(String, Value)], methods: &Methods) -> Result<&'static M
     match layers.iter().rev().find_map(|(_, v)| v.get("method")) {
         None => Ok(methods.standard()),
         Some(Value::String(name)) => methods.find(name),
-        Some(other) => Err(Error::config("method", format!("is {other}, must be a name"))),
+        Some(other) => Err(Error::config("method", other, "a name")),
     }
 }
 
 /// An error with the layer that it is in.
 fn of_layer(from: &str, e: Error) -> Error {
-    match e {
-        Error::Config { field, what } => Error::Config { field: format!("{from}: {field}"), what },
-        e => e,
-    }
+    e.rename(|field| format!("{from}: {field}"))
 }
 
 /// Sets what an error names back to its default. False where that is nothing that layers have changed.
 fn set_back(all: &mut Value, defaults: &Value, e: &Error) -> bool {
-    let Error::Config { field, .. } = e else { return false };
+    let Some(field) = e.field() else { return false };
     let pointer = format!("/{}", field.split('[').next().unwrap_or_default().replace('.', "/"));
     match (all.pointer_mut(&pointer), defaults.pointer(&pointer)) {
         (Some(value), Some(default)) if value != default => {
@@ -235,7 +228,7 @@ fn joined(path: &str, key: &str) -> String {
 /// Puts a layer over a tree that has every key there is; what does not fit in is an error.
 fn merge(into: &mut Value, layer: &Value, path: &str, method: &Method, errors: &mut Vec<Error>) {
     let Some(layer) = section(layer) else {
-        errors.push(Error::config(path, format!("is {layer}, must be a section of options")));
+        errors.push(Error::config(path, layer, "a section of options"));
         return;
     };
     for (key, value) in layer {
@@ -245,7 +238,7 @@ fn merge(into: &mut Value, layer: &Value, path: &str, method: &Method, errors: &
             None if path == "options" && elsewhere(key).is_none() => {
                 errors.extend(method.must_have(key).err().map(|e| within(path, e)));
             }
-            None => errors.push(Error::config(here, unknown(key, &known))),
+            None => errors.push(Error::refused(here, unknown(key, &known))),
             Some(slot) if slot.is_object() => merge(slot, value, &here, method, errors),
             Some(slot) => *slot = value.clone(),
         }

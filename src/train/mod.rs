@@ -1,4 +1,5 @@
-//! Training, step by step: nothing here prints, and the caller keeps control between steps.
+//! Training, step by step: nothing here prints, and the caller keeps control between steps. [`Run::open`] is where a
+//! run of a configuration begins.
 
 #[cfg(feature = "tokenizer")]
 mod answers;
@@ -6,6 +7,8 @@ mod checkpoint;
 mod config;
 mod curve;
 mod folder;
+#[cfg(feature = "tokenizer")]
+mod inputs;
 mod layers;
 mod load;
 mod metrics;
@@ -24,13 +27,13 @@ pub use checkpoint::State;
 pub use config::{DeviceOptions, RunConfig, TextOptions, TrainOptions, parse_bytes};
 pub(crate) use curve::escaped;
 pub use folder::RunFolder;
+#[cfg(feature = "tokenizer")]
+pub use inputs::Inputs;
 pub use load::RouterLoad;
 pub use metrics::{MetricsLog, loss_curve, read_losses};
 pub use observe::{End, EvalReport, Observer, Progress, Stop};
 pub use optim::Optimizer;
 pub use parts::Parts;
-#[cfg(feature = "tokenizer")]
-pub use parts::TrainingData;
 pub use plan::Plan;
 pub use run::Run;
 pub use schedule::{Decay, Schedule};

@@ -157,9 +157,9 @@ fn rows(files: &ModelFiles, config: &RunConfig, seq: usize) -> Result<Vec<(&'sta
 /// Values of the adapter that are trained, and others: those of the first layer, times the layers.
 fn adapter_values(c: &ModelConfig, config: &RunConfig) -> Result<[f64; 2]> {
     let too_large = |e: Error| match e {
-        Error::Shape { what, .. } => Error::config(
+        Error::Shape { .. } => Error::refused(
             "options",
-            format!("the adapter is too large: {what}; lower num_factors, num_experts or r"),
+            format!("the adapter is too large: {e}; lower num_factors, num_experts or r"),
         ),
         e => e,
     };

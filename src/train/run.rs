@@ -29,6 +29,7 @@ pub struct Run {
     train: Dataset,
     valid: Option<Dataset>,
     pad: u32,
+    notes: Vec<String>,
     sampler: Sampler,
     state: State,
     folder: Option<RunFolder>,
@@ -47,12 +48,12 @@ impl Run {
     ///
     /// # Errors
     /// An option does not fit the model or the data, or the folder cannot be used.
-    pub fn start(config: RunConfig, parts: Parts, dir: Option<&Path>) -> Result<Self> {
+    pub fn start(parts: Parts, dir: Option<&Path>) -> Result<Self> {
         if let Some(dir) = dir {
             RunFolder::check_free(dir)?;
         }
-        let stored = StoredRun::of(&config, &parts)?;
-        let mut run = Run::from_the_start(config, parts)?;
+        let stored = StoredRun::of(&parts)?;
+        let mut run = Run::from_the_start(parts)?;
         // Made when nothing can be refused any more, so that a mistyped option does not block the folder.
         if let Some(dir) = dir {
             run.write_to(RunFolder::create(dir, &stored.text()?)?)?;
@@ -60,10 +61,11 @@ impl Run {
         Ok(run)
     }
 
-    fn from_the_start(config: RunConfig, parts: Parts) -> Result<Self> {
+    fn from_the_start(parts: Parts) -> Result<Self> {
+        let config = &parts.config;
         let stream = Stream::new(config.train.seed).named("adapter");
         let adapter = Adapter::attach(&parts.model, &config.method, &config.target_modules, stream)?;
-        Run::build(config, parts, adapter)
+        Run::build(parts, adapter)
     }
 
     /// Puts the state of a checkpoint back, besides the adapter.
@@ -79,18 +81,13 @@ impl Run {
         Ok(())
     }
 
-    /// Goes on with a stored run: the same options or changed ones, and the parts that they lead to. The observer is
-    /// told when a damaged checkpoint was passed over.
+    /// Goes on with a stored run: parts of the same options or of changed ones. The observer is told when a damaged
+    /// checkpoint was passed over.
     ///
     /// # Errors
     /// The base model or the data are others, or no checkpoint can be read.
-    pub fn resume(
-        stored: StoredRun,
-        config: RunConfig,
-        parts: Parts,
-        observer: &mut dyn Observer,
-    ) -> Result<Self> {
-        let now = StoredRun::of(&config, &parts)?;
+    pub fn resume(stored: StoredRun, parts: Parts, observer: &mut dyn Observer) -> Result<Self> {
+        let now = StoredRun::of(&parts)?;
         let other_base = stored.other_base(&now);
         let folder = stored.same_data(&now)?;
         let latest = folder.latest()?;
@@ -99,13 +96,13 @@ impl Run {
             Some((dir, passed_over)) => {
                 passed_over.iter().for_each(|w| observer.warning(w));
                 // It refuses another base model, and takes the same one in another precision.
-                let methods = Methods::builtin().with(config.method.spec());
+                let methods = Methods::builtin().with(parts.config.method.spec());
                 let options = AdapterOptions { methods, ..AdapterOptions::default() };
                 let adapter = Adapter::load_with(&dir, &parts.model, &options)?;
                 if let Some(e) = other_base {
                     observer.warning(&format!("{e}; its norms are the same, so training goes on with it"));
                 }
-                let mut run = Run::build(config, parts, adapter)?;
+                let mut run = Run::build(parts, adapter)?;
                 run.restore(&dir)?;
                 // A process that was killed behind its last save may have left some.
                 if passed_over.is_empty() {
@@ -114,7 +111,7 @@ impl Run {
                 run
             }
             // It was stopped before its first checkpoint.
-            None => other_base.map_or_else(|| Run::from_the_start(config, parts), Err)?,
+            None => other_base.map_or_else(|| Run::from_the_start(parts), Err)?,
         };
         folder.write_run(&now.text()?)?;
         run.write_to(folder)?;
@@ -122,8 +119,8 @@ impl Run {
         Ok(run)
     }
 
-    fn build(config: RunConfig, parts: Parts, adapter: Adapter) -> Result<Self> {
-        let Parts { model, train, valid, pad, .. } = parts;
+    fn build(parts: Parts, adapter: Adapter) -> Result<Self> {
+        let Parts { config, model, train, valid, pad, notes, .. } = parts;
         let t = &config.train;
         let sizes = SamplerConfig {
             seed: t.seed,
@@ -148,6 +145,7 @@ impl Run {
             train,
             valid,
             pad,
+            notes,
             sampler,
             state,
             folder,
@@ -169,6 +167,9 @@ impl Run {
             "samples": { "train": self.train.counts, "valid": self.valid.as_ref().map(|v| v.counts) },
             "config": self.config.tree()?,
         }))?;
+        for text in &self.notes {
+            log.write(&self.note_line(text))?;
+        }
         (self.folder, self.log) = (Some(folder), Some(log));
         Ok(())
     }
@@ -176,6 +177,10 @@ impl Run {
     /// Its options.
     pub fn config(&self) -> &RunConfig {
         &self.config
+    }
+    /// What the user should know before the first step.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
     /// Where it stands.
     pub fn state(&self) -> &State {
@@ -381,7 +386,7 @@ impl Run {
         let mut files = self.session.adapter.files(&self.session.model, &base)?;
         files.push((OPTIMIZER.into(), optimizer_bytes(&self.session.optimizer)?));
         let state = serde_json::to_vec_pretty(&self.state)
-            .map_err(|error| Error::config(STATE, error.to_string()))?;
+            .map_err(|error| Error::refused(STATE, error.to_string()))?;
         files.push((STATE.into(), state));
         let dir = folder.save(self.state.step, &files, best, self.config.train.keep)?;
         // The picture is for people: a run does not fail for it.
@@ -423,7 +428,11 @@ impl Run {
 
     /// Puts something that the user was told into the log.
     pub fn note(&mut self, observer: &mut dyn Observer, text: &str) {
-        self.record(observer, json!({ "t": "note", "step": self.state.step, "text": text }));
+        self.record(observer, self.note_line(text));
+    }
+
+    fn note_line(&self, text: &str) -> Value {
+        json!({ "t": "note", "step": self.state.step, "text": text })
     }
 
     /// A line of the log. One that cannot be written is a warning: training is worth more than its log.

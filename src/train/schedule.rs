@@ -25,14 +25,10 @@ impl Schedule {
     /// Refuses values that cannot work in a run of `steps`.
     pub fn check(&self, steps: usize) -> Result<()> {
         if !(self.learning_rate.is_finite() && self.learning_rate > 0.0) {
-            let what = format!("is {}, must be a positive number", self.learning_rate);
-            return Err(Error::config("learning_rate", what));
+            return Err(Error::config("learning_rate", self.learning_rate, "a positive number"));
         }
         if self.warmup_steps > steps {
-            return Err(Error::config(
-                "warmup_steps",
-                format!("({}) exceeds steps ({steps})", self.warmup_steps),
-            ));
+            return Err(Error::config("warmup_steps", self.warmup_steps, format!("at most steps ({steps})")));
         }
         Ok(())
     }

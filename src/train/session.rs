@@ -90,13 +90,13 @@ impl Session {
     /// An option cannot work, or nothing is trained.
     pub fn new(model: Arc<Model>, adapter: Adapter, config: TrainConfig) -> Result<Self> {
         if config.steps == 0 {
-            return Err(Error::config("steps", "is 0, must be at least 1"));
+            return Err(Error::config("steps", 0, "at least 1"));
         }
         config.schedule.check(config.steps)?;
         let mut optimizer = Optimizer::new(adapter.params())?;
         optimizer.weight_decay = config.weight_decay;
         if optimizer.params().is_empty() {
-            return Err(Error::config("method", "has nothing to train"));
+            return Err(Error::refused("method", "has nothing to train"));
         }
         Ok(Session { model, adapter, optimizer, config, step: 0 })
     }
@@ -125,7 +125,7 @@ impl Session {
     fn step_here(&mut self, batches: &[Batch], choices: &[Choices]) -> Result<StepReport> {
         let trained: usize = batches.iter().map(|b| b.trained).sum();
         if trained == 0 {
-            return Err(Error::config("batch", "no token is trained: there is nothing to learn from"));
+            return Err(Error::refused("batch", "no token is trained: there is nothing to learn from"));
         }
         let mut gradients = Gradients::default();
         let mut losses = Vec::new();

@@ -86,8 +86,8 @@ pub struct StoredRun {
 }
 
 impl StoredRun {
-    pub(super) fn of(config: &RunConfig, parts: &Parts) -> Result<Self> {
-        let config = config.anchored();
+    pub(super) fn of(parts: &Parts) -> Result<Self> {
+        let config = parts.config.anchored();
         let file = RunFile {
             version: env!("CARGO_PKG_VERSION").into(),
             config: config.tree()?,
@@ -106,7 +106,7 @@ impl StoredRun {
     /// The text of `run.json`, with a checksum of itself.
     pub(super) fn text(&self) -> Result<String> {
         let text = serde_json::to_string_pretty(&self.file);
-        let text = text.map_err(|error| Error::config("run.json", error.to_string()))?;
+        let text = text.map_err(|error| Error::refused("run.json", error.to_string()))?;
         let blank = text.replacen('{', &format!("{{\n  {CHECKSUM}{BLANK}\","), 1);
         Ok(blank.replacen(BLANK, &format!("{:08x}", crc32fast::hash(blank.as_bytes())), 1))
     }
@@ -151,7 +151,7 @@ impl StoredRun {
             list.join("; "),
             FREE.join(", ")
         );
-        Err(Error::config("resume", what))
+        Err(Error::refused("resume", what))
     }
 
     /// What is said where the base model has other bytes than when the run began: it may be the same in another
@@ -169,8 +169,8 @@ impl StoredRun {
         if self.file.tokens.is_some() && self.file.tokens != now.file.tokens {
             let what = "the examples have other tokens than when this run began: its chat template or its tokenizer \
                         is another, or this is another version of the program; put the old one back, or start a new run";
-            return Err(Error::config("resume", what));
+            return Err(Error::refused("resume", what));
         }
-        self.folder.ok_or_else(|| Error::config("resume", "the run was not opened from a folder"))
+        self.folder.ok_or_else(|| Error::refused("resume", "the run was not opened from a folder"))
     }
 }

@@ -3,11 +3,14 @@
 //! A method never sees the format: the ops that read weights decode them where they load them. Rows are kept in
 //! shards that fit one GPU binding, so that an output head larger than a binding works.
 
+mod builder;
 mod decode;
 mod dots;
 mod format;
 mod sample;
 
+use builder::Source;
+pub use builder::WeightBuilder;
 use dots::Input;
 pub use format::Format;
 pub(crate) use sample::sample;
@@ -55,91 +58,45 @@ fn shard_limit(device: &Device) -> u64 {
     }
 }
 
-fn refuse<T>(what: String) -> Result<T> {
-    Err(Error::shape("weight", what))
+fn refuse<T>(expected: impl std::fmt::Display, found: impl std::fmt::Display) -> Result<T> {
+    Err(Error::shape("weight", expected, found))
 }
 
 impl Weight {
-    /// Stores values `[rows, cols]` on a device, in f32, f16 or bf16.
+    /// Stores values `[rows, cols]` on a device, in f32, f16 or bf16: [`from_values`](Weight::from_values) at once.
     ///
     /// # Errors
-    /// The number of values is not `rows * cols`, one row does not fit a binding of the device, or the format is one
-    /// of blocks: their values are made by quantisers, see [`from_raw`](Weight::from_raw).
+    /// Those of [`build`](WeightBuilder::build).
     pub fn new(device: &Device, rows: usize, cols: usize, values: &[f32], format: Format) -> Result<Self> {
-        Self::sharded(device, rows, cols, values, format, shard_limit(device))
+        Self::from_values(device, [rows, cols], values).store_as(format).build()
     }
 
-    /// Like [`new`](Weight::new), with shards of at most `shard_bytes`.
-    pub fn sharded(
-        device: &Device,
-        rows: usize,
-        cols: usize,
-        values: &[f32],
-        format: Format,
-        shard_bytes: u64,
-    ) -> Result<Self> {
-        if rows.checked_mul(cols) != Some(values.len()) {
-            return refuse(format!("[{rows}, {cols}] from {} values", values.len()));
-        }
-        if !format.can_encode() {
-            return refuse(format!("values cannot be stored as {}; f32, f16 and bf16 can", format.name()));
-        }
-        Self::build(device, rows, cols, format, shard_bytes, |row, words| {
-            format.encode(&values[row * cols..][..cols], words);
-        })
+    /// A weight `[rows, cols]` from values; it is stored in f32 where nothing else is said.
+    pub fn from_values<'a>(device: &'a Device, dims: [usize; 2], values: &'a [f32]) -> WeightBuilder<'a> {
+        WeightBuilder::new(device, dims, Source::Values(values), Format::F32)
     }
 
-    /// A weight `[rows, cols]` from its bytes as they stand in a file: little-endian values, or ggml's blocks.
+    /// A weight `[rows, cols]` from its bytes as they stand in a file: little-endian values, or ggml's blocks. It is
+    /// stored as they are where nothing else is said.
     ///
     /// ```
     /// use mixlora::{Device, Format, Weight};
     /// // One block of Q8_0: the scale 0.5 as an f16, then 32 signed bytes.
     /// let mut bytes = vec![0x00, 0x38];
     /// bytes.extend((0..32).map(|i| (i - 16) as i8 as u8));
-    /// let w = Weight::from_raw(&Device::cpu(), 1, 32, &bytes, Format::Q8_0)?;
+    /// let w = Weight::from_bytes(&Device::cpu(), [1, 32], &bytes, Format::Q8_0).build()?;
     /// assert_eq!(w.to_f32()?[..3], [-8.0, -7.5, -7.0]);
+    /// let wide = Weight::from_bytes(&Device::cpu(), [1, 32], &bytes, Format::Q8_0).store_as(Format::F32).build()?;
+    /// assert_eq!((wide.format(), wide.to_f32()?), (Format::F32, w.to_f32()?));
     /// # Ok::<(), mixlora::Error>(())
     /// ```
-    ///
-    /// # Errors
-    /// `cols` is not a multiple of the block length, the number of bytes is not that of `[rows, cols]`, or one row
-    /// does not fit a binding of the device.
-    pub fn from_raw(device: &Device, rows: usize, cols: usize, bytes: &[u8], format: Format) -> Result<Self> {
-        Self::raw_sharded(device, [rows, cols], bytes, [format; 2], None, shard_limit(device))
-    }
-
-    /// Like [`from_raw`](Weight::from_raw), with row `row_order(i)` of the bytes as row `i`.
-    ///
-    /// # Errors
-    /// Those of `from_raw`, or `row_order` gives a row that is not there.
-    pub fn from_raw_rows(
-        device: &Device,
-        rows: usize,
-        cols: usize,
-        bytes: &[u8],
+    pub fn from_bytes<'a>(
+        device: &'a Device,
+        dims: [usize; 2],
+        bytes: &'a [u8],
         format: Format,
-        row_order: impl Fn(usize) -> usize,
-    ) -> Result<Self> {
-        Self::from_raw_as(device, [rows, cols], bytes, [format; 2], row_order)
-    }
-
-    /// Like [`from_raw_rows`](Weight::from_raw_rows), from the first format and stored in the second: the same, or f32.
-    pub(crate) fn from_raw_as(
-        device: &Device,
-        [rows, cols]: [usize; 2],
-        bytes: &[u8],
-        formats: [Format; 2],
-        row_order: impl Fn(usize) -> usize,
-    ) -> Result<Self> {
-        // The number of rows is bounded by the bytes before a list of them is made.
-        if Self::raw_row_bytes([rows, cols], bytes, formats[0])? == 0 {
-            return Self::raw_sharded(device, [rows, cols], bytes, formats, None, shard_limit(device));
-        }
-        let order: Vec<usize> = (0..rows).map(row_order).collect();
-        if let Some(i) = order.iter().position(|&r| r >= rows) {
-            return refuse(format!("row {i} is taken from row {} of {rows}", order[i]));
-        }
-        Self::raw_sharded(device, [rows, cols], bytes, formats, Some(&order), shard_limit(device))
+    ) -> WeightBuilder<'a> {
+        WeightBuilder::new(device, dims, Source::Bytes(bytes, format), format)
     }
 
     /// Bytes of a row.
@@ -147,36 +104,17 @@ impl Weight {
         let name = format.name();
         let block = format.block_len();
         if !cols.is_multiple_of(block) {
-            return refuse(format!("{cols} columns are not a multiple of the {block} of a {name} block"));
+            return refuse(format!("columns in blocks of {block}, as {name} has"), cols);
         }
         let row_bytes = format.row_bytes(cols);
         match row_bytes.filter(|b| b.checked_mul(rows) == Some(bytes.len())) {
             // Empty rows could be as many as one likes.
-            Some(0) if rows > crate::shape::MAX_ELEMENTS => refuse(format!("{rows} empty rows")),
-            Some(b) => Ok(b),
-            None => refuse(format!("{name} [{rows}, {cols}] from {} bytes", bytes.len())),
-        }
-    }
-
-    pub(crate) fn raw_sharded(
-        device: &Device,
-        [rows, cols]: [usize; 2],
-        bytes: &[u8],
-        [format, stored]: [Format; 2],
-        order: Option<&[usize]>,
-        shard_bytes: u64,
-    ) -> Result<Self> {
-        let row_bytes = Self::raw_row_bytes([rows, cols], bytes, format)?;
-        Self::build(device, rows, cols, stored, shard_bytes, |row, words| {
-            let row = order.map_or(row, |o| o[row]);
-            let raw = &bytes[row * row_bytes..][..row_bytes];
-            if stored == format {
-                return format.pack(raw, words);
+            Some(0) if rows > crate::shape::MAX_ELEMENTS => {
+                refuse(format!("at most {} empty rows", crate::shape::MAX_ELEMENTS), rows)
             }
-            let mut packed = vec![0; format.row_words(cols)];
-            format.pack(raw, &mut packed);
-            format.decode(&packed, bytemuck::cast_slice_mut(words));
-        })
+            Some(b) => Ok(b),
+            None => refuse(format!("the bytes of {name} [{rows}, {cols}]"), bytes.len()),
+        }
     }
 
     /// A weight of made-up values around zero with a deviation of about one; its rows repeat.
@@ -209,10 +147,11 @@ impl Weight {
             _ => (shard_bytes / (4 * row_words as u64)) as usize,
         };
         if per_shard == 0 {
-            return refuse(format!(
-                "one row of {cols} {} values does not fit {shard_bytes} bytes",
-                format.name()
-            ));
+            let name = format.name();
+            return refuse(
+                format!("rows of at most {shard_bytes} bytes"),
+                format!("{cols} values of {name}"),
+            );
         }
         let mut shards = Vec::new();
         let mut first = 0;

@@ -5,7 +5,9 @@ use half::f16;
 fn formats_round_trip_in_shards() {
     let values: Vec<f32> = (0..35).map(|i| i as f32 * 0.25 - 3.0).collect();
     for format in [Format::F32, Format::F16, Format::Bf16] {
-        let w = Weight::sharded(&Device::cpu(), 7, 5, &values, format, 40).unwrap();
+        let cpu = Device::cpu();
+        let w = Weight::from_values(&cpu, [7, 5], &values).store_as(format).shard_bytes(40);
+        let w = w.build().unwrap();
         assert!(w.shards().len() >= 3);
         let all: Vec<f32> = w.shards().iter().flat_map(|s| w.decode(s, 0..s.rows).into_owned()).collect();
         assert_eq!((&all, w.to_f32().unwrap()), (&values, values.clone()), "{format:?}");
@@ -16,7 +18,7 @@ fn formats_round_trip_in_shards() {
 
 #[test]
 fn a_row_that_does_not_fit_is_refused() {
-    assert!(Weight::sharded(&Device::cpu(), 1, 64, &[0.0; 64], Format::F32, 128).is_err());
+    assert!(Weight::from_values(&Device::cpu(), [1, 64], &[0.0; 64]).shard_bytes(128).build().is_err());
 }
 
 /// A row with these halves in front.
@@ -29,7 +31,7 @@ fn with_halves(values: &[f32], rest: impl IntoIterator<Item = u8>) -> Vec<u8> {
 fn decoded(format: Format, cols: usize, bytes: &[u8]) -> Vec<f32> {
     let mut all = Vec::new();
     for device in [Device::cpu(), Device::reference()] {
-        all = Weight::from_raw(&device, 1, cols, bytes, format).unwrap().to_f32().unwrap();
+        all = Weight::from_bytes(&device, [1, cols], bytes, format).build().unwrap().to_f32().unwrap();
         assert_eq!(all.len(), cols);
     }
     all
@@ -109,15 +111,16 @@ fn rows_come_in_the_order_asked_for() {
         let cols = 256;
         let bytes = sample(format, rows, cols, 1);
         let cpu = Device::cpu();
-        let plain = Weight::from_raw(&cpu, rows, cols, &bytes, format).unwrap();
-        let turned = Weight::from_raw_rows(&cpu, rows, cols, &bytes, format, |i| (i * 2) % 5).unwrap();
+        let from = || Weight::from_bytes(&cpu, [rows, cols], &bytes, format);
+        let plain = from().build().unwrap();
+        let turned = from().rows(|i| (i * 2) % 5).build().unwrap();
         let a = plain.to_f32().unwrap();
         let b = turned.to_f32().unwrap();
         for i in 0..rows {
             assert_eq!(b[i * cols..][..cols], a[(i * 2) % 5 * cols..][..cols], "{format:?} row {i}");
         }
-        let error = Weight::from_raw_rows(&cpu, rows, cols, &bytes, format, |i| i + 1).unwrap_err();
-        assert_eq!(error.to_string(), "weight: row 4 is taken from row 5 of 5");
+        let error = from().rows(|i| i + 1).build().unwrap_err();
+        assert_eq!(error.to_string(), "weight: expected an order of 5 rows, found row 5");
         let wide = plain.with_format(Format::F32).unwrap();
         assert_eq!((wide.format(), wide.to_f32().unwrap()), (Format::F32, a.clone()));
         let direct: Vec<f32> = turned.decode(&turned.shards()[0], 1..3).into_owned();
@@ -128,21 +131,26 @@ fn rows_come_in_the_order_asked_for() {
 #[test]
 fn bytes_that_do_not_fit_are_refused() {
     let refused = |rows, cols, bytes: &[u8], format| {
-        Weight::from_raw(&Device::cpu(), rows, cols, bytes, format).unwrap_err().to_string()
+        Weight::from_bytes(&Device::cpu(), [rows, cols], bytes, format).build().unwrap_err().to_string()
     };
     assert_eq!(
         refused(1, 48, &[0; 51], Format::Q8_0),
-        "weight: 48 columns are not a multiple of the 32 of a q8_0 block"
+        "weight: expected columns in blocks of 32, as q8_0 has, found 48"
     );
-    assert_eq!(refused(2, 32, &[0; 67], Format::Q8_0), "weight: q8_0 [2, 32] from 67 bytes");
+    assert_eq!(
+        refused(2, 32, &[0; 67], Format::Q8_0),
+        "weight: expected the bytes of q8_0 [2, 32], found 67"
+    );
     for (rows, cols) in [(usize::MAX, 32), (1 << 40, 1 << 40), (2, usize::MAX & !255), (usize::MAX, 0)] {
         for format in Format::ALL {
             refused(rows, cols, &[0; 64], format);
             let order = |i| i;
-            assert!(Weight::from_raw_rows(&Device::cpu(), rows, cols, &[], format, order).is_err());
+            assert!(
+                Weight::from_bytes(&Device::cpu(), [rows, cols], &[], format).rows(order).build().is_err()
+            );
         }
     }
-    let empty = Weight::from_raw(&Device::cpu(), 0, 64, &[], Format::Q4_0).unwrap();
+    let empty = Weight::from_bytes(&Device::cpu(), [0, 64], &[], Format::Q4_0).build().unwrap();
     assert!(empty.to_f32().unwrap().is_empty());
     assert!(Weight::new(&Device::cpu(), 1, 32, &[0.0; 32], Format::Q8_0).is_err());
     assert!(empty.with_format(Format::Q4_1).is_err());

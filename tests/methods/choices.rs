@@ -61,7 +61,7 @@ fn choices_that_cannot_be_are_typed_errors() {
             };
             let label = format!("{} on {device:?}", spec.name);
             match run(None) {
-                Err(Error::Config { field, what }) => {
+                Err(Error::Refused { field, what }) => {
                     assert!(field == SITE && what.contains("no choice"), "{what}")
                 }
                 other => panic!("{label}: {other:?}"),
@@ -85,8 +85,8 @@ fn choices_that_cannot_be_are_typed_errors() {
                 match device.name() == Device::cpu().name() || device.same(&Device::reference()) {
                     false => drop(done),
                     true => match done {
-                        Err(Error::Shape { what, .. }) => {
-                            assert!(what.contains(&too_large.to_string()), "{what}")
+                        Err(Error::Shape { found, .. }) => {
+                            assert!(found.contains(&too_large.to_string()), "{found}")
                         }
                         other => panic!("{label}: {other:?}"),
                     },

@@ -17,7 +17,7 @@ fn build(method: &Method) -> Result<()> {
 /// The error of a method with an option changed.
 fn refusal(method: &Method, name: &str, value: Value) -> String {
     match method.with(name, value.clone()) {
-        Err(e @ Error::Config { .. }) => e.to_string(),
+        Err(e @ (Error::Config { .. } | Error::Refused { .. })) => e.to_string(),
         other => panic!("{} {name} = {value}: {other:?}", method.name()),
     }
 }
@@ -66,13 +66,13 @@ fn typed_options_are_checked_as_those_of_files_are() {
 #[test]
 fn more_choices_than_there_are_to_choose_from() {
     let cases = [
-        ("mixlora-cond", "num_factors (4) must be >= r (8)"),
-        ("mixlora-cond-gated", "num_factors (4) must be >= r (8)"),
-        ("vt-nlp", "num_factors (4) must be >= r (8)"),
-        ("mixlora-ffn", "num_experts (3) must be >= top_k (4)"),
-        ("smora", "r (8) must be >= top_k (9)"),
-        ("rank-wise", "r (8) must be >= top_k (9)"),
-        ("flylora", "r (8) must be >= top_k (9)"),
+        ("mixlora-cond", "num_factors: is 4, must be at least r (8)"),
+        ("mixlora-cond-gated", "num_factors: is 4, must be at least r (8)"),
+        ("vt-nlp", "num_factors: is 4, must be at least r (8)"),
+        ("mixlora-ffn", "num_experts: is 3, must be at least top_k (4)"),
+        ("smora", "r: is 8, must be at least top_k (9)"),
+        ("rank-wise", "r: is 8, must be at least top_k (9)"),
+        ("flylora", "r: is 8, must be at least top_k (9)"),
     ];
     for (name, text) in cases {
         let method = changed(&small(find(name).unwrap()), json!({ "num_factors": 20, "r": 8 }));

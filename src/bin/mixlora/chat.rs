@@ -104,7 +104,7 @@ impl Dialogue<'_> {
                 out::note(&format!("{error}: /reset does that"));
                 return Ok(());
             }
-            Err(error @ Error::Config { .. }) => {
+            Err(error @ (Error::Config { .. } | Error::Refused { .. })) => {
                 out::note(&error.to_string());
                 return Ok(());
             }

@@ -216,7 +216,9 @@ impl Failure {
 /// The device of a `--device` option; a malformed name is wrong usage.
 fn device(name: &str) -> Result<mixlora::Device, Failure> {
     mixlora::Device::parse(name).map_err(|error| match error {
-        mixlora::Error::Config { .. } => Failure::Usage(format!("--{error}")),
+        mixlora::Error::Config { .. } | mixlora::Error::Refused { .. } => {
+            Failure::Usage(format!("--{error}"))
+        }
         other => other.into(),
     })
 }
@@ -224,7 +226,9 @@ fn device(name: &str) -> Result<mixlora::Device, Failure> {
 /// Opens the device of a run's options with its threads and memory budget.
 fn open_device(options: &mixlora::train::DeviceOptions) -> Result<mixlora::Device, Failure> {
     options.open().map_err(|error| match error {
-        mixlora::Error::Config { .. } => Failure::Usage(format!("--{error}")),
+        mixlora::Error::Config { .. } | mixlora::Error::Refused { .. } => {
+            Failure::Usage(format!("--{error}"))
+        }
         other => other.into(),
     })
 }

@@ -4,7 +4,7 @@ use crate::train_args::TrainArgs;
 use crate::{Failure, out};
 use mixlora::mixture::Methods;
 use mixlora::model::ModelFiles;
-use mixlora::train::{Plan, RunConfig, TrainingData};
+use mixlora::train::{Inputs, Plan, RunConfig};
 use serde_json::json;
 
 #[derive(clap::Args)]
@@ -20,19 +20,18 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<(), Failure> {
-    let mut config = RunConfig::layered(&args.train.layers(None)?, &Methods::builtin())?;
+    let config = RunConfig::layered(&args.train.layers(None)?, &Methods::builtin())?;
     if config.model.as_os_str().is_empty() {
         return Err(Failure::Usage("--model is needed".into()));
     }
-    let files = ModelFiles::open(&config.model)?;
-    config.text.max_length = config.text.max_length.min(files.config().max_positions());
     // The device may be absent on this machine.
     let free = config.device.open().ok().and_then(|device| device.free_memory());
     let plan = if config.data.as_os_str().is_empty() {
-        Plan::new(&files, &config, config.text.max_length, free)?
+        let files = ModelFiles::open(&config.model)?;
+        let length = config.text.max_length.min(files.config().max_positions());
+        Plan::new(&files, &config, length, free)?
     } else {
-        let text = config.text.open(Some(&config.model))?;
-        of_data(&files, &config, &TrainingData::open(&config, &text)?, free)?
+        Inputs::read(config)?.plan(free)?
     };
     if args.train.json {
         let bytes = plan.rows.iter().map(|(name, bytes)| (name.to_string(), json!(bytes)));
@@ -45,21 +44,6 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         out::text(&text(&plan))?;
     }
     if plan.fits() { Ok(()) } else { Err(Failure::Memory) }
-}
-
-/// The plan of a run on this data: for its longest example and at most as many examples as there are.
-pub fn of_data(
-    files: &ModelFiles,
-    config: &RunConfig,
-    data: &TrainingData,
-    free: Option<u64>,
-) -> mixlora::Result<Plan> {
-    let sets: Vec<_> = [Some(&data.train), data.valid.as_ref()].into_iter().flatten().collect();
-    let longest = sets.iter().flat_map(|set| set.lengths()).max().unwrap_or(1);
-    let most = sets.iter().map(|set| set.examples.len()).max().unwrap_or(1);
-    let mut config = config.clone();
-    config.train.micro_batch = config.train.micro_batch.min(most);
-    Plan::new(files, &config, longest, free)
 }
 
 /// The plan as a table, with alternatives if it does not fit.

@@ -5,10 +5,10 @@ use crate::train_args::TrainArgs;
 use crate::{Failure, out, plan, signals};
 use mixlora::adapter::Adapter;
 use mixlora::mixture::Methods;
-use mixlora::model::{LoadOptions, Model, ModelFiles};
+use mixlora::model::Model;
 use mixlora::train::{
-    End, EvalReport, Observer, Progress, Questions, Run, RunConfig, RunFolder, StepReport, StoredRun,
-    TrainingData, mean_exact_match,
+    End, EvalReport, Inputs, Observer, Progress, Questions, Run, RunConfig, RunFolder, StepReport, StoredRun,
+    mean_exact_match,
 };
 use serde_json::json;
 use std::path::Path;
@@ -22,8 +22,7 @@ const MAX_ANSWER: usize = 32;
 pub fn run(args: &TrainArgs) -> Result<(), Failure> {
     let methods = Methods::builtin();
     let stored = args.resume.as_deref().map(|dir| StoredRun::open(dir, &methods)).transpose()?;
-    let mut config =
-        RunConfig::layered(&args.layers(stored.as_ref().map(|stored| &stored.config))?, &methods)?;
+    let config = RunConfig::layered(&args.layers(stored.as_ref().map(|stored| &stored.config))?, &methods)?;
     for (name, path) in [("--model", &config.model), ("--data", &config.data)] {
         if path.as_os_str().is_empty() {
             return Err(Failure::Usage(format!("{name} is needed")));
@@ -49,40 +48,26 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
         still_there("--model", &config.model)?;
         still_there("--data", &config.data)?;
     }
-    let files = ModelFiles::open(&config.model)?;
-    let context = files.config().max_positions();
-    let mut notes = Vec::new();
-    if config.text.max_length > context {
-        notes.push(format!("the model's context is {context} tokens: longer examples are cut to that"));
-        config.text.max_length = context;
-    }
     let device = crate::open_device(&config.device)?;
     shown.say(&describe(&device, &config.device.name));
-    let text = config.text.open(Some(&config.model))?;
-    text.notes.iter().for_each(|text| shown.say(&format!("note: {text}")));
-    let data = TrainingData::open(&config, &text)?;
-    let planned = plan::of_data(&files, &config, &data, device.free_memory())?;
+    let inputs = Inputs::read(config)?;
+    inputs.text.notes.iter().for_each(|text| shown.say(&format!("note: {text}")));
+    let planned = inputs.plan(device.free_memory())?;
     if !planned.fits() {
         out::note(&format!("error: out of memory before anything is loaded\n{}", plan::text(&planned)));
         return Err(Failure::Memory);
     }
-    let options =
-        LoadOptions { dequantize: !config.device.keep_quantised, allow_nonfinite: args.allow_nonfinite };
-    let model = Model::load(&files, &device, options)?;
-    notes.extend(model.notes().iter().cloned());
-    notes.extend(data.notes.iter().cloned());
-    let parts = data.with(&config, &text, model)?;
-    let mut questions = Questions::new(&text, &data.valid_samples, MAX_ANSWER)?;
-    let unasked = questions.limit(config.train.answers, MAX_ANSWER);
-    notes.extend(unasked.filter(|_| config.train.answers > 0));
+    let mut questions = Questions::new(&inputs.text, &inputs.valid_samples, MAX_ANSWER)?;
+    let answers = inputs.config.train.answers;
+    let unasked = questions.limit(answers, MAX_ANSWER).filter(|_| answers > 0);
     shown.questions = Some(questions).filter(|questions| !questions.list.is_empty());
-    notes.extend(config.method.notes());
-    notes.iter().for_each(|text| shown.say(&format!("note: {text}")));
+    let mut parts = inputs.load(&device, args.allow_nonfinite)?;
+    parts.notes.extend(unasked);
+    parts.notes.iter().for_each(|text| shown.say(&format!("note: {text}")));
     let mut run = match stored {
-        Some(stored) => Run::resume(stored, config, parts, &mut shown)?,
-        None => Run::start(config, parts, Some(out_dir))?,
+        Some(stored) => Run::resume(stored, parts, &mut shown)?,
+        None => Run::start(parts, Some(out_dir))?,
     };
-    notes.iter().for_each(|text| run.note(&mut shown, text));
     go(args, &mut run, &mut shown, out_dir)
 }
 

@@ -103,7 +103,7 @@ pub fn find_files(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
     }
     if files.is_empty() {
         let what = "no reference file found: neither .safetensors nor texts in .json or .jsonl";
-        return Err(Error::config("paths", what));
+        return Err(Error::refused("paths", what));
     }
     Ok(files)
 }

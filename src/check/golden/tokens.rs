@@ -31,7 +31,7 @@ impl Line {
                 "system" => Ok(Role::System),
                 "user" => Ok(Role::User),
                 "assistant" => Ok(Role::Assistant),
-                other => Err(Error::config("role", format!("'{other}' is unknown"))),
+                other => Err(Error::refused("role", format!("'{other}' is unknown"))),
             };
             let messages = messages
                 .iter()

@@ -167,7 +167,7 @@ impl GgufFile {
     /// There is no matrix of that name, or the device refuses it.
     pub fn weight(&self, name: &str, device: &Device) -> Result<Weight> {
         let (tensor, bytes) = self.matrix(name)?;
-        Weight::from_raw(device, tensor.rows(), tensor.cols(), bytes, tensor.kind)
+        Weight::from_bytes(device, [tensor.rows(), tensor.cols()], bytes, tensor.kind).build()
     }
 
     /// Like [`weight`](GgufFile::weight), with row `row_order(i)` of the file as row `i`.
@@ -181,7 +181,7 @@ impl GgufFile {
         row_order: impl Fn(usize) -> usize,
     ) -> Result<Weight> {
         let (tensor, bytes) = self.matrix(name)?;
-        Weight::from_raw_rows(device, tensor.rows(), tensor.cols(), bytes, tensor.kind, row_order)
+        Weight::from_bytes(device, [tensor.rows(), tensor.cols()], bytes, tensor.kind).rows(row_order).build()
     }
 
     /// All values of a tensor, row-major.

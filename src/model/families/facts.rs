@@ -101,7 +101,7 @@ const SLIDING: &str = "sliding_attention";
 impl Facts {
     /// A field that the family cannot do without.
     pub fn need<T: Copy>(&self, name: &str, value: Option<T>) -> Result<T> {
-        value.ok_or_else(|| Error::config(name, "is missing"))
+        value.ok_or_else(|| Error::refused(name, "is missing"))
     }
 
     /// Which layers have a window: as `layer_types` says, else as `other` does.
@@ -109,11 +109,11 @@ impl Facts {
         if let Some(kind) = self.layer_types.iter().flatten().find(|k| ![FULL, SLIDING].contains(&k.as_str()))
         {
             let what = format!("has '{kind}', which is not supported; {FULL} and {SLIDING} are");
-            return Err(Error::config("layer_types", what));
+            return Err(Error::refused("layer_types", what));
         }
         if let Some(types) = self.layer_types.as_ref().filter(|t| t.len() != self.num_hidden_layers) {
-            let what = format!("names {} layers, expected {}", types.len(), self.num_hidden_layers);
-            return Err(Error::config("layer_types", what));
+            let expected = format!("a list of {}", self.num_hidden_layers);
+            return Err(Error::config("layer_types", format!("a list of {} layers", types.len()), expected));
         }
         let slides = |i: usize| match &self.layer_types {
             Some(types) => types[i] == SLIDING,
@@ -141,7 +141,7 @@ impl Facts {
             Some("silu") => Ok(Activation::Silu),
             Some("gelu_pytorch_tanh" | "gelu_new") => Ok(Activation::Gelu),
             Some("gelu") => Ok(Activation::GeluErf),
-            Some(other) => Err(Error::config(
+            Some(other) => Err(Error::refused(
                 "hidden_act",
                 format!("'{other}' is not supported; silu, gelu and gelu_pytorch_tanh are"),
             )),
@@ -157,7 +157,7 @@ impl Facts {
         };
         if rope.full_attention.is_some() || rope.sliding_attention.is_some() {
             let what = "has a table for each kind of layer, which this family does not have";
-            return Err(Error::config(field, what));
+            return Err(Error::refused(field, what));
         }
         self.rotation(field, rope, self.rope_theta, head_dim)
     }
@@ -173,7 +173,7 @@ impl Facts {
         let theta = rope.rope_theta.or(theta).unwrap_or(10_000.0);
         let part = rope.partial_rotary_factor.or(self.partial_rotary_factor).unwrap_or(1.0);
         if !(part > 0.0 && part <= 1.0) {
-            return Err(Error::config("partial_rotary_factor", format!("is {part}, must be in (0, 1]")));
+            return Err(Error::config("partial_rotary_factor", part, "in (0, 1]"));
         }
         let dims = (head_dim as f64 * part) as usize;
         Ok(RopeConfig { theta, dims, pairs: Pairs::Halves, scaling: self.scaling(field, rope)? })
@@ -184,10 +184,8 @@ impl Facts {
         let kind = rope.rope_type.as_deref().or(rope.old_type.as_deref()).unwrap_or("default");
         let number = |name: &str, v: Option<f64>| match v {
             Some(v) if v.is_finite() && v > 0.0 => Ok(v),
-            Some(v) => {
-                Err(Error::config(format!("{field}.{name}"), format!("is {v}, must be a positive number")))
-            }
-            None => Err(Error::config(
+            Some(v) => Err(Error::config(format!("{field}.{name}"), v, "a positive number")),
+            None => Err(Error::refused(
                 format!("{field}.{name}"),
                 format!("is missing; rope_type {kind} needs it"),
             )),
@@ -229,7 +227,7 @@ impl Facts {
                 let what = format!(
                     "of type '{other}' is not supported; default, linear, llama3, yarn and longrope are"
                 );
-                return Err(Error::config(field, what));
+                return Err(Error::refused(field, what));
             }
         })
     }
@@ -251,6 +249,6 @@ fn llama3(
     if s.low_freq_factor < s.high_freq_factor {
         return Ok(s);
     }
-    let what = format!("({}) must be below high_freq_factor ({})", s.low_freq_factor, s.high_freq_factor);
-    Err(Error::config(format!("{field}.low_freq_factor"), what))
+    let expected = format!("below high_freq_factor ({})", s.high_freq_factor);
+    Err(Error::config(format!("{field}.low_freq_factor"), s.low_freq_factor, expected))
 }

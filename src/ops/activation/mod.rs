@@ -101,8 +101,7 @@ fn alike<'a, const N: usize>(x: &impl Operands<'a>) -> Result<[Meta; N]> {
     x.require(NAME, DType::F32)?;
     let all = x.all();
     if let Some(other) = all.iter().find(|t| t.shape() != all[0].shape()) {
-        let what = format!("{} with {}: shapes must agree", all[0].shape(), other.shape());
-        return Err(Error::shape(NAME, what));
+        return Err(Error::shape(NAME, format!("all of shape {}", all[0].shape()), other.shape()));
     }
     Ok([(); N].map(|()| Meta::like(all[0])))
 }
@@ -234,7 +233,7 @@ pub(super) fn check_cap(field: &str, cap: f32) -> Result<()> {
     if cap.is_finite() && cap > 0.0 {
         return Ok(());
     }
-    Err(Error::config(field, format!("is {cap}, must be a positive number")))
+    Err(Error::config(field, cap, "a positive number"))
 }
 
 #[cfg(test)]

@@ -113,30 +113,30 @@ impl Dims {
     ) -> Result<Dims> {
         let refuse = |why: &str| {
             let shapes = format!("q {}, k {}, v {}", q.shape(), k.shape(), v.shape());
-            Err(Error::shape("attention", format!("{shapes}: {why}")))
+            Err(Error::shape("attention", why, shapes))
         };
         options.check()?;
         let ([b, s, h, d], [kb, room, kv, kd]) = (q.dims(), k.dims()) else {
-            return refuse("q must be [B, S, H, D], k and v [B, T, KV, D]");
+            return refuse("q [B, S, H, D], k and v [B, T, KV, D]");
         };
         if k.shape() != v.shape() || b != kb || d != kd {
-            return refuse("k and v must have one shape, and batch and head size of q");
+            return refuse("k and v of one shape, with the batch and the head size of q");
         }
         if *kv == 0 || !h.is_multiple_of(*kv) || *h == 0 {
-            return refuse("the number of query heads must be a multiple of the number of key heads");
+            return refuse("a number of query heads that is a multiple of the number of key heads");
         }
         let t = keys.unwrap_or(*room);
         if t > *room {
-            return refuse(&format!("there are no {t} keys"));
+            return refuse(&format!("at least {t} keys"));
         }
         if t < *s {
-            return refuse("there are fewer keys than queries");
+            return refuse("at least as many keys as queries");
         }
         if *d == 0 || *d > MAX_HEAD {
-            return refuse(&format!("the head size must be 1 to {MAX_HEAD}"));
+            return refuse(&format!("a head size of 1 to {MAX_HEAD}"));
         }
         if let Some(m) = valid.filter(|m| m.dims() != [*b, t]) {
-            return refuse(&format!("the key mask {} must be [B, T]", m.shape()));
+            return refuse(&format!("a key mask [B, T], not {}", m.shape()));
         }
         let reach = options.window.map_or(t, |window| (window - 1).min(t));
         Ok(Dims {

@@ -32,13 +32,13 @@ impl Default for AttentionOptions {
 
 impl AttentionOptions {
     pub(super) fn check(&self) -> Result<()> {
-        let refuse = |field: &str, what: String| Err(Error::config(format!("attention {field}"), what));
         if self.window == Some(0) {
-            return refuse("window", "is 0, must be at least 1: a query sees itself; none sees all".into());
+            let expected = "at least 1: a query sees itself; none sees all";
+            return Err(Error::config("attention window", 0, expected));
         }
         self.softcap.map_or(Ok(()), |cap| check_cap("attention softcap", cap))?;
         if let Some(scale) = self.scale.filter(|scale| !scale.is_finite()) {
-            return refuse("scale", format!("is {scale}, must be a finite number"));
+            return Err(Error::config("attention scale", scale, "a finite number"));
         }
         Ok(())
     }

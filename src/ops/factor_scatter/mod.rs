@@ -149,7 +149,8 @@ impl Op for FactorScatter<'_> {
         {
             return Err(Error::shape(
                 NAME,
-                format!("coefficients {} for rows {}", coef.shape(), rows.shape()),
+                format!("coefficients of the rows {}", rows.shape()),
+                coef.shape(),
             ));
         }
         Ok([Meta::f32(&[self.out_rows(), rows.shape().last()])?])

@@ -16,7 +16,7 @@ fn case(format: Format, variant: Option<Tiling>, (m, k, n): (usize, usize, usize
     let label = format!("{m}x{k}x{n} {} {}", format.name(), variant.map_or("chosen", |t| t.name));
     let run = move |x: &[Tensor]| {
         let d = x[0].device();
-        let w = Weight::raw_sharded(d, [n, k], &bytes, [format; 2], None, shard_bytes)?;
+        let w = Weight::from_bytes(d, [n, k], &bytes, format).shard_bytes(shard_bytes).build()?;
         let b = Tensor::from_f32(d, &[n], &b)?;
         Ok(vec![x[0].linear_as(&w, Some(&b), variant)?])
     };
@@ -86,7 +86,7 @@ pub(super) fn timed(sizes: &TimedSizes<'_>) -> Vec<Timed> {
         let flops = 2 * m * n * k;
         let bytes = 4 * (m * k + m * n) + weight;
         let make = move |device: &Device| -> Result<Computation> {
-            let w = Weight::from_raw(device, n, k, &sample(format, n, k, 2), format)?;
+            let w = Weight::from_bytes(device, [n, k], &sample(format, n, k, 2), format).build()?;
             Ok(Box::new(move |x| Ok(vec![x[0].linear(&w, None)?])))
         };
         let inputs = vec![Operand::normal("x", &[m, k])];

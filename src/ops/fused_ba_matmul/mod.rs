@@ -172,18 +172,23 @@ impl Op for FusedBa<'_> {
         if input.shape().last() != self.inputs() {
             let n = self.outputs();
             let k = self.inputs();
-            return Err(Error::shape(NAME, format!("rows of {} for a {k} -> {n} linear", input.shape())));
+            return Err(Error::shape(
+                NAME,
+                format!("rows for a linear from {k} to {n} values"),
+                input.shape(),
+            ));
         }
         if !self.w.device().same(input.device()) {
             return Err(Error::shape(
                 NAME,
-                format!("input on '{}', weight on '{}'", input.device().name(), self.w.device().name()),
+                format!("an input on '{}', where the weight is", self.w.device().name()),
+                format!("'{}'", input.device().name()),
             ));
         }
         if let Some(b) = self.bias
             && b.dims() != [self.outputs()]
         {
-            return Err(Error::shape(NAME, format!("bias {} for {} outputs", b.shape(), self.outputs())));
+            return Err(Error::shape(NAME, format!("a bias of {} outputs", self.outputs()), b.shape()));
         }
         if let (Some(e), Some(u), Some(pool)) = (&self.expand, operands.u, operands.pool) {
             e.slots.check(NAME, input.shape().rows(), pool)?;
@@ -194,7 +199,8 @@ impl Op for FusedBa<'_> {
                 let w = e.slots.all_columns();
                 return Err(Error::shape(
                     NAME,
-                    format!("u {} and pool {} for {w} slots, {n} outputs", u.shape(), pool.shape()),
+                    format!("u and a pool for {w} slots and {n} outputs"),
+                    format!("u {} and pool {}", u.shape(), pool.shape()),
                 ));
             }
         }

@@ -33,8 +33,8 @@ fn capped(
     Case::new(label, inputs, move |x| {
         let device = x[0].device();
         let weight = match format.block_len() {
-            1 => Weight::sharded(device, v, d, &values, format, shard)?,
-            _ => Weight::raw_sharded(device, [v, d], &blocks, [format; 2], None, shard)?,
+            1 => Weight::from_values(device, [v, d], &values).store_as(format).shard_bytes(shard).build()?,
+            _ => Weight::from_bytes(device, [v, d], &blocks, format).shard_bytes(shard).build()?,
         };
         Ok(vec![HeadLoss { weight, gradient: false, softcap, force }.record(&x[0], &x[1])?])
     })

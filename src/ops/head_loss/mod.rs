@@ -106,19 +106,22 @@ impl Op<2> for HeadLoss {
         h.require(self.name(), DType::F32)?;
         targets.require(self.name(), DType::U32)?;
         let w = &self.weight;
-        let refuse = |what| Err(Error::shape(self.name(), what));
+        let refuse = |expected: String, found: String| Err(Error::shape(self.name(), expected, found));
         if h.shape().last() != w.cols() || h.shape().rank() == 0 {
-            return refuse(format!("hidden states {} for a head [{}, {}]", h.shape(), w.rows(), w.cols()));
+            return refuse(format!("hidden states of {} values", w.cols()), h.shape().to_string());
         }
         self.softcap.map_or(Ok(()), |cap| check_cap("head_loss softcap", cap))?;
         if w.rows() == 0 {
-            return refuse("the head has no rows".into());
+            return refuse("a head with rows".into(), "none".into());
         }
         if targets.len() != h.shape().rows() {
-            return refuse(format!("{} targets for hidden states {}", targets.len(), h.shape()));
+            return refuse(format!("a target for each row of {}", h.shape()), targets.len().to_string());
         }
         if !w.device().same(h.device()) {
-            return refuse(format!("the head is on '{}', not on '{}'", w.device().name(), h.device().name()));
+            return refuse(
+                format!("hidden states on '{}', where the head is", w.device().name()),
+                format!("'{}'", h.device().name()),
+            );
         }
         let dh = if self.gradient { Meta::like(h) } else { Meta::f32(&[0])? };
         Ok([Meta::f32(&[])?, dh])

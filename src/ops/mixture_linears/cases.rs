@@ -175,7 +175,8 @@ pub(super) fn timed(sizes: &TimedSizes<'_>) -> Vec<Timed> {
     let product = 2 * m * d * d;
     let bytes = 4 * (2 * m * d + d * d + 2 * e * d);
     let make = move |device: &Device| -> Result<Computation> {
-        let weight = Weight::from_raw(device, d, d, &weights(Format::F32, d, d, 2), Format::F32)?;
+        let weight =
+            Weight::from_bytes(device, [d, d], &weights(Format::F32, d, d, 2), Format::F32).build()?;
         let linears = [Linear { weight, bias: None }];
         let idx = sample::tokens(device, [m, e, k], None)?.idx().clone();
         Ok(Box::new(move |x| {

@@ -81,21 +81,19 @@ fn check(x: &Tensor, linears: &[Linear], a: &Tensor, b: &[Tensor], selection: &S
     if linears.len() != n || b.len() != n {
         return Err(Error::shape(
             NAME,
-            format!("{} linears and {} pools for a selection of {n}", linears.len(), b.len()),
+            format!("{n} linears and pools, as the selection has"),
+            format!("{} linears and {} pools", linears.len(), b.len()),
         ));
     }
     let rows = n * selection.pool_rows();
     let d = x.shape().last();
     if a.dims() != [rows, d] {
-        return Err(Error::shape(NAME, format!("pool a is {}, expected [{rows}, {d}]", a.shape())));
+        return Err(Error::shape(NAME, format!("pool a of [{rows}, {d}]"), a.shape()));
     }
     for (l, (linear, b)) in linears.iter().zip(b).enumerate() {
         let want = [selection.pool_rows(), linear.weight.rows()];
         if b.dims() != want {
-            return Err(Error::shape(
-                NAME,
-                format!("pool b of linear {l} is {}, expected {want:?}", b.shape()),
-            ));
+            return Err(Error::shape(NAME, format!("pool b of linear {l} of {want:?}"), b.shape()));
         }
     }
     Ok(())

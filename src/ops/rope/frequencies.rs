@@ -107,14 +107,14 @@ pub struct Frequencies {
 }
 
 fn refuse(field: &str, what: String) -> Error {
-    Error::config(format!("rope {field}"), what)
+    Error::refused(format!("rope {field}"), what)
 }
 
 fn positive(field: &str, value: f64) -> Result<()> {
     if value.is_finite() && value > 0.0 {
         return Ok(());
     }
-    Err(refuse(field, format!("is {value}, must be a positive number")))
+    Err(Error::config(format!("rope {field}"), value, "a positive number"))
 }
 
 fn one_for_each_pair(field: &str, factors: &[f64], pairs: usize) -> Result<()> {

@@ -93,7 +93,7 @@ impl Rope {
     ) -> Result<Self> {
         let Frequencies { per_pair, amplitude } = frequencies;
         if per_pair.is_empty() || max_positions == 0 {
-            return Err(Error::config("max_positions", "rotary embedding needs a position and a frequency"));
+            return Err(Error::refused("max_positions", "rotary embedding needs a position and a frequency"));
         }
         let dims = [max_positions, per_pair.len()];
         crate::Shape::new(&dims)?;
@@ -160,20 +160,18 @@ impl Op for Rotate {
         x.require(self.name(), DType::F32)?;
         position.require(self.name(), DType::U32)?;
         let [outer @ .., _, head_dim] = x.dims() else {
-            return Err(Error::shape(self.name(), format!("{} must be [.., heads, head_dim]", x.shape())));
+            return Err(Error::shape(self.name(), "[.., heads, head_dim]", x.shape()));
         };
         let rotated = 2 * cos.shape().last();
         if *head_dim < rotated {
             return Err(Error::shape(
                 self.name(),
-                format!("{} with a table that rotates {rotated} values of each head", x.shape()),
+                format!("heads of at least {rotated} values, which the table rotates"),
+                x.shape(),
             ));
         }
         if position.dims() != outer {
-            return Err(Error::shape(
-                self.name(),
-                format!("{} at positions {}", x.shape(), position.shape()),
-            ));
+            return Err(Error::shape(self.name(), format!("positions of {}", x.shape()), position.shape()));
         }
         check_indices(self.name(), position, cos.shape().rows())?;
         Ok([Meta::like(x)])

@@ -173,12 +173,12 @@ impl Op<2> for Forward<'_> {
     fn infer(&self, &In { z }: &In<'_>) -> Result<[Meta; 2]> {
         let r = self.routing;
         z.require(NAME, DType::F32)?;
-        let bad = |what: String| Err(Error::shape(NAME, what));
+        let bad = |expected: String, found: String| Err(Error::shape(NAME, expected, found));
         let [g, l, sides, e] = *z.dims() else {
-            return bad(format!("logits {} are not [units, linears, sides, factors]", z.shape()));
+            return bad("logits [units, linears, sides, factors]".into(), z.shape().to_string());
         };
         if sides != r.sides || !(1..=2).contains(&sides) || r.k == 0 || r.k > e {
-            return bad(format!("logits {}: cannot choose {} on {} sides", z.shape(), r.k, r.sides));
+            return bad(format!("logits to choose {} from on {} sides", r.k, r.sides), z.shape().to_string());
         }
         let same = |t: Option<&Tensor>, dims: &[usize]| t.is_none_or(|t| t.dims() == dims);
         let table = match self.extra.table {
@@ -189,7 +189,8 @@ impl Op<2> for Forward<'_> {
             || !same(self.extra.table.map(|t| t.tensor()), &table)
             || !same(self.extra.forced, &[l, sides, g, r.k])
         {
-            return bad(format!("bias, table or forced choices do not fit logits {} and {r:?}", z.shape()));
+            let expected = format!("bias, table and forced choices for logits {} and {r:?}", z.shape());
+            return bad(expected, "others".into());
         }
         let needs_table = r.condition.is_some();
         let needs_bias = r.score != Score::Logits;
@@ -197,7 +198,13 @@ impl Op<2> for Forward<'_> {
             || needs_bias != self.extra.bias.is_some()
             || (needs_table && sides == 1)
         {
-            return bad(format!("table and bias must be given exactly where the routing uses them: {r:?}"));
+            let given = |what: bool| if what { "one" } else { "none" };
+            let found = format!(
+                "table: {}, bias: {}",
+                given(self.extra.table.is_some()),
+                given(self.extra.bias.is_some())
+            );
+            return bad(format!("a table and a bias exactly where the routing uses them: {r:?}"), found);
         }
         let gates = if r.gated { Meta::f32(&[l, g, r.k])? } else { Meta::f32(&[0])? };
         Ok([Meta::u32(&[l, sides, g, r.k])?, gates])
@@ -300,7 +307,8 @@ pub fn route(
         if let Some(e) = t.first_above(z.shape().last()) {
             return Err(Error::shape(
                 NAME,
-                format!("choice {e}, but there are {} factors", z.shape().last()),
+                format!("choices among {} factors", z.shape().last()),
+                format!("choice {e}"),
             ));
         }
     }

@@ -38,8 +38,8 @@ pub fn route_rows(
     routing: &Routing,
 ) -> Result<Selection> {
     if routing.sides != 1 || linears == 0 {
-        let what = format!("{} sides and {linears} linears: rows are routed on one side", routing.sides);
-        return Err(Error::shape(NAME, what));
+        let found = format!("{} sides and {linears} linears", routing.sides);
+        return Err(Error::shape(NAME, "one side of at least one linear", found));
     }
     let xd = x.detach();
     let router_d = router.detach();

@@ -104,5 +104,5 @@ fn failed(error: &minijinja::Error) -> Error {
         (kind, Some(detail)) => format!("{kind}: {detail}"),
         (kind, None) => kind.to_string(),
     };
-    Error::config(place, what)
+    Error::refused(place, what)
 }

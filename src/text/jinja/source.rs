@@ -47,7 +47,7 @@ pub(super) fn prepare(source: &str) -> Result<Source> {
     let text = source.replace("\r\n", "\n").replace('\r', "\n");
     if text.len() > MAX_BYTES {
         let what = format!("has {} bytes, at most {MAX_BYTES} are read", text.len());
-        return Err(Error::config("chat template", what));
+        return Err(Error::refused("chat template", what));
     }
     let mut rewriter = Rewriter { out: String::with_capacity(text.len() * 2), ..Rewriter::default() };
     rewriter.template(&text)?;
@@ -67,7 +67,7 @@ struct Rewriter {
 
 impl Rewriter {
     fn fail(&self, what: impl Into<String>) -> Error {
-        Error::config(format!("chat template, line {}", self.line + 1), what)
+        Error::refused(format!("chat template, line {}", self.line + 1), what)
     }
 
     /// Copies text unchanged.

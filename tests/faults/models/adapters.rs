@@ -166,9 +166,9 @@ fn adapter_claims_factors() {
         ("mixlora-cond", "num_factors", 1 << 60, "1152921504606846976"),
         ("mixlora-cond", "r", 16, "has shape [32, 64], expected [256, 64]"),
         ("mixlora-ffn", "num_experts", 1 << 40, "1099511627776"),
-        ("rank-wise", "r", 1 << 50, "has more than 4294967295 elements"),
-        ("flylora", "r", 1 << 50, "has more than 4294967295 elements"),
-        ("smora", "r", 1 << 50, "has more than 4294967295 elements"),
+        ("rank-wise", "r", 1 << 50, "expected at most 4294967295 elements"),
+        ("flylora", "r", 1 << 50, "expected at most 4294967295 elements"),
+        ("smora", "r", 1 << 50, "expected at most 4294967295 elements"),
     ];
     for (method, option, claimed, expected) in claims {
         save(method, &open(model.path()), adapter.path());

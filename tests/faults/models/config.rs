@@ -192,7 +192,7 @@ fn config_positions() {
     let grown = logits(&model, &long).unwrap();
     assert_eq!(grown, logits(&open(tiny().path()), &long).unwrap());
     let e = logits(&model, &[1; 513]).unwrap_err().to_string();
-    assert!(e.contains("513 positions, but the model has 512"), "{e}");
+    assert!(e.contains("expected at most 512 positions, which the model has, found 513"), "{e}");
 }
 
 #[test]

@@ -291,8 +291,8 @@ fn positive(option: &str, values: &[usize]) -> Result<(), Failure> {
 
 /// Turns the library's error about an option's value into wrong usage.
 fn usage(option: &str, error: &Error) -> Failure {
-    match error {
-        Error::Config { what, .. } => Failure::Usage(format!("{option}: {what}")),
-        other => Failure::Usage(format!("{option}: {other}")),
+    match error.field() {
+        Some(_) => Failure::Usage(error.clone().rename(|_| option.into()).to_string()),
+        None => Failure::Usage(format!("{option}: {error}")),
     }
 }

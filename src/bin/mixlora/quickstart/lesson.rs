@@ -11,7 +11,7 @@ use mixlora::mixture::{Methods, find};
 use mixlora::model::Model;
 use mixlora::text::ModelText;
 use mixlora::train::{
-    DeviceOptions, End, Questions, Run, RunConfig, Stop, TaskScore, TrainOptions, TrainingData, loss_of,
+    DeviceOptions, End, Inputs, Questions, Run, RunConfig, Stop, TaskScore, TrainOptions, loss_of,
 };
 use mixlora::{Device, Error};
 use std::path::{Path, PathBuf};
@@ -98,9 +98,8 @@ impl<'a> Lesson<'a> {
         config.train = self.train.clone();
         config.device = self.options.clone();
         config.check()?;
-        let data = TrainingData::open(&config, self.text)?;
-        let parts = data.with(&config, self.text, self.open()?)?;
-        let mut run = Run::start(config, parts, Some(folder))?;
+        let parts = Inputs::read(config)?.load(&self.device, false)?;
+        let mut run = Run::start(parts, Some(folder))?;
         if let Some(memory) = self.device.memory() {
             memory.reset_peak();
         }

@@ -1,0 +1,215 @@
+//! What a run reads: the text, the data and the model that its options name.
+
+use super::{Observer, Parts, Plan, Run, RunConfig, RunFolder, StoredRun, TextOptions};
+use crate::data::{DataFiles, Dataset, EncodeOptions, Encoder, LossOn, Sample, read_samples};
+use crate::io::folder::fingerprint;
+use crate::mixture::Methods;
+use crate::model::{LoadOptions, Model, ModelFiles, ModelPlace};
+use crate::text::{ChatTemplate, ModelText, Tokenizer};
+use crate::{Device, Error, Result};
+use std::path::{Path, PathBuf};
+
+/// What the options of a run name, read up to the weights of the model, of which only the headers are.
+pub struct Inputs {
+    /// The options; no example is longer than the model's context.
+    pub config: RunConfig,
+    pub model: ModelFiles,
+    pub text: ModelText,
+    pub train: Dataset,
+    pub valid: Option<Dataset>,
+    /// Samples of the validation file, to be answered.
+    pub valid_samples: Vec<Sample>,
+    /// What is not read, left out or cut: for the user to know before the first step.
+    pub notes: Vec<String>,
+    /// Tells the data files apart from others.
+    fingerprint: String,
+}
+
+impl Inputs {
+    /// Reads the text side of the model and the data: train.jsonl and, if it is there, valid.jsonl of a folder, or one
+    /// file.
+    ///
+    /// # Errors
+    /// A file is missing or malformed, there is no training file, a token has no row in the model, or lines cannot be
+    /// used: all of them are listed, up to a limit.
+    pub fn read(mut config: RunConfig) -> Result<Self> {
+        let model = ModelFiles::open(&config.model)?;
+        let context = model.config().max_positions();
+        let mut notes = Vec::new();
+        if config.text.max_length > context {
+            notes.push(format!("the model's context is {context} tokens: longer examples are cut to that"));
+            config.text.max_length = context;
+        }
+        let text = config.text.open(Some(&config.model))?;
+        let encoder = config.text.encoder(&text)?;
+        let files = DataFiles::find(&config.data)?;
+        let Some(train) = &files.train else {
+            return Err(Error::file(&config.data, "has no train.jsonl"));
+        };
+        let paths: Vec<PathBuf> =
+            [Some(train), files.valid.as_ref()].into_iter().flatten().cloned().collect();
+        let valid_samples = files.valid.as_deref().map_or(Ok(Vec::new()), read_samples)?;
+        let valid = files.valid.as_deref().map(|path| encoder.dataset(path, &valid_samples)).transpose()?;
+        let train = encoder.dataset(train, &read_samples(train)?)?;
+        let length = config.text.max_length;
+        let of_valid = valid.as_ref().and_then(|v| v.counts.note("validation samples", length));
+        let of_data = [files.note(), train.counts.note("training samples", length), of_valid];
+        notes.extend(of_data.into_iter().flatten());
+        let fingerprint = fingerprint(&paths)?;
+        Ok(Inputs { config, model, text, train, valid, valid_samples, notes, fingerprint })
+    }
+
+    /// How much memory the run will take on a device that has `free` bytes: for the longest example, and at most as
+    /// many examples as there are.
+    ///
+    /// # Errors
+    /// An option does not fit the model.
+    pub fn plan(&self, free: Option<u64>) -> Result<Plan> {
+        let sets = || [Some(&self.train), self.valid.as_ref()].into_iter().flatten();
+        let longest = sets().flat_map(|set| set.lengths()).max().unwrap_or(1);
+        let most = sets().map(|set| set.examples.len()).max().unwrap_or(1);
+        let mut config = self.config.clone();
+        config.train.micro_batch = config.train.micro_batch.min(most);
+        Plan::new(&self.model, &config, longest, free)
+    }
+
+    /// Loads the weights; with that, a run can be made. With `allow_nonfinite`, weights with NaN or infinite values are
+    /// taken as they are.
+    ///
+    /// # Errors
+    /// The vocabulary does not fit the model, or the model's files cannot be read.
+    pub fn load(self, device: &Device, allow_nonfinite: bool) -> Result<Parts> {
+        let rows = self.model.config().vocab_size;
+        self.text.tokenizer.check_rows(rows)?;
+        for data in [Some(&self.train), self.valid.as_ref()].into_iter().flatten() {
+            data.check_rows(&self.config.data, rows)?;
+        }
+        let options = LoadOptions { dequantize: !self.config.device.keep_quantised, allow_nonfinite };
+        let model = Model::load(&self.model, device, options)?;
+        let mut notes = self.notes;
+        notes.extend(model.notes().iter().cloned());
+        notes.extend(self.config.method.notes());
+        Ok(Parts {
+            pad: self.text.tokenizer.pad_within(rows),
+            model,
+            train: self.train,
+            valid: self.valid,
+            base: fingerprint(&model_files(&self.config.model)?)?,
+            data: self.fingerprint,
+            config: self.config,
+            notes,
+        })
+    }
+}
+
+impl Run {
+    /// Opens the run of a configuration, on the device that it names: reads text, data and model, and begins at the
+    /// first step. In a folder that holds a run, that run goes on from its last checkpoint; without a folder nothing is
+    /// written. The observer is told when a damaged checkpoint is passed over.
+    ///
+    /// [`Inputs`] is the same in three steps, to look at memory before the weights are loaded.
+    ///
+    /// ```
+    /// use mixlora::mixture::find;
+    /// use mixlora::train::{End, Run, RunConfig, Stop};
+    ///
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let place = dir.path().join("run");
+    /// # let data = dir.path().join("greetings.jsonl");
+    /// # std::fs::write(&data, "{\"prompt\": \"Say hi. \", \"completion\": \"hi\"}\n").unwrap();
+    /// let mut config = RunConfig::defaults(find("lora")?)?;
+    /// config.model = "data/tiny".into();
+    /// config.data = data;
+    /// config.text.allow_untrained_eos = true;
+    /// config.device.name = "cpu".into();
+    /// config.train.steps = Some(2);
+    ///
+    /// let mut run = Run::open(config.clone(), Some(&place), &mut ())?;
+    /// assert_eq!(run.go(&Stop::at(Some(1)), &mut ())?, End::Stopped);
+    /// drop(run);
+    /// let mut run = Run::open(config, Some(&place), &mut ())?;
+    /// assert_eq!(run.state().step, 1);
+    /// assert_eq!(run.go(&Stop::default(), &mut ())?, End::Finished);
+    /// # Ok::<(), mixlora::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// A file is missing or malformed, an option does not fit the model or the data, the folder is in use, or its run
+    /// was of other options that cannot change, of another base model or of other data.
+    pub fn open(config: RunConfig, dir: Option<&Path>, observer: &mut dyn Observer) -> Result<Self> {
+        let methods = Methods::builtin().with(config.method.spec());
+        let stored = dir.filter(|dir| RunFolder::is_at(dir)).map(|dir| StoredRun::open(dir, &methods));
+        let stored = stored.transpose()?;
+        let device = config.device.open()?;
+        let inputs = Inputs::read(config)?;
+        if let Some(stored) = &stored {
+            stored.changes(&inputs.config)?;
+        }
+        let parts = inputs.load(&device, false)?;
+        match stored {
+            Some(stored) => Run::resume(stored, parts, observer),
+            None => Run::start(parts, dir),
+        }
+    }
+}
+
+impl TextOptions {
+    /// The text side of a model, with the tokenizer and the template that the options name instead of its own.
+    ///
+    /// # Errors
+    /// A file is missing or malformed, or there is neither a model nor a tokenizer.
+    pub fn open(&self, model: Option<&Path>) -> Result<ModelText> {
+        let own = model.map(ModelText::open).transpose()?;
+        let mut text = match (&self.tokenizer, own) {
+            (Some(file), own) => {
+                ModelText::new(Tokenizer::from_file(file)?, own.and_then(|own| own.template))
+            }
+            (None, Some(own)) => own,
+            (None, None) => return Err(Error::refused("model", "a model or a tokenizer is needed")),
+        };
+        if let Some(name) = &self.template {
+            text = ModelText::new(text.tokenizer, Some(named_template(name)?));
+        }
+        Ok(text)
+    }
+
+    /// What turns samples into examples.
+    ///
+    /// # Errors
+    /// The length leaves no room for a trained token.
+    pub fn encoder(&self, text: &ModelText) -> Result<Encoder> {
+        let options = EncodeOptions {
+            loss_on: if self.loss_on_all { LossOn::All } else { LossOn::Assistant },
+            max_length: self.max_length,
+            allow_untrained_eos: self.allow_untrained_eos,
+            max_untrained: self.max_untrained,
+        };
+        Encoder::new(&text.tokenizer, text.template.as_ref(), options)
+    }
+}
+
+fn named_template(name: &str) -> Result<ChatTemplate> {
+    if let Some(template) = ChatTemplate::named(name) {
+        return Ok(template);
+    }
+    let fail = |what: String| Error::file(name, what);
+    let text = std::fs::read_to_string(name).map_err(|error| {
+        fail(format!("is neither the built-in template chatml nor a file that can be read: {error}"))
+    })?;
+    ChatTemplate::new(&text).map_err(|error| fail(error.to_string()))
+}
+
+/// The files that make a model: itself, or the configuration and weights of a directory.
+fn model_files(path: &Path) -> Result<Vec<PathBuf>> {
+    let dir = match ModelPlace::of(path)? {
+        ModelPlace::Gguf(file) => return Ok(vec![file]),
+        ModelPlace::Folder(dir) => dir,
+    };
+    let entries =
+        std::fs::read_dir(&dir).map_err(|error| Error::file(&dir, format!("cannot be read: {error}")))?;
+    let counts =
+        |p: &PathBuf| p.ends_with("config.json") || p.extension().is_some_and(|e| e == "safetensors");
+    let mut files: Vec<PathBuf> = entries.filter_map(|e| Some(e.ok()?.path())).filter(counts).collect();
+    files.sort();
+    Ok(files)
+}
