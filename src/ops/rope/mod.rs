@@ -299,6 +299,9 @@ mod tests {
         assert!(x.rope(&rope, &at(&[0, 0])).is_err());
         assert!(Tensor::zeros(&cpu, &[4]).unwrap().rope(&rope, &at(&[0])).is_err());
         let narrow = Tensor::zeros(&cpu, &[1, 2, 2]).unwrap().rope(&rope, &at(&[0])).unwrap_err().to_string();
-        assert_eq!(narrow, "rope: [1, 2, 2] with a table that rotates 4 values of each head");
+        assert_eq!(
+            narrow,
+            "rope: expected heads of at least 4 values, which the table rotates, found [1, 2, 2]"
+        );
     }
 }
