@@ -185,7 +185,7 @@ mod tests {
             let w = Weight::new(&device, 3, 2, &[0.0; 6], Format::F32).unwrap();
             let index = Tensor::from_u32(&device, &[2], &[0, 3]).unwrap();
             let error = w.embedding(&index).unwrap_err().to_string();
-            assert_eq!(error, "embedding: index 3 at position 1 of a table of 3 rows");
+            assert_eq!(error, "embedding: expected indices of a table of 3 rows, found 3 at position 1");
             assert!(w.embedding(&Tensor::zeros(&device, &[2]).unwrap()).is_err());
         }
         let w = Weight::new(&Device::cpu(), 3, 2, &[0.0; 6], Format::F32).unwrap();

@@ -259,7 +259,7 @@ mod tests {
             let table = Tensor::zeros(&device, &[3, 2]).unwrap();
             let index = Tensor::from_u32(&device, &[2], &[0, 3]).unwrap();
             let error = table.gather_rows(&index).unwrap_err().to_string();
-            assert_eq!(error, "gather_rows: index 3 at position 1 of a table of 3 rows");
+            assert_eq!(error, "gather_rows: expected indices of a table of 3 rows, found 3 at position 1");
             assert!(table.gather_rows(&table).is_err() && index.gather_rows(&index).is_err());
         }
     }

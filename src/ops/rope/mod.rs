@@ -295,10 +295,13 @@ mod tests {
         let at = |v: &[u32]| Tensor::from_u32(&cpu, &[v.len()], v).unwrap();
         assert!(x.rope(&rope, &at(&[7])).is_ok());
         let error = x.rope(&rope, &at(&[8])).unwrap_err().to_string();
-        assert_eq!(error, "rope: index 8 at position 0 of a table of 8 rows");
+        assert_eq!(error, "rope: expected indices of a table of 8 rows, found 8 at position 0");
         assert!(x.rope(&rope, &at(&[0, 0])).is_err());
         assert!(Tensor::zeros(&cpu, &[4]).unwrap().rope(&rope, &at(&[0])).is_err());
         let narrow = Tensor::zeros(&cpu, &[1, 2, 2]).unwrap().rope(&rope, &at(&[0])).unwrap_err().to_string();
-        assert_eq!(narrow, "rope: [1, 2, 2] with a table that rotates 4 values of each head");
+        assert_eq!(
+            narrow,
+            "rope: expected heads of at least 4 values, which the table rotates, found [1, 2, 2]"
+        );
     }
 }
