@@ -1,15 +1,18 @@
-// activation.wgsl - y[i] = f(x[i]),  f = silu | gelu (tanh) | gelu_erf | sigmoid | softcap;  gated: y[i] = f(x[i]) * up[i]
+// activation.wgsl - y[i] = f(x[i]),  f = silu | gelu (tanh) | gelu_erf | sigmoid | softcap | exp | log | relu | softplus |
+//             power;  gated: y[i] = f(x[i]) * up[i]
 // Entries   : forward, backward (dx = f'(x) dy), gated, gated_backward
 // Shapes    : all [N]
 // Grid      : ceil(N / WG) folded to 2-D; one invocation = one element
-// Prelude   : WG = 256; KIND = 0 silu | 1 gelu | 2 gelu_erf | 3 sigmoid | 4 softcap: cap tanh(x / cap) (gated: 0, 1)
-// Precision : exp of non-positive numbers only, so nothing overflows; tanh comes from the same sigmoid, because the
-//             built-in may be off by 2^-11; erf is off by at most 1.5e-7
+// Prelude   : WG = 256; KIND = 0 silu | 1 gelu | 2 gelu_erf | 3 sigmoid | 4 softcap: cap tanh(x / cap) (gated: 0, 1) |
+//             5 exp | 6 log: ln(x + shift) | 7 relu | 8 softplus: ln(1 + e^x) | 9 power: (x + shift)^exponent
+// Precision : exp of non-positive numbers only, but in exp and power, so nothing overflows; tanh comes from the same
+//             sigmoid, because the built-in may be off by 2^-11; erf is off by at most 1.5e-7; a power is exp of a
+//             multiple of log
 // Limits    : 5 bindings
 // Cost      : 10..30 flop an element, 8N..20N bytes (memory bound)
 // Source    : Hendrycks & Gimpel 2016, arXiv:1606.08415; Shazeer 2020, arXiv:2002.05202; erf: Abramowitz & Stegun
 //             1964, 7.1.26        CPU: src/ops/activation/mod.rs
-struct Params { n: u32, cap: f32 }
+struct Params { n: u32, cap: f32, shift: f32, exponent: f32 }
 @group(0) @binding(0) var<storage, read> x: array<f32>;
 @group(0) @binding(1) var<storage, read_write> y: array<f32>;
 @group(0) @binding(1) var<storage, read> dy: array<f32>;
@@ -63,13 +66,43 @@ fn capped(v: f32) -> Pair {
   return Pair(p.cap * t, 1.0 - t * t);
 }
 
+fn exponential(v: f32) -> Pair {
+  let e = exp(v);
+  return Pair(e, e);
+}
+
+fn logarithm(v: f32) -> Pair {
+  return Pair(log(v + p.shift), 1.0 / (v + p.shift));
+}
+
+fn relu(v: f32) -> Pair {
+  return Pair(select(v, 0.0, v < 0.0), select(0.0, 1.0, v > 0.0));
+}
+
+// 1 + e has few digits of a small e = e^-|v|: there, the series of the logarithm.
+fn softplus(v: f32) -> Pair {
+  let e = exp(-abs(v));
+  let tail = select(log(1.0 + e), e * (1.0 - e * (0.5 - e / 3.0)), e < 0.01);
+  return Pair(max(v, 0.0) + tail, sigmoid(v));
+}
+
+fn power(v: f32) -> Pair {
+  let l = log(v + p.shift);
+  return Pair(exp(p.exponent * l), p.exponent * exp((p.exponent - 1.0) * l));
+}
+
 fn activation(v: f32) -> Pair {
   switch (KIND) {
     case 0u: { return silu(v); }
     case 1u: { return gelu(v); }
     case 2u: { return gelu_erf(v); }
     case 3u: { return logistic(v); }
-    default: { return capped(v); }
+    case 4u: { return capped(v); }
+    case 5u: { return exponential(v); }
+    case 6u: { return logarithm(v); }
+    case 7u: { return relu(v); }
+    case 8u: { return softplus(v); }
+    default: { return power(v); }
   }
 }
 

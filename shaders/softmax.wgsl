@@ -1,5 +1,6 @@
 // softmax.wgsl - y[n,d] = e^(x[n,d] - m[n]) / sum_d e^(x[n,d] - m[n]),  m[n] = max_d x[n,d]
-// Entries   : forward, backward (dx = y (dy - sum_d y dy))
+// Entries   : forward, backward (dx = y (dy - sum_d y dy)); log_forward (y[n,d] = x[n,d] - m[n] - ln sum_d
+//             e^(x[n,d] - m[n])), log_backward (dx = dy - e^y sum_d dy)
 // Shapes    : x, y, dy, dx [N, D]        (row-major, contiguous)
 // Grid      : N workgroups folded to 2-D; one workgroup = one row
 // Prelude   : WG = 64 | 256 (power of two)
@@ -41,5 +42,34 @@ fn backward(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) g: v
   dot = workgroup_sum(dot, l);
   if (live) {
     for (var k = l; k < p.d; k += WG) { dx[base + k] = out[base + k] * (dy[base + k] - dot); }
+  }
+}
+
+@compute @workgroup_size(WG)
+fn log_forward(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) g: vec3<u32>, @builtin(local_invocation_index) l: u32) {
+  let row = linear_group(wid, g);
+  let live = row < p.n;
+  let base = select(0u, row, live) * p.d;
+  var top = -3.4028234e38;
+  for (var k = l; k < p.d; k += WG) { top = max(top, x[base + k]); }
+  top = workgroup_max(top, l);
+  var sum = 0.0;
+  for (var k = l; k < p.d; k += WG) { sum += exp(x[base + k] - top); }
+  let log_sum = log(workgroup_sum(sum, l));
+  if (live) {
+    for (var k = l; k < p.d; k += WG) { y[base + k] = x[base + k] - top - log_sum; }
+  }
+}
+
+@compute @workgroup_size(WG)
+fn log_backward(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) g: vec3<u32>, @builtin(local_invocation_index) l: u32) {
+  let row = linear_group(wid, g);
+  let live = row < p.n;
+  let base = select(0u, row, live) * p.d;
+  var sum = 0.0;
+  for (var k = l; k < p.d; k += WG) { sum += dy[base + k]; }
+  sum = workgroup_sum(sum, l);
+  if (live) {
+    for (var k = l; k < p.d; k += WG) { dx[base + k] = dy[base + k] - exp(out[base + k]) * sum; }
   }
 }

@@ -2,7 +2,7 @@
 // Entries   : pick (k rounds of a maximum, for few of many), rank (counts the larger ones, for short rows or many picks)
 // Shapes    : x [N, D]  index [N, K], K <= D        (row-major, contiguous)
 // Grid      : N workgroups folded to 2-D; one workgroup = one row
-// Prelude   : WG = 64 | 256 (power of two)
+// Prelude   : WG = 64 | 256 (power of two); order.wgsl
 // Precision : exact: values are compared as ordered integers, so that no mode of the device (flushed denormals, NaN)
 //             changes the order
 // Limits    : 8*WG B shared; 2 bindings; no subgroups
@@ -14,17 +14,6 @@ struct Params { n: u32, d: u32, k: u32 }
 
 var<workgroup> keys: array<u32, WG>;
 var<workgroup> places: array<u32, WG>;
-
-// Grows with the value; 0 for NaN; +0 and -0 are equal.
-fn key(bits: u32) -> u32 {
-  if ((bits & 0x7fffffffu) > 0x7f800000u) { return 0u; }
-  if ((bits & 0x7fffffffu) == 0u) { return 0x80000000u; }
-  return select(bits | 0x80000000u, ~bits, bits >= 0x80000000u);
-}
-
-fn before(key_a: u32, a: u32, key_b: u32, b: u32) -> bool {
-  return key_a > key_b || (key_a == key_b && a < b);
-}
 
 @compute @workgroup_size(WG)
 fn pick(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) g: vec3<u32>, @builtin(local_invocation_index) l: u32) {

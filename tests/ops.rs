@@ -141,7 +141,7 @@ const CHOICES: &[(&str, &[&str], &[&str])] = &[
     ("fused_ba_matmul", &["vector"], VECTOR),
     ("rms_norm", &["forward", "backward_x"], &["WG64", "WG256"]),
     ("layer_norm", &["forward", "backward_x"], &["WG64", "WG256"]),
-    ("softmax", &["forward", "backward"], &["WG64", "WG256"]),
+    ("softmax", &["forward", "backward", "log_forward", "log_backward"], &["WG64", "WG256"]),
     ("top_k", &["pick", "rank"], &["WG64", "WG256"]),
     ("topk_routing", &["forward", "backward", "table"], &["WG64 STRIDE1", "WG64 STRIDE64"]),
 ];

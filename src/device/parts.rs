@@ -17,6 +17,8 @@ parts! {
     BEST = "best";
     /// The same interface where one invocation does the whole item.
     BEST_LANE = "best_lane";
+    /// `key(bits)` and `before(key_a, a, key_b, b)`: the order of values from large to small.
+    ORDER = "order";
     /// `random_uniform(key, index)`.
     RANDOM = "random";
     /// `unit_of(row)` and `pick(unit, slot)`; needs `UNITS`, `idx`, `row_unit`.

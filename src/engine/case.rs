@@ -18,6 +18,13 @@ impl Operand {
         let data = Stream::new(1).named(name).normal_vec(dims.iter().product(), 1.0);
         Operand::Values { dims: dims.to_vec(), data, grad: true }
     }
+    /// Uniform values from `low` to `high` with a derivative, for functions that are not defined everywhere.
+    pub fn between(name: &str, dims: &[usize], low: f32, high: f32) -> Self {
+        let uniform = Stream::new(1).named(name);
+        let count = dims.iter().product::<usize>() as u32;
+        let data = (0..count).map(|i| low + (high - low) * uniform.uniform(i)).collect();
+        Operand::Values { dims: dims.to_vec(), data, grad: true }
+    }
     /// Given values with a derivative.
     pub fn values(dims: &[usize], data: Vec<f32>) -> Self {
         Operand::Values { dims: dims.to_vec(), data, grad: true }

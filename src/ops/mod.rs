@@ -41,6 +41,8 @@ ops! {
     factor_scatter,
     /// Gradients of gates.
     gate_grad,
+    /// Gates of groups of neighbouring columns: `y[m,j] = u[m,j] g[m,j/r]`.
+    gate_groups,
     /// The one operator: frozen linears with routed low-rank updates.
     pub mixture_linears,
     /// The expand apart from a product, for experts inside a block.
@@ -51,9 +53,10 @@ ops! {
     write_rows,
     /// How often factors were chosen, and balancing biases.
     pub(crate) routing_load,
-    /// `silu`, `gelu`, `gelu_erf`, `sigmoid`, `cap * tanh(x / cap)`, and `silu(gate) * up`, `gelu(gate) * up`.
+    /// `silu`, `gelu`, `gelu_erf`, `relu`, `softplus`, `sigmoid`, `cap * tanh(x / cap)`, exponentials, logarithms, powers,
+    /// and `silu(gate) * up`, `gelu(gate) * up`.
     activation,
-    /// `y = e^x / sum e^x` over the last axis.
+    /// `y = e^x / sum e^x` over the last axis, and its logarithm.
     softmax,
     /// `y[i] = table[index[i]]`.
     gather_rows,
@@ -67,6 +70,10 @@ ops! {
     dropout,
     /// Positions of the k largest values of each row.
     top_k,
+    /// Entries of each row that a rule selects: the k largest, those within a sum, those above a threshold.
+    pub select,
+    /// `y[m,j] = x[m,index[m,j]]`.
+    pick,
     /// One step of AdamW, in place.
     pub adamw,
     /// `sqrt(sum x^2)` over a list of tensors, and `min(1, max_norm / norm)`.

@@ -15,7 +15,7 @@ pub(super) static SPEC: OpSpec = OpSpec {
 
 const fn variant(name: &'static str, consts: &'static [(&'static str, u32)]) -> Variant {
     let workgroup_bytes = 8 * consts[0].1;
-    Variant { name, consts, parts: &[parts::GRID], backends: PORTABLE, workgroup_bytes }
+    Variant { name, consts, parts: &[parts::GRID, parts::ORDER], backends: PORTABLE, workgroup_bytes }
 }
 static VARIANTS: &[Variant] = &[variant("wg64", &[("WG", 64)]), variant("wg256", &[("WG", 256)])];
 
@@ -39,7 +39,7 @@ struct TopK {
 }
 
 /// Grows with the value; 0 for NaN; +0 and -0 are equal.
-fn key(x: f32) -> u32 {
+pub(super) fn key(x: f32) -> u32 {
     let bits = x.to_bits();
     match x {
         _ if x.is_nan() => 0,

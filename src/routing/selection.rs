@@ -1,7 +1,7 @@
 //! What routers return: which factors each routing unit chose, and how strongly.
 
 use super::slots::{Slots, Units};
-use crate::{Error, Result, Tensor};
+use crate::{Device, Error, Result, Tensor};
 use std::sync::{Arc, OnceLock};
 
 /// Choices sorted by factor, for every linear and side of a selection, on a GPU.
@@ -21,6 +21,12 @@ pub struct Selection {
     units: Units,
     factors: usize,
     block: usize,
+    /// Gates of all entries for every row, `[M, L, E]`, of a dense selection.
+    row_gates: Option<Tensor>,
+    /// 1 where an entry acts, 0 elsewhere, `[M, L, E]`, where the choices do not say it.
+    mask: Option<Tensor>,
+    /// What of a block's input takes the place of its output, `[M, 1]`: 0 where the experts give it.
+    passed: Option<Tensor>,
     lists: Arc<OnceLock<Lists>>,
 }
 
@@ -54,7 +60,37 @@ impl Selection {
         if let Some(e) = idx.first_above(factors) {
             return Err(Error::shape(OP, format!("choices among {factors} factors"), format!("choice {e}")));
         }
-        Ok(Selection { idx, gates, units: units.clone(), factors, block, lists: Arc::default() })
+        let units = units.clone();
+        let lists = Arc::default();
+        Ok(Selection { idx, gates, units, factors, block, row_gates: None, mask: None, passed: None, lists })
+    }
+
+    /// Every row takes every entry, times a gate of its own: `gates [M, L, E]`, of entries of `block` pool rows each.
+    /// An entry that does not act has the gate 0; `mask [M, L, E]` has a 1 where one acts, none where all do.
+    ///
+    /// Products with the pools are those of one update of rank `E * block`: dense ones, without a gather.
+    ///
+    /// # Errors
+    /// The shapes do not fit.
+    pub fn dense(gates: Tensor, mask: Option<Tensor>, block: usize) -> Result<Self> {
+        const OP: &str = "selection";
+        let [rows, linears, entries] = *gates.dims() else {
+            return Err(Error::shape(OP, "gates [M, L, E]", gates.shape()));
+        };
+        if let Some(mask) = mask.as_ref().filter(|mask| mask.dims() != gates.dims()) {
+            return Err(Error::shape(OP, format!("a mask {}", gates.shape()), mask.shape()));
+        }
+        let whole = Selection::whole(gates.device(), rows, linears, entries * block)?;
+        Ok(Selection { row_gates: Some(gates), mask, ..whole })
+    }
+
+    /// All pool rows for every row: nothing is chosen.
+    ///
+    /// # Errors
+    /// The device has no memory for it.
+    pub(crate) fn whole(device: &Device, rows: usize, linears: usize, pool_rows: usize) -> Result<Self> {
+        let all = Tensor::from_u32(device, &[linears, 1, 1, 1], &vec![0; linears])?;
+        Selection::new(all, None, &Units::instances(device, 1, rows)?, 1, pool_rows)
     }
 
     /// Choices `[L, P, G, K]`.
@@ -64,6 +100,35 @@ impl Selection {
     /// Gates `[L, G, K]`; none where every gate is 1.
     pub fn gates(&self) -> Option<&Tensor> {
         self.gates.as_ref()
+    }
+    /// Gates `[M, L, E]` of a selection of every entry for every row.
+    pub fn row_gates(&self) -> Option<&Tensor> {
+        self.row_gates.as_ref()
+    }
+    /// What a record keeps: the choices, u32 `[L, P, G, K]`; of a dense selection its mask, f32 `[M, L, E]`, or nothing
+    /// where all entries act.
+    pub fn record(&self) -> Option<&Tensor> {
+        match (&self.mask, &self.row_gates) {
+            (Some(mask), _) => Some(mask),
+            (None, Some(_)) => None,
+            (None, None) => Some(&self.idx),
+        }
+    }
+    /// The same, with a mask of the entries that act: the others have the gate 0.
+    pub(crate) fn with_mask(self, mask: Tensor) -> Self {
+        Selection { mask: Some(mask), ..self }
+    }
+    /// The same, with what of a block's input takes the place of its output, `[M, 1]`.
+    pub(crate) fn with_passed(self, passed: Tensor) -> Self {
+        Selection { passed: Some(passed), ..self }
+    }
+    /// What of a block's input takes the place of its output.
+    pub(crate) fn passed(&self) -> Option<&Tensor> {
+        self.passed.as_ref()
+    }
+    /// The same choices among entries of so many pool rows each.
+    pub(crate) fn with_block(self, block: usize) -> Self {
+        Selection { block, ..self }
     }
     /// The same choices with other gates `[L, G, K]`.
     pub(crate) fn with_gates(self, gates: Tensor) -> Self {

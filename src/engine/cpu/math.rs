@@ -65,6 +65,39 @@ pub(crate) fn tanh<S: Set>(simd: S, x: f32) -> f32 {
     if a < 0.625 { near } else { far }
 }
 
+/// `ln x`, relative error below 2e-7, next to 1 too; minus infinity at 0, NaN below. Cephes `logf` without branches.
+#[inline(always)]
+pub(crate) fn ln<S: Set>(simd: S, x: f32) -> f32 {
+    const ROOT_HALF: u32 = 0x3f35_04f3;
+    let tiny = x < f32::MIN_POSITIVE;
+    let bits = (if tiny { x * 8_388_608.0 } else { x }).to_bits();
+    // x = 2^n (1 + f), where 1 + f lies between sqrt(1/2) and sqrt(2).
+    let exponent = (bits.wrapping_sub(ROOT_HALF) as i32) >> 23;
+    let f = f32::from_bits(bits.wrapping_sub((exponent as u32) << 23)) - 1.0;
+    let n = exponent as f32 - if tiny { 23.0 } else { 0.0 };
+    let z = f * f;
+    let mut q = 7.037_683_6e-2;
+    for k in [
+        -1.151_461e-1,
+        1.167_699_9e-1,
+        -1.242_014_1e-1,
+        1.424_932_3e-1,
+        -1.666_805_8e-1,
+        2.000_071_5e-1,
+        -2.499_999_4e-1,
+        3.333_333e-1,
+    ] {
+        q = mul_add(simd, q, f, k);
+    }
+    let q = mul_add(simd, -0.5, z, mul_add(simd, n, -2.121_944_4e-4, q * f * z));
+    let y = mul_add(simd, n, 0.693_359_4, f + q);
+    // The ends are added, not chosen: constants that go on into other functions would become branches there.
+    let end = if x == 0.0 { f32::NEG_INFINITY } else { 0.0 };
+    let end = if x == f32::INFINITY { x } else { end };
+    let nan = if x >= 0.0 { 0 } else { f32::NAN.to_bits() };
+    f32::from_bits((y + end).to_bits() | nan)
+}
+
 /// Sum of `f(i)` for `i < n` in a fixed order: sixteen running sums, then their tree.
 #[inline(always)]
 pub(crate) fn sum_of(n: usize, f: impl Fn(usize) -> f32) -> f32 {
@@ -119,6 +152,22 @@ mod tests {
         assert_eq!([-88.0, f32::NEG_INFINITY, 0.0].map(|x| exp(Target, x)), [0.0, 0.0, 1.0]);
         assert!(exp(Target, f32::NAN).is_nan() && sigmoid(f32::NAN).is_nan());
         assert_eq!((sigmoid(-1e30), sigmoid(1e30)), (0.0, 1.0));
+    }
+
+    #[test]
+    fn ln_is_close_everywhere() {
+        let steps = (-1400..=1280).map(|i| 2f64.powf(i as f64 / 10.0));
+        let near_one = (-400..=400).map(|i| 1.0 + i as f64 / 1000.0);
+        for x in steps.chain(near_one).map(|x| x as f32).filter(|x| x.is_finite()) {
+            let want = (x as f64).ln();
+            let got = ln(Target, x);
+            assert!((got as f64 - want).abs() <= 2e-7 * want.abs(), "{x}: {got} {want}");
+        }
+        assert_eq!(
+            [0.0, -0.0, f32::INFINITY].map(|x| ln(Target, x)),
+            [-f32::INFINITY, -f32::INFINITY, f32::INFINITY]
+        );
+        assert!(ln(Target, -1.0).is_nan() && ln(Target, f32::NAN).is_nan());
     }
 
     #[test]

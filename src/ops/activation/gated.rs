@@ -1,7 +1,7 @@
 //! Gated units: SwiGLU and GEGLU.
 
 use super::functions::{Kind, exact, gelu, silu};
-use super::{CHUNK, NAME, alike, launch, map_pairs};
+use super::{CHUNK, NAME, alike, launch};
 use crate::device::{Gpu, Host};
 use crate::engine::{Meta, Op, operands, run, run1};
 use crate::simd::wide;
@@ -38,6 +38,14 @@ operands! {
 struct Gated(Gate);
 /// `(gate, up, dy) -> (dgate, dup)`
 struct GatedBackward(Gate);
+
+/// `y = f(a, b)`
+fn map_pairs(y: &mut Host, a: &Tensor, b: &Tensor, f: impl Fn(f32, f32) -> f32 + Sync) {
+    let inputs = a.f32().par_chunks(CHUNK).zip(b.f32().par_chunks(CHUNK));
+    y.f32_mut().par_chunks_mut(CHUNK).zip(inputs).for_each(|(y, (a, b))| {
+        wide(|| y.iter_mut().zip(a.iter().zip(b)).for_each(|(y, (&a, &b))| *y = f(a, b)));
+    });
+}
 
 /// `dgate = f'(gate) up dy`, `dup = f(gate) dy`; `f` gives both.
 fn gated_backward(

@@ -1,23 +1,25 @@
-//! Activations: SiLU, GELU in both forms, the logistic function, soft caps, and the gated units SwiGLU and GEGLU.
+//! Functions of each element: SiLU, GELU in both forms, ReLU, softplus, the logistic function, soft caps, exponentials,
+//! logarithms and powers; and the gated units SwiGLU and GEGLU.
 
 mod cases;
 mod functions;
 mod gated;
+mod tensor;
 
-use functions::{Kind, exact, gelu, gelu_erf, sigmoid, silu, softcap};
+use functions::*;
 
 use crate::device::{Entry, Gpu, Host, PORTABLE, Shader, Variant, params, parts};
 use crate::engine::launch::{Kernel, binds};
-use crate::engine::{Meta, Op, OpSpec, Operands, launch, operands, run1};
-use crate::simd::wide;
-use crate::tape::Node;
+use crate::engine::{Meta, Op, OpSpec, Operands, launch, operands};
+use crate::simd::vectorised;
 use crate::{DType, Error, Result, Tensor};
 use rayon::prelude::*;
 use std::sync::Arc;
 
 pub(super) static SPEC: OpSpec = OpSpec {
     name: "activation",
-    formula: "silu, gelu, gelu_erf, sigmoid, cap tanh(x / cap), silu(gate) up, gelu(gate) up",
+    formula: "silu, gelu, gelu_erf, sigmoid, cap tanh(x / cap), e^x, ln(x + shift), relu, softplus, \
+              (x + shift)^exponent, silu(gate) up, gelu(gate) up",
     shaders: &[&SHADER],
     cases: cases::cases,
     timed: cases::timed,
@@ -33,13 +35,18 @@ static VARIANTS: &[Variant] = &[
     variant("gelu_erf", &[WG, ("KIND", 2)]),
     variant("sigmoid", &[WG, ("KIND", 3)]),
     variant("softcap", &[WG, ("KIND", 4)]),
+    variant("exp", &[WG, ("KIND", 5)]),
+    variant("log", &[WG, ("KIND", 6)]),
+    variant("relu", &[WG, ("KIND", 7)]),
+    variant("softplus", &[WG, ("KIND", 8)]),
+    variant("power", &[WG, ("KIND", 9)]),
 ];
 /// Those that gate.
 static GATES: &[Variant] = VARIANTS.split_at(2).0;
 const NAME: &str = "activation";
 
 params! {
-    struct Params { n: u32, cap: f32 }
+    struct Params { n: u32, cap: f32, shift: f32, exponent: f32 }
 }
 
 static SHADER: Shader = Shader {
@@ -66,6 +73,11 @@ impl Kind {
             Kind::GeluErf => &VARIANTS[2],
             Kind::Sigmoid => &VARIANTS[3],
             Kind::Softcap(_) => &VARIANTS[4],
+            Kind::Exp => &VARIANTS[5],
+            Kind::Log { .. } => &VARIANTS[6],
+            Kind::Relu => &VARIANTS[7],
+            Kind::Softplus => &VARIANTS[8],
+            Kind::Power { .. } => &VARIANTS[9],
         }
     }
 }
@@ -82,18 +94,24 @@ operands! {
 struct Forward(Kind);
 /// `(x, dy) -> f'(x) dy`
 struct Backward(Kind);
-/// `y = f(x)`
-fn map(y: &mut Host, x: &Tensor, f: impl Fn(f32) -> f32 + Sync) {
-    let tasks = y.f32_mut().par_chunks_mut(CHUNK).zip(x.f32().par_chunks(CHUNK));
-    tasks.for_each(|(y, x)| wide(|| y.iter_mut().zip(x).for_each(|(y, &x)| *y = f(x))));
+
+// These loops are compiled for each set of instructions. `simd::wide` calls its closure from several places, and the
+// compiler inlines no large function there.
+
+vectorised! {
+    /// `y = f(x)`
+    fn values(kind: Kind, x: &[f32], y: &mut [f32]) {
+        with_function!(kind, f => y.iter_mut().zip(x).for_each(|(y, &x)| *y = f(x).0));
+    }
 }
 
-/// `y = f(a, b)`
-fn map_pairs(y: &mut Host, a: &Tensor, b: &Tensor, f: impl Fn(f32, f32) -> f32 + Sync) {
-    let inputs = a.f32().par_chunks(CHUNK).zip(b.f32().par_chunks(CHUNK));
-    y.f32_mut().par_chunks_mut(CHUNK).zip(inputs).for_each(|(y, (a, b))| {
-        wide(|| y.iter_mut().zip(a.iter().zip(b)).for_each(|(y, (&a, &b))| *y = f(a, b)));
-    });
+vectorised! {
+    /// `dx = f'(x) dy`
+    fn slopes(kind: Kind, x: &[f32], dy: &[f32], dx: &mut [f32]) {
+        with_function!(kind, f => {
+            dx.iter_mut().zip(x.iter().zip(dy)).for_each(|(dx, (&x, dy))| *dx = f(x).1 * dy)
+        });
+    }
 }
 
 /// Outputs like the first input, which all others must be like too.
@@ -114,9 +132,18 @@ fn launch<'a>(
     y: &'a [Tensor],
 ) -> Result<()> {
     let n = y[0].len();
-    let cap = if let Kind::Softcap(cap) = kind { cap } else { 0.0 };
+    let mut params = Params { n: n as u32, cap: 0.0, shift: 0.0, exponent: 0.0 };
+    match kind {
+        Kind::Softcap(cap) => params.cap = cap,
+        Kind::Log { shift } => params.shift = shift,
+        Kind::Power { exponent, shift } => {
+            params.exponent = exponent;
+            params.shift = shift;
+        }
+        _ => {}
+    }
     let kernel = Kernel { shader: &SHADER, entry, variant: kind.variant() };
-    kernel.run(gpu, &binds(x, y), &Params { n: n as u32, cap }, n.div_ceil(launch::WG), 20 * n)
+    kernel.run(gpu, &binds(x, y), &params, n.div_ceil(launch::WG), 20 * n)
 }
 
 impl Op for Forward {
@@ -135,13 +162,8 @@ impl Op for Forward {
     }
 
     fn cpu(&self, &In { x }: &In<'_>, [y]: [&mut Host; 1]) {
-        match self.0 {
-            Kind::Silu => map(y, x, |x| silu(x).0),
-            Kind::Gelu => map(y, x, |x| gelu(x).0),
-            Kind::GeluErf => map(y, x, |x| gelu_erf(x).0),
-            Kind::Sigmoid => map(y, x, |x| sigmoid(x).0),
-            Kind::Softcap(cap) => map(y, x, |x| softcap(x, cap).0),
-        }
+        let tasks = y.f32_mut().par_chunks_mut(CHUNK).zip(x.f32().par_chunks(CHUNK));
+        tasks.for_each(|(y, x)| values(self.0, x, y));
     }
 
     fn gpu(&self, gpu: &Arc<Gpu>, x: &In<'_>, y: &[Tensor; 1]) -> Result<()> {
@@ -166,65 +188,13 @@ impl Op for Backward {
     }
 
     fn cpu(&self, &BackwardIn { x, dy }: &BackwardIn<'_>, [dx]: [&mut Host; 1]) {
-        match self.0 {
-            Kind::Silu => map_pairs(dx, x, dy, |x, dy| silu(x).1 * dy),
-            Kind::Gelu => map_pairs(dx, x, dy, |x, dy| gelu(x).1 * dy),
-            Kind::GeluErf => map_pairs(dx, x, dy, |x, dy| gelu_erf(x).1 * dy),
-            Kind::Sigmoid => map_pairs(dx, x, dy, |x, dy| sigmoid(x).1 * dy),
-            Kind::Softcap(cap) => map_pairs(dx, x, dy, |x, dy| softcap(x, cap).1 * dy),
-        }
+        let inputs = x.f32().par_chunks(CHUNK).zip(dy.f32().par_chunks(CHUNK));
+        let tasks = dx.f32_mut().par_chunks_mut(CHUNK).zip(inputs);
+        tasks.for_each(|(dx, (x, dy))| slopes(self.0, x, dy, dx));
     }
 
     fn gpu(&self, gpu: &Arc<Gpu>, x: &BackwardIn<'_>, y: &[Tensor; 1]) -> Result<()> {
         launch(gpu, "backward", self.0, x, y)
-    }
-}
-
-impl Tensor {
-    fn activation(&self, name: &'static str, kind: Kind) -> Result<Tensor> {
-        let y = run1(&Forward(kind), In { x: self })?;
-        let x = self.detach();
-        Ok(Node::record(name, &[self], y, move |dy| {
-            Ok(vec![Some(run1(&Backward(kind), BackwardIn { x: &x, dy: &dy })?)])
-        }))
-    }
-
-    /// `x / (1 + e^-x)`, element by element (Elfwing et al. 2017, arXiv:1702.03118).
-    pub fn silu(&self) -> Result<Tensor> {
-        self.activation("silu", Kind::Silu)
-    }
-
-    /// `x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))`: the form of GPT-2, `gelu_new` in Hugging Face
-    /// (Hendrycks & Gimpel 2016, arXiv:1606.08415).
-    pub fn gelu(&self) -> Result<Tensor> {
-        self.activation("gelu", Kind::Gelu)
-    }
-
-    /// `x/2 (1 + erf(x / sqrt 2))`: the exact form, `gelu` in PyTorch (arXiv:1606.08415).
-    pub fn gelu_erf(&self) -> Result<Tensor> {
-        self.activation("gelu_erf", Kind::GeluErf)
-    }
-
-    /// `1 / (1 + e^-x)`, element by element.
-    pub fn sigmoid(&self) -> Result<Tensor> {
-        self.activation("sigmoid", Kind::Sigmoid)
-    }
-
-    /// `cap * tanh(self / cap)`, element by element: values stay within the cap, and small ones pass almost unchanged
-    /// (logits of Gemma 2, arXiv:2408.00118). Derivative `1 - tanh^2(self / cap)`.
-    ///
-    /// ```
-    /// use mixlora::{Device, Tensor};
-    /// let logits = Tensor::from_f32(&Device::cpu(), &[3], &[-1e6, 0.0, 1e6])?;
-    /// assert_eq!(logits.softcap(30.0)?.to_f32()?, [-30.0, 0.0, 30.0]);
-    /// # Ok::<(), mixlora::Error>(())
-    /// ```
-    ///
-    /// # Errors
-    /// The cap is not a positive number.
-    pub fn softcap(&self, cap: f32) -> Result<Tensor> {
-        check_cap("softcap", cap)?;
-        self.activation("softcap", Kind::Softcap(cap))
     }
 }
 
@@ -236,16 +206,28 @@ pub(super) fn check_cap(field: &str, cap: f32) -> Result<()> {
     Err(Error::config(field, cap, "a positive number"))
 }
 
+/// Refuses NaN and infinities.
+pub(super) fn check_finite(field: &str, value: f32) -> Result<()> {
+    if value.is_finite() {
+        return Ok(());
+    }
+    Err(Error::config(field, value, "a finite number"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn different_shapes_are_errors() {
+    fn different_shapes_and_bad_constants_are_errors() {
         let zeros = |n: usize| Tensor::zeros(&crate::Device::cpu(), &[n]).unwrap();
         assert!(zeros(2).swiglu(&zeros(3)).is_err());
         assert!(zeros(2).geglu(&zeros(3)).is_err());
         let error = zeros(2).softcap(-1.0).unwrap_err().to_string();
         assert_eq!(error, "softcap: is -1, must be a positive number");
+        let error = zeros(2).log_shifted(f32::NAN).unwrap_err().to_string();
+        assert_eq!(error, "shift: is NaN, must be a finite number");
+        let error = zeros(2).power(f32::INFINITY, 0.0).unwrap_err().to_string();
+        assert_eq!(error, "exponent: is inf, must be a finite number");
     }
 }

@@ -6,6 +6,7 @@ use crate::ops::factor_gather::{self, FactorGather, shrink_into};
 use crate::ops::factor_scatter::{self, FactorScatter, scatter};
 use crate::ops::fused_ba_matmul::{self, Expand, FusedBa};
 use crate::ops::gate_grad::gate_grad;
+use crate::ops::gate_groups::{gate_groups, group_dots};
 use crate::routing::Selection;
 use crate::routing::{Dropout, Slots};
 use crate::tape::Saved;
@@ -23,6 +24,8 @@ pub(super) struct Backward {
     /// Products with the A factors, and the same times their gates.
     pub u: Tensor,
     pub gated: Tensor,
+    /// Gates of rows `[M, L * E]`, of a dense selection.
+    pub row_gates: Option<Tensor>,
     pub scale: f32,
     pub dropout: Option<Dropout>,
     /// x, a, b.., gates
@@ -45,7 +48,10 @@ impl Backward {
                 out[1] = Some(scatter(&gated_v, &self.x.get()?, &slots_a, s, 1.0, self.dropout)?);
             }
             if need_gates {
-                out[n + 2] = Some(gate_grad(&self.u, &v, s)?);
+                out[n + 2] = Some(match &self.row_gates {
+                    Some(gates) => group_dots(&self.u, &v, gates.shape().last())?,
+                    None => gate_grad(&self.u, &v, s)?,
+                });
             }
             return Ok(out);
         }
@@ -83,7 +89,11 @@ impl Backward {
             run_in_place(&op, [&mut v, &mut gated, &mut sums], inputs)?;
             db[l] = Some(sums);
         }
-        let gated = if gates.is_some() { gated } else { v.clone() };
+        let gated = match &self.row_gates {
+            Some(gates) => gate_groups(&v, gates)?,
+            None if gates.is_some() => gated,
+            None => v.clone(),
+        };
         Ok((v, gated))
     }
 

@@ -11,6 +11,7 @@ mod cases;
 
 use super::factor_gather::shrink;
 use super::fused_ba_matmul::{self, Expand, FusedBa};
+use super::gate_groups::gate_groups;
 use crate::engine::{OpSpec, run1};
 use crate::routing::Dropout;
 use crate::routing::Selection;
@@ -31,7 +32,7 @@ const NAME: &str = "mixture_linears";
 /// Frozen linears with a routed low-rank update each: see the module's formula.
 ///
 /// `x [.., d]`; `a [L * E * block, d]`, the pools of all linears in order; `b[l] [E * block, out_l]`.
-/// Gradients go to `x`, the pools, and the selection's gates.
+/// Gradients go to `x`, the pools, and the selection's gates, whether they are of choices or of rows.
 ///
 /// # Errors
 /// The shapes do not fit, or something is on another device.
@@ -47,7 +48,11 @@ pub fn mixture_linears(
     check(x, linears, a, b, selection)?;
     let slots_a = selection.slots_a();
     let gates = selection.gates();
-    let (u, gated) = shrink(x, a, gates, &slots_a, 1.0, dropout)?;
+    let (u, mut gated) = shrink(x, a, gates, &slots_a, 1.0, dropout)?;
+    let row_gates = selection.row_gates().map(flat).transpose()?;
+    if let Some(gates) = &row_gates {
+        gated = gate_groups(&u, gates)?;
+    }
     let mut y = Vec::with_capacity(linears.len());
     for (l, (linear, b)) in linears.iter().zip(b).enumerate() {
         let slots = selection.slots_b(l);
@@ -57,7 +62,7 @@ pub fn mixture_linears(
     }
     let mut inputs = vec![x, a];
     inputs.extend(b);
-    inputs.extend(gates);
+    inputs.extend(gates.or(row_gates.as_ref()));
     if !recording(&inputs) {
         return Ok(y);
     }
@@ -69,11 +74,17 @@ pub fn mixture_linears(
         selection: selection.clone(),
         u,
         gated,
+        row_gates: row_gates.as_ref().map(Tensor::detach),
         scale,
         dropout,
         need: inputs.iter().map(|t| t.requires_grad()).collect(),
     };
     Ok(Node::record_many(NAME, &inputs, y, move |dy| saved.run(dy)))
+}
+
+/// Gates `[M, L, E]` as `[M, L * E]`, beside the products with the pools.
+fn flat(gates: &Tensor) -> Result<Tensor> {
+    gates.reshape(&[gates.dims()[0], gates.len() / gates.dims()[0].max(1)])
 }
 
 fn check(x: &Tensor, linears: &[Linear], a: &Tensor, b: &[Tensor], selection: &Selection) -> Result<()> {

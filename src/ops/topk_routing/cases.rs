@@ -108,7 +108,7 @@ fn of_rows(routing: Routing, (rows, l, e): (usize, usize, usize)) -> Case {
     }
     let label = format!("rows {:?} {} {rows}x{l}x{e}", routing.score, routing.variant.unwrap_or("chosen"));
     Case::new(label, inputs, move |x| {
-        let s = route_rows(&x[0], &x[1], l, biased.then(|| &x[2]), None, &routing)?;
+        let s = route_rows(&x[0], &x[1], l, biased.then(|| &x[2]), None, &routing, 1)?;
         let mut out = vec![s.idx().clone()];
         out.extend(s.gates().cloned());
         Ok(out)
