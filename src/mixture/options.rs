@@ -17,6 +17,8 @@ pub enum Kind {
     Integer,
     Number,
     Flag,
+    /// Several values: in JSON an array, on the command line with commas between them.
+    List,
     /// One of these words.
     Word(&'static [&'static str]),
 }
@@ -157,6 +159,7 @@ impl Field {
             Kind::Integer => "integer".into(),
             Kind::Number => "number".into(),
             Kind::Flag => "true or false".into(),
+            Kind::List => "list".into(),
             Kind::Word(words) => words.join(" | "),
         };
         if self.optional { format!("{kind}, or absent") } else { kind }

@@ -7,7 +7,8 @@ use crate::{Result, Tensor};
 /// What a router is told besides its input.
 pub struct Ask<'a> {
     pub pass: &'a Pass,
-    /// Choices `[L, P, G, K]` to take instead of the best ones; gates are computed for them.
+    /// Choices `[L, P, G, K]` to take instead of the best ones, or the mask `[M, L, E]` that a dense selection kept; gates
+    /// are computed for them.
     pub forced: Option<&'a Tensor>,
 }
 
@@ -19,6 +20,10 @@ pub trait Router: Send + Sync {
     const UNIT: Routes;
     /// Entries of the pool that it chooses from, and pool rows of each.
     fn pool(&self) -> (usize, usize);
+    /// Whether it chooses: what does is recorded, forced and frozen. A router that only weighs all there is does not.
+    fn chooses(&self) -> bool {
+        Self::UNIT != Routes::None
+    }
     /// The choice for an input.
     ///
     /// # Errors
@@ -49,14 +54,14 @@ pub trait Router: Send + Sync {
 /// # Errors
 /// As [`Router::choose`]; choices are forced, but none is stored for the site.
 pub fn decide<R: Router>(router: &R, site: &str, x: &Tensor, pass: &Pass) -> Result<Selection> {
-    if R::UNIT == Routes::None {
+    if !router.chooses() {
         return router.choose(x, &Ask { pass, forced: None });
     }
     if R::UNIT == Routes::Instance
         && let Some(kept) = pass.choices.frozen(site)
     {
         let (factors, block) = router.pool();
-        return Selection::new(kept.idx, kept.gates, &pass.units, factors, block);
+        return Selection::new(kept.choice, kept.gates, &pass.units, factors, block);
     }
     let forced = pass.choices.forced(site)?;
     let choice = router.choose(x, &Ask { pass, forced: forced.as_ref() })?;

@@ -17,6 +17,8 @@ pub enum Score {
     Sigmoid,
     /// `s = |z + d|`.
     Magnitude,
+    /// `s = softmax(u / |u|, tau)` of the entry's own activation `u = A x`.
+    Activation,
 }
 
 /// The set S of entries that a unit gets. More rules will come: a match needs an arm for them.
@@ -27,6 +29,12 @@ pub enum Select {
     All,
     /// S holds the k largest scores, in falling order; the lowest index first among equals.
     TopK(usize),
+    /// S holds the largest scores up to a share of their sum, and a least number of them.
+    TopP,
+    /// S holds the scores above a threshold.
+    Above,
+    /// S is the support of a projection onto the simplex (Sparsegen).
+    Support,
 }
 
 /// The weight `g_e` of an entry in S.
@@ -40,6 +48,8 @@ pub enum Gate {
     Softmax,
     /// `g = |S| s_e / sum of s over S`: they sum to the number of entries in S.
     Share,
+    /// `g = (s - tau) / (1 - lambda)` of the projection: they sum to 1.
+    Sparsegen,
 }
 
 /// One choice per axis.
@@ -73,8 +83,8 @@ impl Rule {
     /// Entries that a unit gets, where the rule says how many.
     pub fn chosen(&self) -> Option<usize> {
         match self.select {
-            Select::All => None,
             Select::TopK(k) => Some(k),
+            _ => None,
         }
     }
 
@@ -122,6 +132,7 @@ impl Score {
             Score::Softmax => "softmax",
             Score::Sigmoid => "sigmoid",
             Score::Magnitude => "magnitude",
+            Score::Activation => "activation",
         }
     }
 }
@@ -131,6 +142,9 @@ impl fmt::Display for Select {
         match self {
             Select::All => formatter.write_str("all"),
             Select::TopK(k) => write!(formatter, "top {k}"),
+            Select::TopP => formatter.write_str("top p"),
+            Select::Above => formatter.write_str("threshold"),
+            Select::Support => formatter.write_str("support"),
         }
     }
 }
@@ -143,6 +157,7 @@ impl Gate {
             Gate::Score => "score",
             Gate::Softmax => "softmax",
             Gate::Share => "share",
+            Gate::Sparsegen => "sparsegen",
         }
     }
 }

@@ -4,12 +4,12 @@ use super::experts::{Experts, KeptExperts};
 use super::sites::{at, number};
 use super::{KvCache, ModelConfig, QkNorm};
 use crate::model::LayerConfig;
-use crate::nn::{Activation, BlockAdapter, LinearGroup, Mlp, Part, Pass, SiteAdapter};
+use crate::nn::{Activation, Aux, BlockAdapter, JointLoss, LinearGroup, Mlp, Part, Pass, SiteAdapter};
 use crate::ops::attention::AttentionOptions;
 use crate::ops::rope::Rope;
 use crate::{Error, Result, Tensor, checkpoint_many};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// A frozen norm.
 #[derive(Clone)]
@@ -153,6 +153,9 @@ fn too_few() -> Error {
     Error::shape("model", "an output of an adapter for each linear", "fewer")
 }
 
+/// Whether each auxiliary loss of a block is a share in a joint one, and its number of tensors.
+type Kinds = Vec<(Option<JointLoss>, usize)>;
+
 impl Block {
     /// The number of a site of this layer.
     fn site(&self, which: usize) -> Option<usize> {
@@ -238,16 +241,24 @@ impl Block {
         let (first, again) = pass.twice();
         let ran = AtomicBool::new(false);
         let inputs: Vec<&Tensor> = std::iter::once(x).chain(pass.decisions()).collect();
+        let kinds: Arc<Mutex<Kinds>> = Arc::default();
+        let within = kinds.clone();
         let run = move |x: &[Tensor]| {
             // Decisions are inputs of the block: their gradient is that of all blocks together.
             let pass = if ran.swap(true, Relaxed) { &again } else { &first }.with_decisions(&x[1..]);
             let mut out = vec![self.forward(&x[0], None, &pass)?];
-            out.extend(pass.take_aux());
+            let added = pass.take_shares();
+            // What was added is the same when the block runs again: only its tensors are outputs.
+            out.extend(added.iter().flat_map(|aux| aux.values.clone()));
+            let kinds = added.iter().map(|aux| (aux.joint, aux.values.len())).collect();
+            *within.lock().unwrap_or_else(PoisonError::into_inner) = kinds;
             Ok(out)
         };
         let mut out = checkpoint_many(&inputs, run)?.into_iter();
         let y = out.next().ok_or_else(|| Error::shape("model", "an output of a block", "none"));
-        out.for_each(|aux| pass.add_aux(aux));
+        for &(joint, count) in kinds.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            pass.put_aux(Aux { values: out.by_ref().take(count).collect(), joint });
+        }
         y
     }
 }

@@ -4,6 +4,7 @@
 //! before its first layer; an adapter takes their place, or several together do ([`Member`]). Adapters travel with the
 //! pass: a model is never changed, and threads share one. Layers know the hooks, never a method.
 
+mod aux_loss;
 mod bank;
 mod hooks;
 mod layers;
@@ -12,6 +13,8 @@ mod pass;
 mod rows;
 
 pub use crate::weight::{Format, Linear, Weight};
+pub(crate) use aux_loss::Aux;
+pub use aux_loss::JointLoss;
 pub use bank::Member;
 pub(crate) use bank::Part;
 pub use hooks::{BeforeForward, BlockAdapter, LinearAdapter, MlpAdapter, SiteAdapter, SiteAdapters};

@@ -1,17 +1,18 @@
 //! [`Pass`]: what one forward pass carries along besides its tensors.
 
-use super::{Member, SiteAdapters};
+use super::aux_loss::finished;
+use super::{Aux, JointLoss, Member, SiteAdapters};
 use crate::routing::{Dropout, Selection, Units};
-use crate::{Error, Result, Stream, Tensor};
+use crate::{Device, Error, Result, Stream, Tensor};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 /// What a site chose in an earlier pass.
 #[derive(Debug, Clone)]
 pub struct Kept {
-    /// `[L, P, G, K]`
-    pub idx: Tensor,
-    /// `[L, G, K]`, without history; none where every gate is 1.
+    /// Entries, u32 `[L, P, G, K]`; of a dense selection which entries act, f32 `[M, L, E]`.
+    pub choice: Tensor,
+    /// `[L, G, K]`, without history; none where every gate is 1, and for dense selections.
     pub gates: Option<Tensor>,
     /// Entries of the pool that was chosen from; 0 when it is not known.
     pub factors: usize,
@@ -42,10 +43,10 @@ impl Choices {
     pub fn record() -> Self {
         Choices::Record(Arc::default())
     }
-    /// Forces given choices: site to `idx [L, P, G, K]`. Indices that are too large are refused on host devices; on
+    /// Forces given choices: site to entries `[L, P, G, K]`, or a mask `[M, L, E]` as it was kept. Indices that are too large are refused on host devices; on
     /// a GPU they are not read back, and give values without meaning.
     pub fn force(choices: impl IntoIterator<Item = (String, Tensor)>) -> Self {
-        let kept = choices.into_iter().map(|(site, idx)| (site, Kept { idx, gates: None, factors: 0 }));
+        let kept = choices.into_iter().map(|(site, choice)| (site, Kept { choice, gates: None, factors: 0 }));
         Choices::Force(Arc::new(Mutex::new(kept.collect())))
     }
     /// The same choices, forced.
@@ -72,13 +73,13 @@ impl Choices {
     }
     /// The kept choice of a site.
     pub fn get(&self, site: &str) -> Option<Tensor> {
-        self.kept(site).map(|k| k.idx)
+        self.kept(site).map(|k| k.choice)
     }
     /// The choice that a site must take, if choices are forced.
     pub fn forced(&self, site: &str) -> Result<Option<Tensor>> {
         match self {
             Choices::Force(_) => match self.get(site) {
-                Some(idx) => Ok(Some(idx)),
+                Some(choice) => Ok(Some(choice)),
                 None => {
                     Err(Error::refused(site, "no choice is stored for this site, but choices are forced"))
                 }
@@ -90,11 +91,11 @@ impl Choices {
     pub fn frozen(&self, site: &str) -> Option<Kept> {
         if let Choices::Freeze(_) = self { self.kept(site) } else { None }
     }
-    /// Keeps what an instance-routed site chose, where choices are recorded.
+    /// Keeps what a site chose, where choices are recorded.
     pub fn keep(&self, site: &str, selection: &Selection) {
-        if let Choices::Record(map) = self {
+        if let (Choices::Record(map), Some(choice)) = (self, selection.record()) {
             let kept = Kept {
-                idx: selection.idx().clone(),
+                choice: choice.clone(),
                 gates: selection.gates().map(Tensor::detach),
                 factors: selection.factors(),
             };
@@ -133,7 +134,9 @@ pub struct Pass {
     pub decision: Vec<Tensor>,
     /// Further adapters that act beside `adapters`, each with units and choices of its own.
     pub bank: Vec<Member>,
-    aux: Arc<Mutex<Vec<Tensor>>>,
+    /// Noise by site, where it is given.
+    given: Arc<BTreeMap<String, Tensor>>,
+    aux: Arc<Mutex<Vec<Aux>>>,
 }
 
 impl Pass {
@@ -149,6 +152,7 @@ impl Pass {
             adapters: None,
             decision: Vec::new(),
             bank: Vec::new(),
+            given: Arc::default(),
             aux: Arc::default(),
         }
     }
@@ -222,17 +226,71 @@ impl Pass {
     pub fn dropout(&self, site: &str, p: f32) -> Option<Dropout> {
         (self.train && p > 0.0).then(|| Dropout { stream: self.stream.named(site), p })
     }
+    /// Normal noise of a site, mean 0 and deviation 1: a function of the pass's randomness, the site and the place in the
+    /// tensor alone, or what was [given](Pass::with_noise) instead.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn noise(&self, site: &str, device: &Device, dims: &[usize]) -> Result<Tensor> {
+        if let Some(noise) = self.given.get(site) {
+            return Ok(noise.clone());
+        }
+        let count = dims.iter().product();
+        Tensor::from_f32(device, dims, &self.stream.named(site).named("noise").normal_vec(count, 1.0))
+    }
+    /// The same pass with the noise of a site instead of what would be drawn.
+    pub fn with_noise(mut self, site: &str, noise: Tensor) -> Self {
+        Arc::make_mut(&mut self.given).insert(site.to_string(), noise);
+        self
+    }
+    /// The sample of each of `rows` rows, u32 `[M]`: by the units where these are samples, else samples of equal length.
+    ///
+    /// # Errors
+    /// The rows do not divide into the samples.
+    pub fn sample_of_rows(&self, device: &Device, samples: usize, rows: usize) -> Result<Tensor> {
+        if let Some(row_unit) = self.units.row_unit().filter(|_| self.units.count() == samples) {
+            return Ok(row_unit.clone());
+        }
+        if samples == 0 || !rows.is_multiple_of(samples) {
+            return Err(Error::shape("pass", format!("rows of {samples} samples"), rows));
+        }
+        let each: Vec<u32> = (0..rows).map(|row| (row / (rows / samples)) as u32).collect();
+        Tensor::from_u32(device, &[rows], &each)
+    }
+    /// Samples of a pass over so many rows: what the data says, or one.
+    pub fn samples(&self, rows: usize) -> usize {
+        match self.labels.tasks.len() {
+            0 if self.units.is_tokens() => 1,
+            0 => self.units.count(),
+            count if rows.is_multiple_of(count) => count,
+            _ => 1,
+        }
+    }
     /// Whether load statistics count the choices of this pass.
     pub fn counts(&self) -> bool {
         self.train && !matches!(self.choices, Choices::Force(_))
     }
     /// Adds an auxiliary loss to those of this pass: a scalar, already times its coefficient.
     pub fn add_aux(&self, loss: Tensor) {
-        self.aux.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(loss);
+        self.put_aux(Aux { values: vec![loss], joint: None });
     }
-    /// Takes the auxiliary losses collected so far: scalars, already times their coefficients. A block under
-    /// [`checkpoint_many`](crate::checkpoint_many) takes them inside and returns them, or they have no gradient.
-    pub fn take_aux(&self) -> Vec<Tensor> {
+    /// Adds a site's share to a loss that the sites of this pass make together.
+    pub fn add_share(&self, joint: JointLoss, values: Vec<Tensor>) {
+        self.put_aux(Aux { values, joint: Some(joint) });
+    }
+    pub(crate) fn put_aux(&self, aux: Aux) {
+        self.aux.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(aux);
+    }
+    /// Takes what was added as it is. A block under [`checkpoint_many`](crate::checkpoint_many) takes it inside and
+    /// returns its tensors, or they have no gradient.
+    pub(crate) fn take_shares(&self) -> Vec<Aux> {
         std::mem::take(&mut self.aux.lock().unwrap_or_else(|poisoned| poisoned.into_inner()))
+    }
+    /// Takes the auxiliary losses collected so far: scalars, already times their coefficients.
+    ///
+    /// # Errors
+    /// A loss that sites make together cannot be computed.
+    pub fn take_aux(&self) -> Result<Vec<Tensor>> {
+        finished(self.take_shares())
     }
 }
