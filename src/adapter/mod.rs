@@ -86,6 +86,7 @@ fn taken(method: &Method, targets: &[String], site: &Site, first: usize) -> Opti
         depth: depth(site),
         part,
         first,
+        all: 0,
         d_in: site.linears[*chosen.first()?].d_in,
         linears: chosen.iter().map(linear).collect(),
     };
@@ -145,7 +146,8 @@ pub(crate) fn build_sites(
                 method.build_mlp(&mlp_site(site), device, stream)?.map(SiteAdapter::Mlp)
             }
             _ => match taken(method, targets, site, first) {
-                Some((chosen, place)) => {
+                Some((chosen, mut place)) => {
+                    place.all = linears;
                     first += chosen.len();
                     Some(SiteAdapter::Linears(method.build(&place, device, stream)?, chosen))
                 }

@@ -98,7 +98,7 @@ impl Rig {
     fn forward(&self, body: &Subject, x: &Tensor, pass: &Pass) -> Result<Roots> {
         let y = body.forward(x, pass)?.swap_remove(0);
         let mut roots = vec![(y, self.dy.clone())];
-        for loss in pass.take_aux() {
+        for loss in pass.take_aux()? {
             let one = Tensor::full(loss.device(), loss.dims(), 1.0)?;
             roots.push((loss, one));
         }
@@ -128,7 +128,7 @@ fn verify(device: &Device, method: &Method, shape: Shape<2>) -> Result<Deviation
     let got = output(device, choices.clone())?;
     let reference = Device::reference();
     let recorded = choices.all().into_iter();
-    let recorded = recorded.map(|(site, recorded)| Ok((site, recorded.idx.to_device(&reference)?)));
+    let recorded = recorded.map(|(site, recorded)| Ok((site, recorded.choice.to_device(&reference)?)));
     let recorded = recorded.collect::<Result<Vec<_>>>()?;
     // A method without a router records nothing.
     let choices = if recorded.is_empty() { Choices::Free } else { Choices::force(recorded) };

@@ -1,24 +1,9 @@
-//! Keeping factors in use: a load-balance loss, and balancing biases that need no gradient.
+//! Keeping factors in use by balancing biases, which need no gradient.
 
 use crate::nn::{Param, Pass};
 use crate::ops::routing_load::{balance, routing_load};
 use crate::{Result, Tensor};
 use std::sync::Mutex;
-
-/// `E * sum_e load_e * mean_prob_e` over the valid tokens: least at an even load. Gradient through the
-/// probabilities only (Fedus et al. 2021; load sums to k as in MixLoRA, arXiv:2404.15159).
-pub(super) fn load_balance_loss(logits: &Tensor, idx: &Tensor, pass: &Pass) -> Result<Tensor> {
-    let tokens = logits.shape().rows();
-    let factors = logits.shape().last();
-    let p = logits.softmax()?;
-    let (p, load, n) = match &pass.valid {
-        Some((w, n)) => (p.mul(w)?, routing_load(idx, factors, Some(w))?, *n),
-        None => (p, routing_load(idx, factors, None)?, tokens),
-    };
-    let n = n.max(1) as f32;
-    let load = load.reshape(&[factors])?;
-    p.sum_rows()?.mul(&load)?.sum()?.scale(factors as f32 / (n * n))
-}
 
 /// A bias per factor that is moved towards an even load after each optimizer step.
 pub(super) struct LoadBias {

@@ -13,7 +13,10 @@
 //! method can also live in another crate: see docs/ADD_A_METHOD.md and examples/custom_method.rs.
 
 mod balance;
+mod coded;
 mod groups;
+mod list;
+pub mod losses;
 pub mod methods;
 mod options;
 mod pooling;
@@ -23,16 +26,20 @@ mod routed_mlp;
 mod router;
 pub mod routers;
 mod rule;
+pub(crate) mod schedule;
 mod site;
 mod spec;
+mod tasks;
 
 pub use crate::ops::mixture_linears::mixture_linears;
 pub use crate::ops::topk_routing::{Condition, Routing, Table, first_choices, route, route_rows};
 pub use crate::routing::{Dropout, Selection, Units};
+pub use coded::{Code, CodedLinears};
 pub use groups::{
     AuxLoss, BiasBalance, Cfs, CfsForm, DecodeRoute, Experts, Factors, GateScale, Instance, Lora, Sparse,
     TopK, enough,
 };
+pub use list::List;
 pub use options::{Field, Kind, OptionValue, Options, Range, Tree, read_option};
 pub use pooling::{Pool, Span};
 pub use registry::{Methods, find};
@@ -40,5 +47,7 @@ pub use routed::RoutedLinears;
 pub use routed_mlp::RoutedMlp;
 pub use router::{Ask, Router, decide};
 pub use rule::{Gate, Rule, Score, Select};
+pub use schedule::TopKSchedule;
 pub use site::{Build, Depth, LinearBuild, LinearSite, MlpBuild, MlpSite, SitePart, StateBuild, StateSite};
-pub use spec::{Files, Hook, Method, MethodOptions, MethodSpec, RouterGradient, Routes, RowMemory};
+pub use spec::{Axes, Files, Hook, Method, MethodOptions, MethodSpec, RouterGradient, Routes, RowMemory};
+pub use tasks::{Tasks, labels_of_rows};

@@ -33,6 +33,37 @@ impl<R: Router + 'static> RoutedLinears<R> {
     }
 }
 
+impl<R: Router + 'static> RoutedLinears<R> {
+    /// The layer of a method with fresh LoRA experts, as many and of the rank that its router says.
+    ///
+    /// # Errors
+    /// The device has no memory for the pools.
+    pub fn of_experts(
+        options: &dyn MethodOptions,
+        at: &LinearBuild<'_>,
+        router: R,
+    ) -> Result<Arc<dyn LinearAdapter>> {
+        Self::of_experts_scaled(options, at, router, options.scale())
+    }
+
+    /// The same with a scale of its own.
+    ///
+    /// # Errors
+    /// As [`of_experts`](RoutedLinears::of_experts).
+    pub fn of_experts_scaled(
+        options: &dyn MethodOptions,
+        at: &LinearBuild<'_>,
+        router: R,
+        scale: f32,
+    ) -> Result<Arc<dyn LinearAdapter>> {
+        let (experts, rank) = router.pool();
+        let a = at.inputs("lora_a", experts * rank)?;
+        let b = at.outputs("lora_b", experts * rank)?;
+        let dropout = options.lora().lora_dropout;
+        Ok(Arc::new(RoutedLinears { site: at.site.clone(), router, a, b, scale, dropout }))
+    }
+}
+
 impl<R: Router> LinearAdapter for RoutedLinears<R> {
     fn forward(&self, x: &Tensor, linears: &[Linear], pass: &Pass) -> Result<Vec<Tensor>> {
         let choice = decide(&self.router, &self.site.name, x, pass)?;

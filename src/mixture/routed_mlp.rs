@@ -2,7 +2,7 @@
 //!
 //! `h_e = act(W_g x + s B_g A_g x) * (W_u x + s B_u A_u x)`, `out_e = W_d h_e + s B_d A_d h_e`, `y = sum over the
 //! chosen experts of gate_e out_e`. The base products are computed once: gate and up per token, and down on the gated
-//! sum of the experts' h, since it is linear.
+//! sum of the experts' h, since it is linear. Tokens that no expert has room for keep their input.
 
 use super::router::{Router, decide};
 use super::site::part;
@@ -111,7 +111,11 @@ impl<R: Router + 'static> MlpAdapter for RoutedMlp<R> {
         let u = shrink_by(&self.drop(&h, "down", pass)?, &self.down.a.tensor(), &pairs)?
             .mul(&gates)?
             .reshape(&[m, k * rank])?;
-        expand_by(y, &u, &self.down.b.tensor(), &tokens, self.scale)?.reshape(x.dims())
+        let y = expand_by(y, &u, &self.down.b.tensor(), &tokens, self.scale)?;
+        match tokens.passed() {
+            Some(share) => y.add(&rows.mul(share)?)?.reshape(x.dims()),
+            None => y.reshape(x.dims()),
+        }
     }
 
     fn params(&self) -> Vec<Param> {

@@ -39,6 +39,8 @@ pub struct LinearSite {
     pub part: SitePart,
     /// Linears of the model that the adapter takes before these: the number of the first.
     pub first: usize,
+    /// Linears of the whole model that the adapter takes.
+    pub all: usize,
     pub d_in: usize,
     /// Name and outputs of each linear.
     pub linears: Vec<(String, usize)>,
@@ -61,7 +63,16 @@ fn fits(name: &str, what: &str, rank: usize, d_in: usize, d_out: usize) -> Resul
 impl LinearSite {
     /// Linears outside of a model, for tests and measurements.
     pub fn alone(name: &str, d_in: usize, linears: Vec<(String, usize)>) -> Self {
-        LinearSite { name: name.into(), depth: Depth::ONLY, part: SitePart::Other, first: 0, d_in, linears }
+        let all = linears.len();
+        LinearSite {
+            name: name.into(),
+            depth: Depth::ONLY,
+            part: SitePart::Other,
+            first: 0,
+            all,
+            d_in,
+            linears,
+        }
     }
     /// Refuses an update of a rank that no linear of this size can have.
     ///
@@ -69,6 +80,10 @@ impl LinearSite {
     /// The rank is larger than both sides of a linear; the error names the linear.
     pub fn fits(&self, what: &str, rank: usize) -> Result<()> {
         self.linears.iter().try_for_each(|(n, out)| fits(&part(&self.name, n), what, rank, self.d_in, *out))
+    }
+    /// The name of a part that all linears share.
+    pub fn shared_part(&self, what: &str) -> String {
+        part(&self.name, what)
     }
     /// The names of one part of every linear, with its rows.
     pub fn parts(&self, what: &str, rows: usize) -> Vec<(String, usize)> {
@@ -118,6 +133,16 @@ pub struct StateSite {
     pub linears: usize,
 }
 
+impl StateSite {
+    /// Refuses an update of a rank above the width of the state.
+    ///
+    /// # Errors
+    /// The rank is larger.
+    pub fn fits(&self, what: &str, rank: usize) -> Result<()> {
+        fits(&self.name, what, rank, self.hidden_size, self.hidden_size)
+    }
+}
+
 /// Makes the parameters of an adapter at a site. Every part is drawn from a stream of its own name: its values depend
 /// neither on its neighbours nor on the group.
 pub struct Build<'a, S> {
@@ -158,6 +183,21 @@ impl LinearBuild<'_> {
     pub fn inputs(&self, what: &str, rows: usize) -> Result<Param> {
         let bound = 1.0 / (self.site.d_in as f32).sqrt();
         self.uniform(self.site.parts(what, rows), self.site.d_in, bound, true)
+    }
+    /// The same as a parameter of its own for each linear, `[rows, d_in]`.
+    ///
+    /// # Errors
+    /// The device has no memory for it.
+    pub fn each(&self, what: &str, rows: usize) -> Result<Vec<Param>> {
+        self.apart(what, rows, self.site.d_in, 1.0 / (self.site.d_in as f32).sqrt())
+    }
+    /// A trained parameter `[rows, cols]` for each linear, uniform in `-bound..bound`.
+    ///
+    /// # Errors
+    /// The device has no memory for it.
+    pub fn apart(&self, what: &str, rows: usize, cols: usize, bound: f32) -> Result<Vec<Param>> {
+        let parts = self.site.parts(what, rows).into_iter();
+        parts.map(|part| self.uniform(vec![part], cols, bound, true)).collect()
     }
     /// A trained pool `[rows, d_out]` of zeros for every linear, the B side: an adapter starts as no change at all.
     pub fn outputs(&self, what: &str, rows: usize) -> Result<Vec<Param>> {

@@ -1,6 +1,7 @@
 //! What a method tells the list, and a method with its options.
 
 use super::options::{Field, Options, Tree};
+use super::tasks::Tasks;
 use super::{Instance, LinearBuild, LinearSite, Lora, MlpBuild, MlpSite, Rule, StateBuild, StateSite};
 use crate::names::nearest;
 use crate::nn::{BeforeForward, BlockAdapter, LinearAdapter, MlpAdapter};
@@ -132,6 +133,15 @@ pub trait MethodOptions: Options + fmt::Debug + Send + Sync + 'static {
     fn instance(&self) -> Option<&Instance> {
         None
     }
+    /// The tasks that it knows, of methods that choose or learn by task: its training data needs task labels. Where it knows
+    /// none, a run gives it those of its data.
+    fn tasks(&self) -> Option<&Tasks> {
+        None
+    }
+    /// Whether its training data must have task labels.
+    fn needs_tasks(&self) -> bool {
+        self.tasks().is_some()
+    }
     /// What a row keeps for the backward pass.
     fn row_memory(&self) -> RowMemory {
         RowMemory { per_linear: self.lora().r as f64, mlp_copies: 1.0 }
@@ -171,6 +181,20 @@ pub trait MethodOptions: Options + fmt::Debug + Send + Sync + 'static {
     }
 }
 
+/// Where a method stands among the others, beside its hook, its routing unit and its [`Rule`]. No two methods agree in
+/// all of these.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Axes {
+    /// What its router looks at.
+    pub input: &'static str,
+    /// What an entry of its pool is.
+    pub entry: &'static str,
+    /// What keeps entries in use.
+    pub balance: &'static str,
+    /// What is trained.
+    pub trained: &'static str,
+}
+
 /// One entry of the method list.
 pub struct MethodSpec {
     /// Name in files and on the command line.
@@ -181,6 +205,11 @@ pub struct MethodSpec {
     pub paper: &'static str,
     /// When to take it, in a few words.
     pub when: &'static str,
+    /// What it computes, in plain text; a line for each equation.
+    pub equation: &'static str,
+    /// Where it differs from what its authors published or released.
+    pub differs: &'static str,
+    pub axes: Axes,
     pub hook: Hook,
     /// Which rows choose together.
     pub routes: Routes,
@@ -202,6 +231,9 @@ impl MethodSpec {
         aliases: &[],
         paper: "",
         when: "",
+        equation: "",
+        differs: "",
+        axes: Axes { input: "the linear's input", entry: "LoRA of rank r", balance: "none", trained: "all" },
         hook: Hook::Linear,
         routes: Routes::None,
         trainable: "",

@@ -7,6 +7,7 @@ use crate::mixture::Methods;
 use crate::model::{LoadOptions, Model, ModelFiles, ModelPlace};
 use crate::text::{ChatTemplate, ModelText, Tokenizer};
 use crate::{Device, Error, Result};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// What the options of a run name, read up to the weights of the model, of which only the headers are.
@@ -51,6 +52,7 @@ impl Inputs {
         let valid_samples = files.valid.as_deref().map_or(Ok(Vec::new()), read_samples)?;
         let valid = files.valid.as_deref().map(|path| encoder.dataset(path, &valid_samples)).transpose()?;
         let train = encoder.dataset(train, &read_samples(train)?)?;
+        with_tasks(&mut config, &train, valid.as_ref())?;
         let length = config.text.max_length;
         let of_valid = valid.as_ref().and_then(|v| v.counts.note("validation samples", length));
         let of_data = [files.note(), train.counts.note("training samples", length), of_valid];
@@ -186,6 +188,30 @@ impl TextOptions {
         };
         Encoder::new(&text.tokenizer, text.template.as_ref(), options)
     }
+}
+
+/// Gives a method that chooses or learns by task the tasks of its training data, where its options name none.
+fn with_tasks(config: &mut RunConfig, train: &Dataset, valid: Option<&Dataset>) -> Result<()> {
+    if !config.method.options().needs_tasks() {
+        return Ok(());
+    }
+    let labels: BTreeSet<&str> = train.tasks.iter().flatten().map(String::as_str).collect();
+    if labels.is_empty() {
+        let what = format!(
+            "the samples of {} have no task, and {} learns by task: give each line a field 'task'",
+            config.data.display(),
+            config.method.name()
+        );
+        return Err(Error::refused("task", what));
+    }
+    let Some(tasks) = config.method.options().tasks() else { return Ok(()) };
+    let mut tasks = tasks.clone();
+    if tasks.tasks.0.is_empty() {
+        tasks.tasks.0 = labels.iter().map(|label| label.to_string()).collect();
+        config.method = config.method.with("tasks", tasks.tasks.0.clone())?;
+    }
+    let others = valid.into_iter().flat_map(|valid| valid.tasks.iter().flatten());
+    labels.into_iter().chain(others.map(String::as_str)).try_for_each(|label| tasks.number(label).map(drop))
 }
 
 fn named_template(name: &str) -> Result<ChatTemplate> {

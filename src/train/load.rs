@@ -1,7 +1,7 @@
 //! How evenly routers use their factors: shares, entropy, and a warning when almost everything goes to a few.
 
 use crate::Result;
-use crate::nn::Choices;
+use crate::nn::{Choices, Kept};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -32,26 +32,54 @@ pub(super) struct LoadCounter {
     warned: bool,
 }
 
+/// The choices of one place.
+struct Counts {
+    /// Of each factor.
+    of: Vec<u64>,
+    units: u64,
+    /// Choices of a unit.
+    chosen: usize,
+}
+
+/// The choices of a site, one place for each linear and side; none where a unit takes all there is.
+fn counts(kept: &Kept) -> Result<Vec<Counts>> {
+    match *kept.choice.dims() {
+        // Choosing all there is, as a plain LoRA does, is no routing.
+        [_, _, g, k] if kept.factors > k => {
+            let of = |chosen: &[u32]| {
+                let mut of = vec![0; kept.factors];
+                chosen.iter().for_each(|&e| of[e as usize] += 1);
+                Counts { of, units: g as u64, chosen: k }
+            };
+            Ok(kept.choice.to_u32()?.chunks(g * k).map(of).collect())
+        }
+        [m, l, e] => {
+            let mask = kept.choice.to_f32()?;
+            let of = |linear: usize| {
+                let on =
+                    |entry: usize| (0..m).filter(|row| mask[(row * l + linear) * e + entry] > 0.0).count();
+                // How many a row takes varies: nothing is known to be stuck by its number.
+                Counts { of: (0..e).map(|entry| on(entry) as u64).collect(), units: m as u64, chosen: 0 }
+            };
+            Ok((0..l).map(of).collect())
+        }
+        _ => Ok(Vec::new()),
+    }
+}
+
 impl LoadCounter {
     /// Counts the recorded choices of a step's micro-batches. None when nothing was routed.
     pub fn count(&mut self, passes: &[Choices]) -> Result<Option<RouterLoad>> {
         let mut step: BTreeMap<String, Vec<u64>> = BTreeMap::new();
         for (site, kept) in passes.iter().flat_map(Choices::all) {
-            let [l, p, g, k] = *kept.idx.dims() else { continue };
-            // Choosing all there is, as a plain LoRA does, is no routing.
-            if kept.factors <= k {
-                continue;
-            }
-            let idx = kept.idx.to_u32()?;
-            for (i, chosen) in idx.chunks(g * k).enumerate() {
-                debug_assert!(i < l * p);
+            for (i, Counts { of, units, chosen }) in counts(&kept)?.into_iter().enumerate() {
                 let place = format!("{site}.{i}");
-                let counts = step.entry(place.clone()).or_insert_with(|| vec![0; kept.factors]);
-                let all = self.places.entry(place).or_insert_with(|| (vec![0; kept.factors], 0, k));
-                all.1 += g as u64;
-                for &e in chosen {
-                    counts[e as usize] += 1;
-                    all.0[e as usize] += 1;
+                let step = step.entry(place.clone()).or_insert_with(|| vec![0; of.len()]);
+                let all = self.places.entry(place).or_insert_with(|| (vec![0; of.len()], 0, chosen));
+                all.1 += units;
+                for (e, count) in of.into_iter().enumerate() {
+                    step[e] += count;
+                    all.0[e] += count;
                 }
             }
         }

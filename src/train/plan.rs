@@ -154,7 +154,7 @@ fn rows(files: &ModelFiles, config: &RunConfig, seq: usize) -> Result<Vec<(&'sta
     ])
 }
 
-/// Values of the adapter that are trained, and others: those of the first layer, times the layers.
+/// Values of the adapter that are trained, and others. Layers may differ.
 fn adapter_values(c: &ModelConfig, config: &RunConfig) -> Result<[f64; 2]> {
     let too_large = |e: Error| match e {
         Error::Shape { .. } => Error::refused(
@@ -165,11 +165,11 @@ fn adapter_values(c: &ModelConfig, config: &RunConfig) -> Result<[f64; 2]> {
     };
     let device = Device::shapes_only();
     let targets = &resolve_targets(&config.target_modules, c)?;
-    let layer = build_sites(&c.layer_sites(0), &config.method, targets, &device, Stream::new(0));
-    let params: Vec<Param> = layer.map_err(too_large)?.iter().flat_map(|a| a.params()).collect();
+    let built = build_sites(&c.sites(), &config.method, targets, &device, Stream::new(0));
+    let params: Vec<Param> = built.map_err(too_large)?.iter().flat_map(|a| a.params()).collect();
     let sum = |trainable: bool| {
         let some = params.iter().filter(|p| p.trainable() == trainable);
-        some.map(|p| p.value().len() as f64).sum::<f64>() * c.num_hidden_layers as f64
+        some.map(|p| p.value().len() as f64).sum::<f64>()
     };
     Ok([sum(true), sum(false)])
 }

@@ -140,7 +140,7 @@ impl Session {
                 .with_adapters(self.adapter.sites().clone());
             pass.valid = Some((batch.weights.clone(), batch.tokens));
             let loss = summed_loss(&self.model, batch, &pass, self.config.recompute)?;
-            let aux = pass.take_aux();
+            let aux = pass.take_aux()?;
             times.forward += clock.lap();
             let mut roots = vec![(&loss, Tensor::full(loss.device(), loss.dims(), 1.0)?)];
             for a in &aux {

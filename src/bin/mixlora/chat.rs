@@ -30,6 +30,7 @@ pub struct Args {
 struct Dialogue<'a> {
     opened: &'a Opened,
     system: Option<String>,
+    task: Option<String>,
     chat: Chat,
     sampler: Sampler,
     options: ReplyOptions,
@@ -40,13 +41,15 @@ struct Dialogue<'a> {
 pub fn run(args: &Args) -> Result<(), Failure> {
     let (sampler, options) = args.sampling.open()?;
     let opened = args.model.open()?;
+    let task = args.sampling.task.clone();
+    opened.check_task(task.as_deref())?;
     if opened.text.template.is_none() {
         let what = "has no chat template; give one, for example --template chatml".to_string();
         return Err(mixlora::Error::File { path: args.model.model.clone(), what }.into());
     }
-    let chat = Chat::new(&opened.text, opened.conversation(), args.system.as_deref());
+    let chat = Chat::new(&opened.text, opened.conversation(task.as_deref()), args.system.as_deref());
     let system = args.system.clone();
-    let mut dialogue = Dialogue { opened: &opened, system, chat, sampler, options, told: false };
+    let mut dialogue = Dialogue { opened: &opened, system, task, chat, sampler, options, told: false };
     let interrupted = signals::Interrupt::new()?;
     let person = std::io::stdin().is_terminal();
     if person {
@@ -85,7 +88,11 @@ pub fn run(args: &Args) -> Result<(), Failure> {
 impl Dialogue<'_> {
     /// Starts anew with the same system message.
     fn reset(&mut self) {
-        self.chat = Chat::new(&self.opened.text, self.opened.conversation(), self.system.as_deref());
+        self.chat = Chat::new(
+            &self.opened.text,
+            self.opened.conversation(self.task.as_deref()),
+            self.system.as_deref(),
+        );
     }
 
     /// One turn: a message of the user and the answer.

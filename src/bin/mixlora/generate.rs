@@ -47,6 +47,8 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let (mut sampler, options) = args.sampling.open()?;
     let prompt = args.prompt()?;
     let opened = args.model.open()?;
+    let task = args.sampling.task.as_deref();
+    opened.check_task(task)?;
     let tokenizer = &opened.text.tokenizer;
     let plain = args.raw || (opened.text.template.is_none() && args.system.is_none());
     let ids = if plain {
@@ -58,7 +60,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         tokenizer.encode(&opened.text.prompt(&messages)?, true)?
     };
     let started = Instant::now();
-    let mut conversation = opened.conversation();
+    let mut conversation = opened.conversation(task);
     conversation.push(&ids)?;
     let prefill = started.elapsed().as_secs_f64();
     let started = Instant::now();

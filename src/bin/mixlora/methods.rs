@@ -14,6 +14,9 @@ pub struct Args {
     /// Print JSON, with every default option, instead of a table.
     #[arg(long)]
     json: bool,
+    /// Print where each method stands among the others: what routes, what is scored and selected, what an entry is.
+    #[arg(long, conflicts_with = "json")]
+    axes: bool,
 }
 
 pub fn run(args: &Args) -> Result<(), Failure> {
@@ -21,6 +24,10 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let methods = methods.all();
     if args.json {
         return Ok(out::json(&Value::Array(methods.iter().map(|method| described(method)).collect()))?);
+    }
+    if args.axes {
+        let rows: Vec<Vec<String>> = methods.iter().map(|method| coordinates(method)).collect();
+        return Ok(out::text(&out::table(&AXES, &rows))?);
     }
     let row = |method: &&'static MethodSpec| {
         let router = method.defaults().options().router_gradient().name();
@@ -46,6 +53,19 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     Ok(out::text(&text)?)
 }
 
+const AXES: [&str; 10] =
+    ["method", "hook", "unit", "router's input", "score", "select", "gate", "entry", "balance", "trained"];
+
+/// The coordinates of a method under its defaults.
+fn coordinates(method: &'static MethodSpec) -> Vec<String> {
+    let rule = method.defaults().options().rule();
+    let axes = method.axes;
+    let cells = [method.name, method.hook.name(), method.routes.name(), axes.input, rule.score.name()];
+    let more = [rule.gate.name(), axes.entry, axes.balance, axes.trained];
+    let select = rule.select.to_string();
+    cells.into_iter().map(String::from).chain([select]).chain(more.map(String::from)).collect()
+}
+
 fn described(method: &'static MethodSpec) -> Value {
     let defaults = method.defaults();
     let options: Vec<Value> = defaults.options().fields().iter().map(option).collect();
@@ -54,6 +74,12 @@ fn described(method: &'static MethodSpec) -> Value {
         "aliases": method.aliases,
         "when": method.when,
         "paper": method.paper,
+        "equation": method.equation,
+        "differs": method.differs,
+        "axes": {
+            "input": method.axes.input, "entry": method.axes.entry, "balance": method.axes.balance,
+            "trained": method.axes.trained,
+        },
         "hook": method.hook.name(),
         "routes": method.routes.name(),
         "rule": defaults.options().rule().to_string(),

@@ -4,7 +4,7 @@ use crate::device_args::{CheckArgs, DeviceArgs};
 use crate::model_path::model_path;
 use crate::{Failure, out};
 use mixlora::adapter::{Bank, Conversation};
-use mixlora::mixture::DecodeRoute;
+use mixlora::mixture::{DecodeRoute, Routes};
 use mixlora::model::{Model, Sampler, Sampling};
 use mixlora::text::{ModelText, ReplyOptions};
 use mixlora::train::TextOptions;
@@ -76,9 +76,24 @@ impl ModelArgs {
 }
 
 impl Opened {
-    /// Starts a conversation.
-    pub fn conversation(&self) -> Conversation {
-        Conversation::new(&self.model, &self.bank, 1).with_route(self.route)
+    /// Starts a conversation, of a task if one is given.
+    pub fn conversation(&self, task: Option<&str>) -> Conversation {
+        Conversation::new(&self.model, &self.bank, 1).with_route(self.route).with_tasks([task])
+    }
+
+    /// Refuses a task where no adapter chooses by task, or one that is unknown to it, and its absence where one is needed.
+    pub fn check_task(&self, task: Option<&str>) -> Result<(), Failure> {
+        let adapters = self.bank.adapters().iter();
+        let mut by_task = adapters.filter(|(a, _)| a.method().spec().routes == Routes::Task).peekable();
+        if let (Some(task), None) = (task, by_task.peek()) {
+            let what = format!("'{task}' is given, but no adapter chooses by task");
+            return Err(Failure::Usage(format!("--task: {what}")));
+        }
+        for tasks in by_task.filter_map(|(adapter, _)| adapter.method().options().tasks()) {
+            let known = || Failure::Usage(format!("--task: one of {} is needed", tasks.tasks.0.join(", ")));
+            tasks.number(task.ok_or_else(known)?).map_err(|error| Failure::Usage(format!("--{error}")))?;
+        }
+        Ok(())
     }
 }
 
@@ -96,6 +111,9 @@ pub struct SamplingArgs {
     /// Only the most likely tokens that add up to this probability.
     #[arg(long, default_value_t = 1.0)]
     top_p: f32,
+    /// The task of the prompt, by its label in the training data: for adapters that choose by task.
+    #[arg(long)]
+    pub task: Option<String>,
     /// The same seed draws the same answers.
     #[arg(long, default_value_t = 0)]
     seed: u64,

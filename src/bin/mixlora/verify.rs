@@ -4,9 +4,12 @@ use crate::model_path::model_path;
 use crate::progress::Progress;
 use crate::{Failure, ops_test, out};
 use mixlora::Device;
-use mixlora::check::golden::{BOUND, Replay, find_files, needs_model, replay, replay_model};
+use mixlora::check::golden::{
+    BOUND, Replay, find_files, is_known_kind, named_kind, needs_model, replay, replay_model,
+};
 use mixlora::model::Model;
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 #[derive(clap::Args)]
@@ -33,6 +36,9 @@ pub struct Args {
     /// Keep quantised weights as they are in memory and decode them in the products; else they become f32 first.
     #[arg(long)]
     keep_quantised: bool,
+    /// Only files of these kinds of the method family; may be given several times.
+    #[arg(long)]
+    kind: Vec<String>,
     /// Print JSON instead of lines.
     #[arg(long)]
     json: bool,
@@ -59,6 +65,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
             return Err(Failure::Usage("every file needs a model: give --model".into()));
         }
     }
+    files = of_kinds(files, &args.kind)?;
     let devices = match args.device.as_str() {
         name @ ("auto" | "all") => {
             let mut all = vec![Device::reference(), Device::cpu()];
@@ -92,6 +99,33 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         ))?;
     }
     if failed == 0 { Ok(()) } else { Err(Failure::Check) }
+}
+
+/// The files of the kinds that were asked for; of all where none was, without those that this version does not know,
+/// which are listed.
+fn of_kinds(files: Vec<PathBuf>, kinds: &[String]) -> Result<Vec<PathBuf>, Failure> {
+    let mut kept = Vec::with_capacity(files.len());
+    let mut unknown: BTreeMap<String, usize> = BTreeMap::new();
+    for file in files {
+        match named_kind(&file)? {
+            Some(kind) if kinds.contains(&kind) => kept.push(file),
+            _ if !kinds.is_empty() => {}
+            Some(kind) if !is_known_kind(&kind) => *unknown.entry(kind).or_default() += 1,
+            _ => kept.push(file),
+        }
+    }
+    if !unknown.is_empty() {
+        let each: Vec<String> = unknown.iter().map(|(kind, count)| format!("{kind} ({count})")).collect();
+        let total: usize = unknown.values().sum();
+        out::note(&format!(
+            "left out, of kinds that this version does not know: {total}: {}",
+            each.join(", ")
+        ));
+    }
+    if kept.is_empty() {
+        return Err(Failure::Usage("no file is of a kind that can be replayed".into()));
+    }
+    Ok(kept)
 }
 
 /// Replays a file, with the model if its kind needs one. The values were made with weights dequantised to f32.

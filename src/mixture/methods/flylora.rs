@@ -6,8 +6,8 @@
 use super::rank_wise;
 use crate::mixture::routers::TokenRanks;
 use crate::mixture::{
-    BiasBalance, Gate, LinearBuild, Lora, MethodOptions, MethodSpec, RoutedLinears, RouterGradient, Routes,
-    RowMemory, Rule, Score, Sparse, TopK, enough,
+    Axes, BiasBalance, Gate, LinearBuild, Lora, MethodOptions, MethodSpec, RoutedLinears, RouterGradient,
+    Routes, RowMemory, Rule, Score, Sparse, TopK, enough,
 };
 use crate::nn::{LinearAdapter, Param};
 use crate::{Result, options};
@@ -18,6 +18,13 @@ pub static SPEC: MethodSpec = MethodSpec {
     name: "flylora",
     paper: "FlyLoRA, NeurIPS 2025",
     when: "few trained values and no router",
+    equation: "u = A x, A frozen and sparse; y = W x + s sum over the top k of |u + d| of u_i b_i",
+    axes: Axes {
+        input: "the entry's own activation",
+        entry: "rank-1 row",
+        balance: "bias without gradient",
+        trained: "B",
+    },
     routes: Routes::Token,
     trainable: "r d_out",
     options: || Box::new(FlyLora::default()),

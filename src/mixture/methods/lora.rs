@@ -4,7 +4,7 @@
 
 use crate::mixture::routers::Single;
 use crate::mixture::{
-    Files, LinearBuild, Lora, MethodOptions, MethodSpec, RoutedLinears, RouterGradient, Routes,
+    Axes, Files, LinearBuild, Lora, MethodOptions, MethodSpec, RoutedLinears, RouterGradient, Routes,
 };
 use crate::nn::LinearAdapter;
 use crate::{Result, options};
@@ -15,6 +15,8 @@ pub static SPEC: MethodSpec = MethodSpec {
     name: "lora",
     paper: "Hu et al. 2021, arXiv:2106.09685",
     when: "a first run, or a result that must merge, or load in PEFT and llama.cpp",
+    equation: "y = W x + s B A x, s = lora_alpha / r",
+    axes: Axes { input: "-", entry: "LoRA of rank r", balance: "none", trained: "all" },
     routes: Routes::None,
     trainable: "r (d_in + d_out)",
     mergeable: true,

@@ -2,8 +2,8 @@
 
 use crate::mixture::routers::ConditionalOptions;
 use crate::mixture::{
-    Cfs, Factors, Gate, Instance, LinearBuild, Lora, MethodOptions, MethodSpec, RouterGradient, Routes, Rule,
-    Tree, enough, routers,
+    Axes, Cfs, Factors, Gate, Instance, LinearBuild, Lora, MethodOptions, MethodSpec, RouterGradient, Routes,
+    Rule, Tree, enough, routers,
 };
 use crate::nn::LinearAdapter;
 use crate::{Result, options};
@@ -15,6 +15,14 @@ pub static SPEC: MethodSpec = MethodSpec {
     aliases: &["conditional-mixlora", "cond-mixlora", "mixlora-conditional"],
     paper: "Shen et al. 2024, ACL long.38, arXiv:2402.15896",
     when: "several tasks with one adapter, as in the paper (Conditional MixLoRA)",
+    equation: "y = W x + s sum_k b_{J_k} (a_{I_k} . x), I = top r of R_A h, J = top r of R_B h + w cond(a_I)\nh = the pooled input of the instance; s = 2 E / r",
+    differs: "The condition is the linear map that the paper describes, one for each rank slot; vt-nlp has the form of the release. Padding and the answer stay out of h.",
+    axes: Axes {
+        input: "mean of the instance, and the chosen A",
+        entry: "rank-1 factors of A and of B apart",
+        balance: "none",
+        trained: "factors",
+    },
     routes: Routes::Instance,
     trainable: "E (d_in + d_out)",
     options: || Box::new(MixloraCond::default()),

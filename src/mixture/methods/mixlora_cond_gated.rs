@@ -3,8 +3,8 @@
 use super::mixlora_cond::pool_sizes;
 use crate::mixture::routers::{ConditionalOptions, Gates};
 use crate::mixture::{
-    Cfs, Factors, Gate, GateScale, Instance, LinearBuild, Lora, MethodOptions, MethodSpec, RouterGradient,
-    Routes, Rule, Tree, enough, routers,
+    Axes, Cfs, Factors, Gate, GateScale, Instance, LinearBuild, Lora, MethodOptions, MethodSpec,
+    RouterGradient, Routes, Rule, Tree, enough, routers,
 };
 use crate::nn::LinearAdapter;
 use crate::{Result, options};
@@ -15,6 +15,14 @@ pub static SPEC: MethodSpec = MethodSpec {
     name: "mixlora-cond-gated",
     paper: "after Shen et al. 2024, ACL long.38 (gates: this project)",
     when: "the same, with routers that learn",
+    equation: "y = W x + s sum_k g_k h_k b_{J_k} (a_{I_k} . x), g and h the softmax over the chosen of each side",
+    differs: "Gates are this project's: the release has none, so its routers stay as drawn.",
+    axes: Axes {
+        input: "mean of the instance, and the chosen A",
+        entry: "rank-1 factors of A and of B apart",
+        balance: "none",
+        trained: "all",
+    },
     routes: Routes::Instance,
     trainable: "E (d_in + d_out) + E d_in (2 + r)",
     options: || Box::new(MixloraCondGated::default()),

@@ -2,13 +2,13 @@
 //! linears get a plain LoRA.
 
 use super::lora;
-use crate::mixture::routers::TokenExperts;
+use crate::mixture::routers::{self, ExpertLosses, TokenExperts};
 use crate::mixture::{
-    AuxLoss, Experts, Gate, Hook, LinearBuild, Lora, MethodOptions, MethodSpec, MlpBuild, RoutedMlp,
-    RouterGradient, Routes, RowMemory, Rule, TopK, Tree, enough,
+    AuxLoss, Axes, Experts, Gate, Hook, LinearBuild, Lora, MethodOptions, MethodSpec, MlpBuild, RoutedMlp,
+    RouterGradient, Routes, RowMemory, Rule, Score, Select, TopK, Tree, enough,
 };
 use crate::nn::{LinearAdapter, MlpAdapter};
-use crate::{Result, options};
+use crate::{Result, options, words};
 use std::sync::Arc;
 
 /// The entry of the list.
@@ -16,6 +16,14 @@ pub static SPEC: MethodSpec = MethodSpec {
     name: "mixlora-ffn",
     paper: "MixLoRA (TUDB), arXiv:2404.15159",
     when: "a choice per token: whole LoRA experts in the MLP blocks",
+    equation: "y = sum over the chosen of g_e E_e(x), E_e the block with a LoRA at gate, up and down\ntopk: g the softmax over the k best; dynamic: g = p until top_p; switch: g = p of the best while it has room",
+    differs: "The inference path of the variant switch computes its experts (the release returns the block's input). Losses leave padding out.",
+    axes: Axes {
+        input: "the block's input",
+        entry: "MLP block with LoRAs",
+        balance: "Switch loss",
+        trained: "all",
+    },
     hook: Hook::Mlp,
     routes: Routes::Token,
     trainable: "3 E r (hidden + ffn) + E hidden; r (d_in + d_out) elsewhere",
@@ -23,9 +31,43 @@ pub static SPEC: MethodSpec = MethodSpec {
     ..MethodSpec::PLAIN
 };
 
+words! {
+    /// Which experts a token gets.
+    pub enum Variant {
+        /// The `top_k` best.
+        TopK = "topk",
+        /// The best until their probabilities exceed `top_p`; gates are the probabilities.
+        Dynamic = "dynamic",
+        /// The best one while it has room; other tokens keep their input.
+        Switch = "switch",
+    }
+}
+
 options! {
     /// Options of `mixlora-ffn`.
-    pub struct MixloraFfn use [lora: Lora, experts: Experts, choice: TopK, balance: AuxLoss] {}
+    pub struct MixloraFfn use [lora: Lora, experts: Experts, choice: TopK, balance: AuxLoss] {
+        /// Which experts a token gets.
+        variant: Variant = Variant::TopK, "arXiv:2404.15159";
+        /// Probability that the experts of a token exceed together; variant dynamic.
+        top_p: f32 = 0.8, in 0.0..=1.0, "TUDB-Labs/MixLoRA";
+        /// Tokens of a sequence that an expert has room for; variant switch.
+        expert_capacity: usize = 32, in 1.0.., "TUDB-Labs/MixLoRA";
+        /// How far from 1 the factors on the router's input are in training; variant switch.
+        jitter: f32 = 0.01, in 0.0..1.0, "TUDB-Labs/MixLoRA";
+        /// Coefficient of the mean squared log-sum of the logits; variant switch.
+        z_loss_coef: f32 = 1e-3, in 0.0.., "TUDB-Labs/MixLoRA";
+    }
+}
+
+impl MixloraFfn {
+    /// Experts that are computed for each token.
+    fn computed(&self) -> usize {
+        match self.variant {
+            Variant::TopK => self.choice.top_k,
+            Variant::Dynamic => self.experts.num_experts,
+            Variant::Switch => 1,
+        }
+    }
 }
 
 impl MethodOptions for MixloraFfn {
@@ -36,21 +78,28 @@ impl MethodOptions for MixloraFfn {
         &self.lora
     }
     fn check(&self) -> Result<()> {
-        enough(("top_k", self.choice.top_k), ("num_experts", self.experts.num_experts))
+        match self.variant {
+            Variant::TopK => enough(("top_k", self.choice.top_k), ("num_experts", self.experts.num_experts)),
+            _ => Ok(()),
+        }
     }
     fn rule(&self) -> Rule {
-        Rule::top_k(self.choice.top_k, Gate::Softmax)
+        match self.variant {
+            Variant::TopK => Rule::top_k(self.choice.top_k, Gate::Softmax),
+            Variant::Dynamic => Rule { score: Score::Softmax, select: Select::TopP, gate: Gate::Score },
+            Variant::Switch => Rule { score: Score::Softmax, select: Select::TopK(1), gate: Gate::Score },
+        }
     }
     fn router_gradient(&self) -> RouterGradient {
-        match self.choice.top_k {
-            1 => RouterGradient::No(
+        match (self.variant, self.choice.top_k) {
+            (Variant::TopK, 1) => RouterGradient::No(
                 "with top_k = 1 the only gate is always 1; the balance loss alone trains it",
             ),
             _ => RouterGradient::Yes,
         }
     }
     fn row_memory(&self) -> RowMemory {
-        let k = self.choice.top_k as f64;
+        let k = self.computed() as f64;
         RowMemory { per_linear: self.lora.r as f64 * k, mlp_copies: k }
     }
     fn variants(&self, _: &[usize], _: usize) -> Vec<(String, Tree)> {
@@ -61,9 +110,20 @@ impl MethodOptions for MixloraFfn {
         lora::adapter(self, at)
     }
     fn mlp(&self, at: &MlpBuild<'_>) -> Result<Option<Arc<dyn MlpAdapter>>> {
-        let e = self.experts.num_experts;
-        let r = self.lora.r;
-        let router = TokenExperts::new(at, e, r, self.rule(), self.balance.aux_loss_coef)?;
+        let chosen = match self.variant {
+            Variant::TopK => routers::Experts::TopK(self.choice.top_k),
+            Variant::Dynamic => routers::Experts::TopP(self.top_p),
+            Variant::Switch => {
+                routers::Experts::Switch { capacity: self.expert_capacity, jitter: self.jitter }
+            }
+        };
+        let switch = self.variant == Variant::Switch;
+        let z = if switch { self.z_loss_coef } else { 0.0 };
+        let losses = ExpertLosses { balance: self.balance.aux_loss_coef, z };
+        // The release starts the router of its variant switch further from 0.
+        let std = if switch { 1.0 } else { 0.02 };
+        let sizes = [self.experts.num_experts, self.lora.r];
+        let router = TokenExperts::new(at, sizes, chosen, losses, std)?;
         RoutedMlp::adapter(self, at, router).map(Some)
     }
 }

@@ -10,7 +10,10 @@ macro_rules! methods {
     };
 }
 
-methods! { lora, mixlora_cond, mixlora_cond_gated, vt_nlp, mixlora_ffn, smora, rank_wise, flylora }
+methods! {
+    lora, mixlora_cond, mixlora_cond_gated, vt_nlp, mixlora_ffn, llava_mole, block_moe, mola, meteora, dynmole, ld_mole,
+    loramoe, lora_mixer, moelora, hydra, comol, mora_cl, smora, rank_wise, flylora,
+}
 
 /// The method that is trained where none is named.
 pub const STANDARD: &MethodSpec = &mixlora_cond::SPEC;

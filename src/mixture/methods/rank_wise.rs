@@ -2,8 +2,8 @@
 
 use crate::mixture::routers::TokenRanks;
 use crate::mixture::{
-    Gate, LinearBuild, Lora, MethodOptions, MethodSpec, RoutedLinears, RouterGradient, Routes, RowMemory,
-    Rule, TopK, Tree, enough,
+    Axes, Gate, LinearBuild, Lora, MethodOptions, MethodSpec, RoutedLinears, RouterGradient, Routes,
+    RowMemory, Rule, TopK, Tree, enough,
 };
 use crate::nn::LinearAdapter;
 use crate::{Result, options};
@@ -14,6 +14,9 @@ pub static SPEC: MethodSpec = MethodSpec {
     name: "rank-wise",
     paper: "after SMoRA, arXiv:2501.15103 (softmax gates: this project)",
     when: "the same as smora with softmax gates",
+    equation: "y = W x + s sum over the top k of g_i u_i b_i, g the softmax over the chosen",
+    differs: "Softmax gates are this project's.",
+    axes: Axes { input: "the linear's input", entry: "rank-1 row", balance: "none", trained: "all" },
     routes: Routes::Token,
     trainable: "r (d_in + d_out) + r d_in",
     options: || Box::new(RankWise::default()),

@@ -5,8 +5,8 @@
 use super::rank_wise;
 use crate::mixture::routers::TokenRanks;
 use crate::mixture::{
-    BiasBalance, Gate, LinearBuild, Lora, MethodOptions, MethodSpec, RoutedLinears, RouterGradient, Routes,
-    RowMemory, Rule, Score, TopK, Tree, enough,
+    Axes, BiasBalance, Gate, LinearBuild, Lora, MethodOptions, MethodSpec, RoutedLinears, RouterGradient,
+    Routes, RowMemory, Rule, Score, TopK, Tree, enough,
 };
 use crate::nn::LinearAdapter;
 use crate::{Result, options};
@@ -17,6 +17,13 @@ pub static SPEC: MethodSpec = MethodSpec {
     name: "smora",
     paper: "SMoRA, arXiv:2501.15103",
     when: "a choice per token among single ranks",
+    equation: "q = sigmoid(W_r x) + d; y = W x + (lora_alpha / k) sum over the top k of (k q_i / sum q) u_i b_i",
+    axes: Axes {
+        input: "the linear's input",
+        entry: "rank-1 row",
+        balance: "bias without gradient",
+        trained: "all",
+    },
     routes: Routes::Token,
     trainable: "r (d_in + d_out) + r d_in",
     options: || Box::new(Smora::default()),

@@ -4,8 +4,8 @@
 use super::mixlora_cond::{FROZEN, pool_sizes};
 use crate::mixture::routers::ConditionalOptions;
 use crate::mixture::{
-    Cfs, CfsForm, DecodeRoute, Factors, Files, Gate, Instance, LinearBuild, Lora, MethodOptions, MethodSpec,
-    Pool, RouterGradient, Routes, Rule, Tree, enough, routers,
+    Axes, Cfs, CfsForm, DecodeRoute, Factors, Files, Gate, Instance, LinearBuild, Lora, MethodOptions,
+    MethodSpec, Pool, RouterGradient, Routes, Rule, Tree, enough, routers,
 };
 use crate::nn::LinearAdapter;
 use crate::{Result, options};
@@ -16,6 +16,14 @@ pub static SPEC: MethodSpec = MethodSpec {
     name: "vt-nlp",
     paper: "VT-NLP/MixLoRA at af5cc3f, Shen et al. 2024",
     when: "repeating the paper's own runs",
+    equation: "y = W x + s sum_k b_{J_k} (a_{I_k} . x), the condition (sum of the chosen A) * (sum of W_c), s = 2 E / r",
+    differs: "As released; noise and tied pairs are not offered.",
+    axes: Axes {
+        input: "mean of all positions, and the chosen A",
+        entry: "rank-1 factors of A and of B apart",
+        balance: "none",
+        trained: "factors, as released",
+    },
     routes: Routes::Instance,
     trainable: "E (d_in + d_out)",
     files: Files::OwnOrReleased,

@@ -74,7 +74,7 @@ impl Router for TokenRanks {
     fn choose(&self, x: &Tensor, ask: &Ask<'_>) -> Result<Selection> {
         let rows = x.reshape(&[x.shape().rows(), x.shape().last()])?;
         let bias = self.balance.as_ref().map(|b| b.bias.value());
-        route_rows(&rows, &self.scorer.tensor(), self.linears, bias.as_ref(), ask.forced, &self.routing)
+        route_rows(&rows, &self.scorer.tensor(), self.linears, bias.as_ref(), ask.forced, &self.routing, 1)
     }
 
     fn params(&self) -> Vec<Param> {

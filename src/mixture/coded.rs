@@ -1,0 +1,77 @@
+//! Linears whose update mixes the low-rank code: `y = W x + bias + s C(A x) B`, where a method says what C does.
+
+use super::{LinearBuild, MethodOptions, Selection};
+use crate::nn::{LinearAdapter, Param, Pass};
+use crate::ops::factor_expand::expand_by;
+use crate::{Linear, Result, Tensor};
+use std::sync::Arc;
+
+/// What becomes of the code of each token between A and B.
+pub trait Code: Send + Sync {
+    /// The code `[M, n]` for B's n rows, of one linear, from `u = A x [M, r]` and the tokens `x [M, d_in]`.
+    ///
+    /// # Errors
+    /// The device failed, or the pass lacks what the method needs.
+    fn code(&self, linear: usize, u: &Tensor, x: &Tensor, pass: &Pass) -> Result<Tensor>;
+    /// Its parameters, frozen ones included.
+    fn params(&self) -> Vec<Param>;
+}
+
+/// Linears that read the same input, with a code of its own for each.
+pub struct CodedLinears<C> {
+    site: String,
+    code: C,
+    /// One `[r, d_in]` per linear.
+    a: Vec<Param>,
+    /// One `[n, d_out]` per linear.
+    b: Vec<Param>,
+    scale: f32,
+    dropout: f32,
+}
+
+impl<C: Code + 'static> CodedLinears<C> {
+    /// The layer of a method: fresh factors, `rows` rows of A and `codes` rows of B for each linear, and its code.
+    ///
+    /// # Errors
+    /// The rank does not fit a linear.
+    pub fn adapter(
+        options: &dyn MethodOptions,
+        at: &LinearBuild<'_>,
+        [rows, codes]: [usize; 2],
+        code: C,
+    ) -> Result<Arc<dyn LinearAdapter>> {
+        at.site.fits("r", rows)?;
+        Ok(Arc::new(CodedLinears {
+            site: at.site.name.clone(),
+            code,
+            a: at.each("lora_a", rows)?,
+            b: at.outputs("lora_b", codes)?,
+            scale: options.scale(),
+            dropout: options.lora().lora_dropout,
+        }))
+    }
+}
+
+impl<C: Code> LinearAdapter for CodedLinears<C> {
+    fn forward(&self, x: &Tensor, linears: &[Linear], pass: &Pass) -> Result<Vec<Tensor>> {
+        let m = x.shape().rows();
+        let rows = x.reshape(&[m, x.shape().last()])?;
+        let branch = match pass.dropout(&self.site, self.dropout) {
+            Some(dropout) => rows.dropout(dropout.p, dropout.stream)?,
+            None => rows.clone(),
+        };
+        let output = |(l, linear): (usize, &Linear)| {
+            let u = branch.matmul_nt(&self.a[l].tensor())?;
+            let code = self.code.code(l, &u, &rows, pass)?;
+            let whole = Selection::whole(x.device(), m, 1, code.shape().last())?;
+            let base = rows.linear(&linear.weight, linear.bias.as_ref())?;
+            let y = expand_by(base, &code, &self.b[l].tensor(), &whole, self.scale)?;
+            y.reshape(&[&x.dims()[..x.dims().len() - 1], &[linear.weight.rows()]].concat())
+        };
+        linears.iter().enumerate().map(output).collect()
+    }
+
+    fn params(&self) -> Vec<Param> {
+        self.a.iter().chain(&self.b).cloned().chain(self.code.params()).collect()
+    }
+}
