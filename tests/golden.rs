@@ -18,9 +18,9 @@ const FLY: &str = "token/fly_b2";
 fn all_hold(device: &Device) {
     let mut worst = 0f64;
     let mut failed = Vec::new();
-    let files = find_files(&[golden().join("layer"), golden().join("token")]).unwrap();
+    let files = find_files(&["layer", "token", "mixture"].map(|kind| golden().join(kind))).unwrap();
     let of = |kind: &str| files.iter().filter(|p| p.parent().is_some_and(|d| d.ends_with(kind))).count();
-    assert_eq!((files.len(), of("layer"), of("token")), (32, 21, 11));
+    assert_eq!(["layer", "token", "mixture"].map(of), [21, 11, 59]);
     for path in files {
         let r = replay(&path, device).unwrap();
         worst = worst.max(r.worst().unwrap().error);

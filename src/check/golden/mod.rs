@@ -2,7 +2,10 @@
 //! (f64). tests/golden/README.md describes the files.
 
 mod family;
+mod kinds;
 mod layer;
+mod losses;
+mod mixture;
 mod model;
 mod token;
 #[cfg(feature = "tokenizer")]
@@ -118,6 +121,15 @@ pub fn replay(path: &Path, device: &Device) -> Result<Replay> {
         return family::replay(&file, device);
     }
     let config: serde_json::Value = config(&file)?;
+    if let (Some(kind), Some(values)) =
+        (config.get("kind").and_then(|kind| kind.as_str()), config.as_object())
+    {
+        return match kind {
+            kind if kinds::LAYERS.contains(&kind) => mixture::replay(&file, kind, values, device),
+            kind if losses::KINDS.contains(&kind) => losses::replay(&file, kind, values, device),
+            kind => Err(Error::file(path, format!("kind '{kind}' is not known to this version"))),
+        };
+    }
     let contains = |key: &str| config.get(key).is_some();
     if contains("layer") {
         return token::replay(&file, device);
@@ -126,6 +138,27 @@ pub fn replay(path: &Path, device: &Device) -> Result<Replay> {
         return layer::replay(&file, device);
     }
     Err(Error::file(path, "config is neither of kind 'layer' (in, out) nor 'token' (layer)"))
+}
+
+/// The kind that a file of the method family names.
+///
+/// # Errors
+/// The file is malformed.
+pub fn named_kind(path: &Path) -> Result<Option<String>> {
+    if path.extension().is_none_or(|found| found != "safetensors") {
+        return Ok(None);
+    }
+    let file = Checkpoint::open(path)?;
+    if family::is_family(path) || file.metadata("config").is_err() {
+        return Ok(None);
+    }
+    let config: serde_json::Value = config(&file)?;
+    Ok(config.get("kind").and_then(|kind| kind.as_str()).map(String::from))
+}
+
+/// Tests whether files of that kind of the method family can be replayed.
+pub fn is_known_kind(kind: &str) -> bool {
+    kinds::LAYERS.contains(&kind) || losses::KINDS.contains(&kind)
 }
 
 /// Tests whether a file is of a kind that needs a model: tokens, logits, greedy text, training.

@@ -94,7 +94,7 @@ impl Config {
             Layer::Ffn => {
                 let experts = Experts { num_experts: self.experts };
                 let balance = AuxLoss { aux_loss_coef: self.aux_coef };
-                Method::new(MixloraFfn { lora, experts, choice, balance })
+                Method::new(MixloraFfn { lora, experts, choice, balance, ..MixloraFfn::default() })
             }
             Layer::Rank => Method::new(RankWise { lora, choice, gated: self.gate != "none" }),
             Layer::Smora => Method::new(Smora { lora, choice, balance }),
@@ -194,7 +194,7 @@ pub(super) fn replay(file: &Checkpoint, device: &Device) -> Result<Replay> {
     }
     let x = tensor(file, device, "x", &[config.batch, config.seq, config.d_in])?.leaf();
     let y = subject.forward(&x, &pass)?.swap_remove(0);
-    let aux = pass.take_aux();
+    let aux = pass.take_aux()?;
     let mut roots = vec![(&y, tensor(file, device, "grad_y", &[config.batch, config.seq, config.d_out])?)];
     for loss in &aux {
         roots.push((loss, Tensor::full(device, loss.dims(), 1.0)?));
