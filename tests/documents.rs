@@ -45,10 +45,17 @@ fn page() -> String {
     let mut page = HEAD.to_string();
     methods.all().iter().for_each(|m| page += &row(m));
     for &m in methods.all() {
+        page += &format!("\n## {}\n\n{}. Take it for: {}.\n", m.name, m.paper, m.when);
+        page += &format!("\n```text\n{}\n```\n", m.equation);
+        let axes = m.axes;
         page += &format!(
-            "\n## {}\n\n| option | type | default | range | what it is | source |\n|---|---|---|---|---|---|\n",
-            m.name
+            "\nIts router looks at: {}. An entry of its pool: {}. Balance: {}. Trained: {}.\n",
+            axes.input, axes.entry, axes.balance, axes.trained
         );
+        if !m.differs.is_empty() {
+            page += &format!("\nDiffers from its source: {}\n", m.differs);
+        }
+        page += "\n| option | type | default | range | what it is | source |\n|---|---|---|---|---|---|\n";
         m.defaults().options().fields().iter().for_each(|f| page += &option(f));
         for (path, value) in m.run {
             page += &format!("\nIts authors' runs have `{path}` = {value}.\n");
@@ -66,4 +73,15 @@ fn the_page_of_methods_is_as_generated() {
     }
     let stored = std::fs::read_to_string(&path).unwrap().replace("\r\n", "\n");
     assert!(stored == page(), "docs/METHODS.md is not as generated: {HEAD}");
+}
+
+#[test]
+fn no_two_methods_share_all_coordinates() {
+    let mut seen = std::collections::BTreeMap::new();
+    for &m in Methods::builtin().all() {
+        assert!(!m.equation.is_empty(), "{}: has no equation", m.name);
+        let rule = m.defaults().options().rule().to_string();
+        let place = format!("{:?} {:?} {rule} {:?}", m.hook, m.routes, m.axes);
+        assert_eq!(seen.insert(place, m.name), None, "{}", m.name);
+    }
 }

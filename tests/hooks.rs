@@ -303,3 +303,30 @@ fn methods_take_blocks_of_every_family() {
         |a: &Adapter| -> Vec<Vec<f32>> { a.params().iter().map(|p| p.value().to_f32().unwrap()).collect() };
     assert_eq!(values(&again), values(&adapter));
 }
+
+/// The balance loss of llava-mole is one of all blocks, with the same gradients where blocks are computed again.
+#[test]
+fn sites_make_a_loss_together() {
+    let model = open("qwen3-b", &Device::reference());
+    let method = find("llava-mole").unwrap().defaults().with("r", 2).unwrap();
+    let adapter = Adapter::attach(&model, &method, &[ALL_LINEAR.into()], Stream::new(1)).unwrap();
+    noise(&adapter, 3);
+    let ids = Tensor::from_u32(model.device(), &[1, 6], &[2, 5, 9, 11, 7, 3]).unwrap();
+    let run = |recompute: bool| {
+        let units = Units::instances(model.device(), 1, 6).unwrap();
+        let pass = Pass::training(units, Stream::new(1)).with_adapters(adapter.sites().clone());
+        model.forward(&ids, &pass, Step { recompute, ..Step::default() }).unwrap();
+        let losses = pass.take_aux().unwrap();
+        assert_eq!(losses.len(), 1, "one loss of {} blocks", model.config().num_hidden_layers);
+        let gradients = losses[0].backward().unwrap();
+        let of = |p: &Param| p.gradient(&gradients).map(|g| g.to_f64().unwrap());
+        let routers = adapter.params().into_iter().filter(|p| p.name().ends_with("router"));
+        (losses[0].item().unwrap(), routers.map(|p| of(&p).unwrap()).collect::<Vec<_>>())
+    };
+    let (kept, again) = (run(false), run(true));
+    assert_eq!(kept, again);
+    assert!(kept.1.iter().all(|g| g.iter().any(|v| v.abs() > 1e-12)), "every block's router learns from it");
+    // Products of means over all blocks: a third of the tokens for each of three experts would give 1 / 3.
+    let loss = kept.0 / 0.01;
+    assert!(loss > 0.2 && loss < 1.0, "{loss}");
+}

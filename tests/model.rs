@@ -123,7 +123,7 @@ fn prompts_route_in_generation_as_in_training() {
             let trained = record.get(&site).unwrap().to_u32().unwrap();
             let first: Vec<u32> =
                 (0..l * p).flat_map(|i| trained[i * g * k..i * g * k + k].iter().copied()).collect();
-            assert_eq!(kept.idx.to_u32().unwrap(), first, "{site} {pool:?}");
+            assert_eq!(kept.choice.to_u32().unwrap(), first, "{site} {pool:?}");
         }
         assert_eq!(c.choices().next().unwrap().all().len(), 8);
     }

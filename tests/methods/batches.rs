@@ -1,6 +1,6 @@
 //! Accumulation, padding and packing.
 
-use crate::rig::{D, Outcome, Rig, SEQ, SPANS, changed, chosen, devices, groups, methods};
+use crate::rig::{D, Outcome, Rig, SEQ, SPANS, changed, chosen, devices, groups, labels, methods};
 use mixlora::check::Deviation;
 use mixlora::mixture::{Method, MethodSpec, Pool, Span, Units};
 use mixlora::nn::{Choices, Pass};
@@ -14,7 +14,11 @@ fn exact(device: &Device) -> bool {
 
 /// Methods without statistics over a batch.
 fn plain_methods() -> impl Iterator<Item = (&'static MethodSpec, Method)> {
-    methods().map(|(s, c)| (s, changed(&c, json!({ "aux_loss_coef": 0.0 }))))
+    let none = json!({
+        "aux_loss_coef": 0.0, "entropy_coef": 0.0, "gate_loss_coef": 0.0, "z_loss_coef": 0.0, "sparse_coef": 0.0,
+        "hinge_coef": 0.0,
+    });
+    methods().map(move |(s, c)| (s, changed(&c, none.clone())))
 }
 
 /// Outputs and gradients of some instances of the batch, with seeds by row.
@@ -22,8 +26,9 @@ fn part(rig: &Rig, instances: std::ops::Range<usize>) -> Outcome {
     let (first, rows) = (instances.start * SEQ, instances.len() * SEQ);
     let x = rig.x().to_f32().unwrap()[first * D..(first + rows) * D].to_vec();
     let x = Tensor::from_f32(&rig.device, &[rows, D], &x).unwrap().leaf();
-    let spans: Vec<Span> = SPANS[instances].to_vec();
+    let spans: Vec<Span> = SPANS[instances.clone()].to_vec();
     let pass = Pass::training(Pool::Real.units(&rig.device, &spans, SEQ).unwrap(), Stream::new(5));
+    let pass = pass.with_labels(labels(instances));
     let y = rig.forward(&x, &pass).unwrap();
     let seeds: Vec<Tensor> = y
         .iter()
@@ -84,7 +89,7 @@ fn padding_changes_nothing_of_real_rows() {
                         spans.flat_map(|(i, s)| v[i * SEQ * w..(i * SEQ + s.len) * w].to_vec()).collect()
                     };
                     // Choices per instance; choices per token differ where the tokens do.
-                    let idx = chosen(&record).filter(|t| t.dims()[2] == SPANS.len());
+                    let idx = chosen(&record).filter(|t| t.dims().len() == 4 && t.dims()[2] == SPANS.len());
                     (y.iter().map(real).collect::<Vec<_>>(), idx.map(|t| t.to_u32().unwrap()))
                 };
                 assert!(run(0.0) == run(7.5), "{} {outs:?} {pool:?} on {device:?}", spec.name);
@@ -102,7 +107,7 @@ fn packed_instances_are_separate_ones() {
             for outs in groups(spec) {
                 let rig = Rig::new(&config, outs, &device);
                 let x = Stream::new(12).normal_vec(11 * D, 1.0);
-                let run = |starts: &[usize]| {
+                let run = |starts: &[usize], instances: std::ops::Range<usize>| {
                     let (first, last) = (starts[0], starts[starts.len() - 1]);
                     let weight: Vec<f32> = starts
                         .windows(2)
@@ -112,16 +117,16 @@ fn packed_instances_are_separate_ones() {
                     let units = Units::ranges(&device, &starts, &weight).unwrap();
                     let x = Tensor::from_f32(&device, &[last - first, D], &x[first * D..last * D]).unwrap();
                     let mut values = BTreeMap::new();
-                    let pass = Pass::training(units, Stream::new(5));
+                    let pass = Pass::training(units, Stream::new(5)).with_labels(labels(instances));
                     for (i, y) in rig.forward(&x, &pass).unwrap().iter().enumerate() {
                         values.insert(format!("y{i}"), y.to_f64().unwrap());
                     }
                     values
                 };
-                let packed = run(&starts);
+                let packed = run(&starts, 0..3);
                 let mut separate: BTreeMap<String, Vec<f64>> = BTreeMap::new();
-                for w in starts.windows(2) {
-                    run(w).into_iter().for_each(|(n, v)| separate.entry(n).or_default().extend(v));
+                for (i, w) in starts.windows(2).enumerate() {
+                    run(w, i..i + 1).into_iter().for_each(|(n, v)| separate.entry(n).or_default().extend(v));
                 }
                 for (name, want) in &separate {
                     let e = Deviation::of(&packed[name], want, 1e-3).max;

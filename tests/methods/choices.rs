@@ -1,8 +1,10 @@
 //! Recorded, forced and refused choices; independence of linears.
 
-use crate::rig::{GROUPS, Rig, SITE, SPANS, changed, chosen, devices, groups, methods, number, small};
+use crate::rig::{
+    GROUPS, Rig, SITE, SPANS, changed, chosen, devices, entries, groups, methods, number, small,
+};
 use mixlora::check::Deviation;
-use mixlora::mixture::{Hook, Method, Pool, Routes, find};
+use mixlora::mixture::{Hook, Method, Pool, Select, find};
 use mixlora::nn::Choices;
 use mixlora::{Device, Error, Tensor};
 use serde_json::json;
@@ -50,9 +52,14 @@ fn choices_that_cannot_be_are_typed_errors() {
             let rig = Rig::new(&config, GROUPS[1], &device);
             let record = Choices::record();
             rig.forward(&rig.x(), &rig.pass(Pool::Real).with_choices(record.clone())).unwrap();
-            // lora has nothing to choose, and takes no choices.
+            // Methods that take all there is have nothing to choose, and take no choices.
             let Some(idx) = chosen(&record) else {
-                assert_eq!(spec.routes, Routes::None, "{}: choices are not kept", spec.name);
+                assert_eq!(
+                    config.options().rule().select,
+                    Select::All,
+                    "{}: choices are not kept",
+                    spec.name
+                );
                 continue;
             };
             let run = |forced: Option<Tensor>| {
@@ -65,6 +72,14 @@ fn choices_that_cannot_be_are_typed_errors() {
                     assert!(field == SITE && what.contains("no choice"), "{what}")
                 }
                 other => panic!("{label}: {other:?}"),
+            }
+            if let [m, l, e] = *idx.dims() {
+                let wrong = Tensor::zeros(&device, &[m + 1, l, e]).unwrap();
+                assert!(matches!(run(Some(wrong)), Err(Error::Shape { .. })), "{label}");
+                let numbers = Tensor::from_u32(&device, idx.dims(), &vec![0; idx.len()]).unwrap();
+                assert!(matches!(run(Some(numbers)), Err(Error::DType { .. })), "{label}");
+                run(Some(idx)).unwrap();
+                continue;
             }
             let [l, p, g, k] = *idx.dims() else { panic!("{idx:?}") };
             let values = idx.to_u32().unwrap();
@@ -110,7 +125,7 @@ fn dropout_acts_after_routing_and_alike_on_all_lanes() {
                     let record = Choices::record();
                     let y =
                         rig.forward(&rig.x(), &rig.pass(Pool::Real).with_choices(record.clone())).unwrap();
-                    (chosen(&record).map(|t| t.to_u32().unwrap()), y[0].to_f64().unwrap())
+                    (chosen(&record).map(|t| entries(&t)), y[0].to_f64().unwrap())
                 };
                 let (dropped, plain) = (choice(&with), choice(&config));
                 assert_eq!(dropped.0, plain.0, "{} on {device:?}", spec.name);
@@ -140,6 +155,16 @@ fn no_dropout_outside_of_training() {
     }
 }
 
+/// The entries of each of two linears; `dims` are those of one alone. Masks have the linears inside.
+fn of_linears(dims: &[usize], both: &[u32]) -> (Vec<u32>, Vec<u32>) {
+    let [_, _, e] = *dims else {
+        let (first, second) = both.split_at(both.len() / 2);
+        return (first.to_vec(), second.to_vec());
+    };
+    let of = |linear: usize| both.chunks(e).skip(linear).step_by(2).flatten().copied().collect();
+    (of(0), of(1))
+}
+
 /// A group of linears gives what its linears give one by one: same names, same random values, own choices.
 #[test]
 fn linears_of_a_group_choose_for_themselves() {
@@ -156,8 +181,10 @@ fn linears_of_a_group_choose_for_themselves() {
             let e = Deviation::of(&got, &want, 1e-3);
             assert!(e.max < 1e-5, "{} on {device:?}: {e:?}", spec.name);
             if let (Some(both), Some(one)) = (chosen(&record), chosen(&own)) {
-                let (both, one) = (both.to_u32().unwrap(), one.to_u32().unwrap());
-                let (first, second) = both.split_at(both.len() / 2);
+                let own = one.dims().to_vec();
+                let one = entries(&one);
+                let both = entries(&both);
+                let (first, second) = of_linears(&own, &both);
                 assert_ne!(first, second, "{}: both linears chose alike", spec.name);
                 assert_eq!(first, one, "{} on {device:?}", spec.name);
             }

@@ -13,7 +13,7 @@ fn check(config: &Method, outs: &[usize], pool: Pool) -> f64 {
     let run = |x: &mixlora::Tensor, choices: &mixlora::nn::Choices| {
         let pass = rig.pass(pool).with_choices(choices.clone());
         let mut y = rig.forward(x, &pass)?;
-        y.extend(pass.take_aux());
+        y.extend(pass.take_aux()?);
         Ok(y)
     };
     let all = gradcheck_params(&rig.params(), &rig.x(), run).unwrap();
@@ -106,7 +106,7 @@ fn the_balance_loss_alone_trains_the_router_of_one_expert() {
         let x = mixlora::Tensor::from_f64(&rig.device, x.dims(), &v).unwrap();
         let pass = rig.pass(Pool::All);
         rig.forward(&x, &pass).unwrap();
-        pass.take_aux()[0].item().unwrap()
+        pass.take_aux().unwrap()[0].item().unwrap()
     };
     assert_eq!(aux(0.0), aux(9.0));
 }

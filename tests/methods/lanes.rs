@@ -24,7 +24,7 @@ fn worst_error(device: &Device) -> Result<f64> {
             assert!(error <= BOUND, "{} {outs:?} on {}: {error:.1e}", spec.name, device.name());
             let own = rig.pass(Pool::PromptMask).with_choices(Choices::record());
             rig.forward(&rig.x(), &own)?;
-            let idx = |c: &Choices| crate::rig::chosen(c).map(|t| t.to_u32().unwrap());
+            let idx = |c: &Choices| crate::rig::chosen(c).map(|t| crate::rig::entries(&t));
             assert_eq!(idx(&own.choices), idx(&record), "{} {outs:?}", spec.name);
             worst = worst.max(error);
         }

@@ -1,13 +1,16 @@
 //! Every method of the list through its adapter: derivatives, lanes, repeatability, forced choices, recompute,
-//! dropout, batches, options. A new method is covered without a change here.
+//! dropout, batches, options. A new method is covered there without a change; what its paper says of it is in `papers`,
+//! `acceptance` and `learning`.
 
 #[path = "../common/mod.rs"]
 mod common;
 
+mod acceptance;
 mod batches;
 mod choices;
 mod derivatives;
 mod lanes;
+mod learning;
 mod options;
 mod papers;
 mod recompute;

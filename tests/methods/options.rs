@@ -1,8 +1,8 @@
 //! Options: every method has its own, and what cannot work is refused with its name and the allowed range.
 
-use crate::rig::{HIDDEN, adapted, block, changed, linears, methods, number, small};
+use crate::rig::{D, HIDDEN, adapted, block, changed, linears, methods, number, small};
 use mixlora::check::Subject;
-use mixlora::mixture::{LinearSite, Method, Methods, Routes, find};
+use mixlora::mixture::{Hook, LinearSite, Method, Methods, Routes, find};
 use mixlora::{Device, Error, Result, Stream};
 use serde_json::{Value, json};
 
@@ -96,7 +96,11 @@ fn a_rank_above_both_sides_of_a_linear() {
             Err(_) => changed(&method, json!({ "r": 11, "num_factors": 40 })),
         };
         let e = build(&large).unwrap_err().to_string();
-        let most = if Subject::takes_linears(spec.hook) { 9 } else { HIDDEN };
+        let most = match spec.hook {
+            Hook::Linear => 9,
+            Hook::Mlp => HIDDEN,
+            Hook::Block => D,
+        };
         assert!(e.contains(&format!("is 11, must be in 1..={most}: ")), "{}: {e}", spec.name);
         assert!(e.contains("is a linear 10 -> "), "{}: {e}", spec.name);
     }

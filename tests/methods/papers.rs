@@ -102,7 +102,7 @@ fn ungated_routers_have_no_gradient_at_all() {
 }
 
 /// All gradients of the same loss, by the method's own names: x, A, B.
-fn same_as_lora(config: &Method, parts: [&str; 2], force: bool, prepare: impl Fn(&Rig)) {
+pub fn same_as_lora(config: &Method, parts: [&str; 2], force: bool, prepare: impl Fn(&Rig)) {
     let lora = find("lora").unwrap();
     for device in devices() {
         let rig = Rig::new(config, GROUPS[0], &device);

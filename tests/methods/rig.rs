@@ -2,7 +2,7 @@
 
 use mixlora::check::Subject;
 use mixlora::mixture::{Method, MethodSpec, Methods, Pool, Span};
-use mixlora::nn::{Choices, Mlp, Param, Pass};
+use mixlora::nn::{Choices, Labels, Mlp, Param, Pass};
 use mixlora::{Device, Format, Linear, Result, Stream, Tensor, Weight, backward};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -22,7 +22,9 @@ pub const SEQ: usize = 5;
 pub fn small(spec: &'static MethodSpec) -> Method {
     let sizes = json!({
         "r": 4, "lora_alpha": null, "lora_dropout": 0.0, "num_factors": 6, "num_experts": 3, "top_k": 2, "density": 0.5,
-        "aux_loss_coef": 0.5, "bias_lr": 0.01,
+        "aux_loss_coef": 0.5, "bias_lr": 0.01, "experts_by_layer": [3], "tasks": ["a", "b"], "task_width": 5,
+        "entropy_coef": 0.3, "top_p": 0.6, "gate_loss_coef": 0.4, "localized_coef": 0.0, "sparsity_width": 5,
+        "z_loss_coef": 0.2, "sparse_coef": 0.3, "hinge_coef": 0.0, "noisy": false, "rsl_coef": 0.3, "frozen_rows": 0,
     });
     changed(&spec.defaults(), sizes)
 }
@@ -44,7 +46,7 @@ pub struct Rig {
     subject: Subject,
 }
 
-fn values(name: &str, n: usize, std: f32) -> Vec<f32> {
+pub fn values(name: &str, n: usize, std: f32) -> Vec<f32> {
     Stream::new(11).named(name).normal_vec(n, std)
 }
 
@@ -123,7 +125,7 @@ impl Rig {
     /// A training pass: instances pooled as asked for, padding left out of statistics.
     pub fn pass(&self, pool: Pool) -> Pass {
         let units = pool.units(&self.device, &SPANS, SEQ).unwrap();
-        let mut pass = Pass::training(units, Stream::new(5));
+        let mut pass = Pass::training(units, Stream::new(5)).with_labels(labels(0..SPANS.len()));
         let valid: Vec<f32> =
             SPANS.iter().flat_map(|s| (0..SEQ).map(move |i| f32::from(u8::from(i < s.len)))).collect();
         let n = valid.iter().filter(|v| **v > 0.0).count();
@@ -141,7 +143,7 @@ impl Rig {
     pub fn step(&self, x: &Tensor, pass: &Pass) -> Result<Outcome> {
         let leaf = x.leaf();
         let mut y = self.forward(&leaf, pass)?;
-        y.extend(pass.take_aux());
+        y.extend(pass.take_aux()?);
         let mut all = BTreeMap::new();
         let mut roots = Vec::new();
         for (i, t) in y.iter().enumerate() {
@@ -199,6 +201,17 @@ pub fn groups(spec: &MethodSpec) -> &'static [&'static [usize]] {
 /// Whether a choice was made: `lora` makes none.
 pub fn chosen(choices: &Choices) -> Option<Tensor> {
     choices.get(SITE)
+}
+
+/// Entries of a choice, or the zeros and ones of a mask.
+pub fn entries(choice: &Tensor) -> Vec<u32> {
+    choice.to_u32().unwrap_or_else(|_| choice.to_f32().unwrap().iter().map(|&v| v as u32).collect())
+}
+
+/// The tasks of the instances of [`SPANS`].
+pub fn labels(instances: std::ops::Range<usize>) -> Labels {
+    let tasks = ["a", "b", "a"].map(|task| Some(task.into()));
+    Labels { tasks: tasks[instances].to_vec(), tags: None }
 }
 
 /// Kept choices on another device.
