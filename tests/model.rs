@@ -26,7 +26,8 @@ fn examples() -> Vec<Example> {
     let bits = Stream::new(5);
     let example = |(i, &(n, prompt)): (usize, &(u32, u32))| {
         let ids = (0..n).map(|t| bits.bits(100 * i as u32 + t) % VOCAB as u32).collect();
-        Example::new(ids, (0..n).map(|t| t >= prompt).collect())
+        let task = ["a", "b"][i % 2];
+        Example::new(ids, (0..n).map(|t| t >= prompt).collect()).with_task(Some(task))
     };
     lengths.iter().enumerate().map(example).collect()
 }
@@ -38,7 +39,10 @@ fn targets() -> Vec<String> {
 /// Options that make every method small enough for the tiny model.
 fn method(name: &str) -> Method {
     let r = if name.contains("cond") || name == "vt-nlp" { 2 } else { 8 };
-    common::method(name, json!({ "r": r, "num_factors": 4, "num_experts": 3, "top_k": 2 }))
+    let sizes = json!({
+        "r": r, "num_factors": 4, "num_experts": 3, "top_k": 2, "tasks": ["a", "b"], "experts_by_layer": [2, 3],
+    });
+    common::method(name, sizes)
 }
 
 fn session(name: &str, device: &Device, steps: usize) -> Session {
@@ -57,7 +61,8 @@ fn batch(device: &Device, pool: Pool, which: &[usize]) -> Batch {
 
 fn hidden(model: &Model, adapter: Option<&Adapter>, b: &Batch) -> Vec<f64> {
     let step = Step { valid: Some(&b.valid), ..Step::default() };
-    let pass = Pass::new(b.units.clone()).with_adapters(adapter.map(|a| a.sites().clone()));
+    let pass = Pass::new(b.units.clone()).with_labels(b.labels.clone());
+    let pass = pass.with_adapters(adapter.map(|a| a.sites().clone()));
     no_grad(|| model.forward(&b.ids, &pass, step)).unwrap().to_f64().unwrap()
 }
 
