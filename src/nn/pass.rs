@@ -261,7 +261,7 @@ impl Pass {
     pub fn samples(&self, rows: usize) -> usize {
         match self.labels.tasks.len() {
             0 if self.units.is_tokens() => 1,
-            0 => self.units.count(),
+            0 => self.units.count().max(1),
             count if rows.is_multiple_of(count) => count,
             _ => 1,
         }

@@ -26,6 +26,15 @@ pub(super) fn replay(
     device: &Device,
 ) -> Result<Replay> {
     let config = Config { kind, values };
+    let sizes: &[&str] = match kind {
+        "router_losses" => &["batch", "seq", "E", "k"],
+        "infonce" => &["batch", "d", "tasks"],
+        "preference" => &["batch", "seq", "vocab"],
+        _ => &["steps"],
+    };
+    if sizes.iter().any(|name| config.number(name) == 0) {
+        return Err(Error::file(file.path(), "config has a size of 0"));
+    }
     let mut errors = Vec::new();
     match kind {
         "router_losses" => router_losses(file, &config, device, &mut errors)?,

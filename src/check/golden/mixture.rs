@@ -41,6 +41,9 @@ pub(super) fn replay(
         .collect();
     let whole = Config { kind, values };
     let [b, s] = [whole.number("batch"), whole.number("seq")];
+    if [b, s, whole.number("in")].contains(&0) || layers.is_empty() {
+        return Err(Error::file(file.path(), "config has a size of 0"));
+    }
     let x = tensor(file, device, "x", &[b, s, whole.number("in")])?.leaf();
     for Layer { config, .. } in &layers {
         let [e, r, tasks] = ["E", "r", "tasks"].map(|name| config.number(name).max(1));
@@ -178,10 +181,10 @@ fn values_of(file: &Checkpoint, layer: &Layer<'_>, part: &str) -> Option<Vec<f32
     match stored {
         Stored::AsIs => Some(values),
         // In files b is [.., O, r]; pools hold [.., r, O].
-        Stored::Transposed => {
-            let dims = file.dims(&name).ok()?;
-            Some(blocks(&values, dims[dims.len() - 2], dims[dims.len() - 1]))
-        }
+        Stored::Transposed => match *file.dims(&name).ok()? {
+            [.., rows, cols] if rows * cols > 0 => Some(blocks(&values, rows, cols)),
+            _ => None,
+        },
     }
 }
 
