@@ -13,6 +13,9 @@ const GATED: &str = "layer/03_";
 const FFN: &str = "token/ffn_b1";
 const SMORA: &str = "token/smora_b2";
 const FLY: &str = "token/fly_b2";
+const COMOL: &str = "mixture/comol_b2_s9";
+const DYNMOLE: &str = "mixture/dynmole_b2_s17";
+const ROUTER: &str = "mixture/router_losses_b4";
 
 /// Every file holds on the device; returns the worst error.
 fn all_hold(device: &Device) {
@@ -20,7 +23,7 @@ fn all_hold(device: &Device) {
     let mut failed = Vec::new();
     let files = find_files(&["layer", "token", "mixture"].map(|kind| golden().join(kind))).unwrap();
     let of = |kind: &str| files.iter().filter(|p| p.parent().is_some_and(|d| d.ends_with(kind))).count();
-    assert_eq!(["layer", "token", "mixture"].map(of), [21, 11, 59]);
+    assert_eq!(["layer", "token", "mixture"].map(of), [21, 11, 73]);
     for path in files {
         let r = replay(&path, device).unwrap();
         worst = worst.max(r.worst().unwrap().error);
@@ -195,7 +198,7 @@ fn configurations_that_cannot_be() {
 
 #[test]
 fn tensors_that_cannot_be() {
-    let cases: [(&str, Change, &[&str]); 18] = [
+    let cases: [(&str, Change, &[&str]); 25] = [
         (LINEAR, |e| e.without("factors_b"), &["tensor 'factors_b' is missing"]),
         (LINEAR, |e| e.without("y"), &["tensor 'y' is missing"]),
         (LINEAR, |e| e.without("idx_b"), &["tensor 'idx_b' is missing"]),
@@ -234,6 +237,13 @@ fn tensors_that_cannot_be() {
         (SMORA, |e| e.without("score"), &["tensor 'score' is missing"]),
         (SMORA, |e| e.index("idx", 2, 16), &["tensor 'idx' holds 16, expected 0..16"]),
         (FLY, |e| e.with("grad_a", &[16, 64]), &["'grad_a' was not computed"]),
+        (COMOL, |e| e.with("grad_w", &[64, 48]), &["'grad_w' was not computed"]),
+        (DYNMOLE, |e| e.with("spread.value", &[1]), &["'spread.value' was not computed"]),
+        (ROUTER, |e| e.with("spread.value", &[1]), &["'spread.value' was not computed"]),
+        (COMOL, |e| e.config("\"seq\": 9", "\"seq\": 0"), &["a size of 0"]),
+        (COMOL, |e| e.config("\"E\": 8", "\"E\": 800000000"), &["values, but the file has"]),
+        (COMOL, |e| e.config("\"comol\"", "\"comolo\""), &["kind 'comolo' is not known"]),
+        (COMOL, |e| e.without("core"), &["core"]),
     ];
     for (i, (part, change, texts)) in cases.into_iter().enumerate() {
         refused(&format!("case {i}"), changed(part, change), texts);
@@ -277,4 +287,17 @@ fn no_damage_to_a_header_is_a_panic() {
             let _ = replay(&path, &cpu);
         }
     }
+}
+
+/// One value of a gradient or a loss, one choice: each is seen in the files of the method family.
+#[test]
+fn changed_values_of_the_family_are_found() {
+    for (part, name) in [(COMOL, "grad_core"), (DYNMOLE, "entropy.grad_router"), (ROUTER, "renyi.value")] {
+        let r = changed(part, |e| e.value(name, 0, |v| 1.5 * v + 1.0)).unwrap();
+        let worst = r.worst().unwrap();
+        assert!(worst.name == name && !r.holds(), "{part}: {worst:?}");
+    }
+    let r = changed(DYNMOLE, |e| e.swap("chosen", 0, 1)).unwrap();
+    let all_or_none = Edit::open(&file(DYNMOLE)).tensors["chosen"].2[..8].chunks(4).all(|v| v[0] == 1);
+    assert_eq!(r.choices, all_or_none, "the first two experts of a token are swapped");
 }

@@ -56,7 +56,9 @@ impl Subject {
         let nothing = || Error::refused("method", format!("{} builds nothing at its own hook", spec.name));
         let adapter = match (&self.body, spec.hook) {
             (Body::Linears(group), Hook::Linear) => {
-                let first = &group.linears[0].weight;
+                let Some(Linear { weight: first, .. }) = group.linears.first() else {
+                    return Err(Error::refused("linears", "there are none to adapt"));
+                };
                 let outs = group.linears.iter().map(|l| l.weight.rows());
                 let linears = names.iter().map(|n| n.to_string()).zip(outs).collect();
                 let site = LinearSite::alone(site, first.cols(), linears);
@@ -76,7 +78,6 @@ impl Subject {
                     depth: Depth::ONLY,
                     part: SitePart::Mlp,
                     hidden_size: gate.cols(),
-                    linears: 0,
                 };
                 let built = method.build_block(&site, gate.device(), stream)?;
                 SiteAdapter::Block(built.ok_or_else(nothing)?)

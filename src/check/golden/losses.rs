@@ -1,8 +1,7 @@
 //! Files of losses and schedules without a layer.
 
 use super::kinds::Config;
-use super::{BOUND, Measured, Replay, tensor};
-use crate::check::Deviation;
+use super::{BOUND, Compare, Measured, Replay, tensor};
 use crate::io::Checkpoint;
 use crate::mixture::losses::{
     Counted, cv_squared, info_nce, localized_balance, mean_of_rows, preference, renyi_entropy, rsl,
@@ -35,21 +34,21 @@ pub(super) fn replay(
     if sizes.iter().any(|name| config.number(name) == 0) {
         return Err(Error::file(file.path(), "config has a size of 0"));
     }
-    let mut errors = Vec::new();
+    let mut compare = Compare::new(file);
     match kind {
-        "router_losses" => router_losses(file, &config, device, &mut errors)?,
+        "router_losses" => router_losses(file, &config, device, &mut compare)?,
         "infonce" => {
             let [b, d, n] = ["batch", "d", "tasks"].map(|name| config.number(name));
             let query = tensor(file, device, "query", &[b, d])?.leaf();
             let keys = tensor(file, device, "keys", &[n, d])?.leaf();
             let labels = file.indices("label", &[b], n)?;
             let loss = info_nce(&query, &keys, &labels, number(&config, "tau"))?;
-            compare(file, "infonce", &loss, &[("query", &query), ("keys", &keys)], BOUND, &mut errors)?;
+            with_gradients(&mut compare, "infonce", &loss, &[("query", &query), ("keys", &keys)], BOUND)?;
         }
-        "preference" => preferences(file, &config, device, &mut errors)?,
-        _ => schedule(file, &config, &mut errors)?,
+        "preference" => preferences(file, &config, device, &mut compare)?,
+        _ => schedule(file, &config, &mut compare)?,
     }
-    Ok(Replay { path: file.path().to_path_buf(), kind: kind.into(), errors, choices: true })
+    compare.finish(kind, true)
 }
 
 fn number(config: &Config<'_>, name: &str) -> f32 {
@@ -57,27 +56,20 @@ fn number(config: &Config<'_>, name: &str) -> f32 {
 }
 
 /// A loss with its gradients, `name.value` and `name.grad_<tensor>` of the file.
-fn compare(
-    file: &Checkpoint,
+fn with_gradients(
+    compare: &mut Compare<'_>,
     name: &str,
     loss: &Tensor,
     of: &[(&str, &Tensor)],
     bound: f64,
-    errors: &mut Vec<Measured>,
 ) -> Result<()> {
-    let mut add = |name: String, got: &[f64]| -> Result<()> {
-        let dims = file.dims(&name)?.to_vec();
-        let want: Vec<f64> = file.f32(&name, &dims)?.into_iter().map(f64::from).collect();
-        errors.push(Measured { error: Deviation::of(got, &want, f64::MIN_POSITIVE).max, name, bound });
-        Ok(())
-    };
-    add(format!("{name}.value"), &[loss.item()?])?;
+    compare.within(&format!("{name}.value"), &[loss.item()?], bound)?;
     let gradients = loss.backward()?;
     for (tensor, leaf) in of {
         let stored = format!("{name}.grad_{tensor}");
-        if file.has(&stored) {
-            let got = gradients.get(leaf).map(Tensor::to_f64).transpose()?.unwrap_or(vec![0.0; leaf.len()]);
-            add(stored, &got)?;
+        if compare.file.has(&stored) {
+            let got = gradients.get(leaf).map_or_else(|| Ok(vec![0.0; leaf.len()]), Tensor::to_f64)?;
+            compare.within(&stored, &got, bound)?;
         }
     }
     Ok(())
@@ -90,7 +82,7 @@ fn router_losses(
     file: &Checkpoint,
     config: &Config<'_>,
     device: &Device,
-    errors: &mut Vec<Measured>,
+    compare: &mut Compare<'_>,
 ) -> Result<()> {
     let [b, s, e, k] = ["batch", "seq", "E", "k"].map(|name| config.number(name));
     let m = b * s;
@@ -129,7 +121,7 @@ fn router_losses(
         }
         let logits = tensor(file, device, "logits", &[m, e])?.leaf();
         let bound = if matches!(name, "tsallis" | "renyi") { ENTROPY_BOUND } else { BOUND };
-        compare(file, name, &loss(&logits)?, &[("logits", &logits)], bound, errors)?;
+        with_gradients(compare, name, &loss(&logits)?, &[("logits", &logits)], bound)?;
     }
     Ok(())
 }
@@ -148,7 +140,7 @@ fn preferences(
     file: &Checkpoint,
     config: &Config<'_>,
     device: &Device,
-    errors: &mut Vec<Measured>,
+    compare: &mut Compare<'_>,
 ) -> Result<()> {
     let [n, s, v] = ["batch", "seq", "vocab"].map(|name| config.number(name));
     let labels = |name: &str| -> Result<Vec<u32>> {
@@ -166,12 +158,12 @@ fn preferences(
             "contrast" => terms.contrast,
             _ => terms.cloning.add_scaled(&terms.contrast, weight)?,
         };
-        compare(file, name, &loss, &[("better", &better), ("worse", &worse)], BOUND, errors)?;
+        with_gradients(compare, name, &loss, &[("better", &better), ("worse", &worse)], BOUND)?;
     }
     Ok(())
 }
 
-fn schedule(file: &Checkpoint, config: &Config<'_>, errors: &mut Vec<Measured>) -> Result<()> {
+fn schedule(file: &Checkpoint, config: &Config<'_>, compare: &mut Compare<'_>) -> Result<()> {
     let list = |name: &str| -> Vec<usize> {
         let values = config.values.get(name).and_then(Value::as_array);
         values.into_iter().flatten().filter_map(Value::as_u64).map(|v| v as usize).collect()
@@ -198,7 +190,7 @@ fn schedule(file: &Checkpoint, config: &Config<'_>, errors: &mut Vec<Measured>) 
         }
     }
     for (name, error) in ["k", "rescale"].into_iter().zip(worst) {
-        errors.push(Measured { name: name.into(), error, bound: BOUND });
+        compare.errors.push(Measured { name: name.into(), error, bound: BOUND });
     }
     Ok(())
 }

@@ -1,12 +1,12 @@
 //! Files of the method family: a layer of a method, its output, its gradients, and each of its losses alone.
 
 use super::kinds::{self, Config, Stored};
-use super::{BOUND, Measured, Replay, bounded, tensor};
-use crate::check::{Deviation, Subject};
+use super::{BOUND, Compare, Measured, Replay, bounded, tensor};
+use crate::check::Subject;
 use crate::io::Checkpoint;
 use crate::mixture::{Method, Units};
 use crate::nn::{Choices, Labels, Mlp, Param, Pass};
-use crate::{Device, Error, Format, Linear, Result, Stream, Tensor, Weight, backward};
+use crate::{Device, Error, Format, Gradients, Linear, Result, Stream, Tensor, Weight, backward};
 use serde_json::{Map, Value};
 use std::sync::Arc;
 
@@ -49,7 +49,7 @@ pub(super) fn replay(
         let [e, r, tasks] = ["E", "r", "tasks"].map(|name| config.number(name).max(1));
         bounded(file, "pools", &[e.max(tasks), r, config.number("hidden").max(whole.number("in"))])?;
     }
-    let mut all = Comparison { file, errors: Vec::new(), choices: true, scale: 0.0 };
+    let mut all = Comparison { compare: Compare::new(file), choices: true, scale: 0.0 };
 
     let pass = pass(file, &whole, device)?;
     let methods =
@@ -59,8 +59,7 @@ pub(super) fn replay(
     for (layer, subject) in layers.iter().zip(&subjects) {
         let record = Choices::record();
         let y = subject.forward(&x, &pass.clone().with_choices(record.clone()))?.swap_remove(0);
-        let name = format!("y{}", layer.suffix);
-        all.values(&name, &name, &y.to_f64()?, BOUND)?;
+        all.compare.within(&format!("y{}", layer.suffix), &y.to_f64()?, BOUND)?;
         all.choices &= choices_agree(file, layer, &record)?;
         let dy = tensor(file, device, &format!("grad_y{}", layer.suffix), y.dims())?;
         roots.push((y, dy));
@@ -68,7 +67,7 @@ pub(super) fn replay(
     let gradients = backward(&roots.iter().map(|(y, dy)| (y, dy.clone())).collect::<Vec<_>>())?;
     let dx = gradients.get(&x).map(Tensor::to_f64).transpose()?.unwrap_or_default();
     all.scale = dx.iter().fold(0.0, |most: f64, v| most.max(v.abs()));
-    all.values("grad_x", "grad_x", &dx, BOUND)?;
+    all.compare.within("grad_x", &dx, BOUND)?;
     for (layer, subject) in layers.iter().zip(&subjects) {
         all.gradients("grad_", layer, &subject.params(), &gradients, BOUND)?;
     }
@@ -88,22 +87,17 @@ pub(super) fn replay(
         }
         let losses = pass.take_aux()?;
         let value = losses.iter().map(Tensor::item).sum::<Result<f64>>()?;
-        all.values(&format!("{}.value", loss.name), &format!("{}.value", loss.name), &[value], loss.bound)?;
+        all.compare.within(&format!("{}.value", loss.name), &[value], loss.bound)?;
         let one = Tensor::full(device, &[], 1.0)?;
         let gradients = backward(&losses.iter().map(|loss| (loss, one.clone())).collect::<Vec<_>>())?;
         let prefix = format!("{}.grad_", loss.name);
-        let dx = gradients.get(&x).map(Tensor::to_f64).transpose()?;
-        all.gradient(&format!("{prefix}x"), dx.as_deref(), loss.bound)?;
+        let dx = gradients.get(&x).map_or_else(|| Ok(vec![0.0; x.len()]), Tensor::to_f64)?;
+        all.gradient(&format!("{prefix}x"), &dx, loss.bound)?;
         for (layer, subject) in layers.iter().zip(&subjects) {
             all.gradients(&prefix, layer, &subject.params(), &gradients, loss.bound)?;
         }
     }
-    Ok(Replay {
-        path: file.path().to_path_buf(),
-        kind: kind.into(),
-        errors: all.errors,
-        choices: all.choices,
-    })
+    all.compare.finish(kind, all.choices)
 }
 
 /// The pass of a file: tokens that count, labels, noise.
@@ -217,38 +211,22 @@ fn choices_agree(file: &Checkpoint, layer: &Layer<'_>, record: &Choices) -> Resu
 
 /// Comparisons so far.
 struct Comparison<'a> {
-    file: &'a Checkpoint,
-    errors: Vec<Measured>,
+    compare: Compare<'a>,
     choices: bool,
     /// The largest value of the gradient of x: what is zero on paper must be small beside it.
     scale: f64,
 }
 
 impl Comparison<'_> {
-    fn values(&mut self, name: &str, stored: &str, got: &[f64], bound: f64) -> Result<()> {
-        let dims = self.file.dims(stored)?.to_vec();
-        let want: Vec<f64> = self.file.f32(stored, &dims)?.into_iter().map(f64::from).collect();
-        let error = Deviation::of(got, &want, f64::MIN_POSITIVE).max;
-        self.errors.push(Measured { name: name.into(), error, bound });
-        Ok(())
-    }
-
     /// A gradient; one that the file does not have is zero on paper.
-    fn gradient(&mut self, name: &str, got: Option<&[f64]>, bound: f64) -> Result<()> {
-        match (self.file.has(name), got) {
-            (true, Some(got)) => self.values(name, name, got, bound),
-            (true, None) => {
-                let dims = self.file.dims(name)?.to_vec();
-                self.values(name, name, &vec![0.0; dims.iter().product()], bound)
-            }
-            (false, Some(got)) => {
-                let most = got.iter().fold(0.0, |most: f64, v| most.max(v.abs()));
-                let error = most / self.scale.max(f64::MIN_POSITIVE);
-                self.errors.push(Measured { name: format!("{name} (zero)"), error, bound });
-                Ok(())
-            }
-            (false, None) => Ok(()),
+    fn gradient(&mut self, name: &str, got: &[f64], bound: f64) -> Result<()> {
+        if self.compare.file.has(name) {
+            return self.compare.within(name, got, bound);
         }
+        let most = got.iter().fold(0.0, |most: f64, v| most.max(v.abs()));
+        let error = most / self.scale.max(f64::MIN_POSITIVE);
+        self.compare.errors.push(Measured { name: format!("{name} (zero)"), error, bound });
+        Ok(())
     }
 
     fn gradients(
@@ -256,7 +234,7 @@ impl Comparison<'_> {
         prefix: &str,
         layer: &Layer<'_>,
         params: &[Param],
-        gradients: &crate::Gradients,
+        gradients: &Gradients,
         bound: f64,
     ) -> Result<()> {
         for param in params.iter().filter(|param| param.trainable()) {
@@ -268,11 +246,12 @@ impl Comparison<'_> {
                 let values = match stored {
                     Stored::AsIs => values,
                     Stored::Transposed => {
-                        let dims = self.file.dims(&tensor)?;
+                        // Loading the adapter has seen that it is a matrix.
+                        let dims = self.compare.file.dims(&tensor)?;
                         blocks(&values, dims[dims.len() - 1], dims[dims.len() - 2])
                     }
                 };
-                self.gradient(&format!("{prefix}{tensor}"), Some(&values), bound)?;
+                self.gradient(&format!("{prefix}{tensor}"), &values, bound)?;
             }
         }
         Ok(())

@@ -220,11 +220,21 @@ impl<'a> Compare<'a> {
             Some(tensor) => self.file.dims(tensor)?.to_vec(),
             None => dims.to_vec(),
         };
-        let want: Vec<f64> = self.file.f32(name, &dims)?.iter().map(|&value| value as f64).collect();
+        let want = self.file.f32(name, &dims)?;
+        self.measure(name, &want, got, floor, BOUND);
+        Ok(())
+    }
+    /// Compares a tensor of any shape within a bound of its own.
+    fn within(&mut self, name: &str, got: &[f64], bound: f64) -> Result<()> {
+        let want = self.file.values_f32(name)?;
+        self.measure(name, &want, got, 0.0, bound);
+        Ok(())
+    }
+    fn measure(&mut self, name: &str, want: &[f32], got: &[f64], floor: f64, bound: f64) {
+        let want: Vec<f64> = want.iter().map(|&value| value as f64).collect();
         // Without a floor, zeros must be matched exactly.
         let error = Deviation::of(got, &want, floor.max(f64::MIN_POSITIVE)).max;
-        self.errors.push(Measured { name: name.to_string(), error, bound: BOUND });
-        Ok(())
+        self.errors.push(Measured { name: name.to_string(), error, bound });
     }
     /// Compares the gradients of all parameters by the names of their parts.
     fn gradients(
@@ -244,9 +254,14 @@ impl<'a> Compare<'a> {
         }
         Ok(())
     }
-    /// Checks that every gradient of the file has been compared.
+    /// Checks that every gradient and every loss of the file has been compared.
     fn finish(self, kind: &str, choices: bool) -> Result<Replay> {
-        for name in self.file.names().filter(|name| name.starts_with("grad_") && *name != "grad_y") {
+        // Cotangents are inputs.
+        let result = |name: &&str| {
+            let gradient = name.starts_with("grad_") || name.contains(".grad_");
+            (gradient && *name != "grad_y" && !name.starts_with("grad_y.")) || name.ends_with(".value")
+        };
+        for name in self.file.names().filter(result) {
             if !self.errors.iter().any(|measured| measured.name == name) {
                 return Err(Error::file(
                     self.file.path(),
