@@ -16,19 +16,27 @@ struct Params { n: u32, d: u32 }
 @group(0) @binding(1) var<storage, read> dy: array<f32>;
 @group(0) @binding(2) var<storage, read_write> dx: array<f32>;
 
-@compute @workgroup_size(WG)
-fn forward(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) g: vec3<u32>, @builtin(local_invocation_index) l: u32) {
-  let row = linear_group(wid, g);
-  let live = row < p.n;
-  let base = select(0u, row, live) * p.d;
+// A row's maximum, and the sum of e^(x - maximum).
+struct Exponents { top: f32, sum: f32 }
+
+fn exponents(base: u32, l: u32) -> Exponents {
   var top = -3.4028234e38;
   for (var k = l; k < p.d; k += WG) { top = max(top, x[base + k]); }
   top = workgroup_max(top, l);
   var sum = 0.0;
   for (var k = l; k < p.d; k += WG) { sum += exp(x[base + k] - top); }
-  let scale = 1.0 / workgroup_sum(sum, l);
+  return Exponents(top, workgroup_sum(sum, l));
+}
+
+@compute @workgroup_size(WG)
+fn forward(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) g: vec3<u32>, @builtin(local_invocation_index) l: u32) {
+  let row = linear_group(wid, g);
+  let live = row < p.n;
+  let base = select(0u, row, live) * p.d;
+  let e = exponents(base, l);
+  let scale = 1.0 / e.sum;
   if (live) {
-    for (var k = l; k < p.d; k += WG) { y[base + k] = exp(x[base + k] - top) * scale; }
+    for (var k = l; k < p.d; k += WG) { y[base + k] = exp(x[base + k] - e.top) * scale; }
   }
 }
 
@@ -50,14 +58,10 @@ fn log_forward(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) g
   let row = linear_group(wid, g);
   let live = row < p.n;
   let base = select(0u, row, live) * p.d;
-  var top = -3.4028234e38;
-  for (var k = l; k < p.d; k += WG) { top = max(top, x[base + k]); }
-  top = workgroup_max(top, l);
-  var sum = 0.0;
-  for (var k = l; k < p.d; k += WG) { sum += exp(x[base + k] - top); }
-  let log_sum = log(workgroup_sum(sum, l));
+  let e = exponents(base, l);
+  let log_sum = log(e.sum);
   if (live) {
-    for (var k = l; k < p.d; k += WG) { y[base + k] = x[base + k] - top - log_sum; }
+    for (var k = l; k < p.d; k += WG) { y[base + k] = x[base + k] - e.top - log_sum; }
   }
 }
 

@@ -70,8 +70,8 @@ fn depth(site: &Site) -> Depth {
     Depth { layer: site.layer, layers: site.layers }
 }
 
-/// The linears of a site that an adapter takes: which they are, and their place behind `first` others.
-fn taken(method: &Method, targets: &[String], site: &Site, first: usize) -> Option<(Vec<usize>, LinearSite)> {
+/// The linears of a site that an adapter takes: which they are, and their place.
+fn taken(method: &Method, targets: &[String], site: &Site) -> Option<(Vec<usize>, LinearSite)> {
     let part = match (site.kind, method.spec().hook) {
         (_, Hook::Block) | (SiteKind::MlpLinears, Hook::Mlp) => return None,
         (SiteKind::MlpLinears, _) => SitePart::Mlp,
@@ -85,7 +85,6 @@ fn taken(method: &Method, targets: &[String], site: &Site, first: usize) -> Opti
         name: site.name.clone(),
         depth: depth(site),
         part,
-        first,
         all: 0,
         d_in: site.linears[*chosen.first()?].d_in,
         linears: chosen.iter().map(linear).collect(),
@@ -104,8 +103,8 @@ fn mlp_site(site: &Site) -> MlpSite {
     }
 }
 
-/// A block as a function of the state, or the start; an adapter of `linears` linears in all.
-fn state_site(site: &Site, linears: usize) -> StateSite {
+/// A block as a function of the state, or the start.
+fn state_site(site: &Site) -> StateSite {
     StateSite {
         name: site.name.clone(),
         path: site.path.clone(),
@@ -116,7 +115,6 @@ fn state_site(site: &Site, linears: usize) -> StateSite {
             _ => SitePart::Other,
         },
         hidden_size: site.width,
-        linears,
     }
 }
 
@@ -130,25 +128,23 @@ pub(crate) fn build_sites(
 ) -> Result<SiteAdapters> {
     let hook = method.spec().hook;
     let linears =
-        sites.iter().filter_map(|site| taken(method, targets, site, 0)).map(|(chosen, _)| chosen.len());
+        sites.iter().filter_map(|site| taken(method, targets, site)).map(|(chosen, _)| chosen.len());
     let linears = linears.sum();
-    let mut first = 0;
     let mut all = SiteAdapters::default();
     for (number, site) in sites.iter().enumerate() {
         let built = match (site.kind, hook) {
             (SiteKind::Start, _) => {
-                method.build_before(&state_site(site, linears), device, stream)?.map(SiteAdapter::Before)
+                method.build_before(&state_site(site), device, stream)?.map(SiteAdapter::Before)
             }
             (SiteKind::Block | SiteKind::Mlp, Hook::Block) => {
-                method.build_block(&state_site(site, linears), device, stream)?.map(SiteAdapter::Block)
+                method.build_block(&state_site(site), device, stream)?.map(SiteAdapter::Block)
             }
             (SiteKind::Mlp, Hook::Mlp) if site.inner > 0 => {
                 method.build_mlp(&mlp_site(site), device, stream)?.map(SiteAdapter::Mlp)
             }
-            _ => match taken(method, targets, site, first) {
+            _ => match taken(method, targets, site) {
                 Some((chosen, mut place)) => {
                     place.all = linears;
-                    first += chosen.len();
                     Some(SiteAdapter::Linears(method.build(&place, device, stream)?, chosen))
                 }
                 None => None,

@@ -63,7 +63,7 @@ impl<C: Code> LinearAdapter for CodedLinears<C> {
         let output = |(l, linear): (usize, &Linear)| {
             let u = branch.matmul_nt(&self.a[l].tensor())?;
             let code = self.code.code(l, &u, &rows, pass)?;
-            let whole = Selection::whole(x.device(), m, 1, code.shape().last())?;
+            let whole = Selection::whole(x.device(), &pass.units, 1, code.shape().last())?;
             let base = rows.linear(&linear.weight, linear.bias.as_ref())?;
             let y = expand_by(base, &code, &self.b[l].tensor(), &whole, self.scale)?;
             y.reshape(&[&x.dims()[..x.dims().len() - 1], &[linear.weight.rows()]].concat())

@@ -37,8 +37,6 @@ pub struct LinearSite {
     pub name: String,
     pub depth: Depth,
     pub part: SitePart,
-    /// Linears of the model that the adapter takes before these: the number of the first.
-    pub first: usize,
     /// Linears of the whole model that the adapter takes.
     pub all: usize,
     pub d_in: usize,
@@ -64,15 +62,7 @@ impl LinearSite {
     /// Linears outside of a model, for tests and measurements.
     pub fn alone(name: &str, d_in: usize, linears: Vec<(String, usize)>) -> Self {
         let all = linears.len();
-        LinearSite {
-            name: name.into(),
-            depth: Depth::ONLY,
-            part: SitePart::Other,
-            first: 0,
-            all,
-            d_in,
-            linears,
-        }
+        LinearSite { name: name.into(), depth: Depth::ONLY, part: SitePart::Other, all, d_in, linears }
     }
     /// Refuses an update of a rank that no linear of this size can have.
     ///
@@ -129,8 +119,6 @@ pub struct StateSite {
     pub depth: Depth,
     pub part: SitePart,
     pub hidden_size: usize,
-    /// Linears of the whole model that the adapter takes.
-    pub linears: usize,
 }
 
 impl StateSite {

@@ -416,8 +416,7 @@ fn cases() -> Vec<Case> {
                 .sums(rows)
                 .cost(n, bytes),
         );
-        let mut column = dims.to_vec();
-        *column.last_mut().unwrap() = 1;
+        let column = [&dims[..dims.len() - 1], &[1]].concat();
         let with_column = vec![a(), Operand::normal("column", &column)];
         all.push(
             Case::new(format!("mul column {dims:?}"), with_column, |x| Ok(vec![x[0].mul(&x[1])?]))

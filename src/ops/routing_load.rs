@@ -73,7 +73,7 @@ impl Op for Count {
     }
 
     fn reference(&self, &In { idx, weight }: &In<'_>, [y]: [&mut Host; 1]) {
-        let [_, p, g, k] = *idx.dims() else { unreachable!() };
+        let [_, p, g, k] = *idx.dims() else { unreachable!("checked by infer") };
         let y = y.f64_mut();
         y.fill(0.0);
         for (i, &e) in idx.u32().iter().enumerate().filter(|(i, _)| i / (g * k) % p == 0) {
@@ -82,7 +82,7 @@ impl Op for Count {
     }
 
     fn cpu(&self, &In { idx, weight }: &In<'_>, [y]: [&mut Host; 1]) {
-        let [_, p, g, k] = *idx.dims() else { unreachable!() };
+        let [_, p, g, k] = *idx.dims() else { unreachable!("checked by infer") };
         let idx = idx.u32();
         let weight = weight.map(|w| w.f32());
         y.f32_mut().par_chunks_mut(self.factors.max(1)).enumerate().for_each(|(l, y)| {
@@ -94,7 +94,7 @@ impl Op for Count {
     }
 
     fn gpu(&self, gpu: &Arc<Gpu>, x: &In<'_>, y: &[Tensor; 1]) -> Result<()> {
-        let [l, p, g, k] = *x.idx.dims() else { unreachable!() };
+        let [l, p, g, k] = *x.idx.dims() else { unreachable!("checked by infer") };
         let weight = x.weight.map(|w| w.buffer());
         let params = Params {
             linears: l as u32,

@@ -65,22 +65,22 @@ impl Selection {
         Ok(Selection { idx, gates, units, factors, block, row_gates: None, mask: None, passed: None, lists })
     }
 
-    /// Every row takes every entry, times a gate of its own: `gates [M, L, E]`, of entries of `block` pool rows each.
-    /// An entry that does not act has the gate 0; `mask [M, L, E]` has a 1 where one acts, none where all do.
+    /// Every row takes every entry, times a gate of its own: `gates [M, L, E]`, of entries of `block` pool rows each, for
+    /// rows in any units. An entry that does not act has the gate 0; `mask [M, L, E]` has a 1 where one acts, none where all do.
     ///
     /// Products with the pools are those of one update of rank `E * block`: dense ones, without a gather.
     ///
     /// # Errors
     /// The shapes do not fit.
-    pub fn dense(gates: Tensor, mask: Option<Tensor>, block: usize) -> Result<Self> {
+    pub fn dense(gates: Tensor, mask: Option<Tensor>, units: &Units, block: usize) -> Result<Self> {
         const OP: &str = "selection";
-        let [rows, linears, entries] = *gates.dims() else {
+        let [_, linears, entries] = *gates.dims() else {
             return Err(Error::shape(OP, "gates [M, L, E]", gates.shape()));
         };
         if let Some(mask) = mask.as_ref().filter(|mask| mask.dims() != gates.dims()) {
             return Err(Error::shape(OP, format!("a mask {}", gates.shape()), mask.shape()));
         }
-        let whole = Selection::whole(gates.device(), rows, linears, entries * block)?;
+        let whole = Selection::whole(gates.device(), units, linears, entries * block)?;
         Ok(Selection { row_gates: Some(gates), mask, ..whole })
     }
 
@@ -88,9 +88,10 @@ impl Selection {
     ///
     /// # Errors
     /// The device has no memory for it.
-    pub(crate) fn whole(device: &Device, rows: usize, linears: usize, pool_rows: usize) -> Result<Self> {
-        let all = Tensor::from_u32(device, &[linears, 1, 1, 1], &vec![0; linears])?;
-        Selection::new(all, None, &Units::instances(device, 1, rows)?, 1, pool_rows)
+    pub(crate) fn whole(device: &Device, units: &Units, linears: usize, pool_rows: usize) -> Result<Self> {
+        let count = units.count();
+        let all = Tensor::from_u32(device, &[linears, 1, count, 1], &vec![0; linears * count])?;
+        Selection::new(all, None, units, 1, pool_rows)
     }
 
     /// Choices `[L, P, G, K]`.

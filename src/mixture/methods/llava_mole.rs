@@ -21,7 +21,7 @@ use std::sync::Arc;
 pub static SPEC: MethodSpec = MethodSpec {
     name: "llava-mole",
     paper: "LLaVA-MoLE, arXiv:2401.16160",
-    when: "data of several kinds that disturb each other in one LoRA",
+    when: "samples that mix kinds of data which disturb each other in one LoRA",
     equation: "y = W_d h + s D_d h, h = act(W_g x + s D_g x) * (W_u x + s D_u x), D the expert of the largest p = softmax(W_r x + c)\ndense: D = sum_e p_e D_e",
     axes: Axes {
         input: "the block's input",
@@ -79,7 +79,12 @@ impl Router for BlockRouter {
             ask.pass.add_share(joint, self.share(&logits, best.idx(), ask.pass)?);
         }
         if self.dense {
-            return Selection::dense(logits.softmax()?.reshape(&[m, 1, e])?, None, self.rank);
+            return Selection::dense(
+                logits.softmax()?.reshape(&[m, 1, e])?,
+                None,
+                &ask.pass.units,
+                self.rank,
+            );
         }
         Ok(best)
     }

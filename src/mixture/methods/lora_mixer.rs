@@ -124,7 +124,7 @@ impl Router for Mixer {
         }
         let logits = rows.matmul_nt(&self.router.tensor())?.reshape(&[m, self.linears, e])?;
         self.losses(&logits, ask)?;
-        Selection::dense(logits.softmax()?, None, rank)
+        Selection::dense(logits.softmax()?, None, &ask.pass.units, rank)
     }
 
     fn params(&self) -> Vec<Param> {

@@ -52,11 +52,10 @@ impl GateRule for LoraMoe {
             let tasks = &scored.ask.pass.labels.tasks;
             let [m, l, e] = *gates.dims() else { return gates.sum() };
             if tasks.is_empty() || m % tasks.len() != 0 {
-                let what = "the localized balance needs a task label for each sample: localized_coef = 0 leaves it out";
+                let what = "needs the samples' tasks for its balance; 0 leaves that out";
                 return Err(Error::refused("localized_coef", what));
             }
-            let kind = |task: &Option<Arc<str>>| usize::from(task.as_deref().is_some_and(|t| self.tasks_of_type_1.0.iter().any(|own| own == t)));
-            let types: Vec<usize> = tasks.iter().map(kind).collect();
+            let types: Vec<usize> = tasks.iter().map(|task| self.kind(task.as_deref())).collect();
             let counted = match scored.counted().weights() {
                 Some(weights) => scored.flat(&gates)?.mul(weights)?,
                 None => scored.flat(&gates)?,
@@ -71,6 +70,13 @@ impl GateRule for LoraMoe {
             sum.ok_or_else(|| Error::refused("loramoe", "has no linear"))
         })?;
         Ok(Gated { gates, mask: None })
+    }
+}
+
+impl LoraMoe {
+    /// The type of a task.
+    fn kind(&self, task: Option<&str>) -> usize {
+        usize::from(self.tasks_of_type_1.0.iter().any(|own| Some(own.as_str()) == task))
     }
 }
 

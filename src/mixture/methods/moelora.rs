@@ -73,7 +73,7 @@ impl Router for ByTask {
         let gates = logits.reshape(&[samples, self.linears, self.experts])?.softmax()?;
         let flat = gates.reshape(&[samples, self.linears * self.experts])?;
         let rows = flat.gather_rows(&ask.pass.sample_of_rows(device, samples, m)?)?;
-        Selection::dense(rows.reshape(&[m, self.linears, self.experts])?, None, self.rank)
+        Selection::dense(rows.reshape(&[m, self.linears, self.experts])?, None, &ask.pass.units, self.rank)
     }
 
     fn params(&self) -> Vec<Param> {

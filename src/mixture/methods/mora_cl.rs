@@ -73,7 +73,7 @@ impl Router for Own {
             SelectRule::Above(self.options.threshold)
         };
         let mask = ask.forced.map_or_else(|| scores.detach().select(&rule), |mask| Ok(mask.clone()))?;
-        Selection::dense(scores.mul(&mask)?, Some(mask), 1)
+        Selection::dense(scores.mul(&mask)?, Some(mask), &ask.pass.units, 1)
     }
 }
 

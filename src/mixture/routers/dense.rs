@@ -104,7 +104,7 @@ impl<G: GateRule> Router for DenseExperts<G> {
         let logits = rows.matmul_nt(&self.router.tensor())?;
         let logits = logits.reshape(&[x.shape().rows(), self.linears, self.experts])?;
         let Gated { gates, mask } = self.rule.gate(&Scored { x: &rows, logits, ask })?;
-        Selection::dense(gates, mask, self.rank)
+        Selection::dense(gates, mask, &ask.pass.units, self.rank)
     }
 
     fn params(&self) -> Vec<Param> {

@@ -41,16 +41,6 @@ pub trait ChoiceLoss: Send + Sync {
     fn loss(&self, chosen: &Chosen<'_>) -> Result<Tensor>;
 }
 
-/// No loss.
-impl ChoiceLoss for () {
-    fn coefficient(&self) -> f32 {
-        0.0
-    }
-    fn loss(&self, chosen: &Chosen<'_>) -> Result<Tensor> {
-        Tensor::zeros(chosen.logits.device(), &[])
-    }
-}
-
 /// Chooses among `experts` LoRAs for each token by its products with a router's rows.
 pub struct TokenLoras<A> {
     linears: usize,

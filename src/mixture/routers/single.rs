@@ -18,9 +18,6 @@ impl Router for Single {
     }
 
     fn choose(&self, x: &Tensor, ask: &Ask<'_>) -> Result<Selection> {
-        let units = &ask.pass.units;
-        let n = self.linears * units.count();
-        let only = Tensor::from_u32(x.device(), &[self.linears, 1, units.count(), 1], &vec![0; n])?;
-        Selection::new(only, None, units, 1, self.rank)
+        Selection::whole(x.device(), &ask.pass.units, self.linears, self.rank)
     }
 }
