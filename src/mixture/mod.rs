@@ -9,8 +9,8 @@
 //! | router | chooses factors for units ([`Router`]) by a rule: score, select, gate ([`Rule`]) |
 //! | factor, expert | an entry of a pool: a rank-1 update, or a LoRA of its own |
 //!
-//! A method's file in `methods/` declares its options and says which router of `routers/` it puts over which pools. A
-//! method can also live in another crate: see docs/ADD_A_METHOD.md and examples/custom_method.rs.
+//! A method's file in `methods/` declares its options and says which router it puts over which pools: one of `routers/`,
+//! or its own, where no other method has it. A method can also live in another crate: see docs/ADD_A_METHOD.md and examples/custom_method.rs.
 
 mod balance;
 mod coded;
@@ -26,7 +26,7 @@ mod routed_mlp;
 mod router;
 pub mod routers;
 mod rule;
-pub(crate) mod schedule;
+mod schedule;
 mod site;
 mod spec;
 mod tasks;

@@ -3,11 +3,11 @@
 use super::kinds::Config;
 use super::{BOUND, Compare, Measured, Replay, tensor};
 use crate::io::Checkpoint;
+use crate::mixture::TopKSchedule;
 use crate::mixture::losses::{
     Counted, cv_squared, info_nce, localized_balance, mean_of_rows, preference, renyi_entropy, rsl,
     shannon_entropy, switch_loss, tsallis_entropy, z_loss,
 };
-use crate::mixture::schedule::TopKSchedule;
 use crate::ops::select::SelectRule;
 use crate::{Device, Error, Result, Tensor};
 use serde_json::{Map, Value};

@@ -2,7 +2,7 @@
 //! linears get a plain LoRA.
 
 use super::lora;
-use crate::mixture::routers::{self, ExpertLosses, TokenExperts};
+use crate::mixture::routers::{ExpertChoice, ExpertLosses, TokenExperts};
 use crate::mixture::{
     AuxLoss, Axes, Experts, Gate, Hook, LinearBuild, Lora, MethodOptions, MethodSpec, MlpBuild, RoutedMlp,
     RouterGradient, Routes, RowMemory, Rule, Score, Select, TopK, Tree, enough,
@@ -111,11 +111,9 @@ impl MethodOptions for MixloraFfn {
     }
     fn mlp(&self, at: &MlpBuild<'_>) -> Result<Option<Arc<dyn MlpAdapter>>> {
         let chosen = match self.variant {
-            Variant::TopK => routers::Experts::TopK(self.choice.top_k),
-            Variant::Dynamic => routers::Experts::TopP(self.top_p),
-            Variant::Switch => {
-                routers::Experts::Switch { capacity: self.expert_capacity, jitter: self.jitter }
-            }
+            Variant::TopK => ExpertChoice::TopK(self.choice.top_k),
+            Variant::Dynamic => ExpertChoice::TopP(self.top_p),
+            Variant::Switch => ExpertChoice::Switch { capacity: self.expert_capacity, jitter: self.jitter },
         };
         let switch = self.variant == Variant::Switch;
         let z = if switch { self.z_loss_coef } else { 0.0 };

@@ -10,7 +10,7 @@ use crate::{Result, Tensor};
 
 /// Which experts a token gets.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Experts {
+pub enum ExpertChoice {
     /// The k best, gates the softmax over them.
     TopK(usize),
     /// The best ones until their probabilities exceed this; gates are the probabilities.
@@ -36,7 +36,7 @@ pub struct TokenExperts {
     router: Param,
     experts: usize,
     rank: usize,
-    chosen: Experts,
+    chosen: ExpertChoice,
     routing: Routing,
     losses: ExpertLosses,
 }
@@ -49,14 +49,14 @@ impl TokenExperts {
     pub fn new(
         at: &MlpBuild<'_>,
         [experts, rank]: [usize; 2],
-        chosen: Experts,
+        chosen: ExpertChoice,
         losses: ExpertLosses,
         std: f32,
     ) -> Result<Self> {
         let parts = vec![(part(&at.site.path, "router"), experts)];
         let router = at.normal(parts, at.site.hidden_size, std, true)?;
         let rule = match chosen {
-            Experts::TopK(k) => Rule::top_k(k, Gate::Softmax),
+            ExpertChoice::TopK(k) => Rule::top_k(k, Gate::Softmax),
             _ => Rule::top_k(1, Gate::None),
         };
         let site = at.site.name.clone();
@@ -119,7 +119,7 @@ impl TokenExperts {
     /// The tokens as the router sees them: in training each value times a factor near 1.
     fn seen(&self, rows: &Tensor, pass: &Pass) -> Result<Tensor> {
         match self.chosen {
-            Experts::Switch { jitter, .. } if jitter > 0.0 && pass.train => {
+            ExpertChoice::Switch { jitter, .. } if jitter > 0.0 && pass.train => {
                 let noise = pass.stream.named(&self.site).named("jitter").uniform_vec(rows.len(), jitter);
                 let factors: Vec<f32> = noise.into_iter().map(|v| 1.0 + v).collect();
                 rows.mul(&Tensor::from_f32(rows.device(), rows.dims(), &factors)?)
@@ -169,12 +169,12 @@ impl Router for TokenExperts {
         let m = rows.shape().rows();
         let logits = self.seen(rows, ask.pass)?.matmul_nt(&self.router.tensor())?;
         let choice = match self.chosen {
-            Experts::TopK(_) => {
+            ExpertChoice::TopK(_) => {
                 let z = logits.reshape(&[m, 1, 1, self.experts])?;
                 route(&z, None, None, ask.forced, &self.routing, &Units::tokens(m), self.rank)?
             }
-            Experts::TopP(top_p) => self.until(top_p, &logits, ask)?,
-            Experts::Switch { capacity, .. } => self.placed(capacity, &logits, ask)?,
+            ExpertChoice::TopP(top_p) => self.until(top_p, &logits, ask)?,
+            ExpertChoice::Switch { capacity, .. } => self.placed(capacity, &logits, ask)?,
         };
         if ask.pass.train {
             self.add_losses(&logits, &choice, ask.pass)?;
