@@ -30,6 +30,7 @@ fn methods() -> Vec<Method> {
     let sizes = json!({
         "r": 2, "lora_alpha": null, "lora_dropout": 0.0, "num_factors": 4, "num_experts": 2, "top_k": 2, "density": 0.5,
         "aux_loss_coef": 0.5, "experts_by_layer": [2], "frozen_rows": 0, "tasks": ["a", "b"], "sparsity_width": 8,
+        "condition_width": 3,
     });
     let small = |method: Method| {
         let own = method.spec().option_names();
@@ -80,7 +81,10 @@ fn check(label: &str, model: &Arc<Model>, method: &Method, adapter: &Adapter) ->
         let units = Units::instances(device, batch, length)?;
         let pass = Pass::training(units, Stream::new(5)).with_choices(choices.clone());
         let tasks = (0..batch).map(|i| Some(if i % 2 == 0 { "a" } else { "b" }.into())).collect();
-        let pass = pass.with_labels(Labels { tasks, tags: None }).with_adapters(adapter.sites().clone());
+        let conditions: Vec<f32> = (0..3 * batch).map(|i| i as f32 - 2.0).collect();
+        let conditions = Some(Tensor::from_f32(device, &[batch, 3], &conditions)?);
+        let pass = pass.with_labels(Labels { tasks, conditions, ..Labels::default() });
+        let pass = pass.with_adapters(adapter.sites().clone());
         let mut experts = Vec::new();
         let step = Step { experts: Some(&mut experts), ..Step::default() };
         let rows = model.forward(Input::Embeddings(x), &pass, step)?;

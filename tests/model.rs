@@ -27,7 +27,9 @@ fn examples() -> Vec<Example> {
     let example = |(i, &(n, prompt)): (usize, &(u32, u32))| {
         let ids = (0..n).map(|t| bits.bits(100 * i as u32 + t) % VOCAB as u32).collect();
         let task = ["a", "b"][i % 2];
-        Example::new(ids, (0..n).map(|t| t >= prompt).collect()).with_task(Some(task))
+        Example::new(ids, (0..n).map(|t| t >= prompt).collect())
+            .with_task(Some(task))
+            .with_condition(Some(&[0.5, -1.0, n as f32]))
     };
     lengths.iter().enumerate().map(example).collect()
 }
@@ -41,6 +43,7 @@ fn method(name: &str) -> Method {
     let r = if name.contains("cond") || name == "vt-nlp" { 2 } else { 8 };
     let sizes = json!({
         "r": r, "num_factors": 4, "num_experts": 3, "top_k": 2, "tasks": ["a", "b"], "experts_by_layer": [2, 3],
+        "condition_width": 3, "size": 8,
     });
     common::method(name, sizes)
 }

@@ -4,7 +4,7 @@ use super::{Adapter, Bank};
 use crate::mixture::{DecodeRoute, Pool, Span, Units};
 use crate::model::{Generation, Model};
 use crate::nn::{Choices, Labels, Member, Pass, SiteAdapters};
-use crate::{Device, Result};
+use crate::{Device, Error, Result, Tensor};
 use std::sync::Arc;
 
 /// What an adapter does in a conversation.
@@ -84,6 +84,22 @@ impl Conversation {
     pub fn with_tasks<'a>(mut self, tasks: impl IntoIterator<Item = Option<&'a str>>) -> Self {
         self.labels.tasks = tasks.into_iter().map(|task| task.map(Arc::from)).collect();
         self
+    }
+
+    /// The same with the condition of each sequence: for methods that choose by it.
+    ///
+    /// # Errors
+    /// There is not one for each sequence, or their lengths differ.
+    pub fn with_conditions(mut self, conditions: &[Vec<f32>]) -> Result<Self> {
+        let width = conditions.first().map_or(0, Vec::len);
+        let all = conditions.concat();
+        if width == 0 || conditions.len() != self.rows || conditions.iter().any(|c| c.len() != width) {
+            let found: Vec<usize> = conditions.iter().map(Vec::len).collect();
+            let expected = format!("as many numbers for each of {} sequences", self.rows);
+            return Err(Error::config("condition", format!("{found:?} numbers"), expected));
+        }
+        self.labels.conditions = Some(Tensor::from_f32(self.generation.device(), &[self.rows, width], &all)?);
+        Ok(self)
     }
 
     /// Runs tokens `[rows, n]` behind those before.

@@ -3,6 +3,7 @@
 mod bank;
 mod base;
 mod conversation;
+mod experts;
 mod layout;
 mod locate;
 mod peft;
@@ -10,6 +11,7 @@ mod peft_config;
 mod plain;
 mod released;
 mod weights;
+mod xlora;
 
 use crate::mixture::{Depth, Hook, LinearSite, Method, MlpSite, Pool, SitePart, StateSite};
 use crate::model::{Model, ModelConfig, Site, SiteKind, SiteLinear};
@@ -19,6 +21,8 @@ use std::sync::Arc;
 
 pub use bank::Bank;
 pub use conversation::Conversation;
+pub use experts::{Expert, with_experts};
+pub(crate) use experts::{named_path, pool as expert_pool};
 pub use locate::{BEST, LAST, STEP_PREFIX, locate, pointed};
 pub use weights::{AdapterOptions, AdapterWeights, Matrix};
 
@@ -85,6 +89,7 @@ fn taken(method: &Method, targets: &[String], site: &Site) -> Option<(Vec<usize>
         name: site.name.clone(),
         depth: depth(site),
         part,
+        first: 0,
         all: 0,
         d_in: site.linears[*chosen.first()?].d_in,
         linears: chosen.iter().map(linear).collect(),
@@ -104,7 +109,7 @@ fn mlp_site(site: &Site) -> MlpSite {
 }
 
 /// A block as a function of the state, or the start.
-fn state_site(site: &Site) -> StateSite {
+fn state_site(site: &Site, linears: usize) -> StateSite {
     StateSite {
         name: site.name.clone(),
         path: site.path.clone(),
@@ -115,6 +120,7 @@ fn state_site(site: &Site) -> StateSite {
             _ => SitePart::Other,
         },
         hidden_size: site.width,
+        linears,
     }
 }
 
@@ -130,21 +136,24 @@ pub(crate) fn build_sites(
     let linears =
         sites.iter().filter_map(|site| taken(method, targets, site)).map(|(chosen, _)| chosen.len());
     let linears = linears.sum();
+    let mut first = 0;
     let mut all = SiteAdapters::default();
     for (number, site) in sites.iter().enumerate() {
         let built = match (site.kind, hook) {
             (SiteKind::Start, _) => {
-                method.build_before(&state_site(site), device, stream)?.map(SiteAdapter::Before)
+                method.build_before(&state_site(site, linears), device, stream)?.map(SiteAdapter::Before)
             }
             (SiteKind::Block | SiteKind::Mlp, Hook::Block) => {
-                method.build_block(&state_site(site), device, stream)?.map(SiteAdapter::Block)
+                method.build_block(&state_site(site, linears), device, stream)?.map(SiteAdapter::Block)
             }
             (SiteKind::Mlp, Hook::Mlp) if site.inner > 0 => {
                 method.build_mlp(&mlp_site(site), device, stream)?.map(SiteAdapter::Mlp)
             }
             _ => match taken(method, targets, site) {
                 Some((chosen, mut place)) => {
+                    place.first = first;
                     place.all = linears;
+                    first += chosen.len();
                     Some(SiteAdapter::Linears(method.build(&place, device, stream)?, chosen))
                 }
                 None => None,

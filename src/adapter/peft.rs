@@ -16,6 +16,9 @@ use crate::model::Model;
 use crate::{Error, Result, Stream};
 use std::path::Path;
 
+/// The method that PEFT calls `XLORA`.
+const XLORA: &str = "x-lora";
+
 impl Adapter {
     /// Writes the adapter into a directory, which is created. Every file is written whole or not at all.
     ///
@@ -59,7 +62,12 @@ impl Adapter {
         let dir = &super::locate(dir)?;
         let (own, path) = (dir.join(OWN), dir.join("adapter_config.json"));
         if !own.exists() {
-            let c: PeftConfig = read_config(&path)?;
+            let any = read_config(&path)?;
+            if any["peft_type"] == "XLORA" {
+                let method = options.methods.find(XLORA)?;
+                return super::xlora::load(dir, &path, any, method, model);
+            }
+            let c = PeftConfig::of(&path, any)?;
             if is_released(&c) {
                 let method = options.methods.of_files(Files::OwnOrReleased)?;
                 return Self::load_released(&Released::open(dir)?, &path, &c, method, model);
@@ -150,7 +158,7 @@ fn check_tensors(
 }
 
 /// `adapter_config.json`; files of other programs with that name are recognised.
-fn read_config(path: &Path) -> Result<PeftConfig> {
+pub(super) fn read_config(path: &Path) -> Result<serde_json::Value> {
     if !path.is_file() {
         let hint = if path.with_file_name("config.json").is_file() {
             "it has config.json: it is a model, not an adapter"
@@ -177,5 +185,5 @@ fn read_config(path: &Path) -> Result<PeftConfig> {
         let what = "peft_type 'MIXLORA' (MoE-PEFT) is not read; LORA is";
         return Err(Error::file(path, what));
     }
-    read_json(path)
+    Ok(any)
 }

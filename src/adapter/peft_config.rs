@@ -70,6 +70,14 @@ const START: &str = "init_lora_weights";
 const PLAIN_STARTS: [&str; 3] = ["gaussian", "eva", "orthogonal"];
 
 impl PeftConfig {
+    /// Reads the configuration of a LoRA.
+    ///
+    /// # Errors
+    /// A field is missing or of another type; the error names the file.
+    pub fn of(path: &Path, any: Value) -> Result<Self> {
+        serde_json::from_value(any).map_err(|error| Error::file(path, error.to_string()))
+    }
+
     /// What a PEFT LoRA asks for; everything that would change its output and is not computed here is refused at once.
     pub fn lora_options(
         &self,

@@ -1,8 +1,9 @@
 //! A method at its own hook on frozen weights, outside of a model: what is checked, replayed and timed.
 
 use crate::mixture::{Depth, Hook, LinearSite, Method, MlpSite, SitePart, StateSite};
-use crate::nn::{LinearGroup, Mlp, Param, Pass, SiteAdapter};
+use crate::nn::{BeforeForward, LinearGroup, Mlp, Param, Pass, SiteAdapter};
 use crate::{Error, Linear, Result, Stream, Tensor};
+use std::sync::Arc;
 
 #[derive(Clone)]
 enum Body {
@@ -29,17 +30,19 @@ enum Body {
 pub struct Subject {
     body: Body,
     adapter: Option<SiteAdapter>,
+    /// What decides before it, from the input as if that were what the frozen model makes of it.
+    before: Option<Arc<dyn BeforeForward>>,
 }
 
 impl Subject {
     /// Linears that read the same input, for methods that take linears.
     pub fn linears(linears: Vec<Linear>) -> Self {
-        Subject { body: Body::Linears(LinearGroup::frozen(linears)), adapter: None }
+        Subject { body: Body::Linears(LinearGroup::frozen(linears)), adapter: None, before: None }
     }
 
     /// A gated MLP block, for methods that take blocks.
     pub fn mlp(mlp: Mlp) -> Self {
-        Subject { body: Body::Mlp(Box::new(mlp)), adapter: None }
+        Subject { body: Body::Mlp(Box::new(mlp)), adapter: None, before: None }
     }
 
     /// Whether a method with that hook takes linears.
@@ -54,6 +57,7 @@ impl Subject {
     pub fn adapted(&self, method: &Method, site: &str, names: &[&str], stream: Stream) -> Result<Self> {
         let spec = method.spec();
         let nothing = || Error::refused("method", format!("{} builds nothing at its own hook", spec.name));
+        let mut before = None;
         let adapter = match (&self.body, spec.hook) {
             (Body::Linears(group), Hook::Linear) => {
                 let Some(Linear { weight: first, .. }) = group.linears.first() else {
@@ -62,6 +66,15 @@ impl Subject {
                 let outs = group.linears.iter().map(|l| l.weight.rows());
                 let linears = names.iter().map(|n| n.to_string()).zip(outs).collect();
                 let site = LinearSite::alone(site, first.cols(), linears);
+                let start = StateSite {
+                    name: site.name.clone(),
+                    path: String::new(),
+                    depth: Depth::ONLY,
+                    part: SitePart::Other,
+                    hidden_size: site.d_in,
+                    linears: site.all,
+                };
+                before = method.build_before(&start, first.device(), stream)?;
                 SiteAdapter::Linears(method.build(&site, first.device(), stream)?, Vec::new())
             }
             (Body::Mlp(mlp), Hook::Mlp) => {
@@ -78,6 +91,7 @@ impl Subject {
                     depth: Depth::ONLY,
                     part: SitePart::Mlp,
                     hidden_size: gate.cols(),
+                    linears: 0,
                 };
                 let built = method.build_block(&site, gate.device(), stream)?;
                 SiteAdapter::Block(built.ok_or_else(nothing)?)
@@ -87,12 +101,13 @@ impl Subject {
                 return Err(Error::refused("method", what));
             }
         };
-        Ok(Subject { body: self.body.clone(), adapter: Some(adapter) })
+        Ok(Subject { body: self.body.clone(), adapter: Some(adapter), before })
     }
 
     /// The parameters of its adapter, frozen ones included.
     pub fn params(&self) -> Vec<Param> {
-        self.adapter.iter().flat_map(SiteAdapter::params).collect()
+        let before = self.before.iter().flat_map(|before| before.params());
+        self.adapter.iter().flat_map(SiteAdapter::params).chain(before).collect()
     }
 
     /// Updates without a gradient, after an optimizer step.
@@ -108,6 +123,17 @@ impl Subject {
     /// # Errors
     /// The input does not fit.
     pub fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Vec<Tensor>> {
+        let decided;
+        let pass = match &self.before {
+            Some(before) if pass.decision.is_empty() => {
+                let decision = before.decide(x, &mut || Ok(x.clone()), pass)?;
+                let mut after = pass.clone();
+                after.decision = decision;
+                decided = after;
+                &decided
+            }
+            _ => pass,
+        };
         match (&self.body, &self.adapter) {
             (Body::Linears(group), Some(SiteAdapter::Linears(adapter, _))) => {
                 adapter.forward(x, &group.linears, pass)

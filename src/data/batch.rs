@@ -18,6 +18,8 @@ pub struct Example {
     pub task: Option<Arc<str>>,
     /// A number for each token, for methods that treat kinds of tokens apart; empty where all are 0.
     pub tags: Vec<u32>,
+    /// The vector that its choices depend on besides its tokens.
+    pub condition: Option<Arc<[f32]>>,
 }
 
 impl Example {
@@ -31,7 +33,7 @@ impl Example {
         if let Some(first) = trained.first_mut() {
             *first = false;
         }
-        Example { ids, trained, prompt, task: None, tags: Vec::new() }
+        Example { ids, trained, prompt, ..Example::default() }
     }
     /// The same with the label of a task.
     pub fn with_task(self, task: Option<&str>) -> Self {
@@ -40,6 +42,10 @@ impl Example {
     /// The same with a number for each token.
     pub fn with_tags(self, tags: Vec<u32>) -> Self {
         Example { tags, ..self }
+    }
+    /// The same with a condition.
+    pub fn with_condition(self, condition: Option<&[f32]>) -> Self {
+        Example { condition: condition.map(Arc::from), ..self }
     }
     /// Number of trained tokens.
     pub fn trained_tokens(&self) -> usize {
@@ -67,6 +73,14 @@ pub struct Batch {
     pub tokens: usize,
     /// Positions with a loss.
     pub trained: usize,
+    source: Source,
+}
+
+/// What a batch was made of.
+struct Source {
+    examples: Vec<Example>,
+    pool: Option<Pool>,
+    pad: u32,
 }
 
 impl Batch {
@@ -81,7 +95,9 @@ impl Batch {
         pad: u32,
         device: &Device,
     ) -> Result<Self> {
-        let (b, s) = (examples.len(), examples.iter().map(|e| e.ids.len()).max().unwrap_or(0));
+        let pool = pool.into();
+        let b = examples.len();
+        let s = examples.iter().map(|e| e.ids.len()).max().unwrap_or(0);
         let fits = |e: &&Example| {
             let tagged = e.tags.is_empty() || e.tags.len() == e.ids.len();
             !e.ids.is_empty() && e.ids.len() == e.trained.len() && tagged
@@ -101,17 +117,14 @@ impl Batch {
             ids[i * s..][..n].copy_from_slice(&e.ids);
             valid[i * s..][..n].fill(1);
             tags[i * s..][..e.tags.len()].copy_from_slice(&e.tags);
-            for t in 1..n {
-                if e.trained[t] {
-                    targets[i * s + t - 1] = e.ids[t];
-                }
-            }
+            put_targets(e, &mut targets[i * s..]);
         }
         let spans: Vec<Span> = examples.iter().map(|e| Span { len: e.ids.len(), prompt: e.prompt }).collect();
         let tagged = examples.iter().any(|e| !e.tags.is_empty());
         let labels = Labels {
             tasks: examples.iter().map(|e| e.task.clone()).collect(),
             tags: if tagged { Some(Tensor::from_u32(device, &[b * s], &tags)?) } else { None },
+            conditions: conditions(examples, device)?,
         };
         let weights: Vec<f32> = valid.iter().map(|&v| v as f32).collect();
         Ok(Batch {
@@ -120,11 +133,22 @@ impl Batch {
             valid: Tensor::from_u32(device, &[b, s], &valid)?,
             weights: Tensor::from_f32(device, &[b * s, 1], &weights)?,
             labels,
-            units: pool.into().unwrap_or(Pool::All).units(device, &spans, s)?,
+            units: pool.unwrap_or(Pool::All).units(device, &spans, s)?,
             tokens: spans.iter().map(|s| s.len).sum(),
             trained: targets.iter().filter(|t| **t != u32::MAX).count(),
             spans,
+            source: Source { examples: examples.iter().copied().cloned().collect(), pool, pad },
         })
+    }
+
+    /// So many copies of the batch, one behind the other.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn repeated(&self, copies: usize) -> Result<Self> {
+        let Source { examples, pool, pad } = &self.source;
+        let once: Vec<&Example> = examples.iter().collect();
+        Batch::new(&once.repeat(copies), *pool, *pad, self.ids.device())
     }
 
     /// Routing units where instances are pooled in another way.
@@ -141,11 +165,37 @@ impl Batch {
     /// The device failed.
     pub fn targets_of(&self, instance: usize) -> Result<Tensor> {
         let length = self.ids.shape().last();
-        let mut targets = self.targets.to_u32()?;
-        let own = instance * length..(instance + 1) * length;
-        targets.iter_mut().enumerate().filter(|(i, _)| !own.contains(i)).for_each(|(_, t)| *t = u32::MAX);
+        let mut targets = vec![u32::MAX; self.targets.len()];
+        if let Some(example) = self.source.examples.get(instance) {
+            put_targets(example, &mut targets[instance * length..]);
+        }
         Tensor::from_u32(self.targets.device(), self.targets.dims(), &targets)
     }
+}
+
+/// Writes the token that each position of an example must predict, where it is trained.
+fn put_targets(example: &Example, targets: &mut [u32]) {
+    for t in (1..example.ids.len()).filter(|&t| example.trained[t]) {
+        targets[t - 1] = example.ids[t];
+    }
+}
+
+/// The conditions of examples, `[B, width]`; none where no example has one.
+fn conditions(examples: &[&Example], device: &Device) -> Result<Option<Tensor>> {
+    let Some(width) = examples.iter().find_map(|e| e.condition.as_ref()).map(|c| c.len()) else {
+        return Ok(None);
+    };
+    let mut values = Vec::new();
+    for example in examples {
+        match &example.condition {
+            Some(condition) if condition.len() == width => values.extend_from_slice(condition),
+            _ => {
+                let what = format!("an example has no condition of {width} numbers, but others of it have");
+                return Err(Error::refused("batch", what));
+            }
+        }
+    }
+    Tensor::from_f32(device, &[examples.len(), width], &values).map(Some)
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! The encoded examples of a file with their origin.
 
-use super::Example;
+use super::{Condition, Example};
 use crate::error::Problem;
 use crate::{Error, Result};
 use std::path::Path;
@@ -54,6 +54,8 @@ pub struct Dataset {
     pub examples: Vec<Example>,
     /// The label of each example's sample.
     pub tasks: Vec<Option<String>>,
+    /// The condition of each example's sample.
+    pub conditions: Vec<Option<Condition>>,
     /// The line of each example's sample, from 1.
     pub lines: Vec<usize>,
     pub counts: Counts,

@@ -155,6 +155,7 @@ impl Encoder {
                     }
                     data.examples.push(encoded.example.with_task(sample.task.as_deref()));
                     data.tasks.push(sample.task.clone());
+                    data.conditions.push(sample.condition.clone());
                     data.lines.push(sample.line);
                 }
             }

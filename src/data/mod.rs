@@ -28,7 +28,7 @@ pub use files::{DataFiles, MAX_LINE};
 #[cfg(feature = "tokenizer")]
 pub use jsonl::{MAX_PROBLEMS, read_samples, read_samples_from};
 #[cfg(feature = "tokenizer")]
-pub use sample::{Body, Sample};
+pub use sample::{Body, Condition, Sample};
 pub use sampler::{Cursor, Sampler, SamplerConfig};
 #[cfg(feature = "tokenizer")]
 pub use survey::{oddities, shared};

@@ -29,14 +29,24 @@ impl Body {
     }
 }
 
+/// What the choices for a sample depend on besides its text.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(untagged, expecting = "expected a text or an array of numbers")]
+pub enum Condition {
+    Text(String),
+    Vector(Vec<f32>),
+}
+
 /// One line of a data file.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Sample {
     /// The line number, from 1.
     pub line: usize,
     /// An optional label; statistics are kept per label.
     pub task: Option<String>,
+    /// What choices depend on besides the text, for methods that choose by it.
+    pub condition: Option<Condition>,
     pub body: Body,
     /// Indices of the assistant's messages that the sample excludes from training.
     pub untrained: Vec<usize>,
@@ -47,7 +57,7 @@ pub struct Sample {
 impl Sample {
     /// A sample without excluded messages.
     pub fn new(line: usize, task: Option<String>, body: Body) -> Self {
-        Sample { line, task, body, untrained: Vec::new(), unread: Vec::new() }
+        Sample { line, task, condition: None, body, untrained: Vec::new(), unread: Vec::new() }
     }
 }
 
@@ -118,6 +128,7 @@ struct Raw {
     completion: Option<Text>,
     text: Option<Text>,
     task: Option<String>,
+    condition: Option<Condition>,
     unread: Vec<String>,
 }
 
@@ -155,6 +166,7 @@ impl<'de> Deserialize<'de> for Raw {
                         "completion" => raw.completion = value(&mut map, &key)?,
                         "text" => raw.text = value(&mut map, &key)?,
                         "task" => raw.task = value(&mut map, &key)?,
+                        "condition" => raw.condition = value(&mut map, &key)?,
                         _ => other(&mut map, &key, &mut raw.unread)?,
                     }
                 }
@@ -199,7 +211,16 @@ impl Raw {
         };
         unread.sort_unstable();
         unread.dedup();
-        Ok(Sample { line, task: self.task, body, untrained, unread })
+        match &self.condition {
+            Some(Condition::Text(text)) if text.trim().is_empty() => {
+                return Err("field 'condition' is empty".into());
+            }
+            Some(Condition::Vector(v)) if v.is_empty() || v.iter().any(|v| !v.is_finite()) => {
+                return Err("field 'condition' has no numbers, or one that is too large".into());
+            }
+            _ => {}
+        }
+        Ok(Sample { line, task: self.task, condition: self.condition, body, untrained, unread })
     }
 }
 

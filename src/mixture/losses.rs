@@ -11,6 +11,7 @@
 //! | [`z_loss`] | `mean logsumexp(z)^2` | arXiv:2202.08906 |
 //! | [`shannon_entropy`] | `mean -sum_e p_e log p_e` | |
 //! | [`tsallis_entropy`], [`renyi_entropy`] | see there | arXiv:2504.00661 |
+//! | [`effective_support`] | `1 / sum_e p_e^2`, no loss but a figure | ReMix |
 //! | [`rsl`] | `alpha sum_e P_e f_e + lambda mean H(p)` | arXiv:2507.00029 |
 //! | [`localized_balance`] | CV^2 of gate mass, weighed by the sample's type | arXiv:2312.09979 |
 //! | [`info_nce`] | `mean -log softmax(cos(q, k) / tau)[label]` | arXiv:1807.03748 |
@@ -129,6 +130,15 @@ pub fn mean_of_rows(values: &Tensor, tokens: &Counted) -> Result<Tensor> {
 pub fn shannon_entropy(logits: &Tensor) -> Result<Tensor> {
     let log_p = logits.log_softmax()?;
     log_p.exp()?.mul(&log_p)?.sum_last()?.scale(-1.0)
+}
+
+/// How many experts share the probability of each token: `(sum p)^2 / sum p^2 = 1 / sum_e p_e^2`, `p [M, E] -> [M]`; 1 where
+/// one has all of it, E where all are equal.
+///
+/// # Errors
+/// The device failed.
+pub fn effective_support(p: &Tensor) -> Result<Tensor> {
+    p.mul(p)?.sum_last()?.power(-1.0, 0.0)
 }
 
 /// `[(1 - sum_e p'_e^q) / (q - 1)] / [(1 - E^(1-q)) / (q - 1)]` of each row, `p' = p + eps`: between 0 and about 1. With

@@ -14,6 +14,7 @@
 
 mod balance;
 mod coded;
+mod condition;
 mod groups;
 mod list;
 pub mod losses;
@@ -35,6 +36,7 @@ pub use crate::ops::mixture_linears::mixture_linears;
 pub use crate::ops::topk_routing::{Condition, Routing, Table, first_choices, route, route_rows};
 pub use crate::routing::{Dropout, Selection, Units};
 pub use coded::{Code, CodedLinears};
+pub use condition::{ConditionKind, Conditioned};
 pub use groups::{
     AuxLoss, BiasBalance, Cfs, CfsForm, DecodeRoute, Experts, Factors, GateScale, Instance, Lora, Sparse,
     TopK, enough,
@@ -49,5 +51,7 @@ pub use router::{Ask, Router, decide};
 pub use rule::{Gate, Rule, Score, Select};
 pub use schedule::TopKSchedule;
 pub use site::{Build, Depth, LinearBuild, LinearSite, MlpBuild, MlpSite, SitePart, StateBuild, StateSite};
-pub use spec::{Axes, Files, Hook, Method, MethodOptions, MethodSpec, RouterGradient, Routes, RowMemory};
+pub use spec::{
+    Axes, Files, Hook, Method, MethodOptions, MethodSpec, RouterGradient, Routes, RowMemory, TakesExperts,
+};
 pub use tasks::{Tasks, labels_of_rows};

@@ -37,6 +37,8 @@ pub struct LinearSite {
     pub name: String,
     pub depth: Depth,
     pub part: SitePart,
+    /// The number of its first linear among all that the adapter takes, in the order of sites.
+    pub first: usize,
     /// Linears of the whole model that the adapter takes.
     pub all: usize,
     pub d_in: usize,
@@ -62,7 +64,8 @@ impl LinearSite {
     /// Linears outside of a model, for tests and measurements.
     pub fn alone(name: &str, d_in: usize, linears: Vec<(String, usize)>) -> Self {
         let all = linears.len();
-        LinearSite { name: name.into(), depth: Depth::ONLY, part: SitePart::Other, all, d_in, linears }
+        let part = SitePart::Other;
+        LinearSite { name: name.into(), depth: Depth::ONLY, part, first: 0, all, d_in, linears }
     }
     /// Refuses an update of a rank that no linear of this size can have.
     ///
@@ -119,6 +122,8 @@ pub struct StateSite {
     pub depth: Depth,
     pub part: SitePart,
     pub hidden_size: usize,
+    /// Linears of the whole model that the adapter takes.
+    pub linears: usize,
 }
 
 impl StateSite {

@@ -2,7 +2,9 @@
 
 use super::options::{Field, Options, Tree};
 use super::tasks::Tasks;
-use super::{Instance, LinearBuild, LinearSite, Lora, MlpBuild, MlpSite, Rule, StateBuild, StateSite};
+use super::{
+    Conditioned, Instance, LinearBuild, LinearSite, Lora, MlpBuild, MlpSite, Rule, StateBuild, StateSite,
+};
 use crate::names::nearest;
 use crate::nn::{BeforeForward, BlockAdapter, LinearAdapter, MlpAdapter};
 use crate::{Device, Error, Result, Stream};
@@ -43,6 +45,8 @@ pub enum Routes {
     Token,
     /// The instances of one task, by its label.
     Task,
+    /// An instance, by the condition beside its text.
+    Condition,
 }
 
 impl Routes {
@@ -53,6 +57,7 @@ impl Routes {
             Routes::Instance => "instance",
             Routes::Token => "token",
             Routes::Task => "task",
+            Routes::Condition => "condition",
         }
     }
 }
@@ -63,6 +68,8 @@ pub enum RouterGradient {
     /// There is no router.
     NoRouter,
     Yes,
+    /// It has an estimate of the task's gradient instead: which.
+    Estimated(&'static str),
     /// It stays as drawn, or other losses alone train it: why.
     No(&'static str),
 }
@@ -73,6 +80,7 @@ impl RouterGradient {
         match self {
             RouterGradient::NoRouter => "-",
             RouterGradient::Yes => "yes",
+            RouterGradient::Estimated(_) => "estimated",
             RouterGradient::No(_) => "no",
         }
     }
@@ -87,6 +95,17 @@ pub enum Files {
     Own,
     /// The same; adapters of VT-NLP's release are read as this method.
     OwnOrReleased,
+}
+
+/// Whether trained LoRAs can be the experts of a method.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TakesExperts {
+    /// It has none of its own kind.
+    No,
+    /// Instead of fresh ones.
+    Optional,
+    /// Without them there is nothing to mix.
+    Needed,
 }
 
 /// What a layer keeps per row for the backward pass besides what the frozen model keeps, for memory plans.
@@ -127,6 +146,11 @@ pub trait MethodOptions: Options + fmt::Debug + Send + Sync + 'static {
     fn rule(&self) -> Rule {
         Rule::EVERYTHING
     }
+    /// Passes over each sample of a step, each with choices of its own, from which routers learn by policy gradient; 1
+    /// where they learn otherwise.
+    fn draws(&self) -> usize {
+        1
+    }
     /// Whether the task trains the router.
     fn router_gradient(&self) -> RouterGradient;
     /// How instances are pooled and decoded, of methods that route by instance.
@@ -141,6 +165,15 @@ pub trait MethodOptions: Options + fmt::Debug + Send + Sync + 'static {
     /// Whether its training data must have task labels.
     fn needs_tasks(&self) -> bool {
         self.tasks().is_some()
+    }
+    /// The conditions that it chooses by, of methods that do: its training data needs them.
+    fn condition(&self) -> Option<&Conditioned> {
+        None
+    }
+    /// Whether trained LoRAs can be its experts: its pools are then `lora_a` and `lora_b`, and its options have
+    /// `num_experts`.
+    fn takes_experts(&self) -> TakesExperts {
+        TakesExperts::No
     }
     /// What a row keeps for the backward pass.
     fn row_memory(&self) -> RowMemory {

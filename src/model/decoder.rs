@@ -5,7 +5,8 @@ use super::experts::KeptExperts;
 use super::positions::Positions;
 use super::{Fingerprint, KvCache, ModelConfig, Site};
 use crate::nn::{LinearGroup, Pass};
-use crate::{DType, Device, Error, Linear, Result, Tensor, Weight};
+use crate::routing::Units;
+use crate::{DType, Device, Error, Linear, Result, Tensor, Weight, no_grad};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 
@@ -223,6 +224,20 @@ impl Model {
             cache.advance(count);
         }
         Ok(out)
+    }
+
+    /// The mean over the tokens of the states behind the last norm, without adapters.
+    ///
+    /// # Errors
+    /// There are no tokens, or one that the model does not know.
+    pub fn mean_state(&self, tokens: &[u32]) -> Result<Vec<f32>> {
+        if tokens.is_empty() {
+            return Err(Error::refused("text", "has no tokens: there is no state to take"));
+        }
+        let ids = Tensor::from_u32(&self.device, &[1, tokens.len()], tokens)?;
+        let pass = Pass::new(Units::tokens(tokens.len()));
+        let sum = no_grad(|| self.forward(&ids, &pass, Step::default())?.sum_rows())?;
+        Ok(sum.scale(1.0 / tokens.len() as f32)?.to_f32()?)
     }
 
     /// Logits `[.., vocab_size]` of hidden states.

@@ -19,6 +19,15 @@ pub(crate) struct Aux {
     pub joint: Option<JointLoss>,
 }
 
+/// The name of what sites say of their draws: log-probabilities, which are no loss.
+pub(super) const DRAWS: &str = "log-probability of draws";
+
+impl Aux {
+    pub fn is_of_draws(&self) -> bool {
+        self.joint.is_some_and(|joint| joint.name == DRAWS)
+    }
+}
+
 /// The losses of all that was added, in the order in which their first shares were.
 pub(super) fn finished(all: Vec<Aux>) -> Result<Vec<Tensor>> {
     let mut losses: Vec<Aux> = Vec::new();

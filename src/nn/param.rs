@@ -70,6 +70,14 @@ impl Param {
         Param::stacked(vec![(name.into(), rows)], value, trainable)
     }
 
+    /// The same values as a parameter that is not trained.
+    ///
+    /// # Errors
+    /// None that a parameter which exists can have.
+    pub fn untrained(&self) -> Result<Self> {
+        Param::stacked(self.0.parts.clone(), self.value(), false)
+    }
+
     /// The value for a computation: a leaf of the tape when it is trained, else without a gradient.
     pub fn tensor(&self) -> Tensor {
         let value = self.value();

@@ -1,6 +1,6 @@
 //! [`Pass`]: what one forward pass carries along besides its tensors.
 
-use super::aux_loss::finished;
+use super::aux_loss::{DRAWS, finished};
 use super::{Aux, JointLoss, Member, SiteAdapters};
 use crate::routing::{Dropout, Selection, Units};
 use crate::{Device, Error, Result, Stream, Tensor};
@@ -16,6 +16,13 @@ pub struct Kept {
     pub gates: Option<Tensor>,
     /// Entries of the pool that was chosen from; 0 when it is not known.
     pub factors: usize,
+}
+
+/// The sum of what sites added, one tensor each.
+fn total(shares: &[Vec<Tensor>]) -> Result<Tensor> {
+    let mut all = shares.iter().flatten();
+    let Some(first) = all.next() else { return Err(Error::refused("pass", "no site has drawn")) };
+    all.try_fold(first.clone(), |sum, share| sum.add(share))
 }
 
 type Sites = Arc<Mutex<BTreeMap<String, Kept>>>;
@@ -111,6 +118,8 @@ pub struct Labels {
     pub tasks: Vec<Option<Arc<str>>>,
     /// A number for each row, u32 `[M]`; none where all are 0.
     pub tags: Option<Tensor>,
+    /// A vector for each instance, `[B, width]`; none where the data has none.
+    pub conditions: Option<Tensor>,
 }
 
 /// One forward pass: routing units, randomness, choices, and the auxiliary losses that it collects.
@@ -238,6 +247,17 @@ impl Pass {
         let count = dims.iter().product();
         Tensor::from_f32(device, dims, &self.stream.named(site).named("noise").normal_vec(count, 1.0))
     }
+    /// Gumbel noise of a site, `-log(-log u)` of uniform u: as the [noise](Pass::noise) a function of randomness, site and
+    /// place.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn gumbel(&self, site: &str, device: &Device, dims: &[usize]) -> Result<Tensor> {
+        let stream = self.stream.named(site).named("gumbel");
+        let noise = |i: u32| -(-f64::from(stream.uniform(i)).max(1e-8).ln()).ln() as f32;
+        let count: usize = dims.iter().product();
+        Tensor::from_f32(device, dims, &(0..count as u32).map(noise).collect::<Vec<_>>())
+    }
     /// The same pass with the noise of a site instead of what would be drawn.
     pub fn with_noise(mut self, site: &str, noise: Tensor) -> Self {
         Arc::make_mut(&mut self.given).insert(site.to_string(), noise);
@@ -278,6 +298,21 @@ impl Pass {
     pub fn add_share(&self, joint: JointLoss, values: Vec<Tensor>) {
         self.put_aux(Aux { values, joint: Some(joint) });
     }
+    /// Adds how likely a site's drawn choices were, as a logarithm for each sample `[B]`.
+    pub fn add_log_probability(&self, of_samples: Tensor) {
+        self.add_share(JointLoss { name: DRAWS, coefficient: 0.0, finish: total }, vec![of_samples]);
+    }
+    /// Takes what sites added of their draws: the sum for each sample, where any site drew.
+    ///
+    /// # Errors
+    /// Sites have counted other samples.
+    pub fn take_log_probability(&self) -> Result<Option<Tensor>> {
+        let (draws, others): (Vec<Aux>, Vec<Aux>) =
+            self.take_shares().into_iter().partition(Aux::is_of_draws);
+        others.into_iter().for_each(|aux| self.put_aux(aux));
+        let shares: Vec<Vec<Tensor>> = draws.into_iter().map(|aux| aux.values).collect();
+        (!shares.is_empty()).then(|| total(&shares)).transpose()
+    }
     pub(crate) fn put_aux(&self, aux: Aux) {
         self.aux.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(aux);
     }
@@ -286,11 +321,12 @@ impl Pass {
     pub(crate) fn take_shares(&self) -> Vec<Aux> {
         std::mem::take(&mut self.aux.lock().unwrap_or_else(|poisoned| poisoned.into_inner()))
     }
-    /// Takes the auxiliary losses collected so far: scalars, already times their coefficients.
+    /// Takes the auxiliary losses collected so far: scalars, already times their coefficients. What sites added of their
+    /// draws is no loss, and is dropped where it was not [taken](Pass::take_log_probability) before.
     ///
     /// # Errors
     /// A loss that sites make together cannot be computed.
     pub fn take_aux(&self) -> Result<Vec<Tensor>> {
-        finished(self.take_shares())
+        finished(self.take_shares().into_iter().filter(|aux| !aux.is_of_draws()).collect())
     }
 }

@@ -1,7 +1,8 @@
 //! Exact match: questions with short answers, answered by generating.
 
+use super::condition_vector;
 use crate::adapter::{Bank, Conversation};
-use crate::data::{Body, Sample};
+use crate::data::{Body, Condition, Sample};
 use crate::mixture::DecodeRoute;
 use crate::model::{Model, Sampler, Sampling};
 use crate::text::{Message, ModelText, Role};
@@ -21,6 +22,8 @@ pub const NO_TASK: &str = "-";
 #[derive(Debug, Clone, PartialEq)]
 pub struct Question {
     pub task: Option<String>,
+    /// What choices depend on besides it.
+    pub condition: Option<Condition>,
     /// What was asked, for people.
     pub shown: String,
     pub reference: String,
@@ -97,7 +100,9 @@ impl Questions {
             if ids.is_empty() {
                 continue;
             }
-            list.push(Question { task: sample.task.clone(), shown, reference, ids, reference_tokens });
+            let task = sample.task.clone();
+            let condition = sample.condition.clone();
+            list.push(Question { task, condition, shown, reference, ids, reference_tokens });
         }
         Ok(Questions { text: text.clone(), list, too_long, route: None })
     }
@@ -162,6 +167,14 @@ impl Questions {
         let mut conversation = Conversation::new(model, bank, group.len())
             .with_route(self.route)
             .with_tasks(questions.iter().map(|q| q.task.as_deref()));
+        if bank.adapters().iter().any(|(adapter, _)| adapter.method().options().condition().is_some()) {
+            let vector = |q: &&Question| {
+                let condition = q.condition.as_ref();
+                condition.map_or(Ok(Vec::new()), |c| condition_vector(c, model, tokenizer))
+            };
+            conversation =
+                conversation.with_conditions(&questions.iter().map(vector).collect::<Result<Vec<_>>>()?)?;
+        }
         let prompts: Vec<u32> = questions.iter().flat_map(|q| q.ids.iter().copied()).collect();
         conversation.push(&prompts)?;
         let mut greedy = Sampler::new(Sampling::default())?;

@@ -1,7 +1,7 @@
 //! The options of a run: their names and defaults, and how layers of settings are put over each other.
 
 use super::{Decay, Schedule, TrainConfig};
-use crate::adapter::{ALL_LINEAR, check_targets};
+use crate::adapter::{ALL_LINEAR, check_targets, named_path};
 use crate::mixture::{Method, MethodSpec};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -19,6 +19,8 @@ pub struct RunConfig {
     pub method: Method,
     /// Projections that get an adapter.
     pub target_modules: Vec<String>,
+    /// Folders of trained LoRAs that are the experts of a method which mixes them, each as `DIR` or `NAME=DIR`.
+    pub experts: Vec<String>,
     pub train: TrainOptions,
     pub text: TextOptions,
     pub device: DeviceOptions,
@@ -103,6 +105,7 @@ impl RunConfig {
             data: PathBuf::new(),
             method: method.defaults(),
             target_modules: vec![ALL_LINEAR.into()],
+            experts: Vec::new(),
             train: TrainOptions::default(),
             text: TextOptions::default(),
             device: DeviceOptions::default(),
@@ -116,6 +119,10 @@ impl RunConfig {
         for path in [Some(&mut config.model), Some(&mut config.data), config.text.tokenizer.as_mut()] {
             let Some(path) = path.filter(|p| !p.as_os_str().is_empty()) else { continue };
             *path = anchored(path);
+        }
+        for expert in &mut config.experts {
+            let (name, dir) = named_path(expert);
+            *expert = format!("{name}={}", anchored(dir).display());
         }
         // The built-in template is named before a file is looked for.
         let file = |t: &&mut String| *t != "chatml" && Path::new(t).is_file();

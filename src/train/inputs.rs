@@ -1,10 +1,12 @@
 //! What a run reads: the text, the data and the model that its options name.
 
+use super::conditions::{give_vectors, with_conditions};
 use super::{Observer, Parts, Plan, Run, RunConfig, RunFolder, StoredRun, TextOptions};
+use crate::adapter::{Expert, with_experts};
 use crate::data::{DataFiles, Dataset, EncodeOptions, Encoder, LossOn, Sample, read_samples};
 use crate::io::folder::fingerprint;
 use crate::mixture::Methods;
-use crate::model::{LoadOptions, Model, ModelFiles, ModelPlace};
+use crate::model::{LoadOptions, Model, ModelConfig, ModelFiles, ModelPlace};
 use crate::text::{ChatTemplate, ModelText, Tokenizer};
 use crate::{Device, Error, Result};
 use std::collections::BTreeSet;
@@ -52,7 +54,12 @@ impl Inputs {
         let valid_samples = files.valid.as_deref().map_or(Ok(Vec::new()), read_samples)?;
         let valid = files.valid.as_deref().map(|path| encoder.dataset(path, &valid_samples)).transpose()?;
         let train = encoder.dataset(train, &read_samples(train)?)?;
+        let experts = open_experts(&config, model.config())?;
+        let (method, targets) = with_experts(&config.method, &config.target_modules, &experts)?;
+        config.method = method;
+        config.target_modules = targets;
         with_tasks(&mut config, &train, valid.as_ref())?;
+        with_conditions(&mut config, [Some(&train), valid.as_ref()], model.config().hidden_size)?;
         let length = config.text.max_length;
         let of_valid = valid.as_ref().and_then(|v| v.counts.note("validation samples", length));
         let of_data = [files.note(), train.counts.note("training samples", length), of_valid];
@@ -88,14 +95,21 @@ impl Inputs {
         }
         let options = LoadOptions { dequantize: !self.config.device.keep_quantised, allow_nonfinite };
         let model = Model::load(&self.model, device, options)?;
+        let mut train = self.train;
+        let mut valid = self.valid;
+        if self.config.method.options().condition().is_some() {
+            for set in std::iter::once(&mut train).chain(&mut valid) {
+                give_vectors(set, &model, &self.text.tokenizer)?;
+            }
+        }
         let mut notes = self.notes;
         notes.extend(model.notes().iter().cloned());
         notes.extend(self.config.method.notes());
         Ok(Parts {
             pad: self.text.tokenizer.pad_within(rows),
             model,
-            train: self.train,
-            valid: self.valid,
+            train,
+            valid,
             base: fingerprint(&model_files(&self.config.model)?)?,
             data: self.fingerprint,
             config: self.config,
@@ -188,6 +202,11 @@ impl TextOptions {
         };
         Encoder::new(&text.tokenizer, text.template.as_ref(), options)
     }
+}
+
+/// The trained LoRAs that a configuration names.
+pub(super) fn open_experts(config: &RunConfig, model: &ModelConfig) -> Result<Vec<Expert>> {
+    config.experts.iter().map(|text| Expert::open(text, model)).collect()
 }
 
 /// Gives a method that chooses or learns by task the tasks of its training data, where its options name none.

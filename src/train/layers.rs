@@ -16,6 +16,7 @@ struct Sections {
     model: PathBuf,
     data: PathBuf,
     target_modules: Vec<String>,
+    experts: Vec<String>,
     train: TrainOptions,
     text: TextOptions,
     device: DeviceOptions,
@@ -27,8 +28,8 @@ impl RunConfig {
     /// # Errors
     /// A path is not UTF-8.
     pub fn tree(&self) -> Result<Value> {
-        let RunConfig { model, data, method, target_modules, train, text, device } = self.clone();
-        let sections = Sections { model, data, target_modules, train, text, device };
+        let RunConfig { model, data, method, target_modules, experts, train, text, device } = self.clone();
+        let sections = Sections { model, data, target_modules, experts, train, text, device };
         // By way of text: it keeps an f32 such as 0.01 as it is written.
         let written = serde_json::to_string(&sections);
         let mut tree: Map<String, Value> = written
@@ -115,8 +116,8 @@ impl RunConfig {
             let path = e.path().to_string();
             Error::refused(path, e.into_inner().to_string())
         })?;
-        let Sections { model, data, target_modules, train, text, device } = sections;
-        Ok(RunConfig { model, data, method, target_modules, train, text, device })
+        let Sections { model, data, target_modules, experts, train, text, device } = sections;
+        Ok(RunConfig { model, data, method, target_modules, experts, train, text, device })
     }
 
     /// The same with settings as a method's list has them: paths, and values as JSON.

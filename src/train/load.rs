@@ -20,6 +20,8 @@ pub struct RouterLoad {
     pub load_min: f64,
     /// Entropy of the shares, in nats; ln(factors) when all are equal.
     pub entropy: f64,
+    /// How many factors are in use, counted by their shares: `1 / sum share^2`, 1 when one has all choices.
+    pub effective: f64,
     /// Share of the factors that no counted step has used yet.
     pub unused: f64,
 }
@@ -90,17 +92,19 @@ impl LoadCounter {
         let mut max = 0.0;
         let mut min = 0.0;
         let mut entropy = 0.0;
+        let mut effective = 0.0;
         for counts in step.values() {
             let total = counts.iter().sum::<u64>().max(1) as f64;
             let shares = || counts.iter().map(|&c| c as f64 / total);
             max += shares().fold(0.0, f64::max) / n;
             min += shares().fold(1.0, f64::min) / n;
+            effective += 1.0 / shares().map(|s| s * s).sum::<f64>().max(f64::MIN_POSITIVE) / n;
             entropy -= shares().filter(|s| *s > 0.0).map(|s| s * s.ln()).sum::<f64>() / n;
         }
         let unused: usize = self.places.values().map(|p| p.0.iter().filter(|c| **c == 0).count()).sum();
         let factors: usize = self.places.values().map(|p| p.0.len()).sum();
         let unused = unused as f64 / factors.max(1) as f64;
-        Ok(Some(RouterLoad { load_max: max, load_min: min, entropy, unused }))
+        Ok(Some(RouterLoad { load_max: max, load_min: min, entropy, effective, unused }))
     }
 
     /// Says once when places that have routed so many units are stuck: one factor has nearly all choices, or no unit

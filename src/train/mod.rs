@@ -4,6 +4,7 @@
 #[cfg(feature = "tokenizer")]
 mod answers;
 mod checkpoint;
+mod conditions;
 mod config;
 mod curve;
 mod folder;
@@ -16,6 +17,7 @@ mod observe;
 mod optim;
 mod parts;
 mod plan;
+mod policy;
 mod run;
 mod schedule;
 mod session;
@@ -24,6 +26,7 @@ mod stored;
 #[cfg(feature = "tokenizer")]
 pub use answers::{NO_TASK, Question, Questions, TaskScore, mean_exact_match};
 pub use checkpoint::State;
+pub use conditions::condition_vector;
 pub use config::{DeviceOptions, RunConfig, TextOptions, TrainOptions, parse_bytes};
 pub(crate) use curve::escaped;
 pub use folder::RunFolder;
@@ -35,6 +38,7 @@ pub use observe::{End, EvalReport, Observer, Progress, Stop};
 pub use optim::Optimizer;
 pub use parts::Parts;
 pub use plan::Plan;
+pub use policy::leave_one_out;
 pub use run::Run;
 pub use schedule::{Decay, Schedule};
 pub use session::{Session, StepReport, StepTimes, TrainConfig, loss_of, losses_by_sample};

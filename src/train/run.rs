@@ -3,6 +3,7 @@
 use super::checkpoint::{
     OPTIMIZER, STATE, State, freeze_again, frozen_rows, optimizer_bytes, restore_optimizer,
 };
+use super::inputs::open_experts;
 use super::load::{AT_THE_END, ENOUGH, LoadCounter};
 use super::observe::{End, EvalReport, Observer, Progress, Stop};
 use super::parts::{Parts, check_prompts};
@@ -65,6 +66,7 @@ impl Run {
         let config = &parts.config;
         let stream = Stream::new(config.train.seed).named("adapter");
         let adapter = Adapter::attach(&parts.model, &config.method, &config.target_modules, stream)?;
+        adapter.take_experts(&open_experts(config, parts.model.config())?, &parts.model)?;
         Run::build(parts, adapter)
     }
 

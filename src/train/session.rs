@@ -1,6 +1,6 @@
 //! A run in progress: model, adapter, optimizer, and one step at a time.
 
-use super::{Decay, Optimizer, Schedule};
+use super::{Decay, Optimizer, Schedule, policy};
 use crate::adapter::{Adapter, Bank};
 use crate::data::Batch;
 use crate::model::{Model, Step};
@@ -123,7 +123,8 @@ impl Session {
     }
 
     fn step_here(&mut self, batches: &[Batch], choices: &[Choices]) -> Result<StepReport> {
-        let trained: usize = batches.iter().map(|b| b.trained).sum();
+        let draws = self.adapter.method().options().draws();
+        let trained = draws * batches.iter().map(|b| b.trained).sum::<usize>();
         if trained == 0 {
             return Err(Error::refused("batch", "no token is trained: there is nothing to learn from"));
         }
@@ -134,22 +135,35 @@ impl Session {
         let mut clock = Clock(Instant::now());
         let stream = Stream::new(self.config.seed).named("pass").fork(self.step as u64);
         for (i, (batch, choices)) in batches.iter().zip(choices).enumerate() {
+            let copies;
+            let batch = if draws > 1 {
+                copies = batch.repeated(draws)?;
+                &copies
+            } else {
+                batch
+            };
             let mut pass = Pass::training(batch.units.clone(), stream.fork(i as u64))
                 .with_choices(choices.clone())
                 .with_labels(batch.labels.clone())
                 .with_adapters(self.adapter.sites().clone());
             pass.valid = Some((batch.weights.clone(), batch.tokens));
-            let loss = summed_loss(&self.model, batch, &pass, self.config.recompute)?;
+            let (loss, mut roots) = if draws > 1 {
+                policy::roots(&self.model, batch, &pass, draws, self.config.recompute)?
+            } else {
+                let loss = summed_loss(&self.model, batch, &pass, self.config.recompute)?;
+                (loss.detach(), vec![(loss.clone(), Tensor::full(loss.device(), loss.dims(), 1.0)?)])
+            };
             let aux = pass.take_aux()?;
             times.forward += clock.lap();
-            let mut roots = vec![(&loss, Tensor::full(loss.device(), loss.dims(), 1.0)?)];
             for a in &aux {
                 // An auxiliary loss is a mean: it counts as much as the tokens of its micro-batch.
-                roots.push((a, Tensor::full(a.device(), a.dims(), batch.trained as f32)?));
+                roots.push((a.clone(), Tensor::full(a.device(), a.dims(), batch.trained as f32)?));
             }
-            gradients.accumulate(backward(&roots)?)?;
+            let seeds: Vec<(&Tensor, Tensor)> =
+                roots.iter().map(|(root, seed)| (root, seed.clone())).collect();
+            gradients.accumulate(backward(&seeds)?)?;
             times.backward += clock.lap();
-            losses.push(loss.detach());
+            losses.push(loss);
             aux_losses.extend(aux.iter().map(|a| a.detach()));
         }
         let lr = self.config.schedule.rate(self.step, self.config.steps);
@@ -178,7 +192,7 @@ impl Session {
             grad_norm,
             learning_rate: lr,
             tokens: batches.iter().map(|b| b.tokens).sum(),
-            trained_tokens: trained,
+            trained_tokens: trained / draws,
             times,
         })
     }
@@ -233,7 +247,17 @@ fn summed_loss(model: &Model, batch: &Batch, pass: &Pass, recompute: bool) -> Re
 /// # Errors
 /// The batch does not fit the model, or the device failed.
 pub fn losses_by_sample(model: &Model, batch: &Batch, pass: &Pass) -> Result<Vec<Tensor>> {
-    let states = states(model, batch, pass, false)?;
+    losses_of_samples(model, batch, pass, false)
+}
+
+/// The same, with layers computed again in the backward pass.
+pub(super) fn losses_of_samples(
+    model: &Model,
+    batch: &Batch,
+    pass: &Pass,
+    recompute: bool,
+) -> Result<Vec<Tensor>> {
+    let states = states(model, batch, pass, recompute)?;
     let samples = batch.ids.dims()[0];
     (0..samples).map(|i| model.loss(&states, &batch.targets_of(i)?)).collect()
 }

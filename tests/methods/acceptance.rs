@@ -2,7 +2,7 @@
 //! gradient, how many values are trained.
 
 use crate::papers::same_as_lora;
-use crate::rig::{D, GROUPS, HIDDEN, Rig, SPANS, block, changed, linears, small, values};
+use crate::rig::{D, GROUPS, HIDDEN, Rig, SPANS, block, changed, chosen, linears, small, values};
 use mixlora::adapter::{ALL_LINEAR, Adapter};
 use mixlora::check::{Deviation, Subject};
 use mixlora::mixture::losses::tsallis_entropy;
@@ -361,7 +361,50 @@ fn moelora_leaves_the_vectors_of_other_tasks() {
     let vectors = rig.param("task_vectors").name();
     let used = step.0[&format!("grad {vectors}")].chunks(5).map(|row| row.iter().any(|&g| g != 0.0));
     assert_eq!(used.collect::<Vec<_>>(), [true, false, true, false]);
-    let labels = Labels { tasks: vec![Some("e".into()); SPANS.len()], tags: None };
+    let labels = Labels { tasks: vec![Some("e".into()); SPANS.len()], ..Labels::default() };
     let e = rig.forward(&rig.x(), &rig.pass(Pool::Real).with_labels(labels)).unwrap_err().to_string();
     assert!(e.contains("'e' is unknown") && e.contains("a, c, b, d"), "{e}");
+}
+
+#[test]
+fn cond_router_chooses_by_the_condition_alone() {
+    let rig = Rig::new(
+        &method("cond-router", json!({ "top_k": 1, "condition_width": 2 })),
+        GROUPS[1],
+        &Device::cpu(),
+    );
+    let router: Vec<f64> = (0..3 * 3).flat_map(|i| [[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0]][i % 3]).collect();
+    put(&rig.param("router"), &router);
+    let conditions = |values: [[f32; 2]; 3]| {
+        let values = Tensor::from_f32(&rig.device, &[3, 2], &values.concat()).unwrap();
+        Labels { conditions: Some(values), ..Labels::default() }
+    };
+    let x = rig.x();
+    let outcome = |values: [[f32; 2]; 3]| {
+        let record = Choices::record();
+        let pass = rig.pass(Pool::Real).with_labels(conditions(values)).with_choices(record.clone());
+        let y = rig.forward(&x, &pass).unwrap()[0].to_f64().unwrap();
+        (y, chosen(&record).unwrap().to_u32().unwrap())
+    };
+    let user = [2.0, 0.1];
+    let other = [0.1, 2.0];
+    let (one, choices) = outcome([user, other, user]);
+    // One choice for each sample and linear, whatever its positions are.
+    assert_eq!(choices, [0, 1, 0].repeat(3));
+    let (two, choices) = outcome([user, [-1.0, -1.0], other]);
+    assert_eq!(choices, [0, 2, 1].repeat(3));
+    let sample = one.len() / 3;
+    assert_eq!(one[..sample], two[..sample], "the same condition, the same output");
+    assert!(
+        one[sample..].iter().zip(&two[sample..]).any(|(a, b)| a != b),
+        "another condition, another expert"
+    );
+
+    let none = rig.pass(Pool::Real).with_labels(Labels::default());
+    let e = rig.forward(&x, &none).unwrap_err().to_string();
+    assert!(e.contains("chooses by a condition") && e.contains("field 'condition'"), "{e}");
+    let wide = Tensor::from_f32(&rig.device, &[3, 4], &[0.5; 12]).unwrap();
+    let wide = rig.pass(Pool::Real).with_labels(Labels { conditions: Some(wide), ..Labels::default() });
+    let e = rig.forward(&x, &wide).unwrap_err().to_string();
+    assert!(e.contains("2 numbers each"), "{e}");
 }

@@ -2,10 +2,11 @@
 
 use crate::rig::{D, GROUPS, SITE, adapted, block, changed, linears, small, values};
 use mixlora::check::Subject;
+use mixlora::mixture::losses::effective_support;
 use mixlora::mixture::{Method, Units, find};
 use mixlora::nn::{Choices, Labels, Param, Pass};
-use mixlora::train::Optimizer;
-use mixlora::{Device, Result, Tensor, backward};
+use mixlora::train::{Optimizer, leave_one_out};
+use mixlora::{Device, Result, Stream, Tensor, backward};
 use serde_json::{Value, json};
 use std::sync::{Arc, OnceLock};
 
@@ -58,7 +59,8 @@ impl Data {
             .filter(|_| self.labelled)
             .map(|t| Some(Arc::from(format!("t{t}").as_str())))
             .collect();
-        let mut pass = Pass::new(Units::tokens(self.rows())).with_labels(Labels { tasks, tags: None });
+        let mut pass =
+            Pass::new(Units::tokens(self.rows())).with_labels(Labels { tasks, ..Labels::default() });
         pass.train = train;
         pass
     }
@@ -289,4 +291,107 @@ fn the_localized_loss_of_loramoe_parts_the_halves() {
         let want = (1.0 + delta) / (1.0 - delta);
         assert!((ratio / want - 1.0).abs() < 0.03, "task {task}: {ratio} of {want}");
     }
+}
+
+/// A `remix` of four experts on one linear, of which one linear map makes the loss of a row.
+fn drawing(k: usize, draws: usize) -> Subject {
+    let options = json!({ "num_experts": 4, "top_k": k, "r": 2, "draws": draws });
+    let subject = adapted(&linears(GROUPS[0], cpu()), &method("remix", options)).unwrap();
+    let b = param(&subject, "lora_b");
+    b.set(Tensor::from_f32(cpu(), b.value().dims(), &values("b", b.value().len(), 0.5)).unwrap()).unwrap();
+    subject
+}
+
+/// Rows that are samples of one token each, all alike.
+fn copies(rows: usize) -> Tensor {
+    Tensor::from_f32(cpu(), &[rows, D], &values("token", D, 1.0).repeat(rows)).unwrap()
+}
+
+fn drawing_pass(rows: usize, seed: u64) -> Pass {
+    let labels = Labels { tasks: vec![None; rows], ..Labels::default() };
+    Pass::training(Units::tokens(rows), Stream::new(seed)).with_labels(labels)
+}
+
+/// The loss of each row, without a gradient, and how likely its draws were.
+fn judged(subject: &Subject, pass: &Pass, rows: usize) -> (Vec<f64>, Tensor) {
+    let y = subject.forward(&copies(rows), pass).unwrap().swap_remove(0);
+    let out = y.shape().last();
+    let weights = values("loss", out, 1.0);
+    let loss = |y: &[f64]| y.iter().zip(&weights).map(|(y, w)| y * f64::from(*w)).sum();
+    let losses = y.to_f64().unwrap().chunks(out).map(loss).collect();
+    (losses, pass.take_log_probability().unwrap().unwrap())
+}
+
+fn router_gradient(subject: &Subject, log_q: &Tensor, weights: Tensor) -> Vec<f64> {
+    let gradients = backward(&[(log_q, weights.reshape(log_q.dims()).unwrap())]).unwrap();
+    param(subject, "router").gradient(&gradients).unwrap().to_f64().unwrap()
+}
+
+#[test]
+fn the_estimate_of_remix_is_the_enumerated_gradient_in_the_mean() {
+    let subject = drawing(2, 2);
+    // Every ordered pair of four experts: the gradient of the mean loss is the sum of Q L grad log Q.
+    let pairs: Vec<[u32; 2]> =
+        (0..16).map(|i| [i / 4, i % 4]).filter(|[first, second]| first != second).collect();
+    let forced = Tensor::from_u32(cpu(), &[1, 1, 12, 2], &pairs.concat()).unwrap();
+    let pass = drawing_pass(12, 0).with_choices(Choices::force([(SITE.to_string(), forced)]));
+    let (losses, log_q) = judged(&subject, &pass, 12);
+    let q: Vec<f64> = log_q.to_f64().unwrap().iter().map(|v| v.exp()).collect();
+    assert!((q.iter().sum::<f64>() - 1.0).abs() < 1e-5, "all pairs together are certain: {q:?}");
+    let weights: Vec<f64> = q.iter().zip(&losses).map(|(q, loss)| q * loss).collect();
+    let exact = router_gradient(&subject, &log_q, Tensor::from_f64(cpu(), &[12], &weights).unwrap());
+
+    const ESTIMATES: usize = 3000;
+    let mut sums = vec![[0.0f64; 2]; exact.len()];
+    for seed in 0..ESTIMATES {
+        let (losses, log_q) = judged(&subject, &drawing_pass(2, seed as u64), 2);
+        let table = Tensor::from_f64(cpu(), &[2, 1], &losses).unwrap();
+        let estimate = router_gradient(&subject, &log_q, leave_one_out(&table).unwrap());
+        for (sum, value) in sums.iter_mut().zip(estimate) {
+            *sum = [sum[0] + value, sum[1] + value * value];
+        }
+    }
+    let n = ESTIMATES as f64;
+    let mut largest = 0f64;
+    for ([sum, squares], exact) in sums.iter().zip(&exact) {
+        let mean = sum / n;
+        let error = ((squares / n - mean * mean) / n).sqrt();
+        assert!((mean - exact).abs() < 4.5 * error + 1e-9, "{mean} +- {error}, exact {exact}");
+        largest = largest.max(exact.abs() / error);
+    }
+    assert!(largest > 20.0, "the estimate tells the gradient from 0: {largest}");
+}
+
+#[test]
+fn remix_learns_to_draw_the_two_experts_that_help() {
+    let subject = drawing(2, 8);
+    let router = param(&subject, "router");
+    let loss_of = |experts: [u32; 2]| {
+        let forced = Tensor::from_u32(cpu(), &[1, 1, 1, 2], &experts).unwrap();
+        let pass = drawing_pass(1, 0).with_choices(Choices::force([(SITE.to_string(), forced)]));
+        judged(&subject, &pass, 1).0[0]
+    };
+    let pairs = [[0, 1], [0, 2], [0, 3], [1, 2], [1, 3], [2, 3]];
+    let best = *pairs.iter().min_by(|&&a, &&b| loss_of(a).total_cmp(&loss_of(b))).unwrap();
+    let mut optimizer = Optimizer::new(vec![router.clone()]).unwrap();
+    for step in 0..300 {
+        let pass = drawing_pass(8, step);
+        let (losses, log_q) = judged(&subject, &pass, 8);
+        let weights = leave_one_out(&Tensor::from_f64(cpu(), &[8, 1], &losses).unwrap()).unwrap();
+        let gradients = backward(&[(&log_q, weights.reshape(&[8]).unwrap())]).unwrap();
+        let norm = optimizer.norm(&gradients, 1.0).unwrap();
+        optimizer.update(&gradients, 1.0, 2e-2, &norm, None).unwrap();
+    }
+    let q = copies(1).matmul_nt(&router.value()).unwrap().softmax().unwrap();
+    let support = effective_support(&q).unwrap().to_f64().unwrap()[0];
+    let q = q.to_f64().unwrap();
+    let mass = q[best[0] as usize] + q[best[1] as usize];
+    assert!(mass > 0.9 && support > 1.0, "{q:?}, best {best:?}, effective support {support}");
+    // Inference takes those two.
+    let record = Choices::record();
+    let pass = Pass::new(Units::tokens(1)).with_choices(record.clone());
+    subject.forward(&copies(1), &pass).unwrap();
+    let mut taken = record.get(SITE).unwrap().to_u32().unwrap();
+    taken.sort_unstable();
+    assert_eq!(taken, best);
 }

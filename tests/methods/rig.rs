@@ -17,6 +17,8 @@ pub const HIDDEN: usize = 8;
 pub const SPANS: [Span; 3] =
     [Span { len: 5, prompt: 3 }, Span { len: 4, prompt: 4 }, Span { len: 2, prompt: 1 }];
 pub const SEQ: usize = 5;
+/// Numbers of a condition.
+const CONDITION: usize = 4;
 
 /// Small sizes that fit every method.
 pub fn small(spec: &'static MethodSpec) -> Method {
@@ -25,6 +27,8 @@ pub fn small(spec: &'static MethodSpec) -> Method {
         "aux_loss_coef": 0.5, "bias_lr": 0.01, "experts_by_layer": [3], "tasks": ["a", "b"], "task_width": 5,
         "entropy_coef": 0.3, "top_p": 0.6, "gate_loss_coef": 0.4, "localized_coef": 0.0, "sparsity_width": 5,
         "z_loss_coef": 0.2, "sparse_coef": 0.3, "hinge_coef": 0.0, "noisy": false, "rsl_coef": 0.3, "frozen_rows": 0,
+        "condition_width": CONDITION, "depth": 2, "size": 6, "layerwise": true, "train_experts": true, "draws": 2,
+        "classifier_dropout": 0.0,
     });
     changed(&spec.defaults(), sizes)
 }
@@ -125,7 +129,8 @@ impl Rig {
     /// A training pass: instances pooled as asked for, padding left out of statistics.
     pub fn pass(&self, pool: Pool) -> Pass {
         let units = pool.units(&self.device, &SPANS, SEQ).unwrap();
-        let mut pass = Pass::training(units, Stream::new(5)).with_labels(labels(0..SPANS.len()));
+        let mut pass =
+            Pass::training(units, Stream::new(5)).with_labels(labels(&self.device, 0..SPANS.len()));
         let valid: Vec<f32> =
             SPANS.iter().flat_map(|s| (0..SEQ).map(move |i| f32::from(u8::from(i < s.len)))).collect();
         let n = valid.iter().filter(|v| **v > 0.0).count();
@@ -208,10 +213,13 @@ pub fn entries(choice: &Tensor) -> Vec<u32> {
     choice.to_u32().unwrap_or_else(|_| choice.to_f32().unwrap().iter().map(|&v| v as u32).collect())
 }
 
-/// The tasks of the instances of [`SPANS`].
-pub fn labels(instances: std::ops::Range<usize>) -> Labels {
+/// The tasks and conditions of the instances of [`SPANS`].
+pub fn labels(device: &Device, instances: std::ops::Range<usize>) -> Labels {
+    let conditions = &values("conditions", SPANS.len() * CONDITION, 1.0)[instances.start * CONDITION..];
+    let conditions = &conditions[..instances.len() * CONDITION];
+    let conditions = Tensor::from_f32(device, &[instances.len(), CONDITION], conditions).unwrap();
     let tasks = ["a", "b", "a"].map(|task| Some(task.into()));
-    Labels { tasks: tasks[instances].to_vec(), tags: None }
+    Labels { tasks: tasks[instances].to_vec(), conditions: Some(conditions), ..Labels::default() }
 }
 
 /// Kept choices on another device.

@@ -1,6 +1,6 @@
 //! `mixlora chat`
 
-use crate::model_args::{ModelArgs, Opened, SamplingArgs};
+use crate::model_args::{About, ModelArgs, Opened, SamplingArgs};
 use crate::{Failure, out, signals};
 use mixlora::Error;
 use mixlora::model::Sampler;
@@ -30,7 +30,7 @@ pub struct Args {
 struct Dialogue<'a> {
     opened: &'a Opened,
     system: Option<String>,
-    task: Option<String>,
+    about: About,
     chat: Chat,
     sampler: Sampler,
     options: ReplyOptions,
@@ -41,15 +41,14 @@ struct Dialogue<'a> {
 pub fn run(args: &Args) -> Result<(), Failure> {
     let (sampler, options) = args.sampling.open()?;
     let opened = args.model.open()?;
-    let task = args.sampling.task.clone();
-    opened.check_task(task.as_deref())?;
+    let about = opened.about(&args.sampling)?;
     if opened.text.template.is_none() {
         let what = "has no chat template; give one, for example --template chatml".to_string();
         return Err(mixlora::Error::File { path: args.model.model.clone(), what }.into());
     }
-    let chat = Chat::new(&opened.text, opened.conversation(task.as_deref()), args.system.as_deref());
+    let chat = Chat::new(&opened.text, opened.conversation(&about)?, args.system.as_deref());
     let system = args.system.clone();
-    let mut dialogue = Dialogue { opened: &opened, system, task, chat, sampler, options, told: false };
+    let mut dialogue = Dialogue { opened: &opened, system, about, chat, sampler, options, told: false };
     let interrupted = signals::Interrupt::new()?;
     let person = std::io::stdin().is_terminal();
     if person {
@@ -74,10 +73,10 @@ pub fn run(args: &Args) -> Result<(), Failure> {
             "" => {}
             "/exit" | "/quit" => return Ok(()),
             "/help" => out::note("/reset, /system TEXT, /exit; anything else is said to the model"),
-            "/reset" => dialogue.reset(),
+            "/reset" => dialogue.reset()?,
             "/system" => {
                 dialogue.system = Some(rest.trim().to_string()).filter(|text| !text.is_empty());
-                dialogue.reset();
+                dialogue.reset()?;
             }
             word if word.starts_with('/') => out::note(&format!("there is no command {word}; see /help")),
             _ => dialogue.turn(line.trim(), interrupted.flag())?,
@@ -87,12 +86,10 @@ pub fn run(args: &Args) -> Result<(), Failure> {
 
 impl Dialogue<'_> {
     /// Starts anew with the same system message.
-    fn reset(&mut self) {
-        self.chat = Chat::new(
-            &self.opened.text,
-            self.opened.conversation(self.task.as_deref()),
-            self.system.as_deref(),
-        );
+    fn reset(&mut self) -> Result<(), Failure> {
+        let conversation = self.opened.conversation(&self.about)?;
+        self.chat = Chat::new(&self.opened.text, conversation, self.system.as_deref());
+        Ok(())
     }
 
     /// One turn: a message of the user and the answer.

@@ -95,6 +95,7 @@ const ABOUT: &[(&str, &str)] = &[
     ("data", "a JSONL file, or a folder with train.jsonl and, if you like, valid.jsonl"),
     ("method", "see `mixlora methods`"),
     ("target_modules", "projections that get an adapter"),
+    ("experts", "folders of trained LoRAs that the method mixes, each DIR or NAME=DIR"),
     ("train.steps", "optimizer steps; by default what epochs gives"),
     ("train.epochs", "times that every example is seen"),
     ("train.micro_batch", "examples that go through the model together"),

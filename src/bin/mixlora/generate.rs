@@ -47,8 +47,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let (mut sampler, options) = args.sampling.open()?;
     let prompt = args.prompt()?;
     let opened = args.model.open()?;
-    let task = args.sampling.task.as_deref();
-    opened.check_task(task)?;
+    let about = opened.about(&args.sampling)?;
     let tokenizer = &opened.text.tokenizer;
     let plain = args.raw || (opened.text.template.is_none() && args.system.is_none());
     let ids = if plain {
@@ -60,7 +59,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         tokenizer.encode(&opened.text.prompt(&messages)?, true)?
     };
     let started = Instant::now();
-    let mut conversation = opened.conversation(task);
+    let mut conversation = opened.conversation(&about)?;
     conversation.push(&ids)?;
     let prefill = started.elapsed().as_secs_f64();
     let started = Instant::now();

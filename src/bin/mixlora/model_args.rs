@@ -4,11 +4,12 @@ use crate::device_args::{CheckArgs, DeviceArgs};
 use crate::model_path::model_path;
 use crate::{Failure, out};
 use mixlora::adapter::{Bank, Conversation};
-use mixlora::mixture::{DecodeRoute, Routes};
+use mixlora::data::Condition;
+use mixlora::mixture::{ConditionKind, DecodeRoute, Routes};
 use mixlora::model::{Model, Sampler, Sampling};
 use mixlora::text::{ModelText, ReplyOptions};
-use mixlora::train::TextOptions;
-use std::path::PathBuf;
+use mixlora::train::{TextOptions, condition_vector};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 #[derive(clap::Args)]
@@ -36,6 +37,12 @@ pub struct ModelArgs {
     device: DeviceArgs,
     #[command(flatten)]
     checks: CheckArgs,
+}
+
+/// What is said of a prompt besides its text.
+pub struct About {
+    task: Option<String>,
+    condition: Option<Vec<f32>>,
 }
 
 /// An opened model.
@@ -76,13 +83,62 @@ impl ModelArgs {
 }
 
 impl Opened {
-    /// Starts a conversation, of a task if one is given.
-    pub fn conversation(&self, task: Option<&str>) -> Conversation {
-        Conversation::new(&self.model, &self.bank, 1).with_route(self.route).with_tasks([task])
+    /// Starts a conversation, of what the user said of it.
+    pub fn conversation(&self, about: &About) -> Result<Conversation, Failure> {
+        let task = about.task.as_deref();
+        let conversation =
+            Conversation::new(&self.model, &self.bank, 1).with_route(self.route).with_tasks([task]);
+        match &about.condition {
+            Some(condition) => Ok(conversation.with_conditions(std::slice::from_ref(condition))?),
+            None => Ok(conversation),
+        }
+    }
+
+    /// What the user says of a prompt besides its text.
+    pub fn about(&self, sampling: &SamplingArgs) -> Result<About, Failure> {
+        self.check_task(sampling.task.as_deref())?;
+        let condition = self.condition(sampling.condition.as_deref())?;
+        Ok(About { task: sampling.task.clone(), condition })
+    }
+
+    /// The condition as a vector, where an adapter chooses by one: `given` is a file or the condition itself.
+    fn condition(&self, given: Option<&str>) -> Result<Option<Vec<f32>>, Failure> {
+        let wrong = |what: String| Failure::Usage(format!("--condition: {what}"));
+        let adapters = self.bank.adapters().iter();
+        let Some(own) = adapters.filter_map(|(adapter, _)| adapter.method().options().condition()).next()
+        else {
+            return match given {
+                Some(_) => Err(wrong("no adapter chooses by a condition".into())),
+                None => Ok(None),
+            };
+        };
+        let kind = if own.condition == ConditionKind::Text {
+            "a text, or a file with one, is needed".to_string()
+        } else {
+            format!("{} numbers as a JSON array, or a file with them, are needed", own.condition_width)
+        };
+        let given = given.ok_or_else(|| wrong(kind.clone()))?;
+        let text = if Path::new(given).is_file() {
+            std::fs::read_to_string(given)
+                .map_err(|error| wrong(format!("{given} cannot be read: {error}")))?
+        } else {
+            given.to_string()
+        };
+        let condition = match own.condition {
+            ConditionKind::Text => Condition::Text(text),
+            ConditionKind::Vector => {
+                let values: Vec<f32> = serde_json::from_str(&text).map_err(|_| wrong(kind.clone()))?;
+                if values.len() != own.condition_width || values.iter().any(|v| !v.is_finite()) {
+                    return Err(wrong(format!("{kind}; there are {}", values.len())));
+                }
+                Condition::Vector(values)
+            }
+        };
+        Ok(Some(condition_vector(&condition, &self.model, &self.text.tokenizer)?))
     }
 
     /// Refuses a task where no adapter chooses by task, or one that is unknown to it, and its absence where one is needed.
-    pub fn check_task(&self, task: Option<&str>) -> Result<(), Failure> {
+    fn check_task(&self, task: Option<&str>) -> Result<(), Failure> {
         let adapters = self.bank.adapters().iter();
         let mut by_task = adapters.filter(|(a, _)| a.method().spec().routes == Routes::Task).peekable();
         if let (Some(task), None) = (task, by_task.peek()) {
@@ -113,7 +169,11 @@ pub struct SamplingArgs {
     top_p: f32,
     /// The task of the prompt, by its label in the training data: for adapters that choose by task.
     #[arg(long)]
-    pub task: Option<String>,
+    task: Option<String>,
+    /// A text, or a file with it (a JSON array of numbers where the adapter was trained with vectors): for adapters that
+    /// choose by a condition.
+    #[arg(long, value_name = "FILE|TEXT", allow_hyphen_values = true)]
+    condition: Option<String>,
     /// The same seed draws the same answers.
     #[arg(long, default_value_t = 0)]
     seed: u64,

@@ -47,6 +47,9 @@ pub struct TrainArgs {
     /// Projections that get an adapter, separated by commas.
     #[arg(long, value_delimiter = ',')]
     targets: Option<Vec<String>>,
+    /// Folders of trained LoRAs (ours or PEFT's) that are the experts of x-lora, meteora or lora-mixer: DIR or NAME=DIR.
+    #[arg(long, num_args = 1.., value_name = "DIR")]
+    experts: Option<Vec<String>>,
     /// Optimizer steps.
     #[arg(long)]
     steps: Option<usize>,
@@ -132,6 +135,7 @@ impl TrainArgs {
             ("data", path_setting("--data", self.data.as_deref())?),
             ("method", json!(self.method)),
             ("target_modules", json!(self.targets)),
+            ("experts", json!(self.experts)),
             ("train.steps", json!(self.steps)),
             ("train.epochs", json!(self.epochs)),
             ("train.micro_batch", json!(self.micro_batch)),

@@ -22,6 +22,7 @@ pub(super) const LAYERS: &[&str] = &[
     "ldmole",
     "hydra",
     "moelora",
+    "cond_router",
 ];
 
 /// A configuration by name.
@@ -45,6 +46,11 @@ impl Config<'_> {
     }
     fn value(&self, name: &str) -> Value {
         self.values.get(name).cloned().unwrap_or(Value::Null)
+    }
+    /// Widths of the conditions.
+    pub fn conditions(&self) -> Vec<usize> {
+        let widths = self.values.get("cond").and_then(Value::as_array);
+        widths.into_iter().flatten().filter_map(Value::as_u64).map(|width| width as usize).collect()
     }
     /// Whether the layer is an MLP block.
     pub fn is_block(&self) -> bool {
@@ -106,6 +112,7 @@ pub(super) fn method(config: &Config<'_>, file: &Checkpoint) -> Result<Method> {
             "aux_loss_coef": 0.0, "z_loss_coef": 0.0, "variant": "switch", "jitter": 0.0,
             "expert_capacity": config.number("capacity").max(1),
         }),
+        "cond_router" => json!({ "condition_width": config.conditions().iter().sum::<usize>() }),
         "moelora" => json!({
             "tasks": (0..config.number("tasks")).map(|t| t.to_string()).collect::<Vec<_>>(),
             "task_width": config.number("embed"),
@@ -123,6 +130,7 @@ pub(super) fn method(config: &Config<'_>, file: &Checkpoint) -> Result<Method> {
         "ldmole" => &methods::ld_mole::SPEC,
         "hydra" => &methods::hydra::SPEC,
         "moelora" => &methods::moelora::SPEC,
+        "cond_router" => &methods::cond_router::SPEC,
         "loramixer" => &methods::lora_mixer::SPEC,
         "dynamic" | "switch" => &methods::mixlora_ffn::SPEC,
         _ => &methods::mola::SPEC,

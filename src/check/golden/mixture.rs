@@ -10,7 +10,7 @@ use crate::{Device, Error, Format, Gradients, Linear, Result, Stream, Tensor, We
 use serde_json::{Map, Value};
 use std::sync::Arc;
 
-const SITE: &str = "layer";
+pub(super) const SITE: &str = "layer";
 
 /// A layer of a file: one linear or block, with the ending of its tensors' names.
 struct Layer<'a> {
@@ -68,6 +68,18 @@ pub(super) fn replay(
     let dx = gradients.get(&x).map(Tensor::to_f64).transpose()?.unwrap_or_default();
     all.scale = dx.iter().fold(0.0, |most: f64, v| most.max(v.abs()));
     all.compare.within("grad_x", &dx, BOUND)?;
+    if let Some(conditions) = &pass.labels.conditions {
+        let total = conditions.shape().last();
+        let all_of =
+            gradients.get(conditions).map_or_else(|| Ok(vec![0.0; conditions.len()]), Tensor::to_f64)?;
+        let mut first = 0;
+        for (i, width) in whole.conditions().into_iter().enumerate() {
+            let own: Vec<f64> =
+                all_of.chunks(total).flat_map(|row| &row[first..first + width]).copied().collect();
+            all.gradient(&format!("grad_cond.{i}"), &own, BOUND)?;
+            first += width;
+        }
+    }
     for (layer, subject) in layers.iter().zip(&subjects) {
         all.gradients("grad_", layer, &subject.params(), &gradients, BOUND)?;
     }
@@ -120,9 +132,20 @@ fn pass(file: &Checkpoint, config: &Config<'_>, device: &Device) -> Result<Pass>
     if let Some((name, dims)) = labels.into_iter().find(|(name, _)| file.has(name)) {
         let label = |value: i64| (value >= 0).then(|| Arc::from(value.to_string()));
         let tasks = file.integers(name, &dims)?.into_iter().map(label).collect();
-        pass = pass.with_labels(Labels { tasks, tags: None });
+        pass = pass.with_labels(Labels { tasks, ..Labels::default() });
     } else {
-        pass = pass.with_labels(Labels { tasks: vec![None; b], tags: None });
+        pass = pass.with_labels(Labels { tasks: vec![None; b], ..Labels::default() });
+    }
+    let widths = config.conditions();
+    if !widths.is_empty() {
+        let parts = widths.iter().enumerate().map(|(i, &width)| file.f32(&format!("cond.{i}"), &[b, width]));
+        let parts = parts.collect::<Result<Vec<_>>>()?;
+        let row = |sample: usize| {
+            parts.iter().zip(&widths).flat_map(move |(part, &width)| &part[sample * width..][..width])
+        };
+        let values: Vec<f32> = (0..b).flat_map(row).copied().collect();
+        let conditions = Tensor::from_f32(device, &[b, widths.iter().sum()], &values)?.leaf();
+        pass = pass.with_labels(Labels { conditions: Some(conditions), ..Labels::default() });
     }
     if file.has("noise") {
         let dims = file.dims("noise")?.to_vec();
@@ -183,7 +206,7 @@ fn values_of(file: &Checkpoint, layer: &Layer<'_>, part: &str) -> Option<Vec<f32
 }
 
 /// Transposes every `[rows, cols]` block.
-fn blocks<T: Copy>(values: &[T], rows: usize, cols: usize) -> Vec<T> {
+pub(super) fn blocks<T: Copy>(values: &[T], rows: usize, cols: usize) -> Vec<T> {
     let block = |block: &[T]| -> Vec<T> {
         (0..cols).flat_map(|col| (0..rows).map(move |row| row * cols + col)).map(|at| block[at]).collect()
     };

@@ -7,9 +7,11 @@ mod layer;
 mod losses;
 mod mixture;
 mod model;
+mod remix;
 mod token;
 #[cfg(feature = "tokenizer")]
 mod tokens;
+mod xlora;
 
 use super::Deviation;
 use crate::io::{Checkpoint, cannot_read};
@@ -127,6 +129,8 @@ pub fn replay(path: &Path, device: &Device) -> Result<Replay> {
         return match kind {
             kind if kinds::LAYERS.contains(&kind) => mixture::replay(&file, kind, values, device),
             kind if losses::KINDS.contains(&kind) => losses::replay(&file, kind, values, device),
+            remix::KIND => remix::replay(&file, remix::KIND, values, device),
+            xlora::KIND => xlora::replay(&file, xlora::KIND, values, device),
             kind => Err(Error::file(path, format!("kind '{kind}' is not known to this version"))),
         };
     }
@@ -158,7 +162,9 @@ pub fn named_kind(path: &Path) -> Result<Option<String>> {
 
 /// Tests whether files of that kind of the method family can be replayed.
 pub fn is_known_kind(kind: &str) -> bool {
-    kinds::LAYERS.contains(&kind) || losses::KINDS.contains(&kind)
+    kinds::LAYERS.contains(&kind)
+        || losses::KINDS.contains(&kind)
+        || [remix::KIND, xlora::KIND].contains(&kind)
 }
 
 /// Tests whether a file is of a kind that needs a model: tokens, logits, greedy text, training.

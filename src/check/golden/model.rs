@@ -2,12 +2,12 @@
 
 use super::{Measured, Replay};
 use crate::adapter::{ALL_LINEAR, Adapter, Conversation};
-use crate::data::Batch;
+use crate::data::{Batch, Example};
 use crate::io::{Checkpoint, read_text};
 use crate::mixture::methods::mixlora_cond::MixloraCond;
-use crate::mixture::{Cfs, CfsForm, Factors, Instance, Lora, Method, Pool, Span};
+use crate::mixture::{Cfs, CfsForm, Factors, Instance, Lora, Method, Pool};
 use crate::model::{Model, Step};
-use crate::nn::{Choices, Labels, Pass};
+use crate::nn::{Choices, Pass};
 use crate::routing::Units;
 use crate::train::{Decay, Schedule, Session, TrainConfig};
 use crate::{Device, Error, Result, Stream, Tensor, no_grad};
@@ -247,28 +247,15 @@ impl Training {
         (0..n)
             .map(|i| {
                 let rows = i * b * s..(i + 1) * b * s;
-                let lens: Vec<usize> = lengths[i * b..(i + 1) * b].iter().map(|&l| l as usize).collect();
-                let label = |row: usize, t: usize| match labels[rows.start + row * s + t] {
-                    l if l >= 0 => l as u32,
-                    _ => u32::MAX,
+                let example = |row: usize| {
+                    let length = lengths[i * b + row] as usize;
+                    let first = rows.start + row * s;
+                    let trained = labels[first..first + length].iter().map(|label| *label >= 0).collect();
+                    let ids = ids[first..first + length].to_vec();
+                    Example { prompt: length, ..Example::new(ids, trained) }
                 };
-                let target = |j: usize| if j % s + 1 < s { label(j / s, j % s + 1) } else { u32::MAX };
-                let targets: Vec<u32> = (0..b * s).map(target).collect();
-                let real = |j: usize| j % s < lens[j / s];
-                let valid: Vec<u32> = (0..b * s).map(|j| u32::from(real(j))).collect();
-                let weights: Vec<f32> = valid.iter().map(|&v| v as f32).collect();
-                let spans: Vec<Span> = lens.iter().map(|&len| Span { len, prompt: len }).collect();
-                Ok(Batch {
-                    labels: Labels::default(),
-                    ids: Tensor::from_u32(device, &[b, s], &ids[rows.clone()])?,
-                    trained: targets.iter().filter(|t| **t != u32::MAX).count(),
-                    targets: Tensor::from_u32(device, &[b * s], &targets)?,
-                    valid: Tensor::from_u32(device, &[b, s], &valid)?,
-                    weights: Tensor::from_f32(device, &[b * s, 1], &weights)?,
-                    units: pool.units(device, &spans, s)?,
-                    spans,
-                    tokens: lens.iter().sum(),
-                })
+                let examples: Vec<Example> = (0..b).map(example).collect();
+                Batch::new(&examples.iter().collect::<Vec<_>>(), pool, 0, device)
             })
             .collect()
     }

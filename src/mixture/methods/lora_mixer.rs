@@ -9,7 +9,8 @@ use crate::mixture::losses::{Counted, rsl};
 use crate::mixture::routers::dense_memory;
 use crate::mixture::{
     Ask, Axes, Experts, Gate, LinearBuild, List, Lora, MethodOptions, MethodSpec, RoutedLinears, Router,
-    RouterGradient, Routes, Routing, RowMemory, Rule, Score, Select, Selection, TopK, enough, route_rows,
+    RouterGradient, Routes, Routing, RowMemory, Rule, Score, Select, Selection, TakesExperts, TopK, enough,
+    route_rows,
 };
 use crate::nn::{LinearAdapter, Param};
 use crate::ops::select::SelectRule;
@@ -153,6 +154,9 @@ impl MethodOptions for LoraMixer {
     }
     fn router_gradient(&self) -> RouterGradient {
         RouterGradient::Yes
+    }
+    fn takes_experts(&self) -> TakesExperts {
+        TakesExperts::Optional
     }
     fn row_memory(&self) -> RowMemory {
         dense_memory(&self.experts, &self.lora)

@@ -7,7 +7,7 @@ use crate::mixture::losses::log_probabilities;
 use crate::mixture::routers::{ChoiceLoss, Chosen, TokenLoras};
 use crate::mixture::{
     Axes, Experts, Gate, LinearBuild, Lora, MethodOptions, MethodSpec, RoutedLinears, RouterGradient, Routes,
-    RowMemory, Rule, Tasks, TopK, enough, labels_of_rows,
+    RowMemory, Rule, TakesExperts, Tasks, TopK, enough, labels_of_rows,
 };
 use crate::nn::LinearAdapter;
 use crate::{Result, Tensor, options};
@@ -92,6 +92,9 @@ impl MethodOptions for Meteora {
             }
             _ => RouterGradient::Yes,
         }
+    }
+    fn takes_experts(&self) -> TakesExperts {
+        TakesExperts::Optional
     }
     fn row_memory(&self) -> RowMemory {
         let k = self.choice.top_k as f64;
