@@ -92,6 +92,15 @@ fn taken(method: &Method, targets: &[String], site: &Site) -> Option<(Vec<usize>
     Some((chosen, place))
 }
 
+/// The groups of linears that a method takes.
+pub(crate) fn linear_sites<'a>(
+    sites: &'a [Site],
+    method: &'a Method,
+    targets: &'a [String],
+) -> impl Iterator<Item = LinearSite> + 'a {
+    sites.iter().filter_map(move |site| taken(method, targets, site)).map(|(_, place)| place)
+}
+
 /// A gated MLP block.
 fn mlp_site(site: &Site) -> MlpSite {
     MlpSite {
@@ -127,9 +136,7 @@ pub(crate) fn build_sites(
     stream: Stream,
 ) -> Result<SiteAdapters> {
     let hook = method.spec().hook;
-    let linears =
-        sites.iter().filter_map(|site| taken(method, targets, site)).map(|(chosen, _)| chosen.len());
-    let linears = linears.sum();
+    let linears = linear_sites(sites, method, targets).map(|place| place.linears.len()).sum();
     let mut all = SiteAdapters::default();
     for (number, site) in sites.iter().enumerate() {
         let built = match (site.kind, hook) {

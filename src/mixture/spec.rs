@@ -2,7 +2,9 @@
 
 use super::options::{Field, Options, Tree};
 use super::tasks::Tasks;
-use super::{Instance, LinearBuild, LinearSite, Lora, MlpBuild, MlpSite, Rule, StateBuild, StateSite};
+use super::{
+    Instance, LinearBuild, LinearSite, Lora, MlpBuild, MlpSite, RowMemory, Rule, SiteMemory, StateBuild, StateSite,
+};
 use crate::names::nearest;
 use crate::nn::{BeforeForward, BlockAdapter, LinearAdapter, MlpAdapter};
 use crate::{Device, Error, Result, Stream};
@@ -89,15 +91,6 @@ pub enum Files {
     OwnOrReleased,
 }
 
-/// What a layer keeps per row for the backward pass besides what the frozen model keeps, for memory plans.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct RowMemory {
-    /// Floats per adapted linear, such as the products with the chosen A factors.
-    pub per_linear: f64,
-    /// How many times gate, up and their product are kept: once per chosen expert of a block.
-    pub mlp_copies: f64,
-}
-
 /// A method's options, and what is made from them. Implemented by a struct that [`options!`](crate::options) declares.
 pub trait MethodOptions: Options + fmt::Debug + Send + Sync + 'static {
     /// The method whose options these are.
@@ -142,9 +135,17 @@ pub trait MethodOptions: Options + fmt::Debug + Send + Sync + 'static {
     fn needs_tasks(&self) -> bool {
         self.tasks().is_some()
     }
+    /// Whether it needs the task of what it generates.
+    fn chooses_by_task(&self) -> bool {
+        self.spec().routes == Routes::Task
+    }
     /// What a row keeps for the backward pass.
     fn row_memory(&self) -> RowMemory {
         RowMemory { per_linear: self.lora().r as f64, mlp_copies: 1.0 }
+    }
+    /// What it keeps at a group of linears besides, where that depends on their widths.
+    fn site_memory(&self, _site: &LinearSite) -> SiteMemory {
+        SiteMemory::default()
     }
     /// What `bench layer` times: labels, and the options that differ from the defaults. `factors` and `r` are the sizes
     /// that its user asks for, for methods that have pools of factors.

@@ -16,7 +16,7 @@ fn exact(device: &Device) -> bool {
 fn plain_methods() -> impl Iterator<Item = (&'static MethodSpec, Method)> {
     let none = json!({
         "aux_loss_coef": 0.0, "entropy_coef": 0.0, "gate_loss_coef": 0.0, "z_loss_coef": 0.0, "sparse_coef": 0.0,
-        "hinge_coef": 0.0,
+        "hinge_coef": 0.0, "contrast_coef": 0.0,
     });
     methods().map(move |(s, c)| (s, changed(&c, none.clone())))
 }

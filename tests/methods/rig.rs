@@ -25,6 +25,7 @@ pub fn small(spec: &'static MethodSpec) -> Method {
         "aux_loss_coef": 0.5, "bias_lr": 0.01, "experts_by_layer": [3], "tasks": ["a", "b"], "task_width": 5,
         "entropy_coef": 0.3, "top_p": 0.6, "gate_loss_coef": 0.4, "localized_coef": 0.0, "sparsity_width": 5,
         "z_loss_coef": 0.2, "sparse_coef": 0.3, "hinge_coef": 0.0, "noisy": false, "rsl_coef": 0.3, "frozen_rows": 0,
+        "kernels": [2, 3, 3], "temperature": 0.7, "contrast_coef": 0.2, "generic_tasks": ["b"],
     });
     changed(&spec.defaults(), sizes)
 }

@@ -9,6 +9,7 @@ mod tokens;
 
 pub use conditional::{Conditional, ConditionalOptions, Gates};
 pub use dense::{DenseExperts, GateRule, Gated, Scored, dense_memory};
+pub(in crate::mixture) use dense::columns;
 pub(in crate::mixture) use experts::one_hot;
 pub use experts::{ExpertChoice, ExpertLosses, TokenExperts};
 pub use loras::{ChoiceLoss, Chosen, TokenLoras};
