@@ -3,7 +3,8 @@
 use super::options::{Field, Options, Tree};
 use super::tasks::Tasks;
 use super::{
-    Instance, LinearBuild, LinearSite, Lora, MlpBuild, MlpSite, RowMemory, Rule, SiteMemory, StateBuild, StateSite,
+    Instance, LinearBuild, LinearSite, Lora, MlpBuild, MlpSite, RowMemory, Rule, SiteMemory, SitePart,
+    StateBuild, StateSite,
 };
 use crate::names::nearest;
 use crate::nn::{BeforeForward, BlockAdapter, LinearAdapter, MlpAdapter};
@@ -134,6 +135,10 @@ pub trait MethodOptions: Options + fmt::Debug + Send + Sync + 'static {
     /// Whether its training data must have task labels.
     fn needs_tasks(&self) -> bool {
         self.tasks().is_some()
+    }
+    /// Whether it takes linears of that part of a model. One that takes experts needs a model that has some.
+    fn takes(&self, part: SitePart) -> bool {
+        !matches!(part, SitePart::Expert | SitePart::ExpertRouter)
     }
     /// Whether it needs the task of what it generates.
     fn chooses_by_task(&self) -> bool {

@@ -10,6 +10,7 @@ mod model;
 mod token;
 #[cfg(feature = "tokenizer")]
 mod tokens;
+mod uni_moe;
 
 use super::Deviation;
 use crate::io::{Checkpoint, cannot_read};
@@ -126,6 +127,7 @@ pub fn replay(path: &Path, device: &Device) -> Result<Replay> {
     {
         return match kind {
             kind if kinds::LAYERS.contains(&kind) => mixture::replay(&file, kind, values, device),
+            uni_moe::KIND => uni_moe::replay(&file, values, device),
             kind if losses::KINDS.contains(&kind) => losses::replay(&file, kind, values, device),
             kind => Err(Error::file(path, format!("kind '{kind}' is not known to this version"))),
         };
@@ -158,7 +160,7 @@ pub fn named_kind(path: &Path) -> Result<Option<String>> {
 
 /// Tests whether files of that kind of the method family can be replayed.
 pub fn is_known_kind(kind: &str) -> bool {
-    kinds::LAYERS.contains(&kind) || losses::KINDS.contains(&kind)
+    kind == uni_moe::KIND || kinds::LAYERS.contains(&kind) || losses::KINDS.contains(&kind)
 }
 
 /// Tests whether a file is of a kind that needs a model: tokens, logits, greedy text, training.

@@ -258,15 +258,19 @@ impl MethodOptions for Ept {
             let parts = at.site.parts(&format!("kernel_{side}"), count * side).into_iter();
             parts.map(|part| Param::drawn(at.device, vec![part], side, true, |_, n| vec![0.0; n])).collect()
         };
-        let kernels =
-            self.sides().into_iter().map(|(side, experts)| Ok((side, zeros(side, experts.len())?)));
+        let kernels = self.sides().into_iter().map(|(side, experts)| Ok((side, zeros(side, experts.len())?)));
         let tasks = self.tasks.tasks.0.len().max(1);
         let router = TaskRouter {
             linears,
             options: self.clone(),
             contrast: self.contrast_coef * linears as f32 / at.site.all.max(1) as f32,
             router: at.inputs("router", self.kernels.0.len())?,
-            vectors: at.normal(vec![(at.site.shared_part("task_vectors"), tasks)], at.site.d_in, 1.0, true)?,
+            vectors: at.normal(
+                vec![(at.site.shared_part("task_vectors"), tasks)],
+                at.site.d_in,
+                1.0,
+                true,
+            )?,
         };
         Ok(Arc::new(Cored {
             site: at.site.name.clone(),
