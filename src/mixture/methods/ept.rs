@@ -238,13 +238,14 @@ impl MethodOptions for Ept {
         let sides: usize = self.sides().keys().sum();
         let all: usize = self.kernels.0.iter().sum();
         let e = self.kernels.0.len() as f64;
-        RowMemory { per_linear: r * (2.0 * sides as f64 + all as f64) + (r + 6.0) * e, mlp_copies: 1.0 }
+        RowMemory { per_linear: r * (sides + all) as f64 + (r + 4.0) * e, mlp_copies: 1.0 }
     }
     fn site_memory(&self, site: &LinearSite) -> SiteMemory {
-        // Spread factors with their places, of the shared A and of B for each linear.
+        // The code, and spread factors with their places, of the shared A and of B for each linear.
         let widths = site.d_in + site.linears.iter().map(|(_, out)| out).sum::<usize>();
         let sides: usize = self.sides().keys().sum();
-        SiteMemory { per_row: 0.0, once: 2.0 * (self.lora.r * sides * widths) as f64 }
+        let code = self.lora.r * sides;
+        SiteMemory { per_row: code as f64, once: 2.0 * (code * widths) as f64 }
     }
     fn linear(&self, at: &LinearBuild<'_>) -> Result<Arc<dyn LinearAdapter>> {
         let r = self.lora.r;
