@@ -3,10 +3,10 @@
 
 use mixlora::adapter::{ALL_LINEAR, Adapter};
 use mixlora::check::{GRADCHECK_BOUND, gradcheck_directions};
-use mixlora::mixture::{Hook, Method, Methods, RouterGradient, Select, Units};
-use mixlora::model::{Input, Model, Step};
+use mixlora::mixture::{Hook, Method, Methods, RouterGradient, Select, SitePart, Units, find};
+use mixlora::model::{Input, Model, Step, experts_by_tag};
 use mixlora::nn::{Choices, Labels, Pass};
-use mixlora::{Device, Result, Stream, Tensor, no_grad};
+use mixlora::{Device, Format, Result, Stream, Tensor, no_grad};
 use serde_json::json;
 use std::cell::OnceCell;
 use std::path::PathBuf;
@@ -31,6 +31,7 @@ fn methods() -> Vec<Method> {
         "r": 2, "lora_alpha": null, "lora_dropout": 0.0, "num_factors": 4, "num_experts": 2, "top_k": 2, "density": 0.5,
         "aux_loss_coef": 0.5, "experts_by_layer": [2], "frozen_rows": 0, "tasks": ["a", "b"], "sparsity_width": 8,
         "condition_width": 3,
+        "kernels": [2, 3], "temperature": 1.0, "generic_tasks": ["b"], "adapt_router": true,
     });
     let small = |method: Method| {
         let own = method.spec().option_names();
@@ -40,15 +41,16 @@ fn methods() -> Vec<Method> {
     Methods::builtin().all().iter().map(|spec| small(spec.defaults())).collect()
 }
 
-/// The adapter of a method with values in place of its zeros; none where the method takes gated MLPs and the model has
-/// none.
+/// The adapter of a method with values in place of its zeros; none where the method takes gated MLPs or experts and the
+/// model has none.
 fn attach(model: &Model, method: &Method) -> Option<Adapter> {
     let config = model.config();
     let gated = (0..config.num_hidden_layers).any(|layer| config.has_gated_mlp(layer));
     let adapter = match Adapter::attach(model, method, &[ALL_LINEAR.into()], Stream::new(1)) {
         Ok(adapter) => adapter,
         Err(error) => {
-            assert!(method.spec().hook == Hook::Mlp && !gated, "{error}");
+            let experts = method.options().takes(SitePart::Expert) && config.experts.is_none();
+            assert!(experts || method.spec().hook == Hook::Mlp && !gated, "{error}");
             assert!(error.to_string().contains("this model has none"), "{error}");
             return None;
         }
@@ -128,4 +130,80 @@ fn every_method_trains_on_every_family() {
         }
         println!("{family} {:.1} s:{line}", start.elapsed().as_secs_f64());
     }
+}
+
+fn experts() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models/qwen2_moe-a")
+}
+
+/// Logits of 24 tokens, and the experts that they chose in each layer.
+fn logits(model: &Model, adapter: Option<&Adapter>) -> (Vec<f64>, Vec<Tensor>) {
+    let ids: Vec<u32> = (0..24).map(|i| 3 + 41 * i % 200).collect();
+    let ids = Tensor::from_u32(model.device(), &[1, 24], &ids).unwrap();
+    let pass = Pass::new(Units::instances(model.device(), 1, 24).unwrap());
+    let pass = pass.with_adapters(adapter.map(|adapter| adapter.sites().clone()));
+    let mut chosen = Vec::new();
+    let step = Step { experts: Some(&mut chosen), ..Step::default() };
+    let run = || model.logits(&model.forward(&ids, &pass, step)?)?.to_f64();
+    (no_grad(run).unwrap(), chosen)
+}
+
+#[test]
+fn uni_moe_merges_into_the_experts() {
+    let model = Model::open(&experts(), &Device::cpu(), true).unwrap();
+    for adapt_router in [false, true] {
+        let method = find("uni-moe").unwrap().defaults();
+        let method = method.with("r", 2).unwrap().with("adapt_router", adapt_router).unwrap();
+        let fresh = Adapter::attach(&model, &method, &[ALL_LINEAR.into()], Stream::new(1)).unwrap();
+        let base = logits(&model, None).0;
+        assert_eq!(logits(&model, Some(&fresh)).0, base, "it starts as no change");
+        let config = model.config();
+        let experts = config.experts.unwrap();
+        let layers = (0..config.num_hidden_layers).filter(|&layer| config.has_experts(layer)).count();
+        let on_experts = |name: &str| name.contains(".mlp.experts.") && name.ends_with("lora_a");
+        let parts = fresh.params().iter().flat_map(|p| p.parts().to_vec()).collect::<Vec<_>>();
+        assert_eq!(parts.iter().filter(|part| on_experts(&part.0)).count(), 3 * layers * experts.count);
+        let on_router = parts.iter().any(|part| part.0.ends_with(".mlp.gate.lora_a"));
+        assert_eq!(on_router, adapt_router);
+
+        let adapter = attach(&model, &method).unwrap();
+        let (with, _) = logits(&model, Some(&adapter));
+        let folder = tempfile::tempdir().unwrap();
+        adapter.merge(&model, folder.path(), Format::F32).unwrap();
+        let merged = Model::open(folder.path(), &Device::cpu(), true).unwrap();
+        let (alone, _) = logits(&merged, None);
+        let largest = with.iter().fold(0f64, |most, v| most.max(v.abs()));
+        let worst =
+            |other: &[f64]| with.iter().zip(other).fold(0f64, |w, (a, b)| w.max((a - b).abs())) / largest;
+        assert!(worst(&alone) < 1e-5 && worst(&base) > 1e-2, "{} {}", worst(&alone), worst(&base));
+        let error = adapter.export_gguf(&model, &folder.path().join("adapter.gguf")).unwrap_err().to_string();
+        assert!(error.contains("experts"), "{error}");
+    }
+}
+
+#[test]
+fn experts_are_counted_by_modality() {
+    let model = Model::open(&experts(), &Device::cpu(), true).unwrap();
+    let experts = model.config().experts.unwrap();
+    let tags: Vec<u32> = (0..24).map(|i| u32::from(i % 3 == 2)).collect();
+    let (_, chosen) = logits(&model, None);
+    assert!(!chosen.is_empty());
+    for chosen in &chosen {
+        let counts = experts_by_tag(chosen, &tags, experts.count).unwrap();
+        let rows: Vec<u64> = counts.iter().map(|counts| counts.iter().sum()).collect();
+        assert_eq!(rows, [16, 8].map(|rows| rows * experts.chosen as u64));
+        println!("text {:?}, image {:?}", counts[0], counts[1]);
+    }
+    assert!(experts_by_tag(&chosen[0], &tags[1..], experts.count).is_err());
+    assert!(experts_by_tag(&chosen[0], &tags, 1).is_err());
+}
+
+#[test]
+fn uni_moe_needs_experts() {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("data/tiny");
+    let model = Model::open(&path, &Device::cpu(), true).unwrap();
+    let method = find("uni-moe").unwrap().defaults();
+    let error = Adapter::attach(&model, &method, &[ALL_LINEAR.into()], Stream::new(1)).err().unwrap();
+    let text = error.to_string();
+    assert!(text.contains("mixture of experts") && text.contains("this model has none"), "{text}");
 }

@@ -6,7 +6,7 @@ use common::tiny::write_model;
 use mixlora::adapter::{ALL_LINEAR, Adapter, Conversation};
 use mixlora::data::{Batch, Example};
 use mixlora::mixture::methods::ALL;
-use mixlora::mixture::{DecodeRoute, Method, Pool, Units};
+use mixlora::mixture::{DecodeRoute, Method, Pool, SitePart, Units};
 use mixlora::model::{Model, Step};
 use mixlora::nn::{Choices, Pass};
 use mixlora::train::{Decay, Schedule, Session, TrainConfig, loss_of, losses_by_sample};
@@ -186,7 +186,8 @@ fn decoding_keeps_or_renews_the_choice() {
 #[test]
 fn every_method_trains_saves_and_loads_to_the_same_outputs() {
     let cpu = Device::cpu();
-    for method in ALL {
+    // The tiny model has no experts to adapt.
+    for method in ALL.iter().filter(|method| !(method.options)().takes(SitePart::Expert)) {
         let name = method.name;
         let mut s = session(name, &cpu, 6);
         let b = || [batch(&cpu, s_pool(name), &[0, 1, 2, 3])];

@@ -243,11 +243,20 @@ fn the_plan_is_near_the_measured_peak() {
         ("mixlora-cond-gated", vec![("micro_batch", json!(16))]),
         ("mixlora-ffn", vec![("micro_batch", json!(8))]),
         ("smora", vec![("micro_batch", json!(8))]),
+        ("personal", vec![("micro_batch", json!(8))]),
+        ("modulate", vec![("micro_batch", json!(8))]),
+        ("ept", vec![("micro_batch", json!(8)), ("tasks", json!(["one", "two"]))]),
+        (
+            "ept",
+            vec![("micro_batch", json!(8)), ("tasks", json!(["one", "two"])), ("recompute", json!(true))],
+        ),
     ] {
         let config = place.config(method, &[changes, vec![("grad_accumulation", json!(1))]].concat());
         let cpu = Device::cpu();
         // Long lines of one length: activations are what counts.
-        let line = "{\"prompt\": \"abc\", \"completion\": \"".to_string() + &"x".repeat(196) + "\"}\n";
+        let line = "{\"task\": \"one\", \"prompt\": \"abc\", \"completion\": \"".to_string()
+            + &"x".repeat(196)
+            + "\"}\n";
         std::fs::write(place.path("data/train.jsonl"), line.repeat(16)).unwrap();
         let mut run = Run::start(place.parts(&config, &cpu), None).unwrap();
         run.step(&mut ()).unwrap();

@@ -80,9 +80,16 @@ fn taken(method: &Method, targets: &[String], site: &Site) -> Option<(Vec<usize>
         (_, Hook::Block) | (SiteKind::MlpLinears, Hook::Mlp) => return None,
         (SiteKind::MlpLinears, _) => SitePart::Mlp,
         (SiteKind::AttentionLinears, _) => SitePart::Attention,
+        (SiteKind::ExpertLinears, _) => SitePart::Expert,
+        (SiteKind::ExpertRouter, _) => SitePart::ExpertRouter,
         _ => return None,
     };
-    let wanted = |l: &SiteLinear| targets.iter().any(|t| l.path.ends_with(t.as_str()));
+    if !method.options().takes(part) {
+        return None;
+    }
+    // Experts are taken whole: target modules name the linears of other blocks.
+    let whole = matches!(part, SitePart::Expert | SitePart::ExpertRouter);
+    let wanted = |l: &SiteLinear| whole || targets.iter().any(|t| l.path.ends_with(t.as_str()));
     let chosen: Vec<usize> = (0..site.linears.len()).filter(|&i| wanted(&site.linears[i])).collect();
     let linear = |&i: &usize| (site.linears[i].path.clone(), site.linears[i].d_out);
     let place = LinearSite {
@@ -95,6 +102,15 @@ fn taken(method: &Method, targets: &[String], site: &Site) -> Option<(Vec<usize>
         linears: chosen.iter().map(linear).collect(),
     };
     Some((chosen, place))
+}
+
+/// The groups of linears that a method takes.
+pub(crate) fn linear_sites<'a>(
+    sites: &'a [Site],
+    method: &'a Method,
+    targets: &'a [String],
+) -> impl Iterator<Item = LinearSite> + 'a {
+    sites.iter().filter_map(move |site| taken(method, targets, site)).map(|(_, place)| place)
 }
 
 /// A gated MLP block.
@@ -133,9 +149,7 @@ pub(crate) fn build_sites(
     stream: Stream,
 ) -> Result<SiteAdapters> {
     let hook = method.spec().hook;
-    let linears =
-        sites.iter().filter_map(|site| taken(method, targets, site)).map(|(chosen, _)| chosen.len());
-    let linears = linears.sum();
+    let linears = linear_sites(sites, method, targets).map(|place| place.linears.len()).sum();
     let mut first = 0;
     let mut all = SiteAdapters::default();
     for (number, site) in sites.iter().enumerate() {
@@ -166,6 +180,15 @@ pub(crate) fn build_sites(
     let gated = sites.iter().any(|site| site.kind == SiteKind::Mlp && site.inner > 0);
     if hook == Hook::Mlp && !gated {
         let what = format!("{} takes gated MLP blocks, and this model has none", method.spec().name);
+        return Err(Error::refused("method", what));
+    }
+    let experts = sites.iter().any(|site| site.kind == SiteKind::ExpertLinears);
+    if method.options().takes(SitePart::Expert) && !experts {
+        let what = format!(
+            "{} adapts the experts of a model that is a mixture of experts, such as Mixtral or Qwen-MoE, and this model \
+             has none; block-moe and mixlora-ffn bring experts of their own",
+            method.spec().name
+        );
         return Err(Error::refused("method", what));
     }
     Ok(all)

@@ -2,6 +2,7 @@
 
 use super::{Adapter, Matrix};
 use crate::io::gguf::{GgufWriter, Value};
+use crate::mixture::SitePart;
 use crate::model::{Model, gguf_row};
 use crate::{Device, Error, Format, Result, Tensor};
 use std::collections::BTreeMap;
@@ -85,6 +86,11 @@ impl Adapter {
     /// be written.
     pub fn export_gguf(&self, model: &Model, path: &Path) -> Result<()> {
         self.must_be_plain("a GGUF adapter")?;
+        if self.method.options().takes(SitePart::Expert) {
+            let what = "llama.cpp has the experts of a layer in one tensor, and no GGUF adapter for a part of it; merging \
+                        writes a Hugging Face directory";
+            return Err(Error::refused("method", what));
+        }
         let c = model.config();
         let Some(architecture) = c.gguf_architecture() else {
             let what = format!(

@@ -3,7 +3,7 @@
 use super::{Candidate, Costs, Place, Roof, Rounds, Row, Shape, Summary, Timer, Watch, Work, measure};
 use crate::check::{Deviation, Subject};
 use crate::mixture::{Hook, Method, MethodSpec, Pool, Span};
-use crate::nn::{Choices, Mlp, Param, Pass};
+use crate::nn::{Choices, Labels, Mlp, Param, Pass};
 use crate::tape::inside;
 use crate::{Device, Error, Format, Linear, Result, Stream, Tensor, Weight, backward};
 
@@ -69,6 +69,9 @@ fn width_out(hook: Hook, Shape([d_in, width]): Shape<2>) -> usize {
     if Subject::takes_linears(hook) { width } else { d_in }
 }
 
+/// The task of all samples, for methods that choose or learn by task.
+const TASK: &str = "task";
+
 /// The tape of one forward pass: output and auxiliary losses, with their gradients.
 type Roots = Vec<(Tensor, Tensor)>;
 
@@ -78,6 +81,9 @@ struct Rig {
     dy: Tensor,
     spans: Vec<Span>,
 }
+
+/// Numbers of a sample's condition.
+const CONDITION: usize = 64;
 
 impl Rig {
     fn new(device: &Device, [batch, seq]: [usize; 2], d_in: usize, d_out: usize) -> Result<Self> {
@@ -90,9 +96,13 @@ impl Rig {
     }
 
     fn pass(&self) -> Result<Pass> {
-        let [_, seq, _] = *self.x.dims() else { return Err(Error::refused("layer", "has no rows")) };
+        let [batch, seq, _] = *self.x.dims() else { return Err(Error::refused("layer", "has no rows")) };
         let units = Pool::Real.units(self.x.device(), &self.spans, seq)?;
-        Ok(Pass::training(units, Stream::new(6)))
+        let conditions = Stream::new(1).named("conditions").normal_vec(batch * CONDITION, 1.0);
+        let conditions = Tensor::from_f32(self.x.device(), &[batch, CONDITION], &conditions)?;
+        let tasks = vec![Some(TASK.into()); batch];
+        let labels = Labels { tasks, conditions: Some(conditions), ..Labels::default() };
+        Ok(Pass::training(units, Stream::new(6)).with_labels(labels))
     }
 
     fn forward(&self, body: &Subject, x: &Tensor, pass: &Pass) -> Result<Roots> {
@@ -241,7 +251,13 @@ fn entries(
 
 /// The timed variants of a method with their names.
 fn variants(method: &'static MethodSpec, options: &LayerOptions) -> Result<Vec<(String, Method)>> {
-    let defaults = method.defaults();
+    let mut defaults = method.defaults();
+    if defaults.options().tasks().is_some() {
+        defaults = defaults.with("tasks", vec![TASK])?;
+    }
+    if defaults.options().condition().is_some() {
+        defaults = defaults.with("condition_width", CONDITION)?;
+    }
     let all = defaults.options().variants(&options.factors, options.r);
     all.into_iter().map(|(name, changes)| Ok((name, defaults.set(&changes)?))).collect()
 }

@@ -18,6 +18,7 @@ mod condition;
 mod groups;
 mod list;
 pub mod losses;
+mod memory;
 pub mod methods;
 mod options;
 mod pooling;
@@ -42,6 +43,7 @@ pub use groups::{
     TopK, enough,
 };
 pub use list::List;
+pub use memory::{RowMemory, SiteMemory};
 pub use options::{Field, Kind, OptionValue, Options, Range, Tree, read_option};
 pub use pooling::{Pool, Span};
 pub use registry::{Methods, find};
@@ -51,7 +53,5 @@ pub use router::{Ask, Router, decide};
 pub use rule::{Gate, Rule, Score, Select};
 pub use schedule::TopKSchedule;
 pub use site::{Build, Depth, LinearBuild, LinearSite, MlpBuild, MlpSite, SitePart, StateBuild, StateSite};
-pub use spec::{
-    Axes, Files, Hook, Method, MethodOptions, MethodSpec, RouterGradient, Routes, RowMemory, TakesExperts,
-};
+pub use spec::{Axes, Files, Hook, Method, MethodOptions, MethodSpec, RouterGradient, Routes, TakesExperts};
 pub use tasks::{Tasks, labels_of_rows};

@@ -10,6 +10,10 @@ pub enum SitePart {
     Attention,
     /// An MLP block of any kind, experts too.
     Mlp,
+    /// One of the experts of a model that is a mixture of experts itself.
+    Expert,
+    /// What chooses among these.
+    ExpertRouter,
     /// A whole decoder layer.
     Layer,
     /// Anything else.

@@ -3,7 +3,8 @@
 use super::options::{Field, Options, Tree};
 use super::tasks::Tasks;
 use super::{
-    Conditioned, Instance, LinearBuild, LinearSite, Lora, MlpBuild, MlpSite, Rule, StateBuild, StateSite,
+    Conditioned, Instance, LinearBuild, LinearSite, Lora, MlpBuild, MlpSite, RowMemory, Rule, SiteMemory,
+    SitePart, StateBuild, StateSite,
 };
 use crate::names::nearest;
 use crate::nn::{BeforeForward, BlockAdapter, LinearAdapter, MlpAdapter};
@@ -108,15 +109,6 @@ pub enum TakesExperts {
     Needed,
 }
 
-/// What a layer keeps per row for the backward pass besides what the frozen model keeps, for memory plans.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct RowMemory {
-    /// Floats per adapted linear, such as the products with the chosen A factors.
-    pub per_linear: f64,
-    /// How many times gate, up and their product are kept: once per chosen expert of a block.
-    pub mlp_copies: f64,
-}
-
 /// A method's options, and what is made from them. Implemented by a struct that [`options!`](crate::options) declares.
 pub trait MethodOptions: Options + fmt::Debug + Send + Sync + 'static {
     /// The method whose options these are.
@@ -175,9 +167,21 @@ pub trait MethodOptions: Options + fmt::Debug + Send + Sync + 'static {
     fn takes_experts(&self) -> TakesExperts {
         TakesExperts::No
     }
+    /// Whether it takes linears of that part of a model. One that takes experts needs a model that has some.
+    fn takes(&self, part: SitePart) -> bool {
+        !matches!(part, SitePart::Expert | SitePart::ExpertRouter)
+    }
+    /// Whether it needs the task of what it generates.
+    fn chooses_by_task(&self) -> bool {
+        self.spec().routes == Routes::Task
+    }
     /// What a row keeps for the backward pass.
     fn row_memory(&self) -> RowMemory {
         RowMemory { per_linear: self.lora().r as f64, mlp_copies: 1.0 }
+    }
+    /// What it keeps at a group of linears besides, where that depends on their widths.
+    fn site_memory(&self, _site: &LinearSite) -> SiteMemory {
+        SiteMemory::default()
     }
     /// What `bench layer` times: labels, and the options that differ from the defaults. `factors` and `r` are the sizes
     /// that its user asks for, for methods that have pools of factors.

@@ -56,7 +56,7 @@ impl FeedForward {
     fn forward(&self, x: &Tensor, pass: &Pass, kept: Option<&KeptExperts>) -> Result<Tensor> {
         match self {
             FeedForward::Gated(mlp) => mlp.forward(x, pass),
-            FeedForward::Experts(experts) => experts.forward(x, kept),
+            FeedForward::Experts(experts) => experts.forward(x, pass, kept),
             FeedForward::Single { first, down, activation, gated } => {
                 let h = first.forward(x, pass)?.swap_remove(0);
                 let h = if *gated {

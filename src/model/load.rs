@@ -1,7 +1,7 @@
 //! Decoders from files: what is checked, and how the parts are put together.
 
 use super::block::{FeedForward, Layer, LayerNorms, NormLayer};
-use super::experts::{Expert, Experts};
+use super::experts::Experts;
 use super::positions::Positions;
 use super::sites::{at, number};
 use super::{ExpertsConfig, Fingerprint, MlpKind, Model, ModelConfig, ModelFiles, Site};
@@ -188,11 +188,7 @@ impl<S: Source> Parts<'_, S> {
 
     /// The linears of a site of a layer.
     fn group(&self, layer: usize, site: usize) -> Result<LinearGroup> {
-        let site = number(layer, site);
-        let linears = self.sites[site].linears.iter();
-        let linears =
-            linears.map(|l| self.linear(&l.path, self.config.has_bias(&l.path))).collect::<Result<_>>()?;
-        Ok(LinearGroup::at(site, linears))
+        self.numbered(number(layer, site))
     }
 
     /// The weights of a norm as they multiply.
@@ -253,25 +249,27 @@ impl<S: Source> Parts<'_, S> {
         })
     }
 
+    /// The linears of a site, by its number.
+    fn numbered(&self, site: usize) -> Result<LinearGroup> {
+        let linears = self.sites[site].linears.iter();
+        let linears =
+            linears.map(|l| self.linear(&l.path, self.config.has_bias(&l.path))).collect::<Result<_>>()?;
+        Ok(LinearGroup::at(site, linears))
+    }
+
     fn experts(&self, layer: usize, config: ExpertsConfig) -> Result<Experts> {
-        let names = self.config.expert_names(layer);
-        let expert = |path: String, [gate, up, down]: [&str; 3]| -> Result<Expert> {
-            let linear = |name: &str| self.linear(&format!("{path}.{name}"), false);
-            Ok(Expert { gate: linear(gate)?, up: linear(up)?, down: linear(down)? })
+        let first = self.config.first_expert_site(layer);
+        let expert = |i: usize| -> Result<Mlp> {
+            let gate_up = self.numbered(first + 1 + 2 * i)?;
+            let down = self.numbered(first + 2 + 2 * i)?;
+            Ok(Mlp { gate_up, down, activation: self.config.activation, site: None })
         };
-        let all = (0..config.count).map(|i| expert(format!("{}.{i}", names.experts), names.linears));
+        let gate = || self.source.weight(&format!("{}.weight", self.config.expert_names(layer).shared_gate));
         Ok(Experts {
             config,
-            activation: self.config.activation,
-            router: self.source.weight(&format!("{}.weight", names.router))?,
-            experts: all.collect::<Result<_>>()?,
-            shared: match config.shared {
-                None => None,
-                Some(_) => {
-                    let shared = expert(names.shared, ["gate_proj", "up_proj", "down_proj"])?;
-                    Some((shared, self.source.weight(&format!("{}.weight", names.shared_gate))?))
-                }
-            },
+            router: self.numbered(first)?,
+            experts: (0..config.count).map(expert).collect::<Result<_>>()?,
+            shared: config.shared.map(|_| Ok::<_, Error>((expert(config.count)?, gate()?))).transpose()?,
         })
     }
 }

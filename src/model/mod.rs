@@ -31,6 +31,8 @@ pub use crate::nn::Activation;
 pub use crate::ops::rope::RopeScaling;
 pub use config::{BlockNorms, ExpertsConfig, LayerConfig, MlpKind, ModelConfig, Norm, QkNorm};
 pub use decoder::{Input, Model, Step};
+pub(crate) use experts::Experts;
+pub use experts::experts_by_tag;
 pub use families::{FAMILIES, Family};
 pub use files::{ModelFiles, gguf_name, gguf_row, model_config};
 pub use fingerprint::Fingerprint;

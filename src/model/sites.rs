@@ -9,6 +9,10 @@ pub enum SiteKind {
     AttentionLinears,
     /// Linears of an MLP block that read the same input.
     MlpLinears,
+    /// Linears of one expert that read the same input.
+    ExpertLinears,
+    /// The linear by which a layer of experts chooses.
+    ExpertRouter,
     /// A gated MLP block.
     Mlp,
     /// A decoder block.
@@ -20,7 +24,13 @@ pub enum SiteKind {
 impl SiteKind {
     /// Whether it is a group of linears.
     pub fn is_linears(self) -> bool {
-        matches!(self, SiteKind::AttentionLinears | SiteKind::MlpLinears)
+        matches!(
+            self,
+            SiteKind::AttentionLinears
+                | SiteKind::MlpLinears
+                | SiteKind::ExpertLinears
+                | SiteKind::ExpertRouter
+        )
     }
 }
 
@@ -79,10 +89,50 @@ pub(super) fn number(layer: usize, site: usize) -> usize {
 
 impl ModelConfig {
     /// Every site, in the order of their numbers: [`SiteKind::Start`], then for each layer its block, its attention,
-    /// its MLP. The linears of experts are no sites.
+    /// its MLP; and behind all of these, for each layer of experts, [its own](ModelConfig::expert_sites).
     pub fn sites(&self) -> Vec<Site> {
         let start = self.site(0, "start", "model", SiteKind::Start, Vec::new());
-        std::iter::once(start).chain((0..self.num_hidden_layers).flat_map(|i| self.layer_sites(i))).collect()
+        let layers = (0..self.num_hidden_layers).flat_map(|i| self.layer_sites(i));
+        let experts = (0..self.num_hidden_layers).flat_map(|i| self.expert_sites(i));
+        std::iter::once(start).chain(layers).chain(experts).collect()
+    }
+
+    /// The sites inside the experts of a layer: its router; for each expert gate with up, and down; the same for the expert
+    /// that all tokens use. None where the layer has no experts.
+    pub fn expert_sites(&self, layer: usize) -> Vec<Site> {
+        let Some(experts) = self.experts.filter(|_| self.has_experts(layer)) else { return Vec::new() };
+        let names = self.expert_names(layer);
+        let d = self.hidden_size;
+        let linear = |path: String, d_in: usize, d_out: usize| SiteLinear { path, d_in, d_out };
+        let router = vec![linear(names.router.clone(), d, experts.count)];
+        let mut all = vec![self.site(layer, "router", &names.router, SiteKind::ExpertRouter, router)];
+        let mut add = |name: String, path: String, [gate, up, down]: [&str; 3], f: usize| {
+            let first = [gate, up].map(|what| linear(format!("{path}.{what}"), d, f)).into();
+            let second = vec![linear(format!("{path}.{down}"), f, d)];
+            for (what, linears) in [("gate_up", first), ("down", second)] {
+                all.push(self.site(
+                    layer,
+                    &format!("{name}.{what}"),
+                    &path,
+                    SiteKind::ExpertLinears,
+                    linears,
+                ));
+            }
+        };
+        for e in 0..experts.count {
+            add(format!("experts.{e}"), format!("{}.{e}", names.experts), names.linears, experts.width);
+        }
+        if let Some(shared) = experts.shared {
+            add("shared_expert".into(), names.shared, ["gate_proj", "up_proj", "down_proj"], shared);
+        }
+        all
+    }
+
+    /// The number of the first of a layer's [`expert_sites`](ModelConfig::expert_sites).
+    pub(super) fn first_expert_site(&self, layer: usize) -> usize {
+        let each = self.experts.map_or(0, |e| 1 + 2 * e.count + 2 * usize::from(e.shared.is_some()));
+        let before = (0..layer).filter(|&i| self.has_experts(i)).count();
+        number(self.num_hidden_layers, 0) + before * each
     }
 
     /// The sites of one layer.

@@ -1,7 +1,7 @@
 //! How much memory a run will take, from the headers of the model's files: nothing is loaded.
 
 use super::RunConfig;
-use crate::adapter::{build_sites, resolve_targets};
+use crate::adapter::{build_sites, linear_sites, resolve_targets};
 use crate::mixture::{Hook, Routes};
 use crate::model::{ModelConfig, ModelFiles};
 use crate::nn::Param;
@@ -142,7 +142,7 @@ fn rows(files: &ModelFiles, config: &RunConfig, seq: usize) -> Result<Vec<(&'sta
     // Rotation tables: cosine and sine of the positions that are used.
     weights += 4 * (c.max_positions().min(seq.next_power_of_two()) * c.head_dim) as u64;
     let [trained, frozen] = adapter_values(c, config)?;
-    let (kept, passing) = activations(c, config, seq);
+    let (kept, passing) = activations(c, config, seq)?;
     let rounded = |floats: f64| (4.0 * ROUNDING * floats) as u64;
     Ok(vec![
         ("base weights", weights),
@@ -180,7 +180,7 @@ fn adapter_values(c: &ModelConfig, config: &RunConfig) -> Result<[f64; 2]> {
 /// (2 Q + 2 KV) and its row statistics; gate and up (2 F); and the products with the chosen A factors. Routers that
 /// score every token also keep what they read: both norms' outputs and the product of gate and up (2 D + F). With
 /// recomputation only the input is kept, and one layer at a time is whole.
-fn activations(c: &ModelConfig, config: &RunConfig, seq: usize) -> (f64, f64) {
+fn activations(c: &ModelConfig, config: &RunConfig, seq: usize) -> Result<(f64, f64)> {
     // Whatever is asked for, these do not overflow.
     let n = |v: usize| v as f64;
     let rows = n(config.train.micro_batch) * n(config.method.options().draws()) * n(seq);
@@ -199,10 +199,24 @@ fn activations(c: &ModelConfig, config: &RunConfig, seq: usize) -> (f64, f64) {
     let read = if by_token { 2.0 * d + f * copies } else { 0.0 };
     let layer = 2.0 * (d + q + kv + f * copies) + heads + read + shrunk;
     let kept = if config.train.recompute { rows * (layers * d + layer) } else { rows * layers * layer };
+    let [per_row, once] = at_sites(c, config)?;
+    let at_sites = rows * per_row + once;
+    let kept = kept + if config.train.recompute { at_sites / layers } else { at_sites };
     // Behind the layers: the states that the loss reads, and their gradient. On the way back a layer's gradients come
     // while what it kept goes: measured, what is left on top is about one MLP width (all of a block's experts), and
     // another one where the product of gate and up is computed again.
     let widths = if block { 3.0 * copies } else { 1.0 + f64::from(u8::from(!by_token)) };
     let flowing = rows * (d + f * widths);
-    (kept + rows * d, flowing)
+    Ok((kept + rows * d, flowing))
+}
+
+/// What a method keeps at all groups of linears together, where that depends on their widths: for each row, and once.
+fn at_sites(c: &ModelConfig, config: &RunConfig) -> Result<[f64; 2]> {
+    let targets = resolve_targets(&config.target_modules, c)?;
+    let sites = c.sites();
+    let each = linear_sites(&sites, &config.method, &targets).map(|site| {
+        let kept = config.method.options().site_memory(&site);
+        [kept.per_row, kept.once]
+    });
+    Ok(each.fold([0.0; 2], |[rows, once], [more_rows, more_once]| [rows + more_rows, once + more_once]))
 }

@@ -13,15 +13,15 @@ use mixlora::{Device, Format, Linear, Stream, Tensor, Weight, backward};
 use serde_json::{Value, json};
 use std::path::Path;
 
-fn method(name: &str, options: Value) -> Method {
+pub fn method(name: &str, options: Value) -> Method {
     changed(&small(find(name).unwrap()), options)
 }
 
-fn error(got: &[f64], want: &[f64]) -> f64 {
+pub fn error(got: &[f64], want: &[f64]) -> f64 {
     Deviation::of(got, want, 1e-3).max
 }
 
-fn read(param: &Param) -> Vec<f64> {
+pub fn read(param: &Param) -> Vec<f64> {
     param.value().to_f64().unwrap()
 }
 
@@ -35,21 +35,21 @@ fn largest(values: &[f64]) -> usize {
     (0..values.len()).rev().max_by(|&a, &b| values[a].total_cmp(&values[b])).unwrap()
 }
 
-fn softmax(logits: &[f64]) -> Vec<f64> {
+pub fn softmax(logits: &[f64]) -> Vec<f64> {
     let top = logits.iter().cloned().fold(f64::MIN, f64::max);
     let e: Vec<f64> = logits.iter().map(|z| (z - top).exp()).collect();
     e.iter().map(|v| v / e.iter().sum::<f64>()).collect()
 }
 
 /// `w x` of each row: `x [M, d]`, `w [n, d]`.
-fn product(x: &[f64], w: &[f64], d: usize) -> Vec<f64> {
+pub fn product(x: &[f64], w: &[f64], d: usize) -> Vec<f64> {
     let row =
         |x: &[f64]| w.chunks(d).map(|w| w.iter().zip(x).map(|(a, b)| a * b).sum()).collect::<Vec<f64>>();
     x.chunks(d).flat_map(row).collect()
 }
 
 /// What the adapter of one linear adds to it.
-fn update(rig: &Rig, x: &Tensor, pass: &Pass) -> Vec<f64> {
+pub fn update(rig: &Rig, x: &Tensor, pass: &Pass) -> Vec<f64> {
     let with = rig.forward(x, pass).unwrap()[0].to_f64().unwrap();
     let base = linears(GROUPS[0], &rig.device).forward(x, pass).unwrap()[0].to_f64().unwrap();
     with.iter().zip(base).map(|(a, b)| a - b).collect()

@@ -16,7 +16,7 @@ fn exact(device: &Device) -> bool {
 fn plain_methods() -> impl Iterator<Item = (&'static MethodSpec, Method)> {
     let none = json!({
         "aux_loss_coef": 0.0, "entropy_coef": 0.0, "gate_loss_coef": 0.0, "z_loss_coef": 0.0, "sparse_coef": 0.0,
-        "hinge_coef": 0.0,
+        "hinge_coef": 0.0, "contrast_coef": 0.0,
     });
     // What is drawn depends on the place in the batch.
     let settled = methods().filter(|(_, c)| c.options().draws() == 1);

@@ -395,3 +395,90 @@ fn remix_learns_to_draw_the_two_experts_that_help() {
     taken.sort_unstable();
     assert_eq!(taken, best);
 }
+
+#[test]
+fn gates_of_modulate_vary_on_tokens_of_unknown_domains() {
+    let base = linears(GROUPS[0], cpu());
+    let options = json!({ "num_experts": 2, "top_k": 2, "router_dropout": 0.2 });
+    let subject = adapted(&base, &method("modulate", options)).unwrap();
+    let data = Data::new("train", 32, &[1, 2], 0.3).mixed();
+    // One domain is larger by a half, the other smaller.
+    let y = base.forward(&data.x, &data.pass(false)).unwrap().swap_remove(0);
+    let out = y.shape().last();
+    let sign = |row: usize| if data.tasks[row / LEN] == 1 { 1.5 } else { 0.5 };
+    let factors: Vec<f32> = (0..data.rows()).map(sign).collect();
+    let factors = Tensor::from_f32(cpu(), &[data.rows(), 1], &factors).unwrap();
+    let target = y.mul(&factors).unwrap();
+    let before = squares(&subject, &data, &target, &data.pass(false)).unwrap().item().unwrap();
+    train(&subject, &mut optimizer(&subject), &data, Some(&target), 400, 2e-2);
+    let after = squares(&subject, &data, &target, &data.pass(false)).unwrap().item().unwrap();
+    assert!(after < 0.05 * before, "{before} -> {after}");
+
+    // Each expert writes its gate to an output of its own.
+    let scale = param(&subject, "scale");
+    scale.set(scale.value().scale(0.0).unwrap()).unwrap();
+    let unit: Vec<f32> = (0..2 * out).map(|i| f32::from(u8::from(i % out == i / out))).collect();
+    param(&subject, "shift").set(Tensor::from_f32(cpu(), &[2, out], &unit).unwrap()).unwrap();
+    let variance = |data: &Data| {
+        let plain = base.forward(&data.x, &data.pass(false)).unwrap()[0].to_f64().unwrap();
+        let draws = 24;
+        let gate = |draw: u64| -> Vec<f64> {
+            let mut pass = data.pass(true);
+            pass.stream = mixlora::Stream::new(draw);
+            let y = subject.forward(&data.x, &pass).unwrap()[0].to_f64().unwrap();
+            (0..data.rows()).map(|row| y[row * out] - plain[row * out]).collect()
+        };
+        let all: Vec<Vec<f64>> = (0..draws).map(gate).collect();
+        let of_row = |row: usize| {
+            let mean = all.iter().map(|gates| gates[row]).sum::<f64>() / draws as f64;
+            all.iter().map(|gates| (gates[row] - mean).powi(2)).sum::<f64>() / draws as f64
+        };
+        (0..data.rows()).map(of_row).sum::<f64>() / data.rows() as f64
+    };
+    let known = variance(&Data::new("test", 32, &[1, 2], 0.3));
+    let unknown = variance(&Data::new("test", 32, &[3, 4, 5, 6, 7, 8, 9, 10], 0.3));
+    assert!(unknown > 3.0 * known, "variance {known} on known domains, {unknown} on others");
+}
+
+#[test]
+fn personal_learns_a_user_and_leaves_generic_data() {
+    let base = linears(&[8], cpu());
+    let options = json!({ "r": 2, "generic_tasks": ["t2"], "gate_loss_coef": 1.0 });
+    let subject = adapted(&base, &method("personal", options)).unwrap();
+    // What the user wants differs from what the base gives; generic answers are the base's own.
+    let wanted = |data: &Data| {
+        let own = data.target(&base).to_f64().unwrap();
+        let mut y = base.forward(&data.x, &data.pass(false)).unwrap()[0].to_f64().unwrap();
+        for row in (0..data.rows()).filter(|row| data.tasks[row / LEN] != 2) {
+            y[row * 8..][..8].copy_from_slice(&own[row * 8..][..8]);
+        }
+        Tensor::from_f64(cpu(), &[data.rows(), 8], &y).unwrap()
+    };
+    // The share of tokens whose largest output is the right one.
+    let accuracy = |data: &Data| {
+        let best = |y: &Tensor| -> Vec<usize> {
+            let y = y.to_f64().unwrap();
+            y.chunks(8).map(|y| (0..8).max_by(|&i, &j| y[i].total_cmp(&y[j])).unwrap()).collect()
+        };
+        let got = best(&subject.forward(&data.x, &data.pass(false)).unwrap()[0]);
+        let want = best(&wanted(data));
+        got.iter().zip(&want).filter(|(got, want)| got == want).count() as f64 / want.len() as f64
+    };
+    let user = Data::new("test user", 64, &[1, 3], 0.5);
+    let generic = Data::new("test generic", 64, &[2], 0.5);
+    let before = accuracy(&user);
+    assert_eq!(accuracy(&generic), 1.0);
+    let data = Data::new("train", 48, &[1, 2, 3], 0.5);
+    train(&subject, &mut optimizer(&subject), &data, Some(&wanted(&data)), 600, 2e-2);
+    let after = accuracy(&user);
+    assert!(before < 0.92 && after > 0.98, "{before} -> {after}");
+    assert!(accuracy(&generic) >= 0.99, "{}", accuracy(&generic));
+    let trained: usize = subject.params().iter().map(|p| p.value().len()).sum();
+    println!("user {before:.3} -> {after:.3}, generic {:.3}", accuracy(&generic));
+    println!("{trained} trained values beside {}", 8 * D);
+    assert_eq!(trained, 2 * (D + 8) + D + 1);
+    // Samples without a task say nothing of the gate.
+    let pass = Data::new("test", 2, &[1], 0.5).mixed().pass(true);
+    subject.forward(&Data::new("test", 2, &[1], 0.5).x, &pass).unwrap();
+    assert!(pass.take_aux().unwrap().is_empty());
+}

@@ -1,6 +1,6 @@
 //! Every method of the list through its adapter: derivatives, lanes, repeatability, forced choices, recompute,
 //! dropout, batches, options. A new method is covered there without a change; what its paper says of it is in `papers`,
-//! `acceptance` and `learning`.
+//! `acceptance`, `layouts` and `learning`.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -10,6 +10,7 @@ mod batches;
 mod choices;
 mod derivatives;
 mod lanes;
+mod layouts;
 mod learning;
 mod options;
 mod papers;

@@ -29,6 +29,7 @@ pub fn small(spec: &'static MethodSpec) -> Method {
         "z_loss_coef": 0.2, "sparse_coef": 0.3, "hinge_coef": 0.0, "noisy": false, "rsl_coef": 0.3, "frozen_rows": 0,
         "condition_width": CONDITION, "depth": 2, "size": 6, "layerwise": true, "train_experts": true, "draws": 2,
         "classifier_dropout": 0.0,
+        "kernels": [2, 3, 3], "temperature": 0.7, "contrast_coef": 0.2, "generic_tasks": ["b"],
     });
     changed(&spec.defaults(), sizes)
 }

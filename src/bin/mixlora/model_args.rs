@@ -5,7 +5,7 @@ use crate::model_path::model_path;
 use crate::{Failure, out};
 use mixlora::adapter::{Bank, Conversation};
 use mixlora::data::Condition;
-use mixlora::mixture::{ConditionKind, DecodeRoute, Routes};
+use mixlora::mixture::{ConditionKind, DecodeRoute};
 use mixlora::model::{Model, Sampler, Sampling};
 use mixlora::text::{ModelText, ReplyOptions};
 use mixlora::train::{TextOptions, condition_vector};
@@ -140,7 +140,7 @@ impl Opened {
     /// Refuses a task where no adapter chooses by task, or one that is unknown to it, and its absence where one is needed.
     fn check_task(&self, task: Option<&str>) -> Result<(), Failure> {
         let adapters = self.bank.adapters().iter();
-        let mut by_task = adapters.filter(|(a, _)| a.method().spec().routes == Routes::Task).peekable();
+        let mut by_task = adapters.filter(|(a, _)| a.method().options().chooses_by_task()).peekable();
         if let (Some(task), None) = (task, by_task.peek()) {
             let what = format!("'{task}' is given, but no adapter chooses by task");
             return Err(Failure::Usage(format!("--task: {what}")));

@@ -23,6 +23,9 @@ pub(super) const LAYERS: &[&str] = &[
     "hydra",
     "moelora",
     "cond_router",
+    "modulate",
+    "personal",
+    "ept",
 ];
 
 /// A configuration by name.
@@ -117,6 +120,14 @@ pub(super) fn method(config: &Config<'_>, file: &Checkpoint) -> Result<Method> {
             "tasks": (0..config.number("tasks")).map(|t| t.to_string()).collect::<Vec<_>>(),
             "task_width": config.number("embed"),
         }),
+        "modulate" => json!({ "shift": config.flag("shift") }),
+        "personal" => json!({ "gate_loss_coef": 0.0, "generic_tasks": ["0"] }),
+        "ept" => json!({
+            "contrast_coef": 0.0, "contrast_temperature": config.value("contrast_temperature"),
+            "temperature": config.value("temperature"), "by_task": config.flag("by_task"),
+            "kernels": config.value("kernels"),
+            "tasks": (0..config.number("tasks")).map(|t| t.to_string()).collect::<Vec<_>>(),
+        }),
         _ => json!({}),
     };
     let spec = match config.kind {
@@ -132,6 +143,9 @@ pub(super) fn method(config: &Config<'_>, file: &Checkpoint) -> Result<Method> {
         "moelora" => &methods::moelora::SPEC,
         "cond_router" => &methods::cond_router::SPEC,
         "loramixer" => &methods::lora_mixer::SPEC,
+        "modulate" => &methods::modulate::SPEC,
+        "personal" => &methods::personal::SPEC,
+        "ept" => &methods::ept::SPEC,
         "dynamic" | "switch" => &methods::mixlora_ffn::SPEC,
         _ => &methods::mola::SPEC,
     };
@@ -171,7 +185,8 @@ pub(super) fn losses(config: &Config<'_>) -> Vec<AloneLoss> {
                 alone("balance", json!({ "aux_loss_coef": 1.0 })),
             ]
         }
-        "meteora" => vec![alone("gate_ce", json!({ "gate_loss_coef": 1.0 }))],
+        "meteora" | "personal" => vec![alone("gate_ce", json!({ "gate_loss_coef": 1.0 }))],
+        "ept" => vec![alone("contrast", json!({ "contrast_coef": 1.0 }))],
         "loramoe" if config.number("E").is_multiple_of(2) => {
             vec![alone("localized", json!({ "localized_coef": 1.0 }))]
         }

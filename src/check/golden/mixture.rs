@@ -49,7 +49,7 @@ pub(super) fn replay(
         let [e, r, tasks] = ["E", "r", "tasks"].map(|name| config.number(name).max(1));
         bounded(file, "pools", &[e.max(tasks), r, config.number("hidden").max(whole.number("in"))])?;
     }
-    let mut all = Comparison { compare: Compare::new(file), choices: true, scale: 0.0 };
+    let mut all = Comparison::new(file);
 
     let pass = pass(file, &whole, device)?;
     let methods =
@@ -233,16 +233,20 @@ fn choices_agree(file: &Checkpoint, layer: &Layer<'_>, record: &Choices) -> Resu
 }
 
 /// Comparisons so far.
-struct Comparison<'a> {
-    compare: Compare<'a>,
-    choices: bool,
+pub(super) struct Comparison<'a> {
+    pub compare: Compare<'a>,
+    pub choices: bool,
     /// The largest value of the gradient of x: what is zero on paper must be small beside it.
-    scale: f64,
+    pub scale: f64,
 }
 
-impl Comparison<'_> {
+impl<'a> Comparison<'a> {
+    pub fn new(file: &'a Checkpoint) -> Self {
+        Comparison { compare: Compare::new(file), choices: true, scale: 0.0 }
+    }
+
     /// A gradient; one that the file does not have is zero on paper.
-    fn gradient(&mut self, name: &str, got: &[f64], bound: f64) -> Result<()> {
+    pub fn gradient(&mut self, name: &str, got: &[f64], bound: f64) -> Result<()> {
         if self.compare.file.has(name) {
             return self.compare.within(name, got, bound);
         }

@@ -4,7 +4,8 @@
 use crate::mixture::losses::Counted;
 use crate::mixture::{Ask, Experts, LinearBuild, Lora, Router, Routes, RowMemory, Selection};
 use crate::nn::Param;
-use crate::{Result, Tensor};
+use crate::ops::select::SelectRule;
+use crate::{Error, Result, Tensor};
 
 /// The logits of all experts for all tokens, to be turned into gates.
 pub struct Scored<'a> {
@@ -47,6 +48,52 @@ pub struct Gated {
     pub gates: Tensor,
     /// 1 where an expert acts, `[M, L, E]`; none where all do.
     pub mask: Option<Tensor>,
+}
+
+impl Gated {
+    /// `softmax(z)` of the k largest logits `[M, L, E]` of each row, or of those with a 1 in `forced`; 0 elsewhere.
+    ///
+    /// # Errors
+    /// `forced` is no mask of these logits.
+    pub fn top_k(logits: &Tensor, k: usize, forced: Option<&Tensor>) -> Result<Self> {
+        let mask = match forced {
+            Some(mask) => mask.clone(),
+            None => logits.detach().select(&SelectRule::TopK(k))?,
+        };
+        Ok(Gated { gates: logits.softmax()?.mul(&mask)?, mask: Some(mask) })
+    }
+
+    /// The gates divided by their sum over the experts.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn normalised(self) -> Result<Self> {
+        let sums = [&self.gates.dims()[..self.gates.dims().len() - 1], &[1]].concat();
+        let share = self.gates.sum_last()?.reshape(&sums)?.power(-1.0, 0.0)?;
+        Ok(Gated { gates: self.gates.mul(&share)?, mask: self.mask })
+    }
+
+    /// The gates of one of several linears, `[M, E]`.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn of_linear(gates: &Tensor, linear: usize) -> Result<Tensor> {
+        let [m, l, e] = *gates.dims() else {
+            return Err(Error::shape("gates", "[M, L, E]", gates.shape()));
+        };
+        columns(&gates.reshape(&[m, l * e])?, linear * e..(linear + 1) * e)
+    }
+}
+
+/// Some columns of a matrix `[M, N]`, as its product with zeros and ones.
+pub(in crate::mixture) fn columns(x: &Tensor, range: std::ops::Range<usize>) -> Result<Tensor> {
+    let n = x.shape().last();
+    if range == (0..n) {
+        return Ok(x.clone());
+    }
+    let wanted: Vec<f32> =
+        range.clone().flat_map(|column| (0..n).map(move |i| f32::from(u8::from(i == column)))).collect();
+    x.matmul_nt(&Tensor::from_f32(x.device(), &[range.len(), n], &wanted)?)
 }
 
 /// How logits become gates.

@@ -124,18 +124,18 @@ const DIRECTIONS: u64 = 4;
 /// How far, for a direction of length 1.
 const STEP: f64 = 3e-4;
 
-/// Whether a tensor belongs to a router or to experts: frozen weights at no site, so that nothing can join them.
-fn is_expert(name: &str) -> bool {
-    name.contains("expert") || name.ends_with(".gate.weight")
+/// Whether a tensor is the gate of the expert that all tokens use: a frozen weight at no site, so that nothing can join it.
+fn is_gate(name: &str) -> bool {
+    name.ends_with("shared_expert_gate.weight")
 }
 
-/// Weights of routers and experts have no gradient on the tape. The stored ones are compared with slopes of the loss along
-/// random directions, which the reference alone can tell.
+/// Weights at no site have no gradient on the tape. The stored ones are compared with slopes of the loss along random
+/// directions, which the reference alone can tell.
 fn slopes(checks: &mut Checks<'_>, dir: &Path, device: &Device) -> Result<()> {
     let file = checks.file;
     let files = ModelFiles::open(dir)?;
     let all = Sequences::read(file, files.config().vocab_size, device)?;
-    let names = file.names().filter_map(|name| name.strip_prefix("grad.")).filter(|name| is_expert(name));
+    let names = file.names().filter_map(|name| name.strip_prefix("grad.")).filter(|name| is_gate(name));
     for name in names.map(String::from).collect::<Vec<_>>() {
         let weights = files.values(&name)?;
         let dims = file.dims(&format!("grad.{name}"))?.to_vec();
@@ -172,10 +172,10 @@ fn slopes(checks: &mut Checks<'_>, dir: &Path, device: &Device) -> Result<()> {
     Ok(())
 }
 
-/// Every stored gradient must have been compared; those of routers and experts are on the reference alone.
+/// Every stored gradient must have been compared; those of gates at no site are on the reference alone.
 fn check_all(checks: &Checks<'_>, device: &Device) -> Result<()> {
     let here =
-        |name: &&str| name.starts_with("grad.") && (matches!(device, Device::Reference) || !is_expert(name));
+        |name: &&str| name.starts_with("grad.") && (matches!(device, Device::Reference) || !is_gate(name));
     for name in checks.file.names().filter(here) {
         if !checks.errors.iter().any(|measured| measured.name == name) {
             return Err(Error::file(checks.file.path(), format!("'{name}' was not computed")));
