@@ -13,12 +13,29 @@ pub const BEST: &str = "best";
 /// File of a run that names its last step folder.
 pub const LAST: &str = "last";
 
+/// Names of the folders of a run's stages, from 1.
+pub const STAGE_PREFIX: &str = "stage-";
+/// File of a run in stages.
+pub const STAGES: &str = "stages.json";
+
+/// The run of the last stage that has a checkpoint.
+fn last_stage(dir: &Path) -> Option<PathBuf> {
+    let stages = (1..).map(|number| dir.join(format!("{STAGE_PREFIX}{number}")));
+    stages.take_while(|stage| stage.join(LAST).is_file()).last()
+}
+
 /// The folder of the adapter that a path stands for: an adapter folder; a run, of which the best checkpoint is taken
-/// or, without one, the last; or a run's file `best` or `last`. A checkpoint's checksums are verified.
+/// or, without one, the last; a run in stages, of which the last one is taken; or a run's file `best` or `last`. A
+/// checkpoint's checksums are verified.
 ///
 /// # Errors
 /// The path is none of these, or the checkpoint is damaged.
 pub fn locate(path: &Path) -> Result<PathBuf> {
+    if path.join(STAGES).is_file()
+        && let Some(stage) = last_stage(path)
+    {
+        return locate(&stage);
+    }
     let dir = if path.is_file() {
         pointed(path)?
     } else {

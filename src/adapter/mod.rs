@@ -2,6 +2,7 @@
 
 mod bank;
 mod base;
+mod carry;
 mod conversation;
 mod experts;
 mod layout;
@@ -23,7 +24,7 @@ pub use bank::Bank;
 pub use conversation::Conversation;
 pub use experts::{Expert, with_experts};
 pub(crate) use experts::{named_path, pool as expert_pool};
-pub use locate::{BEST, LAST, STEP_PREFIX, locate, pointed};
+pub use locate::{BEST, LAST, STAGE_PREFIX, STAGES, STEP_PREFIX, locate, pointed};
 pub use weights::{AdapterOptions, AdapterWeights, Matrix};
 
 /// A method with its options, and its parts at the sites of a model. It joins a pass through [`sites`](Adapter::sites);

@@ -20,6 +20,8 @@ pub struct Example {
     pub tags: Vec<u32>,
     /// The vector that its choices depend on besides its tokens.
     pub condition: Option<Arc<[f32]>>,
+    /// The same with a wrong answer.
+    pub rejected: Option<Arc<Example>>,
 }
 
 impl Example {
@@ -46,6 +48,10 @@ impl Example {
     /// The same with a condition.
     pub fn with_condition(self, condition: Option<&[f32]>) -> Self {
         Example { condition: condition.map(Arc::from), ..self }
+    }
+    /// The same beside a wrong answer.
+    pub fn with_rejected(self, rejected: Option<Example>) -> Self {
+        Example { rejected: rejected.map(Arc::new), ..self }
     }
     /// Number of trained tokens.
     pub fn trained_tokens(&self) -> usize {
@@ -139,6 +145,30 @@ impl Batch {
             spans,
             source: Source { examples: examples.iter().copied().cloned().collect(), pool, pad },
         })
+    }
+
+    /// Whether an example of it has a wrong answer.
+    pub fn has_rejected(&self) -> bool {
+        self.source.examples.iter().any(|example| example.rejected.is_some())
+    }
+
+    /// The wrong answers of its examples as a batch of their own, and whose they are; none where no example has one.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn rejected(&self) -> Result<Option<(Vec<usize>, Self)>> {
+        let Source { examples, pool, pad } = &self.source;
+        let wrong = |(i, e): (usize, &Example)| {
+            let rejected = e.rejected.as_deref()?.clone();
+            Some((i, Example { task: e.task.clone(), condition: e.condition.clone(), ..rejected }))
+        };
+        let (whose, wrong): (Vec<usize>, Vec<Example>) =
+            examples.iter().enumerate().filter_map(wrong).unzip();
+        if whose.is_empty() {
+            return Ok(None);
+        }
+        let wrong: Vec<&Example> = wrong.iter().collect();
+        Ok(Some((whose, Batch::new(&wrong, *pool, *pad, self.ids.device())?)))
     }
 
     /// So many copies of the batch, one behind the other.

@@ -104,7 +104,7 @@ impl Encoder {
     /// # Errors
     /// The template fails, or its assistant turns cannot be located or have no end token.
     pub fn sample(&self, path: &Path, sample: &Sample) -> Result<Encoded> {
-        self.encode(sample).map_err(|what| {
+        self.encode_pair(sample).map_err(|what| {
             let problems = vec![Problem { line: sample.line, column: 0, what }];
             Error::Data { path: path.into(), problems, more: 0 }
         })
@@ -130,7 +130,7 @@ impl Encoder {
         step: &(dyn Fn() + Sync),
     ) -> Result<Dataset> {
         let watched = |sample: &Sample| {
-            let encoded = self.encode(sample);
+            let encoded = self.encode_pair(sample);
             step();
             encoded
         };
@@ -177,6 +177,17 @@ impl Encoder {
             );
         }
         problems.result(path, data)
+    }
+
+    /// Encodes a sample, and the same with its wrong answer where it has one.
+    fn encode_pair(&self, sample: &Sample) -> Explained<Encoded> {
+        let encoded = self.encode(sample)?;
+        let Some(body) = &sample.rejected else { return Ok(encoded) };
+        let wrong = self.encode(&Sample { body: body.clone(), ..sample.clone() })?.example;
+        if wrong.trained_tokens() == 0 {
+            return Err("its 'rejected' has no trained token".into());
+        }
+        Ok(Encoded { example: encoded.example.with_rejected(Some(wrong)), ..encoded })
     }
 
     fn encode(&self, sample: &Sample) -> Explained<Encoded> {

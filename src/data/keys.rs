@@ -28,10 +28,6 @@ const REFUSED: &[(&[&str], &str)] = &[
         &["reasoning", "reasoning_content", "thinking", "thinking_content"],
         "is not supported: write reasoning into 'content', between the marks that the model puts around it",
     ),
-    (
-        &["chosen", "rejected"],
-        "is not supported: preferences are not trained; write 'prompt' and 'completion'",
-    ),
     (&["system"], "is not supported: write it as the first of 'messages', with role 'system'"),
     (
         &["documents", "chat_template", "chat_template_kwargs"],

@@ -47,6 +47,8 @@ pub struct Sample {
     pub task: Option<String>,
     /// What choices depend on besides the text, for methods that choose by it.
     pub condition: Option<Condition>,
+    /// The same with a wrong answer, for methods that learn from both.
+    pub rejected: Option<Body>,
     pub body: Body,
     /// Indices of the assistant's messages that the sample excludes from training.
     pub untrained: Vec<usize>,
@@ -57,7 +59,15 @@ pub struct Sample {
 impl Sample {
     /// A sample without excluded messages.
     pub fn new(line: usize, task: Option<String>, body: Body) -> Self {
-        Sample { line, task, condition: None, body, untrained: Vec::new(), unread: Vec::new() }
+        Sample {
+            line,
+            task,
+            condition: None,
+            rejected: None,
+            body,
+            untrained: Vec::new(),
+            unread: Vec::new(),
+        }
     }
 }
 
@@ -126,6 +136,7 @@ struct Raw {
     messages: Option<Turns>,
     prompt: Option<Text>,
     completion: Option<Text>,
+    rejected: Option<Answer>,
     text: Option<Text>,
     task: Option<String>,
     condition: Option<Condition>,
@@ -164,6 +175,8 @@ impl<'de> Deserialize<'de> for Raw {
                         "messages" => raw.messages = map.next_value()?,
                         "prompt" => raw.prompt = value(&mut map, &key)?,
                         "completion" => raw.completion = value(&mut map, &key)?,
+                        "chosen" => raw.completion = value::<_, Option<Answer>>(&mut map, &key)?.map(|a| a.0),
+                        "rejected" => raw.rejected = value(&mut map, &key)?,
                         "text" => raw.text = value(&mut map, &key)?,
                         "task" => raw.task = value(&mut map, &key)?,
                         "condition" => raw.condition = value(&mut map, &key)?,
@@ -211,6 +224,7 @@ impl Raw {
         };
         unread.sort_unstable();
         unread.dedup();
+        let rejected = self.rejected.map(|Answer(answer)| with_answer(&body, answer.0)).transpose()?;
         match &self.condition {
             Some(Condition::Text(text)) if text.trim().is_empty() => {
                 return Err("field 'condition' is empty".into());
@@ -220,7 +234,36 @@ impl Raw {
             }
             _ => {}
         }
-        Ok(Sample { line, task: self.task, condition: self.condition, body, untrained, unread })
+        Ok(Sample { line, task: self.task, condition: self.condition, rejected, body, untrained, unread })
+    }
+}
+
+/// The answer to a prompt: a text. Other tools also write lists of messages, which may differ before the answer.
+struct Answer(Text);
+
+impl<'de> Deserialize<'de> for Answer {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match Value::deserialize(deserializer)? {
+            Value::Array(_) => Err(D::Error::custom(
+                "is a list of messages; write the answer alone as a text, beside 'prompt' or 'messages'",
+            )),
+            other => Text::deserialize(other).map(Answer).map_err(D::Error::custom),
+        }
+    }
+}
+
+/// The same body with another answer at its end.
+fn with_answer(body: &Body, answer: String) -> Result<Body, String> {
+    match body.clone() {
+        Body::Completion { prompt, .. } => Ok(Body::Completion { prompt, completion: answer }),
+        Body::Messages(mut messages) => match messages.last_mut() {
+            Some(last) if last.role == Role::Assistant => {
+                last.content = answer;
+                Ok(Body::Messages(messages))
+            }
+            _ => Err("field 'rejected' needs messages that end with the assistant's".into()),
+        },
+        Body::Text(_) => Err("field 'rejected' needs a 'prompt' or 'messages', not 'text'".into()),
     }
 }
 

@@ -13,6 +13,13 @@ pub trait Code: Send + Sync {
     /// # Errors
     /// The device failed, or the pass lacks what the method needs.
     fn code(&self, linear: usize, u: &Tensor, x: &Tensor, pass: &Pass) -> Result<Tensor>;
+    /// What is in place of the frozen output `[M, d_out]` of one linear.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn base(&self, _linear: usize, base: Tensor) -> Result<Tensor> {
+        Ok(base)
+    }
     /// Its parameters, frozen ones included.
     fn params(&self) -> Vec<Param>;
 }
@@ -41,11 +48,27 @@ impl<C: Code + 'static> CodedLinears<C> {
         code: C,
     ) -> Result<Arc<dyn LinearAdapter>> {
         at.site.fits("r", rows)?;
+        let a = at.each("lora_a", rows)?;
+        let b = at.outputs("lora_b", codes)?;
+        Self::around(options, at, a, b, code)
+    }
+
+    /// The same around given factors, one A and one B for each linear.
+    ///
+    /// # Errors
+    /// None that factors which exist can have.
+    pub fn around(
+        options: &dyn MethodOptions,
+        at: &LinearBuild<'_>,
+        a: Vec<Param>,
+        b: Vec<Param>,
+        code: C,
+    ) -> Result<Arc<dyn LinearAdapter>> {
         Ok(Arc::new(CodedLinears {
             site: at.site.name.clone(),
             code,
-            a: at.each("lora_a", rows)?,
-            b: at.outputs("lora_b", codes)?,
+            a,
+            b,
             scale: options.scale(),
             dropout: options.lora().lora_dropout,
         }))
@@ -64,7 +87,7 @@ impl<C: Code> LinearAdapter for CodedLinears<C> {
             let u = branch.matmul_nt(&self.a[l].tensor())?;
             let code = self.code.code(l, &u, &rows, pass)?;
             let whole = Selection::whole(x.device(), &pass.units, 1, code.shape().last())?;
-            let base = rows.linear(&linear.weight, linear.bias.as_ref())?;
+            let base = self.code.base(l, rows.linear(&linear.weight, linear.bias.as_ref())?)?;
             let y = expand_by(base, &code, &self.b[l].tensor(), &whole, self.scale)?;
             y.reshape(&[&x.dims()[..x.dims().len() - 1], &[linear.weight.rows()]].concat())
         };

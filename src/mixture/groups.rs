@@ -73,6 +73,16 @@ options! {
 }
 
 options! {
+    /// What is learned from samples that also say what was wrong.
+    pub struct Preference {
+        /// Coefficient of the contrast between the right answer and the wrong one.
+        contrast_coef: f32 = 0.1, in 0.0.., "arXiv:2605.27762";
+        /// What the difference of their log-probabilities is divided by.
+        contrast_tau: f32 = 1.0, in 0.01.., "arXiv:2605.27762";
+    }
+}
+
+options! {
     /// Routing by instance.
     pub struct Instance {
         /// What of an instance its router looks at.

@@ -39,8 +39,8 @@ pub use crate::routing::{Dropout, Selection, Units};
 pub use coded::{Code, CodedLinears};
 pub use condition::{ConditionKind, Conditioned};
 pub use groups::{
-    AuxLoss, BiasBalance, Cfs, CfsForm, DecodeRoute, Experts, Factors, GateScale, Instance, Lora, Sparse,
-    TopK, enough,
+    AuxLoss, BiasBalance, Cfs, CfsForm, DecodeRoute, Experts, Factors, GateScale, Instance, Lora, Preference,
+    Sparse, TopK, enough,
 };
 pub use list::List;
 pub use memory::{RowMemory, SiteMemory};

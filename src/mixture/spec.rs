@@ -3,8 +3,8 @@
 use super::options::{Field, Options, Tree};
 use super::tasks::Tasks;
 use super::{
-    Conditioned, Instance, LinearBuild, LinearSite, Lora, MlpBuild, MlpSite, RowMemory, Rule, SiteMemory,
-    SitePart, StateBuild, StateSite,
+    Conditioned, Instance, LinearBuild, LinearSite, Lora, MlpBuild, MlpSite, Preference, RowMemory, Rule,
+    SiteMemory, SitePart, StateBuild, StateSite,
 };
 use crate::names::nearest;
 use crate::nn::{BeforeForward, BlockAdapter, LinearAdapter, MlpAdapter};
@@ -161,6 +161,14 @@ pub trait MethodOptions: Options + fmt::Debug + Send + Sync + 'static {
     /// The conditions that it chooses by, of methods that do: its training data needs them.
     fn condition(&self) -> Option<&Conditioned> {
         None
+    }
+    /// What it learns from wrong answers beside right ones, of methods that do.
+    fn preference(&self) -> Option<&Preference> {
+        None
+    }
+    /// What of its options changes at a stage of a stream of tasks, from 0: what the stage trains, what stays as it is.
+    fn at_stage(&self, _stage: usize, _task: Option<&str>) -> Tree {
+        Tree::new()
     }
     /// Whether trained LoRAs can be its experts: its pools are then `lora_a` and `lora_b`, and its options have
     /// `num_experts`.

@@ -1,6 +1,6 @@
 //! The options of a run: their names and defaults, and how layers of settings are put over each other.
 
-use super::{Decay, Schedule, TrainConfig};
+use super::{Decay, Schedule, Stage, TrainConfig};
 use crate::adapter::{ALL_LINEAR, check_targets, named_path};
 use crate::mixture::{Method, MethodSpec};
 use crate::{Error, Result};
@@ -21,6 +21,12 @@ pub struct RunConfig {
     pub target_modules: Vec<String>,
     /// Folders of trained LoRAs that are the experts of a method which mixes them, each as `DIR` or `NAME=DIR`.
     pub experts: Vec<String>,
+    /// An adapter of the same method, or a run, whose values the run starts with.
+    pub start_from: Option<PathBuf>,
+    /// The task of samples that name none.
+    pub task: Option<String>,
+    /// Runs one after the other, each with data of its own.
+    pub stages: Vec<Stage>,
     pub train: TrainOptions,
     pub text: TextOptions,
     pub device: DeviceOptions,
@@ -106,6 +112,9 @@ impl RunConfig {
             method: method.defaults(),
             target_modules: vec![ALL_LINEAR.into()],
             experts: Vec::new(),
+            start_from: None,
+            task: None,
+            stages: Vec::new(),
             train: TrainOptions::default(),
             text: TextOptions::default(),
             device: DeviceOptions::default(),
@@ -116,7 +125,9 @@ impl RunConfig {
     /// The same with paths that do not depend on the folder where the program runs, to be kept for later.
     pub fn anchored(&self) -> Self {
         let mut config = self.clone();
-        for path in [Some(&mut config.model), Some(&mut config.data), config.text.tokenizer.as_mut()] {
+        let own = [Some(&mut config.model), Some(&mut config.data), config.text.tokenizer.as_mut()];
+        let of_stages = config.stages.iter_mut().map(|stage| Some(&mut stage.data));
+        for path in own.into_iter().chain([config.start_from.as_mut()]).chain(of_stages) {
             let Some(path) = path.filter(|p| !p.as_os_str().is_empty()) else { continue };
             *path = anchored(path);
         }
@@ -134,6 +145,11 @@ impl RunConfig {
 
     /// Refuses values that cannot work, whatever the model and the data are.
     pub fn check(&self) -> Result<()> {
+        if let Some(i) = self.stages.iter().position(|s| s.steps == Some(0) || s.data.as_os_str().is_empty())
+        {
+            let what = format!("the one with number {} has no data, or 0 steps", i + 1);
+            return Err(Error::refused("stages", what));
+        }
         check_targets(&self.target_modules)?;
         self.train.check().map_err(|error| within("train", error))?;
         if !(0.0..=1.0).contains(&self.text.max_untrained) {

@@ -51,13 +51,16 @@ impl Inputs {
         };
         let paths: Vec<PathBuf> =
             [Some(train), files.valid.as_ref()].into_iter().flatten().cloned().collect();
-        let valid_samples = files.valid.as_deref().map_or(Ok(Vec::new()), read_samples)?;
+        let task = config.task.as_deref();
+        let samples = |path: &Path| Ok::<_, Error>(of_task(read_samples(path)?, task));
+        let valid_samples = files.valid.as_deref().map_or(Ok(Vec::new()), samples)?;
         let valid = files.valid.as_deref().map(|path| encoder.dataset(path, &valid_samples)).transpose()?;
-        let train = encoder.dataset(train, &read_samples(train)?)?;
+        let train = encoder.dataset(train, &samples(train)?)?;
         let experts = open_experts(&config, model.config())?;
         let (method, targets) = with_experts(&config.method, &config.target_modules, &experts)?;
         config.method = method;
         config.target_modules = targets;
+        without_preferences(&config, &train)?;
         with_tasks(&mut config, &train, valid.as_ref())?;
         with_conditions(&mut config, [Some(&train), valid.as_ref()], model.config().hidden_size)?;
         let length = config.text.max_length;
@@ -79,6 +82,10 @@ impl Inputs {
         let most = sets().map(|set| set.examples.len()).max().unwrap_or(1);
         let mut config = self.config.clone();
         config.train.micro_batch = config.train.micro_batch.min(most);
+        // Wrong answers go through the model as the right ones do.
+        if self.train.examples.iter().any(|example| example.rejected.is_some()) {
+            config.train.micro_batch *= 2;
+        }
         Plan::new(&self.model, &config, longest, free)
     }
 
@@ -204,9 +211,43 @@ impl TextOptions {
     }
 }
 
+/// What a run is measured on besides its own validation: its validation data, or what it trains on where there is none.
+pub(super) fn stage_set(config: &RunConfig) -> Result<Dataset> {
+    let encoder = config.text.encoder(&config.text.open(Some(&config.model))?)?;
+    let files = DataFiles::find(&config.data)?;
+    let Some(path) = files.valid.as_ref().or(files.train.as_ref()) else {
+        return Err(Error::file(&config.data, "has no train.jsonl"));
+    };
+    encoder.dataset(path, &of_task(read_samples(path)?, config.task.as_deref()))
+}
+
+/// Samples with a task where they name none.
+fn of_task(mut samples: Vec<Sample>, task: Option<&str>) -> Vec<Sample> {
+    for sample in samples.iter_mut().filter(|sample| sample.task.is_none()) {
+        sample.task = task.map(String::from);
+    }
+    samples
+}
+
 /// The trained LoRAs that a configuration names.
 pub(super) fn open_experts(config: &RunConfig, model: &ModelConfig) -> Result<Vec<Expert>> {
     config.experts.iter().map(|text| Expert::open(text, model)).collect()
+}
+
+/// Refuses wrong answers beside right ones where the method does not learn from them.
+fn without_preferences(config: &RunConfig, train: &Dataset) -> Result<()> {
+    let pair = train.examples.iter().zip(&train.lines).find(|(example, _)| example.rejected.is_some());
+    match pair.filter(|_| config.method.options().preference().is_none()) {
+        None => Ok(()),
+        Some((_, line)) => {
+            let what = format!(
+                "the sample of line {line} in {} has one, and {} does not learn from wrong answers; peam does",
+                config.data.display(),
+                config.method.name()
+            );
+            Err(Error::refused("rejected", what))
+        }
+    }
 }
 
 /// Gives a method that chooses or learns by task the tasks of its training data, where its options name none.

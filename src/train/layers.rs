@@ -1,7 +1,7 @@
 //! Settings in layers: the defaults of a method, a file, the command line; each a tree of the names of [`RunConfig`].
 
 use super::config::within;
-use super::{DeviceOptions, RunConfig, TextOptions, TrainOptions};
+use super::{DeviceOptions, RunConfig, Stage, TextOptions, TrainOptions};
 use crate::mixture::{Method, MethodSpec, Methods};
 use crate::names::nearest;
 use crate::{Error, Result};
@@ -17,6 +17,9 @@ struct Sections {
     data: PathBuf,
     target_modules: Vec<String>,
     experts: Vec<String>,
+    start_from: Option<PathBuf>,
+    task: Option<String>,
+    stages: Vec<Stage>,
     train: TrainOptions,
     text: TextOptions,
     device: DeviceOptions,
@@ -28,8 +31,21 @@ impl RunConfig {
     /// # Errors
     /// A path is not UTF-8.
     pub fn tree(&self) -> Result<Value> {
-        let RunConfig { model, data, method, target_modules, experts, train, text, device } = self.clone();
-        let sections = Sections { model, data, target_modules, experts, train, text, device };
+        let RunConfig {
+            model,
+            data,
+            method,
+            target_modules,
+            experts,
+            start_from,
+            task,
+            stages,
+            train,
+            text,
+            device,
+        } = self.clone();
+        let sections =
+            Sections { model, data, target_modules, experts, start_from, task, stages, train, text, device };
         // By way of text: it keeps an f32 such as 0.01 as it is written.
         let written = serde_json::to_string(&sections);
         let mut tree: Map<String, Value> = written
@@ -116,8 +132,21 @@ impl RunConfig {
             let path = e.path().to_string();
             Error::refused(path, e.into_inner().to_string())
         })?;
-        let Sections { model, data, target_modules, experts, train, text, device } = sections;
-        Ok(RunConfig { model, data, method, target_modules, experts, train, text, device })
+        let Sections { model, data, target_modules, experts, start_from, task, stages, train, text, device } =
+            sections;
+        Ok(RunConfig {
+            model,
+            data,
+            method,
+            target_modules,
+            experts,
+            start_from,
+            task,
+            stages,
+            train,
+            text,
+            device,
+        })
     }
 
     /// The same with settings as a method's list has them: paths, and values as JSON.

@@ -18,9 +18,11 @@ mod optim;
 mod parts;
 mod plan;
 mod policy;
+mod preference;
 mod run;
 mod schedule;
 mod session;
+mod stages;
 mod stored;
 
 #[cfg(feature = "tokenizer")]
@@ -42,4 +44,5 @@ pub use policy::leave_one_out;
 pub use run::Run;
 pub use schedule::{Decay, Schedule};
 pub use session::{Session, StepReport, StepTimes, TrainConfig, loss_of, losses_by_sample};
+pub use stages::{Stage, Stages};
 pub use stored::StoredRun;

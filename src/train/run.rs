@@ -67,6 +67,11 @@ impl Run {
         let stream = Stream::new(config.train.seed).named("adapter");
         let adapter = Adapter::attach(&parts.model, &config.method, &config.target_modules, stream)?;
         adapter.take_experts(&open_experts(config, parts.model.config())?, &parts.model)?;
+        if let Some(dir) = &config.start_from {
+            let methods = Methods::builtin().with(config.method.spec());
+            let options = AdapterOptions { methods, ..AdapterOptions::default() };
+            adapter.start_from(&Adapter::load_with(dir, &parts.model, &options)?)?;
+        }
         Run::build(parts, adapter)
     }
 
@@ -339,32 +344,46 @@ impl Run {
         self.state.best.is_some_and(|b| b.1 == self.state.step)
     }
 
+    /// Mean loss of the trained tokens of all examples of a set.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn mean_loss(&self, data: &Dataset) -> Result<f64> {
+        self.loss_on(data).map(|(loss, _)| loss)
+    }
+
+    /// The same with the number of trained tokens.
+    fn loss_on(&self, data: &Dataset) -> Result<(f64, usize)> {
+        let mut sum = 0.0;
+        let mut trained = 0;
+        let all: Vec<usize> = (0..data.examples.len()).collect();
+        for ids in all.chunks(self.config.train.micro_batch) {
+            let batch = self.batch(data, ids)?;
+            sum += loss_of(&self.session.model, &self.session.adapter, &batch)?;
+            trained += batch.trained;
+        }
+        Ok((sum / trained.max(1) as f64, trained))
+    }
+
     /// Validation loss over all its examples; true when it is the lowest so far. One that is not finite never is.
     pub fn evaluate(&mut self, observer: &mut dyn Observer) -> Result<bool> {
         let Some(valid) = &self.valid else { return Ok(false) };
         let began = Instant::now();
-        let mut sum = 0.0;
-        let mut trained = 0;
-        let all: Vec<usize> = (0..valid.examples.len()).collect();
-        for ids in all.chunks(self.config.train.micro_batch) {
-            let batch = self.batch(valid, ids)?;
-            sum += loss_of(&self.session.model, &self.session.adapter, &batch)?;
-            trained += batch.trained;
-        }
+        let (loss, trained) = self.loss_on(valid)?;
+        let samples = valid.examples.len();
         let scores = if self.is_finished() {
             observer.score(&self.session.model, &self.session.adapter)?
         } else {
             Vec::new()
         };
         let step = self.state.step;
-        let loss = sum / trained.max(1) as f64;
         let best = loss.is_finite() && self.state.best.is_none_or(|b| loss < b.0);
         if best {
             self.state.best = Some((loss, step));
         }
         self.evaluated = Some(step);
         let seconds = began.elapsed().as_secs_f64();
-        let report = EvalReport { step, loss, tokens: trained, samples: all.len(), seconds, best, scores };
+        let report = EvalReport { step, loss, tokens: trained, samples, seconds, best, scores };
         let mut line = json!({
             "t": "eval", "step": step, "loss": loss, "ppl": report.perplexity(), "tokens": trained,
             "samples": report.samples, "seconds": seconds, "best": best,

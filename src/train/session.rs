@@ -1,6 +1,6 @@
 //! A run in progress: model, adapter, optimizer, and one step at a time.
 
-use super::{Decay, Optimizer, Schedule, policy};
+use super::{Decay, Optimizer, Schedule, policy, preference};
 use crate::adapter::{Adapter, Bank};
 use crate::data::Batch;
 use crate::model::{Model, Step};
@@ -147,12 +147,7 @@ impl Session {
                 .with_labels(batch.labels.clone())
                 .with_adapters(self.adapter.sites().clone());
             pass.valid = Some((batch.weights.clone(), batch.tokens));
-            let (loss, mut roots) = if draws > 1 {
-                policy::roots(&self.model, batch, &pass, draws, self.config.recompute)?
-            } else {
-                let loss = summed_loss(&self.model, batch, &pass, self.config.recompute)?;
-                (loss.detach(), vec![(loss.clone(), Tensor::full(loss.device(), loss.dims(), 1.0)?)])
-            };
+            let (loss, mut roots) = self.objective(batch, &pass)?;
             let aux = pass.take_aux()?;
             times.forward += clock.lap();
             for a in &aux {
@@ -195,6 +190,23 @@ impl Session {
             trained_tokens: trained / draws,
             times,
         })
+    }
+
+    /// The loss of a pass, and what its backward pass starts from: tensors and their gradients.
+    fn objective(&self, batch: &Batch, pass: &Pass) -> Result<(Tensor, Vec<(Tensor, Tensor)>)> {
+        let recompute = self.config.recompute;
+        let options = self.adapter.method().options();
+        if options.draws() > 1 {
+            return policy::roots(&self.model, batch, pass, options.draws(), recompute);
+        }
+        match options.preference().filter(|p| p.contrast_coef > 0.0 && batch.has_rejected()) {
+            Some(preference) => preference::roots(&self.model, batch, pass, preference, recompute),
+            None => {
+                let loss = summed_loss(&self.model, batch, pass, recompute)?;
+                let one = Tensor::full(loss.device(), loss.dims(), 1.0)?;
+                Ok((loss.detach(), vec![(loss, one)]))
+            }
+        }
     }
 
     /// Leaves a step out: the schedule goes on, nothing else changes.

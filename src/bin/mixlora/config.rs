@@ -96,6 +96,12 @@ const ABOUT: &[(&str, &str)] = &[
     ("method", "see `mixlora methods`"),
     ("target_modules", "projections that get an adapter"),
     ("experts", "folders of trained LoRAs that the method mixes, each DIR or NAME=DIR"),
+    ("start_from", "an adapter of the same method, or a run, whose values the run starts with"),
+    ("task", "the task of samples that name none"),
+    (
+        "stages",
+        "runs one after the other, as [[stages]] with data, steps and task; each starts from the one before",
+    ),
     ("train.steps", "optimizer steps; by default what epochs gives"),
     ("train.epochs", "times that every example is seen"),
     ("train.micro_batch", "examples that go through the model together"),

@@ -7,8 +7,8 @@ use mixlora::adapter::Adapter;
 use mixlora::mixture::Methods;
 use mixlora::model::Model;
 use mixlora::train::{
-    End, EvalReport, Inputs, Observer, Progress, Questions, Run, RunConfig, RunFolder, StepReport, StoredRun,
-    mean_exact_match,
+    End, EvalReport, Inputs, Observer, Progress, Questions, Run, RunConfig, RunFolder, Stages, StepReport,
+    StoredRun, mean_exact_match,
 };
 use serde_json::json;
 use std::path::Path;
@@ -21,12 +21,16 @@ const MAX_ANSWER: usize = 32;
 
 pub fn run(args: &TrainArgs) -> Result<(), Failure> {
     let methods = Methods::builtin();
+    if let Some(dir) = args.resume.as_deref().filter(|dir| Stages::is_at(dir)) {
+        let stages = Stages::open(dir, &methods)?;
+        return staged(args, stages);
+    }
     let stored = args.resume.as_deref().map(|dir| StoredRun::open(dir, &methods)).transpose()?;
     let config = RunConfig::layered(&args.layers(stored.as_ref().map(|stored| &stored.config))?, &methods)?;
-    for (name, path) in [("--model", &config.model), ("--data", &config.data)] {
-        if path.as_os_str().is_empty() {
-            return Err(Failure::Usage(format!("{name} is needed")));
-        }
+    let without = [("--model", &config.model), ("--data", &config.data)];
+    let without = without.into_iter().find(|(_, path)| path.as_os_str().is_empty());
+    if let Some((name, _)) = without.filter(|(name, _)| *name == "--model" || config.stages.is_empty()) {
+        return Err(Failure::Usage(format!("{name} is needed")));
     }
     let out_dir = match (&args.out, &args.resume) {
         (Some(dir), None) => {
@@ -36,15 +40,65 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
         (None, Some(dir)) => dir,
         _ => return Err(Failure::Usage("--out is needed, or --resume with the folder of a run".into())),
     };
+    if !config.stages.is_empty() {
+        return staged(args, Stages::create(&config, out_dir)?);
+    }
     let mut shown = Shown::new(args.quiet);
+    let mut run = prepared(args, config, stored, out_dir, &mut shown)?;
+    go(args, &mut run, &mut shown, out_dir, Told::All).map(drop)
+}
+
+/// The stages that are not done yet, and what all of them know of each task.
+fn staged(args: &TrainArgs, mut stages: Stages) -> Result<(), Failure> {
+    let methods = Methods::builtin();
+    for stage in stages.done()..stages.count() {
+        let dir = stages.dir_of(stage);
+        let mut shown = Shown::new(args.quiet);
+        shown.say(&format!("stage {} of {}: {}", stage + 1, stages.count(), stages.name(stage)));
+        let stored = RunFolder::is_at(&dir).then(|| StoredRun::open(&dir, &methods)).transpose()?;
+        let config = match &stored {
+            Some(stored) => stored.config.clone(),
+            None => stages.config_of(stage)?,
+        };
+        let mut run = prepared(args, config, stored, &dir, &mut shown)?;
+        if go(args, &mut run, &mut shown, &dir, Told::Stage)? == End::Stopped {
+            return Ok(());
+        }
+        stages.measure(&run)?;
+    }
+    let names: Vec<String> = (0..stages.count()).map(|stage| stages.name(stage)).collect();
+    if args.json {
+        let report = json!({ "stages": names, "losses": stages.losses(), "forgetting": stages.forgetting() });
+        return Ok(out::json(&report)?);
+    }
+    let mut header = vec!["loss after"];
+    header.extend(names.iter().map(String::as_str));
+    let row = |(name, losses): (&String, &Vec<f64>)| {
+        let losses = losses.iter().map(|loss| format!("{loss:.4}"));
+        std::iter::once(name.clone()).chain(losses).collect()
+    };
+    let rows: Vec<Vec<String>> = names.iter().zip(stages.losses()).map(row).collect();
+    let mut text = out::table(&header, &rows);
+    if let Some(rise) = stages.forgetting() {
+        text += &format!("forgetting: the loss of earlier stages rose by {rise:.4} in the mean\n");
+    }
+    Ok(out::text(text.trim_end())?)
+}
+
+/// A run that can begin or go on: device, text, data and model are read, and it fits into memory.
+fn prepared(
+    args: &TrainArgs,
+    config: RunConfig,
+    stored: Option<StoredRun>,
+    out_dir: &Path,
+    shown: &mut Shown,
+) -> Result<Run, Failure> {
     if let Some(stored) = &stored {
         stored.changes(&config)?.iter().for_each(|text| shown.say(&format!("changed: {text}")));
         stored.notes.iter().for_each(|text| shown.say(&format!("note: {text}")));
         if stored.version() != env!("CARGO_PKG_VERSION") {
             shown.say(&format!("note: the run was written by version {}", stored.version()));
         }
-    }
-    if args.resume.is_some() {
         still_there("--model", &config.model)?;
         still_there("--data", &config.data)?;
     }
@@ -64,11 +118,10 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
     let mut parts = inputs.load(&device, args.allow_nonfinite)?;
     parts.notes.extend(unasked);
     parts.notes.iter().for_each(|text| shown.say(&format!("note: {text}")));
-    let mut run = match stored {
-        Some(stored) => Run::resume(stored, parts, &mut shown)?,
+    Ok(match stored {
+        Some(stored) => Run::resume(stored, parts, shown)?,
         None => Run::start(parts, Some(out_dir))?,
-    };
-    go(args, &mut run, &mut shown, out_dir)
+    })
 }
 
 /// Explains a path of a resumed run that no longer exists.
@@ -80,7 +133,21 @@ fn still_there(option: &str, path: &Path) -> Result<(), Failure> {
     Err(mixlora::Error::File { path: path.into(), what }.into())
 }
 
-fn go(args: &TrainArgs, run: &mut Run, shown: &mut Shown, out_dir: &Path) -> Result<(), Failure> {
+/// What is printed at the end of a run.
+#[derive(PartialEq)]
+enum Told {
+    All,
+    /// Of a stage among others: no object of JSON, of which there is one for all.
+    Stage,
+}
+
+fn go(
+    args: &TrainArgs,
+    run: &mut Run,
+    shown: &mut Shown,
+    out_dir: &Path,
+    told: Told,
+) -> Result<End, Failure> {
     shown.start(run);
     let (stop, signal) = signals::stop_on_signals(args.stop_at)?;
     let first = run.state().step;
@@ -103,16 +170,16 @@ fn go(args: &TrainArgs, run: &mut Run, shown: &mut Shown, out_dir: &Path) -> Res
         "loss_first": shown.first, "loss_last": shown.last, "best_valid": state.best.map(|(loss, _)| loss),
         "best_step": state.best.map(|(_, step)| step), "tokens": state.tokens, "seconds": seconds, "run": out_dir.display().to_string(),
     });
-    if args.json {
+    if args.json && told == Told::All {
         out::json(&report)?;
-    } else {
+    } else if !args.json {
         let speed = (state.tokens - tokens) as f64 / seconds;
         let took = format!("{seconds:.1} s ({speed:.0} tok/s)");
         out::text(&summary(run, shown, end, &took, out_dir))?;
     }
     match signal.received() {
         Some(number) if end == End::Stopped => Err(Failure::Signal(number)),
-        _ => Ok(()),
+        _ => Ok(end),
     }
 }
 

@@ -18,6 +18,10 @@ all that is needed to go on; `last` and `best` name one. Ctrl-C finishes the ste
 one stops at once. Go on with --resume RUN.
 
 Example: mixlora train --model SmolLM2-135M-Instruct.Q4_1.gguf --data my_data --epochs 2 --out run
+A stream of tasks: [[stages]] in the file of settings, each with data and, if you like, steps and task, are runs one after \
+the other in OUT/stage-1, OUT/stage-2 and so on, each from where the one before ended; after each the loss on the data of \
+all stages is shown.
+
 Example: mixlora train --resume run --set train.learning_rate=5e-4")]
 pub struct TrainArgs {
     /// A .gguf file, or a Hugging Face directory.
@@ -50,6 +54,12 @@ pub struct TrainArgs {
     /// Folders of trained LoRAs (ours or PEFT's) that are the experts of x-lora, meteora or lora-mixer: DIR or NAME=DIR.
     #[arg(long, num_args = 1.., value_name = "DIR")]
     experts: Option<Vec<String>>,
+    /// An adapter of the same method, or a run, whose values the run starts with.
+    #[arg(long, value_name = "DIR")]
+    start_from: Option<PathBuf>,
+    /// The task of samples that name none.
+    #[arg(long)]
+    task: Option<String>,
     /// Optimizer steps.
     #[arg(long)]
     steps: Option<usize>,
@@ -136,6 +146,8 @@ impl TrainArgs {
             ("method", json!(self.method)),
             ("target_modules", json!(self.targets)),
             ("experts", json!(self.experts)),
+            ("start_from", path_setting("--start-from", self.start_from.as_deref())?),
+            ("task", json!(self.task)),
             ("train.steps", json!(self.steps)),
             ("train.epochs", json!(self.epochs)),
             ("train.micro_batch", json!(self.micro_batch)),

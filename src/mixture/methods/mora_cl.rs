@@ -7,11 +7,12 @@
 use crate::mixture::losses::normalised;
 use crate::mixture::{
     Ask, Axes, Gate, LinearBuild, Lora, MethodOptions, MethodSpec, RoutedLinears, Router, RouterGradient,
-    Routes, RowMemory, Rule, Score, Select, Selection, TopK, enough,
+    Routes, RowMemory, Rule, Score, Select, Selection, TopK, Tree, enough,
 };
 use crate::nn::{LinearAdapter, Param};
 use crate::ops::select::SelectRule;
 use crate::{Error, Result, Tensor, options};
+use serde_json::Value;
 use std::sync::Arc;
 
 /// The entry of the list.
@@ -90,6 +91,16 @@ impl MethodOptions for MoraCl {
             return Err(Error::config("frozen_rows", self.frozen_rows, format!("below r ({})", self.lora.r)));
         }
         Ok(())
+    }
+    /// As many rows again for each stage; those of the stages before stay as they are.
+    fn at_stage(&self, stage: usize, _task: Option<&str>) -> Tree {
+        let grown = |v: f32| Value::from(v * (stage + 1) as f32);
+        let r = self.lora.r;
+        Tree::from_iter([
+            ("r".to_string(), (r * (stage + 1)).into()),
+            ("lora_alpha".to_string(), grown(self.alpha())),
+            ("frozen_rows".to_string(), (r * stage).into()),
+        ])
     }
     fn rule(&self) -> Rule {
         Rule { score: Score::Activation, select: Select::TopK(self.choice.top_k), gate: Gate::Score }

@@ -1,0 +1,182 @@
+//! Runs one after the other: stages of a stream of tasks, each from where the one before ended, and what each knows of all
+//! tasks afterwards.
+//!
+//! ```text
+//! out/stages.json      settings of all stages, and the losses after each
+//!     stage-1/         a run
+//!     stage-2/         the next, which starts from the first one's adapter
+//! ```
+
+use super::inputs::stage_set;
+use super::{Run, RunConfig, RunFolder};
+use crate::adapter::{STAGE_PREFIX, STAGES};
+use crate::atomic;
+use crate::data::Dataset;
+use crate::mixture::Methods;
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+
+/// One stage of a stream of tasks.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stage {
+    /// A JSONL file, or a folder with train.jsonl and, if you like, valid.jsonl.
+    pub data: PathBuf,
+    /// Optimizer steps; where it is not given those of the whole run's settings.
+    #[serde(default)]
+    pub steps: Option<usize>,
+    /// The task of its samples that name none, and its name in tables.
+    #[serde(default)]
+    pub task: Option<String>,
+}
+
+/// `stages.json`.
+#[derive(Debug, Serialize, Deserialize)]
+struct StagesFile {
+    version: String,
+    config: Value,
+    /// After each stage that is done, the mean loss on the data of every stage.
+    losses: Vec<Vec<f64>>,
+}
+
+/// The stages of a run in a folder.
+#[derive(Debug)]
+pub struct Stages {
+    pub config: RunConfig,
+    dir: PathBuf,
+    file: StagesFile,
+}
+
+impl Stages {
+    /// Begins in a folder that is made for it.
+    ///
+    /// # Errors
+    /// The folder holds a run, cannot be written, or the settings have no stages.
+    pub fn create(config: &RunConfig, dir: &Path) -> Result<Self> {
+        if config.stages.is_empty() {
+            return Err(Error::refused("stages", "there are none"));
+        }
+        RunFolder::check_free(dir)?;
+        let config = config.anchored();
+        let file = StagesFile {
+            version: env!("CARGO_PKG_VERSION").into(),
+            config: config.tree()?,
+            losses: Vec::new(),
+        };
+        let stages = Stages { config, dir: dir.into(), file };
+        // Settings and data that cannot work are found before anything is written.
+        for number in 0..stages.count() {
+            stages.config_of(number)?;
+        }
+        stages.sets()?;
+        std::fs::create_dir_all(dir)
+            .map_err(|error| Error::file(dir, format!("cannot be created: {error}")))?;
+        stages.write()?;
+        Ok(stages)
+    }
+
+    /// Whether a folder holds stages.
+    pub fn is_at(dir: &Path) -> bool {
+        dir.join(STAGES).is_file()
+    }
+
+    /// Opens a folder of stages, to go on.
+    ///
+    /// # Errors
+    /// The file is malformed.
+    pub fn open(dir: &Path, methods: &Methods) -> Result<Self> {
+        let path = dir.join(STAGES);
+        let file: StagesFile = crate::io::read_json(&path)?;
+        let (config, _) = RunConfig::stored(&file.config, methods)
+            .map_err(|error| Error::file(&path, error.to_string()))?;
+        let stages = Stages { config, dir: dir.into(), file };
+        if stages.file.losses.len() > stages.count() || stages.count() == 0 {
+            return Err(Error::file(&path, "has losses of more stages than there are"));
+        }
+        Ok(stages)
+    }
+
+    fn write(&self) -> Result<()> {
+        let path = self.dir.join(STAGES);
+        let text =
+            serde_json::to_vec_pretty(&self.file).map_err(|error| Error::file(&path, error.to_string()))?;
+        atomic::write(&path, &text)
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.config.stages.len()
+    }
+    /// How many are done.
+    pub fn done(&self) -> usize {
+        self.file.losses.len()
+    }
+    /// The folder of a stage's run, from 0.
+    pub fn dir_of(&self, stage: usize) -> PathBuf {
+        self.dir.join(format!("{STAGE_PREFIX}{}", stage + 1))
+    }
+    /// The name of a stage: its task, or its number.
+    pub fn name(&self, stage: usize) -> String {
+        let task = self.config.stages.get(stage).and_then(|s| s.task.clone());
+        task.unwrap_or_else(|| (stage + 1).to_string())
+    }
+    /// The mean loss on the data of every stage after each that is done.
+    pub fn losses(&self) -> &[Vec<f64>] {
+        &self.file.losses
+    }
+
+    /// By how much the loss of earlier stages is higher at the end than when they were trained, in the mean: forgetting.
+    /// None before the second stage is done.
+    pub fn forgetting(&self) -> Option<f64> {
+        let (last, before) = self.file.losses.split_last()?;
+        let rise = before.iter().enumerate().map(|(stage, losses)| last[stage] - losses[stage]);
+        (!before.is_empty()).then(|| rise.sum::<f64>() / before.len() as f64)
+    }
+
+    /// The settings of a stage's run.
+    ///
+    /// # Errors
+    /// The method has no such stage.
+    pub fn config_of(&self, stage: usize) -> Result<RunConfig> {
+        let Some(Stage { data, steps, task }) = self.config.stages.get(stage) else {
+            return Err(Error::config("stage", stage + 1, format!("at most {}", self.count())));
+        };
+        let mut config = self.config.clone();
+        let mut method = config.method.clone();
+        if method.options().tasks().is_some_and(|tasks| tasks.tasks.0.is_empty()) {
+            let mut tasks: Vec<String> = Vec::new();
+            for name in self.config.stages.iter().filter_map(|s| s.task.clone()) {
+                if !tasks.contains(&name) {
+                    tasks.push(name);
+                }
+            }
+            method = method.with("tasks", tasks)?;
+        }
+        config.method = method.set(&method.options().at_stage(stage, task.as_deref()))?;
+        config.data = data.clone();
+        config.task = task.clone();
+        config.train.steps = steps.or(config.train.steps);
+        config.stages = Vec::new();
+        if stage > 0 {
+            config.start_from = Some(self.dir_of(stage - 1));
+        }
+        Ok(config)
+    }
+
+    /// What each stage is measured on: its validation data, or what it trains on where it has none.
+    fn sets(&self) -> Result<Vec<Dataset>> {
+        (0..self.count()).map(|stage| stage_set(&self.config_of(stage)?)).collect()
+    }
+
+    /// Measures the model after a stage on the data of all, and writes that down.
+    ///
+    /// # Errors
+    /// Data cannot be read, or the device failed.
+    pub fn measure(&mut self, run: &Run) -> Result<()> {
+        let losses = self.sets()?.iter().map(|set| run.mean_loss(set)).collect::<Result<Vec<_>>>()?;
+        self.file.losses.push(losses);
+        self.write()
+    }
+}
