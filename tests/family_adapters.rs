@@ -102,7 +102,9 @@ fn check(label: &str, model: &Arc<Model>, method: &Method, adapter: &Adapter) ->
         // Where one expert acts for every token, its router has no gradient on paper.
         let may_be_alone = method.options().rule().select == Select::Support;
         let learns = !router || method.options().router_gradient() == RouterGradient::Yes && !may_be_alone;
-        assert!(error.largest > 1e-6 || !learns, "{label}: nothing flows to {}", error.name);
+        // Nor has an expert of the model that no token chose.
+        let may_be_idle = error.name.contains(".experts.");
+        assert!(error.largest > 1e-6 || !learns || may_be_idle, "{label}: nothing flows to {}", error.name);
         worst = worst.max(error.error);
     }
     (worst, errors.len())
