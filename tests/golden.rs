@@ -15,6 +15,10 @@ const SMORA: &str = "token/smora_b2";
 const FLY: &str = "token/fly_b2";
 const COMOL: &str = "mixture/comol_b2_s9";
 const DYNMOLE: &str = "mixture/dynmole_b2_s17";
+const MODULATE: &str = "mixture/modulate_b2";
+const PERSONAL: &str = "mixture/personal_b4";
+const EPT: &str = "mixture/ept_b3_s7";
+const UNI_MOE: &str = "mixture/uni_moe_b2_s9";
 const ROUTER: &str = "mixture/router_losses_b4";
 
 /// Every file holds on the device; returns the worst error.
@@ -275,7 +279,7 @@ fn no_damage_to_a_header_is_a_panic() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("damaged.safetensors");
     let cpu = Device::cpu();
-    for part in [LINEAR, SMORA] {
+    for part in [LINEAR, SMORA, EPT, UNI_MOE] {
         let whole = std::fs::read(file(part)).unwrap();
         let header = 8 + u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
         let random = mixlora::Stream::new(3).named(part);
@@ -292,12 +296,22 @@ fn no_damage_to_a_header_is_a_panic() {
 /// One value of a gradient or a loss, one choice: each is seen in the files of the method family.
 #[test]
 fn changed_values_of_the_family_are_found() {
-    for (part, name) in [(COMOL, "grad_core"), (DYNMOLE, "entropy.grad_router"), (ROUTER, "renyi.value")] {
+    for (part, name) in [
+        (COMOL, "grad_core"),
+        (DYNMOLE, "entropy.grad_router"),
+        (ROUTER, "renyi.value"),
+        (MODULATE, "grad_shift"),
+        (PERSONAL, "gate_ce.grad_router_bias"),
+        (EPT, "grad_kernel_6"),
+        (UNI_MOE, "grad_b_down"),
+    ] {
         let r = changed(part, |e| e.value(name, 0, |v| 1.5 * v + 1.0)).unwrap();
         let worst = r.worst().unwrap();
         assert!(worst.name == name && !r.holds(), "{part}: {worst:?}");
     }
     let r = changed(DYNMOLE, |e| e.swap("chosen", 0, 1)).unwrap();
+    let counted = changed(UNI_MOE, |e| e.swap("by_tag", 0, 1)).unwrap();
+    assert!(!counted.choices, "how often a tag chose an expert");
     let all_or_none = Edit::open(&file(DYNMOLE)).tensors["chosen"].2[..8].chunks(4).all(|v| v[0] == 1);
     assert_eq!(r.choices, all_or_none, "the first two experts of a token are swapped");
 }

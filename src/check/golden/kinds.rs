@@ -38,6 +38,10 @@ impl Config<'_> {
     pub fn number(&self, name: &str) -> usize {
         self.values.get(name).and_then(Value::as_u64).unwrap_or(0) as usize
     }
+    pub fn numbers(&self, name: &str) -> Vec<usize> {
+        let list = self.values.get(name).and_then(Value::as_array);
+        list.into_iter().flatten().map(|value| value.as_u64().unwrap_or(0) as usize).collect()
+    }
     pub fn text(&self, name: &str) -> &str {
         self.values.get(name).and_then(Value::as_str).unwrap_or("")
     }

@@ -47,6 +47,9 @@ pub(super) fn replay(
     let x = tensor(file, device, "x", &[b, s, whole.number("in")])?.leaf();
     for Layer { config, .. } in &layers {
         let [e, r, tasks] = ["E", "r", "tasks"].map(|name| config.number(name).max(1));
+        let sides = config.numbers("kernels");
+        let side = sides.iter().max().copied().unwrap_or(1);
+        bounded(file, "kernels", &[sides.len(), side, side])?;
         bounded(file, "pools", &[e.max(tasks), r, config.number("hidden").max(whole.number("in"))])?;
     }
     let mut all = Comparison::new(file);

@@ -250,6 +250,10 @@ impl MethodOptions for Ept {
     fn linear(&self, at: &LinearBuild<'_>) -> Result<Arc<dyn LinearAdapter>> {
         let r = self.lora.r;
         at.site.fits("r", r)?;
+        if let Some(side) = self.kernels.0.iter().find(|side| **side > at.site.d_in) {
+            let most = format!("at most {}: the inputs of {}", at.site.d_in, at.site.name);
+            return Err(Error::config("kernels", side, most));
+        }
         let linears = at.site.linears.len();
         let core = |what: &str, width: usize, std: f32| {
             at.normal(vec![(at.site.shared_part(what), r)], width.div_ceil(self.least()), std, true)

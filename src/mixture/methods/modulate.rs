@@ -6,7 +6,7 @@
 use crate::mixture::routers::Gated;
 use crate::mixture::{
     Ask, Axes, Experts, Gate, LinearBuild, LinearSite, Lora, MethodOptions, MethodSpec, Router,
-    RouterGradient, Routes, RowMemory, Rule, Selection, SiteMemory, TopK, decide, enough,
+    RouterGradient, Routes, RowMemory, Rule, Selection, SiteMemory, TopK, Tree, decide, enough,
 };
 use crate::nn::{LinearAdapter, Param, Pass};
 use crate::{Error, Linear, Result, Tensor, options};
@@ -137,6 +137,9 @@ impl MethodOptions for Modulate {
         // Outputs before they are modulated, and their scales.
         let outs = site.linears.iter().map(|(_, out)| *out as f64).sum::<f64>();
         SiteMemory { per_row: 2.0 * outs, once: 0.0 }
+    }
+    fn variants(&self, _factors: &[usize], _r: usize) -> Vec<(String, Tree)> {
+        vec![(format!("{} of {}", self.choice.top_k, self.experts.num_experts), Tree::new())]
     }
     fn linear(&self, at: &LinearBuild<'_>) -> Result<Arc<dyn LinearAdapter>> {
         let e = self.experts.num_experts;
