@@ -221,7 +221,7 @@ fn every_method_takes_quantised_weights() {
             let run = |model: &Model, adapter: &Adapter| {
                 let ids = Tensor::from_u32(model.device(), &[1, 6], &[3, 44, 85, 126, 167, 8]).unwrap();
                 let pass = Pass::training(Units::instances(model.device(), 1, 6).unwrap(), Stream::new(1));
-                let labels = Labels { tasks: vec![Some("a".into())], tags: None };
+                let labels = Labels { tasks: vec![Some("a".into())], ..Labels::default() };
                 let pass = pass.with_labels(labels).with_adapters(adapter.sites().clone());
                 let hidden = model.forward(Input::Embeddings(&embedded(model, &ids)), &pass, Step::default());
                 let gradients = hidden.unwrap().sum().unwrap().backward().unwrap();
