@@ -89,7 +89,7 @@ impl XLoraConfig {
         let options = json!({
             "depth": self.xlora_depth, "size": self.xlora_size, "classifier_dropout": self.xlora_dropout_p,
             "layerwise": self.layerwise_scalings, "softmax": self.enable_softmax,
-            "temperature": self.softmax_temperature, "top_k": self.top_k_lora.unwrap_or(0),
+            "temperature": self.softmax_temperature, "top_k": self.top_k_lora,
             "softmax_topk": self.enable_softmax_topk, "global_scaling": self.global_scaling_weight,
             "train_experts": self.use_trainable_adapters,
         });

@@ -51,7 +51,7 @@ pub use routed::RoutedLinears;
 pub use routed_mlp::RoutedMlp;
 pub use router::{Ask, Router, decide};
 pub use rule::{Gate, Rule, Score, Select};
-pub use schedule::TopKSchedule;
+pub use schedule::{StageRule, TopKSchedule};
 pub use site::{Build, Depth, LinearBuild, LinearSite, MlpBuild, MlpSite, SitePart, StateBuild, StateSite};
 pub use spec::{Axes, Files, Hook, Method, MethodOptions, MethodSpec, RouterGradient, Routes, TakesExperts};
 pub use tasks::{Tasks, labels_of_rows};

@@ -67,7 +67,7 @@ impl Code for Stack {
         u.mul(&scales.repeat_rows(self.rank)?.reshape(&[self.stages * self.rank])?)
     }
     fn base(&self, linear: usize, base: Tensor) -> Result<Tensor> {
-        base.mul(&self.scales(linear, 0..1)?.reshape(&[1, 1])?)
+        base.mul(&self.scales(linear, 0..1)?.repeat_rows(base.shape().rows())?)
     }
     fn params(&self) -> Vec<Param> {
         self.logits.clone()
