@@ -2,7 +2,7 @@
 
 use super::{Candidate, Costs, Place, Roof, Rounds, Row, Shape, Summary, Timer, Watch, Work, measure};
 use crate::check::{Deviation, Subject};
-use crate::mixture::{Hook, Method, MethodSpec, Pool, Span};
+use crate::mixture::{Hook, Method, MethodSpec, Pool, Span, Tree};
 use crate::nn::{Choices, Mlp, Param, Pass};
 use crate::tape::inside;
 use crate::{Device, Error, Format, Linear, Result, Stream, Tensor, Weight, backward};
@@ -24,6 +24,8 @@ pub struct LayerOptions {
     pub factors: Vec<usize>,
     /// The number of factors chosen from a pool.
     pub r: usize,
+    /// Other options, for the methods that have them.
+    pub set: Tree,
     pub rounds: Rounds,
     /// Use the host's clock even if the device has timestamps.
     pub wall: bool,
@@ -242,8 +244,20 @@ fn entries(
 /// The timed variants of a method with their names.
 fn variants(method: &'static MethodSpec, options: &LayerOptions) -> Result<Vec<(String, Method)>> {
     let defaults = method.defaults();
+    let own = method.option_names();
+    let set: Tree = options
+        .set
+        .iter()
+        .filter(|(name, _)| own.contains(&name.as_str()))
+        .map(|(name, value)| (name.clone(), value.clone()))
+        .collect();
+    let others: String = set.iter().map(|(name, value)| format!(" {name} {value}")).collect();
     let all = defaults.options().variants(&options.factors, options.r);
-    all.into_iter().map(|(name, changes)| Ok((name, defaults.set(&changes)?))).collect()
+    let changed = |(name, mut changes): (String, Tree)| {
+        changes.extend(set.clone());
+        Ok((format!("{name}{others}"), defaults.set(&changes)?))
+    };
+    all.into_iter().map(changed).collect()
 }
 
 fn timed(
