@@ -1,9 +1,11 @@
 //! Times of a mixture layer compared with the frozen linear that it adapts.
 
-use super::{Candidate, Costs, Place, Roof, Rounds, Row, Shape, Summary, Timer, Watch, Work, measure};
+use super::{
+    Candidate, Costs, Place, Roof, Rounds, Row, Shape, Summary, TASK, Timer, Watch, Work, measure, with_task,
+};
 use crate::check::{Deviation, Subject};
 use crate::mixture::{Hook, Method, MethodSpec, Pool, Span, Tree};
-use crate::nn::{Choices, Mlp, Param, Pass};
+use crate::nn::{Choices, Labels, Mlp, Param, Pass};
 use crate::tape::inside;
 use crate::{Device, Error, Format, Linear, Result, Stream, Tensor, Weight, backward};
 
@@ -94,7 +96,8 @@ impl Rig {
     fn pass(&self) -> Result<Pass> {
         let [_, seq, _] = *self.x.dims() else { return Err(Error::refused("layer", "has no rows")) };
         let units = Pool::Real.units(self.x.device(), &self.spans, seq)?;
-        Ok(Pass::training(units, Stream::new(6)))
+        let tasks = vec![Some(TASK.into()); self.spans.len()];
+        Ok(Pass::training(units, Stream::new(6)).with_labels(Labels { tasks, tags: None }))
     }
 
     fn forward(&self, body: &Subject, x: &Tensor, pass: &Pass) -> Result<Roots> {
@@ -255,7 +258,7 @@ fn variants(method: &'static MethodSpec, options: &LayerOptions) -> Result<Vec<(
     let all = defaults.options().variants(&options.factors, options.r);
     let changed = |(name, mut changes): (String, Tree)| {
         changes.extend(set.clone());
-        Ok((format!("{name}{others}"), defaults.set(&changes)?))
+        Ok((format!("{name}{others}"), with_task(&defaults.set(&changes)?)?))
     };
     all.into_iter().map(changed).collect()
 }
