@@ -25,6 +25,7 @@ mod routed;
 mod routed_mlp;
 mod router;
 pub mod routers;
+mod row_memory;
 mod rule;
 mod schedule;
 mod site;
@@ -34,7 +35,7 @@ mod tasks;
 pub use crate::ops::mixture_linears::mixture_linears;
 pub use crate::ops::topk_routing::{Condition, Routing, Table, first_choices, route, route_rows};
 pub use crate::routing::{Dropout, Selection, Units};
-pub use coded::{Code, CodedLinears};
+pub use coded::{Code, CodedLinears, coded_memory};
 pub use groups::{
     AuxLoss, BiasBalance, Cfs, CfsForm, DecodeRoute, Experts, Factors, GateScale, Instance, Lora, Sparse,
     TopK, enough,
@@ -46,8 +47,9 @@ pub use registry::{Methods, find};
 pub use routed::RoutedLinears;
 pub use routed_mlp::RoutedMlp;
 pub use router::{Ask, Router, decide};
+pub use row_memory::RowMemory;
 pub use rule::{Gate, Rule, Score, Select};
 pub use schedule::TopKSchedule;
 pub use site::{Build, Depth, LinearBuild, LinearSite, MlpBuild, MlpSite, SitePart, StateBuild, StateSite};
-pub use spec::{Axes, Files, Hook, Method, MethodOptions, MethodSpec, RouterGradient, Routes, RowMemory};
+pub use spec::{Axes, Files, Hook, Method, MethodOptions, MethodSpec, RouterGradient, Routes};
 pub use tasks::{Tasks, labels_of_rows};

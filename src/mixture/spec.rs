@@ -2,7 +2,9 @@
 
 use super::options::{Field, Options, Tree};
 use super::tasks::Tasks;
-use super::{Instance, LinearBuild, LinearSite, Lora, MlpBuild, MlpSite, Rule, StateBuild, StateSite};
+use super::{
+    Instance, LinearBuild, LinearSite, Lora, MlpBuild, MlpSite, RowMemory, Rule, StateBuild, StateSite,
+};
 use crate::names::nearest;
 use crate::nn::{BeforeForward, BlockAdapter, LinearAdapter, MlpAdapter};
 use crate::{Device, Error, Result, Stream};
@@ -89,15 +91,6 @@ pub enum Files {
     OwnOrReleased,
 }
 
-/// What a layer keeps per row for the backward pass besides what the frozen model keeps, for memory plans.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct RowMemory {
-    /// Floats per adapted linear, such as the products with the chosen A factors.
-    pub per_linear: f64,
-    /// How many times gate, up and their product are kept: once per chosen expert of a block.
-    pub mlp_copies: f64,
-}
-
 /// A method's options, and what is made from them. Implemented by a struct that [`options!`](crate::options) declares.
 pub trait MethodOptions: Options + fmt::Debug + Send + Sync + 'static {
     /// The method whose options these are.
@@ -144,7 +137,8 @@ pub trait MethodOptions: Options + fmt::Debug + Send + Sync + 'static {
     }
     /// What a row keeps for the backward pass.
     fn row_memory(&self) -> RowMemory {
-        RowMemory { per_linear: self.lora().r as f64, mlp_copies: 1.0 }
+        let base = if self.spec().routes == Routes::Token { RowMemory::ROUTED } else { RowMemory::PLAIN };
+        RowMemory { per_linear: self.lora().r as f64, ..base }
     }
     /// What `bench layer` times: labels, and the options that differ from the defaults. `factors` and `r` are the sizes
     /// that its user asks for, for methods that have pools of factors.
