@@ -193,7 +193,7 @@ fn wrong_answers_push_the_right_ones_up() {
         };
         let before = apart(&session);
         let mut aux = 0.0;
-        for _ in 0..20 {
+        for _ in 0..4 {
             aux = session.step(&[batch(example)]).unwrap().aux_loss;
         }
         (apart(&session) - before, aux)
@@ -201,7 +201,7 @@ fn wrong_answers_push_the_right_ones_up() {
     let (with, aux) = margin(5.0, &pair);
     let (without, none) = margin(0.0, &pair);
     let (alone, nothing) = margin(5.0, &right);
-    assert!(with > without + 0.5 && without > 0.0, "margin {with} with the contrast, {without} without");
+    assert!(with > 1.05 * without && without > 0.0, "margin {with} with the contrast, {without} without");
     assert_eq!([none, nothing], [0.0; 2]);
     assert!(aux > 0.0 && aux < 5.0 && (alone - without).abs() < 1e-3, "{aux} {alone} {without}");
 }

@@ -165,7 +165,7 @@ impl MethodOptions for Remix {
     fn row_memory(&self) -> RowMemory {
         let e = self.experts.num_experts as f64;
         let k = self.choice.top_k as f64;
-        RowMemory { per_linear: k * self.lora.r as f64 + 2.0 * e * k, mlp_copies: 1.0 }
+        RowMemory { per_linear: k * self.lora.r as f64 + 2.0 * e * k, ..RowMemory::ROUTED }
     }
     fn linear(&self, at: &LinearBuild<'_>) -> Result<Arc<dyn LinearAdapter>> {
         let [e, r] = [self.experts.num_experts, self.lora.r];
