@@ -1,6 +1,6 @@
 //! Steps whose routers learn by policy gradient: several draws of each sample in one pass, judged by their losses.
 
-use super::session::losses_of_samples;
+use super::losses::losses_of_samples;
 use crate::data::Batch;
 use crate::model::Model;
 use crate::nn::Pass;
