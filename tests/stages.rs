@@ -209,7 +209,7 @@ fn wrong_answers_push_the_right_ones_up() {
     let (alone, nothing) = margin(5.0, &right);
     assert!(with > 1.05 * without && without > 0.0, "margin {with} with the contrast, {without} without");
     assert_eq!([none, nothing], [0.0; 2]);
-    assert!(aux > 0.0 && aux < 5.0 && (alone - without).abs() < 1e-3, "{aux} {alone} {without}");
+    assert!(aux > 0.0 && (alone - without).abs() < 1e-3, "{aux} {alone} {without}");
 }
 
 #[test]

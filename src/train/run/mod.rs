@@ -2,7 +2,7 @@
 
 mod evaluate;
 
-use crate::adapter::{Adapter, AdapterOptions};
+use crate::adapter::{Adapter, AdapterOptions, Expert};
 use crate::atomic;
 use crate::data::{Batch, Dataset, Sampler, SamplerConfig};
 use crate::device::Place;
@@ -11,7 +11,6 @@ use crate::nn::Choices;
 use crate::train::checkpoint::{
     OPTIMIZER, STATE, State, freeze_again, frozen_rows, optimizer_bytes, restore_optimizer,
 };
-use crate::train::inputs::open_experts;
 use crate::train::load::{AT_THE_END, ENOUGH, LoadCounter};
 use crate::train::observe::{End, Observer, Progress, Stop};
 use crate::train::parts::{Parts, check_prompts};
@@ -68,7 +67,7 @@ impl Run {
         let config = &parts.config;
         let stream = Stream::new(config.train.seed).named("adapter");
         let adapter = Adapter::attach(&parts.model, &config.method, &config.target_modules, stream)?;
-        adapter.take_experts(&open_experts(config, parts.model.config())?, &parts.model)?;
+        adapter.take_experts(&Expert::open_all(&config.experts, parts.model.config())?, &parts.model)?;
         if let Some(dir) = &config.start_from {
             let methods = Methods::builtin().with(config.method.spec());
             let options = AdapterOptions { methods, ..AdapterOptions::default() };
