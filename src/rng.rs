@@ -12,6 +12,7 @@ pub struct Stream {
 const ROTATIONS: [[u32; 4]; 2] = [[13, 15, 26, 6], [17, 29, 16, 24]];
 
 /// Threefry-2x32-20 block function.
+#[inline(always)]
 pub fn threefry2x32(key: [u32; 2], counter: [u32; 2]) -> [u32; 2] {
     let ks = [key[0], key[1], 0x1BD1_1BDA ^ key[0] ^ key[1]];
     let mut x0 = counter[0].wrapping_add(ks[0]);
@@ -25,6 +26,12 @@ pub fn threefry2x32(key: [u32; 2], counter: [u32; 2]) -> [u32; 2] {
         x1 = x1.wrapping_add(ks[(i as usize + 2) % 3]).wrapping_add(i + 1);
     }
     [x0, x1]
+}
+
+/// The upper 24 bits as a number in [0, 1).
+#[inline(always)]
+fn fraction(bits: u32) -> f32 {
+    (bits >> 8) as f32 * (1.0 / 16_777_216.0)
 }
 
 impl Stream {
@@ -54,7 +61,21 @@ impl Stream {
     }
     /// Uniform in [0, 1) with 24 bits.
     pub fn uniform(self, index: u32) -> f32 {
-        (self.bits(index) >> 8) as f32 * (1.0 / 16_777_216.0)
+        fraction(self.bits(index))
+    }
+    /// [`uniform`](Stream::uniform) at `first` and behind it. A block of bits serves two values, and in functions that are
+    /// compiled for vectors many blocks are made at once.
+    #[inline(always)]
+    pub(crate) fn uniforms(self, first: u32, out: &mut [f32]) {
+        let (head, rest) = out.split_at_mut(out.len().min(first as usize % 2));
+        head.iter_mut().for_each(|out| *out = self.uniform(first));
+        let (pairs, tail) = rest.as_chunks_mut::<2>();
+        let block = first.div_ceil(2);
+        for (i, pair) in pairs.iter_mut().enumerate() {
+            *pair = threefry2x32(self.key, [block.wrapping_add(i as u32), 0]).map(fraction);
+        }
+        let last = 2 * block.wrapping_add(pairs.len() as u32);
+        tail.iter_mut().for_each(|out| *out = self.uniform(last));
     }
     /// `n` values, uniform in [-bound, bound).
     pub fn uniform_vec(self, n: usize, bound: f32) -> Vec<f32> {
@@ -86,6 +107,17 @@ mod tests {
             threefry2x32([0x1319_8a2e, 0x0370_7344], [0x243f_6a88, 0x85a3_08d3]),
             [0xc492_3a9c, 0x483d_f7a0]
         );
+    }
+
+    #[test]
+    fn many_at_once_are_the_same_numbers() {
+        let stream = Stream::new(3).named("many");
+        for (first, n) in [(0, 0), (1, 0), (0, 1), (1, 1), (5, 2), (4, 3), (7, 100), (8, 1001)] {
+            let mut got = vec![f32::NAN; n];
+            stream.uniforms(first, &mut got);
+            let want: Vec<f32> = (first..).take(n).map(|i| stream.uniform(i)).collect();
+            assert_eq!(got, want, "{n} from {first} on");
+        }
     }
 
     #[test]

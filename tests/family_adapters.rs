@@ -30,7 +30,7 @@ fn methods() -> Vec<Method> {
     let sizes = json!({
         "r": 2, "lora_alpha": null, "lora_dropout": 0.0, "num_factors": 4, "num_experts": 2, "top_k": 2, "density": 0.5,
         "aux_loss_coef": 0.5, "experts_by_layer": [2], "frozen_rows": 0, "tasks": ["a", "b"], "sparsity_width": 8,
-        "condition_width": 3,
+        "condition_width": 3, "train_experts": true,
         "kernels": [2, 3], "temperature": 1.0, "generic_tasks": ["b"], "adapt_router": true,
     });
     let small = |method: Method| {
@@ -221,7 +221,8 @@ fn every_method_takes_quantised_weights() {
             let run = |model: &Model, adapter: &Adapter| {
                 let ids = Tensor::from_u32(model.device(), &[1, 6], &[3, 44, 85, 126, 167, 8]).unwrap();
                 let pass = Pass::training(Units::instances(model.device(), 1, 6).unwrap(), Stream::new(1));
-                let labels = Labels { tasks: vec![Some("a".into())], ..Labels::default() };
+                let conditions = Some(Tensor::from_f32(model.device(), &[1, 3], &[1.0, -2.0, 0.5]).unwrap());
+                let labels = Labels { tasks: vec![Some("a".into())], conditions, ..Labels::default() };
                 let pass = pass.with_labels(labels).with_adapters(adapter.sites().clone());
                 let hidden = model.forward(Input::Embeddings(&embedded(model, &ids)), &pass, Step::default());
                 let gradients = hidden.unwrap().sum().unwrap().backward().unwrap();

@@ -1,8 +1,7 @@
 //! Trained LoRAs as the experts of a method that mixes them.
 
 use super::layout::{MixloraConfig, OWN};
-use super::peft::read_config;
-use super::peft_config::PeftConfig;
+use super::peft_config::{PeftConfig, read_config};
 use super::{ALL_LINEAR, Adapter, Matrix, locate};
 use crate::io::read_json;
 use crate::mixture::{Files, Method, Methods, TakesExperts};

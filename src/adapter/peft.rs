@@ -6,7 +6,7 @@
 //! or an adapter of VT-NLP's release is read.
 
 use super::layout::{MixloraConfig, OWN, PREFIX, base_name, open_tensors, stored_name};
-use super::peft_config::PeftConfig;
+use super::peft_config::{PeftConfig, read_config};
 use super::released::{Layout, Released, is_released};
 use super::weights::{self, transpose};
 use super::{Adapter, AdapterOptions, AdapterWeights, Matrix, PartShape};
@@ -15,9 +15,6 @@ use crate::mixture::{Files, Method, MethodSpec};
 use crate::model::Model;
 use crate::{Error, Result, Stream};
 use std::path::Path;
-
-/// The method that PEFT calls `XLORA`.
-const XLORA: &str = "x-lora";
 
 impl Adapter {
     /// Writes the adapter into a directory, which is created. Every file is written whole or not at all.
@@ -64,8 +61,7 @@ impl Adapter {
         if !own.exists() {
             let any = read_config(&path)?;
             if any["peft_type"] == "XLORA" {
-                let method = options.methods.find(XLORA)?;
-                return super::xlora::load(dir, &path, any, method, model);
+                return super::xlora::load(dir, &path, any, model);
             }
             let c = PeftConfig::of(&path, any)?;
             if is_released(&c) {
@@ -155,35 +151,4 @@ fn check_tensors(
         file.expect_dims(&name, &expected)?;
     }
     Ok(())
-}
-
-/// `adapter_config.json`; files of other programs with that name are recognised.
-pub(super) fn read_config(path: &Path) -> Result<serde_json::Value> {
-    if !path.is_file() {
-        let hint = if path.with_file_name("config.json").is_file() {
-            "it has config.json: it is a model, not an adapter"
-        } else {
-            "an adapter is a folder with adapter_config.json and adapter_model.safetensors"
-        };
-        return Err(Error::file(path, format!("is missing; {hint}")));
-    }
-    let any: serde_json::Value = read_json(path)?;
-    if any.get("peft_type").is_none() {
-        let mlx = any.get("lora_parameters").is_some() || any.get("fine_tune_type").is_some();
-        let what = if mlx {
-            "is MLX's configuration; MLX keeps the factors transposed. Write them as a PEFT LoRA"
-        } else {
-            "has no peft_type: it is not a PEFT adapter"
-        };
-        return Err(Error::file(path, what));
-    }
-    if any["peft_type"] == "MIXLORA_RS" {
-        let what = "is one of ours, but mixlora.json is missing beside it: copy all files of the adapter";
-        return Err(Error::file(path, what));
-    }
-    if any["peft_type"] == "MIXLORA" {
-        let what = "peft_type 'MIXLORA' (MoE-PEFT) is not read; LORA is";
-        return Err(Error::file(path, what));
-    }
-    Ok(any)
 }

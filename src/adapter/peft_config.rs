@@ -1,6 +1,7 @@
 //! `adapter_config.json` of Hugging Face PEFT: what is read, what is refused, what is written.
 
 use super::resolve_targets;
+use crate::io::read_json;
 use crate::mixture::{Method, MethodSpec, Tree};
 use crate::model::ModelConfig;
 use crate::{Error, Result};
@@ -168,4 +169,35 @@ pub(super) struct Written<'a> {
     pub use_rslora: bool,
     pub use_dora: bool,
     pub fan_in_fan_out: bool,
+}
+
+/// `adapter_config.json`; files of other programs with that name are recognised.
+pub(super) fn read_config(path: &Path) -> Result<Value> {
+    if !path.is_file() {
+        let hint = if path.with_file_name("config.json").is_file() {
+            "it has config.json: it is a model, not an adapter"
+        } else {
+            "an adapter is a folder with adapter_config.json and adapter_model.safetensors"
+        };
+        return Err(Error::file(path, format!("is missing; {hint}")));
+    }
+    let any: Value = read_json(path)?;
+    if any.get("peft_type").is_none() {
+        let mlx = any.get("lora_parameters").is_some() || any.get("fine_tune_type").is_some();
+        let what = if mlx {
+            "is MLX's configuration; MLX keeps the factors transposed. Write them as a PEFT LoRA"
+        } else {
+            "has no peft_type: it is not a PEFT adapter"
+        };
+        return Err(Error::file(path, what));
+    }
+    if any["peft_type"] == "MIXLORA_RS" {
+        let what = "is one of ours, but mixlora.json is missing beside it: copy all files of the adapter";
+        return Err(Error::file(path, what));
+    }
+    if any["peft_type"] == "MIXLORA" {
+        let what = "peft_type 'MIXLORA' (MoE-PEFT) is not read; LORA is";
+        return Err(Error::file(path, what));
+    }
+    Ok(any)
 }

@@ -3,7 +3,8 @@
 use super::experts::{Expert, with_experts};
 use super::layout::open_tensors;
 use super::{ALL_LINEAR, Adapter};
-use crate::mixture::{MethodSpec, Tree};
+use crate::mixture::Tree;
+use crate::mixture::methods::x_lora;
 use crate::model::Model;
 use crate::{Error, Result, Stream};
 use serde::Deserialize;
@@ -89,7 +90,7 @@ impl XLoraConfig {
         let options = json!({
             "depth": self.xlora_depth, "size": self.xlora_size, "classifier_dropout": self.xlora_dropout_p,
             "layerwise": self.layerwise_scalings, "softmax": self.enable_softmax,
-            "temperature": self.softmax_temperature, "top_k": self.top_k_lora.unwrap_or(0),
+            "temperature": self.softmax_temperature, "top_k": self.top_k_lora,
             "softmax_topk": self.enable_softmax_topk, "global_scaling": self.global_scaling_weight,
             "train_experts": self.use_trainable_adapters,
         });
@@ -111,13 +112,7 @@ fn expert_folder(dir: &Path, name: &str, path: &str) -> Result<PathBuf> {
 }
 
 /// Loads an X-LoRA of PEFT and its experts.
-pub(super) fn load(
-    dir: &Path,
-    path: &Path,
-    config: serde_json::Value,
-    method: &'static MethodSpec,
-    model: &Model,
-) -> Result<Adapter> {
+pub(super) fn load(dir: &Path, path: &Path, config: serde_json::Value, model: &Model) -> Result<Adapter> {
     let wrap = |error: Error| Error::file(path, error.to_string());
     let config: XLoraConfig =
         serde_json::from_value(config).map_err(|error| Error::file(path, error.to_string()))?;
@@ -130,7 +125,7 @@ pub(super) fn load(
     if experts.is_empty() {
         return Err(Error::file(path, "names no adapters: there is nothing to mix"));
     }
-    let method = method.defaults().set(&config.options().map_err(wrap)?).map_err(wrap)?;
+    let method = x_lora::SPEC.defaults().set(&config.options().map_err(wrap)?).map_err(wrap)?;
     let (method, targets) = with_experts(&method, &[ALL_LINEAR.to_string()], &experts).map_err(wrap)?;
     let adapter = Adapter::attach(model, &method, &targets, Stream::new(0)).map_err(wrap)?;
     adapter.take_experts(&experts, model)?;

@@ -1,8 +1,10 @@
 //! Times of a mixture layer compared with the frozen linear that it adapts.
 
-use super::{Candidate, Costs, Place, Roof, Rounds, Row, Shape, Summary, Timer, Watch, Work, measure};
+use super::{
+    Candidate, Costs, Place, Roof, Rounds, Row, Shape, Summary, TASK, Timer, Watch, Work, measure, with_task,
+};
 use crate::check::{Deviation, Subject};
-use crate::mixture::{Hook, Method, MethodSpec, Pool, Span};
+use crate::mixture::{Hook, Method, MethodSpec, Pool, Span, Tree};
 use crate::nn::{Choices, Labels, Mlp, Param, Pass};
 use crate::tape::inside;
 use crate::{Device, Error, Format, Linear, Result, Stream, Tensor, Weight, backward};
@@ -24,6 +26,8 @@ pub struct LayerOptions {
     pub factors: Vec<usize>,
     /// The number of factors chosen from a pool.
     pub r: usize,
+    /// Other options, for the methods that have them.
+    pub set: Tree,
     pub rounds: Rounds,
     /// Use the host's clock even if the device has timestamps.
     pub wall: bool,
@@ -68,9 +72,6 @@ fn adapted(frozen: &Subject, method: &Method) -> Result<Subject> {
 fn width_out(hook: Hook, Shape([d_in, width]): Shape<2>) -> usize {
     if Subject::takes_linears(hook) { width } else { d_in }
 }
-
-/// The task of all samples, for methods that choose or learn by task.
-const TASK: &str = "task";
 
 /// The tape of one forward pass: output and auxiliary losses, with their gradients.
 type Roots = Vec<(Tensor, Tensor)>;
@@ -252,14 +253,23 @@ fn entries(
 /// The timed variants of a method with their names.
 fn variants(method: &'static MethodSpec, options: &LayerOptions) -> Result<Vec<(String, Method)>> {
     let mut defaults = method.defaults();
-    if defaults.options().tasks().is_some() {
-        defaults = defaults.with("tasks", vec![TASK])?;
-    }
     if defaults.options().condition().is_some() {
         defaults = defaults.with("condition_width", CONDITION)?;
     }
+    let own = method.option_names();
+    let set: Tree = options
+        .set
+        .iter()
+        .filter(|(name, _)| own.contains(&name.as_str()))
+        .map(|(name, value)| (name.clone(), value.clone()))
+        .collect();
+    let others: String = set.iter().map(|(name, value)| format!(" {name} {value}")).collect();
     let all = defaults.options().variants(&options.factors, options.r);
-    all.into_iter().map(|(name, changes)| Ok((name, defaults.set(&changes)?))).collect()
+    let changed = |(name, mut changes): (String, Tree)| {
+        changes.extend(set.clone());
+        Ok((format!("{name}{others}"), with_task(&defaults.set(&changes)?)?))
+    };
+    all.into_iter().map(changed).collect()
 }
 
 fn timed(

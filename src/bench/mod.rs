@@ -18,6 +18,10 @@ mod train;
 pub mod tune;
 mod watch;
 
+use crate::Result;
+use crate::mixture::Method;
+use serde_json::json;
+
 pub use crate::device::Place;
 pub use crate::engine::Costs;
 pub use compare::{Change, WORSE, changes};
@@ -31,3 +35,14 @@ pub use row::{Row, Shape, Work};
 pub use stats::{Summary, quantile};
 pub use train::{TrainingOptions, training};
 pub use watch::{Candidate, Rounds, Timer, Watch, measure};
+
+/// The task of all samples.
+const TASK: &str = "task";
+
+/// The method with that task as the one that it knows, where it knows tasks.
+fn with_task(method: &Method) -> Result<Method> {
+    if method.spec().option_names().contains(&"tasks") {
+        return method.with("tasks", json!([TASK]));
+    }
+    Ok(method.clone())
+}

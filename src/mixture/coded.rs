@@ -1,6 +1,6 @@
 //! Linears whose update mixes the low-rank code: `y = W x + bias + s C(A x) B`, where a method says what C does.
 
-use super::{LinearBuild, MethodOptions, Selection};
+use super::{LinearBuild, Lora, MethodOptions, RowMemory, Selection};
 use crate::nn::{LinearAdapter, Param, Pass};
 use crate::ops::factor_expand::expand_by;
 use crate::{Linear, Result, Tensor};
@@ -73,6 +73,15 @@ impl<C: Code + 'static> CodedLinears<C> {
             dropout: options.lora().lora_dropout,
         }))
     }
+}
+
+/// What a row keeps besides `per_linear` values at each linear: its input where the code reads it, and the input of the
+/// branch. With dropout that is one of its own: three of hidden size, and one behind gate and up.
+pub fn coded_memory(lora: &Lora, per_linear: f64, reads_input: bool) -> RowMemory {
+    let dropout = lora.lora_dropout > 0.0;
+    let input = if reads_input || !dropout { RowMemory::ROUTED } else { RowMemory::PLAIN };
+    let copies = f64::from(u8::from(dropout));
+    RowMemory { per_linear, hidden: input.hidden + 3.0 * copies, product: input.product + copies, ..input }
 }
 
 impl<C: Code> LinearAdapter for CodedLinears<C> {

@@ -17,6 +17,7 @@ mod balance;
 mod coded;
 mod condition;
 mod groups;
+mod kinds;
 mod list;
 pub mod losses;
 mod memory;
@@ -38,12 +39,13 @@ pub use crate::ops::mixture_linears::mixture_linears;
 pub use crate::ops::topk_routing::{Condition, Routing, Table, first_choices, route, route_rows};
 pub use crate::routing::{Dropout, Selection, Units};
 pub use ablations::{Ablations, RouterInput};
-pub use coded::{Code, CodedLinears};
+pub use coded::{Code, CodedLinears, coded_memory};
 pub use condition::{ConditionKind, Conditioned};
 pub use groups::{
     AuxLoss, BiasBalance, Cfs, CfsForm, DecodeRoute, Experts, Factors, GateScale, Instance, Lora, Preference,
     Sparse, TopK, enough,
 };
+pub use kinds::{Files, Hook, RouterGradient, Routes, TakesExperts};
 pub use list::List;
 pub use memory::{RowMemory, SiteMemory};
 pub use options::{Field, Kind, OptionValue, Options, Range, Tree, read_option};
@@ -53,7 +55,7 @@ pub use routed::RoutedLinears;
 pub use routed_mlp::RoutedMlp;
 pub use router::{Ask, Router, decide};
 pub use rule::{Gate, Rule, Score, Select};
-pub use schedule::TopKSchedule;
+pub use schedule::{StageRule, TopKSchedule};
 pub use site::{Build, Depth, LinearBuild, LinearSite, MlpBuild, MlpSite, SitePart, StateBuild, StateSite};
-pub use spec::{Axes, Files, Hook, Method, MethodOptions, MethodSpec, RouterGradient, Routes, TakesExperts};
+pub use spec::{Axes, Method, MethodOptions, MethodSpec};
 pub use tasks::{Tasks, labels_of_rows};

@@ -1,4 +1,4 @@
-//! Schedules: pure functions of the step, for each layer.
+//! Schedules: pure functions of the step, for each layer, and of what was learned.
 
 /// A number of chosen experts that falls during training (progressive sparsification, Sigma-MoE-Tiny, arXiv:2512.16248).
 ///
@@ -36,5 +36,31 @@ impl TopKSchedule {
     /// `start / k`: keeps the size of an update whose gates are all 1.
     pub fn rescale(&self, step: usize) -> f32 {
         self.start as f32 / self.k(step).max(1) as f32
+    }
+}
+
+/// When a stage of a stream gives way to the next (ScaleZero, arXiv:2509.07945): once it has solved its share of the tasks that
+/// were unsolved when it began, or has had all its steps.
+///
+/// ```
+/// use mixlora::mixture::StageRule;
+/// let rule = StageRule { least: 10, most: 100 };
+/// // Seven unsolved tasks and three stages left: three are a share.
+/// assert_eq!([2, 3].map(|newly| rule.is_over(50, newly, 7, 3)), [false, true]);
+/// assert!(!rule.is_over(9, 7, 7, 1) && rule.is_over(100, 0, 7, 1));
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StageRule {
+    /// Steps that a stage has at least.
+    pub least: usize,
+    /// Steps that it has at most.
+    pub most: usize,
+}
+
+impl StageRule {
+    /// Whether a stage is over after `step` steps: `newly` solved tasks of those `unsolved` at its start, with so many stages
+    /// left, this one included.
+    pub fn is_over(&self, step: usize, newly: usize, unsolved: usize, stages_left: usize) -> bool {
+        step >= self.most || (step >= self.least && newly * stages_left >= unsolved)
     }
 }

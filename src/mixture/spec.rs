@@ -3,8 +3,8 @@
 use super::options::{Field, Options, Tree};
 use super::tasks::Tasks;
 use super::{
-    Conditioned, Instance, LinearBuild, LinearSite, Lora, MlpBuild, MlpSite, Preference, RowMemory, Rule,
-    SiteMemory, SitePart, StateBuild, StateSite,
+    Conditioned, Files, Hook, Instance, LinearBuild, LinearSite, Lora, MlpBuild, MlpSite, Preference,
+    RouterGradient, Routes, RowMemory, Rule, SiteMemory, SitePart, StateBuild, StateSite, TakesExperts,
 };
 use crate::names::nearest;
 use crate::nn::{BeforeForward, BlockAdapter, LinearAdapter, MlpAdapter};
@@ -12,102 +12,6 @@ use crate::{Device, Error, Result, Stream};
 use serde_json::Value;
 use std::fmt;
 use std::sync::Arc;
-
-/// Where a method joins a model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Hook {
-    /// Every adapted linear, in groups that read the same input.
-    Linear,
-    /// The MLP block as a whole; the other linears get what the method's `linear` builds.
-    Mlp,
-    /// Around a block: an MLP block of any kind, or a decoder layer; linears inside stay as they are.
-    Block,
-}
-
-impl Hook {
-    /// For tables.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Hook::Linear => "linear",
-            Hook::Mlp => "mlp block",
-            Hook::Block => "block",
-        }
-    }
-}
-
-/// Which rows of a batch choose together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Routes {
-    /// Nothing is chosen.
-    None,
-    /// An instance: the rows that [`Instance::pool`] names stand for it.
-    Instance,
-    /// Every token by itself.
-    Token,
-    /// The instances of one task, by its label.
-    Task,
-    /// An instance, by the condition beside its text.
-    Condition,
-}
-
-impl Routes {
-    /// For tables.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Routes::None => "-",
-            Routes::Instance => "instance",
-            Routes::Token => "token",
-            Routes::Task => "task",
-            Routes::Condition => "condition",
-        }
-    }
-}
-
-/// Whether the task trains a method's router.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RouterGradient {
-    /// There is no router.
-    NoRouter,
-    Yes,
-    /// It has an estimate of the task's gradient instead: which.
-    Estimated(&'static str),
-    /// It stays as drawn, or other losses alone train it: why.
-    No(&'static str),
-}
-
-impl RouterGradient {
-    /// For tables.
-    pub const fn name(self) -> &'static str {
-        match self {
-            RouterGradient::NoRouter => "-",
-            RouterGradient::Yes => "yes",
-            RouterGradient::Estimated(_) => "estimated",
-            RouterGradient::No(_) => "no",
-        }
-    }
-}
-
-/// How a method's adapters are stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Files {
-    /// As a LoRA of PEFT, which other programs load.
-    Peft,
-    /// With the names and shapes of this crate.
-    Own,
-    /// The same; adapters of VT-NLP's release are read as this method.
-    OwnOrReleased,
-}
-
-/// Whether trained LoRAs can be the experts of a method.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TakesExperts {
-    /// It has none of its own kind.
-    No,
-    /// Instead of fresh ones.
-    Optional,
-    /// Without them there is nothing to mix.
-    Needed,
-}
 
 /// A method's options, and what is made from them. Implemented by a struct that [`options!`](crate::options) declares.
 pub trait MethodOptions: Options + fmt::Debug + Send + Sync + 'static {
@@ -185,7 +89,8 @@ pub trait MethodOptions: Options + fmt::Debug + Send + Sync + 'static {
     }
     /// What a row keeps for the backward pass.
     fn row_memory(&self) -> RowMemory {
-        RowMemory { per_linear: self.lora().r as f64, mlp_copies: 1.0 }
+        let base = if self.spec().routes == Routes::Token { RowMemory::ROUTED } else { RowMemory::PLAIN };
+        RowMemory { per_linear: self.lora().r as f64, ..base }
     }
     /// What it keeps at a group of linears besides, where that depends on their widths.
     fn site_memory(&self, _site: &LinearSite) -> SiteMemory {

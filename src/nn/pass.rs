@@ -247,16 +247,24 @@ impl Pass {
         let count = dims.iter().product();
         Tensor::from_f32(device, dims, &self.stream.named(site).named("noise").normal_vec(count, 1.0))
     }
-    /// Gumbel noise of a site, `-log(-log u)` of uniform u: as the [noise](Pass::noise) a function of randomness, site and
-    /// place.
+    /// Gumbel noise of the linears of a site, `-log(-log u)` of uniform u, `[rows, L, 1, entries]`: for each linear a function
+    /// of the pass's randomness, its name, the row and the entry, whatever stands beside it.
     ///
     /// # Errors
     /// The device failed.
-    pub fn gumbel(&self, site: &str, device: &Device, dims: &[usize]) -> Result<Tensor> {
-        let stream = self.stream.named(site).named("gumbel");
-        let noise = |i: u32| -(-f64::from(stream.uniform(i)).max(1e-8).ln()).ln() as f32;
-        let count: usize = dims.iter().product();
-        Tensor::from_f32(device, dims, &(0..count as u32).map(noise).collect::<Vec<_>>())
+    pub fn gumbel(&self, device: &Device, linears: &[String], rows: usize, entries: usize) -> Result<Tensor> {
+        let streams: Vec<Stream> =
+            linears.iter().map(|name| self.stream.named(name).named("gumbel")).collect();
+        let noise = |stream: &Stream, i: usize| {
+            let u = f64::from(stream.uniform(i as u32)).max(1e-8);
+            -(-u.ln()).ln() as f32
+        };
+        let of_row = |row: usize| {
+            let entry = move |stream| (0..entries).map(move |e| noise(stream, row * entries + e));
+            streams.iter().flat_map(entry)
+        };
+        let values: Vec<f32> = (0..rows).flat_map(of_row).collect();
+        Tensor::from_f32(device, &[rows, linears.len(), 1, entries], &values)
     }
     /// The same pass with the noise of a site instead of what would be drawn.
     pub fn with_noise(mut self, site: &str, noise: Tensor) -> Self {

@@ -2,7 +2,8 @@
 
 use crate::device::{Entry, Gpu, Host, PORTABLE, Shader, Variant, params, parts};
 use crate::engine::{Case, Meta, Op, OpSpec, Operand, Timed, TimedSizes, launch, operands, run1};
-use crate::rng::{Stream, threefry2x32};
+use crate::rng::Stream;
+use crate::simd::vectorised;
 use crate::tape::Node;
 use crate::{DType, Error, Result, Tensor};
 use rayon::prelude::*;
@@ -35,7 +36,7 @@ static SHADER: Shader = Shader {
     entries: &[Entry { name: "forward", variants: VARIANTS }],
 };
 
-/// Elements of one parallel task; even, because a block of random bits serves two.
+/// Elements of one parallel task.
 const CHUNK: usize = 1 << 12;
 
 /// `x -> y`: element i is kept where `stream.uniform(i) >= rate`.
@@ -68,19 +69,11 @@ impl Op for Dropout {
     }
 
     fn cpu(&self, &In { x }: &In<'_>, [y]: [&mut Host; 1]) {
-        let key = self.stream.words();
         let scale = scale(self.rate);
-        y.f32_mut().par_chunks_mut(CHUNK).zip(x.f32().par_chunks(CHUNK)).enumerate().for_each(
-            |(c, (y, x))| {
-                for (i, (y, x)) in y.chunks_mut(2).zip(x.chunks(2)).enumerate() {
-                    let bits = threefry2x32(key, [(c * CHUNK / 2 + i) as u32, 0]);
-                    for (y, (x, bits)) in y.iter_mut().zip(x.iter().zip(bits)) {
-                        let keep = (bits >> 8) as f32 * (1.0 / 16_777_216.0) >= self.rate;
-                        *y = if keep { scale * x } else { 0.0 };
-                    }
-                }
-            },
-        );
+        let parts = y.f32_mut().par_chunks_mut(CHUNK).zip(x.f32().par_chunks(CHUNK));
+        parts.enumerate().for_each(|(c, (y, x))| {
+            keep(self, (c * CHUNK) as u32, scale, x, y);
+        });
     }
 
     fn gpu(&self, gpu: &Arc<Gpu>, x: &In<'_>, y: &[Tensor; 1]) -> Result<()> {
@@ -89,6 +82,14 @@ impl Op for Dropout {
         let params = Params { n: n as u32, key0, key1, rate: self.rate, scale: scale(self.rate) };
         let kernel = launch::Kernel { shader: &SHADER, entry: "forward", variant: &VARIANTS[0] };
         kernel.run(gpu, &launch::binds(x, y), &params, n.div_ceil(2).div_ceil(launch::WG), 60 * n)
+    }
+}
+
+vectorised! {
+    /// A part of the result, of which `first` is the first element.
+    fn keep(op: &Dropout, first: u32, scale: f32, x: &[f32], y: &mut [f32]) {
+        op.stream.uniforms(first, y);
+        y.iter_mut().zip(x).for_each(|(y, x)| *y = if *y >= op.rate { scale * x } else { 0.0 });
     }
 }
 

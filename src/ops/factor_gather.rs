@@ -3,10 +3,11 @@
 //! The backward pass uses it too: `v[m,k] = s b_{J[m,k]} . dy[m]`.
 
 use crate::device::{Entry, Gpu, Host, PORTABLE, Shader, Variant, params, parts};
+use crate::engine::cpu::gemm::{Mat, gemm_every, turn, with_scratch};
 use crate::engine::{
     Case, Meta, Op, OpSpec, Operand, Operands, Timed, TimedSizes, operands, run, run_in_place,
 };
-use crate::routing::{Dropout, Slots, sample};
+use crate::routing::{Dropout, Slots, drop_values, sample};
 use crate::routing::{Selection, Units};
 use crate::simd::{dots, vectorised};
 use crate::{DType, Error, Result, Tensor};
@@ -99,6 +100,8 @@ pub(crate) fn shrink_into(
     run_in_place(&op, out, In { x, pool, gates })
 }
 
+/// Rows of a task of a dense product.
+const DENSE_ROWS: usize = 256;
 /// Values of the input that one task reads.
 const ROWS_OF: usize = 65_536;
 
@@ -115,7 +118,7 @@ vectorised! {
         for (m, u) in (first..).zip(u.chunks_mut(stride)) {
             let mut row = &input[m * d..(m + 1) * d];
             if let Some(p) = op.dropout {
-                dropped.iter_mut().zip(row).enumerate().for_each(|(c, (o, v))| *o = v * p.factor(m * d + c));
+                p.apply(m * d, row, &mut dropped);
                 row = &dropped;
             }
             factors.clear();
@@ -142,6 +145,29 @@ impl FactorGather<'_> {
         if let Some(gates) = gates {
             self.gate(gates, first, u, gated);
         }
+    }
+
+    /// The columns of the slots where every row takes the whole pool.
+    fn dense(&self, [input, pool]: [&[f32]; 2], d: usize, u: &mut [f32]) {
+        let width = self.slots.width();
+        let stride = self.slots.all_columns();
+        let column = self.slots.first_column();
+        let mut turned = vec![0f32; d * width];
+        turn(pool, d, width, &mut turned, width, 0);
+        let pool = Mat::new(&turned, d, width);
+        u.par_chunks_mut(DENSE_ROWS * stride).enumerate().for_each(|(t, u)| {
+            let rows = u.len() / stride;
+            let first = t * DENSE_ROWS * d;
+            let input = &input[first..][..rows * d];
+            let u = &mut u[column..];
+            let Some(dropout) = self.dropout else {
+                return gemm_every(u, stride, Mat::new(input, rows, d), pool, self.scale, false);
+            };
+            with_scratch(rows * d, |dropped| {
+                drop_values(dropout, first, input, dropped);
+                gemm_every(u, stride, Mat::new(dropped, rows, d), pool, self.scale, false);
+            });
+        });
     }
 
     /// `gated = u * gate` in the columns of the slots.
@@ -218,6 +244,9 @@ impl Op<2> for FactorGather<'_> {
             return;
         }
         let inputs = [x.f32(), pool.f32()];
+        if self.slots.dense {
+            return self.dense(inputs, d, u.f32_mut());
+        }
         let rows = (ROWS_OF / d.max(1)).max(1);
         let tasks = u.f32_mut().par_chunks_mut(rows * stride);
         match gates {

@@ -6,5 +6,5 @@ pub(crate) mod slots;
 
 pub(crate) use selection::Lists;
 pub use selection::Selection;
-pub(crate) use slots::Slots;
 pub use slots::{Dropout, Units};
+pub(crate) use slots::{Slots, drop_values};

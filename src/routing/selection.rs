@@ -194,7 +194,8 @@ impl Selection {
     fn slots(&self, first: usize, count: usize, side: usize) -> Slots {
         let idx = self.idx.clone();
         let units = self.units.clone();
-        Slots { idx, units, first, count, side, block: self.block, pool_rows: self.pool_rows() }
+        let dense = self.row_gates.is_some();
+        Slots { idx, units, first, count, side, block: self.block, pool_rows: self.pool_rows(), dense }
     }
     /// The choices sorted by factor: sorted once by `sort`, then used by every gradient that needs them.
     pub(crate) fn lists(&self, sort: impl FnOnce(&Tensor, usize) -> Result<Lists>) -> Result<&Lists> {

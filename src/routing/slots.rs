@@ -5,6 +5,7 @@
 //! A choice may stand for a block of consecutive pool rows (a LoRA expert of rank `block`).
 
 use crate::rng::Stream;
+use crate::simd::vectorised;
 use crate::{Device, Error, Result, Tensor};
 use std::sync::Arc;
 
@@ -116,12 +117,27 @@ impl Dropout {
     pub(crate) fn factor(&self, index: usize) -> f32 {
         if self.stream.uniform(index as u32) < self.p { 0.0 } else { 1.0 / (1.0 - self.p) }
     }
+    /// `out = factor x`, where the first element has index `first`. Fast in functions that are compiled for vectors; from
+    /// others call [`drop_values`].
+    #[inline(always)]
+    pub(crate) fn apply(self, first: usize, x: &[f32], out: &mut [f32]) {
+        let kept = 1.0 / (1.0 - self.p);
+        self.stream.uniforms(first as u32, out);
+        out.iter_mut().zip(x).for_each(|(out, x)| *out = if *out < self.p { 0.0 } else { kept } * x);
+    }
     /// Key words, probability, and the factor of kept elements; zeros without dropout.
     pub(crate) fn params(this: &Option<Dropout>) -> ([u32; 2], f32, f32) {
         match this {
             Some(d) => (d.stream.words(), d.p, 1.0 / (1.0 - d.p)),
             None => ([0; 2], 0.0, 1.0),
         }
+    }
+}
+
+vectorised! {
+    /// [`Dropout::apply`].
+    pub(crate) fn drop_values(dropout: Dropout, first: usize, x: &[f32], out: &mut [f32]) {
+        dropout.apply(first, x, out);
     }
 }
 
@@ -137,6 +153,8 @@ pub(crate) struct Slots {
     pub block: usize,
     /// Pool rows per linear; the pools of several linears are stacked.
     pub pool_rows: usize,
+    /// Every row takes all pool rows, times gates of its own: on the CPU, products with the pool are dense ones.
+    pub dense: bool,
 }
 
 impl Slots {

@@ -74,6 +74,10 @@ impl Stop {
     pub fn at(step: Option<usize>) -> Self {
         Stop { at: step, ..Stop::default() }
     }
+    /// The same stop, at the latest at a step.
+    pub fn by(&self, step: usize) -> Self {
+        Stop { at: Some(self.at.map_or(step, |at| at.min(step))), ..self.clone() }
+    }
     /// Asks for the end after the step that runs.
     pub fn ask(&self) {
         self.asked.store(true, Relaxed);

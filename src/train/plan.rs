@@ -2,7 +2,7 @@
 
 use super::RunConfig;
 use crate::adapter::{build_sites, linear_sites, resolve_targets};
-use crate::mixture::{Hook, Routes};
+use crate::mixture::Hook;
 use crate::model::{ModelConfig, ModelFiles};
 use crate::nn::Param;
 use crate::{Device, Error, Format, Result, Stream};
@@ -177,9 +177,8 @@ fn adapter_values(c: &ModelConfig, config: &RunConfig) -> Result<[f64; 2]> {
 /// Floats that are kept for the backward pass, and the most that pass through at a time.
 ///
 /// A layer keeps per row: its input and the sum between (2 D); rotated q, k, and v with the attention's output
-/// (2 Q + 2 KV) and its row statistics; gate and up (2 F); and the products with the chosen A factors. Routers that
-/// score every token also keep what they read: both norms' outputs and the product of gate and up (2 D + F). With
-/// recomputation only the input is kept, and one layer at a time is whole.
+/// (2 Q + 2 KV) and its row statistics; gate and up (2 F); and what the method says, such as the products with the chosen
+/// A factors. With recomputation only the input is kept, and one layer at a time is whole.
 fn activations(c: &ModelConfig, config: &RunConfig, seq: usize) -> Result<(f64, f64)> {
     // Whatever is asked for, these do not overflow.
     let n = |v: usize| v as f64;
@@ -192,20 +191,22 @@ fn activations(c: &ModelConfig, config: &RunConfig, seq: usize) -> Result<(f64, 
     let kv = n(c.num_key_value_heads * c.head_dim);
     let method = config.method.spec();
     let memory = config.method.options().row_memory();
-    let block = method.hook == Hook::Mlp;
-    let copies = memory.mlp_copies;
-    let by_token = method.routes == Routes::Token;
-    let shrunk = 7.0 * memory.per_linear;
-    let read = if by_token { 2.0 * d + f * copies } else { 0.0 };
-    let layer = 2.0 * (d + q + kv + f * copies) + heads + read + shrunk;
-    let kept = if config.train.recompute { rows * (layers * d + layer) } else { rows * layers * layer };
+    let own = 7.0 * memory.per_linear + memory.per_layer + d * memory.hidden + f * memory.product;
+    let layer = 2.0 * (d + q + kv + f * memory.gate_up) + heads + own;
+    // What stands beside the first block needs no gradient ahead of it.
+    let ahead = if method.hook == Hook::Block { 2.0 * (q + kv) + d + heads } else { 0.0 };
+    let kept =
+        if config.train.recompute { rows * (layers * d + layer) } else { rows * (layers * layer - ahead) };
     let [per_row, once] = at_sites(c, config)?;
     let at_sites = rows * per_row + once;
     let kept = kept + if config.train.recompute { at_sites / layers } else { at_sites };
     // Behind the layers: the states that the loss reads, and their gradient. On the way back a layer's gradients come
     // while what it kept goes: measured, what is left on top is about one MLP width (all of a block's experts), and
-    // another one where the product of gate and up is computed again.
-    let widths = if block { 3.0 * copies } else { 1.0 + f64::from(u8::from(!by_token)) };
+    // another one where the product of gate and up is computed again, for what is trained behind it.
+    let beside = method.hook == Hook::Block && !config.train.recompute;
+    let again = f64::from(u8::from(memory.product == 0.0 && !beside));
+    let experts = method.hook == Hook::Mlp && memory.product > 0.0;
+    let widths = if experts { 3.0 * memory.gate_up } else { 1.0 + again };
     let flowing = rows * (d + f * widths);
     Ok((kept + rows * d, flowing))
 }

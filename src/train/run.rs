@@ -1,5 +1,6 @@
 //! A run from its first step to its last: data, validation, checkpoints and metrics around a [`Session`].
 
+use super::answers::NO_TASK;
 use super::checkpoint::{
     OPTIMIZER, STATE, State, freeze_again, frozen_rows, optimizer_bytes, restore_optimizer,
 };
@@ -17,6 +18,7 @@ use crate::mixture::Methods;
 use crate::nn::Choices;
 use crate::{Device, Error, Result, Stream};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
@@ -209,6 +211,10 @@ impl Run {
     pub fn dir(&self) -> Option<&Path> {
         self.folder.as_ref().map(RunFolder::path)
     }
+    /// Steps between validations.
+    pub fn eval_every(&self) -> usize {
+        self.config.train.eval_every.unwrap_or_else(|| self.steps.div_ceil(20).max(1))
+    }
     /// Whether all steps are done.
     pub fn is_finished(&self) -> bool {
         self.state.step >= self.steps
@@ -324,8 +330,7 @@ impl Run {
     /// Validation and checkpoint, if they are due.
     fn after_step(&mut self, observer: &mut dyn Observer) -> Result<()> {
         let step = self.state.step;
-        let rarely = self.steps.div_ceil(20).max(1);
-        let eval_every = self.config.train.eval_every.unwrap_or(rarely);
+        let eval_every = self.eval_every();
         let save_every = self.config.train.save_every.unwrap_or(eval_every);
         let mut best = false;
         if step.is_multiple_of(eval_every) && self.valid.is_some() {
@@ -352,12 +357,29 @@ impl Run {
         self.loss_on(data).map(|(loss, _)| loss)
     }
 
-    /// The same with the number of trained tokens.
+    /// The same for each task, by its label; samples without one are a task of their own.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn losses_by_task(&self, data: &Dataset) -> Result<Vec<(String, f64)>> {
+        let mut by_task: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+        for (i, task) in data.tasks.iter().enumerate() {
+            by_task.entry(task.as_deref().unwrap_or(NO_TASK)).or_default().push(i);
+        }
+        let loss = |(task, ids): (&str, Vec<usize>)| Ok((task.to_string(), self.loss_of(data, &ids)?.0));
+        by_task.into_iter().map(loss).collect()
+    }
+
+    /// The mean loss of all examples, with the number of trained tokens.
     fn loss_on(&self, data: &Dataset) -> Result<(f64, usize)> {
+        self.loss_of(data, &(0..data.examples.len()).collect::<Vec<_>>())
+    }
+
+    /// The same of some.
+    fn loss_of(&self, data: &Dataset, ids: &[usize]) -> Result<(f64, usize)> {
         let mut sum = 0.0;
         let mut trained = 0;
-        let all: Vec<usize> = (0..data.examples.len()).collect();
-        for ids in all.chunks(self.config.train.micro_batch) {
+        for ids in ids.chunks(self.config.train.micro_batch) {
             let batch = self.batch(data, ids)?;
             sum += loss_of(&self.session.model, &self.session.adapter, &batch)?;
             trained += batch.trained;

@@ -8,11 +8,11 @@
 //! ```
 
 use super::inputs::stage_set;
-use super::{Run, RunConfig, RunFolder};
+use super::{End, Observer, Run, RunConfig, RunFolder, Stop};
 use crate::adapter::{STAGE_PREFIX, STAGES};
 use crate::atomic;
 use crate::data::Dataset;
-use crate::mixture::Methods;
+use crate::mixture::{Methods, StageRule};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -30,6 +30,12 @@ pub struct Stage {
     /// The task of its samples that name none, and its name in tables.
     #[serde(default)]
     pub task: Option<String>,
+    /// The mean loss below which a task of its data counts as solved: the stage ends early once it has solved its share.
+    #[serde(default)]
+    pub solved_below: Option<f64>,
+    /// Steps before it may.
+    #[serde(default)]
+    pub least_steps: usize,
 }
 
 /// `stages.json`.
@@ -39,6 +45,9 @@ struct StagesFile {
     config: Value,
     /// After each stage that is done, the mean loss on the data of every stage.
     losses: Vec<Vec<f64>>,
+    /// The tasks that were unsolved when the present stage began, where it asks for that.
+    #[serde(default)]
+    unsolved: Option<Vec<String>>,
 }
 
 /// The stages of a run in a folder.
@@ -64,6 +73,7 @@ impl Stages {
             version: env!("CARGO_PKG_VERSION").into(),
             config: config.tree()?,
             losses: Vec::new(),
+            unsolved: None,
         };
         let stages = Stages { config, dir: dir.into(), file };
         // Settings and data that cannot work are found before anything is written.
@@ -140,7 +150,7 @@ impl Stages {
     /// # Errors
     /// The method has no such stage.
     pub fn config_of(&self, stage: usize) -> Result<RunConfig> {
-        let Some(Stage { data, steps, task }) = self.config.stages.get(stage) else {
+        let Some(Stage { data, steps, task, .. }) = self.config.stages.get(stage) else {
             return Err(Error::config("stage", stage + 1, format!("at most {}", self.count())));
         };
         let mut config = self.config.clone();
@@ -170,6 +180,52 @@ impl Stages {
         (0..self.count()).map(|stage| stage_set(&self.config_of(stage)?)).collect()
     }
 
+    /// The tasks of a stage's data whose loss is not below what solves them.
+    fn unsolved(&self, run: &Run, set: &Dataset, below: f64) -> Result<Vec<String>> {
+        let losses = run.losses_by_task(set)?;
+        Ok(losses.into_iter().filter(|(_, loss)| *loss >= below).map(|(task, _)| task).collect())
+    }
+
+    /// Trains a stage: until its steps are done, until a stop is asked for, or until it has solved its share of tasks, which
+    /// is looked at where validation is due.
+    ///
+    /// # Errors
+    /// Those of [`Run::go`].
+    pub fn go(
+        &mut self,
+        stage: usize,
+        run: &mut Run,
+        stop: &Stop,
+        observer: &mut dyn Observer,
+    ) -> Result<End> {
+        let settings = self.config.stages.get(stage).cloned();
+        let Some((settings, below)) = settings.and_then(|s| Some((s.clone(), s.solved_below?))) else {
+            return run.go(stop, observer);
+        };
+        let set = stage_set(&self.config_of(stage)?)?;
+        if self.file.unsolved.is_none() {
+            self.file.unsolved = Some(self.unsolved(run, &set, below)?);
+            self.write()?;
+        }
+        let rule = StageRule { least: settings.least_steps, most: run.steps() };
+        loop {
+            let next = run.state().step + run.eval_every();
+            if run.go(&stop.by(next), observer)? == End::Finished {
+                return Ok(End::Finished);
+            }
+            let step = run.state().step;
+            let unsolved = self.unsolved(run, &set, below)?;
+            let before = self.file.unsolved.iter().flatten();
+            let newly = before.clone().filter(|task| !unsolved.contains(task)).count();
+            if rule.is_over(step, newly, before.count(), self.count() - stage) {
+                return Ok(End::Finished);
+            }
+            if stop.asked() || stop.at.is_some_and(|at| step >= at) {
+                return Ok(End::Stopped);
+            }
+        }
+    }
+
     /// Measures the model after a stage on the data of all, and writes that down.
     ///
     /// # Errors
@@ -177,6 +233,7 @@ impl Stages {
     pub fn measure(&mut self, run: &Run) -> Result<()> {
         let losses = self.sets()?.iter().map(|set| run.mean_loss(set)).collect::<Result<Vec<_>>>()?;
         self.file.losses.push(losses);
+        self.file.unsolved = None;
         self.write()
     }
 }

@@ -408,3 +408,28 @@ fn cond_router_chooses_by_the_condition_alone() {
     let e = rig.forward(&x, &wide).unwrap_err().to_string();
     assert!(e.contains("2 numbers each"), "{e}");
 }
+
+#[test]
+fn lora_mixer_takes_all_experts_in_training_and_the_best_three_at_inference() {
+    const E: usize = 6;
+    let method = method("lora-mixer", json!({ "num_experts": E, "r": 1, "top_k": 3 }));
+    let scale = f64::from(method.options().scale());
+    for device in [Device::reference(), Device::cpu()] {
+        let rig = Rig::new(&method, GROUPS[0], &device);
+        let x = ones_last(20);
+        let logits = product(&x, &read(&rig.param("router")), D);
+        for train in [true, false] {
+            let mut pass = Pass::new(Units::tokens(20));
+            pass.train = train;
+            for (gates, z) in gates(&rig, E, scale, &x, &pass).iter().zip(logits.chunks(E)) {
+                let mut order: Vec<usize> = (0..E).collect();
+                order.sort_by(|&a, &b| z[b].total_cmp(&z[a]));
+                let acting = &order[..if train { E } else { 3 }];
+                let shares = softmax(&acting.iter().map(|&e| z[e]).collect::<Vec<_>>());
+                let mut want = [0.0; E];
+                acting.iter().zip(shares).for_each(|(&e, share)| want[e] = share);
+                assert!(error(gates, &want) < 1e-5, "train {train}: {gates:?} of {want:?}");
+            }
+        }
+    }
+}

@@ -173,6 +173,37 @@ fn meteora_gates_find_the_expert_of_a_task() {
     assert!(e.contains("'t5' is unknown") && e.contains("t1, t2, t3, t4"), "{e}");
 }
 
+#[test]
+fn lora_mixer_learns_by_its_router_alone() {
+    let base = linears(GROUPS[0], cpu());
+    let train_data = Data::new("train", 32, &[1, 2], 0.5);
+    let target = train_data.target(&base);
+    let test_data = Data::new("test", 32, &[1, 2], 0.5);
+    let method = method("lora-mixer", json!({ "num_experts": 4, "r": 2, "top_k": 2, "rsl_coef": 0.01 }));
+    let subject = adapted(&base, &method).unwrap();
+    // Experts that know the two tasks: the map of the target, with the sign of either.
+    let rows = |name: &str, n: usize, sign: f32| {
+        (0..2).flat_map(move |k| values(&format!("{name} {k}"), n, 0.5 * sign)).collect::<Vec<_>>()
+    };
+    let scale = method.options().scale();
+    let put = |param: Param, new: Vec<f32>| {
+        let dims = param.value().dims().to_vec();
+        param.set(Tensor::from_f32(cpu(), &dims, &new).unwrap()).unwrap();
+    };
+    let out = GROUPS[0][0];
+    put(param(&subject, "lora_a"), rows("a", D, 1.0).repeat(4));
+    let both = [rows("b", out, 1.0 / scale), rows("b", out, -1.0 / scale)].concat();
+    put(param(&subject, "lora_b"), both.repeat(2));
+    let experts = || ["lora_a", "lora_b"].map(|name| param(&subject, name).value().to_f32().unwrap());
+    let frozen = experts();
+    let before = held_out(&subject, &base, &test_data);
+    let mut router = Optimizer::new(vec![param(&subject, "router")]).unwrap();
+    train(&subject, &mut router, &train_data, Some(&target), 200, 2e-2);
+    let after = held_out(&subject, &base, &test_data);
+    assert!(after < 0.5 * before, "held-out loss {before} -> {after}");
+    assert_eq!(experts(), frozen);
+}
+
 /// `mora-cl` with the rows of an earlier one in front, which stay.
 fn grown(base: &Subject, old: &Subject, old_rows: usize, rows: &Method) -> Subject {
     let new = adapted(base, rows).unwrap();

@@ -179,7 +179,8 @@ fn what_a_method_says_of_itself_is_so() {
         assert_eq!(by_instance, spec.routes == Routes::Instance, "{}", spec.name);
         assert_eq!(spec.option_names().contains(&"pool"), by_instance, "{}", spec.name);
         assert!(!spec.mergeable || spec.routes == Routes::None, "{}", spec.name);
-        assert!(method.options().row_memory().per_linear >= 1.0, "{}", spec.name);
+        let memory = method.options().row_memory();
+        assert!(memory.per_linear + memory.per_layer >= 1.0, "{}", spec.name);
         for (name, changes) in method.options().variants(&[8, 32], 2) {
             assert!(!name.is_empty());
             method.set(&changes).unwrap();

@@ -21,19 +21,25 @@ pub fn read_file(path: &Path) -> Result<(String, Value), Failure> {
     Ok((path.display().to_string(), value.map_err(refusal)?))
 }
 
-/// The layers of `--set key=value`. A value that is not JSON is a string.
+/// The layers of `--set key=value`.
 pub fn set_layers(set: &[String], method: &'static MethodSpec) -> Result<Layers, Failure> {
     set.iter()
         .map(|pair| {
-            let Some((key, value)) = pair.split_once('=') else {
-                return Err(Failure::Usage(format!("--set {pair}: KEY=VALUE is needed")));
-            };
-            let value = serde_json::from_str(value.trim()).unwrap_or_else(|_| Value::from(value.trim()));
-            let layer = RunConfig::setting(method, key.trim(), value)
-                .map_err(|error| usage(&format!("--set: {error}")))?;
+            let (key, value) = key_value(pair)?;
+            let layer =
+                RunConfig::setting(method, key, value).map_err(|error| usage(&format!("--set: {error}")))?;
             Ok(("--set".to_string(), layer))
         })
         .collect()
+}
+
+/// A key and its value. What is not JSON is a string.
+pub fn key_value(pair: &str) -> Result<(&str, Value), Failure> {
+    let Some((key, value)) = pair.split_once('=') else {
+        return Err(Failure::Usage(format!("--set {pair}: KEY=VALUE is needed")));
+    };
+    let value = serde_json::from_str(value.trim()).unwrap_or_else(|_| Value::from(value.trim()));
+    Ok((key.trim(), value))
 }
 
 /// The layers of given options: paths with values, which are null for absent options.

@@ -8,7 +8,7 @@ use mixlora::mixture::Methods;
 use mixlora::model::Model;
 use mixlora::train::{
     End, EvalReport, Inputs, Observer, Progress, Questions, Run, RunConfig, RunFolder, Stages, StepReport,
-    StoredRun, mean_exact_match,
+    Stop, StoredRun, mean_exact_match,
 };
 use serde_json::json;
 use std::path::Path;
@@ -45,7 +45,8 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
     }
     let mut shown = Shown::new(args.quiet);
     let mut run = prepared(args, config, stored, out_dir, &mut shown)?;
-    go(args, &mut run, &mut shown, out_dir, Told::All).map(drop)
+    let train = |run: &mut Run, stop: &Stop, shown: &mut Shown| run.go(stop, shown);
+    go(args, &mut run, &mut shown, out_dir, Told::All, train).map(drop)
 }
 
 /// The stages that are not done yet, and what all of them know of each task.
@@ -61,7 +62,8 @@ fn staged(args: &TrainArgs, mut stages: Stages) -> Result<(), Failure> {
             None => stages.config_of(stage)?,
         };
         let mut run = prepared(args, config, stored, &dir, &mut shown)?;
-        if go(args, &mut run, &mut shown, &dir, Told::Stage)? == End::Stopped {
+        let train = |run: &mut Run, stop: &Stop, shown: &mut Shown| stages.go(stage, run, stop, shown);
+        if go(args, &mut run, &mut shown, &dir, Told::Stage, train)? == End::Stopped {
             return Ok(());
         }
         stages.measure(&run)?;
@@ -147,13 +149,14 @@ fn go(
     shown: &mut Shown,
     out_dir: &Path,
     told: Told,
+    train: impl FnOnce(&mut Run, &Stop, &mut Shown) -> mixlora::Result<End>,
 ) -> Result<End, Failure> {
     shown.start(run);
     let (stop, signal) = signals::stop_on_signals(args.stop_at)?;
     let first = run.state().step;
     let tokens = run.state().tokens;
     let began = Instant::now();
-    let ended = run.go(&stop, shown);
+    let ended = train(run, &stop, shown);
     shown.bar.finish_and_clear();
     let end = match ended {
         // Training is complete, but its last checkpoint is not on disk.

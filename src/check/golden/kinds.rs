@@ -29,6 +29,9 @@ pub(super) const LAYERS: &[&str] = &[
     "cond_options",
 ];
 
+/// The kind of files with given draws.
+pub(super) const REMIX: &str = "remix";
+
 /// A configuration by name.
 pub(super) struct Config<'a> {
     pub kind: &'a str,

@@ -131,7 +131,7 @@ pub fn replay(path: &Path, device: &Device) -> Result<Replay> {
             kind if kinds::LAYERS.contains(&kind) => mixture::replay(&file, kind, values, device),
             uni_moe::KIND => uni_moe::replay(&file, values, device),
             kind if losses::KINDS.contains(&kind) => losses::replay(&file, kind, values, device),
-            remix::KIND => remix::replay(&file, remix::KIND, values, device),
+            kinds::REMIX => remix::replay(&file, kinds::REMIX, values, device),
             xlora::KIND => xlora::replay(&file, xlora::KIND, values, device),
             kind => Err(Error::file(path, format!("kind '{kind}' is not known to this version"))),
         };
@@ -166,7 +166,7 @@ pub fn named_kind(path: &Path) -> Result<Option<String>> {
 pub fn is_known_kind(kind: &str) -> bool {
     kinds::LAYERS.contains(&kind)
         || losses::KINDS.contains(&kind)
-        || [remix::KIND, uni_moe::KIND, xlora::KIND].contains(&kind)
+        || [kinds::REMIX, uni_moe::KIND, xlora::KIND].contains(&kind)
 }
 
 /// Tests whether a file is of a kind that needs a model: tokens, logits, greedy text, training.

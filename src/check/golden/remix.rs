@@ -12,8 +12,6 @@ use crate::train::leave_one_out;
 use crate::{Device, Error, Format, Gradients, Linear, Result, Stream, Tensor, Weight, backward};
 use serde_json::{Map, Value, json};
 
-pub(super) const KIND: &str = "remix";
-
 /// Sizes of a file.
 struct Sizes {
     b: usize,

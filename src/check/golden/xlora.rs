@@ -39,7 +39,7 @@ fn method(config: &Config<'_>, experts: &Experts, file: &Checkpoint) -> Result<M
         "num_experts": experts.ranks.len(), "r": rank, "lora_alpha": experts.scale() * rank as f32,
         "lora_dropout": 0.0, "depth": config.number("depth"), "size": config.number("size").max(1),
         "classifier_dropout": 0.0, "layerwise": config.flag("layerwise"), "softmax": config.flag("softmax"),
-        "temperature": value("temperature"), "top_k": config.number("top_k"),
+        "temperature": value("temperature"), "top_k": Some(config.number("top_k")).filter(|k| *k > 0),
         "softmax_topk": config.flag("softmax_topk"), "global_scaling": value("global_weight"),
         "train_experts": config.flag("trainable_adapters"),
     });

@@ -194,20 +194,30 @@ unsafe fn product(
 
 /// [`gemm`] as one tile on this thread: for blocks inside of tasks.
 pub(crate) fn gemm_here(c: &mut [f32], a: Mat<'_>, b: Mat<'_>, scale: f32, add: bool) {
+    gemm_every(c, b.cols, a, b, scale, add);
+}
+
+/// [`gemm_here`] into rows of `c` that start `stride` elements apart.
+pub(crate) fn gemm_every(c: &mut [f32], stride: usize, a: Mat<'_>, b: Mat<'_>, scale: f32, add: bool) {
     let m = a.rows;
     let n = b.cols;
     let k = a.cols;
-    assert!(b.rows == k && c.len() >= m * n, "{m} x {k} by {} x {n} into {}", b.rows, c.len());
-    if k == 0 || m * n == 0 {
+    if m * n == 0 {
+        return;
+    }
+    let used = (m - 1) * stride + n;
+    assert!(b.rows == k && stride >= n && c.len() >= used, "{m} x {k} by {} x {n} into {}", b.rows, c.len());
+    if k == 0 {
         if !add {
-            c[..m * n].fill(0.0);
+            c.chunks_mut(stride).take(m).for_each(|c| c[..n].fill(0.0));
         }
         return;
     }
+    let dst = Dst { at: c.as_mut_ptr(), stride };
     if few(a, b) {
-        return few_rows(a, b, &mut Tile::of_rows(c, 0..m, n), scale, add);
+        // SAFETY: in bounds by the assert, and this task alone has `c`.
+        return few_rows(a, b, &mut unsafe { dst.tile(0..m, 0..n) }, scale, add);
     }
-    let dst = Dst { at: c.as_mut_ptr(), stride: n };
     // SAFETY: in bounds by the asserts, here and where the matrices were made.
     let multiply = |b: Mat<'_>| unsafe { product(dst, a, b, (0..m, 0..n), scale, add, &mut |_| ()) };
     if far(a, b) {
@@ -263,16 +273,17 @@ pub(crate) fn gemm_then(
     }
 }
 
-/// `c = [c +] a b` where the columns of `b` are made when they are needed: `columns(range, [a.cols, range])`.
+/// `c = [c +] scale * a b` where the columns of `b` are made when they are needed: `columns(range, [a.cols, range])`.
 pub(crate) fn gemm_made(
     c: &mut [f32],
     a: Mat<'_>,
     n: usize,
     columns: &(dyn Fn(&Range<usize>, &mut [f32]) + Sync),
+    scale: f32,
     add: bool,
     then: &(dyn Fn(&mut Tile<'_>) + Sync),
 ) {
-    tiles(c, a, n, Columns::Made(columns), 1.0, add, then);
+    tiles(c, a, n, Columns::Made(columns), scale, add, then);
 }
 
 /// Where the columns of `b` come from.

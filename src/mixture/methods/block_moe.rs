@@ -158,10 +158,10 @@ impl MethodOptions for BlockMoe {
     }
     fn row_memory(&self) -> RowMemory {
         let k = self.choice.top_k as f64;
-        RowMemory {
-            per_linear: (2.0 * k * self.lora.r as f64 + 6.0 * self.experts.num_experts as f64) / 7.0,
-            mlp_copies: 1.0,
-        }
+        let per_layer = 2.0 * k * self.lora.r as f64 + 6.0 * self.experts.num_experts as f64;
+        // Its router reads the block's input, and so does its branch, or a copy with dropout.
+        let hidden = if self.lora.lora_dropout > 0.0 { 2.0 } else { 1.0 };
+        RowMemory { per_layer, hidden, ..RowMemory::PLAIN }
     }
     fn block(&self, at: &StateBuild<'_>) -> Result<Option<Arc<dyn BlockAdapter>>> {
         if at.site.part != SitePart::Mlp {

@@ -4,7 +4,7 @@
 
 use crate::mixture::{
     Axes, Code, CodedLinears, Experts, Gate, LinearBuild, Lora, MethodOptions, MethodSpec, RouterGradient,
-    Routes, RowMemory, Rule, Score, Select,
+    Routes, RowMemory, Rule, Score, Select, coded_memory,
 };
 use crate::nn::{LinearAdapter, Param, Pass};
 use crate::{Result, Tensor, options};
@@ -75,7 +75,7 @@ impl MethodOptions for CoMol {
     fn row_memory(&self) -> RowMemory {
         let e = self.experts.num_experts as f64;
         let r = self.lora.r as f64;
-        RowMemory { per_linear: 2.0 * r + 2.0 * e * r + 2.0 * e, mlp_copies: 1.0 }
+        coded_memory(&self.lora, 2.0 * r + e * r + e, false)
     }
     fn linear(&self, at: &LinearBuild<'_>) -> Result<Arc<dyn LinearAdapter>> {
         let e = self.experts.num_experts;

@@ -89,7 +89,7 @@ impl MethodOptions for CondRouter {
         }
     }
     fn row_memory(&self) -> RowMemory {
-        RowMemory { per_linear: 2.0 * (self.choice.top_k * self.lora.r) as f64, mlp_copies: 1.0 }
+        RowMemory { per_linear: 2.0 * (self.choice.top_k * self.lora.r) as f64, ..RowMemory::PLAIN }
     }
     fn linear(&self, at: &LinearBuild<'_>) -> Result<Arc<dyn LinearAdapter>> {
         let [e, r] = [self.experts.num_experts, self.lora.r];

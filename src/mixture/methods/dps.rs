@@ -5,7 +5,7 @@
 
 use crate::mixture::{
     Axes, Code, CodedLinears, LinearBuild, Lora, MethodOptions, MethodSpec, RouterGradient, Routes,
-    RowMemory, Tree,
+    RowMemory, Tree, coded_memory,
 };
 use crate::nn::{LinearAdapter, Param, Pass};
 use crate::{Result, Tensor, options};
@@ -67,7 +67,7 @@ impl Code for Stack {
         u.mul(&scales.repeat_rows(self.rank)?.reshape(&[self.stages * self.rank])?)
     }
     fn base(&self, linear: usize, base: Tensor) -> Result<Tensor> {
-        base.mul(&self.scales(linear, 0..1)?.reshape(&[1, 1])?)
+        base.mul(&self.scales(linear, 0..1)?.repeat_rows(base.shape().rows())?)
     }
     fn params(&self) -> Vec<Param> {
         self.logits.clone()
@@ -88,7 +88,7 @@ impl MethodOptions for Dps {
         Tree::from_iter([("stage".to_string(), (stage + 1).into())])
     }
     fn row_memory(&self) -> RowMemory {
-        RowMemory { per_linear: 2.0 * (self.stage * self.lora.r) as f64, mlp_copies: 1.0 }
+        coded_memory(&self.lora, 2.0 * (self.stage * self.lora.r) as f64, false)
     }
     fn linear(&self, at: &LinearBuild<'_>) -> Result<Arc<dyn LinearAdapter>> {
         let [stages, r] = [self.stage, self.lora.r];

@@ -238,7 +238,7 @@ impl MethodOptions for Ept {
         let sides: usize = self.sides().keys().sum();
         let all: usize = self.kernels.0.iter().sum();
         let e = self.kernels.0.len() as f64;
-        RowMemory { per_linear: r * (sides + all) as f64 + (r + 4.0) * e, mlp_copies: 1.0 }
+        RowMemory { per_linear: r * (sides + all) as f64 + (r + 4.0) * e, ..RowMemory::ROUTED }
     }
     fn site_memory(&self, site: &LinearSite) -> SiteMemory {
         // The code, and spread factors with their places, of the shared A and of B for each linear.

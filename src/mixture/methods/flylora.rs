@@ -3,7 +3,6 @@
 //! `z = A x`; the k largest `|z + d|`; `y = W x + (alpha/r) B (z on the chosen ranks)`. There is no router to
 //! train: the activations choose, and the bias d keeps ranks in use.
 
-use super::rank_wise;
 use crate::mixture::routers::TokenRanks;
 use crate::mixture::{
     Axes, BiasBalance, Gate, LinearBuild, Lora, MethodOptions, MethodSpec, RoutedLinears, RouterGradient,
@@ -53,7 +52,8 @@ impl MethodOptions for FlyLora {
         RouterGradient::NoRouter
     }
     fn row_memory(&self) -> RowMemory {
-        rank_wise::row_memory(&self.lora, &self.choice)
+        // The scores are products with A, which is not trained: no gradient needs those that are not chosen.
+        RowMemory { per_linear: 3.0 * self.choice.top_k as f64, ..RowMemory::PLAIN }
     }
     fn linear(&self, at: &LinearBuild<'_>) -> Result<Arc<dyn LinearAdapter>> {
         let a = sparse_rows(at, self.lora.r, self.sparse.density)?;

@@ -5,7 +5,7 @@
 use crate::mixture::routers::dense_memory;
 use crate::mixture::{
     Axes, Code, CodedLinears, Experts, Gate, LinearBuild, Lora, MethodOptions, MethodSpec, RouterGradient,
-    Routes, RowMemory, Rule, Score, Select,
+    Routes, RowMemory, Rule, Score, Select, coded_memory,
 };
 use crate::nn::{LinearAdapter, Param, Pass};
 use crate::{Result, Tensor, options};
@@ -66,7 +66,7 @@ impl MethodOptions for Hydra {
         RouterGradient::Yes
     }
     fn row_memory(&self) -> RowMemory {
-        dense_memory(&self.experts, &self.lora)
+        coded_memory(&self.lora, dense_memory(&self.experts, &self.lora).per_linear, true)
     }
     fn linear(&self, at: &LinearBuild<'_>) -> Result<Arc<dyn LinearAdapter>> {
         let e = self.experts.num_experts;

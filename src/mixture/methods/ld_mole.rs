@@ -198,7 +198,10 @@ impl MethodOptions for LdMole {
         RouterGradient::Yes
     }
     fn row_memory(&self) -> RowMemory {
-        dense_memory(&self.experts, &self.lora)
+        // Four groups of linears read the same input; the predictor of each keeps its hidden values ahead of the ReLU and
+        // behind it.
+        let per_layer = 4.0 * 2.0 * self.sparsity_width as f64;
+        RowMemory { per_layer, ..dense_memory(&self.experts, &self.lora) }
     }
     fn linear(&self, at: &LinearBuild<'_>) -> Result<Arc<dyn LinearAdapter>> {
         if self.experts.num_experts == 1 {

@@ -190,7 +190,7 @@ impl MethodOptions for LlavaMole {
     }
     fn row_memory(&self) -> RowMemory {
         let active = if self.dense { self.experts.num_experts } else { 1 };
-        RowMemory { per_linear: 2.0 * (active * self.lora.r) as f64, mlp_copies: 1.0 }
+        RowMemory { per_linear: (active * self.lora.r) as f64, hidden: 1.0, ..RowMemory::PLAIN }
     }
     fn linear(&self, at: &LinearBuild<'_>) -> Result<Arc<dyn LinearAdapter>> {
         lora::adapter(self, at)

@@ -99,7 +99,7 @@ impl MethodOptions for Meteora {
     fn row_memory(&self) -> RowMemory {
         let k = self.choice.top_k as f64;
         let e = self.experts.num_experts as f64;
-        RowMemory { per_linear: 2.0 * k * self.lora.r as f64 + 2.0 * e, mlp_copies: 1.0 }
+        RowMemory { per_linear: 2.0 * k * self.lora.r as f64 + 2.0 * e, ..RowMemory::ROUTED }
     }
     fn linear(&self, at: &LinearBuild<'_>) -> Result<Arc<dyn LinearAdapter>> {
         let e = self.experts.num_experts;

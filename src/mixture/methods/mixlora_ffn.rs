@@ -100,7 +100,15 @@ impl MethodOptions for MixloraFfn {
     }
     fn row_memory(&self) -> RowMemory {
         let k = self.computed() as f64;
-        RowMemory { per_linear: self.lora.r as f64 * k, mlp_copies: k }
+        // The router and the experts read the block's input; with dropout on a branch its input is kept too.
+        let inputs = if self.lora.lora_dropout > 0.0 { 2.0 } else { 1.0 };
+        RowMemory {
+            per_linear: self.lora.r as f64 * k,
+            per_layer: 0.0,
+            gate_up: k,
+            hidden: inputs,
+            product: inputs * k,
+        }
     }
     fn variants(&self, _: &[usize], _: usize) -> Vec<(String, Tree)> {
         let name = format!("E {} r {} top {}", self.experts.num_experts, self.lora.r, self.choice.top_k);

@@ -131,7 +131,7 @@ impl MethodOptions for Modulate {
         }
     }
     fn row_memory(&self) -> RowMemory {
-        RowMemory { per_linear: 7.0 * self.experts.num_experts as f64, mlp_copies: 1.0 }
+        RowMemory { per_linear: 7.0 * self.experts.num_experts as f64, ..RowMemory::ROUTED }
     }
     fn site_memory(&self, site: &LinearSite) -> SiteMemory {
         // Outputs before they are modulated, and their scales.

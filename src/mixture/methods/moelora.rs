@@ -105,7 +105,9 @@ impl MethodOptions for MoeLora {
         RouterGradient::Yes
     }
     fn row_memory(&self) -> RowMemory {
-        dense_memory(&self.experts, &self.lora)
+        // Its gates are made from the task's vector alone.
+        let per_linear = dense_memory(&self.experts, &self.lora).per_linear;
+        RowMemory { per_linear, ..RowMemory::PLAIN }
     }
     fn linear(&self, at: &LinearBuild<'_>) -> Result<Arc<dyn LinearAdapter>> {
         at.site.fits("r", self.lora.r)?;

@@ -102,7 +102,7 @@ impl MethodOptions for Mola {
     fn row_memory(&self) -> RowMemory {
         let k = self.choice.top_k as f64;
         let most = self.experts_by_layer.0.iter().max().copied().unwrap_or(1) as f64;
-        RowMemory { per_linear: 2.0 * k * self.lora.r as f64 + 2.0 * most, mlp_copies: 1.0 }
+        RowMemory { per_linear: 2.0 * k * self.lora.r as f64 + 2.0 * most, ..RowMemory::ROUTED }
     }
     fn linear(&self, at: &LinearBuild<'_>) -> Result<Arc<dyn LinearAdapter>> {
         let depth = at.site.depth;

@@ -109,7 +109,7 @@ impl MethodOptions for MoraCl {
         RouterGradient::Yes
     }
     fn row_memory(&self) -> RowMemory {
-        RowMemory { per_linear: 7.0 * self.lora.r as f64, mlp_copies: 1.0 }
+        RowMemory { per_linear: 7.0 * self.lora.r as f64, ..RowMemory::ROUTED }
     }
     fn linear(&self, at: &LinearBuild<'_>) -> Result<Arc<dyn LinearAdapter>> {
         // The pool may hold more rows than one update can use.

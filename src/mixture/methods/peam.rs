@@ -108,7 +108,7 @@ impl MethodOptions for Peam {
         Tree::from_iter(task.map(|task| ("training".to_string(), json!([task]))))
     }
     fn row_memory(&self) -> RowMemory {
-        RowMemory { per_linear: self.lora.r as f64, mlp_copies: 1.0 }
+        RowMemory { per_linear: self.lora.r as f64, ..RowMemory::PLAIN }
     }
     fn linear(&self, at: &LinearBuild<'_>) -> Result<Arc<dyn LinearAdapter>> {
         let r = self.lora.r;

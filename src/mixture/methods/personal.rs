@@ -124,7 +124,7 @@ impl MethodOptions for Personal {
         RouterGradient::Yes
     }
     fn row_memory(&self) -> RowMemory {
-        RowMemory { per_linear: 2.0 * self.lora.r as f64 + 6.0, mlp_copies: 1.0 }
+        RowMemory { per_linear: 2.0 * self.lora.r as f64 + 6.0, ..RowMemory::ROUTED }
     }
     fn linear(&self, at: &LinearBuild<'_>) -> Result<Arc<dyn LinearAdapter>> {
         at.site.fits("r", self.lora.r)?;

@@ -75,7 +75,7 @@ pub(super) fn gradient_of_shares(top_k: usize) -> RouterGradient {
 
 /// The products with all ranks, and what is kept of the chosen ones.
 pub(super) fn row_memory(lora: &Lora, choice: &TopK) -> RowMemory {
-    RowMemory { per_linear: lora.r as f64 + 3.0 * choice.top_k as f64, mlp_copies: 1.0 }
+    RowMemory { per_linear: lora.r as f64 + 3.0 * choice.top_k as f64, ..RowMemory::ROUTED }
 }
 
 /// The defaults, with a label.

@@ -55,8 +55,8 @@ options! {
 
 /// Draws experts for each token.
 struct Drawn {
-    site: String,
-    linears: usize,
+    /// The names of the linears.
+    names: Vec<String>,
     experts: usize,
     rank: usize,
     routing: Routing,
@@ -71,7 +71,7 @@ impl Drawn {
     /// How likely the drawn experts were, as a logarithm for each sample `[B]`: `sum over its tokens and j of log q_j - log(1
     /// - the q of those drawn before j)`.
     fn log_probability(&self, logits: &Tensor, drawn: &Tensor, pass: &Pass) -> Result<Tensor> {
-        let [l, e] = [self.linears, self.experts];
+        let [l, e] = [self.names.len(), self.experts];
         let [_, _, m, k] = *drawn.dims() else { return drawn.sum() };
         let device = logits.device();
         // Choices are linear by linear.
@@ -112,10 +112,11 @@ impl Router for Drawn {
     fn choose(&self, x: &Tensor, ask: &Ask<'_>) -> Result<Selection> {
         let m = x.shape().rows();
         let rows = x.reshape(&[m, x.shape().last()])?.detach();
-        let logits = rows.matmul_nt(&self.router.tensor())?.reshape(&[m, self.linears, 1, self.experts])?;
+        let logits =
+            rows.matmul_nt(&self.router.tensor())?.reshape(&[m, self.names.len(), 1, self.experts])?;
         // The k largest of logits with Gumbel noise are k draws without replacement, in order.
         let scores = if ask.pass.train {
-            logits.detach().add(&ask.pass.gumbel(&self.site, x.device(), logits.dims())?)?
+            logits.detach().add(&ask.pass.gumbel(x.device(), &self.names, m, self.experts)?)?
         } else {
             logits.detach()
         };
@@ -164,14 +165,13 @@ impl MethodOptions for Remix {
     fn row_memory(&self) -> RowMemory {
         let e = self.experts.num_experts as f64;
         let k = self.choice.top_k as f64;
-        RowMemory { per_linear: k * self.lora.r as f64 + 2.0 * e * k, mlp_copies: 1.0 }
+        RowMemory { per_linear: k * self.lora.r as f64 + 2.0 * e * k, ..RowMemory::ROUTED }
     }
     fn linear(&self, at: &LinearBuild<'_>) -> Result<Arc<dyn LinearAdapter>> {
         let [e, r] = [self.experts.num_experts, self.lora.r];
         at.site.fits("r", r)?;
         let router = Drawn {
-            site: at.site.name.clone(),
-            linears: at.site.linears.len(),
+            names: at.site.parts("draws", 0).into_iter().map(|(name, _)| name).collect(),
             experts: e,
             rank: r,
             routing: self.rule().routing()?,

@@ -6,7 +6,7 @@
 use crate::mixture::routers::dense_memory;
 use crate::mixture::{
     Ask, Axes, Experts, Gate, LinearBuild, Lora, MethodOptions, MethodSpec, RoutedLinears, Router,
-    RouterGradient, Routes, RowMemory, Rule, Score, Select, Selection, StateBuild, TakesExperts,
+    RouterGradient, Routes, RowMemory, Rule, Score, Select, Selection, StateBuild, TakesExperts, enough,
 };
 use crate::nn::{BeforeForward, LinearAdapter, Param, Pass};
 use crate::ops::select::SelectRule;
@@ -48,8 +48,8 @@ options! {
         softmax: bool = true, "arXiv:2402.07148";
         /// What the outputs are divided by in the softmax.
         temperature: f32 = 1.0, in 0.01.., "arXiv:2402.07148";
-        /// Experts that act, the others get the gate 0; 0 for all of them.
-        top_k: usize = 0, "arXiv:2402.07148";
+        /// Experts that act, the others get the gate 0; absent: all of them.
+        top_k: Option<usize> = None, in 1.0.., "arXiv:2402.07148";
         /// Gates of those that act are once more the softmax over them, of the gates that they had.
         softmax_topk: bool = false, "arXiv:2402.07148";
         /// Factor on what the experts add.
@@ -112,8 +112,8 @@ impl Classifier {
         if o.softmax {
             gates = gates.scale(1.0 / o.temperature)?.softmax()?;
         }
-        if o.top_k > 0 {
-            let chosen = gates.detach().select(&SelectRule::TopK(o.top_k))?;
+        if let Some(top_k) = o.top_k {
+            let chosen = gates.detach().select(&SelectRule::TopK(top_k))?;
             gates = if o.softmax_topk { softmax_over(&gates, &chosen)? } else { gates.mul(&chosen)? };
         }
         gates.reshape(&dims)
@@ -197,11 +197,10 @@ impl MethodOptions for XLora {
         self.alpha() / self.lora.r as f32 * self.global_scaling
     }
     fn check(&self) -> Result<()> {
-        let e = self.experts.num_experts;
-        if self.top_k > e {
-            return Err(Error::config("top_k", self.top_k, format!("at most num_experts ({e})")));
+        if let Some(top_k) = self.top_k {
+            enough(("top_k", top_k), ("num_experts", self.experts.num_experts))?;
         }
-        if self.softmax_topk && self.top_k == 0 {
+        if self.softmax_topk && self.top_k.is_none() {
             return Err(Error::refused("softmax_topk", "needs a top_k: the experts that it is over"));
         }
         Ok(())
@@ -211,7 +210,7 @@ impl MethodOptions for XLora {
     }
     fn router_gradient(&self) -> RouterGradient {
         match self.top_k {
-            1 if self.softmax_topk => {
+            Some(1) if self.softmax_topk => {
                 RouterGradient::No("with top_k = 1 and softmax_topk the only gate is always 1")
             }
             _ => RouterGradient::Yes,

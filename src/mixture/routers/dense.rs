@@ -162,5 +162,5 @@ impl<G: GateRule> Router for DenseExperts<G> {
 /// What a row keeps where every expert acts: the products with all of A, the same times the gates, logits and gates.
 pub fn dense_memory(experts: &Experts, lora: &Lora) -> RowMemory {
     let e = experts.num_experts as f64;
-    RowMemory { per_linear: 2.0 * e * lora.r as f64 + 4.0 * e, mlp_copies: 1.0 }
+    RowMemory { per_linear: 2.0 * e * lora.r as f64 + 4.0 * e, ..RowMemory::ROUTED }
 }

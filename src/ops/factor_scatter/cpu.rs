@@ -1,10 +1,10 @@
 //! The sums on the CPU: of units by ranges of their rows, of tokens by columns.
 
 use super::FactorScatter;
-use crate::engine::cpu::gemm::with_scratch;
+use crate::engine::cpu::gemm::{Mat, gemm, gemm_made, with_scratch};
 use crate::engine::cpu::tile::{Tile, blocks_in_parallel};
 use crate::engine::rows_in_parallel;
-use crate::routing::{Dropout, Units};
+use crate::routing::{Dropout, Units, drop_values};
 use crate::simd::{LANES, add_rows, prefetch, vectorised};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -15,6 +15,8 @@ const GROUP: usize = 8;
 const ROWS: usize = 128;
 /// Columns whose sums over all rows stay in the cache, for pools of a few hundred factors.
 const COLS: usize = 64;
+/// Rows with dropout that one dense product takes.
+const DROPPED: usize = 1024;
 /// Rows ahead of which such a piece of a row is asked for: processors do not foresee steps of whole rows.
 const AHEAD: usize = 8;
 
@@ -69,7 +71,7 @@ vectorised! {
             }
             if let Some(p) = op.dropout {
                 for (i, out) in dropped.chunks_mut(d).enumerate().take(count) {
-                    drop_some(p, (m0 + i) * d, group[i], out);
+                    p.apply((m0 + i) * d, group[i], out);
                 }
                 group.iter_mut().zip(dropped.chunks(d)).take(count).for_each(|(row, kept)| *row = kept);
             }
@@ -82,11 +84,6 @@ vectorised! {
             }
         }
     }
-}
-
-/// `out = kept x`, where the first element has index `first` in its matrix.
-fn drop_some(dropout: Dropout, first: usize, x: &[f32], out: &mut [f32]) {
-    out.iter_mut().zip(x).enumerate().for_each(|(c, (out, x))| *out = dropout.factor(first + c) * x);
 }
 
 /// A choice of a row: the factor, and what the row is multiplied by.
@@ -109,7 +106,7 @@ vectorised! {
             let mut x = &rows[m * d + first..][..n];
             if dropout.is_some() || n < COLS {
                 match dropout {
-                    Some(p) => drop_some(p, m * d + first, x, &mut kept[..n]),
+                    Some(p) => p.apply(m * d + first, x, &mut kept[..n]),
                     None => kept[..n].copy_from_slice(x),
                 }
                 x = &kept;
@@ -152,6 +149,30 @@ impl FactorScatter<'_> {
                 add_of_tokens(&terms, width, rows, d, self.dropout, sums, tile);
             });
         });
+    }
+
+    /// The sums where every row takes the whole pool: a dense product, by blocks of rows with dropout.
+    pub(super) fn dense_sums(&self, [coef, rows]: [&[f32]; 2], d: usize, y: &mut [f32]) {
+        let width = self.slots.width();
+        let stride = self.slots.all_columns();
+        let first = self.slots.first_column();
+        let all = self.slots.units.rows();
+        let coef = |rows: &Range<usize>| match rows.len() {
+            0 => Mat::new(&[], 0, width).t(),
+            n => Mat::strided(&coef[rows.start * stride + first..], n, width, stride).t(),
+        };
+        let Some(dropout) = self.dropout else {
+            return gemm(y, coef(&(0..all)), Mat::new(rows, all, d), self.scale, false);
+        };
+        for m0 in (0..all.max(1)).step_by(DROPPED) {
+            let block = m0..all.min(m0 + DROPPED);
+            let columns = |cols: &Range<usize>, panel: &mut [f32]| {
+                for (m, kept) in block.clone().zip(panel.chunks_mut(cols.len())) {
+                    drop_values(dropout, m * d + cols.start, &rows[m * d..][cols.clone()], kept);
+                }
+            };
+            gemm_made(y, coef(&block), d, &columns, self.scale, m0 > 0, &|_| ());
+        }
     }
 
     /// The sums of units by tasks, each over rows in their order, then those of all tasks. `before` is called with each

@@ -181,7 +181,9 @@ impl Op for FactorScatter<'_> {
         let d = rows.shape().last();
         let coef = coef.f32();
         let rows = rows.f32();
-        if self.slots.units.is_tokens() {
+        if self.slots.dense {
+            self.dense_sums([coef, rows], d, y.f32_mut())
+        } else if self.slots.units.is_tokens() {
             self.sums_of_tokens([coef, rows], d, y.f32_mut())
         } else {
             self.sums_of_units([coef, rows], d, [&mut [], &mut []], &|_, _, _| (), y.f32_mut())

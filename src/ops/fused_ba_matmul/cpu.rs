@@ -3,16 +3,18 @@
 
 use super::{Expand, FusedBa};
 use crate::Format;
-use crate::engine::cpu::gemm::{FEW, Mat, gemm, gemm_made, gemm_then, turn};
+use crate::engine::cpu::gemm::{FEW, Mat, gemm, gemm_here, gemm_made, gemm_then, turn};
 use crate::engine::cpu::tile::Tile;
 use crate::engine::rows_per_task;
-use crate::routing::Dropout;
+use crate::routing::drop_values;
 use crate::simd::{add_rows, vectorised};
 use rayon::prelude::*;
 use std::ops::Range;
 
 /// Values that the backward product decodes at a time: 2 MiB.
 const BLOCK: usize = 1 << 19;
+/// Rows of a tile that get a dense update at a time.
+const DENSE_ROWS: usize = 256;
 /// Rows of a weight that are decoded and turned around at a time.
 const ROWS: usize = 16;
 
@@ -44,7 +46,7 @@ impl FusedBa<'_> {
         }
         if self.nt {
             let columns = |range: &Range<usize>, panel: &mut [f32]| self.columns(range, panel);
-            return gemm_made(y, Mat::new(x, m, k), n, &columns, self.add, &then);
+            return gemm_made(y, Mat::new(x, m, k), n, &columns, 1.0, self.add, &then);
         }
         self.by_blocks(x, y, m, &then);
     }
@@ -134,7 +136,11 @@ impl Joins<'_> {
             }
         }
         if let Some((e, u, pool)) = &self.expand {
-            expand(e, u, pool, tile, n);
+            if e.slots.dense {
+                e.dense(u, pool, tile, n);
+            } else {
+                expand(e, u, pool, tile, n);
+            }
         }
     }
 }
@@ -148,6 +154,30 @@ impl Expand<'_> {
             expand(self, u, pool, &mut Tile::of_rows(y, of, n), n);
         });
     }
+
+    /// Adds it to a tile of rows of `n` values where every row takes the whole pool.
+    fn dense(&self, u: &[f32], pool: &[f32], tile: &mut Tile<'_>, n: usize) {
+        let width = self.slots.width();
+        let stride = self.slots.all_columns();
+        let first = self.slots.first_column();
+        let cols = tile.cols();
+        let pool = Mat::new(pool, width, n).columns(cols.start, cols.len());
+        let mut update = vec![0f32; DENSE_ROWS.min(tile.rows().len()) * cols.len()];
+        let mut kept = vec![0f32; if self.dropout.is_some() { cols.len() } else { 0 }];
+        let last = tile.rows().end;
+        for m0 in tile.rows().step_by(DENSE_ROWS) {
+            let rows = m0..last.min(m0 + DENSE_ROWS);
+            let u = Mat::strided(&u[m0 * stride + first..], rows.len(), width, stride);
+            gemm_here(&mut update, u, pool, self.scale, false);
+            for (m, mut update) in rows.zip(update.chunks(cols.len())) {
+                if let Some(dropout) = self.dropout {
+                    drop_values(dropout, m * n + cols.start, update, &mut kept);
+                    update = &kept;
+                }
+                tile.row(m).iter_mut().zip(update).for_each(|(y, v)| *y += v);
+            }
+        }
+    }
 }
 
 vectorised! {
@@ -158,7 +188,9 @@ vectorised! {
         let stride = e.slots.all_columns();
         let first = e.slots.first_column();
         let cols = tile.cols();
-        let mut update = vec![0f32; if e.dropout.is_some() { cols.len() } else { 0 }];
+        let dropped = if e.dropout.is_some() { cols.len() } else { 0 };
+        let mut update = vec![0f32; dropped];
+        let mut kept = vec![0f32; dropped];
         let mut scaled = vec![0f32; width];
         let mut picks = Vec::with_capacity(width);
         let mut factors = Vec::with_capacity(width);
@@ -172,14 +204,10 @@ vectorised! {
                 Some(dropout) => {
                     update.fill(0.0);
                     add_rows(simd, &mut update, &scaled, &factors);
-                    add_kept(dropout, m * n + cols.start, tile.row(m), &update);
+                    dropout.apply(m * n + cols.start, &update, &mut kept);
+                    tile.row(m).iter_mut().zip(&kept).for_each(|(y, v)| *y += v);
                 }
             }
         }
     }
-}
-
-/// `y += keep * update`, where the first element has index `first` in its matrix.
-fn add_kept(dropout: Dropout, first: usize, y: &mut [f32], update: &[f32]) {
-    y.iter_mut().zip(update).enumerate().for_each(|(i, (y, v))| *y += dropout.factor(first + i) * v);
 }

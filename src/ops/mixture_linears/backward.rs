@@ -176,7 +176,7 @@ impl Op<3> for ExpandGrad<'_> {
     }
 
     fn cpu(&self, x: &In<'_>, [v, gated, db]: [&mut Host; 3]) {
-        if self.slots.units.is_tokens() {
+        if self.slots.dense || self.slots.units.is_tokens() {
             self.gather().cpu(&x.of_shrink(), [v, gated]);
             return self.scatter().cpu(&x.of_sums(), [db]);
         }

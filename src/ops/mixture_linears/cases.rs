@@ -18,12 +18,14 @@ struct Setup {
     block: usize,
     sides: usize,
     gated: bool,
+    /// Every row takes all factors, times gates of its own.
+    dense: bool,
     dropout: f32,
 }
 
 impl Setup {
     fn case(&self) -> Case {
-        let Setup { label, starts, d, outs, factors, k, block, sides, gated, dropout } = *self;
+        let Setup { label, starts, d, outs, factors, k, block, sides, gated, dense, dropout } = *self;
         let l = outs.len();
         let rows = *starts.last().unwrap_or(&0);
         let tokens = starts.len() == rows + 1;
@@ -33,6 +35,8 @@ impl Setup {
         inputs.extend(outs.iter().map(|&o| Operand::normal("b", &[factors * block, o])));
         if gated {
             inputs.push(Operand::normal("gates", &[l, units, k]));
+        } else if dense {
+            inputs.push(Operand::normal("gates", &[rows, l, factors]));
         }
         // Distinct choices for every unit: k of a rotated list.
         let pick = Stream::new(3).named(label);
@@ -52,7 +56,11 @@ impl Setup {
                 if tokens { Units::tokens(rows) } else { Units::ranges(device, starts, &vec![1.0; rows])? };
             let idx = Tensor::from_u32(device, &[l, sides, units.count(), k], &idx)?;
             let gates = gated.then(|| x[2 + l].clone());
-            let selection = Selection::new(idx, gates, &units, factors, block)?;
+            let selection = if dense {
+                Selection::dense(x[2 + l].clone(), None, &units, block)?
+            } else {
+                Selection::new(idx, gates, &units, factors, block)?
+            };
             let linears = weights
                 .iter()
                 .zip(outs)
@@ -82,8 +90,12 @@ const PLAIN: Setup = Setup {
     block: 1,
     sides: 2,
     gated: false,
+    dense: false,
     dropout: 0.0,
 };
+
+/// All of the pool for every row.
+const DENSE: Setup = Setup { label: "dense", dense: true, k: 5, block: 2, sides: 1, ..PLAIN };
 
 /// Cases that look at the shrink: odd widths, several linears, dropout.
 fn shrink_cases() -> Vec<Case> {
@@ -137,6 +149,19 @@ fn gated_cases() -> Vec<Case> {
     ]
 }
 
+/// Dense selections: more rows than one block of a product has, several linears, units, dropout.
+fn dense_cases() -> Vec<Case> {
+    let outs = &[6, 5];
+    vec![
+        DENSE.case(),
+        Setup { label: "dense, no rows", starts: &[0], outs, ..DENSE }.case(),
+        Setup { label: "dense, one rank", starts: &[0, 1], factors: 1, k: 1, block: 1, ..DENSE }.case(),
+        Setup { label: "dense units", starts: &[0, 70, 75], d: 21, outs, ..DENSE }.case(),
+        Setup { label: "dense dropout", starts: &[0, 70, 131], d: 21, outs, dropout: 0.5, ..DENSE }.case(),
+        Setup { label: "dense, many rows", starts: &[0, 1100], dropout: 0.5, ..DENSE }.case().no_gradcheck(),
+    ]
+}
+
 pub(super) fn cases() -> Vec<Case> {
     const ROWS: usize = 66_000;
     static MANY: [usize; ROWS + 1] = {
@@ -148,7 +173,8 @@ pub(super) fn cases() -> Vec<Case> {
         }
         v
     };
-    let mut all: Vec<Case> = [shrink_cases(), scatter_cases(), gated_cases()].into_iter().flatten().collect();
+    let mut all: Vec<Case> =
+        [shrink_cases(), scatter_cases(), gated_cases(), dense_cases()].into_iter().flatten().collect();
     all.extend([
         Setup {
             label: "qkv widths",

@@ -85,7 +85,8 @@ pub fn mixture_linears(
 
 /// Gates `[M, L, E]` as `[M, L * E]`, beside the products with the pools.
 fn flat(gates: &Tensor) -> Result<Tensor> {
-    gates.reshape(&[gates.dims()[0], gates.len() / gates.dims()[0].max(1)])
+    let [rows, linears, entries] = *gates.dims() else { return Ok(gates.clone()) };
+    gates.reshape(&[rows, linears * entries])
 }
 
 fn check(x: &Tensor, linears: &[Linear], a: &Tensor, b: &[Tensor], selection: &Selection) -> Result<()> {

@@ -1,9 +1,10 @@
 //! `mixlora bench layer`
 
 use super::{DeviceArgs, ReportArgs, RoundsArgs, beside_roof, positive, usage};
+use crate::settings::key_value;
 use crate::{Failure, out};
 use mixlora::bench::{LayerOptions, Shape, layer};
-use mixlora::mixture::{Methods, find};
+use mixlora::mixture::{MethodSpec, Methods, Tree, find};
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
@@ -38,6 +39,9 @@ pub struct Args {
     /// Factors that conditional methods choose.
     #[arg(long, default_value_t = 4)]
     r: usize,
+    /// An option for the methods that have it, for example num_experts=64; may be given several times.
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
     /// Draw the roofline of the frozen layers into this SVG file.
     #[arg(long, value_name = "SVG")]
     plot: Option<PathBuf>,
@@ -57,6 +61,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     positive("--seq", &[args.seq])?;
     positive("--r", &[args.r])?;
     positive("--factors", &args.factors)?;
+    let set = options_of(&args.set, &methods)?;
     let options = LayerOptions {
         methods,
         shapes: shapes.collect::<Result<_, _>>()?,
@@ -64,10 +69,23 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         seq: args.seq,
         factors: args.factors.clone(),
         r: args.r,
+        set,
         rounds: args.rounds.rounds()?,
         wall: args.rounds.wall,
     };
     beside_roof((&args.device, &args.report), (args.plot.as_deref(), "frozen layers"), |device, roof| {
         layer(device, &options, Some(roof), out::progress)
     })
+}
+
+/// Options by name, each of which some method has.
+fn options_of(set: &[String], methods: &[&'static MethodSpec]) -> Result<Tree, Failure> {
+    let option = |pair: &String| {
+        let (name, value) = key_value(pair)?;
+        if methods.iter().any(|method| method.option_names().contains(&name)) {
+            return Ok((name.to_string(), value));
+        }
+        Err(Failure::Usage(format!("--set {pair}: no method that is timed has the option '{name}'")))
+    };
+    set.iter().map(option).collect()
 }
