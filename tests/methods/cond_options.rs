@@ -237,12 +237,12 @@ fn random_factors_are_drawn_uniformly_and_apart() {
         let idx = choices(&rig, seed, seed % 2 == 0);
         let list = |l: usize, side: usize, g: usize| &idx[((l * 2 + side) * SPANS.len() + g) * R..][..R];
         for (l, g) in (0..linears).flat_map(|l| (0..SPANS.len()).map(move |g| (l, g))) {
-            for side in 0..2 {
+            for (side, each) in each.iter_mut().enumerate() {
                 let mut sorted = list(l, side, g).to_vec();
                 sorted.sort();
                 sorted.dedup();
                 assert_eq!(sorted.len(), R, "distinct");
-                sorted.iter().for_each(|&e| each[side][e as usize] += 1.0);
+                sorted.iter().for_each(|&e| each[e as usize] += 1.0);
             }
             hits[list(l, 0, g)[0] as usize][list(l, 1, g)[0] as usize] += 1.0;
         }
