@@ -66,9 +66,8 @@ fn sum(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) g: vec3<u32
   let column = w.x * COLUMNS + l % COLUMNS;
   let c = min(column, p.d - 1u);
   let slice = l / COLUMNS;
-  let per_linear = p.factors * p.s_block;
-  let linear = p.first + f / per_linear;
-  let factor = (f % per_linear) / p.s_block;
+  let linear = p.first + f / p.s_pool_rows;
+  let factor = (f % p.s_pool_rows) / p.s_block;
   let q = f % p.s_block;
   let group = linear * p.sides + p.side;
   let table = group * (p.factors + 1u) + factor;

@@ -10,7 +10,7 @@ use mixlora::io::{Checkpoint, GgufFile};
 use mixlora::mixture::{CfsForm, Method};
 use mixlora::model::Model;
 use mixlora::train::{Decay, Schedule, Session, TrainConfig};
-use mixlora::{Device, Format, Stream};
+use mixlora::{Device, Format, Stream, Tensor};
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -136,6 +136,11 @@ fn release(ours: &Path, to: &Path, split: bool) {
         let second = if cfs { "cmoa_loarB_extra_selector" } else { "cmoa_selector" };
         let side = if what == "factors_a" { "A" } else { "B" };
         match what {
+            // One A for all instances, and layers of an ordinary LoRA.
+            "factors_a" | "lora_a" | "lora_b" if dims[0] == 2 => {
+                let side = if what.ends_with('a') { "A" } else { "B" };
+                out.insert(format!("{path}.lora_{side}.default.0"), (dims, v));
+            }
             "factors_a" | "factors_b" => v.chunks(dims[1]).enumerate().for_each(|(e, row)| {
                 out.insert(format!("{path}.lora_{side}.default.{e}"), (vec![1, dims[1]], row.to_vec()));
             }),
@@ -192,10 +197,12 @@ fn adapters_of_the_release_load() {
         assert!(worst(&first(&model, Some(&adapter)), &stored("llama2")[0].1) > 0.05, "B is not zero");
         // What is not computed is refused by name.
         for (key, value, expected) in [
-            ("independent_rank", json!(false), "independent_rank is false"),
+            ("independent_rank", json!("no"), "independent_rank is \"no\", expected true or false"),
+            ("used_scored_weight", json!(true), "used_scored_weight is not false"),
             ("n_experts", json!(8), "n_experts is 8, but the tensors have 4"),
             ("cond_type", json!("task_def"), "cond_type 'task_def'"),
-            ("mix_start_layer", json!(2), "mix_start_layer is 2"),
+            ("mix_start_layer", json!(1), "tensors"),
+            ("mix_start_layer", json!("all"), "mix_start_layer is \"all\", expected a number"),
         ] {
             let mut c = release_config(cond_type);
             c[key] = value;
@@ -209,6 +216,56 @@ fn adapters_of_the_release_load() {
             let e = Adapter::load(theirs.path(), &open("llama2")).err().unwrap().to_string();
             assert!(e.contains("42 tensors are missing") && e.contains("cmoa_selector.loraA"), "{e}");
             assert!(e.contains("convert that: t = torch.load('pytorch_model.bin'"), "{e}");
+        }
+    }
+}
+
+/// Every option of the release that is computed, with its names and layout.
+#[test]
+fn options_of_the_release_load() {
+    for (cond_type, theirs_say, ours) in [
+        ("input", json!({ "independent_rank": false }), json!({ "independent_rank": false })),
+        ("instr", json!({ "mix_loraA": false }), json!({ "mix_lora_a": false, "pool": "instr" })),
+        ("input", json!({ "mix_start_layer": 1 }), json!({ "mix_start_layer": 1 })),
+        ("input", json!({ "add_noise": true }), json!({ "add_noise": true })),
+        (
+            "input_lora_a_param",
+            json!({ "add_noise": true, "independent_rank": false }),
+            json!({ "add_noise": true, "cfs_form": "sum_product" }),
+        ),
+        (
+            "random",
+            json!({ "add_noise": true, "independent_rank": false, "mix_start_layer": 1 }),
+            json!({ "router_input": "random", "mix_start_layer": 1 }),
+        ),
+        ("task_embed", json!({}), json!({ "router_input": "condition" })),
+    ] {
+        let model = open("llama2");
+        let width = if cond_type == "task_embed" { model.config().hidden_size } else { 0 };
+        let plain = json!({ "cfs_form": null, "lora_alpha": 8.0, "condition_width": width });
+        let ours = plain.as_object().unwrap().clone().into_iter().chain(ours.as_object().unwrap().clone());
+        let method = method("vt-nlp").set(&ours.collect()).unwrap();
+        let targets = ["k_proj", "down_proj"].map(String::from);
+        let adapter = Adapter::attach(&model, &method, &targets, Stream::new(3)).unwrap();
+        for param in adapter.params() {
+            let values = Stream::new(4).named(&param.name()).normal_vec(param.value().len(), 0.1);
+            param.set(Tensor::from_f32(model.device(), param.value().dims(), &values).unwrap()).unwrap();
+        }
+        let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        let [from, to] = [dirs[0].path(), dirs[1].path()];
+        adapter.save(from, &model, "tiny").unwrap();
+        release(from, to, false);
+        let mut config = release_config(cond_type);
+        config.as_object_mut().unwrap().extend(theirs_say.as_object().unwrap().clone());
+        std::fs::write(to.join("adapter_config.json"), config.to_string()).unwrap();
+        let (other, read) = loaded("llama2", to);
+        assert_eq!(read.method(), adapter.method(), "{cond_type} {theirs_say}");
+        for (param, stored) in read.params().iter().zip(adapter.params()) {
+            assert_eq!(param.parts(), stored.parts());
+            assert_eq!(param.value().to_f32().unwrap(), stored.value().to_f32().unwrap(), "{}", param.name());
+        }
+        if width == 0 {
+            assert_eq!(first(&other, Some(&read)), first(&model, Some(&adapter)), "{cond_type} {theirs_say}");
         }
     }
 }

@@ -19,6 +19,8 @@ const MODULATE: &str = "mixture/modulate_b2";
 const PERSONAL: &str = "mixture/personal_b4";
 const EPT: &str = "mixture/ept_b3_s7";
 const UNI_MOE: &str = "mixture/uni_moe_b2_s9";
+const COND_OPTIONS: &str = "mixture/cond_options_b3_s4_20x16";
+const ONE_A: &str = "mixture/cond_options_b2_s6_17x13";
 const ROUTER: &str = "mixture/router_losses_b4";
 
 /// Every file holds on the device; returns the worst error.
@@ -27,7 +29,7 @@ fn all_hold(device: &Device) {
     let mut failed = Vec::new();
     let files = find_files(&["layer", "token", "mixture"].map(|kind| golden().join(kind))).unwrap();
     let of = |kind: &str| files.iter().filter(|p| p.parent().is_some_and(|d| d.ends_with(kind))).count();
-    assert_eq!(["layer", "token", "mixture"].map(of), [21, 11, 101]);
+    assert_eq!(["layer", "token", "mixture"].map(of), [21, 11, 117]);
     for path in files {
         let r = replay(&path, device).unwrap();
         worst = worst.max(r.worst().unwrap().error);
@@ -279,7 +281,7 @@ fn no_damage_to_a_header_is_a_panic() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("damaged.safetensors");
     let cpu = Device::cpu();
-    for part in [LINEAR, SMORA, EPT, UNI_MOE] {
+    for part in [LINEAR, SMORA, EPT, UNI_MOE, COND_OPTIONS] {
         let whole = std::fs::read(file(part)).unwrap();
         let header = 8 + u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
         let random = mixlora::Stream::new(3).named(part);
@@ -304,12 +306,16 @@ fn changed_values_of_the_family_are_found() {
         (PERSONAL, "gate_ce.grad_router_bias"),
         (EPT, "grad_kernel_6"),
         (UNI_MOE, "grad_b_down"),
+        (COND_OPTIONS, "grad_cond.0"),
+        (ONE_A, "grad_router_b"),
     ] {
         let r = changed(part, |e| e.value(name, 0, |v| 1.5 * v + 1.0)).unwrap();
         let worst = r.worst().unwrap();
         assert!(worst.name == name && !r.holds(), "{part}: {worst:?}");
     }
     let r = changed(DYNMOLE, |e| e.swap("chosen", 0, 1)).unwrap();
+    let ordered = changed(ONE_A, |e| e.swap("idx", 6, 7)).unwrap();
+    assert!(!ordered.choices, "the order of B's factors");
     let counted = changed(UNI_MOE, |e| e.swap("by_tag", 0, 1)).unwrap();
     assert!(!counted.choices, "how often a tag chose an expert");
     let all_or_none = Edit::open(&file(DYNMOLE)).tensors["chosen"].2[..8].chunks(4).all(|v| v[0] == 1);

@@ -7,7 +7,7 @@
 
 use super::layout::{MixloraConfig, OWN, PREFIX, base_name, open_tensors, stored_name};
 use super::peft_config::{PeftConfig, read_config};
-use super::released::{Released, is_released};
+use super::released::{Layout, Released, is_released};
 use super::weights::{self, transpose};
 use super::{Adapter, AdapterOptions, AdapterWeights, Matrix, PartShape};
 use crate::io::{Checkpoint, read_json};
@@ -106,10 +106,10 @@ impl Adapter {
     ) -> Result<Self> {
         let (method, targets) = files.options(path, c, method, model.config())?;
         let wrap = |e: Error| Error::file(path, e.to_string());
-        let cfs = !method.tree()["cfs_form"].is_null();
-        files.check(&Adapter::parts(model, &method, &targets).map_err(wrap)?, cfs)?;
+        let layout = Layout::of(&method);
+        files.check(&Adapter::parts(model, &method, &targets).map_err(wrap)?, layout)?;
         let adapter = Adapter::attach(model, &method, &targets, Stream::new(0)).map_err(wrap)?;
-        adapter.fill_with(|part, rows, cols| files.values(part, rows, cols, cfs))?;
+        adapter.fill_with(|part, rows, cols| files.values(part, rows, cols, layout))?;
         Ok(adapter)
     }
 }

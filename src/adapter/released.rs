@@ -9,7 +9,7 @@
 use super::PartShape;
 use super::peft_config::PeftConfig;
 use crate::io::Checkpoint;
-use crate::mixture::{CfsForm, Method, MethodSpec, Pool};
+use crate::mixture::{CfsForm, ConditionKind, Method, MethodSpec, Pool, RouterInput};
 use crate::model::ModelConfig;
 use crate::{Error, Result};
 use serde_json::Value;
@@ -30,6 +30,22 @@ pub(super) struct Released {
     files: Vec<Checkpoint>,
     /// Short name to file and full name.
     names: BTreeMap<String, (usize, String)>,
+}
+
+/// What of a method says how the release names its parts.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Layout {
+    /// Whether B's choice has a condition.
+    cfs: bool,
+    /// Whether one A serves all instances.
+    one_a: bool,
+}
+
+impl Layout {
+    pub fn of(method: &Method) -> Self {
+        let options = method.tree();
+        Layout { cfs: !options["cfs_form"].is_null(), one_a: options["mix_lora_a"] == false }
+    }
 }
 
 /// Whether a configuration is one of the release: it writes the type LORA and says how many experts there are.
@@ -69,35 +85,44 @@ impl Released {
         model: &ModelConfig,
     ) -> Result<(Method, Vec<String>)> {
         let no = |what: String| Err(Error::file(path, what));
-        let is = |key: &str, plain: &[Value]| c.rest.get(key).is_none_or(|v| plain.contains(v));
-        for (key, plain) in [
-            ("independent_rank", &[Value::Null, true.into()][..]),
-            ("mix_loraA", &[Value::Null, true.into()]),
-            ("mix_start_layer", &[Value::Null, 0.into()]),
-            ("add_noise", &[Value::Null, false.into()]),
-            ("used_scored_weight", &[Value::Null, false.into()]),
-        ] {
-            if !is(key, plain) {
-                let value = &c.rest[key];
-                return no(format!("{key} is {value}, which is not computed here; {} is", plain[1]));
-            }
+        let scored = c.rest.get("used_scored_weight");
+        if scored.is_some_and(|value| !value.is_null() && *value != Value::Bool(false)) {
+            return no("used_scored_weight is not false, which is not computed here; false is".into());
         }
+        let flag = |key: &str, absent: bool| match c.rest.get(key) {
+            None | Some(Value::Null) => Ok(absent),
+            Some(Value::Bool(flag)) => Ok(*flag),
+            Some(value) => Err(Error::file(path, format!("{key} is {value}, expected true or false"))),
+        };
+        let start = c.rest.get("mix_start_layer").filter(|value| !value.is_null());
+        let start = start.map_or(Some(0), Value::as_u64);
+        let Some(mix_start_layer) = start else {
+            return no(format!("mix_start_layer is {}, expected a number", c.rest["mix_start_layer"]));
+        };
         let cond_type = c.rest.get("cond_type").and_then(Value::as_str).unwrap_or("attr");
         let (vector, cfs_form) = match cond_type.strip_suffix("_lora_a_param") {
             Some(vector) => (vector, Some(CfsForm::SumProduct)),
             None => (cond_type, None),
         };
-        let pool = match vector {
-            "input" => Pool::All,
-            "instr" => Pool::Instr,
+        let (pool, router_input) = match (vector, cfs_form) {
+            ("input", _) => (Pool::All, RouterInput::Pooled),
+            ("instr", _) => (Pool::Instr, RouterInput::Pooled),
+            ("random", None) => (Pool::All, RouterInput::Random),
+            // The mean of the base model's last states over the definition, as that of a text here.
+            ("task_embed", None) => (Pool::All, RouterInput::Condition),
             _ => {
                 return no(format!(
-                    "cond_type '{cond_type}' is not computed here; input and instr are, each with or without \
-                     _lora_a_param"
+                    "cond_type '{cond_type}' is not computed here; random, task_embed, input and instr are, the last two \
+                     with or without _lora_a_param"
                 ));
             }
         };
-        let factor = |name: &str| name.contains(".lora_A.").then(|| name.rsplit_once('.')?.1.parse().ok());
+        // Neither drawn factors nor a condition on A's choice leave it an effect there.
+        let independent = cfs_form.is_some() || router_input == RouterInput::Random;
+        let independent_rank = flag("independent_rank", true)? || independent;
+        let add_noise = flag("add_noise", false)? && router_input != RouterInput::Random;
+        // One A for all is a single tensor.
+        let factor = |name: &str| name.contains(".lora_B.").then(|| name.rsplit_once('.')?.1.parse().ok());
         let counted = self.names.keys().filter_map(|n| factor(n)?).max().map(|e: usize| e + 1);
         let stated = c.rest.get("n_experts").and_then(Value::as_u64).map(|n| n as usize);
         let num_factors = match (counted, stated) {
@@ -109,8 +134,9 @@ impl Released {
                 return Err(Error::file(self.path(), what));
             }
             (Some(n), _) => n,
-            (None, _) => return Err(Error::file(self.path(), "has no tensors lora_A.default.0, ...")),
+            (None, _) => return Err(Error::file(self.path(), "has no tensors lora_B.default.0, ...")),
         };
+        let condition_width = if router_input == RouterInput::Condition { model.hidden_size } else { 0 };
         let has = |t: &String| self.names.keys().any(|n| n.contains(&format!(".{t}.lora_A.")));
         let targets = model.target_modules().into_iter().filter(has).collect();
         let cfs_weight = c.rest.get("ifs_weight").and_then(Value::as_f64).unwrap_or(1.0) as f32;
@@ -120,6 +146,13 @@ impl Released {
             ("cfs_form", cfs_form.map(CfsForm::word).into()),
             ("cfs_weight", cfs_weight.into()),
             ("pool", pool.word().into()),
+            ("router_input", router_input.word().into()),
+            ("independent_rank", independent_rank.into()),
+            ("mix_lora_a", flag("mix_loraA", true)?.into()),
+            ("mix_start_layer", mix_start_layer.into()),
+            ("add_noise", add_noise.into()),
+            ("condition", ConditionKind::Text.word().into()),
+            ("condition_width", condition_width.into()),
         ] {
             options.insert(name.to_string(), value);
         }
@@ -128,13 +161,17 @@ impl Released {
     }
 
     /// Names of the release for one of our parts, in the order of its rows.
-    fn stored(part: &str, rows: usize, cfs: bool) -> Vec<String> {
+    fn stored(part: &str, rows: usize, of: Layout) -> Vec<String> {
         let (path, what) = part.rsplit_once('.').unwrap_or(("", part));
         let path = path.find("layers.").map_or(path, |at| &path[at..]);
         let factors = |side: &str| (0..rows).map(|e| format!("{path}.lora_{side}.{e}")).collect();
         // The name of the second selector is misspelt in the release.
-        let b_selector = if cfs { "cmoa_loarB_extra_selector" } else { "cmoa_selector" };
+        let b_selector = if of.cfs { "cmoa_loarB_extra_selector" } else { "cmoa_selector" };
         match what {
+            // Matrices of r rows, as an ordinary LoRA's.
+            "factors_a" if of.one_a => vec![format!("{path}.lora_A.0")],
+            "lora_a" => vec![format!("{path}.lora_A.0")],
+            "lora_b" => vec![format!("{path}.lora_B.0")],
             "factors_a" => factors("A"),
             "factors_b" => factors("B"),
             "router_a" => vec![format!("{path}.cmoa_selector.loraA_selector.weight")],
@@ -145,8 +182,8 @@ impl Released {
     }
 
     /// Refuses files in which parts are missing (all are listed), nobody's, or of another size.
-    pub fn check(&self, parts: &[PartShape], cfs: bool) -> Result<()> {
-        let names = |part: &PartShape| Self::stored(&part.name, part.rows, cfs);
+    pub fn check(&self, parts: &[PartShape], of: Layout) -> Result<()> {
+        let names = |part: &PartShape| Self::stored(&part.name, part.rows, of);
         let wanted: Vec<String> = parts.iter().flat_map(names).collect();
         let have = self.names.keys().map(String::as_str);
         let extra =
@@ -181,9 +218,9 @@ impl Released {
     }
 
     /// The values `[rows, cols]` of one of our parts.
-    pub fn values(&self, part: &str, rows: usize, cols: usize, cfs: bool) -> Result<Vec<f32>> {
+    pub fn values(&self, part: &str, rows: usize, cols: usize, of: Layout) -> Result<Vec<f32>> {
         let mut all = Vec::with_capacity(rows * cols);
-        for short in Self::stored(part, rows, cfs) {
+        for short in Self::stored(part, rows, of) {
             let (file, name) = self.find(&short)?;
             all.extend(file.values_f32(name)?);
         }

@@ -253,10 +253,10 @@ fn entries(
 /// The timed variants of a method with their names.
 fn variants(method: &'static MethodSpec, options: &LayerOptions) -> Result<Vec<(String, Method)>> {
     let mut defaults = method.defaults();
-    if defaults.options().condition().is_some() {
+    let own = method.option_names();
+    if own.contains(&"condition_width") {
         defaults = defaults.with("condition_width", CONDITION)?;
     }
-    let own = method.option_names();
     let set: Tree = options
         .set
         .iter()

@@ -1,5 +1,6 @@
 //! Conditions: vectors beside the text of a sample, for methods that choose by them.
 
+use super::Units;
 use crate::nn::Pass;
 use crate::{Error, Result, Tensor, options, words};
 
@@ -51,5 +52,26 @@ impl Conditioned {
             return Err(Error::shape("condition", format!("{} numbers each", self.condition_width), found));
         }
         Ok(conditions)
+    }
+
+    /// The conditions of a pass over so many rows, and units of which each has one: those of the pass where these are its
+    /// samples, else samples of equal length.
+    ///
+    /// # Errors
+    /// As [`of`](Conditioned::of), or the rows do not divide into the samples.
+    pub fn units_of<'a>(&self, pass: &'a Pass, rows: usize) -> Result<(&'a Tensor, Units)> {
+        let conditions = self.of(pass)?;
+        let samples = conditions.shape().rows();
+        let units = match &pass.units {
+            units if units.count() == samples && units.rows() == rows => units.clone(),
+            _ if samples > 0 && rows.is_multiple_of(samples) => {
+                Units::instances(conditions.device(), samples, rows / samples)?
+            }
+            _ => {
+                let expected = format!("conditions that divide {rows} rows");
+                return Err(Error::shape("condition", expected, format!("{samples} conditions")));
+            }
+        };
+        Ok((conditions, units))
     }
 }

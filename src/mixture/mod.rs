@@ -12,6 +12,7 @@
 //! A method's file in `methods/` declares its options and says which router it puts over which pools: one of `routers/`,
 //! or its own, where no other method has it. A method can also live in another crate: see docs/ADD_A_METHOD.md and examples/custom_method.rs.
 
+mod ablations;
 mod balance;
 mod coded;
 mod condition;
@@ -37,6 +38,7 @@ mod tasks;
 pub use crate::ops::mixture_linears::mixture_linears;
 pub use crate::ops::topk_routing::{Condition, Routing, Table, first_choices, route, route_rows};
 pub use crate::routing::{Dropout, Selection, Units};
+pub use ablations::{Ablations, RouterInput};
 pub use coded::{Code, CodedLinears, coded_memory};
 pub use condition::{ConditionKind, Conditioned};
 pub use groups::{

@@ -24,6 +24,10 @@ pub trait Router: Send + Sync {
     fn chooses(&self) -> bool {
         Self::UNIT != Routes::None
     }
+    /// Rows that A's pool has for each linear, where it has others than B's: choices of A are among them.
+    fn rows_of_a(&self) -> Option<usize> {
+        None
+    }
     /// The choice for an input.
     ///
     /// # Errors
@@ -61,7 +65,11 @@ pub fn decide<R: Router>(router: &R, site: &str, x: &Tensor, pass: &Pass) -> Res
         && let Some(kept) = pass.choices.frozen(site)
     {
         let (factors, block) = router.pool();
-        return Selection::new(kept.choice, kept.gates, &pass.units, factors, block);
+        let choice = Selection::new(kept.choice, kept.gates, &pass.units, factors, block)?;
+        return match router.rows_of_a() {
+            Some(rows) => choice.with_rows_of_a(rows),
+            None => Ok(choice),
+        };
     }
     let forced = pass.choices.forced(site)?;
     let choice = router.choose(x, &Ask { pass, forced: forced.as_ref() })?;

@@ -237,7 +237,7 @@ impl Model {
         let ids = Tensor::from_u32(&self.device, &[1, tokens.len()], tokens)?;
         let pass = Pass::new(Units::tokens(tokens.len()));
         let sum = no_grad(|| self.forward(&ids, &pass, Step::default())?.sum_rows())?;
-        Ok(sum.scale(1.0 / tokens.len() as f32)?.to_f32()?)
+        sum.scale(1.0 / tokens.len() as f32)?.to_f32()
     }
 
     /// Logits `[.., vocab_size]` of hidden states.

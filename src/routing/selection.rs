@@ -21,6 +21,8 @@ pub struct Selection {
     units: Units,
     factors: usize,
     block: usize,
+    /// Pool rows of one linear on A's side, where they are not those of B's.
+    rows_of_a: Option<usize>,
     /// Gates of all entries for every row, `[M, L, E]`, of a dense selection.
     row_gates: Option<Tensor>,
     /// 1 where an entry acts, 0 elsewhere, `[M, L, E]`, where the choices do not say it.
@@ -62,7 +64,18 @@ impl Selection {
         }
         let units = units.clone();
         let lists = Arc::default();
-        Ok(Selection { idx, gates, units, factors, block, row_gates: None, mask: None, passed: None, lists })
+        Ok(Selection {
+            idx,
+            gates,
+            units,
+            factors,
+            block,
+            rows_of_a: None,
+            row_gates: None,
+            mask: None,
+            passed: None,
+            lists,
+        })
     }
 
     /// Every row takes every entry, times a gate of its own: `gates [M, L, E]`, of entries of `block` pool rows each, for
@@ -131,6 +144,21 @@ impl Selection {
     pub(crate) fn with_block(self, block: usize) -> Self {
         Selection { block, ..self }
     }
+    /// The same choices of two sides, of which A's has a pool of so many rows for each linear.
+    ///
+    /// # Errors
+    /// On a host device: a choice of A that is too large.
+    pub(crate) fn with_rows_of_a(self, rows: usize) -> Result<Self> {
+        let [_, sides, units, k] = *self.idx.dims() else { return Ok(self) };
+        if let crate::tensor::Storage::Host(_) = &*self.idx.storage {
+            let mut of_a = self.idx.u32().chunks((units * k).max(1)).step_by(sides).flatten();
+            if let Some(e) = of_a.find(|&&e| e as usize >= rows) {
+                let found = format!("choice {e}");
+                return Err(Error::shape("selection", format!("choices among {rows} rows of A"), found));
+            }
+        }
+        Ok(Selection { rows_of_a: Some(rows), ..self })
+    }
     /// The same choices with other gates `[L, G, K]`.
     pub(crate) fn with_gates(self, gates: Tensor) -> Self {
         Selection { gates: Some(gates), ..self }
@@ -147,13 +175,17 @@ impl Selection {
     pub fn factors(&self) -> usize {
         self.factors
     }
-    /// Pool rows of one linear.
+    /// Pool rows of one linear on B's side.
     pub(crate) fn pool_rows(&self) -> usize {
         self.factors * self.block
     }
+    /// Pool rows of one linear on A's side.
+    pub(crate) fn pool_rows_a(&self) -> usize {
+        self.rows_of_a.unwrap_or(self.pool_rows())
+    }
     /// The slots of all linears on side A, in a stacked pool.
     pub(crate) fn slots_a(&self) -> Slots {
-        self.slots(0, self.linears(), 0)
+        Slots { pool_rows: self.pool_rows_a(), ..self.slots(0, self.linears(), 0) }
     }
     /// The slots of one linear on side B, in its own pool.
     pub(crate) fn slots_b(&self, linear: usize) -> Slots {

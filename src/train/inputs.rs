@@ -6,7 +6,7 @@ use crate::adapter::{Expert, with_experts};
 use crate::data::{DataFiles, Dataset, EncodeOptions, Encoder, LossOn, Sample, read_samples};
 use crate::io::folder::fingerprint;
 use crate::mixture::Methods;
-use crate::model::{LoadOptions, Model, ModelConfig, ModelFiles, ModelPlace};
+use crate::model::{LoadOptions, Model, ModelFiles, ModelPlace};
 use crate::text::{ChatTemplate, ModelText, Tokenizer};
 use crate::{Device, Error, Result};
 use std::collections::BTreeSet;

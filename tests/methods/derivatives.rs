@@ -8,7 +8,7 @@ use serde_json::json;
 
 /// Checks one configuration; returns the worst error, and complains about tensors without a derivative that
 /// should have one.
-fn check(config: &Method, outs: &[usize], pool: Pool) -> f64 {
+pub fn check(config: &Method, outs: &[usize], pool: Pool) -> f64 {
     let rig = Rig::new(config, outs, &Device::reference());
     let run = |x: &mixlora::Tensor, choices: &mixlora::nn::Choices| {
         let pass = rig.pass(pool).with_choices(choices.clone());

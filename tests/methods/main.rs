@@ -8,6 +8,7 @@ mod common;
 mod acceptance;
 mod batches;
 mod choices;
+mod cond_options;
 mod derivatives;
 mod lanes;
 mod layouts;

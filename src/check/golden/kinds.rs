@@ -26,6 +26,7 @@ pub(super) const LAYERS: &[&str] = &[
     "modulate",
     "personal",
     "ept",
+    "cond_options",
 ];
 
 /// The kind of files with given draws.
@@ -117,6 +118,14 @@ pub(super) fn method(config: &Config<'_>, file: &Checkpoint) -> Result<Method> {
             "rsl_coef": 0.0, "rsl_alpha": config.value("rsl_alpha"), "rsl_lambda": config.value("rsl_lambda"),
             "preserve": config.value("preserve"), "preserve_coef": 0.0,
         }),
+        "cond_options" => json!({
+            "num_factors": config.number("E"), "cfs_form": config.value("cfs_form"),
+            "cfs_weight": config.real("cfs_weight").unwrap_or(1.0),
+            "gate_scale": config.value("gate_scale"), "pool": "all",
+            "router_input": config.value("router_input"), "independent_rank": config.value("independent_rank"),
+            "mix_lora_a": config.value("mix_lora_a"), "mix_start_layer": config.number("mix_start_layer"),
+            "add_noise": config.flag("add_noise"), "condition_width": config.conditions().iter().sum::<usize>(),
+        }),
         "dynamic" => json!({ "aux_loss_coef": 0.0, "variant": "dynamic", "top_p": config.value("top_p") }),
         "switch" => json!({
             "aux_loss_coef": 0.0, "z_loss_coef": 0.0, "variant": "switch", "jitter": 0.0,
@@ -153,6 +162,8 @@ pub(super) fn method(config: &Config<'_>, file: &Checkpoint) -> Result<Method> {
         "modulate" => &methods::modulate::SPEC,
         "personal" => &methods::personal::SPEC,
         "ept" => &methods::ept::SPEC,
+        "cond_options" if config.flag("gated") => &methods::mixlora_cond_gated::SPEC,
+        "cond_options" => &methods::mixlora_cond::SPEC,
         "dynamic" | "switch" => &methods::mixlora_ffn::SPEC,
         _ => &methods::mola::SPEC,
     };

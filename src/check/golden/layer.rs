@@ -124,11 +124,19 @@ impl Config {
         let cfs = CfsOptions { cfs_form, cfs_weight: self.cfs_weight };
         let instance = Instance::default();
         if self.gate == Gate::Unscaled {
-            return Method::new(MixloraCond { lora, factors, cfs, instance });
+            return Method::new(MixloraCond { lora, factors, cfs, instance, ..MixloraCond::default() });
         }
         let cfs_gated_input = self.cfs_input == CfsInput::Scaled;
         let gate_scale = GateScale::None;
-        Method::new(MixloraCondGated { lora, factors, cfs, instance, gate_scale, cfs_gated_input })
+        Method::new(MixloraCondGated {
+            lora,
+            factors,
+            cfs,
+            instance,
+            gate_scale,
+            cfs_gated_input,
+            ..MixloraCondGated::default()
+        })
     }
 }
 

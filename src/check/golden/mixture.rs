@@ -50,6 +50,9 @@ pub(super) fn replay(
         let sides = config.numbers("kernels");
         let side = sides.iter().max().copied().unwrap_or(1);
         bounded(file, "kernels", &[sides.len(), side, side])?;
+        if kind == "cond_options" {
+            bounded(file, "a table of the condition", &[e, e, r])?;
+        }
         bounded(file, "pools", &[e.max(tasks), r, config.number("hidden").max(whole.number("in"))])?;
     }
     let mut all = Comparison::new(file);

@@ -210,6 +210,7 @@ impl Training {
             factors: Factors { num_factors: self.e },
             cfs: Cfs { cfs_form: form, cfs_weight: self.cfs_weight },
             instance: Instance::default(),
+            ..MixloraCond::default()
         })
     }
 

@@ -6,10 +6,10 @@
 
 use crate::mixture::{
     Ask, Axes, Conditioned, Experts, Gate, LinearBuild, Lora, MethodOptions, MethodSpec, RoutedLinears,
-    Router, RouterGradient, Routes, Routing, RowMemory, Rule, Selection, TopK, Units, enough, route,
+    Router, RouterGradient, Routes, Routing, RowMemory, Rule, Selection, TopK, enough, route,
 };
 use crate::nn::{LinearAdapter, Param};
-use crate::{Error, Result, Tensor, options};
+use crate::{Result, Tensor, options};
 use std::sync::Arc;
 
 /// The entry of the list.
@@ -55,21 +55,9 @@ impl Router for ByCondition {
     }
 
     fn choose(&self, x: &Tensor, ask: &Ask<'_>) -> Result<Selection> {
-        let conditions = self.condition.of(ask.pass)?;
-        let samples = conditions.shape().rows();
-        let m = x.shape().rows();
+        let (conditions, units) = self.condition.units_of(ask.pass, x.shape().rows())?;
         let z = conditions.matmul_nt(&self.router.tensor())?;
-        let z = z.reshape(&[samples, self.linears, 1, self.experts])?;
-        let units = match &ask.pass.units {
-            units if units.count() == samples && units.rows() == m => units.clone(),
-            _ if samples > 0 && m.is_multiple_of(samples) => {
-                Units::instances(x.device(), samples, m / samples)?
-            }
-            _ => {
-                let expected = format!("conditions that divide {m} rows");
-                return Err(Error::shape("condition", expected, format!("{samples} conditions")));
-            }
-        };
+        let z = z.reshape(&[units.count(), self.linears, 1, self.experts])?;
         route(&z, None, None, ask.forced, &self.routing, &units, self.rank)
     }
 

@@ -2,8 +2,8 @@
 
 use crate::mixture::routers::ConditionalOptions;
 use crate::mixture::{
-    Axes, Cfs, Factors, Gate, Instance, LinearBuild, Lora, MethodOptions, MethodSpec, RouterGradient, Routes,
-    Rule, Tree, enough, routers,
+    Ablations, Axes, Cfs, Conditioned, Factors, Instance, LinearBuild, Lora, MethodOptions, MethodSpec,
+    RouterGradient, RouterInput, Routes, Rule, Tree, enough, routers,
 };
 use crate::nn::LinearAdapter;
 use crate::{Result, options};
@@ -16,7 +16,7 @@ pub static SPEC: MethodSpec = MethodSpec {
     paper: "Shen et al. 2024, ACL long.38, arXiv:2402.15896",
     when: "several tasks with one adapter, as in the paper (Conditional MixLoRA)",
     equation: "y = W x + s sum_k b_{J_k} (a_{I_k} . x), I = top r of R_A h, J = top r of R_B h + w cond(a_I)\nh = the pooled input of the instance; s = 2 E / r",
-    differs: "The condition is the linear map that the paper describes, one for each rank slot; vt-nlp has the form of the release. Padding and the answer stay out of h.",
+    differs: "The condition is the linear map that the paper describes, one for each rank slot; vt-nlp has the form of the release. Padding and the answer stay out of h. Noise and drawn factors are functions of the pass's seed, the site and the place in the batch, so that a pass can be repeated: at inference they are the same in every pass, where the release draws anew. One A for all starts with zeros in all factors of B; the release leaves all but the first as memory is.",
     axes: Axes {
         input: "mean of the instance, and the chosen A",
         entry: "rank-1 factors of A and of B apart",
@@ -29,14 +29,27 @@ pub static SPEC: MethodSpec = MethodSpec {
     ..MethodSpec::PLAIN
 };
 
-options! {
-    /// Options of `mixlora-cond`.
-    pub struct MixloraCond use [lora: Lora { r: 4 }, factors: Factors, cfs: Cfs, instance: Instance] {}
+/// Whether the task trains the routers of a method without gates.
+pub(super) fn ungated(ablations: &Ablations) -> RouterGradient {
+    match ablations.router_input {
+        RouterInput::Random => RouterGradient::NoRouter,
+        _ => RouterGradient::No(
+            "chosen factors are not scaled by gates, so routers stay as drawn (as published)",
+        ),
+    }
 }
 
-/// Why the routers of ungated methods are not trained.
-pub(super) const FROZEN: RouterGradient =
-    RouterGradient::No("chosen factors are not scaled by gates, so routers stay as drawn (as published)");
+options! {
+    /// Options of `mixlora-cond`.
+    pub struct MixloraCond use [
+        lora: Lora { r: 4 },
+        factors: Factors,
+        cfs: Cfs,
+        instance: Instance,
+        ablations: Ablations,
+        condition: Conditioned,
+    ] {}
+}
 
 impl MethodOptions for MixloraCond {
     fn spec(&self) -> &'static MethodSpec {
@@ -49,23 +62,27 @@ impl MethodOptions for MixloraCond {
         2.0 * self.factors.num_factors as f32
     }
     fn check(&self) -> Result<()> {
-        enough(("r", self.lora.r), ("num_factors", self.factors.num_factors))
+        enough(("r", self.lora.r), ("num_factors", self.factors.num_factors))?;
+        self.ablations.check(&self.cfs)
     }
     fn rule(&self) -> Rule {
-        Rule::top_k(self.lora.r, Gate::None)
+        self.ablations.rule(self.lora.r)
     }
     fn router_gradient(&self) -> RouterGradient {
-        FROZEN
+        ungated(&self.ablations)
     }
     fn instance(&self) -> Option<&Instance> {
         Some(&self.instance)
+    }
+    fn condition(&self) -> Option<&Conditioned> {
+        self.ablations.condition(&self.condition)
     }
     fn variants(&self, factors: &[usize], r: usize) -> Vec<(String, Tree)> {
         pool_sizes(factors, r)
     }
     fn linear(&self, at: &LinearBuild<'_>) -> Result<Arc<dyn LinearAdapter>> {
         let c = ConditionalOptions::new(&self.lora, &self.factors, &self.cfs, None);
-        routers::Conditional::adapter(self, at, &c)
+        routers::Conditional::adapter(self, at, &c.routed(&self.ablations, &self.condition))
     }
 }
 

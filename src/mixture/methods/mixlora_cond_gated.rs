@@ -3,8 +3,8 @@
 use super::mixlora_cond::pool_sizes;
 use crate::mixture::routers::{ConditionalOptions, Gates};
 use crate::mixture::{
-    Axes, Cfs, Factors, Gate, GateScale, Instance, LinearBuild, Lora, MethodOptions, MethodSpec,
-    RouterGradient, Routes, Rule, Tree, enough, routers,
+    Ablations, Axes, Cfs, Conditioned, Factors, Gate, GateScale, Instance, LinearBuild, Lora, MethodOptions,
+    MethodSpec, RouterGradient, Routes, Rule, Tree, enough, routers,
 };
 use crate::nn::LinearAdapter;
 use crate::{Result, options};
@@ -16,7 +16,7 @@ pub static SPEC: MethodSpec = MethodSpec {
     paper: "after Shen et al. 2024, ACL long.38 (gates: this project)",
     when: "the same, with routers that learn",
     equation: "y = W x + s sum_k g_k h_k b_{J_k} (a_{I_k} . x), g and h the softmax over the chosen of each side",
-    differs: "Gates are this project's: the release has none, so its routers stay as drawn.",
+    differs: "Gates are this project's: the release has none, so its routers stay as drawn. With noise, gates are made of the noisy scores; with one A for all, of B's alone.",
     axes: Axes {
         input: "mean of the instance, and the chosen A",
         entry: "rank-1 factors of A and of B apart",
@@ -31,7 +31,14 @@ pub static SPEC: MethodSpec = MethodSpec {
 
 options! {
     /// Options of `mixlora-cond-gated`.
-    pub struct MixloraCondGated use [lora: Lora { r: 4 }, factors: Factors, cfs: Cfs, instance: Instance] {
+    pub struct MixloraCondGated use [
+        lora: Lora { r: 4 },
+        factors: Factors,
+        cfs: Cfs,
+        instance: Instance,
+        ablations: Ablations,
+        condition: Conditioned,
+    ] {
         /// Factor on each side's gates: r, they sum to r; none, to 1.
         gate_scale: GateScale = GateScale::R, "this project";
         /// The condition sees A's factors times their gates.
@@ -50,7 +57,8 @@ impl MethodOptions for MixloraCondGated {
         2.0 * self.factors.num_factors as f32
     }
     fn check(&self) -> Result<()> {
-        enough(("r", self.lora.r), ("num_factors", self.factors.num_factors))
+        enough(("r", self.lora.r), ("num_factors", self.factors.num_factors))?;
+        self.ablations.check_gated(&self.cfs, self.cfs_gated_input)
     }
     fn rule(&self) -> Rule {
         Rule::top_k(self.lora.r, Gate::Softmax)
@@ -64,12 +72,15 @@ impl MethodOptions for MixloraCondGated {
     fn instance(&self) -> Option<&Instance> {
         Some(&self.instance)
     }
+    fn condition(&self) -> Option<&Conditioned> {
+        self.ablations.condition(&self.condition)
+    }
     fn variants(&self, factors: &[usize], r: usize) -> Vec<(String, Tree)> {
         pool_sizes(factors, r)
     }
     fn linear(&self, at: &LinearBuild<'_>) -> Result<Arc<dyn LinearAdapter>> {
         let gates = Gates { scale: self.gate_scale, condition_sees_them: self.cfs_gated_input };
         let c = ConditionalOptions::new(&self.lora, &self.factors, &self.cfs, Some(gates));
-        routers::Conditional::adapter(self, at, &c)
+        routers::Conditional::adapter(self, at, &c.routed(&self.ablations, &self.condition))
     }
 }

@@ -1,11 +1,11 @@
 //! `vt-nlp`: Conditional MixLoRA as its authors released it: the sum-product condition, pooling over every
 //! position with padding and answer, routing anew in every decoding step, alpha = 2E.
 
-use super::mixlora_cond::{FROZEN, pool_sizes};
+use super::mixlora_cond::{pool_sizes, ungated};
 use crate::mixture::routers::ConditionalOptions;
 use crate::mixture::{
-    Axes, Cfs, CfsForm, DecodeRoute, Factors, Files, Gate, Instance, LinearBuild, Lora, MethodOptions,
-    MethodSpec, Pool, RouterGradient, Routes, Rule, Tree, enough, routers,
+    Ablations, Axes, Cfs, CfsForm, Conditioned, DecodeRoute, Factors, Files, Instance, LinearBuild, Lora,
+    MethodOptions, MethodSpec, Pool, RouterGradient, Routes, Rule, Tree, enough, routers,
 };
 use crate::nn::LinearAdapter;
 use crate::{Result, options};
@@ -17,7 +17,7 @@ pub static SPEC: MethodSpec = MethodSpec {
     paper: "VT-NLP/MixLoRA at af5cc3f, Shen et al. 2024",
     when: "repeating the paper's own runs",
     equation: "y = W x + s sum_k b_{J_k} (a_{I_k} . x), the condition (sum of the chosen A) * (sum of W_c), s = 2 E / r",
-    differs: "As released; noise and tied pairs are not offered.",
+    differs: "As released, but for the randomness of noise and of drawn factors, which is that of mixlora-cond, and for its task_def, attr and contrastive instruction token, which are not offered: router_input = condition is its task_embed.",
     axes: Axes {
         input: "mean of all positions, and the chosen A",
         entry: "rank-1 factors of A and of B apart",
@@ -45,6 +45,8 @@ options! {
         factors: Factors,
         cfs: Cfs { cfs_form: Some(CfsForm::SumProduct) },
         instance: Instance { pool: Pool::All, decode_route: DecodeRoute::PerStep },
+        ablations: Ablations,
+        condition: Conditioned,
     ] {}
 }
 
@@ -59,22 +61,26 @@ impl MethodOptions for VtNlp {
         2.0 * self.factors.num_factors as f32
     }
     fn check(&self) -> Result<()> {
-        enough(("r", self.lora.r), ("num_factors", self.factors.num_factors))
+        enough(("r", self.lora.r), ("num_factors", self.factors.num_factors))?;
+        self.ablations.check(&self.cfs)
     }
     fn rule(&self) -> Rule {
-        Rule::top_k(self.lora.r, Gate::None)
+        self.ablations.rule(self.lora.r)
     }
     fn router_gradient(&self) -> RouterGradient {
-        FROZEN
+        ungated(&self.ablations)
     }
     fn instance(&self) -> Option<&Instance> {
         Some(&self.instance)
+    }
+    fn condition(&self) -> Option<&Conditioned> {
+        self.ablations.condition(&self.condition)
     }
     fn variants(&self, factors: &[usize], r: usize) -> Vec<(String, Tree)> {
         pool_sizes(factors, r)
     }
     fn linear(&self, at: &LinearBuild<'_>) -> Result<Arc<dyn LinearAdapter>> {
         let c = ConditionalOptions::new(&self.lora, &self.factors, &self.cfs, None);
-        routers::Conditional::adapter(self, at, &c)
+        routers::Conditional::adapter(self, at, &c.routed(&self.ablations, &self.condition))
     }
 }

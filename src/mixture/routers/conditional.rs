@@ -1,10 +1,11 @@
 //! Conditional MixLoRA (Shen et al. 2024, ACL long.38): pools of rank-1 factors, of which routers choose r per
 //! instance on each side; slot k of A is paired with slot k of B, and B's choice may look at A's.
 
+use super::Single;
 use crate::mixture::site::part;
 use crate::mixture::{
-    Ask, Cfs, CfsForm, Factors, Gate, GateScale, LinearBuild, Lora, MethodOptions, RoutedLinears, Router,
-    Routes, Rule, Selection,
+    Ablations, Ask, Cfs, CfsForm, Conditioned, Factors, Gate, GateScale, LinearBuild, Lora, MethodOptions,
+    RoutedLinears, Router, RouterInput, Routes, Rule, Selection, Units,
 };
 use crate::nn::{LinearAdapter, Param};
 use crate::ops::condition_rows::condition_rows;
@@ -40,13 +41,51 @@ pub struct ConditionalOptions {
     pub cfs_form: Option<CfsForm>,
     pub cfs_weight: f32,
     pub gates: Option<Gates>,
+    pub ablations: Ablations,
+    pub condition: Conditioned,
 }
 
 impl ConditionalOptions {
     /// From the shared groups of a method.
     pub fn new(lora: &Lora, factors: &Factors, cfs: &Cfs, gates: Option<Gates>) -> Self {
         let Cfs { cfs_form, cfs_weight } = *cfs;
-        ConditionalOptions { chosen: lora.r, factors: factors.num_factors, cfs_form, cfs_weight, gates }
+        ConditionalOptions {
+            chosen: lora.r,
+            factors: factors.num_factors,
+            cfs_form,
+            cfs_weight,
+            gates,
+            ablations: Ablations::default(),
+            condition: Conditioned::default(),
+        }
+    }
+
+    /// The same with other routing.
+    pub fn routed(self, ablations: &Ablations, condition: &Conditioned) -> Self {
+        ConditionalOptions { ablations: ablations.clone(), condition: condition.clone(), ..self }
+    }
+
+    /// Whether A has a pool to choose from, or one matrix for all.
+    fn chooses_a(&self) -> bool {
+        self.ablations.mix_lora_a
+    }
+
+    /// Rows of A for each linear.
+    fn rows_of_a(&self) -> usize {
+        if self.chooses_a() { self.factors } else { self.chosen }
+    }
+
+    /// Sides on which there are choices: 1 where B takes A's.
+    fn sides(&self) -> usize {
+        if self.ablations.independent_rank { 2 } else { 1 }
+    }
+
+    /// Numbers that a router reads.
+    fn router_width(&self, d_in: usize) -> Result<usize> {
+        match self.ablations.router_input {
+            RouterInput::Condition => self.condition.width(),
+            _ => Ok(d_in),
+        }
     }
 
     /// How each side scores, selects and gates; a condition adds to the scores of B.
@@ -58,13 +97,15 @@ impl ConditionalOptions {
 
 /// Chooses factors per instance on both sides.
 pub struct Conditional {
+    site: String,
     linears: usize,
     options: ConditionalOptions,
     routing: Routing,
     /// `[L * E, d_in]`
     factors_a: Param,
-    /// `[L * 2 * E, d_in]`: A's router, then B's, for each linear.
-    routers: Param,
+    /// `[L * 2 * E, d_in]`: A's router, then B's, for each linear; those of the sides that they choose on, as wide as what
+    /// they look at. None where factors are drawn.
+    routers: Option<Param>,
     /// `[L * E * S, d_in]`, S = r (or 1 for the choice form).
     router_cfs: Option<Param>,
     /// `[L * E, d_in]`, choice form only.
@@ -83,8 +124,12 @@ impl Conditional {
         options: &ConditionalOptions,
     ) -> Result<Arc<dyn LinearAdapter>> {
         at.site.fits("r", options.chosen)?;
+        if options.ablations.is_below_start(at.site.depth)? {
+            let lora = Single { linears: at.site.linears.len(), rank: options.chosen };
+            return RoutedLinears::of_experts(method, at, lora);
+        }
         let b = at.outputs("factors_b", options.factors)?;
-        let a = at.inputs("factors_a", options.factors)?;
+        let a = at.inputs("factors_a", options.rows_of_a())?;
         let router = Conditional::new(at, options, &a)?;
         Ok(RoutedLinears::adapter(method, at, router, a, b))
     }
@@ -94,13 +139,19 @@ impl Conditional {
     /// # Errors
     /// The device has no memory for it.
     pub fn new(at: &LinearBuild<'_>, options: &ConditionalOptions, factors_a: &Param) -> Result<Self> {
-        let ConditionalOptions { chosen: r, factors: e, cfs_form, cfs_weight, gates } = *options;
+        let ConditionalOptions { chosen: r, factors: e, cfs_form, cfs_weight, gates, .. } = *options;
         let d = at.site.d_in;
         let bound = 1.0 / (d as f32).sqrt();
         let trained = gates.is_some();
-        let sides = ["router_a", "router_b"];
-        let names = at.site.linears.iter().flat_map(|(n, _)| sides.map(|w| (part(n, w), e))).collect();
-        let routers = at.uniform(names, d, bound, trained)?;
+        let width = options.router_width(d)?;
+        let sides = options.ablations.routed_sides();
+        let names = |(linear, _): &(String, usize)| {
+            sides.iter().map(|side| (part(linear, side), e)).collect::<Vec<_>>()
+        };
+        let names: Vec<(String, usize)> = at.site.linears.iter().flat_map(names).collect();
+        let routers = (!names.is_empty())
+            .then(|| at.uniform(names, width, 1.0 / (width as f32).sqrt(), trained))
+            .transpose()?;
         let router_cfs = match cfs_form {
             None => None,
             Some(CfsForm::Choice) => Some(at.uniform(at.site.parts("router_cfs", e), d, bound, trained)?),
@@ -120,9 +171,10 @@ impl Conditional {
             gated_input: gates.is_some_and(|g| g.condition_sees_them) && form != CfsForm::Choice,
         });
         Ok(Conditional {
+            site: at.site.name.clone(),
             linears: at.site.linears.len(),
             options: options.clone(),
-            routing: Routing { sides: 2, gate_scale, condition, ..options.rule().routing()? },
+            routing: Routing { sides: options.sides(), gate_scale, condition, ..options.rule().routing()? },
             factors_a: factors_a.clone(),
             routers,
             router_cfs,
@@ -131,11 +183,77 @@ impl Conditional {
         })
     }
 
-    /// Logits `[G, L, 2, E]`: one pooling and one stacked product for all linears.
-    fn logits(&self, x: &Tensor, ask: &Ask<'_>) -> Result<Tensor> {
+    /// Logits `[G, L, sides, E]`, of the sides that are chosen on: one pooling and one stacked product for all linears. Where
+    /// factors are drawn, random numbers: the largest of them are a uniform draw.
+    fn logits(&self, x: &Tensor, ask: &Ask<'_>) -> Result<(Tensor, Units)> {
         let units = &ask.pass.units;
+        let sides = if self.options.chooses_a() { self.options.sides() } else { 1 };
+        let dims = |units: &Units| [units.count(), self.linears, sides, self.options.factors];
+        let Some(routers) = &self.routers else {
+            return Ok((ask.pass.noise(&self.site, x.device(), &dims(units))?, units.clone()));
+        };
+        if self.options.ablations.router_input == RouterInput::Condition {
+            let (conditions, units) = self.options.condition.units_of(ask.pass, x.shape().rows())?;
+            let z = conditions.matmul_nt(&routers.tensor())?.reshape(&dims(&units))?;
+            return Ok((z, units));
+        }
         let h = x.pool_rows(units)?;
-        h.matmul_nt(&self.routers.tensor())?.reshape(&[units.count(), self.linears, 2, self.options.factors])
+        Ok((h.matmul_nt(&routers.tensor())?.reshape(&dims(units))?, units.clone()))
+    }
+
+    /// Noise for scores `[G, L, sides, E]`.
+    fn noise(&self, z: &Tensor, ask: &Ask<'_>) -> Result<Tensor> {
+        ask.pass.noise(&self.site, z.device(), z.dims())?.scale(1.0 / self.options.chosen as f32)
+    }
+
+    /// The scores of both sides with noise, `[G, L, 2, E]`: A's logits, and `softmax(z) + weight softmax(q)` of B, for which
+    /// A has chosen already.
+    fn fused(&self, z: &Tensor, ask: &Ask<'_>) -> Result<Tensor> {
+        let noise = self.noise(z, ask)?;
+        let (Some(condition), Some((a, w))) = (&self.routing.condition, self.condition()?) else {
+            return z.add(&noise);
+        };
+        let idx = match ask.forced {
+            Some(idx) => idx.clone(),
+            None => first_choices(&z.add(&noise)?, &self.routing)?,
+        };
+        let table = condition_rows(&a, &w, &idx)?;
+        let [l, g, k, e] = *table.dims() else { return Ok(table) };
+        let rows = table.reshape(&[l * g * k, e])?;
+        let q = if condition.choice {
+            rows.sum_groups(k)?.scale(1.0 / k as f32)?
+        } else {
+            rows.softmax()?.sum_groups(k)?
+        };
+        // Rows are by unit, linear and side; those of the condition by linear and unit.
+        let order: Vec<u32> = (0..2 * l * g).map(|i| (i / 2 % l * g + i / (2 * l)) as u32).collect();
+        let q = q.softmax()?.gather_rows(&Tensor::from_u32(z.device(), &[2 * l * g], &order)?)?;
+        let z = z.reshape(&[2 * l * g, e])?;
+        let of_b = z.softmax()?.add_scaled(&q, condition.weight)?;
+        let scores = z.mul(&side(&z, 0)?)?.add(&of_b.mul(&side(&z, 1)?)?)?;
+        scores.reshape(noise.dims())?.add(&noise)
+    }
+
+    /// B's scores `[G, L, 1, E]` beside equal ones of A, of which the first r are taken in their order.
+    fn beside_equal(&self, z: &Tensor) -> Result<Tensor> {
+        let [g, l, _, e] = *z.dims() else { return Ok(z.clone()) };
+        let both = z.reshape(&[g * l, e])?.repeat_rows(2)?;
+        both.mul(&side(&both, 1)?)?.add(&side(&both, 0)?)?.reshape(&[g, l, 2, e])
+    }
+
+    /// Chooses by scores that no condition adds to.
+    fn ranked(&self, z: &Tensor, ask: &Ask<'_>, units: &Units) -> Result<Selection> {
+        let routing = Routing { condition: None, ..self.routing.clone() };
+        if self.options.chooses_a() {
+            return route(z, None, None, ask.forced, &routing, units, 1);
+        }
+        let choice = route(&self.beside_equal(z)?, None, None, ask.forced, &routing, units, 1)?;
+        let choice = choice.with_rows_of_a(self.options.chosen)?;
+        // A has no gates; those of equal scores are 1 / r, times the scale.
+        match choice.gates().map(|gates| gates.scale(self.options.chosen as f32 / routing.gate_scale)) {
+            Some(gates) => Ok(choice.with_gates(gates?)),
+            None => Ok(choice),
+        }
     }
 
     /// What stands for the A factors `[L * E, d]` in the condition, and its router `[L * E * S, d]`.
@@ -154,9 +272,14 @@ impl Conditional {
 
     /// Chooses on both sides, B with the condition on A's choice.
     fn route(&self, x: &Tensor, ask: &Ask<'_>) -> Result<Selection> {
-        let z = self.logits(x, ask)?;
-        let units = &ask.pass.units;
-        let with = |table| route(&z, None, table, ask.forced, &self.routing, units, 1);
+        let (z, units) = self.logits(x, ask)?;
+        if self.options.ablations.add_noise {
+            return self.ranked(&self.fused(&z, ask)?, ask, &units);
+        }
+        if self.routing.condition.is_none() {
+            return self.ranked(&z, ask, &units);
+        }
+        let with = |table| route(&z, None, table, ask.forced, &self.routing, &units, 1);
         if FEW * units.count() * self.options.chosen > self.options.factors {
             return with(self.table()?.as_ref().map(Table::Factors));
         }
@@ -198,11 +321,22 @@ impl Conditional {
     }
 }
 
+/// 1 for the rows of a side, 0 for those of the other, of two that alternate.
+fn side(rows: &Tensor, side: usize) -> Result<Tensor> {
+    let m = rows.shape().rows();
+    let ones: Vec<f32> = (0..m).map(|row| f32::from(u8::from(row % 2 == side))).collect();
+    Tensor::from_f32(rows.device(), &[m, 1], &ones)
+}
+
 impl Router for Conditional {
     const UNIT: Routes = Routes::Instance;
 
     fn pool(&self) -> (usize, usize) {
         (self.options.factors, 1)
+    }
+
+    fn rows_of_a(&self) -> Option<usize> {
+        (!self.options.chooses_a()).then_some(self.options.chosen)
     }
 
     fn choose(&self, x: &Tensor, ask: &Ask<'_>) -> Result<Selection> {
@@ -212,6 +346,6 @@ impl Router for Conditional {
 
     fn params(&self) -> Vec<Param> {
         let optional = self.router_cfs.iter().chain(&self.choice_embed).cloned();
-        std::iter::once(self.routers.clone()).chain(optional).collect()
+        self.routers.iter().cloned().chain(optional).collect()
     }
 }

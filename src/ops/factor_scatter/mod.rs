@@ -126,7 +126,7 @@ pub(crate) fn scatter(
 
 impl FactorScatter<'_> {
     fn out_rows(&self) -> usize {
-        self.slots.count * self.selection.pool_rows()
+        self.slots.count * self.slots.pool_rows
     }
 }
 
@@ -195,7 +195,7 @@ impl Op for FactorScatter<'_> {
         let d = x.rows.shape().last();
         let out_rows = self.out_rows();
         let ([key0, key1], drop_p, keep) = Dropout::params(&self.dropout);
-        let [s_base, s_step, s_k, s_block, _] = self.slots.params();
+        let [s_base, s_step, s_k, s_block, s_pool_rows] = self.slots.params();
         let params = Params {
             factors: self.selection.factors() as u32,
             units: g as u32,
@@ -211,7 +211,7 @@ impl Op for FactorScatter<'_> {
             s_step,
             s_k,
             s_block,
-            s_pool_rows: self.selection.pool_rows() as u32,
+            s_pool_rows,
             key0,
             key1,
             drop_p,

@@ -20,18 +20,20 @@ struct Setup {
     gated: bool,
     /// Every row takes all factors, times gates of its own.
     dense: bool,
+    /// A has k rows, which every unit takes in their order.
+    one_a: bool,
     dropout: f32,
 }
 
 impl Setup {
     fn case(&self) -> Case {
-        let Setup { label, starts, d, outs, factors, k, block, sides, gated, dense, dropout } = *self;
+        let Setup { label, starts, d, outs, factors, k, block, sides, gated, dense, one_a, dropout } = *self;
         let l = outs.len();
         let rows = *starts.last().unwrap_or(&0);
         let tokens = starts.len() == rows + 1;
         let units = starts.len() - 1;
-        let mut inputs =
-            vec![Operand::normal("x", &[rows, d]), Operand::normal("a", &[l * factors * block, d])];
+        let rows_of_a = if one_a { k } else { factors * block };
+        let mut inputs = vec![Operand::normal("x", &[rows, d]), Operand::normal("a", &[l * rows_of_a, d])];
         inputs.extend(outs.iter().map(|&o| Operand::normal("b", &[factors * block, o])));
         if gated {
             inputs.push(Operand::normal("gates", &[l, units, k]));
@@ -43,7 +45,8 @@ impl Setup {
         let idx: Vec<u32> = (0..l * sides * units)
             .flat_map(|g| {
                 let start = pick.bits(g as u32) as usize;
-                (0..k).map(move |i| ((start + i * 7) % factors) as u32)
+                let of_a = one_a && g / units.max(1) % sides == 0;
+                (0..k).map(move |i| if of_a { i as u32 } else { ((start + i * 7) % factors) as u32 })
             })
             .collect();
         let weights: Vec<Vec<f32>> = outs
@@ -61,6 +64,7 @@ impl Setup {
             } else {
                 Selection::new(idx, gates, &units, factors, block)?
             };
+            let selection = if one_a { selection.with_rows_of_a(k)? } else { selection };
             let linears = weights
                 .iter()
                 .zip(outs)
@@ -91,6 +95,7 @@ const PLAIN: Setup = Setup {
     sides: 2,
     gated: false,
     dense: false,
+    one_a: false,
     dropout: 0.0,
 };
 
@@ -113,6 +118,9 @@ fn shrink_cases() -> Vec<Case> {
 fn scatter_cases() -> Vec<Case> {
     vec![
         Setup { label: "blocks", block: 2, k: 2, sides: 1, ..PLAIN }.case(),
+        Setup { label: "one A", starts: &[0, 3, 7], outs: &[6, 4], one_a: true, ..PLAIN }.case(),
+        Setup { label: "one A of vectors", starts: &[0, 3, 7], outs: &[8, 4], k: 4, one_a: true, ..PLAIN }
+            .case(),
         Setup { label: "one factor", starts: &[0, 130], factors: 1, k: 1, ..PLAIN }.case(),
         Setup { label: "many factors", starts: &[0, 2, 5], factors: 300, k: 8, ..PLAIN }
             .case()

@@ -31,7 +31,8 @@ const NAME: &str = "mixture_linears";
 
 /// Frozen linears with a routed low-rank update each: see the module's formula.
 ///
-/// `x [.., d]`; `a [L * E * block, d]`, the pools of all linears in order; `b[l] [E * block, out_l]`.
+/// `x [.., d]`; `a [L * E * block, d]`, the pools of all linears in order, or of as many rows as the selection says for A;
+/// `b[l] [E * block, out_l]`.
 /// Gradients go to `x`, the pools, and the selection's gates, whether they are of choices or of rows.
 ///
 /// # Errors
@@ -97,7 +98,7 @@ fn check(x: &Tensor, linears: &[Linear], a: &Tensor, b: &[Tensor], selection: &S
             format!("{} linears and {} pools", linears.len(), b.len()),
         ));
     }
-    let rows = n * selection.pool_rows();
+    let rows = n * selection.pool_rows_a();
     let d = x.shape().last();
     if a.dims() != [rows, d] {
         return Err(Error::shape(NAME, format!("pool a of [{rows}, {d}]"), a.shape()));

@@ -172,7 +172,92 @@ class uni_moe:
         return y, dict(by_tag=by_tag.int()), {}, gap
 
 
-KINDS = dict(modulate=modulate, personal=personal, ept=ept, uni_moe=uni_moe)
+class cond_options:
+    frozen = ["w", "noise"]
+
+    @staticmethod
+    def inputs(c, g):
+        t = linear_inputs(c, g)
+        b, i, o, e, r = (c[n] for n in ["batch", "in", "out", "E", "r"])
+        if c["mix_start_layer"]:
+            return t | dict(a=draw(g, i**-0.5, r, i), b=draw(g, 0.3, o, r))
+        t |= dict(factors_a=draw(g, i**-0.5, e if c["mix_lora_a"] else r, i), factors_b=draw(g, 0.3, e, o))
+        width = i
+        if c["router_input"] == "condition":
+            width = c["cond"][0]
+            t["cond.0"] = draw(g, 1, b, width)
+        drawn = c["router_input"] == "random"
+        sides = (["a"] if c["mix_lora_a"] else []) + (["b"] if c["independent_rank"] else [])
+        if not drawn:
+            t |= {"router_" + side: draw(g, 2 * width**-0.5, e, width) for side in sides}
+        if c["cfs_form"] == "choice":
+            t |= dict(choice_embed=draw(g, 1, e, i), router_cfs=draw(g, 2 * i**-0.5, e, i))
+        elif c["cfs_form"]:
+            t["router_cfs"] = draw(g, 2 * i**-0.5, e, r, i)
+        if drawn or c["add_noise"]:
+            t["noise"] = draw(g, 1, b, 1, len(sides), e)
+        return t
+
+    @staticmethod
+    def compute(c, t):
+        x, r, scale = t["x"], c["r"], c["alpha"] / c["r"]
+        y, gaps, chosen = [], [], []
+        if c["mix_start_layer"]:
+            return x @ t["w"].T + scale * (x @ t["a"].T) @ t["b"].T, {}, {}, 1e9
+
+        def best(scores):
+            order = scores.argsort(descending=True)
+            ranked = scores.detach()[order][: r + 1]
+            gaps.append((ranked[:-1] - ranked[1:]).min().item())
+            return order[:r]
+
+        for n in range(c["batch"]):
+            h = t["cond.0"][n] if c["router_input"] == "condition" else x[n].mean(0)
+            noise = list(t["noise"][n, 0]) if "noise" in t else []
+
+            def logits(side):
+                z = t["router_" + side] @ h if c["router_input"] != "random" else 0
+                if not noise:
+                    return z
+                return z + noise.pop(0) / (r if c["add_noise"] else 1)
+
+            one = torch.ones(r, dtype=x.dtype)
+            gate_a, gate_b, first = one, one, torch.arange(r)
+            times = r if c["gate_scale"] == "r" else 1
+            if c["mix_lora_a"]:
+                score = logits("a")
+                first = best(score)
+                if c["gated"]:
+                    gate_a = score[first].softmax(0) * times
+            second = first
+            if c["independent_rank"]:
+                if c["cfs_form"]:
+                    if c["cfs_form"] == "choice":
+                        q = t["router_cfs"] @ t["choice_embed"][first].mean(0)
+                    else:
+                        q = 0
+                        for k in range(r):
+                            a, w = t["factors_a"][first[k]], t["router_cfs"][:, k]
+                            q = q + ((w @ a) if c["cfs_form"] == "linear" else w.sum(1) * a.sum()).softmax(0)
+                    score = (t["router_b"] @ h).softmax(0) + c["cfs_weight"] * q.softmax(0)
+                    if noise:
+                        score = score + noise.pop(0) / r
+                else:
+                    score = logits("b")
+                second = best(score)
+                if c["gated"]:
+                    gate_b = score[second].softmax(0) * times
+            delta = torch.zeros(c["out"], c["in"], dtype=x.dtype)
+            for k in range(r):
+                delta = delta + gate_a[k] * gate_b[k] * torch.outer(t["factors_b"][second[k]], t["factors_a"][first[k]])
+            y.append(x[n] @ (t["w"] + scale * delta).T)
+            chosen.append(torch.stack([first, second] if c["independent_rank"] else [first]))
+        # [1, sides, B, r]
+        idx = torch.stack(chosen, 1)[None].int()
+        return torch.stack(y), dict(idx=idx), {}, min(gaps)
+
+
+KINDS = dict(modulate=modulate, personal=personal, ept=ept, uni_moe=uni_moe, cond_options=cond_options)
 
 
 def plan():
@@ -206,6 +291,28 @@ def plan():
     yield experts(2, 9, 24, 20, "_e4_k2_r4", E=4, k=2, r=4, alpha=8, renormalise=True, adapt_router=False, tags=3)
     yield experts(3, 5, 17, 13, "_e5_k3_r3_router", E=5, k=3, r=3, alpha=3, renormalise=True, adapt_router=True, tags=2)
     yield experts(2, 7, 16, 24, "_e4_k2_r2_raw_router", E=4, k=2, r=2, alpha=4, renormalise=False, adapt_router=True, tags=2)
+
+    def options(batch, seq, d_in, d_out, name, **more):
+        plain = dict(E=6, r=3, alpha=12, gated=False, gate_scale="r", cfs_form=None, cfs_weight=1.0, router_input="pooled")
+        plain |= dict(independent_rank=True, mix_lora_a=True, mix_start_layer=0, add_noise=False)
+        return layer("cond_options", batch, seq, d_in, d_out, "_" + name, **plain | more)
+
+    yield options(3, 5, 20, 24, "pairs", independent_rank=False)
+    yield options(2, 4, 17, 13, "pairs_gated", independent_rank=False, gated=True, E=5)
+    yield options(3, 5, 20, 24, "one_a", mix_lora_a=False)
+    yield options(2, 6, 17, 13, "one_a_gated", mix_lora_a=False, gated=True, E=5)
+    yield options(1, 1, 16, 12, "one_a_gated_plain", mix_lora_a=False, gated=True, gate_scale="none", E=4, r=2)
+    yield options(2, 3, 16, 20, "below_start", mix_start_layer=1)
+    yield options(3, 5, 20, 24, "noise", add_noise=True)
+    yield options(2, 4, 20, 16, "noise_linear_gated", add_noise=True, gated=True, cfs_form="linear", cfs_weight=0.7)
+    yield options(3, 4, 18, 16, "noise_sum_product", add_noise=True, cfs_form="sum_product")
+    yield options(2, 4, 20, 16, "noise_choice_gated", add_noise=True, gated=True, cfs_form="choice", gate_scale="none", E=4)
+    yield options(2, 4, 16, 16, "noise_one_a_gated", add_noise=True, gated=True, mix_lora_a=False)
+    yield options(4, 3, 20, 24, "random", router_input="random")
+    yield options(4, 3, 16, 12, "random_pairs", router_input="random", independent_rank=False, E=3)
+    yield options(3, 5, 20, 24, "condition", router_input="condition", cond=[9])
+    yield options(3, 4, 20, 16, "condition_linear_gated", router_input="condition", cond=[7], cfs_form="linear", gated=True)
+    yield options(2, 4, 16, 16, "condition_pairs_gated", router_input="condition", cond=[5], independent_rank=False, gated=True)
 
 
 def whole(c, t, dtype=torch.float64):
