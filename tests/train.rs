@@ -246,6 +246,8 @@ fn far_from_the_plan(place: &Place, method: &str, changes: &[(&str, Value)]) -> 
         json!({ "prompt": "abc", "completion": line, "task": task, "condition": "a text" }).to_string() + "\n"
     };
     std::fs::write(place.path("data/train.jsonl"), ["one", "two"].map(line).concat().repeat(8)).unwrap();
+    // The other lines of the place have no conditions.
+    let _ = std::fs::remove_file(place.path("data/valid.jsonl"));
     let cpu = Device::cpu();
     if find(method).unwrap().defaults().options().takes_experts() == TakesExperts::Needed {
         let lora = place.config_of(&model, "lora", &changes);
