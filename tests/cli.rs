@@ -154,7 +154,10 @@ fn methods_are_listed() {
         assert!(out.lines().any(|l| l.starts_with(&format!("{} ", m.name))), "{}: {out}", m.name);
         assert!(out.contains(m.paper) && out.contains(m.trainable), "{}", m.name);
         assert_eq!((&entry["name"], &entry["mergeable"]), (&m.name.into(), &m.mergeable.into()));
-        assert!(["yes", "no", "-"].contains(&entry["router_gradient"].as_str().unwrap()), "{entry}");
+        assert!(
+            ["yes", "estimated", "no", "-"].contains(&entry["router_gradient"].as_str().unwrap()),
+            "{entry}"
+        );
         // The printed defaults are options that the method takes.
         let defaults = entry["defaults"].as_object().unwrap();
         assert_eq!(m.defaults().set(defaults).unwrap(), m.defaults());
@@ -174,7 +177,7 @@ fn reference_files_are_verified() {
         err.contains("need --model: 1") && out.contains("154 files on ") && out.contains(": 0 failed"),
         "{out}{err}"
     );
-    assert_eq!(out.lines().filter(|l| l.starts_with("ok ") && l.contains("choices agree")).count(), 138);
+    assert_eq!(out.lines().filter(|l| l.starts_with("ok ") && l.contains("choices agree")).count(), 154);
     let report = json(mixlora(&["verify", "--device", "reference", "--json", &folder]));
     assert_eq!((&report["holds"], &report["version"]), (&true.into(), &env!("CARGO_PKG_VERSION").into()));
     assert_eq!(report["bound"], 1e-5);

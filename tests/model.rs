@@ -43,7 +43,7 @@ fn method(name: &str) -> Method {
     let r = if name.contains("cond") || name == "vt-nlp" { 2 } else { 8 };
     let sizes = json!({
         "r": r, "num_factors": 4, "num_experts": 3, "top_k": 2, "tasks": ["a", "b"], "experts_by_layer": [2, 3],
-        "condition_width": 3, "size": 8,
+        "condition_width": 3, "train_experts": true, "size": 8,
     });
     common::method(name, sizes)
 }

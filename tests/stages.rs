@@ -177,10 +177,16 @@ fn wrong_answers_push_the_right_ones_up() {
         let ids = vec![5, 6, 7, 8, answer, answer + 1];
         Example::new(ids, vec![false, false, false, false, true, true]).with_task(Some("a"))
     };
-    let [right, wrong] = [example(20), example(40)];
-    let pair = right.clone().with_rejected(Some(wrong.clone()));
+    // What is right is the less likely one at first.
     let device = model.device().clone();
     let batch = |example: &Example| Batch::new(&[example], None, 0, &device).unwrap();
+    let mut both = [example(20), example(40)];
+    both.sort_by(|a, b| {
+        let loss = |e: &Example| loss_of(&model, None, &batch(e)).unwrap();
+        loss(b).total_cmp(&loss(a))
+    });
+    let [right, wrong] = both;
+    let pair = right.clone().with_rejected(Some(wrong.clone()));
     let margin = |contrast: f32, example: &Example| {
         let method = method.with("contrast_coef", contrast).unwrap();
         let adapter = Adapter::attach(&model, &method, &[ALL_LINEAR.into()], Stream::new(3)).unwrap();
@@ -203,7 +209,7 @@ fn wrong_answers_push_the_right_ones_up() {
     let (alone, nothing) = margin(5.0, &right);
     assert!(with > 1.05 * without && without > 0.0, "margin {with} with the contrast, {without} without");
     assert_eq!([none, nothing], [0.0; 2]);
-    assert!(aux > 0.0 && aux < 5.0 && (alone - without).abs() < 1e-3, "{aux} {alone} {without}");
+    assert!(aux > 0.0 && (alone - without).abs() < 1e-3, "{aux} {alone} {without}");
 }
 
 #[test]
@@ -217,10 +223,6 @@ fn a_stage_of_dps_begins_where_the_one_before_ended_and_trains_what_it_may() {
     for param in first.params() {
         let value = param.value();
         let values = Stream::new(3).named(&param.name()).normal_vec(value.len(), 0.05);
-        // The scale of the stage's own LoRA is 1.
-        let own = param.name().ends_with("scale");
-        let values = values.iter().enumerate().map(|(i, v)| if own && i == 1 { 0.0 } else { *v });
-        let values: Vec<f32> = values.collect();
         param.set(mixlora::Tensor::from_f32(model.device(), value.dims(), &values).unwrap()).unwrap();
     }
     second.start_from(&first).unwrap();
@@ -242,7 +244,7 @@ fn a_stage_of_dps_begins_where_the_one_before_ended_and_trains_what_it_may() {
         let half = gradient.len() / 2;
         if param.name().ends_with("scale") {
             assert!(
-                gradient[0] != 0.0 && gradient[1] != 0.0 && gradient[2] == 0.0,
+                gradient.len() == 2 && gradient[0] != 0.0 && gradient[1] != 0.0,
                 "{} {gradient:?}",
                 param.name()
             );

@@ -5,7 +5,7 @@ mod common;
 
 use common::tiny::{write_data, write_text_model};
 use mixlora::Device;
-use mixlora::mixture::{Methods, find};
+use mixlora::mixture::{MethodSpec, Methods, SitePart, TakesExperts, find};
 use mixlora::train::{End, Inputs, Observer, Parts, Run, RunConfig, Stop, StoredRun};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -241,10 +241,23 @@ fn far_from_the_plan(place: &Place, method: &str, changes: &[(&str, Value)]) -> 
     let mut changes = changes.to_vec();
     changes.extend([("grad_accumulation", json!(1)), ("allow_untrained_eos", json!(true))]);
     let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/tiny");
-    let config = place.config_of(&model, method, &changes);
     let line = "x".repeat(196);
-    let line = |task: &str| json!({ "prompt": "abc", "completion": line, "task": task }).to_string() + "\n";
+    let line = |task: &str| {
+        json!({ "prompt": "abc", "completion": line, "task": task, "condition": "a text" }).to_string() + "\n"
+    };
     std::fs::write(place.path("data/train.jsonl"), ["one", "two"].map(line).concat().repeat(8)).unwrap();
+    let cpu = Device::cpu();
+    if find(method).unwrap().defaults().options().takes_experts() == TakesExperts::Needed {
+        let lora = place.config_of(&model, "lora", &changes);
+        let experts = ["one", "two", "three"].map(|name| place.path(name).to_string_lossy().into_owned());
+        for expert in experts.iter().filter(|expert| !Path::new(expert).exists()) {
+            let mut run = Run::start(place.parts(&lora, &cpu), Some(Path::new(expert))).unwrap();
+            run.save(&mut (), false).unwrap();
+        }
+        changes.push(("experts", json!(experts)));
+    }
+    let config = place.config_of(&model, method, &changes);
+    let config = Inputs::read(config).unwrap().config;
     let cpu = Device::cpu();
     let mut run = Run::start(place.parts(&config, &cpu), None).unwrap();
     run.step(&mut ()).unwrap();
@@ -261,7 +274,9 @@ fn far_from_the_plan(place: &Place, method: &str, changes: &[(&str, Value)]) -> 
 fn the_plan_is_near_the_measured_peak_for_every_method() {
     let place = Place::new();
     let mut far = Vec::new();
-    for spec in Methods::builtin().all() {
+    // One that adapts the experts of a model has nothing to do here.
+    let takes = |spec: &&&'static MethodSpec| !spec.defaults().options().takes(SitePart::Expert);
+    for spec in Methods::builtin().all().iter().filter(takes) {
         for recompute in [false, true] {
             let changes = [("micro_batch", json!(8)), ("recompute", json!(recompute))];
             far.extend(far_from_the_plan(&place, spec.name, &changes));

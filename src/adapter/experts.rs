@@ -58,6 +58,14 @@ impl Expert {
         Ok(Expert { name, dir, lora, targets })
     }
 
+    /// Reads what several are.
+    ///
+    /// # Errors
+    /// Those of [`open`](Expert::open).
+    pub fn open_all(texts: &[String], model: &ModelConfig) -> Result<Vec<Self>> {
+        texts.iter().map(|text| Expert::open(text, model)).collect()
+    }
+
     fn rank(&self) -> usize {
         self.lora.options().lora().r
     }

@@ -1,6 +1,6 @@
 //! The options of a run: their names and defaults, and how layers of settings are put over each other.
 
-use super::{Decay, Schedule, Stage, TrainConfig};
+use super::{Decay, Schedule, TrainConfig};
 use crate::adapter::{ALL_LINEAR, check_targets, named_path};
 use crate::mixture::{Method, MethodSpec};
 use crate::{Error, Result};
@@ -30,6 +30,26 @@ pub struct RunConfig {
     pub train: TrainOptions,
     pub text: TextOptions,
     pub device: DeviceOptions,
+}
+
+/// One stage of a stream of tasks.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stage {
+    /// A JSONL file, or a folder with train.jsonl and, if you like, valid.jsonl.
+    pub data: PathBuf,
+    /// Optimizer steps; where it is not given those of the whole run's settings.
+    #[serde(default)]
+    pub steps: Option<usize>,
+    /// The task of its samples that name none, and its name in tables.
+    #[serde(default)]
+    pub task: Option<String>,
+    /// The mean loss below which a task of its data counts as solved: the stage ends early once it has solved its share.
+    #[serde(default)]
+    pub solved_below: Option<f64>,
+    /// Steps before it may.
+    #[serde(default)]
+    pub least_steps: usize,
 }
 
 /// How long and how a run trains.

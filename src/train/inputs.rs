@@ -56,7 +56,7 @@ impl Inputs {
         let valid_samples = files.valid.as_deref().map_or(Ok(Vec::new()), samples)?;
         let valid = files.valid.as_deref().map(|path| encoder.dataset(path, &valid_samples)).transpose()?;
         let train = encoder.dataset(train, &samples(train)?)?;
-        let experts = open_experts(&config, model.config())?;
+        let experts = Expert::open_all(&config.experts, model.config())?;
         let (method, targets) = with_experts(&config.method, &config.target_modules, &experts)?;
         config.method = method;
         config.target_modules = targets;
@@ -227,11 +227,6 @@ fn of_task(mut samples: Vec<Sample>, task: Option<&str>) -> Vec<Sample> {
         sample.task = task.map(String::from);
     }
     samples
-}
-
-/// The trained LoRAs that a configuration names.
-pub(super) fn open_experts(config: &RunConfig, model: &ModelConfig) -> Result<Vec<Expert>> {
-    config.experts.iter().map(|text| Expert::open(text, model)).collect()
 }
 
 /// Refuses wrong answers beside right ones where the method does not learn from them.

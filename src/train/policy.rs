@@ -1,6 +1,6 @@
 //! Steps whose routers learn by policy gradient: several draws of each sample in one pass, judged by their losses.
 
-use super::session::losses_of_samples;
+use super::losses::losses_of_samples;
 use crate::data::Batch;
 use crate::model::Model;
 use crate::nn::Pass;
@@ -35,11 +35,11 @@ pub(super) fn roots(
 ) -> Result<(Tensor, Vec<(Tensor, Tensor)>)> {
     let losses = losses_of_samples(model, batch, pass, recompute)?;
     let device = model.device();
-    let mut table = Tensor::zeros(device, &[losses.len(), 1])?;
+    let mut table = Tensor::zeros(device, &[1, losses.len(), 1])?;
     let mut sum = Tensor::zeros(device, &[])?;
     let mut roots = Vec::new();
     for (i, loss) in losses.into_iter().enumerate() {
-        table.write_rows(i, &loss.detach().reshape(&[1, 1])?)?;
+        table.write_rows(i, &loss.detach().reshape(&[1, 1, 1])?)?;
         sum = sum.add(&loss.detach())?;
         roots.push((loss, Tensor::full(device, &[], 1.0)?));
     }

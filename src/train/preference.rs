@@ -1,6 +1,6 @@
 //! Steps that also learn from wrong answers: right ones are made likelier than wrong ones.
 
-use super::session::losses_of_samples;
+use super::losses::losses_of_samples;
 use crate::data::Batch;
 use crate::mixture::Preference;
 use crate::model::Model;

@@ -8,7 +8,7 @@
 //! ```
 
 use super::inputs::stage_set;
-use super::{End, Observer, Run, RunConfig, RunFolder, Stop};
+use super::{End, Observer, Run, RunConfig, RunFolder, Stage, Stop};
 use crate::adapter::{STAGE_PREFIX, STAGES};
 use crate::atomic;
 use crate::data::Dataset;
@@ -17,26 +17,6 @@ use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-
-/// One stage of a stream of tasks.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Stage {
-    /// A JSONL file, or a folder with train.jsonl and, if you like, valid.jsonl.
-    pub data: PathBuf,
-    /// Optimizer steps; where it is not given those of the whole run's settings.
-    #[serde(default)]
-    pub steps: Option<usize>,
-    /// The task of its samples that name none, and its name in tables.
-    #[serde(default)]
-    pub task: Option<String>,
-    /// The mean loss below which a task of its data counts as solved: the stage ends early once it has solved its share.
-    #[serde(default)]
-    pub solved_below: Option<f64>,
-    /// Steps before it may.
-    #[serde(default)]
-    pub least_steps: usize,
-}
 
 /// `stages.json`.
 #[derive(Debug, Serialize, Deserialize)]

@@ -46,24 +46,25 @@ struct Stack {
     stages: usize,
     rank: usize,
     range: f32,
-    /// One `[stages + 1, 1]` per linear.
+    /// One `[stages, 1]` per linear: of the frozen output, and of the LoRAs of the stages before. The own one counts as 1.
     logits: Vec<Param>,
 }
 
 impl Stack {
-    /// `1 + range tanh(logit)` of some rows, `[rows, 1]`; `tanh v = 2 sigmoid(2 v) - 1`.
+    /// `1 + range tanh(logit)` of some rows, `[1, rows]`, 1 behind the last; `tanh v = 2 sigmoid(2 v) - 1`.
     fn scales(&self, linear: usize, rows: std::ops::Range<usize>) -> Result<Tensor> {
-        let logits = self.logits[linear].tensor();
+        let logits = self.logits[linear].tensor().reshape(&[1, self.stages])?;
         let index: Vec<u32> = rows.map(|row| row as u32).collect();
-        let logits = logits.gather_rows(&Tensor::from_u32(logits.device(), &[index.len()], &index)?)?;
-        let least = Tensor::full(logits.device(), &[index.len(), 1], 1.0 - self.range)?;
+        // What is beyond the logits is picked as 0.
+        let logits = logits.pick(&Tensor::from_u32(logits.device(), &[1, index.len()], &index)?)?;
+        let least = Tensor::full(logits.device(), logits.dims(), 1.0 - self.range)?;
         least.add_scaled(&logits.scale(2.0)?.sigmoid()?, 2.0 * self.range)
     }
 }
 
 impl Code for Stack {
     fn code(&self, linear: usize, u: &Tensor, _: &Tensor, _: &Pass) -> Result<Tensor> {
-        let scales = self.scales(linear, 1..self.stages + 1)?;
+        let scales = self.scales(linear, 1..self.stages + 1)?.reshape(&[self.stages, 1])?;
         u.mul(&scales.repeat_rows(self.rank)?.reshape(&[self.stages * self.rank])?)
     }
     fn base(&self, linear: usize, base: Tensor) -> Result<Tensor> {
@@ -95,14 +96,13 @@ impl MethodOptions for Dps {
         at.site.fits("r", r)?;
         let a = at.each("lora_a", stages * r)?;
         let b = at.outputs("lora_b", stages * r)?;
-        let scale = |(name, _)| Param::new(name, Tensor::zeros(at.device, &[stages + 1, 1])?, true);
-        let logits = at.site.parts("scale", stages + 1).into_iter().map(scale).collect::<Result<Vec<_>>>()?;
+        let scale = |(name, _)| Param::new(name, Tensor::zeros(at.device, &[stages, 1])?, true);
+        let logits = at.site.parts("scale", stages).into_iter().map(scale).collect::<Result<Vec<_>>>()?;
         let kept = |params: &[Param], rows: std::ops::Range<usize>| {
             params.iter().try_for_each(|param| param.freeze_rows(&param.name(), rows.clone()))
         };
         kept(&a, 0..(stages - 1) * r)?;
         kept(&b, 0..(stages - 1) * r)?;
-        kept(&logits, stages..stages + 1)?;
         CodedLinears::around(self, at, a, b, Stack { stages, rank: r, range: self.scale_range, logits })
     }
 }

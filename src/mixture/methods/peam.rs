@@ -5,8 +5,8 @@
 //! wrong, `contrast_coef mean softplus(-(log p(right) - log p(wrong)) / contrast_tau)`.
 
 use crate::mixture::{
-    Ask, Axes, Gate, LinearBuild, List, Lora, MethodOptions, MethodSpec, Preference, RoutedLinears, Router,
-    RouterGradient, Routes, RowMemory, Rule, Selection, Tasks, Tree, Units,
+    Ask, Axes, LinearBuild, List, Lora, MethodOptions, MethodSpec, Preference, RoutedLinears, Router,
+    RouterGradient, Routes, RowMemory, Selection, Tasks, Tree, Units,
 };
 use crate::nn::{LinearAdapter, Param};
 use crate::{Error, Result, Tensor, options};
@@ -91,9 +91,6 @@ impl MethodOptions for Peam {
             }
             _ => Ok(()),
         }
-    }
-    fn rule(&self) -> Rule {
-        Rule::top_k(1, Gate::None)
     }
     fn router_gradient(&self) -> RouterGradient {
         RouterGradient::NoRouter

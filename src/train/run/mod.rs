@@ -1,24 +1,23 @@
 //! A run from its first step to its last: data, validation, checkpoints and metrics around a [`Session`].
 
-use super::answers::NO_TASK;
-use super::checkpoint::{
-    OPTIMIZER, STATE, State, freeze_again, frozen_rows, optimizer_bytes, restore_optimizer,
-};
-use super::inputs::open_experts;
-use super::load::{AT_THE_END, ENOUGH, LoadCounter};
-use super::observe::{End, EvalReport, Observer, Progress, Stop};
-use super::parts::{Parts, check_prompts};
-use super::stored::StoredRun;
-use super::{MetricsLog, RunConfig, RunFolder, Session, StepReport, loss_curve, loss_of};
-use crate::adapter::{Adapter, AdapterOptions};
+mod evaluate;
+
+use crate::adapter::{Adapter, AdapterOptions, Expert};
 use crate::atomic;
 use crate::data::{Batch, Dataset, Sampler, SamplerConfig};
 use crate::device::Place;
 use crate::mixture::Methods;
 use crate::nn::Choices;
+use crate::train::checkpoint::{
+    OPTIMIZER, STATE, State, freeze_again, frozen_rows, optimizer_bytes, restore_optimizer,
+};
+use crate::train::load::{AT_THE_END, ENOUGH, LoadCounter};
+use crate::train::observe::{End, Observer, Progress, Stop};
+use crate::train::parts::{Parts, check_prompts};
+use crate::train::stored::StoredRun;
+use crate::train::{MetricsLog, RunConfig, RunFolder, Session, StepReport, loss_curve};
 use crate::{Device, Error, Result, Stream};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
@@ -68,7 +67,7 @@ impl Run {
         let config = &parts.config;
         let stream = Stream::new(config.train.seed).named("adapter");
         let adapter = Adapter::attach(&parts.model, &config.method, &config.target_modules, stream)?;
-        adapter.take_experts(&open_experts(config, parts.model.config())?, &parts.model)?;
+        adapter.take_experts(&Expert::open_all(&config.experts, parts.model.config())?, &parts.model)?;
         if let Some(dir) = &config.start_from {
             let methods = Methods::builtin().with(config.method.spec());
             let options = AdapterOptions { methods, ..AdapterOptions::default() };
@@ -347,75 +346,6 @@ impl Run {
     /// Whether the last step is the best one that was validated.
     fn is_best(&self) -> bool {
         self.state.best.is_some_and(|b| b.1 == self.state.step)
-    }
-
-    /// Mean loss of the trained tokens of all examples of a set.
-    ///
-    /// # Errors
-    /// The device failed.
-    pub fn mean_loss(&self, data: &Dataset) -> Result<f64> {
-        self.loss_on(data).map(|(loss, _)| loss)
-    }
-
-    /// The same for each task, by its label; samples without one are a task of their own.
-    ///
-    /// # Errors
-    /// The device failed.
-    pub fn losses_by_task(&self, data: &Dataset) -> Result<Vec<(String, f64)>> {
-        let mut by_task: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
-        for (i, task) in data.tasks.iter().enumerate() {
-            by_task.entry(task.as_deref().unwrap_or(NO_TASK)).or_default().push(i);
-        }
-        let loss = |(task, ids): (&str, Vec<usize>)| Ok((task.to_string(), self.loss_of(data, &ids)?.0));
-        by_task.into_iter().map(loss).collect()
-    }
-
-    /// The mean loss of all examples, with the number of trained tokens.
-    fn loss_on(&self, data: &Dataset) -> Result<(f64, usize)> {
-        self.loss_of(data, &(0..data.examples.len()).collect::<Vec<_>>())
-    }
-
-    /// The same of some.
-    fn loss_of(&self, data: &Dataset, ids: &[usize]) -> Result<(f64, usize)> {
-        let mut sum = 0.0;
-        let mut trained = 0;
-        for ids in ids.chunks(self.config.train.micro_batch) {
-            let batch = self.batch(data, ids)?;
-            sum += loss_of(&self.session.model, &self.session.adapter, &batch)?;
-            trained += batch.trained;
-        }
-        Ok((sum / trained.max(1) as f64, trained))
-    }
-
-    /// Validation loss over all its examples; true when it is the lowest so far. One that is not finite never is.
-    pub fn evaluate(&mut self, observer: &mut dyn Observer) -> Result<bool> {
-        let Some(valid) = &self.valid else { return Ok(false) };
-        let began = Instant::now();
-        let (loss, trained) = self.loss_on(valid)?;
-        let samples = valid.examples.len();
-        let scores = if self.is_finished() {
-            observer.score(&self.session.model, &self.session.adapter)?
-        } else {
-            Vec::new()
-        };
-        let step = self.state.step;
-        let best = loss.is_finite() && self.state.best.is_none_or(|b| loss < b.0);
-        if best {
-            self.state.best = Some((loss, step));
-        }
-        self.evaluated = Some(step);
-        let seconds = began.elapsed().as_secs_f64();
-        let report = EvalReport { step, loss, tokens: trained, samples, seconds, best, scores };
-        let mut line = json!({
-            "t": "eval", "step": step, "loss": loss, "ppl": report.perplexity(), "tokens": trained,
-            "samples": report.samples, "seconds": seconds, "best": best,
-        });
-        for (name, value) in &report.scores {
-            line["scores"][name] = json!(value);
-        }
-        self.record(observer, line);
-        observer.eval(&report);
-        Ok(best)
     }
 
     /// Writes a checkpoint.
