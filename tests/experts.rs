@@ -1,4 +1,5 @@
 //! Trained LoRAs as experts: X-LoRAs of PEFT, folders of LoRAs put into methods that mix them, and the command line.
+#![cfg(all(feature = "cli", feature = "tokenizer"))]
 
 mod common;
 

@@ -76,7 +76,11 @@ impl PeftConfig {
     /// # Errors
     /// A field is missing or of another type; the error names the file.
     pub fn of(path: &Path, any: Value) -> Result<Self> {
-        serde_json::from_value(any).map_err(|error| Error::file(path, error.to_string()))
+        serde_path_to_error::deserialize(any).map_err(|error| {
+            let place = error.path().to_string();
+            let place = if place == "." { String::new() } else { format!("at '{place}': ") };
+            Error::file(path, format!("{place}{}", error.into_inner()))
+        })
     }
 
     /// What a PEFT LoRA asks for; everything that would change its output and is not computed here is refused at once.

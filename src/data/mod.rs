@@ -2,6 +2,7 @@
 //! examples of each [`Batch`].
 
 mod batch;
+mod condition;
 mod dataset;
 #[cfg(feature = "tokenizer")]
 mod encode;
@@ -20,6 +21,7 @@ mod survey;
 mod turns;
 
 pub use batch::{Batch, Example};
+pub use condition::Condition;
 pub use dataset::{Counts, Dataset};
 #[cfg(feature = "tokenizer")]
 pub use encode::{EncodeOptions, Encoded, Encoder, LossOn};
@@ -28,7 +30,7 @@ pub use files::{DataFiles, MAX_LINE};
 #[cfg(feature = "tokenizer")]
 pub use jsonl::{MAX_PROBLEMS, read_samples, read_samples_from};
 #[cfg(feature = "tokenizer")]
-pub use sample::{Body, Condition, Sample};
+pub use sample::{Body, Sample};
 pub use sampler::{Cursor, Sampler, SamplerConfig};
 #[cfg(feature = "tokenizer")]
 pub use survey::{oddities, shared};

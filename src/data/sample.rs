@@ -1,5 +1,6 @@
 //! Parsing of one line of a data file.
 
+use super::Condition;
 use super::keys::{Obeyed, is_known, marker, refused, way_out};
 use crate::text::{Message, Role};
 use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
@@ -27,14 +28,6 @@ impl Body {
             Body::Text(_) => "text",
         }
     }
-}
-
-/// What the choices for a sample depend on besides its text.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(untagged, expecting = "expected a text or an array of numbers")]
-pub enum Condition {
-    Text(String),
-    Vector(Vec<f32>),
 }
 
 /// One line of a data file.

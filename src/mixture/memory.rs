@@ -12,6 +12,8 @@ pub struct RowMemory {
     /// How many values of the hidden size are kept that are computed again without the method: the norms' outputs where a
     /// router reads them.
     pub hidden: f64,
+    /// How many values of the hidden size are kept once, whatever the layers are: states of a pass before the pass.
+    pub before: f64,
     /// How many times the product of gate and up is kept, which is computed again without the method.
     pub product: f64,
 }
@@ -19,7 +21,7 @@ pub struct RowMemory {
 impl RowMemory {
     /// Of a method whose routers read nothing, or what is computed again.
     pub const PLAIN: RowMemory =
-        RowMemory { per_linear: 0.0, per_layer: 0.0, gate_up: 1.0, hidden: 0.0, product: 0.0 };
+        RowMemory { per_linear: 0.0, per_layer: 0.0, gate_up: 1.0, hidden: 0.0, before: 0.0, product: 0.0 };
     /// Of a method with a router at each linear, which keeps what it reads: both norms' outputs, and the product of gate and
     /// up.
     pub const ROUTED: RowMemory = RowMemory { hidden: 2.0, product: 1.0, ..RowMemory::PLAIN };

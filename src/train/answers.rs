@@ -1,6 +1,6 @@
 //! Exact match: questions with short answers, answered by generating.
 
-use super::condition_vector;
+use super::{NO_TASK, condition_vector};
 use crate::adapter::{Bank, Conversation};
 use crate::data::{Body, Condition, Sample};
 use crate::mixture::DecodeRoute;
@@ -14,9 +14,6 @@ use std::sync::Arc;
 const SLACK: usize = 4;
 /// Questions that are answered together, so that weights are read once for many rows.
 const TOGETHER: usize = 16;
-
-/// What stands in tables for samples without a task.
-pub const NO_TASK: &str = "-";
 
 /// A prompt with the answer that is wanted.
 #[derive(Debug, Clone, PartialEq)]

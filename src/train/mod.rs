@@ -4,6 +4,7 @@
 #[cfg(feature = "tokenizer")]
 mod answers;
 mod checkpoint;
+#[cfg(feature = "tokenizer")]
 mod conditions;
 mod config;
 mod curve;
@@ -23,12 +24,14 @@ mod preference;
 mod run;
 mod schedule;
 mod session;
+#[cfg(feature = "tokenizer")]
 mod stages;
 mod stored;
 
 #[cfg(feature = "tokenizer")]
-pub use answers::{NO_TASK, Question, Questions, TaskScore, mean_exact_match};
+pub use answers::{Question, Questions, TaskScore, mean_exact_match};
 pub use checkpoint::State;
+#[cfg(feature = "tokenizer")]
 pub use conditions::condition_vector;
 pub use config::{DeviceOptions, RunConfig, Stage, TextOptions, TrainOptions, parse_bytes};
 pub(crate) use curve::escaped;
@@ -38,7 +41,7 @@ pub use inputs::Inputs;
 pub use load::RouterLoad;
 pub use losses::{loss_of, losses_by_sample};
 pub use metrics::{MetricsLog, loss_curve, read_losses};
-pub use observe::{End, EvalReport, Observer, Progress, Stop};
+pub use observe::{End, EvalReport, NO_TASK, Observer, Progress, Stop};
 pub use optim::Optimizer;
 pub use parts::Parts;
 pub use plan::Plan;
@@ -46,5 +49,6 @@ pub use policy::leave_one_out;
 pub use run::Run;
 pub use schedule::{Decay, Schedule};
 pub use session::{Session, StepReport, StepTimes, TrainConfig};
+#[cfg(feature = "tokenizer")]
 pub use stages::Stages;
 pub use stored::StoredRun;

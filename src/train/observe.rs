@@ -8,6 +8,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
+/// What stands in tables for samples without a task.
+pub const NO_TASK: &str = "-";
+
 /// Where a run stands after a step.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Progress {

@@ -208,7 +208,7 @@ fn activations(c: &ModelConfig, config: &RunConfig, seq: usize) -> Result<(f64, 
     let experts = method.hook == Hook::Mlp && memory.product > 0.0;
     let widths = if experts { 3.0 * memory.gate_up } else { 1.0 + again };
     let flowing = rows * (d + f * widths);
-    Ok((kept + rows * d, flowing))
+    Ok((kept + rows * d * (1.0 + memory.before), flowing))
 }
 
 /// What a method keeps at all groups of linears together, where that depends on their widths: for each row, and once.

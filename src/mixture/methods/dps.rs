@@ -4,8 +4,8 @@
 //! B, and the logits of all before it.
 
 use crate::mixture::{
-    Axes, Code, CodedLinears, LinearBuild, Lora, MethodOptions, MethodSpec, RouterGradient, Routes,
-    RowMemory, Tree, coded_memory,
+    Axes, Code, CodedLinears, LinearBuild, LinearSite, Lora, MethodOptions, MethodSpec, RouterGradient,
+    Routes, RowMemory, SiteMemory, Tree, coded_memory,
 };
 use crate::nn::{LinearAdapter, Param, Pass};
 use crate::{Result, Tensor, options};
@@ -90,6 +90,10 @@ impl MethodOptions for Dps {
     }
     fn row_memory(&self) -> RowMemory {
         coded_memory(&self.lora, 2.0 * (self.stage * self.lora.r) as f64, false)
+    }
+    /// The frozen outputs, whose scale is trained.
+    fn site_memory(&self, site: &LinearSite) -> SiteMemory {
+        SiteMemory { per_row: site.linears.iter().map(|(_, out)| *out as f64).sum(), once: 0.0 }
     }
     fn linear(&self, at: &LinearBuild<'_>) -> Result<Arc<dyn LinearAdapter>> {
         let [stages, r] = [self.stage, self.lora.r];

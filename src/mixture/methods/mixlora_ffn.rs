@@ -104,10 +104,10 @@ impl MethodOptions for MixloraFfn {
         let inputs = if self.lora.lora_dropout > 0.0 { 2.0 } else { 1.0 };
         RowMemory {
             per_linear: self.lora.r as f64 * k,
-            per_layer: 0.0,
             gate_up: k,
             hidden: inputs,
             product: inputs * k,
+            ..RowMemory::PLAIN
         }
     }
     fn variants(&self, _: &[usize], _: usize) -> Vec<(String, Tree)> {

@@ -165,7 +165,8 @@ impl MethodOptions for Remix {
     fn row_memory(&self) -> RowMemory {
         let e = self.experts.num_experts as f64;
         let k = self.choice.top_k as f64;
-        RowMemory { per_linear: k * self.lora.r as f64 + 2.0 * e * k, ..RowMemory::ROUTED }
+        // How likely draws were is made of tables with a value for each draw and expert.
+        RowMemory { per_linear: k * self.lora.r as f64 + 12.0 * e * k, ..RowMemory::ROUTED }
     }
     fn linear(&self, at: &LinearBuild<'_>) -> Result<Arc<dyn LinearAdapter>> {
         let [e, r] = [self.experts.num_experts, self.lora.r];

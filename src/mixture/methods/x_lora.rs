@@ -220,7 +220,9 @@ impl MethodOptions for XLora {
         TakesExperts::Needed
     }
     fn row_memory(&self) -> RowMemory {
-        dense_memory(&self.experts, &self.lora)
+        // Its routers read nothing at the linears. States of the pass before and the embedded input stay.
+        let per_linear = dense_memory(&self.experts, &self.lora).per_linear;
+        RowMemory { per_linear, before: 3.0, ..RowMemory::PLAIN }
     }
     fn before(&self, at: &StateBuild<'_>) -> Result<Option<Arc<dyn BeforeForward>>> {
         Ok(Some(Arc::new(Classifier::new(self, at)?)))

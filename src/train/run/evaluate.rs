@@ -3,7 +3,7 @@
 use super::Run;
 use crate::Result;
 use crate::data::Dataset;
-use crate::train::answers::NO_TASK;
+use crate::train::NO_TASK;
 use crate::train::loss_of;
 use crate::train::observe::{EvalReport, Observer};
 use serde_json::json;
