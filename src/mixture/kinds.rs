@@ -27,7 +27,7 @@ impl Hook {
 pub enum Routes {
     /// Nothing is chosen.
     None,
-    /// An instance: the rows that [`Instance::pool`] names stand for it.
+    /// An instance: the rows that [`Instance::pool`](super::Instance::pool) names stand for it.
     Instance,
     /// Every token by itself.
     Token,

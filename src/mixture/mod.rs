@@ -55,7 +55,7 @@ pub use routed::RoutedLinears;
 pub use routed_mlp::RoutedMlp;
 pub use router::{Ask, Router, decide};
 pub use rule::{Gate, Rule, Score, Select};
-pub use schedule::{StageRule, TopKSchedule};
+pub use schedule::{StageRule, TemperatureSchedule, TopKSchedule};
 pub use site::{Build, Depth, LinearBuild, LinearSite, MlpBuild, MlpSite, SitePart, StateBuild, StateSite};
 pub use spec::{Axes, Method, MethodOptions, MethodSpec};
 pub use tasks::{Tasks, labels_of_rows};

@@ -39,6 +39,37 @@ impl TopKSchedule {
     }
 }
 
+/// A temperature that goes from one value to another by equal factors.
+///
+/// ```
+/// use mixlora::mixture::TemperatureSchedule;
+/// let schedule = TemperatureSchedule { start: 4.0, target: 1.0, until: 2 };
+/// assert_eq!([0, 1, 2, 9].map(|step| schedule.at(step)), [4.0, 2.0, 1.0, 1.0]);
+/// assert_eq!(TemperatureSchedule::constant(0.5).at(7), 0.5);
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TemperatureSchedule {
+    /// At step 0; positive.
+    pub start: f32,
+    /// From step `until` on; positive.
+    pub target: f32,
+    pub until: usize,
+}
+
+impl TemperatureSchedule {
+    /// The same temperature at all steps.
+    pub fn constant(temperature: f32) -> Self {
+        TemperatureSchedule { start: temperature, target: temperature, until: 0 }
+    }
+    /// `start (target / start)^(step / until)`, and the target from step `until` on.
+    pub fn at(&self, step: usize) -> f32 {
+        if step >= self.until {
+            return self.target;
+        }
+        self.start * (self.target / self.start).powf(step as f32 / self.until as f32)
+    }
+}
+
 /// When a stage of a stream gives way to the next (ScaleZero, arXiv:2509.07945): once it has solved its share of the tasks that
 /// were unsolved when it began, or has had all its steps.
 ///

@@ -129,6 +129,8 @@ pub struct Pass {
     pub units: Units,
     /// Whether dropout acts and load statistics count. A pass with forced choices does not count: it repeats one.
     pub train: bool,
+    /// The optimizer step that it belongs to, from 0, for what changes during training; none outside of it.
+    pub step: Option<usize>,
     /// Randomness of this pass: dropout draws from sub-streams named by site.
     pub stream: Stream,
     /// What happens to choices.
@@ -154,6 +156,7 @@ impl Pass {
         Pass {
             units,
             train: false,
+            step: None,
             stream: Stream::new(0),
             choices: Choices::Free,
             valid: None,

@@ -23,6 +23,7 @@ pub(super) fn roots(
         let mut other = Pass::training(wrong.units.clone(), pass.stream.named("rejected"))
             .with_labels(wrong.labels.clone())
             .with_adapters(pass.adapters.clone());
+        other.step = pass.step;
         other.valid = Some((wrong.weights.clone(), wrong.tokens));
         let wrong = losses_of_samples(model, &wrong, &other, recompute)?;
         let weight = preference.contrast_coef / wrong.len() as f32;

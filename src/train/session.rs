@@ -148,6 +148,7 @@ impl Session {
                 .with_labels(batch.labels.clone())
                 .with_adapters(self.adapter.sites().clone());
             pass.valid = Some((batch.weights.clone(), batch.tokens));
+            pass.step = Some(self.step);
             let (loss, mut roots) = self.objective(batch, &pass)?;
             let aux = pass.take_aux()?;
             times.forward += clock.lap();

@@ -433,3 +433,42 @@ fn lora_mixer_takes_all_experts_in_training_and_the_best_three_at_inference() {
         }
     }
 }
+
+#[test]
+fn mola_sparsifies_and_meteora_cools_down_during_training() {
+    let options = json!({
+        "experts_by_layer": [4], "top_k": 1, "top_k_start": 4, "top_k_until": 3, "aux_loss_coef": 0.1,
+    });
+    let rig = Rig::new(&method("mola", options), GROUPS[0], &Device::cpu());
+    let x = rig.x();
+    let at = |step: Option<usize>, train: bool| {
+        let record = Choices::record();
+        let mut pass = rig.pass(Pool::Real).with_choices(record.clone());
+        pass.step = step;
+        pass.train = train;
+        let y = rig.forward(&x, &pass).unwrap()[0].to_f64().unwrap();
+        (chosen(&record).unwrap().shape().last(), y)
+    };
+    let steps = [0, 1, 2, 3, 90].map(|step| at(Some(step), true).0);
+    assert_eq!(steps, [4, 3, 2, 1, 1]);
+    assert_eq!(at(None, false).0, 1, "inference has the target");
+
+    let options = json!({
+        "num_experts": 4, "top_k": 2, "temperature": 1.0, "temperature_start": 50.0, "temperature_until": 10,
+        "tasks": ["a", "b"],
+    });
+    let cooling = Rig::new(&method("meteora", options.clone()), GROUPS[0], &Device::cpu());
+    let steady = changed(&method("meteora", options), json!({ "temperature_start": null }));
+    let steady = Rig::new(&steady, GROUPS[0], &Device::cpu());
+    let output = |rig: &Rig, step: Option<usize>| {
+        let mut pass = rig.pass(Pool::Real);
+        pass.step = step;
+        rig.forward(&x, &pass).unwrap()[0].to_f64().unwrap()
+    };
+    assert_eq!(output(&cooling, Some(10)), output(&steady, Some(0)));
+    assert_eq!(output(&cooling, None), output(&steady, None));
+    assert!(
+        error(&output(&cooling, Some(0)), &output(&steady, Some(0))) > 1e-3,
+        "nearly equal gates at first"
+    );
+}

@@ -7,7 +7,7 @@ use crate::mixture::losses::log_probabilities;
 use crate::mixture::routers::{ChoiceLoss, Chosen, TokenLoras};
 use crate::mixture::{
     Axes, Experts, Gate, LinearBuild, Lora, MethodOptions, MethodSpec, RoutedLinears, RouterGradient, Routes,
-    RowMemory, Rule, TakesExperts, Tasks, TopK, enough, labels_of_rows,
+    RowMemory, Rule, TakesExperts, Tasks, TemperatureSchedule, TopK, enough, labels_of_rows,
 };
 use crate::nn::LinearAdapter;
 use crate::{Result, Tensor, options};
@@ -43,6 +43,10 @@ options! {
     ] {
         /// What the chosen logits are divided by.
         temperature: f32 = 1.0, in 0.01.., "arXiv:2405.13053";
+        /// What they are divided by at the start of training, where that is to change; absent: temperature from the start.
+        temperature_start: Option<f32> = None, in 0.01..;
+        /// The step from which they are divided by temperature.
+        temperature_until: usize = 0;
         /// Coefficient of the cross-entropy of the router with the task.
         gate_loss_coef: f32 = 50.0, in 0.0.., "NJUDeepEngine/meteora";
     }
@@ -109,7 +113,12 @@ impl MethodOptions for Meteora {
         let loss = GateLoss { coefficient, tasks, experts: e };
         // The release draws its gates from N(0, 1).
         let router = at.normal(at.site.parts("router", e), at.site.d_in, 1.0, true)?;
-        let router = TokenLoras::new(at, router, [e, self.lora.r], self.rule(), self.temperature, loss)?;
+        let temperature = TemperatureSchedule {
+            start: self.temperature_start.unwrap_or(self.temperature),
+            target: self.temperature,
+            until: self.temperature_until,
+        };
+        let router = TokenLoras::new(at, router, [e, self.lora.r], self.rule(), temperature, loss)?;
         RoutedLinears::of_experts(self, at, router)
     }
 }

@@ -7,7 +7,7 @@ use crate::mixture::losses::switch_loss;
 use crate::mixture::routers::{ChoiceLoss, Chosen, TokenLoras};
 use crate::mixture::{
     AuxLoss, Axes, Depth, Gate, LinearBuild, List, Lora, MethodOptions, MethodSpec, RoutedLinears,
-    RouterGradient, Routes, RowMemory, Rule, TopK,
+    RouterGradient, Routes, RowMemory, Rule, TemperatureSchedule, TopK, TopKSchedule,
 };
 use crate::nn::LinearAdapter;
 use crate::{Error, Result, Tensor, options};
@@ -43,13 +43,25 @@ options! {
         experts_by_layer: List<usize> = List(vec![2, 4, 6, 8]), "arXiv:2402.08562";
         /// Ranks of one expert by depth, in the same way; empty: r in all layers.
         ranks_by_layer: List<usize> = List(Vec::new()), "arXiv:2402.08562";
+        /// Experts of each token at the start of training, where these are to fall to top_k; absent: top_k from the start.
+        top_k_start: Option<usize> = None, in 1.0.., "arXiv:2512.16248";
+        /// The step from which each token has top_k experts.
+        top_k_until: usize = 0, "arXiv:2512.16248";
+        /// Whether the number falls one by one until then, and not at once.
+        top_k_linear: bool = true, "arXiv:2512.16248";
+    }
+}
+
+impl Mola {
+    /// The most experts that a token ever has.
+    fn most(&self) -> usize {
+        self.choice.top_k.max(self.top_k_start.unwrap_or(0))
     }
 }
 
 /// The Switch loss with loads that sum to 1.
 struct Normalised {
     coefficient: f32,
-    top_k: usize,
 }
 
 impl ChoiceLoss for Normalised {
@@ -60,7 +72,8 @@ impl ChoiceLoss for Normalised {
         let [m, l, e] = *chosen.logits.dims() else { return chosen.logits.sum() };
         let tokens = chosen.counted();
         let p = chosen.logits.softmax()?.reshape(&[m, l * e])?;
-        let load = chosen.load()?.reshape(&[l * e])?.scale(1.0 / self.top_k as f32)?;
+        let load =
+            chosen.load()?.reshape(&[l * e])?.scale(1.0 / chosen.choice.idx().shape().last() as f32)?;
         switch_loss(&tokens.sum(&p)?, &load, e, tokens.count())
     }
 }
@@ -79,12 +92,12 @@ impl MethodOptions for Mola {
     }
     fn check(&self) -> Result<()> {
         let List(experts) = &self.experts_by_layer;
-        if experts.is_empty() || experts.iter().any(|&e| e < self.choice.top_k) {
+        if experts.is_empty() || experts.iter().any(|&e| e < self.most()) {
             let found = format!("{experts:?}");
             return Err(Error::config(
                 "experts_by_layer",
                 found,
-                format!("numbers of at least top_k ({})", self.choice.top_k),
+                format!("numbers of at least top_k and top_k_start ({})", self.most()),
             ));
         }
         let List(ranks) = &self.ranks_by_layer;
@@ -100,7 +113,7 @@ impl MethodOptions for Mola {
         super::rank_wise::gradient_of_shares(self.choice.top_k)
     }
     fn row_memory(&self) -> RowMemory {
-        let k = self.choice.top_k as f64;
+        let k = self.most() as f64;
         let most = self.experts_by_layer.0.iter().max().copied().unwrap_or(1) as f64;
         RowMemory { per_linear: 2.0 * k * self.lora.r as f64 + 2.0 * most, ..RowMemory::ROUTED }
     }
@@ -108,9 +121,17 @@ impl MethodOptions for Mola {
         let depth = at.site.depth;
         let experts = at_depth(&self.experts_by_layer.0, depth).unwrap_or(self.choice.top_k);
         let rank = at_depth(&self.ranks_by_layer.0, depth).unwrap_or(self.lora.r);
-        let loss = Normalised { coefficient: self.balance.aux_loss_coef, top_k: self.choice.top_k };
+        let loss = Normalised { coefficient: self.balance.aux_loss_coef };
         let router = at.inputs("router", experts)?;
-        let router = TokenLoras::new(at, router, [experts, rank], self.rule(), 1.0, loss)?;
+        let always = TemperatureSchedule::constant(1.0);
+        let choices = self.top_k_start.map(|start| TopKSchedule {
+            start,
+            target: self.choice.top_k,
+            until: self.top_k_until,
+            linear: self.top_k_linear,
+        });
+        let router = TokenLoras::new(at, router, [experts, rank], self.rule(), always, loss)?;
+        let router = router.with_choices(choices);
         let scale = self.alpha() / rank as f32;
         RoutedLinears::of_experts_scaled(self, at, router, scale)
     }

@@ -1,8 +1,11 @@
 //! The best LoRA experts for each token, at linears.
 
 use crate::mixture::losses::Counted;
-use crate::mixture::{Ask, LinearBuild, Router, Routes, Routing, Rule, Selection, Units, route, route_rows};
-use crate::nn::Param;
+use crate::mixture::{
+    Ask, LinearBuild, Router, Routes, Routing, Rule, Selection, TemperatureSchedule, TopKSchedule, Units,
+    route, route_rows,
+};
+use crate::nn::{Param, Pass};
 use crate::ops::routing_load::routing_load;
 use crate::{Result, Tensor};
 
@@ -49,8 +52,10 @@ pub struct TokenLoras<A> {
     /// `[L * E, d_in]`
     router: Param,
     /// What the logits are divided by before they become gates.
-    temperature: f32,
+    temperature: TemperatureSchedule,
+    /// With as many choices as at the end of training.
     routing: Routing,
+    choices: Option<TopKSchedule>,
     loss: A,
 }
 
@@ -64,12 +69,27 @@ impl<A: ChoiceLoss> TokenLoras<A> {
         router: Param,
         [experts, rank]: [usize; 2],
         rule: Rule,
-        temperature: f32,
+        temperature: TemperatureSchedule,
         loss: A,
     ) -> Result<Self> {
         at.site.fits("r", rank)?;
         let linears = at.site.linears.len();
-        Ok(TokenLoras { linears, experts, rank, router, temperature, routing: rule.routing()?, loss })
+        let routing = rule.routing()?;
+        Ok(TokenLoras { linears, experts, rank, router, temperature, routing, choices: None, loss })
+    }
+}
+
+impl<A> TokenLoras<A> {
+    /// The same with other numbers of choices during training.
+    pub fn with_choices(self, choices: Option<TopKSchedule>) -> Self {
+        TokenLoras { choices, ..self }
+    }
+
+    /// The temperature of a pass, and its routing.
+    fn at(&self, pass: &Pass) -> (f32, Routing) {
+        let step = pass.step.unwrap_or(usize::MAX);
+        let k = self.choices.map_or(self.routing.k, |choices| choices.k(step));
+        (self.temperature.at(step), Routing { k, ..self.routing.clone() })
     }
 }
 
@@ -84,16 +104,16 @@ impl<A: ChoiceLoss> Router for TokenLoras<A> {
         let m = x.shape().rows();
         let rows = x.reshape(&[m, x.shape().last()])?;
         let router = self.router.tensor();
-        let scaled =
-            |t: Tensor| if self.temperature == 1.0 { Ok(t) } else { t.scale(1.0 / self.temperature) };
+        let (temperature, routing) = self.at(ask.pass);
+        let scaled = |t: Tensor| if temperature == 1.0 { Ok(t) } else { t.scale(1.0 / temperature) };
         if !ask.pass.train || self.loss.coefficient() == 0.0 {
             // Gates need the chosen logits alone, and so do gradients.
             let router = scaled(router)?;
-            return route_rows(&rows, &router, self.linears, None, ask.forced, &self.routing, self.rank);
+            return route_rows(&rows, &router, self.linears, None, ask.forced, &routing, self.rank);
         }
         let logits = rows.matmul_nt(&router)?.reshape(&[m, self.linears, self.experts])?;
         let z = scaled(logits.clone())?.reshape(&[m, self.linears, 1, self.experts])?;
-        let choice = route(&z, None, None, ask.forced, &self.routing, &Units::tokens(m), self.rank)?;
+        let choice = route(&z, None, None, ask.forced, &routing, &Units::tokens(m), self.rank)?;
         let loss = self.loss.loss(&Chosen { logits, choice: &choice, ask })?;
         ask.pass.add_aux(loss.scale(self.loss.coefficient())?);
         Ok(choice)
