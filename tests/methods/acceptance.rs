@@ -463,7 +463,7 @@ fn mola_sparsifies_and_meteora_cools_down_during_training() {
     let output = |rig: &Rig, step: Option<usize>| {
         let mut pass = rig.pass(Pool::Real);
         pass.step = step;
-        rig.forward(&x, &pass).unwrap()[0].to_f64().unwrap()
+        rig.forward(&rig.x(), &pass).unwrap()[0].to_f64().unwrap()
     };
     assert_eq!(output(&cooling, Some(10)), output(&steady, Some(0)));
     assert_eq!(output(&cooling, None), output(&steady, None));
