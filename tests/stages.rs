@@ -133,6 +133,8 @@ fn a_stream_goes_on_where_it_was_stopped() {
     output(mixlora(&place.train("dps", "whole", 6, &["--set", "r=4"])), 0);
     output(mixlora(&place.train("dps", "parts", 6, &["--set", "r=4", "--stop-at", "3"])), 0);
     assert_eq!(place.losses("parts"), Vec::<Vec<f64>>::new());
+    let (_, e) = output(mixlora(&place.train("dps", "parts", 6, &["--set", "r=4"])), 3);
+    assert!(e.contains("already holds a run: resume it"), "{e}");
     output(mixlora(&["train", "--resume", &place.text("parts"), "--quiet"]), 0);
     assert_eq!(place.losses("parts"), place.losses("whole"));
     let tensors = |out: &str| {

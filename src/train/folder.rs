@@ -9,7 +9,7 @@
 //!     LOCK             held while a process trains here
 //! ```
 
-use crate::adapter::{BEST, LAST, STEP_PREFIX, pointed};
+use crate::adapter::{BEST, LAST, STAGES, STEP_PREFIX, pointed};
 use crate::atomic;
 use crate::io::folder;
 use crate::{Error, Result};
@@ -37,7 +37,7 @@ impl RunFolder {
         if dir.exists() && !dir.is_dir() {
             return Err(Error::file(dir, "is a file; a run needs a folder"));
         }
-        if Self::is_at(dir) {
+        if Self::is_at(dir) || dir.join(STAGES).exists() {
             Err(Error::file(dir, "already holds a run: resume it, or choose another folder"))
         } else {
             Ok(())

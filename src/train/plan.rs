@@ -32,6 +32,12 @@ impl Plan {
     /// # Errors
     /// An option does not fit the model.
     pub fn new(files: &ModelFiles, config: &RunConfig, seq: usize, free: Option<u64>) -> Result<Self> {
+        let mut config = config.clone();
+        if config.method.options().condition().is_some_and(|condition| condition.condition_width == 0) {
+            // Without data to say it: conditions that are texts.
+            config.method = config.method.with("condition_width", files.config().hidden_size)?;
+        }
+        let config = &config;
         let budget = config.device.budget()?;
         let rows = rows(files, config, seq)?;
         let shape = (config.train.micro_batch, seq);

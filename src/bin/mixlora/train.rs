@@ -206,7 +206,10 @@ fn summary(run: &Run, shown: &Shown, end: End, took: &str, dir: &Path) -> String
     match end {
         End::Finished => {
             let model = run.config().model.display();
-            let next = format!("mixlora chat --model {model} --adapter {dir}");
+            let options = run.config().method.options();
+            let task = if options.chooses_by_task() { " --task TASK" } else { "" };
+            let condition = options.condition().map_or("", |_| " --condition TEXT");
+            let next = format!("mixlora chat --model {model} --adapter {dir}{task}{condition}");
             text + &format!("\nadapter in {dir}: use it with --adapter {dir}, as in\n  {next}")
         }
         End::Stopped => {
