@@ -164,8 +164,8 @@ fn dense_cases() -> Vec<Case> {
         DENSE.case(),
         Setup { label: "dense, no rows", starts: &[0], outs, ..DENSE }.case(),
         Setup { label: "dense, one rank", starts: &[0, 1], factors: 1, k: 1, block: 1, ..DENSE }.case(),
-        Setup { label: "dense units", starts: &[0, 70, 75], d: 21, outs, ..DENSE }.case(),
-        Setup { label: "dense dropout", starts: &[0, 70, 131], d: 21, outs, dropout: 0.5, ..DENSE }.case(),
+        Setup { label: "dense units", starts: &[0, 70, 75], d: 37, outs, ..DENSE }.case(),
+        Setup { label: "dense dropout", starts: &[0, 70, 131], d: 37, outs, dropout: 0.5, ..DENSE }.case(),
         Setup { label: "dense, many rows", starts: &[0, 1100], dropout: 0.5, ..DENSE }.case().no_gradcheck(),
     ]
 }
