@@ -1,7 +1,8 @@
 //! Times of a mixture layer compared with the frozen linear that it adapts.
 
 use super::{
-    Candidate, Costs, Place, Roof, Rounds, Row, Shape, Summary, TASK, Timer, Watch, Work, measure, with_task,
+    CONDITION, Candidate, Costs, Place, Roof, Rounds, Row, Shape, Summary, TASK, Timer, Watch, Work,
+    for_samples, measure,
 };
 use crate::check::{Deviation, Subject};
 use crate::mixture::{Hook, Method, MethodSpec, Pool, Span, Tree};
@@ -82,9 +83,6 @@ struct Rig {
     dy: Tensor,
     spans: Vec<Span>,
 }
-
-/// Numbers of a sample's condition.
-const CONDITION: usize = 64;
 
 impl Rig {
     fn new(device: &Device, [batch, seq]: [usize; 2], d_in: usize, d_out: usize) -> Result<Self> {
@@ -252,11 +250,8 @@ fn entries(
 
 /// The timed variants of a method with their names.
 fn variants(method: &'static MethodSpec, options: &LayerOptions) -> Result<Vec<(String, Method)>> {
-    let mut defaults = method.defaults();
+    let defaults = method.defaults();
     let own = method.option_names();
-    if own.contains(&"condition_width") {
-        defaults = defaults.with("condition_width", CONDITION)?;
-    }
     let set: Tree = options
         .set
         .iter()
@@ -267,7 +262,7 @@ fn variants(method: &'static MethodSpec, options: &LayerOptions) -> Result<Vec<(
     let all = defaults.options().variants(&options.factors, options.r);
     let changed = |(name, mut changes): (String, Tree)| {
         changes.extend(set.clone());
-        Ok((format!("{name}{others}"), with_task(&defaults.set(&changes)?)?))
+        Ok((format!("{name}{others}"), for_samples(&defaults.set(&changes)?)?))
     };
     all.into_iter().map(changed).collect()
 }

@@ -39,10 +39,18 @@ pub use watch::{Candidate, Rounds, Timer, Watch, measure};
 /// The task of all samples.
 const TASK: &str = "task";
 
-/// The method with that task as the one that it knows, where it knows tasks.
-fn with_task(method: &Method) -> Result<Method> {
+/// Numbers of a sample's condition.
+const CONDITION: usize = 64;
+
+/// The method with that task as the one that it knows, where it knows tasks, and that width of conditions, where it chooses
+/// by them.
+fn for_samples(method: &Method) -> Result<Method> {
+    let mut method = method.clone();
     if method.spec().option_names().contains(&"tasks") {
-        return method.with("tasks", json!([TASK]));
+        method = method.with("tasks", json!([TASK]))?;
     }
-    Ok(method.clone())
+    if method.options().condition().is_some() {
+        method = method.with("condition_width", CONDITION)?;
+    }
+    Ok(method)
 }

@@ -2,7 +2,9 @@
 
 use super::kernels::kernels;
 use super::model::{attach, format_of, tokens};
-use super::{Candidate, Place, Rounds, Row, Summary, TASK, Timer, Watch, Work, measure, with_task};
+use super::{
+    CONDITION, Candidate, Place, Rounds, Row, Summary, TASK, Timer, Watch, Work, for_samples, measure,
+};
 use crate::data::{Batch, Example};
 use crate::mixture::Method;
 use crate::model::Model;
@@ -43,8 +45,11 @@ impl TrainingOptions {
         let untrained = seq - ((seq as f64 * self.trained_share).round() as usize).clamp(1, seq);
         let ids = tokens(self.batch * seq, model.config().vocab_size);
         let flags = || (0..seq).map(|place| place >= untrained).collect();
-        let example =
-            |ids: &[u32]| Example { task: Some(TASK.into()), ..Example::new(ids.to_vec(), flags()) };
+        let example = |ids: &[u32]| Example {
+            task: Some(TASK.into()),
+            condition: Some([0.5; CONDITION].as_slice().into()),
+            ..Example::new(ids.to_vec(), flags())
+        };
         let examples: Vec<Example> = ids.chunks(seq).map(example).collect();
         let pool = self.method.options().instance().map(|instance| instance.pool);
         Batch::new(&examples.iter().collect::<Vec<_>>(), pool, 0, model.device())
@@ -110,7 +115,7 @@ pub fn training(model: Arc<Model>, options: &TrainingOptions) -> Result<Vec<Row>
     let batch = options.batch(&model)?;
     let floor = Floor::new(&model, &batch)?;
     let file = model.origin().file_name().map_or(String::new(), |name| name.to_string_lossy().into_owned());
-    let adapter = attach(&model, &with_task(&options.method)?)?;
+    let adapter = attach(&model, &for_samples(&options.method)?)?;
     // One step is a warm-up, and one may be profiled.
     let config =
         TrainConfig { steps: options.steps + 2, recompute: options.recompute, ..TrainConfig::default() };
