@@ -345,3 +345,38 @@ fn a_stage_that_has_solved_its_tasks_ends_early() {
     let losses = place.losses("run");
     assert!(losses[0][0] < 0.5, "{losses:?}");
 }
+
+/// Conditions of samples reach the measurement, and what is longer than the model's context is cut as in training.
+#[test]
+fn stages_are_measured_on_what_they_train_on() {
+    let place = Place::new();
+    for (who, answer) in [("ann", "red"), ("bob", "blue")] {
+        let long = "word ".repeat(200);
+        let line = |prompt: &str| json!({ "prompt": prompt, "completion": answer, "condition": format!("This is {who}.") });
+        let text = [line("What colour?"), line(&long)].map(|line| line.to_string() + "\n").concat();
+        std::fs::write(place.path(&format!("{who}.jsonl")), text).unwrap();
+    }
+    let stage =
+        |who: &str| format!("[[stages]]\ndata = {:?}\nsteps = 2\n", place.text(&format!("{who}.jsonl")));
+    std::fs::write(place.path("users.toml"), stage("ann") + &stage("bob")).unwrap();
+    let args = [
+        "train",
+        "--model",
+        "data/tiny",
+        "--config",
+        &place.text("users.toml"),
+        "--method",
+        "cond-router",
+        "--out",
+        &place.text("run"),
+        "--allow-untrained-eos",
+        "--quiet",
+        "--set",
+        "text.max_untrained=0.6",
+        "--set",
+        "train.answers=0",
+    ];
+    output(mixlora(&args), 0);
+    let losses = place.losses("run");
+    assert!(losses.len() == 2 && losses.iter().flatten().all(|loss| loss.is_finite()), "{losses:?}");
+}

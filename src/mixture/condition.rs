@@ -54,24 +54,13 @@ impl Conditioned {
         Ok(conditions)
     }
 
-    /// The conditions of a pass over so many rows, and units of which each has one: those of the pass where these are its
-    /// samples, else samples of equal length.
+    /// The conditions of a pass over so many rows, and its samples as units, of which each has one.
     ///
     /// # Errors
     /// As [`of`](Conditioned::of), or the rows do not divide into the samples.
     pub fn units_of<'a>(&self, pass: &'a Pass, rows: usize) -> Result<(&'a Tensor, Units)> {
         let conditions = self.of(pass)?;
-        let samples = conditions.shape().rows();
-        let units = match &pass.units {
-            units if units.count() == samples && units.rows() == rows => units.clone(),
-            _ if samples > 0 && rows.is_multiple_of(samples) => {
-                Units::instances(conditions.device(), samples, rows / samples)?
-            }
-            _ => {
-                let expected = format!("conditions that divide {rows} rows");
-                return Err(Error::shape("condition", expected, format!("{samples} conditions")));
-            }
-        };
+        let units = pass.units_of_samples(conditions.device(), conditions.shape().rows(), rows)?;
         Ok((conditions, units))
     }
 }

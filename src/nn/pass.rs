@@ -288,6 +288,19 @@ impl Pass {
         let each: Vec<u32> = (0..rows).map(|row| (row / (rows / samples)) as u32).collect();
         Tensor::from_u32(device, &[rows], &each)
     }
+    /// Units that are the samples: those of the pass where it has as many, else samples of equal length.
+    ///
+    /// # Errors
+    /// The rows do not divide into the samples.
+    pub fn units_of_samples(&self, device: &Device, samples: usize, rows: usize) -> Result<Units> {
+        if self.units.count() == samples && self.units.rows() == rows {
+            return Ok(self.units.clone());
+        }
+        if samples == 0 || !rows.is_multiple_of(samples) {
+            return Err(Error::shape("pass", format!("rows of {samples} samples"), rows));
+        }
+        Units::instances(device, samples, rows / samples)
+    }
     /// Samples of a pass over so many rows: what the data says, or one.
     pub fn samples(&self, rows: usize) -> usize {
         match self.labels.tasks.len() {

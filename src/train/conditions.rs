@@ -75,7 +75,6 @@ pub(super) fn with_conditions(
         let expected = format!("{width}, the width of the data's conditions");
         return Err(Error::config("options.condition_width", own.condition_width, expected));
     }
-    let word = serde_json::to_value(kind).unwrap_or_default();
-    config.method = config.method.with("condition", word)?.with("condition_width", width)?;
+    config.method = config.method.with("condition", kind.word())?.with("condition_width", width)?;
     Ok(())
 }

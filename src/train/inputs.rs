@@ -37,12 +37,7 @@ impl Inputs {
     /// used: all of them are listed, up to a limit.
     pub fn read(mut config: RunConfig) -> Result<Self> {
         let model = ModelFiles::open(&config.model)?;
-        let context = model.config().max_positions();
-        let mut notes = Vec::new();
-        if config.text.max_length > context {
-            notes.push(format!("the model's context is {context} tokens: longer examples are cut to that"));
-            config.text.max_length = context;
-        }
+        let mut notes: Vec<String> = cut_to_context(&mut config, &model).into_iter().collect();
         let text = config.text.open(Some(&config.model))?;
         let encoder = config.text.encoder(&text)?;
         let files = DataFiles::find(&config.data)?;
@@ -212,13 +207,25 @@ impl TextOptions {
 }
 
 /// What a run is measured on besides its own validation: its validation data, or what it trains on where there is none.
-pub(super) fn stage_set(config: &RunConfig) -> Result<Dataset> {
+pub(super) fn stage_set(mut config: RunConfig) -> Result<Dataset> {
+    let model = ModelFiles::open(&config.model)?;
+    cut_to_context(&mut config, &model);
     let encoder = config.text.encoder(&config.text.open(Some(&config.model))?)?;
     let files = DataFiles::find(&config.data)?;
     let Some(path) = files.valid.as_ref().or(files.train.as_ref()) else {
         return Err(Error::file(&config.data, "has no train.jsonl"));
     };
     encoder.dataset(path, &of_task(read_samples(path)?, config.task.as_deref()))
+}
+
+/// Cuts examples to the model's context; what is to be said of it.
+fn cut_to_context(config: &mut RunConfig, model: &ModelFiles) -> Option<String> {
+    let context = model.config().max_positions();
+    if config.text.max_length <= context {
+        return None;
+    }
+    config.text.max_length = context;
+    Some(format!("the model's context is {context} tokens: longer examples are cut to that"))
 }
 
 /// Samples with a task where they name none.

@@ -7,6 +7,7 @@
 //!     stage-2/         the next, which starts from the first one's adapter
 //! ```
 
+use super::conditions::give_vectors;
 use super::inputs::stage_set;
 use super::{End, Observer, Run, RunConfig, RunFolder, Stage, Stop};
 use crate::adapter::{STAGE_PREFIX, STAGES};
@@ -36,6 +37,8 @@ pub struct Stages {
     pub config: RunConfig,
     dir: PathBuf,
     file: StagesFile,
+    /// What each stage is measured on: its validation data, or what it trains on where it has none.
+    sets: Vec<Dataset>,
 }
 
 impl Stages {
@@ -55,12 +58,12 @@ impl Stages {
             losses: Vec::new(),
             unsolved: None,
         };
-        let stages = Stages { config, dir: dir.into(), file };
+        let mut stages = Stages { config, dir: dir.into(), file, sets: Vec::new() };
         // Settings and data that cannot work are found before anything is written.
         for number in 0..stages.count() {
             stages.config_of(number)?;
         }
-        stages.sets()?;
+        stages.read_sets()?;
         std::fs::create_dir_all(dir)
             .map_err(|error| Error::file(dir, format!("cannot be created: {error}")))?;
         stages.write()?;
@@ -81,9 +84,12 @@ impl Stages {
         let file: StagesFile = crate::io::read_json(&path)?;
         let (config, _) = RunConfig::stored(&file.config, methods)
             .map_err(|error| Error::file(&path, error.to_string()))?;
-        let stages = Stages { config, dir: dir.into(), file };
+        let mut stages = Stages { config, dir: dir.into(), file, sets: Vec::new() };
         if stages.file.losses.len() > stages.count() || stages.count() == 0 {
             return Err(Error::file(&path, "has losses of more stages than there are"));
+        }
+        if stages.done() < stages.count() {
+            stages.read_sets()?;
         }
         Ok(stages)
     }
@@ -155,14 +161,25 @@ impl Stages {
         Ok(config)
     }
 
-    /// What each stage is measured on: its validation data, or what it trains on where it has none.
-    fn sets(&self) -> Result<Vec<Dataset>> {
-        (0..self.count()).map(|stage| stage_set(&self.config_of(stage)?)).collect()
+    fn read_sets(&mut self) -> Result<()> {
+        let sets = (0..self.count()).map(|stage| stage_set(self.config_of(stage)?));
+        self.sets = sets.collect::<Result<_>>()?;
+        Ok(())
+    }
+
+    /// Gives the samples of all sets the vectors of their conditions, where the method chooses by them.
+    fn give_conditions(&mut self, run: &Run) -> Result<()> {
+        if run.config().method.options().condition().is_none() {
+            return Ok(());
+        }
+        let text = self.config.text.open(Some(&self.config.model))?;
+        let model = &run.session.model;
+        self.sets.iter_mut().try_for_each(|set| give_vectors(set, model, &text.tokenizer))
     }
 
     /// The tasks of a stage's data whose loss is not below what solves them.
-    fn unsolved(&self, run: &Run, set: &Dataset, below: f64) -> Result<Vec<String>> {
-        let losses = run.losses_by_task(set)?;
+    fn unsolved(&self, run: &Run, stage: usize, below: f64) -> Result<Vec<String>> {
+        let losses = run.losses_by_task(&self.sets[stage])?;
         Ok(losses.into_iter().filter(|(_, loss)| *loss >= below).map(|(task, _)| task).collect())
     }
 
@@ -182,9 +199,9 @@ impl Stages {
         let Some((settings, below)) = settings.and_then(|s| Some((s.clone(), s.solved_below?))) else {
             return run.go(stop, observer);
         };
-        let set = stage_set(&self.config_of(stage)?)?;
+        self.give_conditions(run)?;
         if self.file.unsolved.is_none() {
-            self.file.unsolved = Some(self.unsolved(run, &set, below)?);
+            self.file.unsolved = Some(self.unsolved(run, stage, below)?);
             self.write()?;
         }
         let rule = StageRule { least: settings.least_steps, most: run.steps() };
@@ -194,7 +211,7 @@ impl Stages {
                 return Ok(End::Finished);
             }
             let step = run.state().step;
-            let unsolved = self.unsolved(run, &set, below)?;
+            let unsolved = self.unsolved(run, stage, below)?;
             let before = self.file.unsolved.iter().flatten();
             let newly = before.clone().filter(|task| !unsolved.contains(task)).count();
             if rule.is_over(step, newly, before.count(), self.count() - stage) {
@@ -211,7 +228,8 @@ impl Stages {
     /// # Errors
     /// Data cannot be read, or the device failed.
     pub fn measure(&mut self, run: &Run) -> Result<()> {
-        let losses = self.sets()?.iter().map(|set| run.mean_loss(set)).collect::<Result<Vec<_>>>()?;
+        self.give_conditions(run)?;
+        let losses = self.sets.iter().map(|set| run.mean_loss(set)).collect::<Result<Vec<_>>>()?;
         self.file.losses.push(losses);
         self.file.unsolved = None;
         self.write()

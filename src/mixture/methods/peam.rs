@@ -6,7 +6,7 @@
 
 use crate::mixture::{
     Ask, Axes, LinearBuild, List, Lora, MethodOptions, MethodSpec, Preference, RoutedLinears, Router,
-    RouterGradient, Routes, RowMemory, Selection, Tasks, Tree, Units,
+    RouterGradient, Routes, RowMemory, Selection, Tasks, Tree,
 };
 use crate::nn::{LinearAdapter, Param};
 use crate::{Error, Result, Tensor, options};
@@ -63,12 +63,7 @@ impl Router for OfTask {
     fn choose(&self, x: &Tensor, ask: &Ask<'_>) -> Result<Selection> {
         let numbers = self.tasks.numbers(ask.pass)?;
         let samples = numbers.len();
-        let m = x.shape().rows();
-        let units = match &ask.pass.units {
-            units if units.count() == samples && units.rows() == m => units.clone(),
-            _ if m.is_multiple_of(samples) => Units::instances(x.device(), samples, m / samples)?,
-            _ => return Err(Error::shape("peam", format!("rows of {samples} samples"), format!("{m} rows"))),
-        };
+        let units = ask.pass.units_of_samples(x.device(), samples, x.shape().rows())?;
         let of_linear: Vec<u32> = numbers.iter().map(|&number| number as u32).collect();
         let idx =
             Tensor::from_u32(x.device(), &[self.linears, 1, samples, 1], &of_linear.repeat(self.linears))?;
