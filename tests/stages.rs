@@ -379,4 +379,16 @@ fn stages_are_measured_on_what_they_train_on() {
     output(mixlora(&args), 0);
     let losses = place.losses("run");
     assert!(losses.len() == 2 && losses.iter().flatten().all(|loss| loss.is_finite()), "{losses:?}");
+
+    let model = ["--model", "data/tiny", "--adapter", &place.text("run")];
+    let data = place.text("bob.jsonl");
+    let (text, _) = output(mixlora(&[&["eval"][..], &model, &["--data", &data, "--json"]].concat()), 0);
+    let measured: Value = serde_json::from_str(&text).unwrap();
+    assert!((measured["loss"].as_f64().unwrap() - losses[1][1]).abs() < 1e-4, "{text}");
+    std::fs::write(place.path("who.txt"), "This is bob.\n").unwrap();
+    let said = |condition: &str| {
+        let more = ["--condition", condition, "--raw", "-n", "4", "What colour?"];
+        output(mixlora(&[&["generate"][..], &model, &more].concat()), 0).0
+    };
+    assert_eq!(said(&place.text("who.txt")), said("This is bob."));
 }

@@ -46,6 +46,11 @@ impl Bank {
         self.0.is_empty()
     }
 
+    /// Whether an adapter chooses by a condition beside the text.
+    pub fn chooses_by_condition(&self) -> bool {
+        self.0.iter().any(|(adapter, _)| adapter.method().options().condition().is_some())
+    }
+
     /// What instances are pooled by: as the first adapter that chooses by instance says.
     pub fn pool(&self) -> Option<Pool> {
         self.0.iter().find_map(|(adapter, _)| adapter.pool())

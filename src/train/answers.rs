@@ -164,7 +164,7 @@ impl Questions {
         let mut conversation = Conversation::new(model, bank, group.len())
             .with_route(self.route)
             .with_tasks(questions.iter().map(|q| q.task.as_deref()));
-        if bank.adapters().iter().any(|(adapter, _)| adapter.method().options().condition().is_some()) {
+        if bank.chooses_by_condition() {
             let vector = |q: &&Question| {
                 let condition = q.condition.as_ref();
                 condition.map_or(Ok(Vec::new()), |c| condition_vector(c, model, tokenizer))

@@ -25,8 +25,11 @@ pub fn condition_vector(condition: &Condition, model: &Model, tokenizer: &Tokeni
     }
 }
 
-/// Gives the examples of a set the vectors of their conditions; equal texts are read once.
-pub(super) fn give_vectors(set: &mut Dataset, model: &Model, tokenizer: &Tokenizer) -> Result<()> {
+/// Gives the examples of a set the vectors of their conditions, for methods that choose by them; equal texts are read once.
+///
+/// # Errors
+/// Those of [`condition_vector`].
+pub fn give_conditions(set: &mut Dataset, model: &Model, tokenizer: &Tokenizer) -> Result<()> {
     let mut known: HashMap<&str, Arc<[f32]>> = HashMap::new();
     for (example, condition) in set.examples.iter_mut().zip(&set.conditions) {
         let Some(condition) = condition else { continue };

@@ -1,6 +1,6 @@
 //! What a run reads: the text, the data and the model that its options name.
 
-use super::conditions::{give_vectors, with_conditions};
+use super::conditions::{give_conditions, with_conditions};
 use super::{Observer, Parts, Plan, Run, RunConfig, RunFolder, StoredRun, TextOptions};
 use crate::adapter::{Expert, with_experts};
 use crate::data::{DataFiles, Dataset, EncodeOptions, Encoder, LossOn, Sample, read_samples};
@@ -101,7 +101,7 @@ impl Inputs {
         let mut valid = self.valid;
         if self.config.method.options().condition().is_some() {
             for set in std::iter::once(&mut train).chain(&mut valid) {
-                give_vectors(set, &model, &self.text.tokenizer)?;
+                give_conditions(set, &model, &self.text.tokenizer)?;
             }
         }
         let mut notes = self.notes;

@@ -32,7 +32,7 @@ mod stored;
 pub use answers::{Question, Questions, TaskScore, mean_exact_match};
 pub use checkpoint::State;
 #[cfg(feature = "tokenizer")]
-pub use conditions::condition_vector;
+pub use conditions::{condition_vector, give_conditions};
 pub use config::{DeviceOptions, RunConfig, Stage, TextOptions, TrainOptions, parse_bytes};
 pub(crate) use curve::escaped;
 pub use folder::RunFolder;

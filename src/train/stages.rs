@@ -7,7 +7,6 @@
 //!     stage-2/         the next, which starts from the first one's adapter
 //! ```
 
-use super::conditions::give_vectors;
 use super::inputs::stage_set;
 use super::{End, Observer, Run, RunConfig, RunFolder, Stage, Stop};
 use crate::adapter::{STAGE_PREFIX, STAGES};
@@ -174,7 +173,7 @@ impl Stages {
         }
         let text = self.config.text.open(Some(&self.config.model))?;
         let model = &run.session.model;
-        self.sets.iter_mut().try_for_each(|set| give_vectors(set, model, &text.tokenizer))
+        self.sets.iter_mut().try_for_each(|set| super::give_conditions(set, model, &text.tokenizer))
     }
 
     /// The tasks of a stage's data whose loss is not below what solves them.

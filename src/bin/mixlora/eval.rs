@@ -4,7 +4,7 @@ use crate::model_args::{ModelArgs, Opened};
 use crate::progress::Progress;
 use crate::{Failure, out};
 use mixlora::data::{Batch, DataFiles, Dataset, read_samples};
-use mixlora::train::{NO_TASK, Questions, TaskScore, TextOptions, mean_exact_match};
+use mixlora::train::{NO_TASK, Questions, TaskScore, TextOptions, give_conditions, mean_exact_match};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -78,11 +78,14 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     // Samples longer than the model's context are cut at their start.
     let max_length = args.max_length.min(opened.model.config().max_positions());
     let options = TextOptions { max_length, ..TextOptions::default() };
-    let data = options.encoder(&opened.text)?.dataset(&path, &samples)?;
+    let mut data = options.encoder(&opened.text)?.dataset(&path, &samples)?;
     let notes = files.note().into_iter().chain(data.counts.note("samples", max_length));
     notes.for_each(|text| out::note(&format!("note: {text}")));
     data.check_rows(&path, opened.model.config().vocab_size)?;
 
+    if opened.bank.chooses_by_condition() {
+        give_conditions(&mut data, &opened.model, &opened.text.tokenizer)?;
+    }
     let losses = measure_losses(&opened, &data, args.micro_batch.max(1))?;
     let mut questions = None;
     if args.max_tokens > 0 {

@@ -119,8 +119,10 @@ impl Opened {
         };
         let given = given.ok_or_else(|| wrong(kind.clone()))?;
         let text = if Path::new(given).is_file() {
-            std::fs::read_to_string(given)
-                .map_err(|error| wrong(format!("{given} cannot be read: {error}")))?
+            let text = std::fs::read_to_string(given)
+                .map_err(|error| wrong(format!("{given} cannot be read: {error}")))?;
+            // Editors end a file with a line break that the text does not have.
+            text.trim_end().to_string()
         } else {
             given.to_string()
         };
