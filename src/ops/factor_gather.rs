@@ -3,7 +3,7 @@
 //! The backward pass uses it too: `v[m,k] = s b_{J[m,k]} . dy[m]`.
 
 use crate::device::{Entry, Gpu, Host, PORTABLE, Shader, Variant, params, parts};
-use crate::engine::cpu::gemm::{Mat, gemm_every, turn, with_scratch};
+use crate::engine::cpu::gemm::{FEW, Mat, gemm_every, turn, with_scratch};
 use crate::engine::{
     Case, Meta, Op, OpSpec, Operand, Operands, Timed, TimedSizes, operands, run, run_in_place,
 };
@@ -244,7 +244,8 @@ impl Op<2> for FactorGather<'_> {
             return;
         }
         let inputs = [x.f32(), pool.f32()];
-        if self.slots.dense {
+        // For few rows it costs more to turn the pool than to read it.
+        if self.slots.dense && self.slots.units.rows() > FEW {
             return self.dense(inputs, d, u.f32_mut());
         }
         let rows = (ROWS_OF / d.max(1)).max(1);
