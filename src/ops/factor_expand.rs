@@ -191,6 +191,7 @@ fn cases() -> Vec<Case> {
         (5, 6, 7, 4, 2, 3),
         (40, 33, 66, 3, 1, 2),
         (66_000, 1, 2, 2, 1, 1),
+        (40, 9, 11, 1, 1, 40),
     ] {
         let idx: Vec<u32> = (0..rows * k).map(|i| ((i * 7 + i / 3) % experts) as u32).collect();
         let inputs = vec![

@@ -4,6 +4,9 @@ use super::slots::{Slots, Units};
 use crate::{Device, Error, Result, Tensor};
 use std::sync::{Arc, OnceLock};
 
+/// Rows of a single entry from which its products are dense ones: below, to read the pool as it is costs less.
+const DENSE_FROM: usize = 32;
+
 /// Choices sorted by factor, for every linear and side of a selection, on a GPU.
 #[derive(Debug, Clone)]
 pub(crate) struct Lists {
@@ -194,7 +197,8 @@ impl Selection {
     fn slots(&self, first: usize, count: usize, side: usize) -> Slots {
         let idx = self.idx.clone();
         let units = self.units.clone();
-        let dense = self.row_gates.is_some();
+        let one = self.factors == 1 && self.gates.is_none();
+        let dense = self.row_gates.is_some() || (one && self.block >= DENSE_FROM);
         Slots { idx, units, first, count, side, block: self.block, pool_rows: self.pool_rows(), dense }
     }
     /// The choices sorted by factor: sorted once by `sort`, then used by every gradient that needs them.

@@ -153,7 +153,7 @@ pub(crate) struct Slots {
     pub block: usize,
     /// Pool rows per linear; the pools of several linears are stacked.
     pub pool_rows: usize,
-    /// Every row takes all pool rows, times gates of its own: on the CPU, products with the pool are dense ones.
+    /// Every row takes all pool rows, at most times gates of its own: on the CPU, products with the pool are dense ones.
     pub dense: bool,
 }
 

@@ -6,18 +6,20 @@
 //! the samples' mean inputs with the vectors of their tasks. Kernels start at zero.
 //!
 //! `W_e x` is never formed: with A and B spread to rows (k, i), that hold a value at every t-th place from i on, it is
-//! `B' (K_e applied to the groups of t of A' x)`.
+//! `B' (K_e applied to the groups of t of A' x)`. The rows of all sides stand beside each other, so that A' and B' are one
+//! product each.
 
 use crate::mixture::losses::info_nce;
-use crate::mixture::routers::{Gated, columns, one_hot};
+use crate::mixture::routers::{Gated, one_hot};
 use crate::mixture::{
     Ask, Axes, Gate, LinearBuild, LinearSite, List, Lora, MethodOptions, MethodSpec, Router, RouterGradient,
     Routes, RowMemory, Rule, Score, Select, Selection, SiteMemory, Tasks, TopK, decide, enough,
 };
 use crate::nn::{LinearAdapter, Param, Pass};
 use crate::ops::factor_expand::expand_by;
-use crate::{Error, Linear, Result, Tensor, options};
+use crate::{Device, Error, Linear, Result, Tensor, options};
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// The entry of the list.
@@ -60,8 +62,8 @@ options! {
 
 impl Ept {
     /// Each side of a kernel with the experts that have it.
-    fn sides(&self) -> BTreeMap<usize, std::ops::Range<usize>> {
-        let mut sides: BTreeMap<usize, std::ops::Range<usize>> = BTreeMap::new();
+    fn sides(&self) -> BTreeMap<usize, Range<usize>> {
+        let mut sides: BTreeMap<usize, Range<usize>> = BTreeMap::new();
         for (expert, &side) in self.kernels.0.iter().enumerate() {
             sides.entry(side).or_insert(expert..expert).end = expert + 1;
         }
@@ -141,28 +143,93 @@ struct Cored {
     b: Param,
     /// One `[E_t * t, t]` per linear for each side t of a kernel.
     kernels: BTreeMap<usize, Vec<Param>>,
+    layout: Layout,
     scale: f32,
     dropout: f32,
 }
 
-/// Rows (k, i), i below t, of a core `[r, w]`: value j of row k stands at place j t + i. `[r * t, width]`.
-fn spread(core: &Tensor, t: usize, width: usize) -> Result<Tensor> {
+/// Where sides and experts stand beside each other, in products over all of them.
+struct Layout {
+    /// For each side t, where the values of its kernels stand in all kernels `[sum over e of t_e, S]`, S the sum of the sides.
+    kernels: Vec<Tensor>,
+    /// 1 where a row of all kernels is one of expert e, `[sum of t_e, E]`.
+    experts: Tensor,
+    /// 1 where a row of all kernels adds to a place of the code, `[S, sum of t_e]`.
+    places: Tensor,
+}
+
+impl Layout {
+    fn new(device: &Device, sides: &BTreeMap<usize, Range<usize>>) -> Result<Self> {
+        // A row of all kernels: its expert, and the place of the code that it adds to.
+        let mut rows: Vec<(usize, usize)> = Vec::new();
+        let mut kernels = Vec::new();
+        let code: usize = sides.keys().sum();
+        let all: usize = sides.iter().map(|(side, experts)| side * experts.len()).sum();
+        let mut first = 0;
+        for (&side, experts) in sides {
+            let mut index = vec![u32::MAX; all * code];
+            for value in 0..experts.len() * side * side {
+                let row = rows.len() + value / side;
+                index[row * code + first + value % side] = value as u32;
+            }
+            kernels.push(Tensor::from_u32(device, &[1, all * code], &index)?);
+            rows.extend(experts.clone().flat_map(|expert| (0..side).map(move |i| (expert, first + i))));
+            first += side;
+        }
+        let hit = |a: usize, b: usize| f32::from(u8::from(a == b));
+        let count = sides.values().map(|experts| experts.len()).sum();
+        let experts: Vec<f32> =
+            rows.iter().flat_map(|(expert, _)| (0..count).map(move |e| hit(e, *expert))).collect();
+        let places: Vec<f32> =
+            (0..code).flat_map(|place| rows.iter().map(move |(_, to)| hit(place, *to))).collect();
+        Ok(Layout {
+            kernels,
+            experts: Tensor::from_f32(device, &[all, count], &experts)?,
+            places: Tensor::from_f32(device, &[code, all], &places)?,
+        })
+    }
+
+    /// The kernels of all experts of a linear as one matrix `[sum of t_e, S]`, 0 outside of each one's side.
+    fn join<'a>(&self, kernels: impl Iterator<Item = &'a Param>) -> Result<Tensor> {
+        let mut joined: Option<Tensor> = None;
+        for (kernel, index) in kernels.zip(&self.kernels) {
+            let values = kernel.tensor().reshape(&[1, kernel.value().len()])?.pick(index)?;
+            joined = Some(match joined {
+                Some(others) => others.add(&values)?,
+                None => values,
+            });
+        }
+        let [code, all] = *self.places.dims() else { return self.places.sum() };
+        joined.ok_or_else(|| Error::refused("kernels", "are none"))?.reshape(&[all, code])
+    }
+}
+
+/// Rows (k, t, i), i below the side t, of a core `[r, w]`: value j of row k stands at place j t + i. `[r * S, width]`.
+fn spread<'a>(core: &Tensor, sides: impl Iterator<Item = &'a usize>, width: usize) -> Result<Tensor> {
     let r = core.dims()[0];
-    let place = |i: usize, at: usize| if at % t == i { (at / t) as u32 } else { u32::MAX };
-    let row: Vec<u32> = (0..t).flat_map(|i| (0..width).map(move |at| place(i, at))).collect();
-    let index = Tensor::from_u32(core.device(), &[r, t * width], &row.repeat(r))?;
-    core.pick(&index)?.reshape(&[r * t, width])
+    let mut index = Vec::new();
+    for &side in sides {
+        for i in 0..side {
+            let first = index.len();
+            index.resize(first + width, u32::MAX);
+            for (value, at) in (i..width).step_by(side).enumerate() {
+                index[first + at] = value as u32;
+            }
+        }
+    }
+    let rows = index.len() / width.max(1);
+    let index = Tensor::from_u32(core.device(), &[r, index.len()], &index.repeat(r))?;
+    core.pick(&index)?.reshape(&[r * rows, width])
 }
 
 impl Cored {
-    /// What the experts of one side add to the code: `[M, r t]` from the groups of t of `u`, with gates `[M, E_t]`.
-    fn mixed(&self, u: &Tensor, kernels: &Param, gates: &Tensor) -> Result<Tensor> {
+    /// What the experts make of a code `[M, r S]`, with gates `[M, E]`: the groups of each side times its experts' kernels.
+    fn mixed(&self, code: &Tensor, kernels: &Tensor, gates: &Tensor) -> Result<Tensor> {
         let r = self.router.options.lora.r;
-        let [m, experts] = [gates.dims()[0], gates.dims()[1]];
-        let t = u.shape().last() / r;
-        let groups = u.reshape(&[m * r, t])?.matmul_nt(&kernels.tensor())?;
-        let gated = groups.gate_groups(&gates.repeat_rows(r)?)?;
-        gated.reshape(&[m * r * experts, t])?.sum_groups(experts)?.reshape(&[m, r * t])
+        let [m, width] = *code.dims() else { return Err(Error::shape("ept", "[M, r S]", code.shape())) };
+        let made = code.reshape(&[m * r, width / r])?.matmul_nt(kernels)?;
+        let gates = gates.matmul_nt(&self.layout.experts)?.repeat_rows(r)?;
+        made.mul(&gates)?.matmul_nt(&self.layout.places)?.reshape(&[m, width])
     }
 }
 
@@ -178,22 +245,20 @@ impl LinearAdapter for Cored {
             Some(dropout) => rows.dropout(dropout.p, dropout.stream)?,
             None => rows.clone(),
         };
-        let mut outputs = Vec::with_capacity(linears.len());
-        for linear in linears {
-            outputs.push(rows.linear(&linear.weight, linear.bias.as_ref())?);
-        }
-        for (side, experts) in self.router.options.sides() {
-            let u = branch.matmul_nt(&spread(&self.a.tensor(), side, d)?)?;
-            let whole = Selection::whole(x.device(), &pass.units, 1, u.shape().last())?;
-            for (l, y) in outputs.iter_mut().enumerate() {
-                let gates = columns(&Gated::of_linear(gates, l)?, experts.clone())?;
-                let code = self.mixed(&u, &self.kernels[&side][l], &gates)?;
-                let b = spread(&self.b.tensor(), side, y.shape().last())?;
-                *y = expand_by(y.clone(), &code, &b, &whole, self.scale)?;
-            }
-        }
+        let code = branch.matmul_nt(&spread(&self.a.tensor(), self.kernels.keys(), d)?)?;
+        let whole = Selection::whole(x.device(), &pass.units, 1, code.shape().last())?;
         let lead = &x.dims()[..x.dims().len() - 1];
-        outputs.into_iter().map(|y| y.reshape(&[lead, &[y.shape().last()]].concat())).collect()
+        let mut outputs = Vec::with_capacity(linears.len());
+        for (l, linear) in linears.iter().enumerate() {
+            let y = rows.linear(&linear.weight, linear.bias.as_ref())?;
+            let width = y.shape().last();
+            let kernels = self.layout.join(self.kernels.values().map(|of_linears| &of_linears[l]))?;
+            let mixed = self.mixed(&code, &kernels, &Gated::of_linear(gates, l)?)?;
+            let b = spread(&self.b.tensor(), self.kernels.keys(), width)?;
+            let y = expand_by(y, &mixed, &b, &whole, self.scale)?;
+            outputs.push(y.reshape(&[lead, &[width]].concat())?);
+        }
+        Ok(outputs)
     }
 
     fn params(&self) -> Vec<Param> {
@@ -238,7 +303,7 @@ impl MethodOptions for Ept {
         let sides: usize = self.sides().keys().sum();
         let all: usize = self.kernels.0.iter().sum();
         let e = self.kernels.0.len() as f64;
-        RowMemory { per_linear: r * (sides + all) as f64 + (r + 4.0) * e, ..RowMemory::ROUTED }
+        RowMemory { per_linear: r * (sides + 2 * all) as f64 + 4.0 * e, ..RowMemory::ROUTED }
     }
     fn site_memory(&self, site: &LinearSite) -> SiteMemory {
         // The code, and spread factors with their places, of the shared A and of B for each linear.
@@ -283,6 +348,7 @@ impl MethodOptions for Ept {
             a: core("core_a", at.site.d_in, 1.0 / (at.site.d_in as f32).sqrt())?,
             b: core("core_b", widest, 1.0 / (r as f32).sqrt())?,
             kernels: kernels.collect::<Result<_>>()?,
+            layout: Layout::new(at.device, &self.sides())?,
             scale: self.scale(),
             dropout: self.lora.lora_dropout,
         }))

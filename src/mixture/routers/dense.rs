@@ -86,7 +86,7 @@ impl Gated {
 }
 
 /// Some columns of a matrix `[M, N]`, as its product with zeros and ones.
-pub(in crate::mixture) fn columns(x: &Tensor, range: std::ops::Range<usize>) -> Result<Tensor> {
+fn columns(x: &Tensor, range: std::ops::Range<usize>) -> Result<Tensor> {
     let n = x.shape().last();
     if range == (0..n) {
         return Ok(x.clone());

@@ -8,7 +8,6 @@ mod single;
 mod tokens;
 
 pub use conditional::{Conditional, ConditionalOptions, Gates};
-pub(in crate::mixture) use dense::columns;
 pub use dense::{DenseExperts, GateRule, Gated, Scored, dense_memory};
 pub(in crate::mixture) use experts::one_hot;
 pub use experts::{ExpertChoice, ExpertLosses, TokenExperts};

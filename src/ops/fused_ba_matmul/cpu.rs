@@ -136,11 +136,7 @@ impl Joins<'_> {
             }
         }
         if let Some((e, u, pool)) = &self.expand {
-            if e.slots.dense {
-                e.dense(u, pool, tile, n);
-            } else {
-                expand(e, u, pool, tile, n);
-            }
+            e.add_to(u, pool, tile, n);
         }
     }
 }
@@ -151,8 +147,16 @@ impl Expand<'_> {
         let rows = rows_per_task(n);
         y.par_chunks_mut((rows * n).max(1)).enumerate().for_each(|(t, y)| {
             let of = t * rows..t * rows + y.len() / n;
-            expand(self, u, pool, &mut Tile::of_rows(y, of, n), n);
+            self.add_to(u, pool, &mut Tile::of_rows(y, of, n), n);
         });
+    }
+
+    fn add_to(&self, u: &[f32], pool: &[f32], tile: &mut Tile<'_>, n: usize) {
+        if self.slots.dense {
+            self.dense(u, pool, tile, n);
+        } else {
+            expand(self, u, pool, tile, n);
+        }
     }
 
     /// Adds it to a tile of rows of `n` values where every row takes the whole pool.
