@@ -1,10 +1,11 @@
 // activation.wgsl - y[i] = f(x[i]),  f = silu | gelu (tanh) | gelu_erf | sigmoid | softcap | exp | log | relu | softplus |
-//             power;  gated: y[i] = f(x[i]) * up[i]
+//             power | quick_gelu;  gated: y[i] = f(x[i]) * up[i]
 // Entries   : forward, backward (dx = f'(x) dy), gated, gated_backward
 // Shapes    : all [N]
 // Grid      : ceil(N / WG) folded to 2-D; one invocation = one element
 // Prelude   : WG = 256; KIND = 0 silu | 1 gelu | 2 gelu_erf | 3 sigmoid | 4 softcap: cap tanh(x / cap) (gated: 0, 1) |
-//             5 exp | 6 log: ln(x + shift) | 7 relu | 8 softplus: ln(1 + e^x) | 9 power: (x + shift)^exponent
+//             5 exp | 6 log: ln(x + shift) | 7 relu | 8 softplus: ln(1 + e^x) | 9 power: (x + shift)^exponent |
+//             10 quick_gelu: x / (1 + e^(-1.702 x))
 // Precision : exp of non-positive numbers only, but in exp and power, so nothing overflows; tanh comes from the same
 //             sigmoid, because the built-in may be off by 2^-11; erf is off by at most 1.5e-7; a power is exp of a
 //             multiple of log
@@ -56,6 +57,11 @@ fn gelu_erf(v: f32) -> Pair {
   return Pair(v * phi, fma(select(-a, a, v >= 0.0), 0.3989422804014327 * e, phi));
 }
 
+fn quick_gelu(v: f32) -> Pair {
+  let s = sigmoid(1.702 * v);
+  return Pair(v * s, fma(1.702 * v * s, 1.0 - s, s));
+}
+
 fn logistic(v: f32) -> Pair {
   let s = sigmoid(v);
   return Pair(s, s * (1.0 - s));
@@ -102,6 +108,7 @@ fn activation(v: f32) -> Pair {
     case 6u: { return logarithm(v); }
     case 7u: { return relu(v); }
     case 8u: { return softplus(v); }
+    case 10u: { return quick_gelu(v); }
     default: { return power(v); }
   }
 }

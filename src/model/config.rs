@@ -36,6 +36,12 @@ impl BlockNorms {
         after_attention: None,
         after_mlp: None,
     };
+    /// The same in vision towers.
+    pub const TOWER: BlockNorms = BlockNorms {
+        before_attention: Some("layer_norm1"),
+        before_mlp: Some("layer_norm2"),
+        ..BlockNorms::PRE
+    };
 
     /// The names with what llama.cpp has in their place.
     pub(super) fn names(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
@@ -47,6 +53,26 @@ impl BlockNorms {
         ];
         all.into_iter().filter_map(|(ours, theirs)| Some((ours?, theirs)))
     }
+}
+
+/// The names of layers, and of the linears that families name differently.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LayerNames {
+    /// What the number of a layer stands behind.
+    pub layers: &'static str,
+    /// The projection behind the attention.
+    pub o_proj: &'static str,
+    /// The two linears of an MLP without a gate.
+    pub plain_mlp: [&'static str; 2],
+}
+
+impl LayerNames {
+    /// Those of decoders.
+    pub const DECODER: LayerNames =
+        LayerNames { layers: "model.layers", o_proj: "o_proj", plain_mlp: ["c_fc", "c_proj"] };
+    /// Those of vision towers.
+    pub const TOWER: LayerNames =
+        LayerNames { layers: "vision_model.encoder.layers", o_proj: "out_proj", plain_mlp: ["fc1", "fc2"] };
 }
 
 /// RMS norms of queries and keys before their rotation.
@@ -66,7 +92,7 @@ pub enum MlpKind {
     Gated,
     /// The same; gate and up are the first and the second half of one `gate_up_proj`.
     Fused,
-    /// `c_proj(act(c_fc x))`
+    /// `c_proj(act(c_fc x))`, `fc2(act(fc1 x))` in towers.
     Plain,
 }
 
@@ -97,7 +123,7 @@ pub struct LayerConfig {
     pub experts: bool,
 }
 
-/// A decoder, described.
+/// A decoder, described; of a vision tower, its layers.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
     /// As `config.json` names it; for GGUF files the architecture.
@@ -113,6 +139,7 @@ pub struct ModelConfig {
     /// Whether the output head is the embedding.
     pub tie_word_embeddings: bool,
     pub norm: Norm,
+    pub names: LayerNames,
     pub norms: BlockNorms,
     pub qk_norm: Option<QkNorm>,
     /// Whether attention and MLP read the same norm and are added together.
@@ -227,7 +254,7 @@ impl ModelConfig {
     pub fn has_bias(&self, projection: &str) -> bool {
         match projection {
             p if p.contains("expert") => false,
-            p if p.ends_with("o_proj") => self.o_proj_bias,
+            p if p.ends_with(self.names.o_proj) => self.o_proj_bias,
             p if p.contains("mlp.") => self.mlp_bias,
             _ => self.attention_bias,
         }

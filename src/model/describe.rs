@@ -1,6 +1,6 @@
 //! From the facts of a file to a description: what all families share, then what the family says.
 
-use super::config::{BlockNorms, MlpKind, ModelConfig, Norm};
+use super::config::{BlockNorms, LayerNames, MlpKind, ModelConfig, Norm};
 use super::families::{Facts, Family};
 use crate::Result;
 use crate::nn::Activation;
@@ -23,6 +23,7 @@ pub(super) fn describe(family: &Family, name: &str, facts: &Facts, source: Value
         max_position_embeddings: facts.max_position_embeddings,
         tie_word_embeddings: facts.tie_word_embeddings == Some(true),
         norm,
+        names: LayerNames::DECODER,
         norms: BlockNorms::PRE,
         qk_norm: None,
         parallel: false,

@@ -233,16 +233,9 @@ impl ModelFiles {
         };
         for e in &expected {
             let found = self.dims(&e.name)?;
-            let dims: Vec<usize> = e.axes.iter().map(|a| a.0).collect();
-            if found != dims {
-                let fields: Vec<&str> = e.axes.iter().map(|a| a.1).collect();
-                let name = self.stored_name(&e.name);
-                let fields = fields.join(", ");
-                let what = format!(
-                    "tensor '{name}' is {found:?}, expected {dims:?} by the configuration ({fields})"
-                );
-                return Err(Error::file(self.path(), what));
-            }
+            e.check(&found).map_err(|what| {
+                Error::file(self.path(), format!("tensor '{}' {what}", self.stored_name(&e.name)))
+            })?;
         }
         // Known to be of no use: tables of angles in old checkpoints, factors that are read with the configuration,
         // and heads of models whose head is the embedding.
@@ -250,6 +243,10 @@ impl ModelFiles {
         let idle = |n: &String| {
             n.ends_with("rotary_emb.inv_freq") || rope_tables.contains(&n.as_str()) || n == "lm_head.weight"
         };
+        // Those of a vision part are for another reader.
+        let seeing =
+            ["vision_tower.", "vision_model.", "multi_modal_projector.", "mm_projector.", "connector."];
+        let idle = |n: &String| idle(n) || seeing.iter().any(|part| n.contains(part));
         Ok(extra.into_iter().filter(|n| !idle(n)).collect())
     }
 

@@ -5,8 +5,46 @@ use super::families::{Facts, of_model_type};
 use super::{ModelConfig, quantised};
 use crate::io::read_json;
 use crate::{Error, Result};
-use serde_json::Value;
+use serde::Deserialize;
+use serde_json::{Value, json};
 use std::path::Path;
+
+/// Models that see, with the values of their decoder's class: their files leave out what equals them.
+fn decoder_defaults(model_type: &str) -> Option<Value> {
+    let llama = json!({
+        "model_type": "llama", "hidden_size": 4096, "intermediate_size": 11_008, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "vocab_size": 32_000, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6,
+    });
+    let llama3 = json!({ "intermediate_size": 14_336, "num_key_value_heads": 8, "vocab_size": 128_256 });
+    match model_type {
+        "llava" => Some(llama),
+        "idefics3" | "smolvlm" => {
+            let mut all = llama;
+            all.as_object_mut()?.extend(llama3.as_object()?.clone());
+            Some(all)
+        }
+        _ => None,
+    }
+}
+
+/// The configuration of the decoder of a model that sees; none where the model is a decoder alone.
+fn decoder_of(all: &Value) -> Option<Value> {
+    let mut decoder = decoder_defaults(all["model_type"].as_str()?)?;
+    let fields = decoder.as_object_mut()?;
+    // Another family's decoder has none of Llama's values.
+    if all["text_config"]["model_type"].as_str().is_some_and(|kind| kind != "llama") {
+        fields.clear();
+    }
+    // Heads are not shared unless the file says so.
+    if let Some(heads) = all["text_config"]["num_attention_heads"].as_u64() {
+        fields.insert("num_key_value_heads".into(), heads.into());
+    }
+    fields.extend(all["text_config"].as_object().into_iter().flatten().map(|(k, v)| (k.clone(), v.clone())));
+    if let Some(tied) = all.get("tie_word_embeddings") {
+        fields.insert("tie_word_embeddings".into(), tied.clone());
+    }
+    Some(decoder)
+}
 
 pub(super) fn read(dir: &Path) -> Result<ModelConfig> {
     let path = &dir.join("config.json");
@@ -16,6 +54,11 @@ pub(super) fn read(dir: &Path) -> Result<ModelConfig> {
         return Err(fail(format!("is missing; {hint}")));
     }
     let all: Value = read_json(path)?;
+    quantised::check(dir, &all)?;
+    let (all, nested) = match decoder_of(&all) {
+        Some(decoder) => (decoder, true),
+        None => (all, false),
+    };
     let family = match &all["model_type"] {
         Value::String(kind) => of_model_type(kind).map_err(fail)?,
         other => {
@@ -23,7 +66,10 @@ pub(super) fn read(dir: &Path) -> Result<ModelConfig> {
             return Err(fail(format!("model_type is {other}, expected one of {}", known.join(", "))));
         }
     };
-    quantised::check(dir, &all)?;
-    let facts: Facts = read_json(path)?;
+    let facts: Facts = if nested {
+        Facts::deserialize(&all).map_err(|error| fail(format!("at 'text_config': {error}")))?
+    } else {
+        read_json(path)?
+    };
     describe(family, family.model_type, &facts, all).map_err(|error| fail(error.to_string()))
 }

@@ -124,7 +124,7 @@ impl Source for Leaves<'_> {
 }
 
 /// Where the tensors of a model come from, by Hugging Face's names.
-pub(super) trait Source {
+pub(crate) trait Source {
     fn weight(&self, name: &str) -> Result<Weight>;
     fn vector(&self, name: &str) -> Result<Tensor>;
 }
@@ -173,11 +173,11 @@ pub(super) fn assemble(config: ModelConfig, device: &Device, source: &impl Sourc
 }
 
 /// What the layers of a model are made from.
-struct Parts<'a, S> {
-    config: &'a ModelConfig,
-    device: &'a Device,
-    source: &'a S,
-    sites: &'a [Site],
+pub(super) struct Parts<'a, S> {
+    pub config: &'a ModelConfig,
+    pub device: &'a Device,
+    pub source: &'a S,
+    pub sites: &'a [Site],
 }
 
 impl<S: Source> Parts<'_, S> {
@@ -200,7 +200,7 @@ impl<S: Source> Parts<'_, S> {
         w.add(&Tensor::full(self.device, w.dims(), 1.0)?)
     }
 
-    fn norm(&self, path: &str) -> Result<NormLayer> {
+    pub fn norm(&self, path: &str) -> Result<NormLayer> {
         let norm = self.config.norm;
         let weight = self.multiplier(path)?;
         let bias = match (norm.layer, norm.bias) {
@@ -211,9 +211,9 @@ impl<S: Source> Parts<'_, S> {
         Ok(NormLayer { weight, bias })
     }
 
-    fn layer(&self, i: usize) -> Result<Layer> {
+    pub fn layer(&self, i: usize) -> Result<Layer> {
         let c = self.config;
-        let path = format!("model.layers.{i}");
+        let path = format!("{}.{i}", c.names.layers);
         let norm = |name: Option<&str>| name.map(|name| self.norm(&format!("{path}.{name}"))).transpose();
         let qk = |name: &str| self.multiplier(&format!("{path}.self_attn.{name}"));
         let single = |gated: bool| -> Result<FeedForward> {

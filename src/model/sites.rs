@@ -140,7 +140,7 @@ impl ModelConfig {
         let d = self.hidden_size;
         let q = self.num_attention_heads * self.head_dim;
         let kv = self.num_key_value_heads * self.head_dim;
-        let path = format!("model.layers.{layer}");
+        let path = format!("{}.{layer}", self.names.layers);
         let attention = format!("{path}.self_attn");
         let mlp = format!("{path}.mlp");
         let linears = |module: &str, d_in: usize, outs: &[(&str, usize)]| -> Vec<SiteLinear> {
@@ -156,7 +156,7 @@ impl ModelConfig {
         } else {
             linears(&attention, d, &[("q_proj", q), ("k_proj", kv), ("v_proj", kv)])
         };
-        let o = linears(&attention, q, &[("o_proj", d)]);
+        let o = linears(&attention, q, &[(self.names.o_proj, d)]);
         let f = self.intermediate_size;
         let (first, second) = match (self.has_experts(layer), self.mlp) {
             (true, _) => (Vec::new(), Vec::new()),
@@ -166,7 +166,10 @@ impl ModelConfig {
             (_, MlpKind::Fused) => {
                 (linears(&mlp, d, &[("gate_up_proj", 2 * f)]), linears(&mlp, f, &[("down_proj", d)]))
             }
-            (_, MlpKind::Plain) => (linears(&mlp, d, &[("c_fc", f)]), linears(&mlp, f, &[("c_proj", d)])),
+            (_, MlpKind::Plain) => {
+                let [first, second] = self.names.plain_mlp;
+                (linears(&mlp, d, &[(first, f)]), linears(&mlp, f, &[(second, d)]))
+            }
         };
         vec![
             self.site(layer, "block", &path, SiteKind::Block, Vec::new()),

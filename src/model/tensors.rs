@@ -15,6 +15,15 @@ pub struct Expected {
 }
 
 impl Expected {
+    /// Compares the shape of a tensor with that of the configuration; what is wrong, for a message that names it.
+    pub(super) fn check(&self, found: &[usize]) -> std::result::Result<(), String> {
+        let dims: Vec<usize> = self.axes.iter().map(|a| a.0).collect();
+        if found == dims {
+            return Ok(());
+        }
+        let fields: Vec<&str> = self.axes.iter().map(|a| a.1).collect();
+        Err(format!("is {found:?}, expected {dims:?} by the configuration ({})", fields.join(", ")))
+    }
     pub(super) fn matrix(name: impl Into<String>, rows: Axis, cols: Axis) -> Self {
         Expected { name: name.into(), axes: vec![rows, cols] }
     }
@@ -44,7 +53,7 @@ impl ModelConfig {
         all
     }
 
-    fn norm_tensors(&self, path: &str) -> Vec<Expected> {
+    pub(super) fn norm_tensors(&self, path: &str) -> Vec<Expected> {
         let d = (self.hidden_size, "hidden_size");
         let mut all = vec![Expected::vector(format!("{path}.weight"), d)];
         if self.norm.bias {
@@ -55,7 +64,7 @@ impl ModelConfig {
 
     /// The tensors of one layer.
     pub(super) fn layer_tensors(&self, layer: usize) -> Vec<Expected> {
-        let path = format!("model.layers.{layer}");
+        let path = format!("{}.{layer}", self.names.layers);
         let BlockNorms { before_attention, after_attention, before_mlp, after_mlp } = self.norms;
         let norm =
             |name: Option<&str>| name.map_or(Vec::new(), |name| self.norm_tensors(&format!("{path}.{name}")));
@@ -133,14 +142,17 @@ impl ModelConfig {
     /// The field that gives a length of a linear.
     fn axis(&self, linear: &SiteLinear, n: usize) -> Axis {
         let (q, kv) = self.head_widths();
+        let [first, second] = self.names.plain_mlp;
         let field = match linear.module() {
             "q_proj" if n == linear.d_out => q.1,
             "k_proj" | "v_proj" if n == linear.d_out => kv.1,
-            "o_proj" if n == linear.d_in => q.1,
+            name if name == self.names.o_proj && n == linear.d_in => q.1,
+            name if name == first && n == linear.d_out => "intermediate_size",
+            name if name == second && n == linear.d_in => "intermediate_size",
             "qkv_proj" if n == linear.d_out => "(num_attention_heads + 2 num_key_value_heads) x head_dim",
             "gate_up_proj" if n == linear.d_out => "2 x intermediate_size",
-            "gate_proj" | "up_proj" | "c_fc" if n == linear.d_out => "intermediate_size",
-            "down_proj" | "c_proj" if n == linear.d_in => "intermediate_size",
+            "gate_proj" | "up_proj" if n == linear.d_out => "intermediate_size",
+            "down_proj" if n == linear.d_in => "intermediate_size",
             _ => "hidden_size",
         };
         (n, field)

@@ -63,6 +63,7 @@ impl ModelConfig {
             Activation::Silu => "silu",
             Activation::Gelu => "gelu_pytorch_tanh",
             Activation::GeluErf => "gelu",
+            Activation::QuickGelu => "quick_gelu",
         };
         json["hidden_act"] = activation.into();
         // Gemma adds 1 to its norms, and has words of its own.

@@ -65,6 +65,8 @@ pub enum Activation {
     Gelu,
     /// The exact form.
     GeluErf,
+    /// The form with a logistic function.
+    QuickGelu,
 }
 
 impl Activation {
@@ -74,6 +76,7 @@ impl Activation {
             Activation::Silu => x.silu(),
             Activation::Gelu => x.gelu(),
             Activation::GeluErf => x.gelu_erf(),
+            Activation::QuickGelu => x.quick_gelu(),
         }
     }
     /// `act(gate) * up`, element by element.
@@ -82,6 +85,7 @@ impl Activation {
             Activation::Silu => gate.swiglu(up),
             Activation::Gelu => gate.geglu(up),
             Activation::GeluErf => gate.gelu_erf()?.mul(up),
+            Activation::QuickGelu => gate.quick_gelu()?.mul(up),
         }
     }
 }

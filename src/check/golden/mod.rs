@@ -1,6 +1,7 @@
 //! Replay of reference files: one layer, forward and backward, compared with an independent implementation in PyTorch
 //! (f64). tests/golden/README.md describes the files.
 
+mod beside;
 mod family;
 mod kinds;
 mod layer;
@@ -12,6 +13,7 @@ mod token;
 #[cfg(feature = "tokenizer")]
 mod tokens;
 mod uni_moe;
+mod vision;
 mod xlora;
 
 use super::Deviation;
@@ -135,6 +137,9 @@ pub fn replay(path: &Path, device: &Device) -> Result<Replay> {
             xlora::KIND => xlora::replay(&file, xlora::KIND, values, device),
             kind => Err(Error::file(path, format!("kind '{kind}' is not known to this version"))),
         };
+    }
+    if vision::is_vision(&file, &config) {
+        return vision::replay(&file, &config, device);
     }
     let contains = |key: &str| config.get(key).is_some();
     if contains("layer") {

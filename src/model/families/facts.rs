@@ -141,9 +141,10 @@ impl Facts {
             Some("silu") => Ok(Activation::Silu),
             Some("gelu_pytorch_tanh" | "gelu_new") => Ok(Activation::Gelu),
             Some("gelu") => Ok(Activation::GeluErf),
+            Some("quick_gelu") => Ok(Activation::QuickGelu),
             Some(other) => Err(Error::refused(
                 "hidden_act",
-                format!("'{other}' is not supported; silu, gelu and gelu_pytorch_tanh are"),
+                format!("'{other}' is not supported; silu, gelu, quick_gelu and gelu_pytorch_tanh are"),
             )),
         }
     }

@@ -5,10 +5,11 @@ use crate::{Result, Tensor};
 
 pub(super) fn cases() -> Vec<Case> {
     type F = fn(&Tensor) -> Result<Tensor>;
-    let kinds: [(&str, F); 7] = [
+    let kinds: [(&str, F); 8] = [
         ("silu", Tensor::silu),
         ("gelu", Tensor::gelu),
         ("gelu_erf", Tensor::gelu_erf),
+        ("quick_gelu", Tensor::quick_gelu),
         ("sigmoid", Tensor::sigmoid),
         ("softcap 1.5", |x| x.softcap(1.5)),
         ("relu", Tensor::relu),

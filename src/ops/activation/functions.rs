@@ -8,6 +8,7 @@ pub(super) enum Kind {
     Silu,
     Gelu,
     GeluErf,
+    QuickGelu,
     Sigmoid,
     Softcap(f32),
     Exp,
@@ -37,6 +38,10 @@ pub(super) fn exact(kind: Kind, x: f64) -> (f64, f64) {
         Kind::GeluErf => {
             let phi = 0.5 * (1.0 + erf(x * FRAC_1_SQRT_2));
             (x * phi, phi + x * (-0.5 * x * x).exp() / (2.0 * PI).sqrt())
+        }
+        Kind::QuickGelu => {
+            let s = 1.0 / (1.0 + (-1.702 * x).exp());
+            (x * s, s + 1.702 * x * s * (1.0 - s))
         }
         Kind::Exp => (x.exp(), x.exp()),
         Kind::Log { shift } => ((x + shift as f64).ln(), 1.0 / (x + shift as f64)),
@@ -102,6 +107,12 @@ pub(super) fn gelu_erf(x: f32) -> (f32, f32) {
 }
 
 #[inline(always)]
+pub(super) fn quick_gelu(x: f32) -> (f32, f32) {
+    let s = math::sigmoid(1.702 * x);
+    (x * s, s + 1.702 * x * s * (1.0 - s))
+}
+
+#[inline(always)]
 pub(super) fn softcap(x: f32, cap: f32) -> (f32, f32) {
     let t = math::tanh(Target, x / cap);
     (cap * t, 1.0 - t * t)
@@ -147,6 +158,7 @@ macro_rules! with_function {
             Kind::Silu => with_function!(silu, $f, $body),
             Kind::Gelu => with_function!(gelu, $f, $body),
             Kind::GeluErf => with_function!(gelu_erf, $f, $body),
+            Kind::QuickGelu => with_function!(quick_gelu, $f, $body),
             Kind::Sigmoid => with_function!(sigmoid, $f, $body),
             Kind::Softcap(cap) => with_function!(move |x| softcap(x, cap), $f, $body),
             Kind::Exp => with_function!(exp, $f, $body),
@@ -177,6 +189,7 @@ mod tests {
             (Kind::Silu, [-0.133632490317, -0.160524935955, 0.467731440518, 5.477614242563]),
             (Kind::Gelu, [-0.002626610231, -0.137838830573, 0.530570134705, 5.499999994072]),
             (Kind::GeluErf, [-0.002999569961, -0.137831303356, 0.530625443444, 5.499999895557]),
+            (Kind::QuickGelu, [-0.015766045248, -0.134433109712, 0.536893951723, 5.499526963459]),
             (Kind::Softplus, [0.044063967939, 0.513015252400, 1.103186048885, 5.504078443270]),
         ];
         for (kind, want) in want {

@@ -31,6 +31,11 @@ impl Tensor {
         self.activation("gelu_erf", Kind::GeluErf)
     }
 
+    /// `x / (1 + e^(-1.702 x))`: the form of CLIP, `quick_gelu` in Hugging Face (arXiv:1606.08415).
+    pub fn quick_gelu(&self) -> Result<Tensor> {
+        self.activation("quick_gelu", Kind::QuickGelu)
+    }
+
     /// `1 / (1 + e^-x)`, element by element.
     pub fn sigmoid(&self) -> Result<Tensor> {
         self.activation("sigmoid", Kind::Sigmoid)

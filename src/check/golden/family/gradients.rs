@@ -1,59 +1,18 @@
 //! Stored gradients of the tensors of a model, none of which is trained.
 
 use super::{Checks, Sequences};
-use crate::model::{Input, LoadOptions, Model, ModelFiles, SiteKind, Step};
-use crate::nn::{LinearAdapter, Param, Pass, SiteAdapter, SiteAdapters};
-use crate::{Device, Error, Linear, Result, Stream, Tensor, no_grad};
+use crate::check::golden::beside::beside;
+use crate::model::{Input, LoadOptions, Model, ModelFiles, Step};
+use crate::{Device, Error, Result, Stream, Tensor, no_grad};
 use std::path::Path;
 use std::sync::Arc;
-
-/// Zeros beside frozen linears: their gradients are those of the weights and of the biases.
-struct Beside {
-    weights: Vec<Param>,
-    biases: Vec<Param>,
-}
-
-impl LinearAdapter for Beside {
-    fn forward(&self, x: &Tensor, linears: &[Linear], _: &Pass) -> Result<Vec<Tensor>> {
-        let rows = x.reshape(&[x.shape().rows(), x.shape().last()])?;
-        let ones = Tensor::full(x.device(), &[x.shape().rows(), 1], 1.0)?;
-        let parts = linears.iter().zip(self.weights.iter().zip(&self.biases));
-        let output = |(linear, (w, b)): (&Linear, (&Param, &Param))| {
-            let y = x.linear(&linear.weight, linear.bias.as_ref())?;
-            let beside = rows.matmul_nt(&w.tensor())?.add(&ones.matmul_nt(&b.tensor())?)?;
-            y.add(&beside.reshape(y.dims())?)
-        };
-        parts.map(output).collect()
-    }
-    fn params(&self) -> Vec<Param> {
-        self.weights.iter().chain(&self.biases).cloned().collect()
-    }
-}
 
 /// Gradients of the mean loss: of the norms, of the linears at their sites, of the embedding, and of routers and experts.
 pub(super) fn check(checks: &mut Checks<'_>, dir: &Path, device: &Device) -> Result<()> {
     let file = checks.file;
     let options = LoadOptions { dequantize: true, ..LoadOptions::default() };
     let (model, vectors) = Model::load_with_leaves(&ModelFiles::open(dir)?, device, options)?;
-    let mut adapters = SiteAdapters::default();
-    let mut params = Vec::new();
-    for (number, site) in model.sites().iter().enumerate().filter(|(_, s)| s.kind != SiteKind::Mlp) {
-        let wanted = |l: &crate::model::SiteLinear| {
-            ["weight", "bias"].iter().any(|what| file.has(&format!("grad.{}.{what}", l.path)))
-        };
-        if !site.linears.iter().any(wanted) {
-            continue;
-        }
-        let zeros = |path: String, dims: [usize; 2]| Param::new(path, Tensor::zeros(device, &dims)?, true);
-        let weight = |l: &crate::model::SiteLinear| zeros(format!("{}.weight", l.path), [l.d_out, l.d_in]);
-        let bias = |l: &crate::model::SiteLinear| zeros(format!("{}.bias", l.path), [l.d_out, 1]);
-        let beside = Beside {
-            weights: site.linears.iter().map(weight).collect::<Result<_>>()?,
-            biases: site.linears.iter().map(bias).collect::<Result<_>>()?,
-        };
-        params.extend(beside.params());
-        adapters.set(number, SiteAdapter::Linears(Arc::new(beside), Vec::new()));
-    }
+    let (adapters, params) = beside(file, device, model.sites(), "")?;
     let v = model.config().vocab_size;
     let d = model.config().hidden_size;
     let all = Sequences::read(file, v, device)?;

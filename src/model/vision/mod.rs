@@ -1,0 +1,17 @@
+//! Models that see: a vision tower, a projector into a decoder's width, and where its rows stand among the tokens.
+
+mod config;
+mod features;
+mod files;
+mod load;
+mod mmproj;
+mod positions;
+mod projector;
+mod tower;
+
+pub use config::{Feature, TowerConfig, VisionConfig};
+pub use features::VisionModel;
+pub use files::VisionFiles;
+pub(crate) use load::assemble;
+pub use projector::{Projector, ProjectorKind};
+pub use tower::Tower;
