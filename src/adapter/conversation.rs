@@ -107,6 +107,18 @@ impl Conversation {
     /// # Errors
     /// As [`Generation::push`]; what could not be pushed has changed nothing where it is refused before it is run.
     pub fn push(&mut self, tokens: &[u32]) -> Result<()> {
+        self.run(tokens, None)
+    }
+
+    /// The same with pictures: `embedded [rows, n, hidden_size]` enters the first layer in place of the embedded tokens.
+    ///
+    /// # Errors
+    /// As [`Generation::push_embedded`].
+    pub fn push_embedded(&mut self, tokens: &[u32], embedded: &Tensor) -> Result<()> {
+        self.run(tokens, Some(embedded))
+    }
+
+    fn run(&mut self, tokens: &[u32], embedded: Option<&Tensor>) -> Result<()> {
         self.generation.check(tokens)?;
         let n = tokens.len() / self.rows;
         let device = self.generation.device().clone();
@@ -117,7 +129,10 @@ impl Conversation {
             None => Units::tokens(tokens.len()),
         };
         let pass = Pass::new(units).with_labels(self.labels.clone()).with_bank(members);
-        self.generation.push(tokens, &pass)?;
+        match embedded {
+            Some(embedded) => self.generation.push_embedded(tokens, embedded, &pass)?,
+            None => self.generation.push(tokens, &pass)?,
+        }
         self.chosen = true;
         Ok(())
     }

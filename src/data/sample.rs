@@ -359,7 +359,7 @@ impl<'de> Deserialize<'de> for Turn {
                 }
                 let role = role.ok_or_else(|| A::Error::custom("field 'role' is missing"))?.0;
                 let content = content.ok_or_else(|| A::Error::custom("field 'content' is missing"))?.0;
-                Ok(Turn { message: Message { role, content }, trained: obeyed.trained(), unread })
+                Ok(Turn { message: Message::new(role, content), trained: obeyed.trained(), unread })
             }
         }
         deserializer.deserialize_map(TurnVisitor)

@@ -1,6 +1,6 @@
 //! Generation: the prompt at once, then token by token over the key/value cache.
 
-use super::{KvCache, Model, Step};
+use super::{Input, KvCache, Model, Step};
 use crate::nn::Pass;
 use crate::routing::Units;
 use crate::tape::inside;
@@ -124,6 +124,24 @@ impl Generation {
     /// There are no tokens, they do not divide into the rows, or the model's context is full: nothing has changed
     /// then. The logits are not finite.
     pub fn push(&mut self, tokens: &[u32], pass: &Pass) -> Result<()> {
+        self.run(tokens, None, pass)
+    }
+
+    /// The same, where `embedded [rows, n, hidden_size]` enters the first layer in place of the embedded tokens: with rows
+    /// of pictures in the places of some.
+    ///
+    /// # Errors
+    /// As [`push`](Generation::push); or the model's rotation changes with the length of a text, so that what was read may
+    /// have to be read again.
+    pub fn push_embedded(&mut self, tokens: &[u32], embedded: &Tensor, pass: &Pass) -> Result<()> {
+        if self.model.config().ropes.iter().any(|rope| rope.border().is_some()) {
+            let what = "has a longrope rotation, with which no pictures are read";
+            return Err(Error::refused("model", what));
+        }
+        self.run(tokens, Some(embedded), pass)
+    }
+
+    fn run(&mut self, tokens: &[u32], embedded: Option<&Tensor>, pass: &Pass) -> Result<()> {
         self.check(tokens)?;
         let (tokens, again) = self.crossing(tokens);
         let units;
@@ -139,8 +157,9 @@ impl Generation {
         let device = self.model.device();
         let run = || {
             let ids = Tensor::from_u32(device, &[self.rows, n], tokens)?;
+            let input = embedded.map_or(Input::Tokens(&ids), Input::Embeddings);
             let step = Step { cache: Some(&mut self.cache), ..Step::default() };
-            let hidden = self.model.forward(&ids, pass, step)?;
+            let hidden = self.model.forward(input, pass, step)?;
             let mut last = hidden.reshape(&[tokens.len(), self.model.config().hidden_size])?;
             if n > 1 {
                 // Only the last positions have a next token to choose.

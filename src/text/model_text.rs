@@ -82,7 +82,7 @@ impl ModelText {
     }
 
     /// Reads `tokenizer.json` and the optional files beside it: `tokenizer_config.json`,
-    /// `special_tokens_map.json`, `generation_config.json`, `config.json` and `chat_template.jinja`.
+    /// `special_tokens_map.json`, `generation_config.json`, `config.json`, `chat_template.json` and `chat_template.jinja`.
     ///
     /// # Errors
     /// `tokenizer.json` is missing, or a file is malformed.

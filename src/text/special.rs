@@ -79,6 +79,10 @@ impl TextFiles {
         {
             files.ends = config.ids("eos_token_id")?.unwrap_or_default();
         }
+        // Older versions keep the template of a model that sees in this file.
+        if let Some(fields) = Fields::read(folder, "chat_template.json")? {
+            files.template = fields.template(&mut files.notes)?.or(files.template);
+        }
         let path = folder.join("chat_template.jinja");
         if path.is_file() {
             files.template = Some(read_text(&path)?);

@@ -32,17 +32,29 @@ impl Role {
     }
 }
 
+/// What stands in a message for a picture.
+pub const PICTURE: &str = "<image>";
+
 /// One turn of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Message {
     pub role: Role,
+    /// Its text. Each [`PICTURE`] in it stands for one, where the message has any.
     pub content: String,
+    /// The number of its pictures. Without any, what looks like a place of one is text.
+    #[serde(skip)]
+    pub pictures: usize,
 }
 
 impl Message {
     /// A message of one speaker.
     pub fn new(role: Role, content: impl Into<String>) -> Self {
-        Message { role, content: content.into() }
+        Message { role, content: content.into(), pictures: 0 }
+    }
+
+    /// A message that begins with so many pictures.
+    pub fn with_pictures(role: Role, pictures: usize, content: &str) -> Self {
+        Message { role, content: PICTURE.repeat(pictures) + content, pictures }
     }
 }
 
@@ -113,6 +125,12 @@ impl ChatTemplate {
         self.program.generation
     }
 
+    /// Tests whether the template takes contents as lists of parts, as those of models that see do.
+    pub fn takes_parts(&self) -> bool {
+        let kinds = ["'image'", "\"image\""];
+        kinds.iter().any(|kind| self.source.contains(kind)) && self.source.contains("type")
+    }
+
     /// Renders a conversation as the model reads it.
     ///
     /// # Errors
@@ -155,11 +173,17 @@ impl ChatTemplate {
             return None;
         }
         let marked = |message: &Message| {
-            let core = message.content.trim();
-            let at = message.content.len() - message.content.trim_start().len();
+            // Templates look at what a message begins with: pictures at its start stay there.
+            let mut text = message.content.as_str();
+            while let Some(rest) = text.strip_prefix(PICTURE).filter(|_| message.pictures > 0) {
+                text = rest;
+            }
+            let core = text.trim();
+            let at = message.content.len() - text.trim_start().len();
             let before = &message.content[..at];
             let after = &message.content[at + core.len()..];
-            Message::new(message.role, format!("{before}{}{core}{}{after}", MARKS[0], MARKS[1]))
+            let content = format!("{before}{}{core}{}{after}", MARKS[0], MARKS[1]);
+            Message { content, ..message.clone() }
         };
         let messages: Vec<Message> = messages.iter().map(marked).collect();
         let marked = self.run(&messages, false, tokens, ["", ""]).ok()?;
@@ -190,7 +214,8 @@ impl ChatTemplate {
         if !tokens.additional().is_empty() {
             scope.insert("additional_special_tokens", Value::from(tokens.additional().to_vec()));
         }
-        scope.insert("messages", messages.iter().map(message_value).collect());
+        let value = |message| message_value(message, self.takes_parts());
+        scope.insert("messages", messages.iter().map(value).collect());
         scope.insert("add_generation_prompt", add_generation_prompt.into());
         scope.insert("tools", Value::from(()));
         scope.insert("documents", Value::from(()));
@@ -219,6 +244,24 @@ impl Marked {
     }
 }
 
-fn message_value(message: &Message) -> Value {
-    Value::from_pairs([("role", message.role.name()), ("content", message.content.as_str())])
+/// A message as templates see it: its content a text, or a list of parts.
+fn message_value(message: &Message, parts: bool) -> Value {
+    let role = ("role", Value::from(message.role.name()));
+    if !parts {
+        return Value::from_pairs([role, ("content", message.content.as_str().into())]);
+    }
+    let text = |text: &str| Value::from_pairs([("type", "text"), ("text", text)]);
+    let mut all = Vec::new();
+    let mut rest = message.content.as_str();
+    while let Some((before, after)) = rest.split_once(PICTURE).filter(|_| message.pictures > 0) {
+        if !before.is_empty() {
+            all.push(text(before));
+        }
+        all.push(Value::from_pairs([("type", "image")]));
+        rest = after;
+    }
+    if !rest.is_empty() || all.is_empty() {
+        all.push(text(rest));
+    }
+    Value::from_pairs([role, ("content", Value::from(all))])
 }

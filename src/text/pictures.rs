@@ -1,0 +1,66 @@
+//! How rows of pictures are written in a text: each place of a picture becomes as many image tokens as it has rows.
+
+use super::PICTURE;
+use crate::{Error, Result};
+
+/// How a model writes the rows of a picture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PictureText {
+    /// One image token for each row.
+    Rows,
+    /// Rows of each tile between tags that name its place, and the whole picture behind them (Idefics3, SmolVLM).
+    Tiles,
+}
+
+/// A tag before each tile, and behind the last one.
+const FRAME: &str = "<fake_token_around_image>";
+/// The tag of the whole picture.
+const WHOLE: &str = "<global-img>";
+
+impl PictureText {
+    /// A picture's rows in a text; it is cut into `rows x columns` tiles, 0 where it is not cut.
+    fn of_picture(self, [rows, columns]: [usize; 2], each: usize) -> String {
+        let tokens = PICTURE.repeat(each);
+        if self == PictureText::Rows {
+            return tokens;
+        }
+        let mut text = String::new();
+        for row in 1..=rows {
+            for column in 1..=columns {
+                text += &format!("{FRAME}<row_{row}_col_{column}>{tokens}");
+            }
+            text.push('\n');
+        }
+        if rows > 0 {
+            text.push('\n');
+        }
+        text + &format!("{FRAME}{WHOLE}{tokens}{FRAME}")
+    }
+
+    /// A text with every place of a picture replaced by its rows, `each` for a tile; `grids` has rows and columns of
+    /// tiles of each picture, in order.
+    ///
+    /// ```
+    /// use mixlora::text::PictureText;
+    /// let text = PictureText::Rows.expand("USER: <image>\nWhat is it?", &[[0, 0]], 3)?;
+    /// assert_eq!(text, "USER: <image><image><image>\nWhat is it?");
+    /// # Ok::<(), mixlora::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// The number of places is not that of the pictures.
+    pub fn expand(self, text: &str, grids: &[[usize; 2]], each: usize) -> Result<String> {
+        let places = text.matches(PICTURE).count();
+        if places != grids.len() {
+            let what = format!("has {places} places of pictures ({PICTURE}) for {} pictures", grids.len());
+            return Err(Error::refused("prompt", what));
+        }
+        let mut pieces = text.split(PICTURE);
+        let mut out = pieces.next().unwrap_or_default().to_string();
+        for (grid, piece) in grids.iter().zip(pieces) {
+            out += &self.of_picture(*grid, each);
+            out += piece;
+        }
+        Ok(out)
+    }
+}
