@@ -22,6 +22,8 @@ mod export;
 #[cfg(feature = "tokenizer")]
 mod generate;
 mod inspect;
+#[cfg(feature = "images")]
+mod inspect_image;
 #[cfg(feature = "tokenizer")]
 mod merge;
 mod methods;
