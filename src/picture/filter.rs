@@ -85,21 +85,29 @@ impl fmt::Display for Filter {
 /// The input pixels of one output pixel, and where their weights are.
 pub(super) struct Taps {
     pub inputs: Range<usize>,
-    first: usize,
+    weights: Range<usize>,
 }
 
 /// The weights along one axis.
 pub(super) struct Axis {
     pub taps: Vec<Taps>,
     weights: Vec<i32>,
-    /// How often each weight is repeated.
-    repeat: usize,
+    layout: Layout,
+}
+
+/// How weights lie in memory.
+#[derive(Clone, Copy)]
+pub(super) struct Layout {
+    /// How often each one is repeated.
+    pub repeat: usize,
+    /// Those of an output are filled up with zeros to a multiple of this number.
+    pub block: usize,
 }
 
 impl Axis {
-    /// The weights for some of `to` output pixels of `from` input pixels, each repeated.
-    pub fn new(filter: Filter, from: usize, to: usize, wanted: Range<usize>, repeat: usize) -> Self {
-        let mut axis = Axis { taps: Vec::with_capacity(wanted.len()), weights: Vec::new(), repeat };
+    /// The weights for some of `to` output pixels of `from` input pixels.
+    pub fn new(filter: Filter, from: usize, to: usize, wanted: Range<usize>, layout: Layout) -> Self {
+        let mut axis = Axis { taps: Vec::with_capacity(wanted.len()), weights: Vec::new(), layout };
         if filter == Filter::Nearest {
             axis.nearest(from, to, wanted);
             return axis;
@@ -138,14 +146,16 @@ impl Axis {
         for weight in weights {
             let half = if weight < 0.0 { -0.5 } else { 0.5 };
             let fixed = (weight * f64::from(1u32 << BITS) + half) as i32;
-            self.weights.extend(std::iter::repeat_n(fixed, self.repeat));
+            self.weights.extend(std::iter::repeat_n(fixed, self.layout.repeat));
         }
-        let count = (self.weights.len() - first) / self.repeat;
-        self.taps.push(Taps { inputs: low..low + count, first });
+        let count = (self.weights.len() - first) / self.layout.repeat;
+        let end = first + (self.weights.len() - first).next_multiple_of(self.layout.block);
+        self.weights.resize(end, 0);
+        self.taps.push(Taps { inputs: low..low + count, weights: first..end });
     }
 
-    /// The weights of the inputs of an output, repeated.
+    /// The weights of the inputs of an output.
     pub fn weights(&self, taps: &Taps) -> &[i32] {
-        &self.weights[taps.first..][..taps.inputs.len() * self.repeat]
+        &self.weights[taps.weights.clone()]
     }
 }

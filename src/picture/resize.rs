@@ -4,8 +4,8 @@
 //! bits: rows are computed on all threads. An axis whose length does not change is not touched.
 
 use super::Picture;
-use super::filter::{Axis, BITS, Filter};
-use crate::simd::wide;
+use super::filter::{Axis, BITS, Filter, Layout};
+use crate::simd::vectorised;
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -50,7 +50,7 @@ impl Picture {
         if height == self.height() {
             return self.across(width, columns, rows, filter);
         }
-        let axis = Axis::new(filter, self.height(), height, rows, 1);
+        let axis = Axis::new(filter, self.height(), height, rows, Layout { repeat: 1, block: 1 });
         // Rows that no output uses are left out of the first pass.
         let first = axis.taps.iter().map(|taps| taps.inputs.start).min().unwrap_or(0);
         let last = axis.taps.iter().map(|taps| taps.inputs.end).max().unwrap_or(0);
@@ -61,11 +61,16 @@ impl Picture {
     }
 
     fn across(&self, width: usize, columns: Range<usize>, rows: Range<usize>, filter: Filter) -> Picture {
-        let axis = Axis::new(filter, self.width(), width, columns, 3);
+        let axis = Axis::new(filter, self.width(), width, columns, Layout { repeat: 3, block: LANES });
         let wide_row = 3 * axis.taps.len();
         let mut rgb = vec![0; wide_row * rows.len()];
         let each = rgb.par_chunks_mut(wide_row).zip(rows.clone());
-        each.for_each(|(out, y)| wide(|| row_across(self.row(y), &axis, out)));
+        // Whole blocks are read at the end of a row too, with weights of 0.
+        let padded = || vec![0; 3 * self.width() + LANES];
+        each.for_each_init(padded, |row, (out, y)| {
+            row[..3 * self.width()].copy_from_slice(self.row(y));
+            row_across(row, &axis, out);
+        });
         picture(axis.taps.len(), rows.len(), rgb)
     }
 
@@ -75,7 +80,7 @@ impl Picture {
         let mut rgb = vec![0; wide_row * axis.taps.len()];
         rgb.par_chunks_mut(wide_row).zip(&axis.taps).for_each(|(out, taps)| {
             let rows = &self.rgb()[wide_row * (taps.inputs.start - first)..][..wide_row * taps.inputs.len()];
-            wide(|| row_down(rows, axis.weights(taps), out));
+            row_down(rows, axis.weights(taps), out);
         });
         picture(self.width(), axis.taps.len(), rgb)
     }
@@ -86,51 +91,57 @@ fn picture(width: usize, height: usize, rgb: Vec<u8>) -> Picture {
 }
 
 #[inline(always)]
-fn row_across(row: &[u8], axis: &Axis, out: &mut [u8]) {
-    for (pixel, taps) in out.as_chunks_mut::<3>().0.iter_mut().zip(&axis.taps) {
-        let weights = axis.weights(taps);
-        let values = &row[3 * taps.inputs.start..3 * taps.inputs.end];
-        let (values, more_values) = values.as_chunks::<LANES>();
-        let (weights, more_weights) = weights.as_chunks::<LANES>();
-        let mut sums = [0i32; LANES];
-        for (values, weights) in values.iter().zip(weights) {
-            for lane in 0..LANES {
-                sums[lane] = sums[lane].wrapping_add(i32::from(values[lane]).wrapping_mul(weights[lane]));
-            }
-        }
-        for (lane, (value, weight)) in more_values.iter().zip(more_weights).enumerate() {
-            sums[lane] = sums[lane].wrapping_add(i32::from(*value).wrapping_mul(*weight));
-        }
-        let mut color = [HALF; 3];
-        for (lane, sum) in sums.into_iter().enumerate() {
-            color[lane % 3] = color[lane % 3].wrapping_add(sum);
-        }
-        *pixel = color.map(byte);
+fn add(sums: &mut [i32; LANES / 3], values: &[u8; LANES], weights: &[i32; LANES], from: usize) {
+    for (lane, sum) in sums.iter_mut().enumerate() {
+        *sum = sum.wrapping_add(i32::from(values[from + lane]).wrapping_mul(weights[from + lane]));
     }
 }
 
-#[inline(always)]
-fn row_down(rows: &[u8], weights: &[i32], out: &mut [u8]) {
-    let wide_row = out.len();
-    for (index, out) in out.chunks_mut(LANES).enumerate() {
-        let mut sums = [HALF; LANES];
-        for (row, weight) in rows.chunks_exact(wide_row).zip(weights) {
-            let values = &row[index * LANES..][..out.len()];
-            match values.first_chunk::<LANES>() {
-                Some(values) => {
-                    for lane in 0..LANES {
-                        sums[lane] = sums[lane].wrapping_add(i32::from(values[lane]).wrapping_mul(*weight));
+vectorised! {
+    fn row_across(row: &[u8], axis: &Axis, out: &mut [u8]) {
+        for (pixel, taps) in out.as_chunks_mut::<3>().0.iter_mut().zip(&axis.taps) {
+            let weights = axis.weights(taps).as_chunks::<LANES>().0;
+            let values = row[3 * taps.inputs.start..].as_chunks::<LANES>().0;
+            let mut first = [0i32; LANES / 3];
+            let mut second = first;
+            let mut third = first;
+            for (values, weights) in values.iter().zip(weights) {
+                add(&mut first, values, weights, 0);
+                add(&mut second, values, weights, LANES / 3);
+                add(&mut third, values, weights, 2 * LANES / 3);
+            }
+            let mut color = [HALF; 3];
+            for (lane, sum) in first.iter().chain(&second).chain(&third).enumerate() {
+                color[lane % 3] = color[lane % 3].wrapping_add(*sum);
+            }
+            *pixel = color.map(byte);
+        }
+    }
+}
+
+vectorised! {
+    fn row_down(rows: &[u8], weights: &[i32], out: &mut [u8]) {
+        let wide_row = out.len();
+        for (index, out) in out.chunks_mut(LANES).enumerate() {
+            let mut sums = [HALF; LANES];
+            for (row, weight) in rows.chunks_exact(wide_row).zip(weights) {
+                let values = &row[index * LANES..][..out.len()];
+                match values.first_chunk::<LANES>() {
+                    Some(values) => {
+                        for lane in 0..LANES {
+                            sums[lane] = sums[lane].wrapping_add(i32::from(values[lane]).wrapping_mul(*weight));
+                        }
                     }
-                }
-                None => {
-                    for (sum, value) in sums.iter_mut().zip(values) {
-                        *sum = sum.wrapping_add(i32::from(*value).wrapping_mul(*weight));
+                    None => {
+                        for (sum, value) in sums.iter_mut().zip(values) {
+                            *sum = sum.wrapping_add(i32::from(*value).wrapping_mul(*weight));
+                        }
                     }
                 }
             }
-        }
-        for (byte_out, sum) in out.iter_mut().zip(sums) {
-            *byte_out = byte(sum);
+            for (byte_out, sum) in out.iter_mut().zip(sums) {
+                *byte_out = byte(sum);
+            }
         }
     }
 }
