@@ -319,7 +319,7 @@ fn processors_are_read_where_programs_write_them() {
     assert_eq!(stored, found);
     let tiles = found.tiles(&Picture::filled(60, 20, [9; 3]).unwrap()).unwrap();
     assert_eq!((tiles.count(), tiles.rows(), tiles.columns()), (3, 1, 2));
-    let sheet = tiles.sheet();
+    let sheet = tiles.sheet().unwrap();
     assert_eq!((sheet.width(), sheet.height()), (66, 66));
     // An older file comes first.
     let older = r#"{"feature_extractor_type": "CLIPFeatureExtractor", "size": 48, "crop_size": 40}"#;

@@ -176,7 +176,8 @@ fn damaged(path: &Path, kind: Kind, what: &str) -> Error {
 }
 
 fn check_size(path: &Path, header: &Header, limits: &Limits) -> Result<()> {
-    let (width, height) = (header.width as u64, header.height as u64);
+    let width = header.width as u64;
+    let height = header.height as u64;
     if width == 0 || height == 0 {
         return Err(Error::file(path, format!("has no pixels: its size is {width} x {height}")));
     }

@@ -51,6 +51,9 @@ impl Picture {
     pub fn rgb(&self) -> &[u8] {
         &self.rgb
     }
+    pub(super) fn into_rgb(self) -> Vec<u8> {
+        self.rgb
+    }
     /// The CRC-32 of the bytes: equal for equal pixels of equal width.
     pub fn checksum(&self) -> u32 {
         crc32fast::hash(&self.rgb)
@@ -62,7 +65,8 @@ impl Picture {
 
     /// The part in these columns and rows, which must lie inside and not be empty.
     pub(super) fn part(&self, columns: Range<usize>, rows: Range<usize>) -> Picture {
-        let (width, height) = (columns.len(), rows.len());
+        let width = columns.len();
+        let height = rows.len();
         let rgb = rows.flat_map(|y| &self.row(y)[3 * columns.start..3 * columns.end]).copied().collect();
         Picture { width, height, rgb }
     }
@@ -77,7 +81,8 @@ impl Picture {
 
     /// The picture turned upright by an EXIF orientation from 1 to 8; others mean 1.
     pub(super) fn turned(self, orientation: u8) -> Picture {
-        let (w, h) = (self.width, self.height);
+        let w = self.width;
+        let h = self.height;
         let from: fn(usize, usize, usize, usize) -> (usize, usize) = match orientation {
             2 => |x, y, w, _| (w - 1 - x, y),
             3 => |x, y, w, h| (w - 1 - x, h - 1 - y),
@@ -109,7 +114,8 @@ impl Picture {
     pub fn to_png(&self) -> Result<Vec<u8>> {
         let side =
             |length: usize| u32::try_from(length).map_err(|error| Error::refused("png", error.to_string()));
-        let (width, height) = (side(self.width)?, side(self.height)?);
+        let width = side(self.width)?;
+        let height = side(self.height)?;
         let mut bytes = Vec::new();
         let encoder = PngEncoder::new(&mut bytes);
         encoder

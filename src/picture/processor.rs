@@ -68,7 +68,8 @@ impl Processor {
     pub fn tiles(&self, picture: &Picture) -> Result<Tiles> {
         let padded = self.pad.map(|color| square(picture, color)).transpose()?;
         let picture = padded.as_ref().unwrap_or(picture);
-        let (width, height) = (picture.width(), picture.height());
+        let width = picture.width();
+        let height = picture.height();
         match self.fit {
             Fit::Shortest { edge } => {
                 let short = width.min(height);
@@ -105,7 +106,8 @@ impl Processor {
     }
 
     fn cut(&self, picture: &Picture, longest: usize, tile: usize, split: bool) -> Result<Tiles> {
-        let (width, height) = (picture.width(), picture.height());
+        let width = picture.width();
+        let height = picture.height();
         if width.max(height) > ASPECT * width.min(height) {
             let what = format!(
                 "{width} x {height} pixels: one side may be {ASPECT} times the other to be cut to tiles"
@@ -125,7 +127,7 @@ impl Processor {
         }
         // Of the whole picture transformers leaves the filter at its default.
         let whole = picture.resized(tile, tile, Filter::Lanczos);
-        Ok(Tiles::cut(&picture, tile, whole))
+        Ok(Tiles::cut(&picture, tile, &whole))
     }
 
     /// The values that a tower reads, `[N, 3, height, width]`: channels apart, red first.
@@ -135,16 +137,17 @@ impl Processor {
             std::array::from_fn(value)
         });
         let mut values = Vec::with_capacity(tiles.count() * 3 * tiles.height() * tiles.width());
-        for tile in tiles.pictures() {
+        for tile in tiles.each() {
             for (channel, table) in tables.iter().enumerate() {
-                values.extend(tile.rgb()[channel..].iter().step_by(3).map(|&byte| table[usize::from(byte)]));
+                values.extend(tile[channel..].iter().step_by(3).map(|&byte| table[usize::from(byte)]));
             }
         }
         values
     }
 }
 
-fn bounded(size: Size) -> Result<()> {
+/// Refuses a picture that would be too large.
+pub(super) fn bounded(size: Size) -> Result<()> {
     if size.height.saturating_mul(size.width) > MOST_PIXELS {
         let what = format!("it would have {size} pixels on its way, more than {MOST_PIXELS}");
         return Err(Error::refused("picture", what));

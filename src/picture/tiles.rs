@@ -1,6 +1,8 @@
 //! What a tower reads of one picture, as bytes.
 
 use super::Picture;
+use super::processor::{Size, bounded};
+use crate::Result;
 
 /// Tiles of a picture in the order in which a model reads them: those of a grid row by row, then the whole picture; or
 /// the whole picture alone.
@@ -8,7 +10,9 @@ use super::Picture;
 pub struct Tiles {
     rows: usize,
     columns: usize,
-    pictures: Vec<Picture>,
+    height: usize,
+    width: usize,
+    bytes: Vec<u8>,
 }
 
 /// Pixels between tiles on a sheet.
@@ -17,23 +21,30 @@ const GAP: usize = 2;
 impl Tiles {
     /// The whole picture alone.
     pub(super) fn whole(picture: Picture) -> Self {
-        Tiles { rows: 0, columns: 0, pictures: vec![picture] }
+        let height = picture.height();
+        let width = picture.width();
+        Tiles { rows: 0, columns: 0, height, width, bytes: picture.into_rgb() }
     }
 
     /// The tiles of a picture whose sides are multiples of a tile's, and the whole one in the size of a tile.
-    pub(super) fn cut(picture: &Picture, tile: usize, whole: Picture) -> Self {
+    pub(super) fn cut(picture: &Picture, tile: usize, whole: &Picture) -> Self {
         let rows = picture.height() / tile;
         let columns = picture.width() / tile;
-        let places = (0..rows).flat_map(|row| (0..columns).map(move |column| (row * tile, column * tile)));
-        let mut pictures: Vec<Picture> =
-            places.map(|(top, left)| picture.part(left..left + tile, top..top + tile)).collect();
-        pictures.push(whole);
-        Tiles { rows, columns, pictures }
+        let mut bytes = Vec::with_capacity(picture.rgb().len() + whole.rgb().len());
+        for row in 0..rows {
+            for column in 0..columns {
+                for y in row * tile..(row + 1) * tile {
+                    bytes.extend_from_slice(&picture.row(y)[3 * tile * column..][..3 * tile]);
+                }
+            }
+        }
+        bytes.extend_from_slice(whole.rgb());
+        Tiles { rows, columns, height: tile, width: tile, bytes }
     }
 
     /// N, the number of tiles.
     pub fn count(&self) -> usize {
-        self.pictures.len()
+        self.rows * self.columns + 1
     }
     /// Rows of the grid; 0 where the picture was not cut.
     pub fn rows(&self) -> usize {
@@ -45,41 +56,41 @@ impl Tiles {
     }
     /// The height of each tile.
     pub fn height(&self) -> usize {
-        self.pictures[0].height()
+        self.height
     }
     /// The width of each tile.
     pub fn width(&self) -> usize {
-        self.pictures[0].width()
-    }
-    pub fn pictures(&self) -> &[Picture] {
-        &self.pictures
+        self.width
     }
     /// All bytes, `[N, height, width, 3]`.
-    pub fn bytes(&self) -> Vec<u8> {
-        self.pictures.iter().flat_map(|tile| tile.rgb()).copied().collect()
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+    /// The bytes of each tile, `[height, width, 3]`.
+    pub(super) fn each(&self) -> impl Iterator<Item = &[u8]> {
+        self.bytes.chunks_exact(3 * self.height * self.width)
     }
 
-    /// The CRC-32 of all bytes `[N, height, width, 3]`: equal where a model sees the same.
+    /// The CRC-32 of all bytes: equal where a model sees the same.
     pub fn checksum(&self) -> u32 {
-        let mut sum = crc32fast::Hasher::new();
-        self.pictures.iter().for_each(|tile| sum.update(tile.rgb()));
-        sum.finalize()
+        crc32fast::hash(&self.bytes)
     }
 
     /// The tiles on one sheet, for people to look at: the grid with white lines between its tiles, the whole picture below.
-    pub fn sheet(&self) -> Picture {
-        let grid_rows = self.rows.max(1);
-        let grid_columns = self.columns.max(1);
-        let all_rows = self.count().div_ceil(grid_columns).max(grid_rows);
+    ///
+    /// # Errors
+    /// The sheet would have more than 100 million pixels.
+    pub fn sheet(&self) -> Result<Picture> {
+        let columns = self.columns.max(1);
+        let rows = self.rows + 1;
         let side = |tiles: usize, length: usize| tiles * (length + GAP) - GAP;
-        let width = side(grid_columns, self.width());
-        let height = side(all_rows, self.height());
-        let mut sheet = Picture::filled(width, height, [255; 3]).expect("there is a tile");
-        for (index, tile) in self.pictures.iter().enumerate() {
-            let left = index % grid_columns * (self.width() + GAP);
-            let top = index / grid_columns * (self.height() + GAP);
-            sheet.paste(tile, left, top);
+        let size = Size { height: side(rows, self.height), width: side(columns, self.width) };
+        bounded(size)?;
+        let mut sheet = Picture::filled(size.width, size.height, [255; 3])?;
+        for (index, bytes) in self.each().enumerate() {
+            let tile = Picture::new(self.width, self.height, bytes.to_vec())?;
+            sheet.paste(&tile, index % columns * (self.width + GAP), index / columns * (self.height + GAP));
         }
-        sheet
+        Ok(sheet)
     }
 }

@@ -35,7 +35,7 @@ pub fn run(image: &Path, args: &Args, as_json: bool) -> Result<(), Failure> {
     let tiles = processor.as_ref().map(|own| own.tiles(&decoded.picture)).transpose();
     let tiles = tiles.map_err(|error| Error::File { path: image.into(), what: error.to_string() })?;
     if let Some(path) = &args.png {
-        let shown = tiles.as_ref().map_or_else(|| decoded.picture.clone(), Tiles::sheet);
+        let shown = tiles.as_ref().map_or_else(|| Ok(decoded.picture.clone()), Tiles::sheet)?;
         mixlora::atomic::write(path, &shown.to_png()?)?;
     }
     let mut report = serde_json::to_value(file.about()).unwrap_or(Value::Null);

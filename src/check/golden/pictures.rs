@@ -107,7 +107,7 @@ fn compare(file: &Checkpoint, name: &str, processor: &Processor, tiles: &Tiles) 
     let dims = [tiles.count(), tiles.height(), tiles.width(), 3];
     let same = file.dims(&u8_name)? == dims;
     let largest =
-        if same { differences(&tiles.bytes(), file.tensor_bytes(&u8_name)?).0 } else { f64::INFINITY };
+        if same { differences(tiles.bytes(), file.tensor_bytes(&u8_name)?).0 } else { f64::INFINITY };
     let mut measured = vec![exact(u8_name, largest)];
     let values_name = format!("{name}.pixel_values");
     if file.has(&values_name) {
