@@ -2,6 +2,7 @@
 
 use super::color::Alpha;
 use super::kind::Kind;
+use super::stored::Header;
 use super::{Picture, jpeg, raster};
 use crate::io::{cannot_read, refuse_pointer};
 use crate::{Error, Result};
@@ -45,23 +46,6 @@ pub struct About {
     pub orientation: u8,
     /// What is odd about the file and no reason to refuse it.
     pub notes: Vec<String>,
-}
-
-/// What a reader of one kind of file finds in a header.
-pub(super) struct Header {
-    pub width: usize,
-    pub height: usize,
-    pub pixel: &'static str,
-    pub alpha: bool,
-    pub orientation: u8,
-    /// Has more than one frame.
-    pub moves: bool,
-}
-
-/// RGB bytes as they are stored, and the share of pixels that are not opaque.
-pub(super) struct Stored {
-    pub rgb: Vec<u8>,
-    pub transparent: f64,
 }
 
 /// A decoded picture.
@@ -126,7 +110,7 @@ impl PictureFile {
         })?;
         let header = match kind {
             Kind::Jpeg => jpeg::header(&bytes),
-            _ => raster::header(kind, &bytes, limits),
+            _ => raster::header(kind, &bytes, limits.pixels),
         };
         let header = header.map_err(|what| damaged(&path, kind, &what))?;
         check_size(&path, &header, limits)?;

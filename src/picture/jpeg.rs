@@ -5,8 +5,8 @@
 //! usual files with 4:2:0, more at sharp edges of colour.
 
 use super::color::{rgb_of_cmyk, rgb_of_ycbcr};
-use super::file::{Header, Stored};
 use super::raster;
+use super::stored::{Header, Stored};
 use zune_core::bytestream::ZCursor;
 use zune_core::colorspace::ColorSpace;
 use zune_core::options::DecoderOptions;

@@ -31,6 +31,8 @@ mod processor;
 mod raster;
 mod resize;
 mod settings;
+mod size;
+mod stored;
 mod tiles;
 
 pub use self::color::Alpha;
@@ -38,5 +40,6 @@ pub use self::file::{About, Decoded, Limits, PictureFile};
 pub use self::filter::Filter;
 pub use self::kind::Kind;
 pub use self::pixels::Picture;
-pub use self::processor::{Fit, Processor, Size};
+pub use self::processor::{Fit, Processor};
+pub use self::size::Size;
 pub use self::tiles::Tiles;

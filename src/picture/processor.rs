@@ -2,30 +2,16 @@
 
 use super::color::Alpha;
 use super::filter::Filter;
+use super::size::{Size, bounded};
 use super::{Picture, Tiles};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// The most pixels that a picture may have on its way: one above this is refused.
-const MOST_PIXELS: usize = 100_000_000;
 /// No side of a picture of several tiles is longer, as in transformers.
 const LONGEST_OF_TILES: usize = 4096;
 /// How many times longer one side of a picture of several tiles may be than the other.
 const ASPECT: usize = 200;
-
-/// Sides in pixels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Size {
-    pub height: usize,
-    pub width: usize,
-}
-
-impl fmt::Display for Size {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} x {}", self.height, self.width)
-    }
-}
 
 /// The size that a picture is given. Quotients are cut off to integers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -144,15 +130,6 @@ impl Processor {
         }
         values
     }
-}
-
-/// Refuses a picture that would be too large.
-pub(super) fn bounded(size: Size) -> Result<()> {
-    if size.height.saturating_mul(size.width) > MOST_PIXELS {
-        let what = format!("it would have {size} pixels on its way, more than {MOST_PIXELS}");
-        return Err(Error::refused("picture", what));
-    }
-    Ok(())
 }
 
 /// The picture in the middle of a square.

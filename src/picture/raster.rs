@@ -1,8 +1,8 @@
 //! PNG, GIF, WebP and BMP files.
 
 use super::color::Alpha;
-use super::file::{Header, Limits, Stored};
 use super::kind::Kind;
+use super::stored::{Header, Stored};
 use image::codecs::{bmp::BmpDecoder, gif::GifDecoder, png::PngDecoder, webp::WebPDecoder};
 use image::metadata::Orientation;
 use image::{ColorType, ImageDecoder, ImageResult};
@@ -34,8 +34,9 @@ fn decoder<'a>(kind: Kind, bytes: &'a [u8], pixels: u64) -> ImageResult<(Box<dyn
     Ok((decoder, moves))
 }
 
-pub(super) fn header(kind: Kind, bytes: &[u8], limits: &Limits) -> Result<Header, String> {
-    let (mut decoder, moves) = decoder(kind, bytes, limits.pixels).map_err(|error| error.to_string())?;
+/// The header of a file; `pixels` bounds the memory that is taken.
+pub(super) fn header(kind: Kind, bytes: &[u8], pixels: u64) -> Result<Header, String> {
+    let (mut decoder, moves) = decoder(kind, bytes, pixels).map_err(|error| error.to_string())?;
     let (width, height) = decoder.dimensions();
     // A damaged description of the camera is no reason to refuse a picture.
     let exif = decoder.exif_metadata().ok().flatten();

@@ -4,7 +4,8 @@
 
 use super::color::Alpha;
 use super::filter::Filter;
-use super::processor::{Fit, Processor, Size};
+use super::processor::{Fit, Processor};
+use super::size::Size;
 use crate::io::read_json;
 use crate::{Error, Result};
 use serde_json::{Map, Value};

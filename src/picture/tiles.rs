@@ -1,7 +1,7 @@
 //! What a tower reads of one picture, as bytes.
 
 use super::Picture;
-use super::processor::{Size, bounded};
+use super::size::{Size, bounded};
 use crate::Result;
 
 /// Tiles of a picture in the order in which a model reads them: those of a grid row by row, then the whole picture; or

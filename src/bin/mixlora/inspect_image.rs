@@ -1,5 +1,6 @@
 //! `mixlora inspect --image`
 
+use crate::model_path::model_path;
 use crate::{Failure, out};
 use mixlora::Error;
 use mixlora::picture::{Alpha, Limits, PictureFile, Processor, Tiles};
@@ -12,7 +13,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["path", "tensors", "check"])]
     pub image: Option<PathBuf>,
     /// A model's directory, or its preprocessor_config.json: what the model sees of the picture.
-    #[arg(long, value_name = "DIR", requires = "image")]
+    #[arg(long, value_name = "DIR", requires = "image", value_parser = model_path())]
     model: Option<PathBuf>,
     /// What becomes of transparency: drop or white. By default what the model's family does, else drop.
     #[arg(long, value_name = "RULE", requires = "image", value_parser = ["drop", "white"])]
