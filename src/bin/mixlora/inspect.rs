@@ -17,8 +17,8 @@ Takes a .gguf file or its folder, a Hugging Face directory, a .safetensors file,
 a training run. Only headers are read, unless --check looks at every value. With --image it takes a picture instead and \
 says how it is read; with --model too what that model sees of it.
 
-Examples: mixlora inspect SmolLM2-135M-Instruct.Q4_1.gguf --tensors
-          mixlora inspect --image photo.jpg --model llava-1.5-7b-hf --png seen.png")]
+Example: mixlora inspect SmolLM2-135M-Instruct.Q4_1.gguf --tensors
+         mixlora inspect --image photo.jpg --model llava-1.5-7b-hf --png seen.png")]
 pub struct Args {
     /// What to look at.
     #[cfg_attr(feature = "images", arg(required_unless_present = "image"))]

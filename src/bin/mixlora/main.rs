@@ -108,7 +108,7 @@ enum Command {
     /// Write a plain LoRA for other programs.
     #[cfg(feature = "tokenizer")]
     Export(export::Args),
-    /// Say what a model or adapter file holds.
+    /// Say what a model or adapter file holds, or what a model sees of a picture.
     Inspect(inspect::Args),
     /// Draw the loss curve of a run.
     Plot(plot::Args),
