@@ -30,6 +30,8 @@ pub mod mixture;
 pub mod model;
 pub mod nn;
 pub mod ops;
+#[cfg(feature = "images")]
+pub mod picture;
 #[cfg(feature = "tokenizer")]
 pub mod text;
 pub mod train;

@@ -58,6 +58,32 @@ fn the_gpu_holds() {
     }
 }
 
+/// Decoded files, what processors make of them, and resizing; a level that differs is found.
+#[cfg(feature = "images")]
+#[test]
+fn pictures_hold() {
+    let files = find_files(&[golden().join("vision")]).unwrap();
+    assert_eq!(files.len(), 14);
+    for path in files {
+        let r = replay(&path, &Device::cpu()).unwrap();
+        assert!(r.holds() && r.errors.len() > 2, "{r:?}");
+    }
+    let off = |part: &str, name: &str| {
+        let mut edit = Edit::open(&file(part));
+        let byte = edit.tensors.get_mut(name).unwrap().2.last_mut().unwrap();
+        *byte ^= 1;
+        let folder = tempfile::tempdir().unwrap();
+        let r = replay(&edit.write(folder.path(), "changed"), &Device::cpu()).unwrap();
+        let found = r.errors.iter().any(|measured| measured.name == name && !measured.holds());
+        assert!(found && !r.holds(), "{part} {name}: {r:?}");
+    };
+    off("vision/resize", "1.lanczos");
+    off("vision/png_rgba", "rgb_on_white");
+    off("vision/png_rgba", "idefics3_96_32.u8");
+    off("vision/png_rgba", "clip_32.pixel_values");
+    off("vision/jpeg_cmyk", "siglip_32.u8");
+}
+
 /// Replays a changed copy.
 fn changed(part: &str, change: impl Fn(Edit) -> Edit) -> Result<Replay> {
     let folder = tempfile::tempdir().unwrap();

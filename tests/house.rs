@@ -17,6 +17,7 @@ const LAYERS: &[&[&str]] = &[
     &["nn"],
     &["mixture"],
     &["io"],
+    &["picture"],
     &["model"],
     &["adapter"],
     &["text"],

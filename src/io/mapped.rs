@@ -48,7 +48,7 @@ impl Bytes {
 }
 
 /// Refuses a Git-LFS pointer, the placeholder of a file that was not fetched.
-pub(super) fn refuse_pointer(path: &Path, bytes: &[u8]) -> Result<()> {
+pub(crate) fn refuse_pointer(path: &Path, bytes: &[u8]) -> Result<()> {
     if bytes.starts_with(b"version https://git-lfs") {
         return Err(Error::file(path, "is a Git-LFS pointer, not the file itself; run `git lfs pull`"));
     }

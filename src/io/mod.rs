@@ -18,6 +18,8 @@ pub use self::safetensors::Checkpoint;
 pub use self::scan::{RawTensor, Scan};
 pub use self::write::{Named, safetensors_bytes};
 
+#[cfg(feature = "images")]
+pub(crate) use self::mapped::refuse_pointer;
 pub(crate) use self::part::PartName;
 
 use crate::Error;

@@ -5,6 +5,7 @@ mod bytes;
 #[allow(dead_code)]
 mod gguf;
 mod json;
+mod picture;
 mod stored;
 mod text;
 #[path = "../../../tests/common/tiny.rs"]
@@ -50,6 +51,8 @@ pub const ALL: &[Target] = &[
     text::VOCABULARY,
     stored::ADAPTER,
     stored::REFERENCE,
+    picture::PICTURE,
+    picture::PROCESSOR,
 ];
 
 impl Target {

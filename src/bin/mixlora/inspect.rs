@@ -1,5 +1,7 @@
 //! `mixlora inspect`
 
+#[cfg(feature = "images")]
+use crate::inspect_image;
 use crate::{Failure, out};
 use mixlora::adapter::locate;
 use mixlora::io::{Checkpoint, GgufFile, Scan, read_json, read_text};
@@ -12,12 +14,19 @@ use std::path::{Path, PathBuf};
 #[derive(clap::Args)]
 #[command(after_help = "\
 Takes a .gguf file or its folder, a Hugging Face directory, a .safetensors file, an adapter directory or the folder of \
-a training run. Only headers are read, unless --check looks at every value.
+a training run. Only headers are read, unless --check looks at every value. With --image it takes a picture instead and \
+says how it is read; with --model too what that model sees of it.
 
-Example: mixlora inspect SmolLM2-135M-Instruct.Q4_1.gguf --tensors")]
+Example: mixlora inspect SmolLM2-135M-Instruct.Q4_1.gguf --tensors
+         mixlora inspect --image photo.jpg --model llava-1.5-7b-hf --png seen.png")]
 pub struct Args {
     /// What to look at.
-    path: PathBuf,
+    #[cfg_attr(feature = "images", arg(required_unless_present = "image"))]
+    #[cfg_attr(not(feature = "images"), arg(required = true))]
+    path: Option<PathBuf>,
+    #[cfg(feature = "images")]
+    #[command(flatten)]
+    image: inspect_image::Args,
     /// List the tensors.
     #[arg(long)]
     tensors: bool,
@@ -47,7 +56,11 @@ struct Report {
 type Values<'a> = Box<dyn Fn(&str) -> Result<Scan, Error> + 'a>;
 
 pub fn run(args: &Args) -> Result<(), Failure> {
-    let path = &args.path;
+    #[cfg(feature = "images")]
+    if let Some(image) = &args.image.image {
+        return inspect_image::run(image, &args.image, args.json);
+    }
+    let Some(path) = &args.path else { return Err(Failure::Usage("give what is to be looked at".into())) };
     if path.is_dir() && path.join("config.json").exists() {
         let file = Checkpoint::open(path)?;
         let mut report = of_checkpoint(&file, "Hugging Face model");

@@ -22,6 +22,8 @@ mod export;
 #[cfg(feature = "tokenizer")]
 mod generate;
 mod inspect;
+#[cfg(feature = "images")]
+mod inspect_image;
 #[cfg(feature = "tokenizer")]
 mod merge;
 mod methods;
@@ -106,7 +108,7 @@ enum Command {
     /// Write a plain LoRA for other programs.
     #[cfg(feature = "tokenizer")]
     Export(export::Args),
-    /// Say what a model or adapter file holds.
+    /// Say what a model or adapter file holds, or what a model sees of a picture.
     Inspect(inspect::Args),
     /// Draw the loss curve of a run.
     Plot(plot::Args),

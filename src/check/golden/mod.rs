@@ -8,6 +8,8 @@ mod layer;
 mod losses;
 mod mixture;
 mod model;
+#[cfg(feature = "images")]
+mod pictures;
 mod remix;
 mod token;
 #[cfg(feature = "tokenizer")]
@@ -81,6 +83,10 @@ pub fn find_files(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
         if !seen.insert(dir.canonicalize().map_err(&failure)?) {
             return Ok(());
         }
+        if let Some(expected) = vision::model(dir) {
+            out.push(expected);
+            return Ok(());
+        }
         let reference = dir.join("reference.safetensors");
         if family::is_family(&reference) {
             out.push(reference);
@@ -125,6 +131,14 @@ pub fn replay(path: &Path, device: &Device) -> Result<Replay> {
     if family::is_family(path) {
         return family::replay(&file, device);
     }
+    match vision::kind(&file) {
+        #[cfg(feature = "images")]
+        Some(vision::PICTURE) => return pictures::replay(&file),
+        #[cfg(feature = "images")]
+        Some(vision::RESIZE) => return pictures::replay_resize(&file),
+        Some(kind) => return Err(Error::file(path, format!("kind '{kind}' is not known to this version"))),
+        None => {}
+    }
     let config: serde_json::Value = config(&file)?;
     if let (Some(kind), Some(values)) =
         (config.get("kind").and_then(|kind| kind.as_str()), config.as_object())
@@ -151,7 +165,7 @@ pub fn replay(path: &Path, device: &Device) -> Result<Replay> {
     Err(Error::file(path, "config is neither of kind 'layer' (in, out) nor 'token' (layer)"))
 }
 
-/// The kind that a file of the method family names.
+/// The kind that a file of the method family or of the vision set names.
 ///
 /// # Errors
 /// The file is malformed.
@@ -160,6 +174,9 @@ pub fn named_kind(path: &Path) -> Result<Option<String>> {
         return Ok(None);
     }
     let file = Checkpoint::open(path)?;
+    if let Some(kind) = vision::kind(&file) {
+        return Ok(Some(kind.into()));
+    }
     if family::is_family(path) || file.metadata("config").is_err() {
         return Ok(None);
     }
@@ -167,9 +184,10 @@ pub fn named_kind(path: &Path) -> Result<Option<String>> {
     Ok(config.get("kind").and_then(|kind| kind.as_str()).map(String::from))
 }
 
-/// Tests whether files of that kind of the method family can be replayed.
+/// Tests whether files of that kind can be replayed.
 pub fn is_known_kind(kind: &str) -> bool {
-    kinds::LAYERS.contains(&kind)
+    (cfg!(feature = "images") && [vision::PICTURE, vision::RESIZE].contains(&kind))
+        || kinds::LAYERS.contains(&kind)
         || losses::KINDS.contains(&kind)
         || [kinds::REMIX, uni_moe::KIND, xlora::KIND].contains(&kind)
 }

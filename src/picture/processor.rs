@@ -1,0 +1,201 @@
+//! What a model does to a picture before its tower reads it.
+
+use super::color::Alpha;
+use super::filter::Filter;
+use super::size::{Size, bounded};
+use super::{Picture, Tiles};
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// No side of a picture of several tiles is longer, as in transformers.
+const LONGEST_OF_TILES: usize = 4096;
+/// How many times longer one side of a picture of several tiles may be than the other.
+const ASPECT: usize = 200;
+
+/// The size that a picture is given. Quotients are cut off to integers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+pub enum Fit {
+    /// The shorter side gets the length `edge`, the other one `edge * long / short`. CLIP.
+    Shortest { edge: usize },
+    /// This height and width, whatever the aspect. SigLIP.
+    Exact(Size),
+    /// The longer side gets the length `longest`, the other one follows and is even; then both sides go up to multiples of
+    /// `tile`, and the picture is cut. The whole picture in the size of a tile is the last. Without `split` it is the only
+    /// one. Idefics3 and SmolVLM.
+    Tiles { longest: usize, tile: usize, split: bool },
+}
+
+/// The preprocessing of a model: a plain description, as it is stored with an adapter.
+///
+/// In this order: `alpha`, `pad`, `fit` with `filter`, `crop`, then values `(byte * rescale - mean) / std` for each channel,
+/// where the product is made in f64 and rounded to f32, and the rest is f32.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Processor {
+    pub alpha: Alpha,
+    /// Makes the picture a square first, with this colour around it: an odd pixel goes right or below. LLaVA-1.5.
+    pub pad: Option<[u8; 3]>,
+    pub fit: Fit,
+    pub filter: Filter,
+    /// The middle of the picture, from `floor((size - crop) / 2)` on; black where it is smaller than that.
+    pub crop: Option<Size>,
+    pub rescale: f64,
+    pub mean: [f32; 3],
+    pub std: [f32; 3],
+}
+
+impl Processor {
+    /// The tiles of a picture, `[N, height, width, 3]` bytes.
+    ///
+    /// # Errors
+    /// The picture would become too large on its way, or its sides are too unequal for tiles.
+    pub fn tiles(&self, picture: &Picture) -> Result<Tiles> {
+        let padded = self.pad.map(|color| square(picture, color)).transpose()?;
+        let picture = padded.as_ref().unwrap_or(picture);
+        let width = picture.width();
+        let height = picture.height();
+        match self.fit {
+            Fit::Shortest { edge } => {
+                let short = width.min(height);
+                let size = Size { height: edge * height / short, width: edge * width / short };
+                Ok(Tiles::whole(self.cropped(picture, size)?))
+            }
+            Fit::Exact(size) => Ok(Tiles::whole(self.cropped(picture, size)?)),
+            Fit::Tiles { longest, tile, split } => self.cut(picture, longest, tile, split),
+        }
+    }
+
+    /// The picture in another size, cropped. What is cropped off is not computed.
+    fn cropped(&self, picture: &Picture, size: Size) -> Result<Picture> {
+        let crop = self.crop.unwrap_or(size);
+        bounded(crop)?;
+        let kept = |length: usize, crop: usize| {
+            let start = length.saturating_sub(crop) / 2;
+            start..start + crop.min(length)
+        };
+        let columns = kept(size.width, crop.width);
+        let rows = kept(size.height, crop.height);
+        bounded(Size { height: picture.height(), width: columns.len() })?;
+        // A smaller picture has the odd pixel of black at its left and above.
+        let before = |length: usize, crop: usize| crop.saturating_sub(length).div_ceil(2);
+        let left = before(size.width, crop.width);
+        let top = before(size.height, crop.height);
+        let part = picture.resized_part((size.width, size.height), columns, rows, self.filter);
+        if part.width() == crop.width && part.height() == crop.height {
+            return Ok(part);
+        }
+        let mut whole = Picture::filled(crop.width, crop.height, [0; 3])?;
+        whole.paste(&part, left, top);
+        Ok(whole)
+    }
+
+    fn cut(&self, picture: &Picture, longest: usize, tile: usize, split: bool) -> Result<Tiles> {
+        let width = picture.width();
+        let height = picture.height();
+        if width.max(height) > ASPECT * width.min(height) {
+            let what = format!(
+                "{width} x {height} pixels: one side may be {ASPECT} times the other to be cut to tiles"
+            );
+            return Err(Error::refused("picture", what));
+        }
+        let size = longest_edge(Size { height, width }, longest);
+        let picture = picture.resized(size.width, size.height, self.filter);
+        if !split {
+            return Ok(Tiles::whole(picture.resized(tile, tile, self.filter)));
+        }
+        let size = whole_tiles(size, tile);
+        bounded(size)?;
+        let picture = picture.resized(size.width, size.height, self.filter);
+        if size.width <= tile && size.height <= tile {
+            return Ok(Tiles::whole(picture));
+        }
+        // Of the whole picture transformers leaves the filter at its default.
+        let whole = picture.resized(tile, tile, Filter::Lanczos);
+        Ok(Tiles::cut(&picture, tile, &whole))
+    }
+
+    /// The values that a tower reads, `[N, 3, height, width]`: channels apart, red first.
+    pub fn values(&self, tiles: &Tiles) -> Vec<f32> {
+        let tables: [[f32; 256]; 3] = std::array::from_fn(|c| {
+            let value = |byte: usize| ((byte as f64 * self.rescale) as f32 - self.mean[c]) / self.std[c];
+            std::array::from_fn(value)
+        });
+        let mut values = Vec::with_capacity(tiles.count() * 3 * tiles.height() * tiles.width());
+        for tile in tiles.each() {
+            for (channel, table) in tables.iter().enumerate() {
+                values.extend(tile[channel..].iter().step_by(3).map(|&byte| table[usize::from(byte)]));
+            }
+        }
+        values
+    }
+}
+
+/// The picture in the middle of a square.
+fn square(picture: &Picture, color: [u8; 3]) -> Result<Picture> {
+    let side = picture.width().max(picture.height());
+    bounded(Size { height: side, width: side })?;
+    let mut square = Picture::filled(side, side, color)?;
+    square.paste(picture, (side - picture.width()) / 2, (side - picture.height()) / 2);
+    Ok(square)
+}
+
+/// The size with the longer side `longest`, in the arithmetic of transformers: quotients in f64, cut off.
+fn longest_edge(size: Size, longest: usize) -> Size {
+    let aspect = size.width as f64 / size.height as f64;
+    let even = |length: f64| (length as usize).next_multiple_of(2).max(1);
+    let sized = if size.width >= size.height {
+        Size { height: even(longest as f64 / aspect), width: longest }
+    } else {
+        Size { height: longest, width: even(longest as f64 * aspect) }
+    };
+    if sized.width.max(sized.height) <= LONGEST_OF_TILES {
+        return sized;
+    }
+    let aspect = sized.width as f64 / sized.height as f64;
+    let longest = LONGEST_OF_TILES;
+    if sized.width >= sized.height {
+        Size { height: ((longest as f64 / aspect) as usize).max(1), width: longest }
+    } else {
+        Size { height: longest, width: ((longest as f64 * aspect) as usize).max(1) }
+    }
+}
+
+/// The size with both sides up to multiples of a tile's.
+fn whole_tiles(size: Size, tile: usize) -> Size {
+    let aspect = size.width as f64 / size.height as f64;
+    let up = |length: usize| length.max(1).next_multiple_of(tile);
+    if size.width >= size.height {
+        let width = up(size.width);
+        Size { height: up((width as f64 / aspect) as usize), width }
+    } else {
+        let height = up(size.height);
+        Size { height, width: up((height as f64 * aspect) as usize) }
+    }
+}
+
+impl fmt::Display for Processor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.alpha {
+            Alpha::Drop => write!(f, "alpha dropped")?,
+            Alpha::White => write!(f, "put on white")?,
+        }
+        if let Some([red, green, blue]) = self.pad {
+            write!(f, ", padded to a square with ({red}, {green}, {blue})")?;
+        }
+        match self.fit {
+            Fit::Shortest { edge } => write!(f, ", shortest edge {edge}")?,
+            Fit::Exact(size) => write!(f, ", resized to {size}")?,
+            Fit::Tiles { longest, tile, split: true } => {
+                write!(f, ", longest edge {longest}, tiles of {tile} x {tile} and the whole picture")?
+            }
+            Fit::Tiles { longest, tile, .. } => write!(f, ", longest edge {longest}, then {tile} x {tile}")?,
+        }
+        write!(f, " ({})", self.filter)?;
+        if let Some(crop) = self.crop {
+            write!(f, ", cropped to {crop}")?;
+        }
+        write!(f, ", (byte * {} - {:?}) / {:?}", self.rescale, self.mean, self.std)
+    }
+}
