@@ -142,6 +142,10 @@ impl Conversation {
         self.generation.restart();
     }
 
+    /// Its model.
+    pub fn model(&self) -> &Arc<Model> {
+        self.generation.model()
+    }
     /// Logits of the next token of a sequence.
     pub fn logits(&self, row: usize) -> &[f32] {
         self.generation.logits(row)

@@ -211,6 +211,11 @@ impl Generation {
         Err(Error::Context { used: self.len(), more: n, most: self.model.config().max_positions() })
     }
 
+    /// Its model.
+    pub fn model(&self) -> &Arc<Model> {
+        &self.model
+    }
+
     /// Forgets all tokens.
     pub fn restart(&mut self) {
         self.cache = KvCache::default();

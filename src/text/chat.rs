@@ -1,9 +1,10 @@
 //! Chats: conversations in turns, of which the model reads only the new tokens.
 
-use super::{Ending, Message, ModelText, Reply, ReplyOptions, Role, Said};
+use super::{Ending, Message, ModelText, Reply, ReplyOptions, Role, Said, Seen, Sight};
 use crate::adapter::Conversation;
 use crate::model::Sampler;
 use crate::{Error, Result};
+use std::sync::Arc;
 
 /// The cost of reading a turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,7 +20,10 @@ pub struct Turn {
 pub struct Chat {
     text: ModelText,
     conversation: Conversation,
+    sight: Option<Arc<Sight>>,
     messages: Vec<Message>,
+    /// The pictures of all messages, in order.
+    pictures: Vec<Seen>,
     /// The text of the tokens that the model has read, and of the unread one; none if the conversation cannot be
     /// continued from there.
     read: Option<String>,
@@ -31,7 +35,20 @@ impl Chat {
     /// Starts a chat.
     pub fn new(text: &ModelText, conversation: Conversation, system: Option<&str>) -> Self {
         let messages = system.map(|text| Message::new(Role::System, text)).into_iter().collect();
-        Chat { text: text.clone(), conversation, messages, read: None, unread: None }
+        Chat {
+            text: text.clone(),
+            conversation,
+            sight: None,
+            messages,
+            pictures: Vec::new(),
+            read: None,
+            unread: None,
+        }
+    }
+
+    /// From now on messages may have pictures, which this vision part of the model reads.
+    pub fn show_with(&mut self, sight: Arc<Sight>) {
+        self.sight = Some(sight);
     }
 
     /// The turns so far.
@@ -45,16 +62,34 @@ impl Chat {
     /// The model has no template, the template refuses the conversation, or the context is full
     /// ([`Error::Context`]). The conversation is then unchanged.
     pub fn ask(&mut self, user: &str) -> Result<Turn> {
-        self.messages.push(Message::new(Role::User, user));
+        self.ask_about(Vec::new(), user)
+    }
+
+    /// The same with pictures before the text.
+    ///
+    /// # Errors
+    /// As [`ask`](Chat::ask); or the chat has no vision part.
+    pub fn ask_about(&mut self, pictures: Vec<Seen>, user: &str) -> Result<Turn> {
+        let before = self.pictures.len();
+        self.messages.push(Message::with_pictures(Role::User, pictures.len(), user));
+        self.pictures.extend(pictures);
         let turn = self.read();
         if turn.is_err() {
             self.messages.pop();
+            self.pictures.truncate(before);
         }
         turn
     }
 
     fn read(&mut self) -> Result<Turn> {
         let all = self.text.prompt(&self.messages)?;
+        let all = match &self.sight {
+            Some(sight) => sight.expand(&all, &self.pictures)?,
+            None if self.pictures.is_empty() => all,
+            None => {
+                return Err(Error::refused("picture", "is given to a chat of a model without a vision part"));
+            }
+        };
         let read = self.read.as_ref().filter(|read| all.starts_with(read.as_str())).map(String::len);
         let again = read.is_none() && !self.conversation.is_empty();
         let mut ids: Vec<u32> = self.unread.filter(|_| read.is_some()).into_iter().collect();
@@ -66,7 +101,14 @@ impl Chat {
             }
             self.conversation.restart();
         }
-        self.conversation.push(&ids)?;
+        let embedded = match &self.sight {
+            Some(sight) => sight.embed(self.conversation.model(), &ids, &self.pictures)?,
+            None => None,
+        };
+        match embedded {
+            Some(embedded) => self.conversation.push_embedded(&ids, &embedded)?,
+            None => self.conversation.push(&ids)?,
+        }
         self.read = Some(all);
         self.unread = None;
         Ok(Turn { tokens: ids.len(), again })

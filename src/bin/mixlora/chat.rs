@@ -1,11 +1,13 @@
 //! `mixlora chat`
 
-use crate::model_args::{About, ModelArgs, Opened, SamplingArgs};
+use crate::model_args::{About, ModelArgs, Opened, PictureArgs, SamplingArgs, open_picture};
 use crate::{Failure, out, signals};
 use mixlora::Error;
 use mixlora::model::Sampler;
-use mixlora::text::{Chat, Ending, ReplyOptions};
+use mixlora::text::{Chat, Ending, ReplyOptions, Seen, Sight};
 use std::io::{BufRead, IsTerminal};
+use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 #[derive(clap::Args)]
@@ -13,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 Each line is a turn; standard input may be a file. The model remembers the conversation: only what is new is run. An \
 adapter that routes per instance stays with what the first turn chose until /reset.
 
-/help lists the commands. /reset starts anew, /system TEXT also sets the system message, /exit or Ctrl-D ends. Ctrl-C stops an answer.
+/help lists the commands. /image FILE shows a picture with the next message, /reset starts anew, /system TEXT also sets the system message, /exit or Ctrl-D ends. Ctrl-C stops an answer.
 
 Example: mixlora chat --model SmolLM2-135M-Instruct.Q4_1.gguf --adapter run")]
 pub struct Args {
@@ -23,6 +25,8 @@ pub struct Args {
     #[arg(long, allow_hyphen_values = true)]
     system: Option<String>,
     #[command(flatten)]
+    pictures: PictureArgs,
+    #[command(flatten)]
     sampling: SamplingArgs,
 }
 
@@ -31,6 +35,12 @@ struct Dialogue<'a> {
     opened: &'a Opened,
     system: Option<String>,
     about: About,
+    /// Where the model is.
+    path: &'a Path,
+    /// The vision part of the model, once a picture was shown.
+    sight: Option<Arc<Sight>>,
+    /// Pictures of the next message.
+    pictures: Vec<Seen>,
     chat: Chat,
     sampler: Sampler,
     options: ReplyOptions,
@@ -46,9 +56,21 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         let what = "has no chat template; give one, for example --template chatml".to_string();
         return Err(mixlora::Error::File { path: args.model.model.clone(), what }.into());
     }
-    let chat = Chat::new(&opened.text, opened.conversation(&about)?, args.system.as_deref());
-    let system = args.system.clone();
-    let mut dialogue = Dialogue { opened: &opened, system, about, chat, sampler, options, told: false };
+    let chat = Chat::new(&opened.text, opened.conversation(&about)?, None);
+    let (sight, pictures) = args.pictures.open(&args.model.model, &opened)?.unzip();
+    let mut dialogue = Dialogue {
+        opened: &opened,
+        system: args.system.clone(),
+        about,
+        path: &args.model.model,
+        sight,
+        pictures: pictures.unwrap_or_default(),
+        chat,
+        sampler,
+        options,
+        told: false,
+    };
+    dialogue.reset()?;
     let interrupted = signals::Interrupt::new()?;
     let person = std::io::stdin().is_terminal();
     if person {
@@ -72,12 +94,15 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         match command {
             "" => {}
             "/exit" | "/quit" => return Ok(()),
-            "/help" => out::note("/reset, /system TEXT, /exit; anything else is said to the model"),
+            "/help" => {
+                out::note("/image FILE, /reset, /system TEXT, /exit; anything else is said to the model")
+            }
             "/reset" => dialogue.reset()?,
             "/system" => {
                 dialogue.system = Some(rest.trim().to_string()).filter(|text| !text.is_empty());
                 dialogue.reset()?;
             }
+            "/image" => dialogue.show(rest.trim())?,
             word if word.starts_with('/') => out::note(&format!("there is no command {word}; see /help")),
             _ => dialogue.turn(line.trim(), interrupted.flag())?,
         }
@@ -89,13 +114,37 @@ impl Dialogue<'_> {
     fn reset(&mut self) -> Result<(), Failure> {
         let conversation = self.opened.conversation(&self.about)?;
         self.chat = Chat::new(&self.opened.text, conversation, self.system.as_deref());
+        if let Some(sight) = &self.sight {
+            self.chat.show_with(sight.clone());
+        }
+        Ok(())
+    }
+
+    /// Puts a picture before the next message.
+    fn show(&mut self, image: &str) -> Result<(), Failure> {
+        let sight = match &self.sight {
+            Some(sight) => sight.clone(),
+            None => match self.opened.sight(self.path) {
+                Ok(sight) => sight,
+                Err(error) => {
+                    out::note(&error.to_string());
+                    return Ok(());
+                }
+            },
+        };
+        self.chat.show_with(sight.clone());
+        match open_picture(&sight, Path::new(image)) {
+            Ok(seen) => self.pictures.push(seen),
+            Err(error) => out::note(&error.to_string()),
+        }
+        self.sight = Some(sight);
         Ok(())
     }
 
     /// One turn: a message of the user and the answer.
     fn turn(&mut self, user: &str, stop: &AtomicBool) -> Result<(), Failure> {
         stop.store(false, Relaxed);
-        match self.chat.ask(user) {
+        match self.chat.ask_about(std::mem::take(&mut self.pictures), user) {
             Ok(turn) if turn.again && !self.told => {
                 let why =
                     "the template writes past turns in another way, or an answer was cut at a stop text";

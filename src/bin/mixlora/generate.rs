@@ -1,6 +1,6 @@
 //! `mixlora generate`
 
-use crate::model_args::{ModelArgs, SamplingArgs};
+use crate::model_args::{ModelArgs, PictureArgs, SamplingArgs};
 use crate::{Failure, out};
 use mixlora::text::{Ending, Message, Reply, Role};
 use std::time::Instant;
@@ -11,7 +11,11 @@ The text streams to stdout as it comes; speeds go to stderr. A model without a c
 --raw. An adapter that routes per instance stays with what \
 the prompt chose, unless --decode-route per_step is given.
 
-Example: mixlora generate --model SmolLM2-135M-Instruct.Q4_1.gguf 'Name a colour.'")]
+Pictures stand before the prompt; with --raw each stands where the prompt has <image>.
+
+Examples:
+  mixlora generate --model SmolLM2-135M-Instruct.Q4_1.gguf 'Name a colour.'
+  mixlora generate --model SmolVLM-256M-Instruct --image cat.jpg 'What is it?'")]
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
@@ -27,6 +31,8 @@ pub struct Args {
     /// Take the prompt as it is, without the chat template.
     #[arg(long)]
     raw: bool,
+    #[command(flatten)]
+    pictures: PictureArgs,
     #[command(flatten)]
     sampling: SamplingArgs,
 }
@@ -48,19 +54,29 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let prompt = args.prompt()?;
     let opened = args.model.open()?;
     let about = opened.about(&args.sampling)?;
+    let (sight, pictures) = args.pictures.open(&args.model.model, &opened)?.unzip();
+    let pictures = pictures.unwrap_or_default();
+    let expand = |prompt: String| match &sight {
+        Some(sight) => sight.expand(&prompt, &pictures),
+        None => Ok(prompt),
+    };
     let tokenizer = &opened.text.tokenizer;
     let plain = args.raw || (opened.text.template.is_none() && args.system.is_none());
     let ids = if plain {
-        tokenizer.encode_start(&prompt)?
+        tokenizer.encode_start(&expand(prompt)?)?
     } else {
         let system = args.system.iter().map(|text| Message::new(Role::System, text.clone()));
         let mut messages: Vec<Message> = system.collect();
-        messages.push(Message::new(Role::User, prompt));
-        tokenizer.encode(&opened.text.prompt(&messages)?, true)?
+        messages.push(Message::with_pictures(Role::User, pictures.len(), &prompt));
+        tokenizer.encode(&expand(opened.text.prompt(&messages)?)?, true)?
     };
     let started = Instant::now();
     let mut conversation = opened.conversation(&about)?;
-    conversation.push(&ids)?;
+    let embedded = sight.as_ref().map(|sight| sight.embed(&opened.model, &ids, &pictures)).transpose()?;
+    match embedded.flatten() {
+        Some(embedded) => conversation.push_embedded(&ids, &embedded)?,
+        None => conversation.push(&ids)?,
+    }
     let prefill = started.elapsed().as_secs_f64();
     let started = Instant::now();
     let mut reply = Reply::new(&mut conversation, &mut sampler, tokenizer, &options);

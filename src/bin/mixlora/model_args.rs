@@ -6,8 +6,9 @@ use crate::{Failure, out};
 use mixlora::adapter::{Bank, Conversation};
 use mixlora::data::Condition;
 use mixlora::mixture::{ConditionKind, DecodeRoute};
-use mixlora::model::{Model, Sampler, Sampling};
-use mixlora::text::{ModelText, ReplyOptions};
+use mixlora::model::{LoadOptions, Model, Sampler, Sampling};
+use mixlora::picture::Limits;
+use mixlora::text::{ModelText, ReplyOptions, Seen, Sight};
 use mixlora::train::{TextOptions, condition_vector};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -82,7 +83,46 @@ impl ModelArgs {
     }
 }
 
+#[derive(clap::Args)]
+pub struct PictureArgs {
+    /// A picture that the prompt is about; may be given several times. A model that sees is a directory with a vision
+    /// tower, such as LLaVA or SmolVLM.
+    #[arg(long = "image", value_name = "FILE")]
+    images: Vec<PathBuf>,
+}
+
+impl PictureArgs {
+    /// The vision part of a model and the pictures, where any are given; what is odd about one goes to stderr.
+    pub fn open(&self, path: &Path, opened: &Opened) -> Result<Option<(Arc<Sight>, Vec<Seen>)>, Failure> {
+        if self.images.is_empty() {
+            return Ok(None);
+        }
+        let sight = opened.sight(path)?;
+        let open = |image: &PathBuf| open_picture(&sight, image);
+        let pictures = self.images.iter().map(open).collect::<mixlora::Result<_>>()?;
+        Ok(Some((sight, pictures)))
+    }
+}
+
+/// A picture file as a model sees it; what is odd about it goes to stderr.
+pub fn open_picture(sight: &Sight, image: &Path) -> mixlora::Result<Seen> {
+    let (seen, notes) = sight.open_picture(image, &Limits::default())?;
+    notes.iter().for_each(|what| out::note(&format!("note: {}: {what}", image.display())));
+    Ok(seen)
+}
+
 impl Opened {
+    /// The vision part of the model, which is at `path`.
+    pub fn sight(&self, path: &Path) -> mixlora::Result<Arc<Sight>> {
+        let options = LoadOptions { dequantize: false, allow_nonfinite: false };
+        let sight = Sight::open(path, &self.model, options)?.ok_or_else(|| {
+            let what = "has no vision part: it is a decoder alone, and sees no pictures".to_string();
+            mixlora::Error::File { path: path.into(), what }
+        })?;
+        sight.check(&self.text.tokenizer)?;
+        Ok(Arc::new(sight))
+    }
+
     /// Starts a conversation, of what the user said of it.
     pub fn conversation(&self, about: &About) -> Result<Conversation, Failure> {
         let task = about.task.as_deref();

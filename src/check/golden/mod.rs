@@ -8,8 +8,6 @@ mod layer;
 mod losses;
 mod mixture;
 mod model;
-#[cfg(feature = "images")]
-mod pictures;
 mod remix;
 mod token;
 #[cfg(feature = "tokenizer")]
@@ -131,13 +129,8 @@ pub fn replay(path: &Path, device: &Device) -> Result<Replay> {
     if family::is_family(path) {
         return family::replay(&file, device);
     }
-    match vision::kind(&file) {
-        #[cfg(feature = "images")]
-        Some(vision::PICTURE) => return pictures::replay(&file),
-        #[cfg(feature = "images")]
-        Some(vision::RESIZE) => return pictures::replay_resize(&file),
-        Some(kind) => return Err(Error::file(path, format!("kind '{kind}' is not known to this version"))),
-        None => {}
+    if let Some(kind) = vision::kind(&file) {
+        return vision::replay(&file, kind, device);
     }
     let config: serde_json::Value = config(&file)?;
     if let (Some(kind), Some(values)) =
@@ -151,9 +144,6 @@ pub fn replay(path: &Path, device: &Device) -> Result<Replay> {
             xlora::KIND => xlora::replay(&file, xlora::KIND, values, device),
             kind => Err(Error::file(path, format!("kind '{kind}' is not known to this version"))),
         };
-    }
-    if vision::is_vision(&file, &config) {
-        return vision::replay(&file, &config, device);
     }
     let contains = |key: &str| config.get(key).is_some();
     if contains("layer") {
@@ -186,7 +176,7 @@ pub fn named_kind(path: &Path) -> Result<Option<String>> {
 
 /// Tests whether files of that kind can be replayed.
 pub fn is_known_kind(kind: &str) -> bool {
-    (cfg!(feature = "images") && [vision::PICTURE, vision::RESIZE].contains(&kind))
+    vision::is_known(kind)
         || kinds::LAYERS.contains(&kind)
         || losses::KINDS.contains(&kind)
         || [kinds::REMIX, uni_moe::KIND, xlora::KIND].contains(&kind)

@@ -1,6 +1,6 @@
 //! A whole model: rows of its pictures, logits, the loss with the projector's gradients, greedy text, and a grey picture.
 
-use super::{Compare, Replay, bounded};
+use super::{Compare, MODEL, Replay, bounded};
 use crate::io::{Checkpoint, GgufFile};
 use crate::model::vision::{VisionFiles, VisionModel};
 use crate::model::{Input, KvCache, LoadOptions, Model, Step};
@@ -15,11 +15,6 @@ const GRADIENTS: f64 = 2e-5;
 /// The vision part in a file of llama.cpp, beside a folder's own, and the rows that it makes.
 const MMPROJ: &str = "mmproj.gguf";
 const MMPROJ_ROWS: &str = "mmproj_expected.safetensors";
-
-/// Whether a file has the values of a model that sees.
-pub(super) fn is_model(file: &Checkpoint) -> bool {
-    file.has("pixel_values") && file.has("input_ids") && file.has("image_features")
-}
 
 /// The stored batch.
 struct Samples {
@@ -106,7 +101,7 @@ pub(super) fn replay(file: &Checkpoint, device: &Device) -> Result<Replay> {
     if dir.join(MMPROJ).is_file() && dir.join(MMPROJ_ROWS).is_file() {
         mmproj(&mut compare, dir, &vision, &pixels)?;
     }
-    compare.finish("seeing model", same)
+    compare.finish(MODEL, same)
 }
 
 /// Text that continues each prompt.

@@ -1,7 +1,8 @@
 //! A tower: its states, its features, and gradients of pictures, embeddings, norms and linears.
 
+use super::super::config as read_config;
 use super::beside::beside;
-use super::{Compare, Measured, Replay, bounded};
+use super::{Compare, Measured, Replay, TOWER, bounded};
 use crate::io::Checkpoint;
 use crate::model::vision::{Feature, Tower, TowerConfig, VisionFiles, assemble};
 use crate::model::{LoadOptions, Source};
@@ -41,7 +42,8 @@ impl<S: Source> Source for Leaves<'_, S> {
     }
 }
 
-pub(super) fn replay(file: &Checkpoint, config: &Value, device: &Device) -> Result<Replay> {
+pub(super) fn replay(file: &Checkpoint, device: &Device) -> Result<Replay> {
+    let config: Value = read_config(file)?;
     let in_file = |error: Error| Error::file(file.path(), error.to_string());
     let tower = TowerConfig::from_json(&config["config"]).map_err(in_file)?;
     let layer = config["feature_layer"].as_i64().unwrap_or(-1);
@@ -81,7 +83,7 @@ pub(super) fn replay(file: &Checkpoint, config: &Value, device: &Device) -> Resu
     if let Some(name) = file.names().find(missing) {
         return Err(Error::file(file.path(), format!("'{name}' was not computed: no such gradient")));
     }
-    compare.finish("tower", true)
+    compare.finish(TOWER, true)
 }
 
 /// The states of all layers, and what the last norm makes of the last ones.

@@ -1,6 +1,6 @@
 //! Files of pictures: the decoded file, what processors make of it, and resizing alone.
 
-use super::{Measured, Replay, vision};
+use super::super::{Measured, Replay, vision};
 use crate::io::Checkpoint;
 use crate::picture::{Alpha, Filter, Limits, Picture, PictureFile, Processor, Tiles};
 use crate::{Error, Result};

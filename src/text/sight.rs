@@ -1,0 +1,142 @@
+//! What a model sees: from pictures and a rendered prompt to tokens, and to what enters the decoder's first layer.
+
+use super::{PICTURE, PictureText, Tokenizer};
+use crate::model::vision::{ProjectorKind, VisionModel};
+use crate::model::{LoadOptions, Model, ModelPlace};
+use crate::nn::Pass;
+use crate::routing::Units;
+use crate::{Error, Result, Tensor, no_grad};
+use std::path::Path;
+
+#[cfg(feature = "images")]
+use crate::picture::{Limits, Picture, PictureFile, Processor};
+
+/// The vision part of a model, with what its processor does to pictures.
+pub struct Sight {
+    pub vision: VisionModel,
+    #[cfg(feature = "images")]
+    pub processor: Processor,
+}
+
+/// A picture as the tower reads it.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    /// Rows and columns of its tiles, behind which the whole picture stands; 0 where it is not cut.
+    pub grid: [usize; 2],
+    /// Number of tiles, their height and their width.
+    pub dims: [usize; 3],
+    /// `[N, 3, height, width]`
+    pub values: Vec<f32>,
+}
+
+impl Sight {
+    /// The vision part of the model at a path, whose decoder is `model`; none where it is a decoder alone.
+    ///
+    /// # Errors
+    /// The vision part or its processor is of a kind that is not read, or a file is damaged.
+    pub fn open(path: &Path, model: &Model, options: LoadOptions) -> Result<Option<Self>> {
+        let ModelPlace::Folder(folder) = ModelPlace::of(path)? else { return Ok(None) };
+        let Some(vision) = VisionModel::open(&folder, model, options, false)? else { return Ok(None) };
+        Ok(Some(Sight {
+            #[cfg(feature = "images")]
+            processor: Processor::of_model(&folder)?,
+            vision,
+        }))
+    }
+
+    #[cfg(feature = "images")]
+    /// A picture file as the tower reads it, and what is to be said of the file.
+    ///
+    /// # Errors
+    /// It is no picture of a kind that is read, or too large.
+    pub fn open_picture(&self, path: &Path, limits: &Limits) -> Result<(Seen, Vec<String>)> {
+        let decoded = PictureFile::open(path, limits)?.decode(self.processor.alpha)?;
+        Ok((self.look(&decoded.picture)?, decoded.notes))
+    }
+
+    #[cfg(feature = "images")]
+    /// A picture as the tower reads it.
+    ///
+    /// # Errors
+    /// Its sides are too unequal for the processor.
+    pub fn look(&self, picture: &Picture) -> Result<Seen> {
+        let tiles = self.processor.tiles(picture)?;
+        Ok(Seen {
+            grid: [tiles.rows(), tiles.columns()],
+            dims: [tiles.count(), tiles.height(), tiles.width()],
+            values: self.processor.values(&tiles),
+        })
+    }
+
+    fn written(&self) -> PictureText {
+        match self.vision.config().projector {
+            ProjectorKind::Shuffle { .. } => PictureText::Tiles,
+            _ => PictureText::Rows,
+        }
+    }
+
+    /// A rendered prompt with the rows of its pictures written out.
+    ///
+    /// # Errors
+    /// The prompt has not as many places of pictures.
+    pub fn expand(&self, prompt: &str, pictures: &[Seen]) -> Result<String> {
+        let grids: Vec<[usize; 2]> = pictures.iter().map(|seen| seen.grid).collect();
+        self.written().expand(prompt, &grids, self.vision.config().rows())
+    }
+
+    /// Refuses a tokenizer that does not know the token of pictures.
+    ///
+    /// # Errors
+    /// The tokenizer has another token there.
+    pub fn check(&self, tokenizer: &Tokenizer) -> Result<()> {
+        let token = self.vision.config().image_token;
+        if tokenizer.token(token).as_deref() == Some(PICTURE) {
+            return Ok(());
+        }
+        let what =
+            format!("has no token '{PICTURE}' with the number {token}, as the model's config.json says");
+        Err(Error::refused("tokenizer", what))
+    }
+
+    /// The rows of pictures, of which the last ones in `pictures` stand in tokens. None where no token is one of a picture.
+    fn rows(&self, ids: &[u32], pictures: &[Seen]) -> Result<Option<Tensor>> {
+        let each = self.vision.config().rows();
+        let mut wanted = ids.iter().filter(|&&id| id == self.vision.config().image_token).count();
+        let mut first = pictures.len();
+        while wanted > 0 && first > 0 {
+            first -= 1;
+            wanted = wanted.saturating_sub(each * pictures[first].dims[0]);
+        }
+        if first == pictures.len() {
+            return Ok(None);
+        }
+        let device = self.vision.tower().device();
+        let pass = Pass::new(Units::tokens(0));
+        let [_, height, width] = pictures[first].dims;
+        let mut values = Vec::new();
+        let mut count = 0;
+        for &Seen { dims: [tiles, h, w], values: ref new, .. } in &pictures[first..] {
+            if [h, w] != [height, width] {
+                return Err(Error::shape(
+                    "pictures",
+                    format!("{height} x {width} pixels"),
+                    format!("{h} x {w}"),
+                ));
+            }
+            values.extend_from_slice(new);
+            count += tiles;
+        }
+        let pixels = Tensor::from_f32(device, &[count, 3, height, width], &values)?;
+        no_grad(|| self.vision.rows(&pixels, &pass)).map(Some)
+    }
+
+    /// What enters the decoder's first layer for tokens whose last picture is the last of `pictures`; none where no token is
+    /// one of a picture. `[1, n, hidden_size]`
+    ///
+    /// # Errors
+    /// The tokens do not end with whole pictures of the list.
+    pub fn embed(&self, model: &Model, ids: &[u32], pictures: &[Seen]) -> Result<Option<Tensor>> {
+        let Some(rows) = self.rows(ids, pictures)? else { return Ok(None) };
+        no_grad(|| self.vision.splice(model, ids, [1, ids.len()], Some(&rows))).map(Some)
+    }
+}
