@@ -3,8 +3,9 @@
 use super::options::{Field, Options, Tree};
 use super::tasks::Tasks;
 use super::{
-    Conditioned, Files, Hook, Instance, LinearBuild, LinearSite, Lora, MlpBuild, MlpSite, Preference,
-    RouterGradient, Routes, RowMemory, Rule, SiteMemory, SitePart, StateBuild, StateSite, TakesExperts,
+    Conditioned, Files, Framing, Hook, Instance, LinearBuild, LinearSite, Lora, MlpBuild, MlpSite,
+    Preference, RouterGradient, Routes, RowMemory, Rule, SiteMemory, SitePart, StateBuild, StateSite,
+    TakesExperts,
 };
 use crate::names::nearest;
 use crate::nn::{BeforeForward, BlockAdapter, LinearAdapter, MlpAdapter};
@@ -65,6 +66,10 @@ pub trait MethodOptions: Options + fmt::Debug + Send + Sync + 'static {
     /// The conditions that it chooses by, of methods that do: its training data needs them.
     fn condition(&self) -> Option<&Conditioned> {
         None
+    }
+    /// Whether it puts a learned vector in front of each sample, which batches keep a place for.
+    fn has_front(&self) -> bool {
+        false
     }
     /// What it learns from wrong answers beside right ones, of methods that do.
     fn preference(&self) -> Option<&Preference> {
@@ -250,6 +255,11 @@ impl Method {
     /// Its options.
     pub fn options(&self) -> &dyn MethodOptions {
         &*self.options
+    }
+    /// What it asks of the batches that it sees.
+    pub fn framing(&self) -> Framing {
+        let pool = self.options.instance().map(|instance| instance.pool);
+        Framing { pool, token: self.options.has_front() }
     }
     /// Its options by name.
     pub fn tree(&self) -> Tree {
