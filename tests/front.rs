@@ -435,3 +435,41 @@ fn its_state_tells_tasks_apart() {
     println!("held-out samples told apart: {without:.3} without, {with:.3} with");
     assert!(with > 0.75 && with > without + 0.1, "{without} {with}");
 }
+
+#[cfg(all(feature = "cli", feature = "tokenizer"))]
+#[test]
+fn a_user_trains_measures_and_asks_with_it() {
+    use common::cli::answer_to as run;
+    let dir = tempfile::tempdir().unwrap();
+    common::tiny::write_text_model(&dir.path().join("model"));
+    common::tiny::write_data(&dir.path().join("data"), 24);
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_string();
+    let [model, data, out, bare] = ["model", "data", "run", "bare.jsonl"].map(path);
+    let on = [
+        "--method",
+        "mixlora-cond",
+        "--set",
+        "r=2",
+        "--set",
+        "num_factors=4",
+        "--steps",
+        "4",
+        "--device",
+        "cpu",
+    ];
+    let train = |data: &str, out: &str, code: i32| {
+        let args = ["train", "--model", &model, "--data", data, "--out", out];
+        run(&[&args[..], &on, &["--set", "use_contrastive_instr_token=true"]].concat(), "", code)
+    };
+    train(&data, &out, 0);
+    let eval = ["eval", "--model", &model, "--adapter", &out, "--data", &data, "--device", "cpu", "--json"];
+    let measured: Value = serde_json::from_str(&run(&eval, "", 0).0).unwrap();
+    assert!(measured["loss"].as_f64().unwrap() > 0.0, "{measured}");
+    let ask = ["generate", "--model", &model, "--adapter", &out, "--prompt", "2xx?", "--device", "cpu"];
+    let said = run(&[&ask[..], &["--max-tokens", "5"]].concat(), "", 0).0;
+    assert_eq!(said, run(&[&ask[..], &["--max-tokens", "5"]].concat(), "", 0).0);
+    std::fs::write(&bare, "{\"prompt\":\"1?\",\"completion\":\"ab\"}\n").unwrap();
+    let none = path("none");
+    let (_, err) = train(&bare, &none, 3);
+    assert!(err.contains("field 'task'") && !Path::new(&none).exists(), "{err}");
+}

@@ -4,7 +4,7 @@ use super::options::{Field, Options, Tree};
 use super::tasks::Tasks;
 use super::{
     Conditioned, Files, Framing, Hook, Instance, LinearBuild, LinearSite, Lora, MlpBuild, MlpSite,
-    Preference, RouterGradient, Routes, RowMemory, Rule, SiteMemory, SitePart, StateBuild, StateSite,
+    Preference, Prunes, RouterGradient, Routes, RowMemory, Rule, SiteMemory, SitePart, StateBuild, StateSite,
     TakesExperts,
 };
 use crate::names::nearest;
@@ -78,6 +78,10 @@ pub trait MethodOptions: Options + fmt::Debug + Send + Sync + 'static {
     /// What of its options changes at a stage of a stream of tasks, from 0: what the stage trains, what stays as it is.
     fn at_stage(&self, _stage: usize, _task: Option<&str>) -> Tree {
         Tree::new()
+    }
+    /// What of its pools can be dropped after training.
+    fn prunes(&self) -> Prunes {
+        Prunes::No("it has no pools of rank-1 rows of which a router chooses")
     }
     /// Whether trained LoRAs can be its experts: its pools are then `lora_a` and `lora_b`, and its options have
     /// `num_experts`.

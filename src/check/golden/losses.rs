@@ -50,9 +50,10 @@ pub(super) fn replay(
             let [b, d, n] = ["batch", "d", "tasks"].map(|name| config.number(name));
             let states = tensor(file, device, "states", &[b, d])?.leaf();
             let labels = file.indices("label", &[b], n)?;
-            let loss = sup_con(&states, &labels, number(&config, "tau"))?;
-            with_gradients(&mut compare, "sup_con", &loss, &[("states", &states)], BOUND)?;
-            let gradients = loss.backward()?;
+            let loss = || sup_con(&states, &labels, number(&config, "tau"));
+            with_gradients(&mut compare, "sup_con", &loss()?, &[("states", &states)], BOUND)?;
+            // Its own gradient stands in the place of that of an output, too.
+            let gradients = loss()?.backward()?;
             let of_states = gradients.get(&states).map_or_else(|| Ok(vec![0.0; b * d]), Tensor::to_f64)?;
             compare.within("grad_states", &of_states, BOUND)?;
         }

@@ -3,7 +3,7 @@
 use crate::mixture::routers::ConditionalOptions;
 use crate::mixture::{
     Ablations, Axes, Cfs, Conditioned, Factors, Instance, InstrToken, LinearBuild, Lora, MethodOptions,
-    MethodSpec, RouterGradient, RouterInput, Routes, Rule, StateBuild, Tree, enough, routers,
+    MethodSpec, Prunes, RouterGradient, RouterInput, Routes, Rule, StateBuild, Tree, enough, routers,
 };
 use crate::nn::{BeforeForward, LinearAdapter};
 use crate::{Result, options};
@@ -86,6 +86,9 @@ impl MethodOptions for MixloraCond {
     }
     fn before(&self, at: &StateBuild<'_>) -> Result<Option<Arc<dyn BeforeForward>>> {
         self.token.before(at)
+    }
+    fn prunes(&self) -> Prunes {
+        self.ablations.prunes(&self.cfs, self.lora.r)
     }
     fn variants(&self, factors: &[usize], r: usize) -> Vec<(String, Tree)> {
         pool_sizes(factors, r)

@@ -4,7 +4,7 @@ use super::mixlora_cond::pool_sizes;
 use crate::mixture::routers::{ConditionalOptions, Gates};
 use crate::mixture::{
     Ablations, Axes, Cfs, Conditioned, Factors, Gate, GateScale, Instance, InstrToken, LinearBuild, Lora,
-    MethodOptions, MethodSpec, RouterGradient, Routes, Rule, StateBuild, Tree, enough, routers,
+    MethodOptions, MethodSpec, Prunes, RouterGradient, Routes, Rule, StateBuild, Tree, enough, routers,
 };
 use crate::nn::{BeforeForward, LinearAdapter};
 use crate::{Result, options};
@@ -84,6 +84,9 @@ impl MethodOptions for MixloraCondGated {
     }
     fn before(&self, at: &StateBuild<'_>) -> Result<Option<Arc<dyn BeforeForward>>> {
         self.token.before(at)
+    }
+    fn prunes(&self) -> Prunes {
+        self.ablations.prunes(&self.cfs, self.lora.r)
     }
     fn variants(&self, factors: &[usize], r: usize) -> Vec<(String, Tree)> {
         pool_sizes(factors, r)

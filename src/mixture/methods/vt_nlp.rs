@@ -5,8 +5,8 @@ use super::mixlora_cond::{pool_sizes, ungated};
 use crate::mixture::routers::ConditionalOptions;
 use crate::mixture::{
     Ablations, Axes, Cfs, CfsForm, Conditioned, DecodeRoute, Factors, Files, Instance, InstrToken,
-    LinearBuild, Lora, MethodOptions, MethodSpec, Pool, RouterGradient, Routes, Rule, StateBuild, Tree,
-    enough, routers,
+    LinearBuild, Lora, MethodOptions, MethodSpec, Pool, Prunes, RouterGradient, Routes, Rule, StateBuild,
+    Tree, enough, routers,
 };
 use crate::nn::{BeforeForward, LinearAdapter};
 use crate::{Result, options};
@@ -86,6 +86,9 @@ impl MethodOptions for VtNlp {
     }
     fn before(&self, at: &StateBuild<'_>) -> Result<Option<Arc<dyn BeforeForward>>> {
         self.token.before(at)
+    }
+    fn prunes(&self) -> Prunes {
+        self.ablations.prunes(&self.cfs, self.lora.r)
     }
     fn variants(&self, factors: &[usize], r: usize) -> Vec<(String, Tree)> {
         pool_sizes(factors, r)
