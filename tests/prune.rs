@@ -102,11 +102,13 @@ fn rows_that_nothing_chose_leave_no_trace() {
         let batch = batch(&model, &method);
         let usage = counted(&model, &adapter, &batch);
         let weights = AdapterWeights::of(&adapter, &model, "tiny").unwrap();
-        let (pruned, report) = weights.pruned(&usage, Keep::From(1e-12)).unwrap();
+        let (pruned, report) = weights.pruned(&usage, Keep::Used).unwrap();
         let [all, left] = report.rows;
         assert!(left < all && report.unused >= all - left, "{what}: {report:?}");
         assert_eq!(report.dropped, [0.0, 0.0], "{what}");
         assert!((pruned.method.options().scale() - method.options().scale()).abs() < 1e-6, "{what}");
+        // No row was of zeros: to have been chosen is to matter.
+        assert_eq!(weights.pruned(&usage, Keep::From(1e-12)).unwrap().0.matrices, pruned.matrices, "{what}");
         let dir = tempfile::tempdir().unwrap();
         pruned.save(dir.path()).unwrap();
         let smaller = Adapter::load(dir.path(), &model).unwrap();
@@ -245,7 +247,7 @@ fn a_user_prunes_an_adapter() {
     assert!(said.contains(&format!("{:.4} after", loss["loss"].as_f64().unwrap())), "{said} {loss}");
     let (_, err) = prune(&adapter, &out, &["--keep", "4"], 3);
     assert!(err.contains("exists"), "{err}");
-    let (said, _) = prune(&adapter, &path("unused"), &["--below", "1e-9"], 0);
+    let (said, _) = prune(&adapter, &path("unused"), &["--unused"], 0);
     let losses: Vec<&str> =
         said.lines().last().unwrap().split(' ').filter(|word| word.contains('.')).collect();
     assert_eq!(losses[0], losses[1], "{said}");

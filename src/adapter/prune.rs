@@ -16,6 +16,8 @@ use std::collections::BTreeMap;
 pub enum Keep {
     /// So many of each pool, the most important ones.
     Best(usize),
+    /// As many as the pool has of which most were chosen: no row that was chosen is dropped.
+    Used,
     /// As many as the pool has that has most rows of at least this share of its best row's importance.
     From(f64),
 }
@@ -220,7 +222,7 @@ impl AdapterWeights {
         let mut importance = Vec::new();
         for (linear, counted) in &usage.sums {
             for (side, sums) in sides.iter().zip(counted) {
-                importance.push((linear.as_str(), side, self.importance(linear, side, sums, all)?));
+                importance.push((linear.as_str(), side, sums, self.importance(linear, side, sums, all)?));
             }
         }
         let left = match keep {
@@ -229,6 +231,10 @@ impl AdapterWeights {
                 return Err(Error::config("keep", rows, format!("at most {all}, the rows of a pool")));
             }
             Keep::Best(rows) => rows,
+            Keep::Used => {
+                let many = |sums: &[f64]| sums.iter().filter(|sum| **sum > 0.0).count();
+                importance.iter().map(|(_, _, sums, _)| many(sums)).max().unwrap_or(all)
+            }
             Keep::From(share) if !(0.0..=1.0).contains(&share) => {
                 return Err(Error::config("below", share, "a share, from 0 to 1"));
             }
@@ -237,14 +243,15 @@ impl AdapterWeights {
                     let best = w.iter().fold(0.0f64, |best, w| best.max(*w));
                     w.iter().filter(|w| **w >= share * best).count()
                 };
-                importance.iter().map(|(_, _, w)| many(w)).max().unwrap_or(all)
+                importance.iter().map(|(_, _, _, w)| many(w)).max().unwrap_or(all)
             }
         };
         let mut matrices = self.matrices.clone();
         let mut dropped = Vec::new();
-        for (linear, side, w) in &importance {
+        for (linear, side, sums, w) in &importance {
             let mut entries: Vec<usize> = (0..all).collect();
-            entries.sort_by(|a, b| w[*b].total_cmp(&w[*a]));
+            // Of rows without importance, those that were chosen: without them others would be.
+            entries.sort_by(|a, b| w[*b].total_cmp(&w[*a]).then(sums[*b].total_cmp(&sums[*a])));
             let gone: f64 = entries[left..].iter().map(|&e| w[e]).sum();
             let whole: f64 = w.iter().sum();
             dropped.push(if whole > 0.0 { gone / whole } else { 0.0 });

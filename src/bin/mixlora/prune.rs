@@ -15,8 +15,8 @@ use std::path::PathBuf;
 #[command(after_help = "\
 The importance of a row is the mean gate that it has on the data times the norms of its factors; where A and B have \
 choices of their own, each side is ranked by its own factor. All pools keep the same number of rows. Rows that the data \
-never choose go without a change on these data, unless the method's scores depend on all rows: the losses before and \
-after are printed.
+never choose (--unused) go without a change on these data, unless the method's scores depend on all rows; in the place of \
+a row that was chosen another one is. The losses before and after are printed.
 
 Example: mixlora prune --model SmolLM2-135M-Instruct.Q4_1.gguf --adapter run --data valid.jsonl --keep 8 --out smaller")]
 pub struct Args {
@@ -30,12 +30,15 @@ pub struct Args {
     #[arg(long)]
     data: PathBuf,
     /// Rows of each pool that stay.
-    #[arg(long, value_name = "N", required_unless_present = "below", conflicts_with = "below")]
+    #[arg(long, value_name = "N", required_unless_present_any = ["below", "unused"])]
     keep: Option<usize>,
     /// Drop rows below this share of the importance of the best row of their pool, 0 to 1. The pool with most rows above
     /// says how many stay in each.
-    #[arg(long, value_name = "SHARE")]
+    #[arg(long, value_name = "SHARE", conflicts_with = "keep")]
     below: Option<f64>,
+    /// Drop only rows that no sample chose. The pool of which most rows were chosen says how many stay in each.
+    #[arg(long, conflicts_with_all = ["keep", "below"])]
+    unused: bool,
     /// The new directory; it must not exist.
     #[arg(long)]
     out: PathBuf,
@@ -58,7 +61,8 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     }
     let keep = match (args.keep, args.below) {
         (Some(rows), _) => Keep::Best(rows),
-        (None, share) => Keep::From(share.unwrap_or(0.0)),
+        (None, Some(share)) => Keep::From(share),
+        (None, None) => Keep::Used,
     };
     let device = args.device.open()?;
     let model = args.checks.model(&args.model, &device, false)?;
