@@ -271,8 +271,8 @@ impl Model {
 /// The embedded input `[B, S, d]` with the vector that the adapter has learned in the place in front of each sample.
 fn with_front(x: Tensor, pass: &Pass) -> Result<Tensor> {
     let adapters = pass.adapters.iter().chain(pass.bank.iter().map(|member| &member.adapters));
-    let fronts = adapters.filter_map(|adapters| adapters.before()?.front());
-    let front = match (fronts.last(), pass.labels.has_front) {
+    let mut fronts = adapters.filter_map(|adapters| adapters.before()?.front());
+    let front = match (fronts.next(), pass.labels.has_front) {
         (None, false) => return Ok(x),
         (Some(front), true) => front,
         (Some(_), false) => {
