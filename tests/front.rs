@@ -268,6 +268,24 @@ fn threads_and_recomputation_change_no_bit() {
 }
 
 #[test]
+fn lanes_agree() {
+    let method = method("mixlora-cond-gated", json!({ "contrast_temperature": 0.5 }));
+    let reports = |device: &Device| {
+        let mut s = session(device, &method, 2);
+        s.adapter = moved(&s.model, &method);
+        let mut s = Session::new(s.model.clone(), s.adapter.clone(), s.config.clone()).unwrap();
+        let mut step = || s.step(&[batch(device, method.framing(), &examples(&["a", "b"]))]).unwrap();
+        [step(), step()].map(|r| [r.loss, r.aux_loss, r.grad_norm])
+    };
+    let want = reports(&Device::reference());
+    for device in [Device::cpu()].into_iter().chain(common::gpu()) {
+        for (got, want) in reports(&device).iter().flatten().zip(want.iter().flatten()) {
+            assert!((got - want).abs() < 2e-4 * want.abs().max(1.0), "{}: {got} {want}", device.name());
+        }
+    }
+}
+
+#[test]
 fn decoding_puts_the_token_in_front_once() {
     let cpu = Device::cpu();
     for name in METHODS {

@@ -34,7 +34,7 @@ impl Bank {
             return Err(Error::config("scale", scale, "a finite number"));
         }
         self.0.push((adapter, scale));
-        if self.0.len() > 1 && self.framing().token {
+        if self.0.len() > 1 && self.framing().front {
             let what = "one of the adapters puts a learned vector in front of each sample, which all would see: it acts \
                         alone only";
             return Err(Error::refused("adapter", what));
@@ -60,7 +60,7 @@ impl Bank {
     /// What they ask of batches: instances are pooled as the first adapter that chooses by instance says.
     pub fn framing(&self) -> Framing {
         let each = || self.0.iter().map(|(adapter, _)| adapter.method().framing());
-        Framing { pool: each().find_map(|f| f.pool), token: each().any(|f| f.token) }
+        Framing { pool: each().find_map(|f| f.pool), front: each().any(|f| f.front) }
     }
 }
 

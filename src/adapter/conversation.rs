@@ -69,7 +69,7 @@ impl Conversation {
     /// `rows` sequences without a token yet, of a model with an adapter, several ([`Bank`]) or none.
     pub fn new(model: &Arc<Model>, adapters: impl Into<Bank>, rows: usize) -> Self {
         let bank = adapters.into();
-        let labels = Labels { has_front: bank.framing().token, ..Labels::default() };
+        let labels = Labels { has_front: bank.framing().front, ..Labels::default() };
         let bank = bank.adapters().iter().map(|(adapter, scale)| Routed::new(adapter, *scale)).collect();
         let generation = Generation::new(model, rows);
         Conversation { generation, bank, rows, labels, chosen: false }

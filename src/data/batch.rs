@@ -134,7 +134,7 @@ impl Batch {
             tasks: examples.iter().map(|e| e.task.clone()).collect(),
             tags: if tagged { Some(Tensor::from_u32(device, &[b * s], &tags)?) } else { None },
             conditions: conditions(examples, device)?,
-            has_front: framing.token,
+            has_front: framing.front,
         };
         let weights: Vec<f32> = valid.iter().map(|&v| v as f32).collect();
         Ok(Batch {
@@ -254,7 +254,7 @@ mod tests {
     fn a_place_in_front_shifts_everything() {
         let a = Example::new(vec![5, 6, 7, 8], vec![false, false, true, true]).with_tags(vec![1, 2, 3, 4]);
         let b = Example::new(vec![9, 4], vec![false, true]);
-        let framing = Framing { pool: Some(Pool::PromptMask), token: true };
+        let framing = Framing { pool: Some(Pool::PromptMask), front: true };
         let batch = Batch::new(&[&a, &b], framing, 0, &Device::cpu()).unwrap();
         let no = u32::MAX;
         assert_eq!(batch.ids.to_u32().unwrap(), [0, 5, 6, 7, 8, 0, 9, 4, 0, 0]);

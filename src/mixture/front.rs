@@ -15,7 +15,8 @@ options! {
     pub struct InstrToken {
         /// Whether a learned vector stands in front of each sample, before its first token. Its last state learns to
         /// tell the tasks of a micro-batch apart, which then needs task labels, and samples of one task in one micro-batch.
-        /// With pool = instr routers look at it alone.
+        /// It stands before all tokens and sees none: what its state knows of a sample are the factors that the sample chose.
+        /// With pool = instr routers look at it alone, and all samples choose alike. hidden + 2 more trained values.
         use_contrastive_instr_token: bool = false, "VT-NLP/MixLoRA";
         /// What similarities are divided by in that contrast.
         contrast_temperature: f32 = 0.07, in 0.001.., "arXiv:2004.11362, the authors' code";

@@ -32,19 +32,19 @@ pub struct Framing {
     /// How instances are pooled for their routers; none where no router looks at instances.
     pub pool: Option<Pool>,
     /// Whether a place is kept in front of each sample, for a vector that the adapter has learned.
-    pub token: bool,
+    pub front: bool,
 }
 
 impl Framing {
     /// Rows that stand before the first token of a sample: 0 or 1.
     pub fn rows_in_front(self) -> usize {
-        usize::from(self.token)
+        usize::from(self.front)
     }
 }
 
 impl From<Option<Pool>> for Framing {
     fn from(pool: Option<Pool>) -> Self {
-        Framing { pool, token: false }
+        Framing { pool, front: false }
     }
 }
 

@@ -263,7 +263,7 @@ impl Method {
     /// What it asks of the batches that it sees.
     pub fn framing(&self) -> Framing {
         let pool = self.options.instance().map(|instance| instance.pool);
-        Framing { pool, token: self.options.has_front() }
+        Framing { pool, front: self.options.has_front() }
     }
     /// Its options by name.
     pub fn tree(&self) -> Tree {
