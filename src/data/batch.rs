@@ -261,7 +261,7 @@ mod tests {
         assert_eq!(batch.targets.to_u32().unwrap(), [no, no, 7, 8, no, no, 4, no, no, no]);
         assert_eq!(batch.valid.to_u32().unwrap(), [1, 1, 1, 1, 1, 1, 1, 1, 0, 0]);
         assert_eq!(batch.labels.tags.as_ref().unwrap().to_u32().unwrap(), [0, 1, 2, 3, 4, 0, 0, 0, 0, 0]);
-        assert_eq!(batch.spans, [Span { len: 5, prompt: 3 }, Span { len: 3, prompt: 2 }]);
+        assert_eq!(batch.spans, [Span { len: 5, prompt: 3 }, Span { len: 3, prompt: 3 }]);
         assert_eq!((batch.tokens, batch.trained), (8, 3));
         let of_b = batch.targets_of(1).unwrap().to_u32().unwrap();
         assert_eq!(of_b, [no, no, no, no, no, no, 4, no, no, no]);
