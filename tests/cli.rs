@@ -182,7 +182,7 @@ fn reference_files_are_verified() {
     assert_eq!((&report["holds"], &report["version"]), (&true.into(), &env!("CARGO_PKG_VERSION").into()));
     assert_eq!(report["bound"], 1e-5);
     let files = report["files"].as_array().unwrap();
-    assert_eq!(files.len(), 154);
+    assert_eq!(files.len(), 157);
     for f in files {
         let lane = &f["devices"][0];
         assert!(f["path"].is_string() && f["kind"].is_string() && lane["device"].is_string(), "{f}");
