@@ -174,15 +174,15 @@ fn reference_files_are_verified() {
     let folder = golden().to_string_lossy().into_owned();
     let (out, err) = output(mixlora(&["verify", "--device", "cpu", &folder]), 0);
     assert!(
-        err.contains("need --model: 1") && out.contains("154 files on ") && out.contains(": 0 failed"),
+        err.contains("need --model: 1") && out.contains("157 files on ") && out.contains(": 0 failed"),
         "{out}{err}"
     );
-    assert_eq!(out.lines().filter(|l| l.starts_with("ok ") && l.contains("choices agree")).count(), 154);
+    assert_eq!(out.lines().filter(|l| l.starts_with("ok ") && l.contains("choices agree")).count(), 157);
     let report = json(mixlora(&["verify", "--device", "reference", "--json", &folder]));
     assert_eq!((&report["holds"], &report["version"]), (&true.into(), &env!("CARGO_PKG_VERSION").into()));
     assert_eq!(report["bound"], 1e-5);
     let files = report["files"].as_array().unwrap();
-    assert_eq!(files.len(), 154);
+    assert_eq!(files.len(), 157);
     for f in files {
         let lane = &f["devices"][0];
         assert!(f["path"].is_string() && f["kind"].is_string() && lane["device"].is_string(), "{f}");

@@ -69,9 +69,10 @@ impl Conversation {
     /// `rows` sequences without a token yet, of a model with an adapter, several ([`Bank`]) or none.
     pub fn new(model: &Arc<Model>, adapters: impl Into<Bank>, rows: usize) -> Self {
         let bank = adapters.into();
+        let labels = Labels { has_front: bank.framing().front, ..Labels::default() };
         let bank = bank.adapters().iter().map(|(adapter, scale)| Routed::new(adapter, *scale)).collect();
         let generation = Generation::new(model, rows);
-        Conversation { generation, bank, rows, labels: Labels::default(), chosen: false }
+        Conversation { generation, bank, rows, labels, chosen: false }
     }
 
     /// The same with another way to route what is generated than the adapters' own, where one is given.
@@ -107,6 +108,15 @@ impl Conversation {
     /// # Errors
     /// As [`Generation::push`]; what could not be pushed has changed nothing where it is refused before it is run.
     pub fn push(&mut self, tokens: &[u32]) -> Result<()> {
+        let framed;
+        let tokens = if self.rows_in_front() > 0 && !tokens.is_empty() {
+            // Which token holds the place does not matter: the adapter's vector is there.
+            let each = tokens.chunks(tokens.len().div_ceil(self.rows.max(1)));
+            framed = each.flat_map(|sequence| [&[0], sequence].concat()).collect::<Vec<u32>>();
+            &framed[..]
+        } else {
+            tokens
+        };
         self.generation.check(tokens)?;
         let n = tokens.len() / self.rows;
         let device = self.generation.device().clone();
@@ -139,9 +149,13 @@ impl Conversation {
     pub fn is_empty(&self) -> bool {
         self.generation.is_empty()
     }
-    /// Positions that are left.
+    /// Positions that are left for tokens.
     pub fn room(&self) -> usize {
-        self.generation.room()
+        self.generation.room().saturating_sub(self.rows_in_front())
+    }
+    /// Rows that the next push puts in front of each sequence.
+    fn rows_in_front(&self) -> usize {
+        usize::from(self.labels.has_front && self.generation.is_empty())
     }
     /// What the prompt chose, site by site, for each adapter.
     pub fn choices(&self) -> impl Iterator<Item = &Choices> {
