@@ -33,14 +33,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .collect::<mixlora::Result<_>>()?;
 
     let method = find("mixlora-cond")?.defaults().with("num_factors", 8)?;
-    let pool = method.options().instance().map(|instance| instance.pool);
+    let framing = method.framing();
     let adapter = Adapter::attach(&model, &method, &[ALL_LINEAR.into()], Stream::new(1))?;
     let config = TrainConfig { steps: 30, ..TrainConfig::default() };
     let pad = text.tokenizer.pad_within(model.config().vocab_size);
     let mut session = Session::new(model, adapter, config)?;
     for step in 0..session.config.steps {
         let half: Vec<&Example> = examples.iter().skip(step % 2).step_by(2).collect();
-        let batch = Batch::new(&half, pool, pad, &device)?;
+        let batch = Batch::new(&half, framing, pad, &device)?;
         let report = session.step(&[batch])?;
         if step % 10 == 0 || report.step == session.config.steps {
             println!("step {} loss {:.4} gradient norm {:.2}", report.step, report.loss, report.grad_norm);

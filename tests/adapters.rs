@@ -199,6 +199,7 @@ fn adapters_of_the_release_load() {
         for (key, value, expected) in [
             ("independent_rank", json!("no"), "independent_rank is \"no\", expected true or false"),
             ("used_scored_weight", json!(true), "used_scored_weight is not false"),
+            ("use_contrastive_instr_token", json!(true), "use_contrastive_instr_token is not false"),
             ("n_experts", json!(8), "n_experts is 8, but the tensors have 4"),
             ("cond_type", json!("task_def"), "cond_type 'task_def'"),
             ("mix_start_layer", json!(1), "tensors"),

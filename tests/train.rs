@@ -82,14 +82,19 @@ fn adapter_bytes(dir: &Path) -> Vec<u8> {
 fn ten_and_ten_steps_are_twenty() {
     let place = Place::new();
     for device in [Device::cpu()].into_iter().chain(common::gpu()) {
-        for method in ["mixlora-cond", "mixlora-cond-gated", "smora", "mixlora-ffn"] {
+        for (method, more) in [
+            ("mixlora-cond", None),
+            ("mixlora-cond-gated", None),
+            ("mixlora-cond-gated", Some(("use_contrastive_instr_token", json!(true)))),
+            ("smora", Some(("bias_lr", json!(1e-2)))),
+            ("mixlora-ffn", None),
+        ] {
             let mut changes = vec![("lora_dropout", json!(0.1)), ("save_every", json!(7))];
-            if method == "smora" {
-                changes.push(("bias_lr", json!(1e-2)));
-            }
+            let option = more.as_ref().map_or("", |(option, _)| option);
+            changes.extend(more.clone());
             let config = place.config(method, &changes);
-            let dirs =
-                ["whole", "again", "parts"].map(|n| place.path(&format!("{n}-{method}-{}", device.name())));
+            let dirs = ["whole", "again", "parts"]
+                .map(|n| place.path(&format!("{n}-{method}{option}-{}", device.name())));
             for dir in &dirs[..2] {
                 let mut run = Run::start(place.parts(&config, &device), Some(dir)).unwrap();
                 assert_eq!(run.go(&Stop::default(), &mut ()).unwrap(), End::Finished);
@@ -297,6 +302,8 @@ fn the_plan_is_near_the_measured_peak_with_other_options() {
         ("lora", vec![]),
         ("mixlora-cond", vec![("num_factors", json!(16)), batch(8)]),
         ("mixlora-cond-gated", vec![batch(16)]),
+        ("mixlora-cond", vec![("use_contrastive_instr_token", json!(true)), batch(8)]),
+        ("mixlora-cond-gated", vec![("use_contrastive_instr_token", json!(true)), batch(4)]),
         ("mixlora-ffn", vec![("variant", json!("dynamic")), batch(4)]),
         ("mixlora-ffn", vec![("variant", json!("switch")), batch(8)]),
         ("mixlora-ffn", vec![dropout.clone(), batch(8)]),

@@ -1,7 +1,7 @@
 //! Adapters that act together on one model.
 
 use super::Adapter;
-use crate::mixture::Pool;
+use crate::mixture::Framing;
 use crate::{Error, Result};
 
 /// Adapters of one model that act together, each with a scale: at every site
@@ -27,12 +27,18 @@ impl Bank {
     /// each routes on its own.
     ///
     /// # Errors
-    /// The scale is not a finite number.
+    /// The scale is not a finite number, or one of several adapters puts a vector in front of each sample, which the others
+    /// have not learned to read.
     pub fn with(mut self, adapter: Adapter, scale: f32) -> Result<Self> {
         if !scale.is_finite() {
             return Err(Error::config("scale", scale, "a finite number"));
         }
         self.0.push((adapter, scale));
+        if self.0.len() > 1 && self.framing().front {
+            let what = "one of the adapters puts a learned vector in front of each sample, which all would see: it acts \
+                        alone only";
+            return Err(Error::refused("adapter", what));
+        }
         Ok(self)
     }
 
@@ -51,9 +57,10 @@ impl Bank {
         self.0.iter().any(|(adapter, _)| adapter.method().options().condition().is_some())
     }
 
-    /// What instances are pooled by: as the first adapter that chooses by instance says.
-    pub fn pool(&self) -> Option<Pool> {
-        self.0.iter().find_map(|(adapter, _)| adapter.pool())
+    /// What they ask of batches: instances are pooled as the first adapter that chooses by instance says.
+    pub fn framing(&self) -> Framing {
+        let each = || self.0.iter().map(|(adapter, _)| adapter.method().framing());
+        Framing { pool: each().find_map(|f| f.pool), front: each().any(|f| f.front) }
     }
 }
 

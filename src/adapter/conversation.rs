@@ -69,9 +69,10 @@ impl Conversation {
     /// `rows` sequences without a token yet, of a model with an adapter, several ([`Bank`]) or none.
     pub fn new(model: &Arc<Model>, adapters: impl Into<Bank>, rows: usize) -> Self {
         let bank = adapters.into();
+        let labels = Labels { has_front: bank.framing().front, ..Labels::default() };
         let bank = bank.adapters().iter().map(|(adapter, scale)| Routed::new(adapter, *scale)).collect();
         let generation = Generation::new(model, rows);
-        Conversation { generation, bank, rows, labels: Labels::default(), chosen: false }
+        Conversation { generation, bank, rows, labels, chosen: false }
     }
 
     /// The same with another way to route what is generated than the adapters' own, where one is given.
@@ -119,6 +120,17 @@ impl Conversation {
     }
 
     fn run(&mut self, tokens: &[u32], embedded: Option<&Tensor>) -> Result<()> {
+        if self.rows_in_front() == 0 || tokens.is_empty() {
+            return self.run_framed(tokens, embedded);
+        }
+        // Which token or row holds the place does not matter: the adapter's vector is there.
+        let each = tokens.chunks(tokens.len().div_ceil(self.rows.max(1)));
+        let framed: Vec<u32> = each.flat_map(|sequence| [&[0], sequence].concat()).collect();
+        let embedded = embedded.map(with_a_row_in_front).transpose()?;
+        self.run_framed(&framed, embedded.as_ref())
+    }
+
+    fn run_framed(&mut self, tokens: &[u32], embedded: Option<&Tensor>) -> Result<()> {
         self.generation.check(tokens)?;
         let n = tokens.len() / self.rows;
         let device = self.generation.device().clone();
@@ -158,12 +170,25 @@ impl Conversation {
     pub fn is_empty(&self) -> bool {
         self.generation.is_empty()
     }
-    /// Positions that are left.
+    /// Positions that are left for tokens.
     pub fn room(&self) -> usize {
-        self.generation.room()
+        self.generation.room().saturating_sub(self.rows_in_front())
+    }
+    /// Rows that the next push puts in front of each sequence.
+    fn rows_in_front(&self) -> usize {
+        usize::from(self.labels.has_front && self.generation.is_empty())
     }
     /// What the prompt chose, site by site, for each adapter.
     pub fn choices(&self) -> impl Iterator<Item = &Choices> {
         self.bank.iter().map(|routed| &routed.choices)
     }
+}
+
+/// `[B, S, d]` with the first row of each sequence twice.
+fn with_a_row_in_front(x: &Tensor) -> Result<Tensor> {
+    let [b, s, d] = *x.dims() else { return Err(Error::shape("conversation", "[B, S, d]", x.shape())) };
+    let rows = |sequence: usize| (0..=s).map(move |i| (sequence * s + i.saturating_sub(1)) as u32);
+    let index: Vec<u32> = (0..b).flat_map(rows).collect();
+    let index = Tensor::from_u32(x.device(), &[index.len()], &index)?;
+    x.reshape(&[b * s, d])?.gather_rows(&index)?.reshape(&[b, s + 1, d])
 }

@@ -10,6 +10,7 @@ mod locate;
 mod peft;
 mod peft_config;
 mod plain;
+mod prune;
 mod released;
 mod weights;
 mod xlora;
@@ -25,6 +26,7 @@ pub use conversation::Conversation;
 pub use experts::{Expert, with_experts};
 pub(crate) use experts::{named_path, pool as expert_pool};
 pub use locate::{BEST, LAST, STAGE_PREFIX, STAGES, STEP_PREFIX, locate, pointed};
+pub use prune::{Keep, Pruned, Usage};
 pub use weights::{AdapterOptions, AdapterWeights, Matrix};
 
 /// A method with its options, and its parts at the sites of a model. It joins a pass through [`sites`](Adapter::sites);

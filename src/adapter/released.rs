@@ -89,6 +89,12 @@ impl Released {
         if scored.is_some_and(|value| !value.is_null() && *value != Value::Bool(false)) {
             return no("used_scored_weight is not false, which is not computed here; false is".into());
         }
+        let token = c.rest.get("use_contrastive_instr_token");
+        if token.is_some_and(|value| !value.is_null() && *value != Value::Bool(false)) {
+            return no("use_contrastive_instr_token is not false, and how the release stores its token is not known \
+                       here: train one with the option of that name, or take an adapter without it"
+                .into());
+        }
         let flag = |key: &str, absent: bool| match c.rest.get(key) {
             None | Some(Value::Null) => Ok(absent),
             Some(Value::Bool(flag)) => Ok(*flag),

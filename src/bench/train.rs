@@ -51,8 +51,7 @@ impl TrainingOptions {
             ..Example::new(ids.to_vec(), flags())
         };
         let examples: Vec<Example> = ids.chunks(seq).map(example).collect();
-        let pool = self.method.options().instance().map(|instance| instance.pool);
-        Batch::new(&examples.iter().collect::<Vec<_>>(), pool, 0, model.device())
+        Batch::new(&examples.iter().collect::<Vec<_>>(), self.method.framing(), 0, model.device())
     }
 }
 

@@ -1,6 +1,6 @@
 //! Token sequences with their trained positions, and padded batches of them.
 
-use crate::mixture::{Pool, Span};
+use crate::mixture::{Framing, Pool, Span};
 use crate::nn::Labels;
 use crate::routing::Units;
 use crate::{Device, Error, Result, Tensor};
@@ -85,25 +85,27 @@ pub struct Batch {
 /// What a batch was made of.
 struct Source {
     examples: Vec<Example>,
-    pool: Option<Pool>,
+    framing: Framing,
     pad: u32,
 }
 
 impl Batch {
-    /// Pads examples to their longest. `pool` says how instances are pooled for their routers; none where no router
-    /// looks at instances, which then need no position to route on.
+    /// Pads examples to their longest. `framing` is what the adapter asks for: how instances are pooled for their routers
+    /// (none where no router looks at instances, which then need no position to route on), and whether a place is kept
+    /// in front of each sample, before its first token. A [`Pool`] stands for a framing with that pool and no such place.
     ///
     /// # Errors
     /// There is no example, one is empty, or an instance has no position to route on.
     pub fn new(
         examples: &[&Example],
-        pool: impl Into<Option<Pool>>,
+        framing: impl Into<Framing>,
         pad: u32,
         device: &Device,
     ) -> Result<Self> {
-        let pool = pool.into();
+        let framing = framing.into();
+        let front = framing.rows_in_front();
         let b = examples.len();
-        let s = examples.iter().map(|e| e.ids.len()).max().unwrap_or(0);
+        let s = front + examples.iter().map(|e| e.ids.len()).max().unwrap_or(0);
         let fits = |e: &&Example| {
             let tagged = e.tags.is_empty() || e.tags.len() == e.ids.len();
             !e.ids.is_empty() && e.ids.len() == e.trained.len() && tagged
@@ -120,17 +122,19 @@ impl Batch {
         let mut tags = vec![0u32; b * s];
         for (i, e) in examples.iter().enumerate() {
             let n = e.ids.len();
-            ids[i * s..][..n].copy_from_slice(&e.ids);
-            valid[i * s..][..n].fill(1);
-            tags[i * s..][..e.tags.len()].copy_from_slice(&e.tags);
-            put_targets(e, &mut targets[i * s..]);
+            ids[i * s + front..][..n].copy_from_slice(&e.ids);
+            valid[i * s..][..front + n].fill(1);
+            tags[i * s + front..][..e.tags.len()].copy_from_slice(&e.tags);
+            put_targets(e, &mut targets[i * s + front..]);
         }
-        let spans: Vec<Span> = examples.iter().map(|e| Span { len: e.ids.len(), prompt: e.prompt }).collect();
+        let span = |e: &&Example| Span { len: front + e.ids.len(), prompt: front + e.prompt };
+        let spans: Vec<Span> = examples.iter().map(span).collect();
         let tagged = examples.iter().any(|e| !e.tags.is_empty());
         let labels = Labels {
             tasks: examples.iter().map(|e| e.task.clone()).collect(),
             tags: if tagged { Some(Tensor::from_u32(device, &[b * s], &tags)?) } else { None },
             conditions: conditions(examples, device)?,
+            has_front: framing.front,
         };
         let weights: Vec<f32> = valid.iter().map(|&v| v as f32).collect();
         Ok(Batch {
@@ -139,11 +143,11 @@ impl Batch {
             valid: Tensor::from_u32(device, &[b, s], &valid)?,
             weights: Tensor::from_f32(device, &[b * s, 1], &weights)?,
             labels,
-            units: pool.unwrap_or(Pool::All).units(device, &spans, s)?,
+            units: framing.pool.unwrap_or(Pool::All).units(device, &spans, s)?,
             tokens: spans.iter().map(|s| s.len).sum(),
             trained: targets.iter().filter(|t| **t != u32::MAX).count(),
             spans,
-            source: Source { examples: examples.iter().copied().cloned().collect(), pool, pad },
+            source: Source { examples: examples.iter().copied().cloned().collect(), framing, pad },
         })
     }
 
@@ -157,7 +161,7 @@ impl Batch {
     /// # Errors
     /// The device failed.
     pub fn rejected(&self) -> Result<Option<(Vec<usize>, Self)>> {
-        let Source { examples, pool, pad } = &self.source;
+        let Source { examples, framing, pad } = &self.source;
         let wrong = |(i, e): (usize, &Example)| {
             let rejected = e.rejected.as_deref()?.clone();
             Some((i, Example { task: e.task.clone(), condition: e.condition.clone(), ..rejected }))
@@ -168,7 +172,7 @@ impl Batch {
             return Ok(None);
         }
         let wrong: Vec<&Example> = wrong.iter().collect();
-        Ok(Some((whose, Batch::new(&wrong, *pool, *pad, self.ids.device())?)))
+        Ok(Some((whose, Batch::new(&wrong, *framing, *pad, self.ids.device())?)))
     }
 
     /// So many copies of the batch, one behind the other.
@@ -176,9 +180,9 @@ impl Batch {
     /// # Errors
     /// The device failed.
     pub fn repeated(&self, copies: usize) -> Result<Self> {
-        let Source { examples, pool, pad } = &self.source;
+        let Source { examples, framing, pad } = &self.source;
         let once: Vec<&Example> = examples.iter().collect();
-        Batch::new(&once.repeat(copies), *pool, *pad, self.ids.device())
+        Batch::new(&once.repeat(copies), *framing, *pad, self.ids.device())
     }
 
     /// Routing units where instances are pooled in another way.
@@ -197,7 +201,7 @@ impl Batch {
         let length = self.ids.shape().last();
         let mut targets = vec![u32::MAX; self.targets.len()];
         if let Some(example) = self.source.examples.get(instance) {
-            put_targets(example, &mut targets[instance * length..]);
+            put_targets(example, &mut targets[instance * length + self.source.framing.rows_in_front()..]);
         }
         Tensor::from_u32(self.targets.device(), self.targets.dims(), &targets)
     }
@@ -244,6 +248,23 @@ mod tests {
         assert_eq!(batch.valid.to_u32().unwrap(), [1, 1, 1, 1, 1, 1, 0, 0]);
         assert_eq!((batch.tokens, batch.trained, batch.units.count()), (6, 3, 2));
         assert_eq!(batch.targets_of(1).unwrap().to_u32().unwrap(), [no, no, no, no, 4, no, no, no]);
+    }
+
+    #[test]
+    fn a_place_in_front_shifts_everything() {
+        let a = Example::new(vec![5, 6, 7, 8], vec![false, false, true, true]).with_tags(vec![1, 2, 3, 4]);
+        let b = Example::new(vec![9, 4], vec![false, true]);
+        let framing = Framing { pool: Some(Pool::PromptMask), front: true };
+        let batch = Batch::new(&[&a, &b], framing, 0, &Device::cpu()).unwrap();
+        let no = u32::MAX;
+        assert_eq!(batch.ids.to_u32().unwrap(), [0, 5, 6, 7, 8, 0, 9, 4, 0, 0]);
+        assert_eq!(batch.targets.to_u32().unwrap(), [no, no, 7, 8, no, no, 4, no, no, no]);
+        assert_eq!(batch.valid.to_u32().unwrap(), [1, 1, 1, 1, 1, 1, 1, 1, 0, 0]);
+        assert_eq!(batch.labels.tags.as_ref().unwrap().to_u32().unwrap(), [0, 1, 2, 3, 4, 0, 0, 0, 0, 0]);
+        assert_eq!(batch.spans, [Span { len: 5, prompt: 3 }, Span { len: 3, prompt: 3 }]);
+        assert_eq!((batch.tokens, batch.trained), (8, 3));
+        let of_b = batch.targets_of(1).unwrap().to_u32().unwrap();
+        assert_eq!(of_b, [no, no, no, no, no, no, 4, no, no, no]);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What the release of Conditional MixLoRA lets one change of its routing.
 
-use super::{Cfs, Conditioned, Depth, Gate, Rule, Score, Select};
+use super::{Beside, Cfs, CfsForm, Conditioned, Depth, Entries, Gate, Prunes, Rule, Score, Select};
 use crate::{Error, Result, options, words};
 
 words! {
@@ -105,6 +105,29 @@ impl Ablations {
     /// The conditions that routers look at, where they do.
     pub fn condition<'a>(&self, condition: &'a Conditioned) -> Option<&'a Conditioned> {
         (self.router_input == RouterInput::Condition).then_some(condition)
+    }
+
+    /// What can be dropped of the pools of a method that chooses so many factors.
+    pub fn prunes(&self, cfs: &Cfs, chosen: usize) -> Prunes {
+        if self.router_input == RouterInput::Random {
+            return Prunes::No("its factors are drawn, and none is used less than others");
+        }
+        let one = Beside::Rows(1);
+        // The condition has a map to B's factors for each slot, or one for all.
+        let slots = if cfs.cfs_form == Some(CfsForm::Choice) { 1 } else { chosen };
+        let of_a = vec![("router_a", one), ("choice_embed", one)];
+        let of_b = vec![("router_b", one), ("router_cfs", Beside::Rows(slots))];
+        let sides = if !self.independent_rank {
+            vec![Entries { factors: &["factors_a", "factors_b"], beside: of_a }]
+        } else if !self.mix_lora_a {
+            vec![Entries { factors: &["factors_b"], beside: of_b }]
+        } else {
+            vec![
+                Entries { factors: &["factors_a"], beside: of_a },
+                Entries { factors: &["factors_b"], beside: of_b },
+            ]
+        };
+        Prunes::Rows { size: "num_factors", sides }
     }
 
     /// Whether a layer has an ordinary LoRA.

@@ -15,6 +15,7 @@
 //! | [`rsl`] | `alpha sum_e P_e f_e + lambda mean H(p)` | arXiv:2507.00029 |
 //! | [`localized_balance`] | CV^2 of gate mass, weighed by the sample's type | arXiv:2312.09979 |
 //! | [`info_nce`] | `mean -log softmax(cos(q, k) / tau)[label]` | arXiv:1807.03748 |
+//! | [`sup_con`] | mean over anchors of the mean `-log softmax` of their positives | arXiv:2004.11362 |
 //! | [`preference`] | behaviour cloning and a contrast of better and worse | arXiv:2605.27762 |
 
 use crate::nn::Pass;
@@ -248,6 +249,36 @@ pub fn info_nce(query: &Tensor, keys: &Tensor, labels: &[u32], tau: f32) -> Resu
     let similarity = normalised(query, 1e-24)?.matmul_nt(&normalised(keys, 1e-24)?)?.scale(1.0 / tau)?;
     let log_p = log_probabilities(&similarity, labels)?;
     log_p.sum()?.scale(-1.0 / labels.len().max(1) as f32)
+}
+
+/// Supervised contrast of states `[B, D]` (Khosla et al. 2020, arXiv:2004.11362, `L_out`): the mean over samples i with a positive of
+/// `-1/|P_i| sum_{p in P_i} log( exp(z_i . z_p / tau) / sum_{a != i} exp(z_i . z_a / tau) )`, with z the states divided by
+/// their norms and P_i the other samples of i's class. 0 where no two samples share a class. 0.07 is the `tau` of the authors' code.
+///
+/// # Errors
+/// There is not one class for each state.
+pub fn sup_con<C: PartialEq>(states: &Tensor, classes: &[C], tau: f32) -> Result<Tensor> {
+    let n = classes.len();
+    if states.dims().len() != 2 || states.dims()[0] != n {
+        return Err(Error::shape("sup_con", format!("states of {n} samples, [B, D]"), states.shape()));
+    }
+    let positives = |i: usize| (0..n).filter(move |&j| j != i && classes[j] == classes[i]);
+    let anchors = (0..n).filter(|&i| positives(i).next().is_some()).count();
+    let device = states.device();
+    if anchors == 0 {
+        return Tensor::zeros(device, &[]);
+    }
+    let mut share = vec![0.0; n * n];
+    for i in 0..n {
+        let each = 1.0 / (anchors * positives(i).count().max(1)) as f32;
+        positives(i).for_each(|j| share[i * n + j] = each);
+    }
+    // A sample is not compared with itself.
+    let own: Vec<f32> = (0..n * n).map(|at| if at % (n + 1) == 0 { -1e30 } else { 0.0 }).collect();
+    let z = normalised(states, 1e-24)?;
+    let similarity = z.matmul_nt(&z)?.scale(1.0 / tau)?.add(&Tensor::from_f32(device, &[n, n], &own)?)?;
+    let share = Tensor::from_f32(device, &[n, n], &share)?;
+    similarity.log_softmax()?.mul(&share)?.sum()?.scale(-1.0)
 }
 
 /// `log softmax(logits)[label]` of each row: `[M, V] -> [M]`; 0 where the label is `u32::MAX`.

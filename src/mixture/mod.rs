@@ -16,6 +16,7 @@ mod ablations;
 mod balance;
 mod coded;
 mod condition;
+mod front;
 mod groups;
 mod kinds;
 mod list;
@@ -24,6 +25,7 @@ mod memory;
 pub mod methods;
 mod options;
 mod pooling;
+mod prunes;
 mod registry;
 mod routed;
 mod routed_mlp;
@@ -41,6 +43,7 @@ pub use crate::routing::{Dropout, Selection, Units};
 pub use ablations::{Ablations, RouterInput};
 pub use coded::{Code, CodedLinears, coded_memory};
 pub use condition::{ConditionKind, Conditioned};
+pub use front::InstrToken;
 pub use groups::{
     AuxLoss, BiasBalance, Cfs, CfsForm, DecodeRoute, Experts, Factors, GateScale, Instance, Lora, Preference,
     Sparse, TopK, enough,
@@ -49,7 +52,8 @@ pub use kinds::{Files, Hook, RouterGradient, Routes, TakesExperts};
 pub use list::List;
 pub use memory::{RowMemory, SiteMemory};
 pub use options::{Field, Kind, OptionValue, Options, Range, Tree, read_option};
-pub use pooling::{Pool, Span};
+pub use pooling::{Framing, Pool, Span};
+pub use prunes::{Beside, Entries, Prunes};
 pub use registry::{Methods, find};
 pub use routed::RoutedLinears;
 pub use routed_mlp::RoutedMlp;

@@ -26,6 +26,34 @@ pub struct Span {
     pub prompt: usize,
 }
 
+/// What an adapter asks of the batches that it sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Framing {
+    /// How instances are pooled for their routers; none where no router looks at instances.
+    pub pool: Option<Pool>,
+    /// Whether a place is kept in front of each sample, for a vector that the adapter has learned.
+    pub front: bool,
+}
+
+impl Framing {
+    /// Rows that stand before the first token of a sample: 0 or 1.
+    pub fn rows_in_front(self) -> usize {
+        usize::from(self.front)
+    }
+}
+
+impl From<Option<Pool>> for Framing {
+    fn from(pool: Option<Pool>) -> Self {
+        Framing { pool, front: false }
+    }
+}
+
+impl From<Pool> for Framing {
+    fn from(pool: Pool) -> Self {
+        Framing::from(Some(pool))
+    }
+}
+
 impl Pool {
     /// Whether an instance needs a prompt to route on.
     pub fn needs_prompt(self) -> bool {

@@ -3,8 +3,9 @@
 use super::options::{Field, Options, Tree};
 use super::tasks::Tasks;
 use super::{
-    Conditioned, Files, Hook, Instance, LinearBuild, LinearSite, Lora, MlpBuild, MlpSite, Preference,
-    RouterGradient, Routes, RowMemory, Rule, SiteMemory, SitePart, StateBuild, StateSite, TakesExperts,
+    Conditioned, Files, Framing, Hook, Instance, LinearBuild, LinearSite, Lora, MlpBuild, MlpSite,
+    Preference, Prunes, RouterGradient, Routes, RowMemory, Rule, SiteMemory, SitePart, StateBuild, StateSite,
+    TakesExperts,
 };
 use crate::names::nearest;
 use crate::nn::{BeforeForward, BlockAdapter, LinearAdapter, MlpAdapter};
@@ -66,6 +67,10 @@ pub trait MethodOptions: Options + fmt::Debug + Send + Sync + 'static {
     fn condition(&self) -> Option<&Conditioned> {
         None
     }
+    /// Whether it puts a learned vector in front of each sample, which batches keep a place for.
+    fn has_front(&self) -> bool {
+        false
+    }
     /// What it learns from wrong answers beside right ones, of methods that do.
     fn preference(&self) -> Option<&Preference> {
         None
@@ -73,6 +78,10 @@ pub trait MethodOptions: Options + fmt::Debug + Send + Sync + 'static {
     /// What of its options changes at a stage of a stream of tasks, from 0: what the stage trains, what stays as it is.
     fn at_stage(&self, _stage: usize, _task: Option<&str>) -> Tree {
         Tree::new()
+    }
+    /// What of its pools can be dropped after training.
+    fn prunes(&self) -> Prunes {
+        Prunes::No("it has no pools of rank-1 rows of which a router chooses")
     }
     /// Whether trained LoRAs can be its experts: its pools are then `lora_a` and `lora_b`, and its options have
     /// `num_experts`.
@@ -250,6 +259,11 @@ impl Method {
     /// Its options.
     pub fn options(&self) -> &dyn MethodOptions {
         &*self.options
+    }
+    /// What it asks of the batches that it sees.
+    pub fn framing(&self) -> Framing {
+        let pool = self.options.instance().map(|instance| instance.pool);
+        Framing { pool, front: self.options.has_front() }
     }
     /// Its options by name.
     pub fn tree(&self) -> Tree {

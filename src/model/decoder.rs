@@ -149,6 +149,7 @@ impl Model {
         }
         let past = cache.as_ref().map_or(0, |c| c.len());
         self.check_positions(past + s)?;
+        let x = if past == 0 { with_front(x, pass)? } else { x };
         let (positions, last) = match positions {
             Some(given) => {
                 let last = given.to_u32()?.iter().max().map_or(0, |&p| p as usize + 1);
@@ -176,7 +177,11 @@ impl Model {
         };
         let decided = pass.after_decisions(START, |adapter, pass| adapter.decide(&x, &mut base, pass))?;
         let pass = decided.as_ref().unwrap_or(pass);
-        self.run_layers(x, pass, &run, cache, seen, recompute)
+        let out = self.run_layers(x, pass, &run, cache, seen, recompute)?;
+        if let Some(before) = pass.adapters.as_ref().filter(|_| pass.train).and_then(|a| a.before()) {
+            before.learn(&out, pass)?;
+        }
+        Ok(out)
     }
 
     fn check_positions(&self, count: usize) -> Result<()> {
@@ -261,6 +266,32 @@ impl Model {
         let rows = scaled(rows.clone(), self.config.logit_scale)?;
         rows.head_loss(&self.head, targets, self.config.logit_softcap)
     }
+}
+
+/// The embedded input `[B, S, d]` with the vector that the adapter has learned in the place in front of each sample.
+fn with_front(x: Tensor, pass: &Pass) -> Result<Tensor> {
+    let adapters = pass.adapters.iter().chain(pass.bank.iter().map(|member| &member.adapters));
+    let mut fronts = adapters.filter_map(|adapters| adapters.before()?.front());
+    let front = match (fronts.next(), pass.labels.has_front) {
+        (None, false) => return Ok(x),
+        (Some(front), true) => front,
+        (Some(_), false) => {
+            let what = "the adapter has a learned vector in front of each sample, and the batch keeps no place for it: \
+                        make it with the adapter's framing";
+            return Err(Error::refused("batch", what));
+        }
+        (None, true) => {
+            let what = "the batch keeps a place in front of each sample, and the pass has no adapter with a vector for it";
+            return Err(Error::refused("batch", what));
+        }
+    };
+    let [b, s, d] = *x.dims() else { return Ok(x) };
+    let rows = |in_front: f32, others: f32| {
+        let of_row = |row| if row % s == 0 { in_front } else { others };
+        Tensor::from_f32(x.device(), &[b * s, 1], &(0..b * s).map(of_row).collect::<Vec<_>>())
+    };
+    let tokens = x.reshape(&[b * s, d])?.mul(&rows(0.0, 1.0)?)?;
+    rows(1.0, 0.0)?.matmul(&front)?.add(&tokens)?.reshape(&[b, s, d])
 }
 
 /// `x` times a factor that is mostly 1.

@@ -56,6 +56,19 @@ pub trait BeforeForward: Send + Sync {
         base: &mut dyn FnMut() -> Result<Tensor>,
         pass: &Pass,
     ) -> Result<Vec<Tensor>>;
+    /// A learned vector `[1, hidden_size]` that stands in front of each sample, in the place that
+    /// [`Labels::has_front`](super::Labels::has_front) keeps.
+    fn front(&self) -> Option<Tensor> {
+        None
+    }
+    /// Sees the states `[B, S, hidden_size]` behind the last norm of a pass in training, to add auxiliary losses to it.
+    fn learn(&self, _states: &Tensor, _pass: &Pass) -> Result<()> {
+        Ok(())
+    }
+    /// A learned factor on the language model's loss in training, a scalar; none where it is 1.
+    fn loss_factor(&self) -> Result<Option<Tensor>> {
+        Ok(None)
+    }
     /// Its parameters, frozen ones included.
     fn params(&self) -> Vec<Param>;
     /// Called after each optimizer step.
@@ -110,6 +123,13 @@ impl SiteAdapters {
     /// The adapter of a site.
     pub fn get(&self, site: usize) -> Option<&SiteAdapter> {
         self.0.get(site)?.as_ref()
+    }
+    /// What decides before the first layer.
+    pub fn before(&self) -> Option<&dyn BeforeForward> {
+        self.0.iter().flatten().find_map(|adapter| match adapter {
+            SiteAdapter::Before(before) => Some(&**before),
+            _ => None,
+        })
     }
     /// All adapters: those of linears, then those of MLP blocks, of blocks, and of the whole pass, each by their sites.
     pub fn iter(&self) -> impl Iterator<Item = &SiteAdapter> {

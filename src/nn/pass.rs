@@ -120,6 +120,8 @@ pub struct Labels {
     pub tags: Option<Tensor>,
     /// A vector for each instance, `[B, width]`; none where the data has none.
     pub conditions: Option<Tensor>,
+    /// Whether the first row of each instance is the place of a vector that the adapter has learned, before its tokens.
+    pub has_front: bool,
 }
 
 /// One forward pass: routing units, randomness, choices, and the auxiliary losses that it collects.

@@ -142,7 +142,8 @@ impl Questions {
         let mut answers = vec![None; self.list.len()];
         let mut done = 0;
         for group in by_length.values().flat_map(|g| g.chunks(TOGETHER)) {
-            if self.list[group[0]].ids.len() > model.config().max_positions() {
+            let front = bank.framing().rows_in_front();
+            if front + self.list[group[0]].ids.len() > model.config().max_positions() {
                 break;
             }
             for (&i, answer) in group.iter().zip(self.answer_group(model, &bank, group)?) {

@@ -220,12 +220,12 @@ pub(super) fn stage_set(mut config: RunConfig) -> Result<Dataset> {
 
 /// Cuts examples to the model's context; what is to be said of it.
 fn cut_to_context(config: &mut RunConfig, model: &ModelFiles) -> Option<String> {
-    let context = model.config().max_positions();
+    let context = model.config().max_positions() - config.method.framing().rows_in_front();
     if config.text.max_length <= context {
         return None;
     }
     config.text.max_length = context;
-    Some(format!("the model's context is {context} tokens: longer examples are cut to that"))
+    Some(format!("the model's context has room for {context} tokens: longer examples are cut to that"))
 }
 
 /// Samples with a task where they name none.

@@ -1,9 +1,9 @@
 //! Losses of a batch: summed, by sample, without training.
 
-use crate::adapter::{Adapter, Bank};
+use crate::adapter::{Adapter, Bank, Usage};
 use crate::data::Batch;
 use crate::model::{Model, Step};
-use crate::nn::{Member, Pass};
+use crate::nn::{Choices, Member, Pass};
 use crate::{Result, Tensor, no_grad};
 
 /// Sum of the cross-entropy over the trained tokens of a batch.
@@ -47,6 +47,18 @@ fn states(model: &Model, batch: &Batch, pass: &Pass, recompute: bool) -> Result<
 pub fn loss_of(model: &Model, adapters: impl Into<Bank>, batch: &Batch) -> Result<f64> {
     let pass = plain_pass(&adapters.into(), batch)?;
     no_grad(|| summed_loss(model, batch, &pass, false))?.item()
+}
+
+/// The loss of a batch as [`loss_of`] gives it; what the adapter's routers chose is counted.
+///
+/// # Errors
+/// The batch does not fit the model, or the device failed.
+pub fn count_usage(model: &Model, adapter: &Adapter, batch: &Batch, usage: &mut Usage) -> Result<f64> {
+    let record = Choices::record();
+    let pass = plain_pass(&Bank::from(adapter), batch)?.with_choices(record.clone());
+    let loss = no_grad(|| summed_loss(model, batch, &pass, false))?.item()?;
+    usage.count(&record, &batch.weights.to_f32()?)?;
+    Ok(loss)
 }
 
 /// A pass over a batch without training. Where several adapters act, each has the units of its own pooling.

@@ -39,7 +39,7 @@ pub use folder::RunFolder;
 #[cfg(feature = "tokenizer")]
 pub use inputs::Inputs;
 pub use load::RouterLoad;
-pub use losses::{loss_of, losses_by_sample};
+pub use losses::{count_usage, loss_of, losses_by_sample};
 pub use metrics::{MetricsLog, loss_curve, read_losses};
 pub use observe::{End, EvalReport, NO_TASK, Observer, Progress, Stop};
 pub use optim::Optimizer;

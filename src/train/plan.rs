@@ -188,7 +188,9 @@ fn adapter_values(c: &ModelConfig, config: &RunConfig) -> Result<[f64; 2]> {
 fn activations(c: &ModelConfig, config: &RunConfig, seq: usize) -> Result<(f64, f64)> {
     // Whatever is asked for, these do not overflow.
     let n = |v: usize| v as f64;
-    let rows = n(config.train.micro_batch) * n(config.method.options().draws()) * n(seq);
+    let rows = n(config.train.micro_batch)
+        * n(config.method.options().draws())
+        * n(config.method.framing().rows_in_front() + seq);
     let d = n(c.hidden_size);
     let f = n(c.intermediate_size);
     let heads = n(c.num_attention_heads);

@@ -206,7 +206,12 @@ impl Session {
             None => {
                 let loss = summed_loss(&self.model, batch, pass, recompute)?;
                 let one = Tensor::full(loss.device(), loss.dims(), 1.0)?;
-                Ok((loss.detach(), vec![(loss, one)]))
+                let factor = self.adapter.sites().before().map(|before| before.loss_factor()).transpose()?;
+                let trained = match factor.flatten() {
+                    Some(factor) => loss.mul(&factor)?,
+                    None => loss.clone(),
+                };
+                Ok((loss.detach(), vec![(trained, one)]))
             }
         }
     }

@@ -76,7 +76,8 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     samples.truncate(args.limit.unwrap_or(usize::MAX));
     let opened = args.model.open()?;
     // Samples longer than the model's context are cut at their start.
-    let max_length = args.max_length.min(opened.model.config().max_positions());
+    let room = opened.model.config().max_positions() - opened.bank.framing().rows_in_front();
+    let max_length = args.max_length.min(room);
     let options = TextOptions { max_length, ..TextOptions::default() };
     let mut data = options.encoder(&opened.text)?.dataset(&path, &samples)?;
     let notes = files.note().into_iter().chain(data.counts.note("samples", max_length));
@@ -115,7 +116,7 @@ fn measure_losses(
     data: &Dataset,
     micro_batch: usize,
 ) -> Result<BTreeMap<String, Loss>, Failure> {
-    let pool = opened.bank.pool();
+    let framing = opened.bank.framing();
     let pad = opened.text.tokenizer.pad_within(opened.model.config().vocab_size);
     let mut by_task: BTreeMap<String, Vec<usize>> = BTreeMap::new();
     for (index, task) in data.tasks.iter().enumerate() {
@@ -126,7 +127,7 @@ fn measure_losses(
     for (task, ids) in &by_task {
         for chunk in ids.chunks(micro_batch) {
             let examples: Vec<_> = chunk.iter().map(|&index| &data.examples[index]).collect();
-            let batch = Batch::new(&examples, pool, pad, opened.model.device())?;
+            let batch = Batch::new(&examples, framing, pad, opened.model.device())?;
             let loss = losses.entry(task.clone()).or_default();
             loss.sum += mixlora::train::loss_of(&opened.model, &opened.bank, &batch)?;
             loss.tokens += batch.trained;

@@ -39,6 +39,8 @@ mod plan;
 mod plot;
 mod progress;
 #[cfg(feature = "tokenizer")]
+mod prune;
+#[cfg(feature = "tokenizer")]
 mod quickstart;
 #[cfg(feature = "tokenizer")]
 mod settings;
@@ -105,6 +107,9 @@ enum Command {
     /// Add a plain LoRA to the weights of its model.
     #[cfg(feature = "tokenizer")]
     Merge(merge::Args),
+    /// Drop rows of an adapter's pools that data seldom choose.
+    #[cfg(feature = "tokenizer")]
+    Prune(prune::Args),
     /// Write a plain LoRA for other programs.
     #[cfg(feature = "tokenizer")]
     Export(export::Args),
@@ -299,6 +304,8 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Eval(args) => eval::run(&args),
         #[cfg(feature = "tokenizer")]
         Command::Merge(args) => merge::run(&args),
+        #[cfg(feature = "tokenizer")]
+        Command::Prune(args) => prune::run(&args),
         #[cfg(feature = "tokenizer")]
         Command::Export(args) => export::run(&args),
         Command::Inspect(args) => inspect::run(&args),

@@ -6,14 +6,14 @@ use crate::io::Checkpoint;
 use crate::mixture::TopKSchedule;
 use crate::mixture::losses::{
     Counted, cv_squared, info_nce, localized_balance, mean_of_rows, preference, renyi_entropy, rsl,
-    shannon_entropy, switch_loss, tsallis_entropy, z_loss,
+    shannon_entropy, sup_con, switch_loss, tsallis_entropy, z_loss,
 };
 use crate::ops::select::SelectRule;
 use crate::{Device, Error, Result, Tensor};
 use serde_json::{Map, Value};
 
 /// Kinds whose files are losses or schedules.
-pub(super) const KINDS: &[&str] = &["router_losses", "infonce", "preference", "topk_schedule"];
+pub(super) const KINDS: &[&str] = &["router_losses", "infonce", "sup_con", "preference", "topk_schedule"];
 
 /// The bound of entropies that divide by a small `q - 1`.
 const ENTROPY_BOUND: f64 = 3e-5;
@@ -28,6 +28,7 @@ pub(super) fn replay(
     let sizes: &[&str] = match kind {
         "router_losses" => &["batch", "seq", "E", "k"],
         "infonce" => &["batch", "d", "tasks"],
+        "sup_con" => &["batch", "d", "tasks"],
         "preference" => &["batch", "seq", "vocab"],
         _ => &["steps"],
     };
@@ -44,6 +45,17 @@ pub(super) fn replay(
             let labels = file.indices("label", &[b], n)?;
             let loss = info_nce(&query, &keys, &labels, number(&config, "tau"))?;
             with_gradients(&mut compare, "infonce", &loss, &[("query", &query), ("keys", &keys)], BOUND)?;
+        }
+        "sup_con" => {
+            let [b, d, n] = ["batch", "d", "tasks"].map(|name| config.number(name));
+            let states = tensor(file, device, "states", &[b, d])?.leaf();
+            let labels = file.indices("label", &[b], n)?;
+            let loss = || sup_con(&states, &labels, number(&config, "tau"));
+            with_gradients(&mut compare, "sup_con", &loss()?, &[("states", &states)], BOUND)?;
+            // Its own gradient stands in the place of that of an output, too.
+            let gradients = loss()?.backward()?;
+            let of_states = gradients.get(&states).map_or_else(|| Ok(vec![0.0; b * d]), Tensor::to_f64)?;
+            compare.within("grad_states", &of_states, BOUND)?;
         }
         "preference" => preferences(file, &config, device, &mut compare)?,
         _ => schedule(file, &config, &mut compare)?,

@@ -5,8 +5,8 @@
 
 use crate::mixture::routers::TokenRanks;
 use crate::mixture::{
-    Axes, BiasBalance, Gate, LinearBuild, Lora, MethodOptions, MethodSpec, RoutedLinears, RouterGradient,
-    Routes, RowMemory, Rule, Score, Sparse, TopK, enough,
+    Axes, Beside, BiasBalance, Gate, LinearBuild, Lora, MethodOptions, MethodSpec, Prunes, RoutedLinears,
+    RouterGradient, Routes, RowMemory, Rule, Score, Sparse, TopK, enough,
 };
 use crate::nn::{LinearAdapter, Param};
 use crate::{Result, options};
@@ -50,6 +50,9 @@ impl MethodOptions for FlyLora {
     }
     fn router_gradient(&self) -> RouterGradient {
         RouterGradient::NoRouter
+    }
+    fn prunes(&self) -> Prunes {
+        Prunes::pairs("r", vec![("bias", Beside::Columns)])
     }
     fn row_memory(&self) -> RowMemory {
         // The scores are products with A, which is not trained: no gradient needs those that are not chosen.

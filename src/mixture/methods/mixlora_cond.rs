@@ -2,10 +2,10 @@
 
 use crate::mixture::routers::ConditionalOptions;
 use crate::mixture::{
-    Ablations, Axes, Cfs, Conditioned, Factors, Instance, LinearBuild, Lora, MethodOptions, MethodSpec,
-    RouterGradient, RouterInput, Routes, Rule, Tree, enough, routers,
+    Ablations, Axes, Cfs, Conditioned, Factors, Instance, InstrToken, LinearBuild, Lora, MethodOptions,
+    MethodSpec, Prunes, RouterGradient, RouterInput, Routes, Rule, StateBuild, Tree, enough, routers,
 };
-use crate::nn::LinearAdapter;
+use crate::nn::{BeforeForward, LinearAdapter};
 use crate::{Result, options};
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ pub static SPEC: MethodSpec = MethodSpec {
     paper: "Shen et al. 2024, ACL long.38, arXiv:2402.15896",
     when: "several tasks with one adapter, as in the paper (Conditional MixLoRA)",
     equation: "y = W x + s sum_k b_{J_k} (a_{I_k} . x), I = top r of R_A h, J = top r of R_B h + w cond(a_I)\nh = the pooled input of the instance; s = 2 E / r",
-    differs: "The condition is the linear map that the paper describes, one for each rank slot; vt-nlp has the form of the release. Padding and the answer stay out of h. Noise and drawn factors are functions of the pass's seed, the site and the place in the batch, so that a pass can be repeated: at inference they are the same in every pass, where the release draws anew. One A for all starts with zeros in all factors of B; the release leaves all but the first as memory is.",
+    differs: "The condition is the linear map that the paper describes, one for each rank slot; vt-nlp has the form of the release. Padding and the answer stay out of h. Noise and drawn factors are functions of the pass's seed, the site and the place in the batch, so that a pass can be repeated: at inference they are the same in every pass, where the release draws anew. One A for all starts with zeros in all factors of B; the release leaves all but the first as memory is. With use_contrastive_instr_token the loss is exp(-v1) C + exp(-v0) L + (v0 + v1) / 2, with learned v0 and v1, L the language model's loss of a micro-batch and C the supervised contrast between its tasks; evaluation reports L. The temperature of C is not in the paper; it is that of the authors of the contrast. pool = instr is the release's instr.",
     axes: Axes {
         input: "mean of the instance, and the chosen A",
         entry: "rank-1 factors of A and of B apart",
@@ -48,6 +48,7 @@ options! {
         instance: Instance,
         ablations: Ablations,
         condition: Conditioned,
+        token: InstrToken,
     ] {}
 }
 
@@ -76,6 +77,18 @@ impl MethodOptions for MixloraCond {
     }
     fn condition(&self) -> Option<&Conditioned> {
         self.ablations.condition(&self.condition)
+    }
+    fn needs_tasks(&self) -> bool {
+        self.has_front()
+    }
+    fn has_front(&self) -> bool {
+        self.token.use_contrastive_instr_token
+    }
+    fn before(&self, at: &StateBuild<'_>) -> Result<Option<Arc<dyn BeforeForward>>> {
+        self.token.before(at)
+    }
+    fn prunes(&self) -> Prunes {
+        self.ablations.prunes(&self.cfs, self.lora.r)
     }
     fn variants(&self, factors: &[usize], r: usize) -> Vec<(String, Tree)> {
         pool_sizes(factors, r)

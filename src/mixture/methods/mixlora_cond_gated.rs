@@ -3,10 +3,10 @@
 use super::mixlora_cond::pool_sizes;
 use crate::mixture::routers::{ConditionalOptions, Gates};
 use crate::mixture::{
-    Ablations, Axes, Cfs, Conditioned, Factors, Gate, GateScale, Instance, LinearBuild, Lora, MethodOptions,
-    MethodSpec, RouterGradient, Routes, Rule, Tree, enough, routers,
+    Ablations, Axes, Cfs, Conditioned, Factors, Gate, GateScale, Instance, InstrToken, LinearBuild, Lora,
+    MethodOptions, MethodSpec, Prunes, RouterGradient, Routes, Rule, StateBuild, Tree, enough, routers,
 };
-use crate::nn::LinearAdapter;
+use crate::nn::{BeforeForward, LinearAdapter};
 use crate::{Result, options};
 use std::sync::Arc;
 
@@ -38,6 +38,7 @@ options! {
         instance: Instance,
         ablations: Ablations,
         condition: Conditioned,
+        token: InstrToken,
     ] {
         /// Factor on each side's gates: r, they sum to r; none, to 1.
         gate_scale: GateScale = GateScale::R, "this project";
@@ -74,6 +75,18 @@ impl MethodOptions for MixloraCondGated {
     }
     fn condition(&self) -> Option<&Conditioned> {
         self.ablations.condition(&self.condition)
+    }
+    fn needs_tasks(&self) -> bool {
+        self.has_front()
+    }
+    fn has_front(&self) -> bool {
+        self.token.use_contrastive_instr_token
+    }
+    fn before(&self, at: &StateBuild<'_>) -> Result<Option<Arc<dyn BeforeForward>>> {
+        self.token.before(at)
+    }
+    fn prunes(&self) -> Prunes {
+        self.ablations.prunes(&self.cfs, self.lora.r)
     }
     fn variants(&self, factors: &[usize], r: usize) -> Vec<(String, Tree)> {
         pool_sizes(factors, r)

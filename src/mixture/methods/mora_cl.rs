@@ -6,8 +6,8 @@
 
 use crate::mixture::losses::normalised;
 use crate::mixture::{
-    Ask, Axes, Gate, LinearBuild, Lora, MethodOptions, MethodSpec, RoutedLinears, Router, RouterGradient,
-    Routes, RowMemory, Rule, Score, Select, Selection, TopK, Tree, enough,
+    Ask, Axes, Gate, LinearBuild, Lora, MethodOptions, MethodSpec, Prunes, RoutedLinears, Router,
+    RouterGradient, Routes, RowMemory, Rule, Score, Select, Selection, TopK, Tree, enough,
 };
 use crate::nn::{LinearAdapter, Param};
 use crate::ops::select::SelectRule;
@@ -107,6 +107,14 @@ impl MethodOptions for MoraCl {
     }
     fn router_gradient(&self) -> RouterGradient {
         RouterGradient::Yes
+    }
+    fn prunes(&self) -> Prunes {
+        if self.frozen_rows > 0 {
+            return Prunes::No(
+                "some of its rows are frozen, as many for all linears, and these would become different numbers",
+            );
+        }
+        Prunes::pairs("r", Vec::new())
     }
     fn row_memory(&self) -> RowMemory {
         RowMemory { per_linear: 7.0 * self.lora.r as f64, ..RowMemory::ROUTED }

@@ -2,8 +2,8 @@
 
 use crate::mixture::routers::TokenRanks;
 use crate::mixture::{
-    Axes, Gate, LinearBuild, Lora, MethodOptions, MethodSpec, RoutedLinears, RouterGradient, Routes,
-    RowMemory, Rule, TopK, Tree, enough,
+    Axes, Beside, Gate, LinearBuild, Lora, MethodOptions, MethodSpec, Prunes, RoutedLinears, RouterGradient,
+    Routes, RowMemory, Rule, TopK, Tree, enough,
 };
 use crate::nn::LinearAdapter;
 use crate::{Result, options};
@@ -50,6 +50,9 @@ impl MethodOptions for RankWise {
         } else {
             RouterGradient::No("chosen ranks are not scaled by gates")
         }
+    }
+    fn prunes(&self) -> Prunes {
+        Prunes::pairs("r", vec![("router", Beside::Rows(1))])
     }
     fn row_memory(&self) -> RowMemory {
         row_memory(&self.lora, &self.choice)

@@ -5,8 +5,8 @@
 use super::rank_wise;
 use crate::mixture::routers::TokenRanks;
 use crate::mixture::{
-    Axes, BiasBalance, Gate, LinearBuild, Lora, MethodOptions, MethodSpec, RoutedLinears, RouterGradient,
-    Routes, RowMemory, Rule, Score, TopK, Tree, enough,
+    Axes, Beside, BiasBalance, Gate, LinearBuild, Lora, MethodOptions, MethodSpec, Prunes, RoutedLinears,
+    RouterGradient, Routes, RowMemory, Rule, Score, TopK, Tree, enough,
 };
 use crate::nn::LinearAdapter;
 use crate::{Result, options};
@@ -57,6 +57,9 @@ impl MethodOptions for Smora {
     }
     fn router_gradient(&self) -> RouterGradient {
         rank_wise::gradient_of_shares(self.choice.top_k)
+    }
+    fn prunes(&self) -> Prunes {
+        Prunes::pairs("r", vec![("router", Beside::Rows(1)), ("bias", Beside::Columns)])
     }
     fn row_memory(&self) -> RowMemory {
         rank_wise::row_memory(&self.lora, &self.choice)

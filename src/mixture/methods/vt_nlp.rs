@@ -4,10 +4,11 @@
 use super::mixlora_cond::{pool_sizes, ungated};
 use crate::mixture::routers::ConditionalOptions;
 use crate::mixture::{
-    Ablations, Axes, Cfs, CfsForm, Conditioned, DecodeRoute, Factors, Files, Instance, LinearBuild, Lora,
-    MethodOptions, MethodSpec, Pool, RouterGradient, Routes, Rule, Tree, enough, routers,
+    Ablations, Axes, Cfs, CfsForm, Conditioned, DecodeRoute, Factors, Files, Instance, InstrToken,
+    LinearBuild, Lora, MethodOptions, MethodSpec, Pool, Prunes, RouterGradient, Routes, Rule, StateBuild,
+    Tree, enough, routers,
 };
-use crate::nn::LinearAdapter;
+use crate::nn::{BeforeForward, LinearAdapter};
 use crate::{Result, options};
 use std::sync::Arc;
 
@@ -17,7 +18,7 @@ pub static SPEC: MethodSpec = MethodSpec {
     paper: "VT-NLP/MixLoRA at af5cc3f, Shen et al. 2024",
     when: "repeating the paper's own runs",
     equation: "y = W x + s sum_k b_{J_k} (a_{I_k} . x), the condition (sum of the chosen A) * (sum of W_c), s = 2 E / r",
-    differs: "As released, but for the randomness of noise and of drawn factors, which is that of mixlora-cond, and for its task_def, attr and contrastive instruction token, which are not offered: router_input = condition is its task_embed.",
+    differs: "As released, but for the randomness of noise and of drawn factors, which is that of mixlora-cond, and for its task_def and attr, which are not offered: router_input = condition is its task_embed, pool = instr its instr. Released adapters with a contrastive instruction token are not read.",
     axes: Axes {
         input: "mean of all positions, and the chosen A",
         entry: "rank-1 factors of A and of B apart",
@@ -47,6 +48,7 @@ options! {
         instance: Instance { pool: Pool::All, decode_route: DecodeRoute::PerStep },
         ablations: Ablations,
         condition: Conditioned,
+        token: InstrToken,
     ] {}
 }
 
@@ -75,6 +77,18 @@ impl MethodOptions for VtNlp {
     }
     fn condition(&self) -> Option<&Conditioned> {
         self.ablations.condition(&self.condition)
+    }
+    fn needs_tasks(&self) -> bool {
+        self.has_front()
+    }
+    fn has_front(&self) -> bool {
+        self.token.use_contrastive_instr_token
+    }
+    fn before(&self, at: &StateBuild<'_>) -> Result<Option<Arc<dyn BeforeForward>>> {
+        self.token.before(at)
+    }
+    fn prunes(&self) -> Prunes {
+        self.ablations.prunes(&self.cfs, self.lora.r)
     }
     fn variants(&self, factors: &[usize], r: usize) -> Vec<(String, Tree)> {
         pool_sizes(factors, r)

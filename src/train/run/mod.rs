@@ -395,8 +395,7 @@ impl Run {
 
     fn batch(&self, data: &Dataset, ids: &[usize]) -> Result<Batch> {
         let examples: Vec<_> = ids.iter().map(|&i| &data.examples[i]).collect();
-        let pool = self.config.method.options().instance().map(|i| i.pool);
-        Batch::new(&examples, pool, self.pad, self.device())
+        Batch::new(&examples, self.config.method.framing(), self.pad, self.device())
     }
 
     /// Puts something that the user was told into the log.

@@ -257,7 +257,33 @@ class cond_options:
         return torch.stack(y), dict(idx=idx), {}, min(gaps)
 
 
-KINDS = dict(modulate=modulate, personal=personal, ept=ept, uni_moe=uni_moe, cond_options=cond_options)
+class sup_con:
+    """The supervised contrast of states by their labels, of anchors that have a positive."""
+
+    frozen = []
+
+    @staticmethod
+    def inputs(c, g):
+        label = torch.randint(c["tasks"], (c["batch"],), generator=g)
+        label[1] = label[0]
+        return dict(states=draw(g, 1, c["batch"], c["d"]), label=label.int(), grad_y=torch.ones(()))
+
+    @staticmethod
+    def compute(c, t):
+        z = t["states"] / t["states"].norm(dim=-1, keepdim=True)
+        of_anchors = []
+        for i in range(c["batch"]):
+            others = [j for j in range(c["batch"]) if j != i]
+            positives = [j for j in others if t["label"][j] == t["label"][i]]
+            if positives:
+                every = torch.stack([(z[i] @ z[j] / c["tau"]).exp() for j in others]).sum()
+                own = torch.stack([(z[i] @ z[p] / c["tau"]).exp() / every for p in positives])
+                of_anchors.append(-own.log().mean())
+        loss = torch.stack(of_anchors).mean()
+        return loss, {}, dict(sup_con=loss), 1e9
+
+
+KINDS = dict(sup_con=sup_con, modulate=modulate, personal=personal, ept=ept, uni_moe=uni_moe, cond_options=cond_options)
 
 
 def plan():
@@ -313,6 +339,14 @@ def plan():
     yield options(3, 5, 20, 24, "condition", router_input="condition", cond=[9])
     yield options(3, 4, 20, 16, "condition_linear_gated", router_input="condition", cond=[7], cfs_form="linear", gated=True)
     yield options(2, 4, 16, 16, "condition_pairs_gated", router_input="condition", cond=[5], independent_rank=False, gated=True)
+
+
+    def contrast(batch, d, tasks, tau, name):
+        return dict(kind="sup_con", name=f"sup_con_b{batch}_d{d}_n{tasks}" + name, batch=batch, d=d, tasks=tasks, tau=tau)
+
+    yield contrast(3, 9, 2, 0.07, "_t07")
+    yield contrast(5, 33, 2, 0.5, "_t50")
+    yield contrast(8, 16, 4, 0.07, "_t07")
 
 
 def whole(c, t, dtype=torch.float64):

@@ -7,7 +7,7 @@ use crate::train::Shown;
 use crate::{Failure, out};
 use mixlora::adapter::Adapter;
 use mixlora::data::{Batch, Dataset, Sample, read_samples};
-use mixlora::mixture::{Methods, find};
+use mixlora::mixture::{Framing, Methods, find};
 use mixlora::model::Model;
 use mixlora::text::ModelText;
 use mixlora::train::{
@@ -138,7 +138,7 @@ impl<'a> Lesson<'a> {
     fn measure(&self, model: &Arc<Model>, adapter: Option<&Adapter>) -> Result<Measured, Failure> {
         let began = Instant::now();
         self.text.tokenizer.check_rows(model.config().vocab_size)?;
-        let pool = adapter.and_then(|a| a.method().options().instance()).map(|i| i.pool);
+        let framing = adapter.map_or_else(Framing::default, |adapter| adapter.method().framing());
         let mut sum = 0.0;
         let mut tokens = 0;
         // Sorting by length reduces padding.
@@ -148,7 +148,7 @@ impl<'a> Lesson<'a> {
             let examples: Vec<_> = ids.iter().map(|&index| &self.held_out.examples[index]).collect();
             let batch = Batch::new(
                 &examples,
-                pool,
+                framing,
                 self.text.tokenizer.pad_within(model.config().vocab_size),
                 &self.device,
             )?;
