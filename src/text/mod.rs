@@ -34,7 +34,7 @@ mod vocab;
 pub use chat::{Chat, Turn};
 pub use decoder::Decoder;
 pub use model_text::ModelText;
-pub use pictures::PictureText;
+pub use pictures::{PictureText, without_pictures};
 pub use piece::Piece;
 pub use reply::{Ending, Reply, ReplyOptions, Said};
 pub use sight::{Seen, Sight};

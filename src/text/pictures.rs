@@ -1,6 +1,6 @@
 //! How rows of pictures are written in a text: each place of a picture becomes as many image tokens as it has rows.
 
-use super::PICTURE;
+use super::{PICTURE, Tokenizer};
 use crate::{Error, Result};
 
 /// How a model writes the rows of a picture.
@@ -63,4 +63,19 @@ impl PictureText {
         }
         Ok(out)
     }
+}
+
+/// A rendered prompt of a model that is shown no picture.
+///
+/// # Errors
+/// It has places of pictures, and the model a token for them.
+pub fn without_pictures(prompt: String, tokenizer: &Tokenizer) -> Result<String> {
+    let places = prompt.matches(PICTURE).count();
+    if places == 0 || tokenizer.token_id(PICTURE).is_none() {
+        return Ok(prompt);
+    }
+    Err(Error::refused(
+        "prompt",
+        format!("has {places} places of pictures ({PICTURE}), and no picture is given"),
+    ))
 }

@@ -2,7 +2,7 @@
 
 use crate::model_args::{ModelArgs, PictureArgs, SamplingArgs};
 use crate::{Failure, out};
-use mixlora::text::{Ending, Message, Reply, Role};
+use mixlora::text::{Ending, Message, Reply, Role, without_pictures};
 use std::time::Instant;
 
 #[derive(clap::Args)]
@@ -58,7 +58,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let pictures = pictures.unwrap_or_default();
     let expand = |prompt: String| match &sight {
         Some(sight) => sight.expand(&prompt, &pictures),
-        None => Ok(prompt),
+        None => without_pictures(prompt, &opened.text.tokenizer),
     };
     let tokenizer = &opened.text.tokenizer;
     let plain = args.raw || (opened.text.template.is_none() && args.system.is_none());
