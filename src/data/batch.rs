@@ -1,6 +1,8 @@
 //! Token sequences with their trained positions, and padded batches of them.
 
 use crate::mixture::{Framing, Pool, Span};
+use crate::model::Model;
+use crate::model::vision::VisionModel;
 use crate::nn::Labels;
 use crate::routing::Units;
 use crate::{Device, Error, Result, Tensor};
@@ -80,11 +82,22 @@ pub struct Batch {
     /// Positions with a loss.
     pub trained: usize,
     source: Source,
+    pictures: Option<Pictures>,
+}
+
+/// Pictures of a batch.
+#[derive(Clone)]
+struct Pictures {
+    vision: Arc<VisionModel>,
+    /// What the tower makes of all tiles, in the order in which they stand among the tokens, `[T, N, d]`.
+    features: Tensor,
 }
 
 /// What a batch was made of.
 struct Source {
     examples: Vec<Example>,
+    /// The tokens of `ids`.
+    ids: Vec<u32>,
     framing: Framing,
     pad: u32,
 }
@@ -147,8 +160,27 @@ impl Batch {
             tokens: spans.iter().map(|s| s.len).sum(),
             trained: targets.iter().filter(|t| **t != u32::MAX).count(),
             spans,
-            source: Source { examples: examples.iter().copied().cloned().collect(), framing, pad },
+            source: Source { examples: examples.iter().copied().cloned().collect(), ids, framing, pad },
+            pictures: None,
         })
+    }
+
+    /// The same with the pictures that stand in the places of its image tokens: what the tower of a model makes of all of
+    /// their tiles, one after the other, `[T, N, d]`.
+    pub fn with_pictures(self, vision: &Arc<VisionModel>, features: Tensor) -> Self {
+        Batch { pictures: Some(Pictures { vision: vision.clone(), features }), ..self }
+    }
+
+    /// What enters the first layer where the batch has pictures: their rows among the embedded tokens, with the gradient of
+    /// the projector. `[B, S, hidden_size]`
+    ///
+    /// # Errors
+    /// The image tokens are not as many as the rows of the pictures.
+    pub fn embedded(&self, model: &Model) -> Result<Option<Tensor>> {
+        let Some(Pictures { vision, features }) = &self.pictures else { return Ok(None) };
+        let rows = vision.projector().forward(features)?;
+        let [b, s] = *self.ids.dims() else { return Err(Error::shape("batch", "[B, S]", self.ids.shape())) };
+        vision.splice(model, &self.source.ids, [b, s], Some(&rows)).map(Some)
     }
 
     /// Whether an example of it has a wrong answer.
@@ -161,7 +193,7 @@ impl Batch {
     /// # Errors
     /// The device failed.
     pub fn rejected(&self) -> Result<Option<(Vec<usize>, Self)>> {
-        let Source { examples, framing, pad } = &self.source;
+        let Source { examples, framing, pad, .. } = &self.source;
         let wrong = |(i, e): (usize, &Example)| {
             let rejected = e.rejected.as_deref()?.clone();
             Some((i, Example { task: e.task.clone(), condition: e.condition.clone(), ..rejected }))
@@ -170,6 +202,10 @@ impl Batch {
             examples.iter().enumerate().filter_map(wrong).unzip();
         if whose.is_empty() {
             return Ok(None);
+        }
+        if self.pictures.is_some() {
+            let what = "stands beside an answer about pictures, from which no method learns yet";
+            return Err(Error::refused("rejected", what));
         }
         let wrong: Vec<&Example> = wrong.iter().collect();
         Ok(Some((whose, Batch::new(&wrong, *framing, *pad, self.ids.device())?)))
@@ -180,9 +216,15 @@ impl Batch {
     /// # Errors
     /// The device failed.
     pub fn repeated(&self, copies: usize) -> Result<Self> {
-        let Source { examples, framing, pad } = &self.source;
+        let Source { examples, framing, pad, .. } = &self.source;
         let once: Vec<&Example> = examples.iter().collect();
-        Batch::new(&once.repeat(copies), *framing, *pad, self.ids.device())
+        let batch = Batch::new(&once.repeat(copies), *framing, *pad, self.ids.device())?;
+        let Some(Pictures { vision, features }) = &self.pictures else { return Ok(batch) };
+        let [tiles, n, d] = *features.dims() else { return Ok(batch) };
+        let index: Vec<u32> = (0..(copies * tiles) as u32).map(|tile| tile % tiles as u32).collect();
+        let index = Tensor::from_u32(features.device(), &[index.len()], &index)?;
+        let all = features.reshape(&[tiles, n * d])?.gather_rows(&index)?;
+        Ok(batch.with_pictures(vision, all.reshape(&[copies * tiles, n, d])?))
     }
 
     /// Routing units where instances are pooled in another way.

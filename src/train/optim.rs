@@ -8,6 +8,8 @@ use crate::{Gradients, Result, Tensor};
 /// AdamW (Loshchilov & Hutter 2019): state for trained parameters only.
 pub struct Optimizer {
     params: Vec<Param>,
+    /// What the learning rate of each is multiplied by.
+    rates: Vec<f64>,
     /// First and second moments of each parameter.
     moments: Vec<(Tensor, Tensor)>,
     step: u32,
@@ -20,15 +22,33 @@ pub struct Optimizer {
 impl Optimizer {
     /// State of zeros for every trained parameter of the list.
     pub fn new(params: Vec<Param>) -> Result<Self> {
-        let params: Vec<Param> = params.into_iter().filter(Param::trainable).collect();
-        let moments = params
-            .iter()
-            .map(|p| {
-                let v = p.value();
-                Ok((Tensor::zeros(v.device(), v.dims())?, Tensor::zeros(v.device(), v.dims())?))
-            })
-            .collect::<Result<_>>()?;
-        Ok(Optimizer { params, moments, step: 0, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 })
+        let mut optimizer = Optimizer {
+            params: Vec::new(),
+            rates: Vec::new(),
+            moments: Vec::new(),
+            step: 0,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            weight_decay: 0.0,
+        };
+        optimizer.add(params, 1.0)?;
+        Ok(optimizer)
+    }
+
+    /// Adds the trained parameters of a list as a group of their own, which moves at `rate` times the learning rate.
+    ///
+    /// # Errors
+    /// The device has no memory for their moments.
+    pub fn add(&mut self, params: Vec<Param>, rate: f64) -> Result<()> {
+        for param in params.into_iter().filter(Param::trainable) {
+            let value = param.value();
+            let zeros = || Tensor::zeros(value.device(), value.dims());
+            self.moments.push((zeros()?, zeros()?));
+            self.rates.push(rate);
+            self.params.push(param);
+        }
+        Ok(())
     }
 
     /// Steps done.
@@ -76,7 +96,8 @@ impl Optimizer {
             step: self.step,
             grad_scale: scale,
         };
-        for (p, (m, v)) in self.params.iter().zip(&mut self.moments) {
+        for ((p, rate), (m, v)) in self.params.iter().zip(&self.rates).zip(&mut self.moments) {
+            let step = AdamWStep { lr: rate * lr, ..step };
             if let Some(g) = p.gradient(gradients) {
                 let frozen = p.frozen_rows();
                 p.update(|w| {

@@ -4,6 +4,7 @@ use super::losses::{loss_of, plain_pass, summed_loss};
 use super::{Decay, Optimizer, Schedule, policy, preference};
 use crate::adapter::{Adapter, Bank};
 use crate::data::Batch;
+use crate::model::vision::VisionModel;
 use crate::model::{Model, Step};
 use crate::nn::{Choices, Pass};
 use crate::tape::inside;
@@ -100,6 +101,15 @@ impl Session {
             return Err(Error::refused("method", "has nothing to train"));
         }
         Ok(Session { model, adapter, optimizer, config, step: 0 })
+    }
+
+    /// The same with the projector of a vision part, which is trained whole, at `rate` times the learning rate.
+    ///
+    /// # Errors
+    /// The device has no memory for its moments.
+    pub fn with_projector(mut self, vision: &VisionModel, rate: f64) -> Result<Self> {
+        self.optimizer.add(vision.projector().params(), rate)?;
+        Ok(self)
     }
 
     /// Steps done.
@@ -232,7 +242,9 @@ impl Session {
             let mut hidden = Vec::new();
             let step = Step { valid: Some(&batch.valid), hidden: Some(&mut hidden), ..Step::default() };
             let pass = plain_pass(&Bank::from(&self.adapter), batch)?;
-            no_grad(|| self.model.forward(&batch.ids, &pass, step))?;
+            let embedded = batch.embedded(&self.model)?;
+            let input = embedded.as_ref().unwrap_or(&batch.ids);
+            no_grad(|| self.model.forward(input, &pass, step))?;
             for (at, state) in hidden.iter().enumerate() {
                 if state.to_f32()?.iter().any(|v| !v.is_finite()) {
                     let place = match at {

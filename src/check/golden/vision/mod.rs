@@ -6,6 +6,7 @@ mod pictures;
 #[cfg(all(feature = "images", feature = "tokenizer"))]
 mod texts;
 mod tower;
+mod training;
 
 use super::{Compare, Measured, Replay, beside, bounded};
 use crate::io::Checkpoint;

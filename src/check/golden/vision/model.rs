@@ -1,13 +1,15 @@
 //! A whole model: rows of its pictures, logits, the loss with the projector's gradients, greedy text, and a grey picture.
 
+use super::training;
 use super::{Compare, MODEL, Replay, bounded};
-use crate::io::{Checkpoint, GgufFile};
+use crate::data::Example;
+use crate::io::{Checkpoint, GgufFile, cannot_read};
 use crate::model::vision::{VisionFiles, VisionModel};
 use crate::model::{Input, KvCache, LoadOptions, Model, Step};
 use crate::nn::Pass;
 use crate::routing::Units;
 use crate::{Device, Error, Result, Tensor, no_grad};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 const VALUES: f64 = 1e-5;
@@ -49,6 +51,24 @@ impl Samples {
     #[cfg(all(feature = "images", feature = "tokenizer"))]
     pub fn length(&self, sample: usize) -> usize {
         self.mask[sample * self.dims[1]..][..self.dims[1]].iter().filter(|&&real| real == 1).count()
+    }
+
+    /// A sample without its padding.
+    pub fn example(&self, sample: usize) -> Example {
+        let s = self.dims[1];
+        let n = (sample * s..(sample + 1) * s).filter(|&i| self.mask[i] == 1).count();
+        let of_sample = sample * s..sample * s + n;
+        let trained = self.labels[of_sample.clone()].iter().map(|&label| label >= 0).collect();
+        Example { prompt: n, ..Example::new(self.ids[of_sample].to_vec(), trained) }
+    }
+    /// The token behind the ends of shorter samples.
+    pub fn pad(&self) -> u32 {
+        self.mask.iter().position(|&real| real == 0).map_or(0, |at| self.ids[at])
+    }
+    /// The numbers of a sample's tiles.
+    pub fn tiles_of(&self, sample: usize) -> std::ops::Range<usize> {
+        let first = self.tiles[..sample].iter().sum();
+        first..first + self.tiles[sample]
     }
 
     /// The tokens that each position is to be continued with; `u32::MAX` without a loss.
@@ -103,7 +123,7 @@ pub(super) fn replay(file: &Checkpoint, device: &Device) -> Result<Replay> {
     }
 
     let greedy = Greedy { model: &model, vision: &vision, samples: &samples, pixels: &pixels };
-    let same = no_grad(|| greedy.check(&mut compare))?;
+    let mut same = no_grad(|| greedy.check(&mut compare))?;
     #[cfg(all(feature = "images", feature = "tokenizer"))]
     if let Some(what) = super::texts::differences(file, dir, &model, &samples)?.first() {
         return Err(Error::file(file.path(), format!("what the model reads differs: {what}")));
@@ -111,7 +131,28 @@ pub(super) fn replay(file: &Checkpoint, device: &Device) -> Result<Replay> {
     if dir.join(MMPROJ).is_file() && dir.join(MMPROJ_ROWS).is_file() {
         mmproj(&mut compare, dir, &vision, &pixels)?;
     }
+    let training = trajectories(dir)?;
+    let vision = Arc::new(vision);
+    let features = no_grad(|| vision.tower().forward(&pixels, &Pass::new(Units::tokens(0)), None))?;
+    let params = vision.projector().params();
+    let first: Vec<Tensor> = params.iter().map(|param| param.value()).collect();
+    for path in training {
+        same &=
+            training::replay(&mut compare, &Checkpoint::open(path)?, &model, &vision, &samples, &features)?;
+        params.iter().zip(&first).try_for_each(|(param, value)| param.set(value.clone()))?;
+    }
     compare.finish(MODEL, same)
+}
+
+/// The files of training beside a model, in order.
+fn trajectories(dir: &Path) -> Result<Vec<PathBuf>> {
+    let entries = std::fs::read_dir(dir).map_err(cannot_read(dir))?;
+    let mut paths: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    let name =
+        |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("train_"));
+    paths.retain(name);
+    paths.sort();
+    Ok(paths)
 }
 
 /// Text that continues each prompt.
@@ -129,7 +170,7 @@ impl Greedy<'_> {
         if count == 0 {
             return Ok(None);
         }
-        let first: usize = self.samples.tiles[..sample].iter().sum();
+        let first = self.samples.tiles_of(sample).start;
         let each: usize = self.pixels.dims()[1..].iter().product();
         let index: Vec<u32> = (first as u32..(first + count) as u32).collect();
         let index = Tensor::from_u32(self.pixels.device(), &[count], &index)?;
