@@ -3,15 +3,23 @@
 mod common;
 
 #[cfg(all(feature = "images", feature = "cli"))]
-use common::cli::{answer_to, mixlora, output};
+use common::cli::answer_to;
+#[cfg(feature = "cli")]
+use common::cli::{mixlora, output};
 use common::edit::Edit;
-use mixlora::Device;
+use mixlora::adapter::{ALL_LINEAR, Adapter};
 use mixlora::check::golden::{Replay, find_files, replay};
+use mixlora::data::{Batch, Example};
 use mixlora::io::{Checkpoint, GgufFile};
+use mixlora::mixture::{Pool, Units};
 use mixlora::model::vision::{Feature, ProjectorKind, TowerConfig, VisionConfig, VisionFiles};
 use mixlora::model::{LoadOptions, Model, vision::VisionModel};
+use mixlora::nn::Pass;
+use mixlora::train::{Decay, Schedule, Session, TrainConfig};
+use mixlora::{Device, Stream, Tensor, no_grad};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 fn golden() -> PathBuf {
     common::edit::golden().join("vision")
@@ -169,6 +177,91 @@ fn damaged_folders_are_refused() {
         let e = VisionConfig::of_gguf(&GgufFile::open(&decoder).unwrap(), 0).unwrap_err().to_string();
         assert!(e.contains("no vision file"), "{e}");
     }
+}
+
+/// A few steps of a mixture and of the projector on two samples with pictures: what they end with.
+fn trained(device: &Device, recompute: bool) -> (Vec<f64>, Vec<Vec<f32>>) {
+    let folder = golden().join("vlm_llava15_new_names");
+    let model = Model::open(&folder, device, true).unwrap();
+    let options = LoadOptions { dequantize: true, ..LoadOptions::default() };
+    let vision = Arc::new(VisionModel::open(&folder, &model, options, true).unwrap().unwrap());
+    let file = Checkpoint::open(folder.join("expected.safetensors")).unwrap();
+    let [tiles, c, h, w] = file.dims("pixel_values").unwrap()[..] else { panic!() };
+    let [_, s] = file.dims("input_ids").unwrap()[..] else { panic!() };
+    let tokens = file.indices("input_ids", &[3, s], 334).unwrap();
+    let labels = file.integers("labels", &[3, s]).unwrap();
+    let counts = file.indices("tiles", &[3], tiles + 1).unwrap();
+    let rows: Vec<usize> = (0..3).filter(|&row| counts[row] > 0).collect();
+    let example = |&row: &usize| {
+        let of = row * s..(row + 1) * s;
+        Example::new(tokens[of.clone()].to_vec(), labels[of].iter().map(|&l| l >= 0).collect())
+    };
+    let examples: Vec<Example> = rows.iter().map(example).collect();
+    let pixels =
+        Tensor::from_f32(device, &[tiles, c, h, w], &file.values_f32("pixel_values").unwrap()).unwrap();
+    let features = no_grad(|| vision.tower().forward(&pixels, &Pass::new(Units::tokens(0)), None)).unwrap();
+    let batch = || {
+        let examples: Vec<&Example> = examples.iter().collect();
+        Batch::new(&examples, Pool::PromptMask, 0, device).unwrap().with_pictures(&vision, features.clone())
+    };
+    let method = common::method("mixlora-cond-gated", json!({ "num_factors": 4, "r": 2 }));
+    let adapter = Adapter::attach(&model, &method, &[ALL_LINEAR.to_string()], Stream::new(3)).unwrap();
+    let schedule = Schedule { learning_rate: 2e-3, warmup_steps: 0, decay: Decay::Constant };
+    let config = TrainConfig { schedule, steps: 4, recompute, ..TrainConfig::default() };
+    let mut session =
+        Session::new(model.clone(), adapter, config).unwrap().with_projector(&vision, 0.5).unwrap();
+    let losses = (0..4).map(|_| session.step(&[batch()]).unwrap().loss).collect();
+    // Copies have the pictures of each.
+    let once = session.evaluate(&[batch()]).unwrap();
+    let twice = session.evaluate(&[batch().repeated(2).unwrap()]).unwrap();
+    assert!((once - twice).abs() < 1e-5, "{once} {twice}");
+    let params = session.optimizer.params().iter().map(|p| p.value().to_f32().unwrap()).collect();
+    (losses, params)
+}
+
+#[test]
+fn a_mixture_and_the_projector_learn_from_pictures() {
+    let device = |threads: usize| Device::cpu_with_threads(threads).unwrap();
+    let (losses, first) = trained(&device(1), false);
+    assert!(losses[3] < 0.9 * losses[0], "{losses:?}");
+    for (threads, recompute) in [(2, false), (3, false), (1, true)] {
+        let (_, params) = trained(&device(threads), recompute);
+        assert!(first == params, "{threads} threads, recompute {recompute}");
+    }
+    let (want, _) = trained(&Device::reference(), false);
+    for device in [Device::cpu()].into_iter().chain(common::gpu()) {
+        let (got, _) = trained(&device, false);
+        let near = |(got, want): (&f64, &f64)| (got - want).abs() < 2e-4 * want;
+        assert!(got.iter().zip(&want).all(near), "{}: {got:?} {want:?}", device.name());
+    }
+}
+
+#[test]
+fn pictures_must_be_as_many_as_their_places() {
+    let folder = golden().join("vlm_idefics3");
+    let cpu = Device::cpu();
+    let model = Model::open(&folder, &cpu, true).unwrap();
+    let vision = VisionModel::open(&folder, &model, LoadOptions::default(), false).unwrap().unwrap();
+    let token = vision.config().image_token;
+    let rows = Tensor::zeros(&cpu, &[4, 48]).unwrap();
+    let e = vision.splice(&model, &[1, token, token, 2], [1, 4], Some(&rows)).err().unwrap().to_string();
+    assert!(e.contains("2 image tokens for 4 rows"), "{e}");
+    let e = vision.splice(&model, &[1, token], [1, 2], None).err().unwrap().to_string();
+    assert!(e.contains("1 image tokens for 0 rows"), "{e}");
+    let pixels = Tensor::zeros(&cpu, &[1, 3, 32, 30]).unwrap();
+    let e = vision.rows(&pixels, &Pass::new(Units::tokens(0))).err().unwrap().to_string();
+    assert!(e.contains("multiples of the patch of 8"), "{e}");
+}
+
+#[cfg(feature = "cli")]
+#[test]
+fn inspect_says_what_sees() {
+    let folder = golden().join("vlm_idefics3");
+    let about = |path: PathBuf| output(mixlora(&["inspect", &path.to_string_lossy()]), 0).0;
+    let whole = about(folder.clone());
+    assert!(whole.contains("idefics3_vision: 2 layers of 32") && whole.contains("Shuffle"), "{whole}");
+    let part = about(folder.join("mmproj.gguf"));
+    assert!(part.contains("idefics3_vision") && !part.contains("not usable"), "{part}");
 }
 
 #[test]

@@ -5,6 +5,7 @@ use crate::inspect_image;
 use crate::{Failure, out};
 use mixlora::adapter::locate;
 use mixlora::io::{Checkpoint, GgufFile, Scan, read_json, read_text};
+use mixlora::model::vision::VisionConfig;
 use mixlora::model::{ModelConfig, ModelPlace, model_config};
 use mixlora::{Error, Format};
 use serde_json::{Value, json};
@@ -64,11 +65,16 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     if path.is_dir() && path.join("config.json").exists() {
         let file = Checkpoint::open(path)?;
         let mut report = of_checkpoint(&file, "Hugging Face model");
-        report.about.extend(configuration(model_config(path)));
+        let decoder = model_config(path);
+        let width = decoder.as_ref().map_or(0, |config| config.hidden_size);
+        report.about.extend(configuration(decoder));
+        report.about.extend(vision(VisionConfig::from_json(&read_json(&path.join("config.json"))?, width)));
         let exists = |name: &str| path.join(name).exists();
         report.about.push(("tokenizer.json".into(), exists("tokenizer.json").into()));
         let text = read_text(&path.join("tokenizer_config.json")).unwrap_or_default();
-        let template = exists("chat_template.jinja") || text.contains("\"chat_template\"");
+        let template = exists("chat_template.jinja")
+            || exists("chat_template.json")
+            || text.contains("\"chat_template\"");
         report.about.push(("chat template".into(), template.into()));
         if !file.unlisted().is_empty() {
             report.about.push(("tensors outside the index".into(), json!(file.unlisted())));
@@ -101,6 +107,31 @@ fn configuration(read: Result<ModelConfig, Error>) -> Vec<(String, Value)> {
             ("parameters".into(), config.parameters().into()),
         ],
         Err(entry) => vec![("not usable here".into(), entry.to_string().into())],
+    }
+}
+
+/// The vision part of a model, or the reason why it is not read; nothing of a decoder alone.
+fn vision(read: Result<Option<VisionConfig>, Error>) -> Vec<(String, Value)> {
+    match read {
+        Ok(None) => Vec::new(),
+        Ok(Some(vision)) => {
+            let tower = &vision.tower;
+            let text = format!(
+                "{}: {} layers of {}, pictures of {} pixels in patches of {}",
+                tower.model_type,
+                tower.layers.num_hidden_layers,
+                tower.layers.hidden_size,
+                tower.image_size,
+                tower.patch_size
+            );
+            vec![
+                ("vision tower".into(), text.into()),
+                ("projector".into(), format!("{:?}", vision.projector).into()),
+                ("rows of a picture or tile".into(), vision.rows().into()),
+                ("image token".into(), vision.image_token.into()),
+            ]
+        }
+        Err(error) => vec![("vision part not usable here".into(), error.to_string().into())],
     }
 }
 
@@ -145,12 +176,18 @@ fn of_gguf(file: &GgufFile) -> Report {
     }
     about.retain(|(_, value)| !value.is_null());
     if file.str("general.type").ok() != Some("adapter") {
-        about.extend(configuration(ModelConfig::of_gguf(file)));
-        about.push(("tokenizer".into(), text("tokenizer.ggml.model")));
-        about.push(("pre-tokenizer".into(), text("tokenizer.ggml.pre")));
-        let tokens = file.strings("tokenizer.ggml.tokens").map_or(0, <[String]>::len);
-        about.push(("tokens".into(), tokens.into()));
-        about.push(("chat template".into(), file.str("tokenizer.chat_template").is_ok().into()));
+        // A vision part beside a decoder's file.
+        if file.str("general.architecture") == Ok("clip") {
+            about.extend(vision(VisionConfig::of_gguf(file, 0).map(Some)));
+            about.retain(|(key, _)| key != "image token");
+        } else {
+            about.extend(configuration(ModelConfig::of_gguf(file)));
+            about.push(("tokenizer".into(), text("tokenizer.ggml.model")));
+            about.push(("pre-tokenizer".into(), text("tokenizer.ggml.pre")));
+            let tokens = file.strings("tokenizer.ggml.tokens").map_or(0, <[String]>::len);
+            about.push(("tokens".into(), tokens.into()));
+            about.push(("chat template".into(), file.str("tokenizer.chat_template").is_ok().into()));
+        }
     }
     let entry = |(name, tensor): (&String, &mixlora::io::gguf::TensorInfo)| Entry {
         name: name.clone(),
