@@ -3,7 +3,9 @@
 use super::conditions::{give_conditions, with_conditions};
 use super::{Observer, Parts, Plan, Run, RunConfig, RunFolder, StoredRun, TextOptions};
 use crate::adapter::{Expert, with_experts};
-use crate::data::{DataFiles, Dataset, EncodeOptions, Encoder, LossOn, Sample, read_samples};
+use crate::data::{
+    DataFiles, Dataset, EncodeOptions, Encoder, LossOn, Sample, read_samples, read_samples_with,
+};
 use crate::io::folder::fingerprint;
 use crate::mixture::Methods;
 use crate::model::{LoadOptions, Model, ModelFiles, ModelPlace};
@@ -191,6 +193,14 @@ impl TextOptions {
         Ok(text)
     }
 
+    /// The samples of a file, with pictures in the folder that the options name.
+    ///
+    /// # Errors
+    /// Those of [`read_samples_with`].
+    pub fn read(&self, path: &Path) -> Result<Vec<Sample>> {
+        read_samples_with(path, self.image_folder.as_deref())
+    }
+
     /// What turns samples into examples.
     ///
     /// # Errors
@@ -201,6 +211,7 @@ impl TextOptions {
             max_length: self.max_length,
             allow_untrained_eos: self.allow_untrained_eos,
             max_untrained: self.max_untrained,
+            on_bad_image: self.on_bad_image,
         };
         Encoder::new(&text.tokenizer, text.template.as_ref(), options)
     }

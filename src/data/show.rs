@@ -1,0 +1,88 @@
+//! Pictures of samples as a model sees them: how many tokens each has, and which they are.
+
+use super::conversation::overlapping;
+use super::encode::{Encoder, Explained, Fault};
+use super::sample::Sample;
+use super::{Example, PicturePlace, PictureSource};
+use crate::text::{Expanded, PICTURE, Piece};
+
+/// A picture of a sample, with the tiles that it becomes.
+pub(super) struct Shown {
+    source: PictureSource,
+    grid: [usize; 2],
+    tile: [usize; 2],
+}
+
+impl Encoder {
+    /// The pictures of a sample by their headers.
+    #[cfg(feature = "images")]
+    pub(super) fn show(&self, sample: &Sample) -> Result<Vec<Shown>, Fault> {
+        let limits = crate::picture::Limits::default();
+        if sample.pictures.is_empty() {
+            return Ok(Vec::new());
+        }
+        let Some(tokens) = &self.pictures else {
+            return Err("has pictures, but the model has no vision part that sees them".into());
+        };
+        let show = |source: &PictureSource| {
+            let file = source.open(&limits).map_err(|error| Fault::Picture(error.to_string()))?;
+            let about = file.about();
+            let layout = tokens.processor.layout(about.height, about.width);
+            let layout = layout.map_err(|error| Fault::Picture(format!("{source}: {error}")))?;
+            Ok(Shown {
+                source: source.clone(),
+                grid: [layout.rows, layout.columns],
+                tile: [layout.height, layout.width],
+            })
+        };
+        sample.pictures.iter().map(show).collect()
+    }
+
+    #[cfg(not(feature = "images"))]
+    pub(super) fn show(&self, sample: &Sample) -> Result<Vec<Shown>, Fault> {
+        if sample.pictures.is_empty() {
+            return Ok(Vec::new());
+        }
+        Err("has pictures, which this program was built without (feature 'images')".into())
+    }
+
+    /// A text with the rows of its pictures written out.
+    pub(super) fn expanded(&self, text: &str, shown: &[Shown]) -> Explained<Expanded> {
+        match &self.pictures {
+            Some(tokens) if !shown.is_empty() => {
+                let grids: Vec<[usize; 2]> = shown.iter().map(|shown| shown.grid).collect();
+                tokens.written.expand_placed(text, &grids, tokens.rows).map_err(|error| error.to_string())
+            }
+            _ => Ok(Expanded::plain(text.into())),
+        }
+    }
+
+    /// An example with the places of its pictures, whose tokens are not trained. Its pieces begin `before` tokens behind
+    /// its start.
+    pub(super) fn placed(
+        &self,
+        mut example: Example,
+        before: usize,
+        pieces: &[Piece],
+        expanded: &Expanded,
+        shown: &[Shown],
+    ) -> Explained<Example> {
+        let Some(tokens) = &self.pictures else { return Ok(example) };
+        for (shown, bytes) in shown.iter().zip(&expanded.pictures) {
+            let span = overlapping(pieces, bytes);
+            let span = span.start + before..span.end + before;
+            example.trained[span.clone()].fill(false);
+            let Shown { source, grid, tile } = shown;
+            example.pictures.push(PicturePlace { source: source.clone(), span, grid: *grid, tile: *tile });
+        }
+        let wanted: usize = example.pictures.iter().map(|picture| picture.tiles() * tokens.rows).sum();
+        let found = example.ids.iter().filter(|id| **id == tokens.token).count();
+        if found != wanted {
+            return Err(format!(
+                "has {found} tokens '{PICTURE}' where its {} pictures have {wanted} rows",
+                example.pictures.len()
+            ));
+        }
+        Ok(example)
+    }
+}
