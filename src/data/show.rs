@@ -22,7 +22,8 @@ impl Encoder {
             return Ok(Vec::new());
         }
         let Some(tokens) = &self.pictures else {
-            return Err("has pictures, but the model has no vision part that sees them".into());
+            let what = "has pictures, but nothing here sees them: the model has no vision part, or this command reads text alone";
+            return Err(what.into());
         };
         let show = |source: &PictureSource| {
             let file = source.open(&limits).map_err(|error| Fault::Picture(error.to_string()))?;
