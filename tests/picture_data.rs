@@ -495,7 +495,7 @@ fn data_show_shows_what_the_model_sees() {
     let show = ["data", "show", &place.text("data/train.jsonl"), "--model", &place.text("model")];
     let sheets = place.text("sheets");
     let (out, _) = output(mixlora(&[&show[..], &["--png", &sheets]].concat()), 0);
-    assert!(out.contains("[image 19 tokens, 32x32, 3 tiles]") && out.contains("[[ red</s>]]"), "{out}");
+    assert!(out.contains("[image 19 tokens, 32x32, 3 tiles]") && out.contains("[[ red </s>]]"), "{out}");
     assert!(!out.contains("<image>"), "{out}");
     let sheet =
         mixlora::picture::PictureFile::open(&place.path("sheets/1-1.png"), &Default::default()).unwrap();

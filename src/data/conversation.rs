@@ -1,8 +1,8 @@
 //! Encoding of conversations: which tokens of a rendered text are a turn of the assistant.
 
 use super::encode::{Encoder, Explained};
-use super::show::Shown;
-use super::turns::Turns;
+use super::picture::Shown;
+use super::turns::{Turns, overlapping};
 use super::{Example, LossOn};
 use crate::Error;
 use crate::text::{Message, Piece, Role};
@@ -125,19 +125,6 @@ impl Encoder {
         };
         Ok(turn.start..stop)
     }
-}
-
-/// The tokens that share a byte with a range of the text.
-pub(super) fn overlapping(pieces: &[Piece], part: &Range<usize>) -> Range<usize> {
-    let inside = |piece: &Piece| {
-        piece.source.end > part.start && piece.source.start < part.end && !piece.source.is_empty()
-    };
-    // Tokens are in the order of the text.
-    let from = pieces.partition_point(|piece| piece.source.end <= part.start);
-    let to = pieces.partition_point(|piece| piece.source.start < part.end).max(from);
-    let first = pieces[from..to].iter().position(inside).map_or(to, |at| from + at);
-    let stop = pieces[first..to].iter().rposition(inside).map_or(first, |at| first + at + 1);
-    first..stop
 }
 
 /// Joins adjacent ranges.

@@ -1,8 +1,8 @@
 //! Encoding of samples as tokens with their trained positions.
 
 use super::jsonl::Problems;
+use super::picture::Shown;
 use super::sample::{Body, Sample};
-use super::show::Shown;
 use super::{Counts, Dataset, Example, OnBadImage};
 use crate::text::{ChatTemplate, Expanded, PictureTokens, Piece, Tokenizer};
 use crate::{Error, Result};

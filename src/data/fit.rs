@@ -2,7 +2,7 @@
 
 use super::Example;
 use super::encode::{Encoder, Explained};
-use super::show::Shown;
+use super::picture::Shown;
 use crate::text::{Message, Role};
 use std::ops::Range;
 

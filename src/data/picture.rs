@@ -71,6 +71,14 @@ impl PicturePlace {
     }
 }
 
+/// A picture of a sample, with the tiles that it becomes.
+#[cfg(feature = "tokenizer")]
+pub(super) struct Shown {
+    pub source: PictureSource,
+    pub grid: [usize; 2],
+    pub tile: [usize; 2],
+}
+
 /// What becomes of a sample with a picture that cannot be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -1,17 +1,11 @@
 //! Pictures of samples as a model sees them: how many tokens each has, and which they are.
 
-use super::conversation::overlapping;
 use super::encode::{Encoder, Explained, Fault};
+use super::picture::Shown;
 use super::sample::Sample;
+use super::turns::overlapping;
 use super::{Example, PicturePlace, PictureSource};
 use crate::text::{Expanded, PICTURE, Piece};
-
-/// A picture of a sample, with the tiles that it becomes.
-pub(super) struct Shown {
-    source: PictureSource,
-    grid: [usize; 2],
-    tile: [usize; 2],
-}
 
 impl Encoder {
     /// The pictures of a sample by their headers.

@@ -2,8 +2,7 @@
 
 use super::color::Alpha;
 use super::filter::Filter;
-use super::layout::{check_aspect, longest_edge, shortest_edge, whole_tiles};
-use super::size::{Size, bounded};
+use super::size::{Size, bounded, check_aspect, longest_edge, shortest_edge, whole_tiles};
 use super::{Picture, Tiles};
 use crate::Result;
 use serde::{Deserialize, Serialize};

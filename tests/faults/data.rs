@@ -248,9 +248,9 @@ fn validation_jsonl() {
         place.metrics("run").iter().any(|l| l["t"] == "note" && l["text"].as_str().unwrap().contains(named))
     );
     let only = empty_place();
-    only.write("train.json", "[]");
+    only.write("train.csv", "a,b");
     let (_, err) = only.check(3);
-    assert!(err.contains("holds no train.jsonl") && err.contains("not read: train.json"), "{err}");
+    assert!(err.contains("holds no train.jsonl") && err.contains("not read: train.csv"), "{err}");
 }
 
 #[test]

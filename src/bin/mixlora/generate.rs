@@ -13,9 +13,8 @@ the prompt chose, unless --decode-route per_step is given.
 
 Pictures stand before the prompt; with --raw each stands where the prompt has <image>.
 
-Examples:
-  mixlora generate --model SmolLM2-135M-Instruct.Q4_1.gguf 'Name a colour.'
-  mixlora generate --model SmolVLM-256M-Instruct --image cat.jpg 'What is it?'")]
+Example: mixlora generate --model SmolLM2-135M-Instruct.Q4_1.gguf 'Name a colour.'
+Example: mixlora generate --model SmolVLM-256M-Instruct --image cat.jpg 'What is it?'")]
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
