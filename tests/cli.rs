@@ -172,7 +172,7 @@ fn methods_are_listed() {
 #[test]
 fn reference_files_are_verified() {
     let folder = golden().to_string_lossy().into_owned();
-    let count = if cfg!(feature = "images") { 171 } else { 157 };
+    let count = if cfg!(feature = "images") { 175 } else { 161 };
     let (out, err) = output(mixlora(&["verify", "--device", "cpu", &folder]), 0);
     assert!(
         err.contains("need --model: 1")

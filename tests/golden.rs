@@ -63,7 +63,7 @@ fn the_gpu_holds() {
 #[test]
 fn pictures_hold() {
     let files = find_files(&[golden().join("vision")]).unwrap();
-    assert_eq!(files.len(), 14);
+    assert_eq!(files.len(), 18);
     for path in files {
         let r = replay(&path, &Device::cpu()).unwrap();
         assert!(r.holds() && r.errors.len() > 2, "{r:?}");

@@ -4,11 +4,13 @@
 mod common;
 
 use common::cli::{mixlora, output};
+use mixlora::Device;
 use mixlora::data::{
     Body, EncodeOptions, Encoder, OnBadImage, PictureSource, Sample, read_samples, read_samples_with,
 };
+use mixlora::model::{LoadOptions, Model};
 use mixlora::picture::{Picture, Processor};
-use mixlora::text::{Message, ModelText, PictureTokens, Role};
+use mixlora::text::{Message, ModelText, PictureTokens, Role, Seen, Sight};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
@@ -615,6 +617,49 @@ fn pictures_are_never_cut() {
     let asked = json!({"images": ["img/a.png"], "messages": [
         turn("user", "<image>what"), turn("assistant", "red"), turn("user", "where where where")]});
     assert_eq!(at(23, &asked), picture);
+}
+
+/// A model reads the same tokens in training as when it is asked.
+#[test]
+fn training_reads_what_is_asked() {
+    let place = Place::new();
+    for folder in ["vlm_idefics3", "vlm_llava15_new_names"] {
+        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/vision").join(folder);
+        let text = ModelText::open(&model).unwrap();
+        let decoder = Model::open(&model, &Device::cpu(), true).unwrap();
+        let sight = Sight::open(&model, &decoder, LoadOptions::default()).unwrap().unwrap();
+        assert_eq!(sight.tokens(), PictureTokens::of_model(&model).unwrap().unwrap());
+        let options = EncodeOptions { allow_untrained_eos: true, ..EncodeOptions::default() };
+        let encoder = Encoder::new(&text.tokenizer, text.template.as_ref(), options).unwrap();
+        let encoder = encoder.with_pictures(Some(sight.tokens())).unwrap();
+        let path = place.write(
+            "data/train.jsonl",
+            json!({"images": ["img/a.png", "img/b.png"], "messages":
+            [turn("user", "<image>what <image>where"), turn("assistant", "red")]})
+            .to_string(),
+        );
+        let sample = &read_samples(&path).unwrap()[0];
+        let example = encoder.sample(&path, sample).unwrap().example;
+        let look = |source: &PictureSource| {
+            let file = source.open(&Default::default()).unwrap();
+            sight.look(&file.decode(sight.processor.alpha).unwrap().picture).unwrap()
+        };
+        let seen: Vec<Seen> = sample.pictures.iter().map(look).collect();
+        let prompt = text.prompt(&wanted()[0][..1]).unwrap();
+        let ids = text.tokenizer.encode(&sight.expand(&prompt, &seen).unwrap(), true).unwrap();
+        // A space at the end of a prompt is part of the answer's first word.
+        let prompt = ids.len() - usize::from(prompt.ends_with(' '));
+        assert_eq!(example.ids[..prompt], ids[..prompt], "{folder}");
+        assert_eq!(example.prompt, prompt, "{folder}");
+        // The pictures of the example have as many tiles as rows are computed for them.
+        for (picture, seen) in example.pictures.iter().zip(&seen) {
+            assert_eq!(
+                (picture.grid, picture.tiles(), picture.tile),
+                (seen.grid, seen.dims[0], [seen.dims[1], seen.dims[2]])
+            );
+        }
+        assert!(sight.embed(&decoder, &example.ids, &seen).unwrap().is_some());
+    }
 }
 
 /// The layout that is known from the sides is that of the tiles.

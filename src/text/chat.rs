@@ -1,6 +1,6 @@
 //! Chats: conversations in turns, of which the model reads only the new tokens.
 
-use super::{Ending, Message, ModelText, Reply, ReplyOptions, Role, Said, Seen, Sight};
+use super::{Ending, Message, ModelText, Reply, ReplyOptions, Role, Said, Seen, Sight, without_pictures};
 use crate::adapter::Conversation;
 use crate::model::Sampler;
 use crate::{Error, Result};
@@ -85,7 +85,7 @@ impl Chat {
         let all = self.text.prompt(&self.messages)?;
         let all = match &self.sight {
             Some(sight) => sight.expand(&all, &self.pictures)?,
-            None if self.pictures.is_empty() => all,
+            None if self.pictures.is_empty() => without_pictures(all, &self.text.tokenizer)?,
             None => {
                 return Err(Error::refused("picture", "is given to a chat of a model without a vision part"));
             }

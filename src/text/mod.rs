@@ -36,7 +36,7 @@ pub use chat::{Chat, Turn};
 pub use decoder::Decoder;
 pub use model_text::ModelText;
 pub use picture_tokens::PictureTokens;
-pub use pictures::{Expanded, PictureText};
+pub use pictures::{Expanded, PictureText, without_pictures};
 pub use piece::Piece;
 pub use reply::{Ending, Reply, ReplyOptions, Said};
 pub use sight::{Seen, Sight};

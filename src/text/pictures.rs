@@ -1,6 +1,6 @@
 //! How rows of pictures are written in a text: each place of a picture becomes as many image tokens as it has rows.
 
-use super::PICTURE;
+use super::{PICTURE, Tokenizer};
 use crate::model::vision::{ProjectorKind, VisionConfig};
 use crate::{Error, Result};
 use std::ops::Range;
@@ -118,8 +118,24 @@ impl Expanded {
         }
         at
     }
+
     /// Where a range of the text before stands in this one.
     pub fn range_of(&self, range: Range<usize>) -> Range<usize> {
         self.place_of(range.start)..self.place_of(range.end)
     }
+}
+
+/// A rendered prompt of a model that is shown no picture.
+///
+/// # Errors
+/// It has places of pictures, and the model a token for them.
+pub fn without_pictures(prompt: String, tokenizer: &Tokenizer) -> Result<String> {
+    let places = prompt.matches(PICTURE).count();
+    if places == 0 || tokenizer.token_id(PICTURE).is_none() {
+        return Ok(prompt);
+    }
+    Err(Error::refused(
+        "prompt",
+        format!("has {places} places of pictures ({PICTURE}), and no picture is given"),
+    ))
 }

@@ -44,21 +44,25 @@ impl Sight {
         }))
     }
 
-    #[cfg(feature = "images")]
     /// A picture file as the tower reads it, and what is to be said of the file.
     ///
     /// # Errors
-    /// It is no picture of a kind that is read, or too large.
-    pub fn open_picture(&self, path: &Path, limits: &Limits) -> Result<(Seen, Vec<String>)> {
-        let decoded = PictureFile::open(path, limits)?.decode(self.processor.alpha)?;
-        Ok((self.look(&decoded.picture)?, decoded.notes))
+    /// It is no picture of a kind that is read, too large, or the program was built without the feature `images`.
+    pub fn open_picture(&self, path: &Path) -> Result<(Seen, Vec<String>)> {
+        #[cfg(feature = "images")]
+        {
+            let decoded = PictureFile::open(path, &Limits::default())?.decode(self.processor.alpha)?;
+            Ok((self.look(&decoded.picture)?, decoded.notes))
+        }
+        #[cfg(not(feature = "images"))]
+        Err(Error::file(path, "no picture is read: this program was built without the feature 'images'"))
     }
 
-    #[cfg(feature = "images")]
     /// A picture as the tower reads it.
     ///
     /// # Errors
     /// Its sides are too unequal for the processor.
+    #[cfg(feature = "images")]
     pub fn look(&self, picture: &Picture) -> Result<Seen> {
         let tiles = self.processor.tiles(picture)?;
         Ok(Seen {

@@ -57,7 +57,8 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         return Err(mixlora::Error::File { path: args.model.model.clone(), what }.into());
     }
     let chat = Chat::new(&opened.text, opened.conversation(&about)?, None);
-    let (sight, pictures) = args.pictures.open(&args.model.model, &opened)?.unzip();
+    let shown = args.pictures.open(&args.model.model, &opened)?;
+    let (sight, pictures) = shown.map(|shown| (shown.sight, shown.pictures)).unzip();
     let mut dialogue = Dialogue {
         opened: &opened,
         system: args.system.clone(),

@@ -49,6 +49,8 @@ pub fn describe(device: &Device, name: &str) -> String {
             format!("device: cpu, {threads} threads{why}")
         }
         Device::Reference => "device: reference".into(),
+        #[cfg(not(feature = "gpu"))]
+        Device::Gpu(_) => format!("device: {}", device.name()),
         #[cfg(feature = "gpu")]
         Device::Gpu(gpu) => {
             let class = format!("{:?}", gpu.class()).to_lowercase();

@@ -82,7 +82,6 @@ fn gpu(device: &str) -> Result<Option<Device>, Failure> {
         "all" => ops_test::gpu_if_any(true),
         "auto" => match Device::auto()? {
             Device::Cpu(_) | Device::Reference => Ok(None),
-            #[cfg(feature = "gpu")]
             gpu => Ok(Some(gpu)),
         },
         name => Ok(Some(crate::device(name)?)),

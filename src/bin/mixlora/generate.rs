@@ -1,8 +1,8 @@
 //! `mixlora generate`
 
-use crate::model_args::{ModelArgs, PictureArgs, SamplingArgs};
+use crate::model_args::{ModelArgs, PictureArgs, SamplingArgs, Shown};
 use crate::{Failure, out};
-use mixlora::text::{Ending, Message, Reply, Role};
+use mixlora::text::{Ending, Message, Reply, Role, without_pictures};
 use std::time::Instant;
 
 #[derive(clap::Args)]
@@ -53,11 +53,10 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let prompt = args.prompt()?;
     let opened = args.model.open()?;
     let about = opened.about(&args.sampling)?;
-    let (sight, pictures) = args.pictures.open(&args.model.model, &opened)?.unzip();
-    let pictures = pictures.unwrap_or_default();
-    let expand = |prompt: String| match &sight {
-        Some(sight) => sight.expand(&prompt, &pictures),
-        None => Ok(prompt),
+    let shown = args.pictures.open(&args.model.model, &opened)?;
+    let expand = |prompt: String| match &shown {
+        Some(Shown { sight, pictures }) => sight.expand(&prompt, pictures),
+        None => without_pictures(prompt, &opened.text.tokenizer),
     };
     let tokenizer = &opened.text.tokenizer;
     let plain = args.raw || (opened.text.template.is_none() && args.system.is_none());
@@ -66,12 +65,14 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     } else {
         let system = args.system.iter().map(|text| Message::new(Role::System, text.clone()));
         let mut messages: Vec<Message> = system.collect();
-        messages.push(Message::with_pictures(Role::User, pictures.len(), &prompt));
+        let count = shown.as_ref().map_or(0, |shown| shown.pictures.len());
+        messages.push(Message::with_pictures(Role::User, count, &prompt));
         tokenizer.encode(&expand(opened.text.prompt(&messages)?)?, true)?
     };
     let started = Instant::now();
     let mut conversation = opened.conversation(&about)?;
-    let embedded = sight.as_ref().map(|sight| sight.embed(&opened.model, &ids, &pictures)).transpose()?;
+    let embed = |shown: &Shown| shown.sight.embed(&opened.model, &ids, &shown.pictures);
+    let embedded = shown.as_ref().map(embed).transpose()?;
     match embedded.flatten() {
         Some(embedded) => conversation.push_embedded(&ids, &embedded)?,
         None => conversation.push(&ids)?,

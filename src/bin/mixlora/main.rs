@@ -24,6 +24,7 @@ mod generate;
 mod inspect;
 #[cfg(feature = "images")]
 mod inspect_image;
+mod key_value;
 #[cfg(feature = "tokenizer")]
 mod merge;
 mod methods;

@@ -7,7 +7,6 @@ use mixlora::adapter::{Bank, Conversation};
 use mixlora::data::Condition;
 use mixlora::mixture::{ConditionKind, DecodeRoute};
 use mixlora::model::{LoadOptions, Model, Sampler, Sampling};
-use mixlora::picture::Limits;
 use mixlora::text::{ModelText, ReplyOptions, Seen, Sight};
 use mixlora::train::{TextOptions, condition_vector};
 use std::path::{Path, PathBuf};
@@ -91,22 +90,28 @@ pub struct PictureArgs {
     images: Vec<PathBuf>,
 }
 
+/// Pictures, and the part of a model that sees them.
+pub struct Shown {
+    pub sight: Arc<Sight>,
+    pub pictures: Vec<Seen>,
+}
+
 impl PictureArgs {
     /// The vision part of a model and the pictures, where any are given; what is odd about one goes to stderr.
-    pub fn open(&self, path: &Path, opened: &Opened) -> Result<Option<(Arc<Sight>, Vec<Seen>)>, Failure> {
+    pub fn open(&self, path: &Path, opened: &Opened) -> Result<Option<Shown>, Failure> {
         if self.images.is_empty() {
             return Ok(None);
         }
         let sight = opened.sight(path)?;
         let open = |image: &PathBuf| open_picture(&sight, image);
         let pictures = self.images.iter().map(open).collect::<mixlora::Result<_>>()?;
-        Ok(Some((sight, pictures)))
+        Ok(Some(Shown { sight, pictures }))
     }
 }
 
 /// A picture file as a model sees it; what is odd about it goes to stderr.
 pub fn open_picture(sight: &Sight, image: &Path) -> mixlora::Result<Seen> {
-    let (seen, notes) = sight.open_picture(image, &Limits::default())?;
+    let (seen, notes) = sight.open_picture(image)?;
     notes.iter().for_each(|what| out::note(&format!("note: {}: {what}", image.display())));
     Ok(seen)
 }

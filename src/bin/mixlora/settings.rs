@@ -1,6 +1,7 @@
 //! From a configuration file, options and `--set` to one [`RunConfig`].
 
 use crate::Failure;
+use crate::key_value::key_value;
 use mixlora::mixture::{MethodSpec, Methods};
 use mixlora::train::RunConfig;
 use serde_json::Value;
@@ -31,15 +32,6 @@ pub fn set_layers(set: &[String], method: &'static MethodSpec) -> Result<Layers,
             Ok(("--set".to_string(), layer))
         })
         .collect()
-}
-
-/// A key and its value. What is not JSON is a string.
-pub fn key_value(pair: &str) -> Result<(&str, Value), Failure> {
-    let Some((key, value)) = pair.split_once('=') else {
-        return Err(Failure::Usage(format!("--set {pair}: KEY=VALUE is needed")));
-    };
-    let value = serde_json::from_str(value.trim()).unwrap_or_else(|_| Value::from(value.trim()));
-    Ok((key.trim(), value))
 }
 
 /// The layers of given options: paths with values, which are null for absent options.

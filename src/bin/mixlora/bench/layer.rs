@@ -1,7 +1,7 @@
 //! `mixlora bench layer`
 
 use super::{DeviceArgs, ReportArgs, RoundsArgs, beside_roof, positive, usage};
-use crate::settings::key_value;
+use crate::key_value::key_value;
 use crate::{Failure, out};
 use mixlora::bench::{LayerOptions, Shape, layer};
 use mixlora::mixture::{MethodSpec, Methods, Tree, find};

@@ -20,7 +20,7 @@ const BOUND: f64 = 1e-4;
 
 /// Whether a file of reference values belongs to the model in its folder.
 pub(super) fn is_family(path: &Path) -> bool {
-    path.ends_with("reference.safetensors") && path.with_file_name("config.json").is_file()
+    path.ends_with("reference.safetensors") && path.is_file() && path.with_file_name("config.json").is_file()
 }
 
 /// The losses of samples that `eval.json` has.

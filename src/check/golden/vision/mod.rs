@@ -3,6 +3,8 @@
 mod model;
 #[cfg(feature = "images")]
 mod pictures;
+#[cfg(all(feature = "images", feature = "tokenizer"))]
+mod texts;
 mod tower;
 
 use super::{Compare, Measured, Replay, beside, bounded};

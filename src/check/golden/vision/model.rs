@@ -17,13 +17,13 @@ const MMPROJ: &str = "mmproj.gguf";
 const MMPROJ_ROWS: &str = "mmproj_expected.safetensors";
 
 /// The stored batch.
-struct Samples {
-    ids: Vec<u32>,
+pub(super) struct Samples {
+    pub ids: Vec<u32>,
     labels: Vec<i64>,
     mask: Vec<u32>,
-    prompts: Vec<usize>,
+    pub prompts: Vec<usize>,
     tiles: Vec<usize>,
-    dims: [usize; 2],
+    pub dims: [usize; 2],
 }
 
 impl Samples {
@@ -43,6 +43,12 @@ impl Samples {
             tiles: sizes("tiles", tiles)?,
             dims: [b, s],
         })
+    }
+
+    /// Tokens of a sample.
+    #[cfg(all(feature = "images", feature = "tokenizer"))]
+    pub fn length(&self, sample: usize) -> usize {
+        self.mask[sample * self.dims[1]..][..self.dims[1]].iter().filter(|&&real| real == 1).count()
     }
 
     /// The tokens that each position is to be continued with; `u32::MAX` without a loss.
@@ -98,6 +104,10 @@ pub(super) fn replay(file: &Checkpoint, device: &Device) -> Result<Replay> {
 
     let greedy = Greedy { model: &model, vision: &vision, samples: &samples, pixels: &pixels };
     let same = no_grad(|| greedy.check(&mut compare))?;
+    #[cfg(all(feature = "images", feature = "tokenizer"))]
+    if let Some(what) = super::texts::differences(file, dir, &model, &samples)?.first() {
+        return Err(Error::file(file.path(), format!("what the model reads differs: {what}")));
+    }
     if dir.join(MMPROJ).is_file() && dir.join(MMPROJ_ROWS).is_file() {
         mmproj(&mut compare, dir, &vision, &pixels)?;
     }
