@@ -5,40 +5,21 @@ use super::picture::Shown;
 use super::sample::Sample;
 use super::turns::overlapping;
 use super::{Example, PicturePlace, PictureSource};
-use crate::text::{Expanded, PICTURE, Piece};
+use crate::text::{Expanded, PICTURE, PictureTokens, Piece};
 
 impl Encoder {
     /// The pictures of a sample by their headers.
-    #[cfg(feature = "images")]
     pub(super) fn show(&self, sample: &Sample) -> Result<Vec<Shown>, Fault> {
-        let limits = crate::picture::Limits::default();
         if sample.pictures.is_empty() {
             return Ok(Vec::new());
         }
         let Some(tokens) = &self.pictures else {
-            let what = "has pictures, but nothing here sees them: the model has no vision part, or this command reads text alone";
+            let what = "has pictures, but nothing here sees them: the model has no vision part, or this command reads \
+                        text alone";
             return Err(what.into());
         };
-        let show = |source: &PictureSource| {
-            let file = source.open(&limits).map_err(|error| Fault::Picture(error.to_string()))?;
-            let about = file.about();
-            let layout = tokens.processor.layout(about.height, about.width);
-            let layout = layout.map_err(|error| Fault::Picture(format!("{source}: {error}")))?;
-            Ok(Shown {
-                source: source.clone(),
-                grid: [layout.rows, layout.columns],
-                tile: [layout.height, layout.width],
-            })
-        };
-        sample.pictures.iter().map(show).collect()
-    }
-
-    #[cfg(not(feature = "images"))]
-    pub(super) fn show(&self, sample: &Sample) -> Result<Vec<Shown>, Fault> {
-        if sample.pictures.is_empty() {
-            return Ok(Vec::new());
-        }
-        Err("has pictures, which this program was built without (feature 'images')".into())
+        let look = |source| look(source, tokens).map_err(Fault::Picture);
+        sample.pictures.iter().map(look).collect()
     }
 
     /// A text with the rows of its pictures written out.
@@ -80,4 +61,20 @@ impl Encoder {
         }
         Ok(example)
     }
+}
+
+/// The tiles of a picture by its header.
+#[cfg(feature = "images")]
+fn look(source: &PictureSource, tokens: &PictureTokens) -> Explained<Shown> {
+    let file = source.open(&crate::picture::Limits::default()).map_err(|error| error.to_string())?;
+    let about = file.about();
+    let layout = tokens.processor.layout(about.height, about.width);
+    let layout = layout.map_err(|error| format!("{source}: {error}"))?;
+    let grid = [layout.rows, layout.columns];
+    Ok(Shown { source: source.clone(), grid, tile: [layout.height, layout.width] })
+}
+
+#[cfg(not(feature = "images"))]
+fn look(source: &PictureSource, _: &PictureTokens) -> Explained<Shown> {
+    Err(format!("{source}: this program was built without pictures (feature 'images')"))
 }
