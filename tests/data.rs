@@ -66,7 +66,7 @@ fn every_bad_line_is_named() {
         (br#"{"messages": [{"content": "a"}]}"#, "field 'role' is missing"),
         (
             br#"{"messages": [{"role": "user", "content": [{"type": "text"}]}]}"#,
-            "field 'content': is a list of parts",
+            "field 'content': part 0 has no 'text'",
         ),
         (br#"{"messages": []}"#, "'messages' is empty"),
         (br#"{"messages": "a"}"#, "a list of messages"),
@@ -108,8 +108,8 @@ fn many_bad_lines_are_counted() {
 // Rows 24 and 26.
 #[test]
 fn files_that_are_not_lines_are_recognised() {
-    assert!(said("[\n {\"text\": \"a\"}\n]\n")[0].contains("is a JSON array, not JSONL"));
-    assert!(said(format!("[{GOOD}]"))[0].contains("is a JSON array"));
+    assert_eq!(read("[\n {\"text\": \"a\"}\n]\n").unwrap()[0].line, 2);
+    assert_eq!(read(format!("[{GOOD}]")).unwrap()[0].element, Some(1));
     assert!(said("{\n  \"text\": \"a\"\n}\n{\n  \"text\": \"b\"\n}\n")[0].contains("is pretty-printed JSON"));
     assert!(said("{\"messages\": [\n{\"role\": \"user\"}]}\n")[0].contains("is pretty-printed JSON"));
     assert_eq!(said(""), ["train.jsonl: the file is empty"]);

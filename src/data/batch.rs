@@ -1,5 +1,6 @@
 //! Token sequences with their trained positions, and padded batches of them.
 
+use super::PicturePlace;
 use crate::mixture::{Framing, Pool, Span};
 use crate::model::Model;
 use crate::model::vision::VisionModel;
@@ -22,6 +23,8 @@ pub struct Example {
     pub tags: Vec<u32>,
     /// The vector that its choices depend on besides its tokens.
     pub condition: Option<Arc<[f32]>>,
+    /// Its pictures, in order.
+    pub pictures: Vec<PicturePlace>,
     /// The same with a wrong answer.
     pub rejected: Option<Arc<Example>>,
 }

@@ -20,6 +20,12 @@ pub struct Counts {
     pub joined: usize,
     /// Line of the first such sample.
     pub first_joined: Option<usize>,
+    /// Omitted: the answer and the pictures are longer than the largest length.
+    pub too_long: usize,
+    /// Omitted: a picture cannot be read.
+    pub bad_pictures: usize,
+    /// Line of the first such sample.
+    pub first_bad_picture: Option<usize>,
 }
 
 impl Counts {
@@ -30,6 +36,17 @@ impl Counts {
         let parts = [
             (self.empty, "left out (empty)".to_string()),
             (self.untrained, "left out (no trained token)".into()),
+            (
+                self.bad_pictures,
+                format!(
+                    "left out (a picture cannot be read; the first in line {})",
+                    self.first_bad_picture.unwrap_or(0)
+                ),
+            ),
+            (
+                self.too_long,
+                format!("left out (the answer and the pictures have more than {max_length} tokens)"),
+            ),
             (self.truncated, format!("cut to {max_length} tokens")),
             (
                 self.joined,

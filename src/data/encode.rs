@@ -1,14 +1,12 @@
 //! Encoding of samples as tokens with their trained positions.
 
 use super::jsonl::Problems;
+use super::picture::Shown;
 use super::sample::{Body, Sample};
-use super::turns::Turns;
-use super::{Counts, Dataset, Example};
-use crate::error::Problem;
-use crate::text::{ChatTemplate, Message, Piece, Role, Tokenizer};
+use super::{Counts, Dataset, Example, OnBadImage};
+use crate::text::{ChatTemplate, Expanded, PictureTokens, Piece, Tokenizer};
 use crate::{Error, Result};
 use rayon::prelude::*;
-use std::ops::Range;
 use std::path::Path;
 
 /// The trained tokens of conversations and completions.
@@ -31,6 +29,8 @@ pub struct EncodeOptions {
     pub max_untrained: f64,
     /// Accept templates and vocabularies that end no turn.
     pub allow_untrained_eos: bool,
+    /// What becomes of samples with pictures that cannot be read.
+    pub on_bad_image: OnBadImage,
 }
 
 impl Default for EncodeOptions {
@@ -40,6 +40,7 @@ impl Default for EncodeOptions {
             max_length: 1024,
             max_untrained: 0.05,
             allow_untrained_eos: false,
+            on_bad_image: OnBadImage::Error,
         }
     }
 }
@@ -52,10 +53,31 @@ pub struct Encoded {
     pub truncated: bool,
     /// Tokenising prompt and completion as one text would give the prompt other tokens.
     pub joined: bool,
+    /// Its answer and its pictures are longer than the largest length: the example is longer too.
+    pub too_long: bool,
 }
 
 /// A result whose error is a sentence.
-type Explained<T> = std::result::Result<T, String>;
+pub(super) type Explained<T> = std::result::Result<T, String>;
+
+/// Why a sample has no example.
+pub(super) enum Fault {
+    Sample(String),
+    /// A picture cannot be read.
+    Picture(String),
+}
+
+impl From<String> for Fault {
+    fn from(what: String) -> Self {
+        Fault::Sample(what)
+    }
+}
+
+impl From<&str> for Fault {
+    fn from(what: &str) -> Self {
+        Fault::Sample(what.into())
+    }
+}
 
 /// Encodes samples for one model.
 ///
@@ -76,10 +98,11 @@ type Explained<T> = std::result::Result<T, String>;
 /// ```
 #[derive(Debug)]
 pub struct Encoder {
-    tokenizer: Tokenizer,
-    template: Option<ChatTemplate>,
-    options: EncodeOptions,
-    ends: Vec<u32>,
+    pub(super) tokenizer: Tokenizer,
+    pub(super) template: Option<ChatTemplate>,
+    pub(super) options: EncodeOptions,
+    pub(super) ends: Vec<u32>,
+    pub(super) pictures: Option<PictureTokens>,
 }
 
 impl Encoder {
@@ -96,17 +119,28 @@ impl Encoder {
             return Err(Error::config("max_length", options.max_length, "at least 2"));
         }
         let ends = tokenizer.end_tokens();
-        Ok(Encoder { tokenizer: tokenizer.clone(), template: template.cloned(), options, ends })
+        let tokenizer = tokenizer.clone();
+        Ok(Encoder { tokenizer, template: template.cloned(), options, ends, pictures: None })
+    }
+
+    /// The same for a model that sees; nothing changes where it does not.
+    ///
+    /// # Errors
+    /// The tokenizer does not know the token of pictures.
+    pub fn with_pictures(self, pictures: Option<PictureTokens>) -> Result<Self> {
+        pictures.as_ref().map_or(Ok(()), |pictures| pictures.check(&self.tokenizer))?;
+        Ok(Encoder { pictures, ..self })
     }
 
     /// Encodes one sample; a sample without content becomes an example without tokens.
     ///
     /// # Errors
-    /// The template fails, or its assistant turns cannot be located or have no end token.
+    /// The template fails, or its assistant turns cannot be located or have no end token; or a picture cannot be read.
     pub fn sample(&self, path: &Path, sample: &Sample) -> Result<Encoded> {
-        self.encode_pair(sample).map_err(|what| {
-            let problems = vec![Problem { line: sample.line, column: 0, what }];
-            Error::Data { path: path.into(), problems, more: 0 }
+        self.encode_pair(sample).map_err(|(Fault::Sample(what) | Fault::Picture(what))| Error::Data {
+            path: path.into(),
+            problems: vec![sample.problem(what)],
+            more: 0,
         })
     }
 
@@ -134,14 +168,19 @@ impl Encoder {
             step();
             encoded
         };
-        let done: Vec<Explained<Encoded>> = samples.par_iter().map(watched).collect();
+        let done: Vec<std::result::Result<Encoded, Fault>> = samples.par_iter().map(watched).collect();
         let mut data = Dataset::default();
         data.counts.samples = samples.len();
         let mut problems = Problems::default();
         let mut first_untrained = None;
         for (sample, encoded) in samples.iter().zip(done) {
             match encoded {
-                Err(what) => problems.add(sample.line, 0, what),
+                Err(Fault::Picture(_)) if self.options.on_bad_image == OnBadImage::Skip => {
+                    data.counts.bad_pictures += 1;
+                    data.counts.first_bad_picture.get_or_insert(sample.line);
+                }
+                Err(Fault::Sample(what) | Fault::Picture(what)) => problems.push(sample.problem(what)),
+                Ok(encoded) if encoded.too_long => data.counts.too_long += 1,
                 Ok(encoded) if encoded.example.ids.is_empty() => data.counts.empty += 1,
                 Ok(encoded) if encoded.example.trained_tokens() == 0 => {
                     data.counts.untrained += 1;
@@ -160,7 +199,7 @@ impl Encoder {
                 }
             }
         }
-        let Counts { samples: total, untrained, empty, .. } = data.counts;
+        let Counts { samples: total, untrained, empty, too_long, bad_pictures, .. } = data.counts;
         if let Some(line) =
             first_untrained.filter(|_| untrained as f64 > self.options.max_untrained * total as f64)
         {
@@ -170,43 +209,62 @@ impl Encoder {
             );
             problems.add(line, 0, what);
         } else if data.examples.is_empty() {
-            problems.add(
-                0,
-                0,
-                format!("no sample is left: {empty} are empty, {untrained} have no trained token"),
-            );
+            let mut what = format!("no sample is left: {empty} are empty, {untrained} have no trained token");
+            if too_long + bad_pictures > 0 {
+                what += &format!(
+                    ", {too_long} are too long with their pictures, {bad_pictures} have a picture that cannot be read"
+                );
+            }
+            problems.add(0, 0, what);
         }
         problems.result(path, data)
     }
 
     /// Encodes a sample, and the same with its wrong answer where it has one.
-    fn encode_pair(&self, sample: &Sample) -> Explained<Encoded> {
-        let encoded = self.encode(sample)?;
+    fn encode_pair(&self, sample: &Sample) -> std::result::Result<Encoded, Fault> {
+        let shown = self.show(sample)?;
+        let encoded = self.encode(sample, &shown)?;
         let Some(body) = &sample.rejected else { return Ok(encoded) };
-        let wrong = self.encode(&Sample { body: body.clone(), ..sample.clone() })?.example;
+        let wrong = self.encode(&Sample { body: body.clone(), ..sample.clone() }, &shown)?;
+        let too_long = encoded.too_long || wrong.too_long;
+        let wrong = wrong.example;
         if wrong.trained_tokens() == 0 {
             return Err("its 'rejected' has no trained token".into());
         }
-        Ok(Encoded { example: encoded.example.with_rejected(Some(wrong)), ..encoded })
+        Ok(Encoded { example: encoded.example.with_rejected(Some(wrong)), too_long, ..encoded })
     }
 
-    fn encode(&self, sample: &Sample) -> Explained<Encoded> {
+    fn encode(&self, sample: &Sample, shown: &[Shown]) -> Explained<Encoded> {
         let mut joined = false;
+        let mut shortened = false;
         let tokens = match &sample.body {
-            Body::Messages(messages) => self.conversation(messages, &sample.untrained)?,
+            Body::Messages(messages) if shown.is_empty() => {
+                self.conversation(messages, &sample.untrained, shown)?
+            }
+            Body::Messages(messages) => {
+                let (example, fewer) = self.within_length(messages, &sample.untrained, shown)?;
+                shortened = fewer;
+                example
+            }
             Body::Completion { prompt, completion } if prompt.is_empty() && completion.is_empty() => {
                 Example::default()
             }
             Body::Completion { prompt, completion } => {
+                let whole = self.expanded(&format!("{prompt}{completion}"), shown)?;
+                let (prompt, completion) = whole.text.split_at(whole.place_of(prompt.len()));
                 let (pieces, apart) = self.completion(prompt, completion)?;
                 joined = apart;
                 let start = if self.options.loss_on == LossOn::All { 0 } else { prompt.len() };
-                self.plain(&pieces, start)?
+                self.plain(&pieces, start, &whole, shown)?
             }
             Body::Text(text) if text.is_empty() => Example::default(),
-            Body::Text(text) => self.plain(&self.pieces(text)?, 0)?,
+            Body::Text(text) => {
+                let whole = self.expanded(text, shown)?;
+                self.plain(&self.pieces(&whole.text)?, 0, &whole, shown)?
+            }
         };
         let (mut example, truncated) = self.fit(tokens);
+        let too_long = !shown.is_empty() && example.ids.len() > self.options.max_length;
         // Text has no prompt: its routers see all of it.
         let whole = matches!(sample.body, Body::Text(_)) || self.options.loss_on == LossOn::All;
         let before = example.trained.iter().position(|trained| *trained).unwrap_or(example.ids.len());
@@ -214,10 +272,10 @@ impl Encoder {
         if let Some(first) = example.trained.first_mut() {
             *first = false;
         }
-        Ok(Encoded { example, truncated, joined })
+        Ok(Encoded { example, truncated: truncated || shortened, joined, too_long })
     }
 
-    fn pieces(&self, text: &str) -> Explained<Vec<Piece>> {
+    pub(super) fn pieces(&self, text: &str) -> Explained<Vec<Piece>> {
         self.tokenizer.encode_pieces(text, true).map_err(|error| error.to_string())
     }
 
@@ -257,7 +315,7 @@ impl Encoder {
     }
 
     /// Plain text that is trained from a byte on, followed by the end token.
-    fn plain(&self, pieces: &[Piece], start: usize) -> Explained<Example> {
+    fn plain(&self, pieces: &[Piece], start: usize, whole: &Expanded, shown: &[Shown]) -> Explained<Example> {
         let mut example = Example::default();
         if let Some(bos) = self.tokenizer.bos().filter(|_| self.tokenizer.add_bos())
             && pieces.first().is_none_or(|piece| piece.id != bos)
@@ -265,6 +323,7 @@ impl Encoder {
             example.ids.push(bos);
             example.trained.push(false);
         }
+        let before = example.ids.len();
         for piece in pieces {
             example.ids.push(piece.id);
             example.trained.push(piece.source.end > start && piece.source.end > piece.source.start);
@@ -278,155 +337,6 @@ impl Encoder {
             None if self.options.allow_untrained_eos => {}
             None => return Err("the vocabulary has no end token: the model would never learn to stop".into()),
         }
-        Ok(example)
+        self.placed(example, before, pieces, whole, shown)
     }
-
-    /// A conversation; the turns listed in `untrained` are not trained.
-    fn conversation(&self, messages: &[Message], untrained: &[usize]) -> Explained<Example> {
-        let template =
-            self.template.as_ref().ok_or("the model has no chat template; name one, for example chatml")?;
-        let all = self.options.loss_on == LossOn::All;
-        let explain = |error: Error| error.to_string();
-        let (text, generated) = if template.marks_generation() && !all {
-            let marked =
-                template.render_marked(messages, self.tokenizer.special_tokens()).map_err(explain)?;
-            (marked.text, Some(marked.generated))
-        } else {
-            (self.tokenizer.render(template, messages, false).map_err(explain)?, None)
-        };
-        let pieces = self.pieces(&text)?;
-        let mut trained = vec![all; pieces.len()];
-        if let Some(generated) = generated {
-            self.train_generated(messages, generated, untrained, &pieces, &mut trained)?;
-        } else if !all || !untrained.is_empty() {
-            let ends = &self.ends;
-            let turns =
-                Turns { tokenizer: &self.tokenizer, template, messages, text: &text, pieces: &pieces, ends };
-            // With `all`, the turns that the sample excludes are cleared; otherwise the other turns are set.
-            for (index, range) in
-                turns.find()?.into_iter().filter(|(index, _)| untrained.contains(index) == all)
-            {
-                let turn = self.tokens_of_turn(index, range, &pieces)?;
-                trained[turn].fill(!all);
-            }
-        }
-        let ids = pieces.iter().map(|piece| piece.id).collect();
-        Ok(Example { ids, trained, ..Example::default() })
-    }
-
-    /// Trains the ranges that the template marks; a turn may have several.
-    fn train_generated(
-        &self,
-        messages: &[Message],
-        generated: Vec<Range<usize>>,
-        untrained: &[usize],
-        pieces: &[Piece],
-        trained: &mut [bool],
-    ) -> Explained<()> {
-        let turns: Vec<usize> =
-            (0..messages.len()).filter(|&index| messages[index].role == Role::Assistant).collect();
-        if generated.is_empty() && !turns.is_empty() {
-            return Err(format!("the template marks 0 generated parts for {} assistant turns", turns.len()));
-        }
-        let parts = if generated.len() == turns.len() { generated } else { joined(generated) };
-        if parts.len() == turns.len() {
-            for (&i, part) in turns.iter().zip(parts).filter(|(i, _)| !untrained.contains(i)) {
-                let turn = self.tokens_of_turn(i, part, pieces)?;
-                trained[turn].fill(true);
-            }
-            return Ok(());
-        }
-        if !untrained.is_empty() {
-            return Err(format!(
-                "the template marks {} generated parts for {} assistant turns, so that those that are not to be trained \
-                 cannot be told apart",
-                parts.len(),
-                turns.len()
-            ));
-        }
-        let mut ended = false;
-        for part in parts {
-            let tokens = overlapping(pieces, &part);
-            ended |= pieces[tokens.clone()].iter().any(|piece| self.ends.contains(&piece.id));
-            trained[tokens].fill(true);
-        }
-        if ended || self.options.allow_untrained_eos {
-            return Ok(());
-        }
-        Err(format!(
-            "no end token is trained in what the template marks as generated, so that the model would never learn to \
-             stop; end tokens of this vocabulary: {}",
-            self.known_ends()
-        ))
-    }
-
-    fn known_ends(&self) -> String {
-        let known: Vec<String> = self.ends.iter().filter_map(|&id| self.tokenizer.token(id)).collect();
-        if known.is_empty() { "none".into() } else { known.join(" ") }
-    }
-
-    /// The tokens of a turn up to its last end token; what the template puts behind that is not the model's to say.
-    fn tokens_of_turn(&self, i: usize, range: Range<usize>, pieces: &[Piece]) -> Explained<Range<usize>> {
-        let turn = overlapping(pieces, &range);
-        let end = pieces[turn.clone()].iter().rposition(|piece| self.ends.contains(&piece.id));
-        let stop = match end {
-            Some(end) => turn.start + end + 1,
-            None if self.options.allow_untrained_eos => turn.end,
-            None => {
-                return Err(format!(
-                    "messages[{i}]: no end token is trained in this assistant turn, so that the model would never \
-                     learn to stop; end tokens of this vocabulary: {}",
-                    self.known_ends()
-                ));
-            }
-        };
-        Ok(turn.start..stop)
-    }
-
-    /// Cuts an example to the largest length: first after the last trained token, then at the start, so that the end of
-    /// the answer is kept. A start token stays first.
-    fn fit(&self, mut example: Example) -> (Example, bool) {
-        let max = self.options.max_length;
-        let truncated = example.ids.len() > max;
-        if truncated {
-            let end = example
-                .trained
-                .iter()
-                .rposition(|trained| *trained)
-                .map_or(example.ids.len(), |last| last + 1);
-            let end = end.max(max);
-            example.ids.truncate(end);
-            example.trained.truncate(end);
-            let keep = usize::from(example.ids.first().is_some_and(|id| Some(*id) == self.tokenizer.bos()));
-            let cut = end - max;
-            example.ids.drain(keep..keep + cut);
-            example.trained.drain(keep..keep + cut);
-        }
-        (example, truncated)
-    }
-}
-
-/// The tokens that share a byte with a range of the text.
-fn overlapping(pieces: &[Piece], part: &Range<usize>) -> Range<usize> {
-    let inside = |piece: &Piece| {
-        piece.source.end > part.start && piece.source.start < part.end && !piece.source.is_empty()
-    };
-    // Tokens are in the order of the text.
-    let from = pieces.partition_point(|piece| piece.source.end <= part.start);
-    let to = pieces.partition_point(|piece| piece.source.start < part.end).max(from);
-    let first = pieces[from..to].iter().position(inside).map_or(to, |at| from + at);
-    let stop = pieces[first..to].iter().rposition(inside).map_or(first, |at| first + at + 1);
-    first..stop
-}
-
-/// Joins adjacent ranges.
-fn joined(parts: Vec<Range<usize>>) -> Vec<Range<usize>> {
-    let mut out: Vec<Range<usize>> = Vec::with_capacity(parts.len());
-    for part in parts {
-        match out.last_mut() {
-            Some(last) if last.end == part.start => last.end = part.end,
-            _ => out.push(part),
-        }
-    }
-    out
 }

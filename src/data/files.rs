@@ -10,9 +10,20 @@ use std::path::{Path, PathBuf};
 /// The largest line in bytes.
 pub const MAX_LINE: u64 = 64 << 20;
 /// Names of the files of each split; the first existing one is read.
-const TRAIN: [&str; 2] = ["train.jsonl", "training.jsonl"];
-const VALID: [&str; 5] = ["valid.jsonl", "validation.jsonl", "val.jsonl", "dev.jsonl", "eval.jsonl"];
-const TEST: [&str; 2] = ["test.jsonl", "testing.jsonl"];
+const TRAIN: [&str; 4] = ["train.jsonl", "training.jsonl", "train.json", "training.json"];
+const VALID: [&str; 10] = [
+    "valid.jsonl",
+    "validation.jsonl",
+    "val.jsonl",
+    "dev.jsonl",
+    "eval.jsonl",
+    "valid.json",
+    "validation.json",
+    "val.json",
+    "dev.json",
+    "eval.json",
+];
+const TEST: [&str; 4] = ["test.jsonl", "testing.jsonl", "test.json", "testing.json"];
 /// Endings of files that may contain samples.
 const ENDINGS: [&str; 13] =
     ["jsonl", "json", "ndjson", "csv", "tsv", "txt", "parquet", "arrow", "gz", "zst", "bz2", "xz", "zip"];
@@ -38,8 +49,8 @@ pub struct DataFiles {
 }
 
 impl DataFiles {
-    /// Finds the files of a folder: `train.jsonl`, `valid.jsonl` (or validation, val, dev, eval) and `test.jsonl`. A path
-    /// of a file names the training data.
+    /// Finds the files of a folder: `train.jsonl`, `valid.jsonl` (or validation, val, dev, eval) and `test.jsonl`, or the
+    /// same with the ending `.json`. A path of a file names the training data.
     ///
     /// # Errors
     /// The path does not exist, or the folder has none of these files.
@@ -79,7 +90,7 @@ impl DataFiles {
         if names.is_empty() {
             return None;
         }
-        let read = "read are train.jsonl, one of valid, validation, val, dev and eval.jsonl, and test.jsonl";
+        let read = "read are train.jsonl, one of valid, validation, val, dev and eval.jsonl, and test.jsonl, or .json";
         Some(format!("not read: {}; {read}", some_of(names)))
     }
 }
@@ -157,9 +168,6 @@ pub(super) fn other_kind(head: &[u8]) -> Option<String> {
 pub(super) fn not_lines(reader: &mut (impl Read + Seek), line: &[u8]) -> Option<String> {
     let cure = "write one object a line, for example with `jq -c";
     let start = line.trim_ascii_start();
-    if start.starts_with(b"[") {
-        return Some(format!("is a JSON array, not JSONL; {cure} '.[]'`"));
-    }
     if !start.starts_with(b"{") {
         let shown: String = String::from_utf8_lossy(start.trim_ascii_end()).chars().take(40).collect();
         return Some(format!("is not JSONL, which has one object a line: it begins with {shown:?}"));

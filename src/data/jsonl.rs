@@ -1,5 +1,6 @@
-//! Samples in JSONL files: one object per line, with `messages`, with `prompt` and `completion`, or with `text`.
+//! Samples in files of lines or of one array: objects with `messages`, with `prompt` and `completion`, or with `text`.
 
+use super::array::{Broken, Elements};
 use super::files::{MAX_LINE, not_lines, other_kind};
 use super::sample::{Sample, parse};
 use crate::error::Problem;
@@ -21,8 +22,11 @@ pub(super) struct Problems {
 
 impl Problems {
     pub(super) fn add(&mut self, line: usize, column: usize, what: impl Into<String>) {
+        self.push(Problem { line, column, what: what.into() });
+    }
+    pub(super) fn push(&mut self, problem: Problem) {
         if self.list.len() < MAX_PROBLEMS {
-            self.list.push(Problem { line, column, what: what.into() });
+            self.list.push(problem);
         } else {
             self.more += 1;
         }
@@ -36,13 +40,21 @@ impl Problems {
     }
 }
 
-/// Reads the samples of a file.
+/// Reads the samples of a file. Paths of pictures are of its folder.
 ///
 /// # Errors
 /// The file cannot be read, has no sample, or has malformed lines, all of which are listed up to [`MAX_PROBLEMS`].
 pub fn read_samples(path: &Path) -> Result<Vec<Sample>> {
+    read_samples_with(path, None)
+}
+
+/// The same with the folder that paths of pictures are of; none stands for the file's own.
+///
+/// # Errors
+/// The same as for [`read_samples`].
+pub fn read_samples_with(path: &Path, image_folder: Option<&Path>) -> Result<Vec<Sample>> {
     let file = File::open(path).map_err(cannot_read(path))?;
-    read_samples_from(path, BufReader::new(file))
+    read(path, image_folder, BufReader::new(file))
 }
 
 /// Reads samples from an open file or from memory; messages use `path`.
@@ -58,21 +70,48 @@ pub fn read_samples(path: &Path) -> Result<Vec<Sample>> {
 /// assert_eq!(samples[1].task.as_deref(), Some("count"));
 /// # Ok::<(), mixlora::Error>(())
 /// ```
-pub fn read_samples_from(path: &Path, mut reader: impl BufRead + Seek) -> Result<Vec<Sample>> {
+pub fn read_samples_from(path: &Path, reader: impl BufRead + Seek) -> Result<Vec<Sample>> {
+    read(path, None, reader)
+}
+
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+fn read(path: &Path, image_folder: Option<&Path>, mut reader: impl BufRead + Seek) -> Result<Vec<Sample>> {
     let failure = cannot_read(path);
+    let folder = image_folder.or(path.parent()).unwrap_or(Path::new(""));
     let mut problems = Problems::default();
+    let head = reader.fill_buf().map_err(&failure)?;
+    if let Some(what) = other_kind(head) {
+        problems.add(0, 0, what);
+        return problems.result(path, Vec::new());
+    }
+    let start = head.strip_prefix(BYTE_ORDER_MARK).unwrap_or(head).trim_ascii_start();
+    let nothing = head.is_empty();
+    let samples = if start.starts_with(b"[") {
+        array(folder, reader, &mut problems)
+    } else {
+        lines(folder, reader, &mut problems)
+    };
+    let samples = samples.map_err(&failure)?;
+    if samples.is_empty() && problems.list.is_empty() {
+        let what = if nothing { "the file is empty" } else { "the file holds no sample" };
+        problems.add(0, 0, what);
+    }
+    problems.result(path, samples)
+}
+
+/// The samples of a file with one object a line.
+fn lines(
+    folder: &Path,
+    mut reader: impl BufRead + Seek,
+    problems: &mut Problems,
+) -> std::io::Result<Vec<Sample>> {
     let mut samples = Vec::new();
     let mut bytes = Vec::new();
-    let mut number = 0;
     let mut first = true;
-    if let Some(what) = other_kind(reader.fill_buf().map_err(&failure)?) {
-        problems.add(0, 0, what);
-        return problems.result(path, samples);
-    }
-    loop {
+    for number in 1.. {
         bytes.clear();
-        number += 1;
-        let read = (&mut reader).take(MAX_LINE + 1).read_until(b'\n', &mut bytes).map_err(&failure)?;
+        let read = (&mut reader).take(MAX_LINE + 1).read_until(b'\n', &mut bytes)?;
         if read == 0 {
             break;
         }
@@ -80,7 +119,7 @@ pub fn read_samples_from(path: &Path, mut reader: impl BufRead + Seek) -> Result
             problems.add(number, 0, format!("the line is longer than {} MiB", MAX_LINE >> 20));
             break;
         }
-        let skipped = if number == 1 && bytes.starts_with(b"\xef\xbb\xbf") { 3 } else { 0 };
+        let skipped = if number == 1 && bytes.starts_with(BYTE_ORDER_MARK) { 3 } else { 0 };
         let line = &bytes[skipped..];
         if line.iter().all(u8::is_ascii_whitespace) {
             continue;
@@ -90,14 +129,36 @@ pub fn read_samples_from(path: &Path, mut reader: impl BufRead + Seek) -> Result
             break;
         }
         first = false;
-        match parse(number, line) {
+        match parse(number, line, folder) {
             Ok(sample) => samples.push(sample),
-            Err((column, what)) => problems.add(number, column + skipped, what),
+            Err(mistake) => problems.add(number, mistake.column + skipped, mistake.what),
         }
     }
-    if samples.is_empty() && problems.list.is_empty() {
-        let what = if number == 1 { "the file is empty" } else { "the file holds no sample" };
-        problems.add(0, 0, what);
+    Ok(samples)
+}
+
+/// The samples of a file that is one array of objects.
+fn array(folder: &Path, reader: impl BufRead, problems: &mut Problems) -> std::io::Result<Vec<Sample>> {
+    let mut samples = Vec::new();
+    let mut elements = Elements::new(reader);
+    for number in 1.. {
+        let element = match elements.next() {
+            Ok(Some(element)) => element,
+            Ok(None) => break,
+            Err(Broken::Io(error)) => return Err(error),
+            Err(Broken::Json(line, column, what)) => {
+                problems.add(line, column, what);
+                break;
+            }
+        };
+        match parse(element.line, &element.bytes, folder) {
+            Ok(sample) => samples.push(Sample { element: Some(number), ..sample }),
+            Err(mistake) => {
+                let before = if mistake.row == 0 { element.column - 1 } else { 0 };
+                let what = format!("element {number}: {}", mistake.what);
+                problems.add(element.line + mistake.row, before + mistake.column, what);
+            }
+        }
     }
-    problems.result(path, samples)
+    Ok(samples)
 }

@@ -1,25 +1,17 @@
 //! Keys of other tools' samples. Some are obeyed; those that would change the meaning of a sample are refused, because a
 //! model must not learn something else than the sample says.
 
+use serde::Deserialize;
+use serde::de::{Error as _, IgnoredAny, MapAccess};
 use serde_json::Value;
 
 /// Refused keys with the message for each.
 const REFUSED: &[(&[&str], &str)] = &[
     (
-        &[
-            "image",
-            "images",
-            "image_file",
-            "image_path",
-            "image_url",
-            "image_urls",
-            "video",
-            "videos",
-            "audio",
-            "audios",
-        ],
-        "is not supported: only text is read",
+        &["image_file", "image_path", "image_url", "image_urls"],
+        "is not supported: the pictures of a sample are its 'images'",
     ),
+    (&["video", "videos", "audio", "audios"], "is not supported: only text and pictures are read"),
     (
         &["tools", "functions", "tool_calls", "tool_call_id", "function_call"],
         "is not supported: calls of tools are not read",
@@ -49,19 +41,43 @@ const REFUSED: &[(&[&str], &str)] = &[
     ),
 ];
 
-/// Marks of images in the texts of other tools.
-const MARKERS: [&str; 4] = ["<image>", "<|image|>", "<|image_pad|>", "<image_placeholder>"];
+/// Marks of pictures in the texts of other tools, which are not those of data files here.
+const MARKERS: [&str; 3] = ["<|image|>", "<|image_pad|>", "<image_placeholder>"];
 
 /// The weight of a message; the weight of a whole sample is refused.
 const WEIGHT: &str = "weight";
 
+/// Reads the value of a key; errors name the key.
+pub(super) fn value<'de, A: MapAccess<'de>, T: Deserialize<'de>>(
+    map: &mut A,
+    key: &str,
+) -> Result<T, A::Error> {
+    map.next_value().map_err(|error| A::Error::custom(format!("field '{key}': {error}")))
+}
+
+/// Skips an unknown key; a key that would change the training is an error.
+pub(super) fn other<'de, A: MapAccess<'de>>(
+    map: &mut A,
+    key: &str,
+    unread: &mut Vec<String>,
+) -> Result<(), A::Error> {
+    if is_known(key) {
+        let refused = refused(key, &value(map, key)?);
+        return refused.map_or(Ok(()), |why| Err(A::Error::custom(format!("field '{key}' {why}"))));
+    }
+    if map.next_value::<Option<IgnoredAny>>()?.is_some() {
+        unread.push(key.to_string());
+    }
+    Ok(())
+}
+
 /// Tests whether other tools give a key a meaning.
-pub(super) fn is_known(key: &str) -> bool {
+fn is_known(key: &str) -> bool {
     key == WEIGHT || REFUSED.iter().any(|(keys, _)| keys.contains(&key))
 }
 
 /// The reason for refusing a known key with this value; none if the key can be ignored.
-pub(super) fn refused(key: &str, value: &Value) -> Option<String> {
+fn refused(key: &str, value: &Value) -> Option<String> {
     if key == WEIGHT {
         let weighs = !matches!(flag(value), Ok(None | Some(true)));
         let cure = "a whole sample cannot be weighted; leave it out, or weight its messages";
@@ -72,7 +88,7 @@ pub(super) fn refused(key: &str, value: &Value) -> Option<String> {
 }
 
 /// Tests whether a value is one that exporters write for an absent value.
-fn says_nothing(value: &Value) -> bool {
+pub(super) fn says_nothing(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,
         Value::String(text) => text.is_empty(),
@@ -90,8 +106,8 @@ pub(super) fn marker(text: &str) -> Option<&'static str> {
 /// Advice for a sample with the keys of another layout.
 pub(super) fn way_out(keys: &[String]) -> &'static str {
     let contains = |key: &str| keys.iter().any(|present| present == key);
-    if contains("conversations") || contains("conversation") {
-        "; conversations as ShareGPT writes them are 'messages' with 'role' and 'content' here"
+    if contains("conversation") {
+        "; write 'conversation' as 'messages'"
     } else if contains("instruction") || contains("output") {
         "; write 'instruction' and 'input' as 'prompt', 'output' as 'completion'"
     } else if contains("question") || contains("answer") {

@@ -1,20 +1,39 @@
-//! Training data: JSONL files become `Sample`s, samples become [`Example`]s of tokens, and a [`Sampler`] chooses the
+//! Training data: files of JSON become `Sample`s, samples become [`Example`]s of tokens, and a [`Sampler`] chooses the
 //! examples of each [`Batch`].
 
+#[cfg(feature = "tokenizer")]
+mod array;
+#[cfg(feature = "tokenizer")]
+mod base64;
 mod batch;
 mod condition;
+#[cfg(feature = "tokenizer")]
+mod conversation;
 mod dataset;
 #[cfg(feature = "tokenizer")]
 mod encode;
 #[cfg(feature = "tokenizer")]
 mod files;
 #[cfg(feature = "tokenizer")]
+mod fit;
+#[cfg(feature = "tokenizer")]
+mod given;
+#[cfg(feature = "tokenizer")]
 mod jsonl;
 #[cfg(feature = "tokenizer")]
 mod keys;
+#[cfg(all(feature = "tokenizer", feature = "images"))]
+mod look;
+#[cfg(feature = "tokenizer")]
+mod message;
+#[cfg(feature = "tokenizer")]
+mod mistake;
+mod picture;
 #[cfg(feature = "tokenizer")]
 mod sample;
 mod sampler;
+#[cfg(feature = "tokenizer")]
+mod show;
 #[cfg(feature = "tokenizer")]
 mod survey;
 #[cfg(feature = "tokenizer")]
@@ -28,7 +47,10 @@ pub use encode::{EncodeOptions, Encoded, Encoder, LossOn};
 #[cfg(feature = "tokenizer")]
 pub use files::{DataFiles, MAX_LINE};
 #[cfg(feature = "tokenizer")]
-pub use jsonl::{MAX_PROBLEMS, read_samples, read_samples_from};
+pub use jsonl::{MAX_PROBLEMS, read_samples, read_samples_from, read_samples_with};
+#[cfg(all(feature = "tokenizer", feature = "images"))]
+pub use look::Pictures;
+pub use picture::{OnBadImage, PicturePlace, PictureSource};
 #[cfg(feature = "tokenizer")]
 pub use sample::{Body, Sample};
 pub use sampler::{Cursor, Sampler, SamplerConfig};

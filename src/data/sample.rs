@@ -1,12 +1,18 @@
-//! Parsing of one line of a data file.
+//! Parsing of one object of a data file.
 
-use super::Condition;
-use super::keys::{Obeyed, is_known, marker, refused, way_out};
-use crate::text::{Message, Role};
-use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
-use serde::{Deserialize, de};
+use super::given::Given;
+use super::keys::{marker, other, says_nothing, value, way_out};
+use super::message::{Text, Turn, Turns};
+use super::mistake::{Mistake, not_json};
+use super::{Condition, PictureSource};
+use crate::Problem;
+use crate::text::{Message, PICTURE, Role};
+use serde::Deserialize;
+use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::Value;
+use std::collections::VecDeque;
 use std::fmt;
+use std::path::Path;
 
 /// The content of a sample.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,12 +36,14 @@ impl Body {
     }
 }
 
-/// One line of a data file.
+/// One object of a data file.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Sample {
-    /// The line number, from 1.
+    /// The number of the line where it begins, from 1.
     pub line: usize,
+    /// Its number in an array, from 1; none in a file of lines.
+    pub element: Option<usize>,
     /// An optional label; statistics are kept per label.
     pub task: Option<String>,
     /// What choices depend on besides the text, for methods that choose by it.
@@ -43,6 +51,8 @@ pub struct Sample {
     /// The same with a wrong answer, for methods that learn from both.
     pub rejected: Option<Body>,
     pub body: Body,
+    /// Its pictures, in the order of their places, each of which is a [`PICTURE`] in the body.
+    pub pictures: Vec<PictureSource>,
     /// Indices of the assistant's messages that the sample excludes from training.
     pub untrained: Vec<usize>,
     /// Keys that are not read; those of a message begin with `messages.`.
@@ -54,73 +64,38 @@ impl Sample {
     pub fn new(line: usize, task: Option<String>, body: Body) -> Self {
         Sample {
             line,
+            element: None,
             task,
             condition: None,
             rejected: None,
             body,
+            pictures: Vec::new(),
             untrained: Vec::new(),
             unread: Vec::new(),
         }
     }
+
+    /// A problem of the sample.
+    pub fn problem(&self, what: impl std::fmt::Display) -> Problem {
+        let what = match self.element {
+            Some(element) => format!("element {element}: {what}"),
+            None => what.to_string(),
+        };
+        Problem { line: self.line, column: 0, what }
+    }
 }
 
-/// A column (from 1) and a description of the problem there.
-pub(super) type Mistake = (usize, String);
-
-/// Parses a line.
-pub(super) fn parse(number: usize, line: &[u8]) -> Result<Sample, Mistake> {
-    let text = std::str::from_utf8(line).map_err(|error| {
-        let at = error.valid_up_to() + 1;
-        (at, format!("invalid UTF-8 at byte {at}"))
+/// Parses an object that begins in a line. Paths of pictures are of `folder`.
+pub(super) fn parse(line: usize, bytes: &[u8], folder: &Path) -> Result<Sample, Mistake> {
+    let text = std::str::from_utf8(bytes).map_err(|error| {
+        let before = &bytes[..error.valid_up_to()];
+        let row = before.iter().filter(|byte| **byte == b'\n').count();
+        let start = before.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        let at = before.len() - start + 1;
+        Mistake { row, column: at, what: format!("invalid UTF-8 at byte {at}") }
     })?;
     let raw: Raw = serde_json::from_str(text.trim_end()).map_err(|error| not_json(text, &error))?;
-    raw.sample(number).map_err(|what| (1, what))
-}
-
-/// The message of the JSON parser, or a better one for known mistakes of other programs.
-fn not_json(text: &str, error: &serde_json::Error) -> Mistake {
-    let column = error.column().max(1);
-    let said = error.to_string();
-    let about_escapes = said.contains("hex escape") || said.contains("unicode code point");
-    if let Some((column, escape)) = lone_surrogate(text).filter(|_| about_escapes) {
-        let what = format!("{escape} is half of a character (a lone surrogate), which no text can hold");
-        return (column, what);
-    }
-    // The parser stops at such a word, or after its first letter or sign.
-    let near = &text.as_bytes()[column.saturating_sub(2).min(text.len())..];
-    let starts = |word: &str| {
-        near.starts_with(word.as_bytes())
-            || near.get(1..).is_some_and(|next| next.starts_with(word.as_bytes()))
-    };
-    if let Some(word) = ["-Infinity", "Infinity", "NaN"].into_iter().find(|word| starts(word)) {
-        return (column, format!("{word} is not a JSON value; where a number is missing, write null"));
-    }
-    if text.trim_start().starts_with("{'") || ["None", "True", "False"].into_iter().any(starts) {
-        return (column, "is written as Python prints it, not as JSON; json.dumps writes JSON".into());
-    }
-    // The message already names the column.
-    let what = said.rsplit_once(" at line ").map_or(said.as_str(), |(what, _)| what);
-    (column, what.to_string())
-}
-
-/// Finds the first escape of an unpaired surrogate and its column.
-fn lone_surrogate(text: &str) -> Option<Mistake> {
-    let unit = |at: usize| {
-        let digits = text.get(at..)?.strip_prefix("\\u")?.get(..4)?;
-        u16::from_str_radix(digits, 16).ok()
-    };
-    let mut at = 0;
-    while let Some(next) = text.get(at..)?.find('\\') {
-        at += next;
-        at += match (unit(at), unit(at + 6)) {
-            (Some(0xd800..=0xdbff), Some(0xdc00..=0xdfff)) => 12,
-            (Some(0xd800..=0xdfff), _) => return Some((at + 1, text[at..at + 6].to_string())),
-            (Some(_), _) => 6,
-            // An escaped character, which may be a backslash.
-            (None, _) => 1 + text[at + 1..].chars().next()?.len_utf8(),
-        };
-    }
-    None
+    raw.sample(line, folder).map_err(|what| Mistake { row: 0, column: 1, what })
 }
 
 /// The object of a line. A null value counts as absent, because exporters of tables write every column.
@@ -133,24 +108,8 @@ struct Raw {
     text: Option<Text>,
     task: Option<String>,
     condition: Option<Condition>,
+    images: Vec<Given>,
     unread: Vec<String>,
-}
-
-/// Reads the value of a key; errors name the key.
-fn value<'de, A: MapAccess<'de>, T: Deserialize<'de>>(map: &mut A, key: &str) -> Result<T, A::Error> {
-    map.next_value().map_err(|error| A::Error::custom(format!("field '{key}': {error}")))
-}
-
-/// Skips an unknown key; a key that would change the training is an error.
-fn other<'de, A: MapAccess<'de>>(map: &mut A, key: &str, unread: &mut Vec<String>) -> Result<(), A::Error> {
-    if is_known(key) {
-        let refused = refused(key, &value(map, key)?);
-        return refused.map_or(Ok(()), |why| Err(A::Error::custom(format!("field '{key}' {why}"))));
-    }
-    if map.next_value::<Option<IgnoredAny>>()?.is_some() {
-        unread.push(key.to_string());
-    }
-    Ok(())
 }
 
 impl<'de> Deserialize<'de> for Raw {
@@ -165,13 +124,15 @@ impl<'de> Deserialize<'de> for Raw {
                 let mut raw = Raw::default();
                 while let Some(key) = map.next_key::<String>()? {
                     match key.as_str() {
-                        "messages" => raw.messages = map.next_value()?,
+                        "messages" | "conversations" => raw.turns(map.next_value()?, &key)?,
                         "prompt" => raw.prompt = value(&mut map, &key)?,
                         "completion" => raw.completion = value(&mut map, &key)?,
                         "chosen" => raw.completion = value::<_, Option<Answer>>(&mut map, &key)?.map(|a| a.0),
                         "rejected" => raw.rejected = value(&mut map, &key)?,
                         "text" => raw.text = value(&mut map, &key)?,
-                        "task" => raw.task = value(&mut map, &key)?,
+                        "task" => raw.task = value::<_, Option<String>>(&mut map, &key)?.or(raw.task),
+                        "task_name" => raw.task = raw.task.or(value(&mut map, &key)?),
+                        "image" | "images" => raw.pictures(value(&mut map, &key)?, &key)?,
                         "condition" => raw.condition = value(&mut map, &key)?,
                         _ => other(&mut map, &key, &mut raw.unread)?,
                     }
@@ -184,24 +145,49 @@ impl<'de> Deserialize<'de> for Raw {
 }
 
 impl Raw {
-    fn sample(self, line: usize) -> Result<Sample, String> {
+    fn turns<E: serde::de::Error>(&mut self, turns: Option<Turns>, key: &str) -> Result<(), E> {
+        if self.messages.is_some() && turns.is_some() {
+            return Err(E::custom(format!("field '{key}': 'messages' and 'conversations'; one is wanted")));
+        }
+        self.messages = self.messages.take().or(turns);
+        Ok(())
+    }
+
+    fn pictures<E: serde::de::Error>(&mut self, given: Value, key: &str) -> Result<(), E> {
+        if says_nothing(&given) {
+            return Ok(());
+        }
+        if !self.images.is_empty() {
+            return Err(E::custom(format!("field '{key}': 'image' and 'images'; one is wanted")));
+        }
+        self.images = Given::list(&given).map_err(|what| E::custom(format!("field '{key}' {what}")))?;
+        Ok(())
+    }
+
+    fn sample(self, line: usize, folder: &Path) -> Result<Sample, String> {
         let mut unread = self.unread;
         let mut untrained = Vec::new();
+        let mut pictures = Pictures::new(self.images);
         let body = match (self.messages, self.prompt, self.completion, self.text) {
             (Some(Turns(turns)), None, None, None) => {
-                let excluded =
-                    |turn: &Turn| turn.trained == Some(false) && turn.message.role == Role::Assistant;
+                let excluded = |turn: &Turn| turn.trained == Some(false) && turn.role == Role::Assistant;
                 untrained.extend((0..turns.len()).filter(|&index| excluded(&turns[index])));
                 let of_turns =
                     turns.iter().flat_map(|turn| &turn.unread).map(|key| format!("messages.{key}"));
                 unread.extend(of_turns);
-                Body::Messages(check_turns(turns)?)
+                check_turns(&turns)?;
+                Body::Messages(turns.into_iter().map(|turn| pictures.message(turn)).collect())
             }
             (None, Some(prompt), Some(completion), None) => {
                 refuse_marker("'prompt'", &prompt.0)?;
+                pictures.text(&prompt.0, true);
+                pictures.text(&completion.0, false);
                 Body::Completion { prompt: prompt.0, completion: completion.0 }
             }
-            (None, None, None, Some(text)) => Body::Text(text.0),
+            (None, None, None, Some(text)) => {
+                pictures.text(&text.0, false);
+                Body::Text(text.0)
+            }
             (None, Some(_), None, None) => return Err("field 'completion' is missing beside 'prompt'".into()),
             (None, None, Some(_), None) => return Err("field 'prompt' is missing beside 'completion'".into()),
             (None, None, None, None) => {
@@ -215,9 +201,16 @@ impl Raw {
                 );
             }
         };
+        let pictures = pictures.sources(folder)?;
         unread.sort_unstable();
         unread.dedup();
-        let rejected = self.rejected.map(|Answer(answer)| with_answer(&body, answer.0)).transpose()?;
+        let rejected = self.rejected.map(|Answer(answer)| {
+            if !pictures.is_empty() && answer.0.contains(PICTURE) {
+                return Err(format!("field 'rejected' holds '{PICTURE}': pictures stand in the prompt"));
+            }
+            with_answer(&body, answer.0)
+        });
+        let rejected = rejected.transpose()?;
         match &self.condition {
             Some(Condition::Text(text)) if text.trim().is_empty() => {
                 return Err("field 'condition' is empty".into());
@@ -227,7 +220,66 @@ impl Raw {
             }
             _ => {}
         }
-        Ok(Sample { line, task: self.task, condition: self.condition, rejected, body, untrained, unread })
+        let condition = self.condition;
+        let sample = Sample::new(line, self.task, body);
+        Ok(Sample { condition, rejected, pictures, untrained, unread, ..sample })
+    }
+}
+
+/// The pictures of a sample, as its places are met.
+struct Pictures {
+    /// Those of its list that no place has taken.
+    listed: VecDeque<Given>,
+    list: usize,
+    taken: Vec<Given>,
+    /// Places that take one of the list.
+    places: usize,
+}
+
+impl Pictures {
+    fn new(listed: Vec<Given>) -> Self {
+        Pictures { list: listed.len(), listed: listed.into(), taken: Vec::new(), places: 0 }
+    }
+
+    /// Meets a place: with a picture of its own, or for the next one of the list.
+    fn meet(&mut self, own: Option<Given>) {
+        self.places += usize::from(own.is_none());
+        self.taken.extend(own.or_else(|| self.listed.pop_front()));
+    }
+
+    /// Meets the marks of a text; their number. Without a list of pictures only a question can have any: elsewhere a
+    /// mark is text.
+    fn text(&mut self, text: &str, asks: bool) -> usize {
+        let marks = if asks || self.list > 0 { text.matches(PICTURE).count() } else { 0 };
+        (0..marks).for_each(|_| self.meet(None));
+        marks
+    }
+
+    fn message(&mut self, turn: Turn) -> Message {
+        let pictures = match turn.content.parts {
+            Some(parts) => {
+                let count = parts.len();
+                parts.into_iter().for_each(|own| self.meet(own));
+                count
+            }
+            None => self.text(&turn.content.text, turn.role != Role::Assistant),
+        };
+        Message { pictures, ..Message::new(turn.role, turn.content.text) }
+    }
+
+    /// Where its pictures are, if there is a place for each.
+    fn sources(self, folder: &Path) -> Result<Vec<PictureSource>, String> {
+        let Pictures { list, taken, places, .. } = self;
+        if places != list {
+            let pictures = |n: usize| if n == 1 { "1 picture".into() } else { format!("{n} pictures") };
+            let places = if places == 1 { "1 place".into() } else { format!("{places} places") };
+            let cure = format!("each '{PICTURE}' in a message, or part of type 'image', is the place of one");
+            return Err(format!("has {places} for {} in 'images': {cure}", pictures(list)));
+        }
+        if !taken.is_empty() && !cfg!(feature = "images") {
+            return Err("has pictures, which this program was built without (feature 'images')".into());
+        }
+        Ok(taken.into_iter().map(|given| given.source(folder)).collect())
     }
 }
 
@@ -251,6 +303,9 @@ fn with_answer(body: &Body, answer: String) -> Result<Body, String> {
         Body::Completion { prompt, .. } => Ok(Body::Completion { prompt, completion: answer }),
         Body::Messages(mut messages) => match messages.last_mut() {
             Some(last) if last.role == Role::Assistant => {
+                if last.pictures > 0 {
+                    return Err("field 'rejected' is beside an answer with pictures".into());
+                }
                 last.content = answer;
                 Ok(Body::Messages(messages))
             }
@@ -260,152 +315,34 @@ fn with_answer(body: &Body, answer: String) -> Result<Body, String> {
     }
 }
 
-fn check_turns(turns: Vec<Turn>) -> Result<Vec<Message>, String> {
+fn check_turns(turns: &[Turn]) -> Result<(), String> {
     match turns.first() {
         None => return Err("'messages' is empty".into()),
-        Some(first) if first.message.role == Role::Assistant => {
+        Some(first) if first.role == Role::Assistant => {
             return Err("messages[0] is the assistant's: nothing comes before it".into());
         }
         Some(_) => {}
     }
     for (index, turn) in turns.iter().enumerate() {
-        let role = turn.message.role;
+        let role = turn.role;
         if index > 0 && role == Role::System {
             return Err(format!("messages[{index}] has role 'system', which only the first may have"));
         }
         if role != Role::Assistant {
-            refuse_marker(&format!("messages[{index}]"), &turn.message.content)?;
+            refuse_marker(&format!("messages[{index}]"), &turn.content.text)?;
             if turn.trained == Some(true) {
                 let what = "is to be trained, but only turns of the assistant are";
                 return Err(format!("messages[{index}] of role '{}' {what}", role.name()));
             }
         }
     }
-    Ok(turns.into_iter().map(|turn| turn.message).collect())
+    Ok(())
 }
 
-/// Refuses text with the mark of an image.
+/// Refuses text with a mark that other tools have for pictures.
 fn refuse_marker(place: &str, text: &str) -> Result<(), String> {
     match marker(text) {
-        Some(found) => Err(format!("{place} holds '{found}': images are not read")),
+        Some(found) => Err(format!("{place} holds '{found}': the place of a picture is '{PICTURE}' here")),
         None => Ok(()),
-    }
-}
-
-/// A string; numbers and lists of parts are refused.
-struct Text(String);
-
-impl<'de> Deserialize<'de> for Text {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct TextVisitor;
-        impl<'de> Visitor<'de> for TextVisitor {
-            type Value = Text;
-            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-                formatter.write_str("a string")
-            }
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Text, E> {
-                Ok(Text(text.to_string()))
-            }
-            fn visit_string<E: de::Error>(self, text: String) -> Result<Text, E> {
-                Ok(Text(text))
-            }
-            fn visit_seq<A: de::SeqAccess<'de>>(self, mut seq: A) -> Result<Text, A::Error> {
-                while let Some(part) = seq.next_element::<Value>()? {
-                    if let Some(kind) = part["type"].as_str().filter(|kind| *kind != "text") {
-                        return Err(A::Error::custom(format!(
-                            "has a part of type '{kind}': only text is read"
-                        )));
-                    }
-                }
-                Err(A::Error::custom("is a list of parts, a string is expected"))
-            }
-        }
-        deserializer.deserialize_any(TextVisitor)
-    }
-}
-
-/// One message.
-struct Turn {
-    message: Message,
-    /// The training flag of the message.
-    trained: Option<bool>,
-    unread: Vec<String>,
-}
-
-impl<'de> Deserialize<'de> for Turn {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct TurnVisitor;
-        impl<'de> Visitor<'de> for TurnVisitor {
-            type Value = Turn;
-            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-                formatter.write_str("an object with 'role' and 'content'")
-            }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Turn, A::Error> {
-                let mut role = None;
-                let mut content = None;
-                let mut obeyed = Obeyed::default();
-                let mut unread = Vec::new();
-                while let Some(key) = map.next_key::<String>()? {
-                    match key.as_str() {
-                        "role" => role = value::<A, Option<RoleName>>(&mut map, &key)?,
-                        "content" => content = value::<A, Option<Text>>(&mut map, &key)?,
-                        _ if Obeyed::KEYS.contains(&key.as_str()) => {
-                            let wanted: Value = value(&mut map, &key)?;
-                            let set = obeyed.set(&wanted);
-                            set.map_err(|what| A::Error::custom(format!("field '{key}': {what}")))?;
-                        }
-                        _ => other(&mut map, &key, &mut unread)?,
-                    }
-                }
-                let role = role.ok_or_else(|| A::Error::custom("field 'role' is missing"))?.0;
-                let content = content.ok_or_else(|| A::Error::custom("field 'content' is missing"))?.0;
-                Ok(Turn { message: Message::new(role, content), trained: obeyed.trained(), unread })
-            }
-        }
-        deserializer.deserialize_map(TurnVisitor)
-    }
-}
-
-struct Turns(Vec<Turn>);
-
-impl<'de> Deserialize<'de> for Turns {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct TurnsVisitor;
-        impl<'de> Visitor<'de> for TurnsVisitor {
-            type Value = Turns;
-            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-                formatter.write_str("a list of messages")
-            }
-            fn visit_seq<A: de::SeqAccess<'de>>(self, mut seq: A) -> Result<Turns, A::Error> {
-                let mut turns = Vec::new();
-                let in_message =
-                    |at: usize| move |error| A::Error::custom(format!("messages[{at}]: {error}"));
-                while let Some(turn) = seq.next_element().map_err(in_message(turns.len()))? {
-                    turns.push(turn);
-                }
-                Ok(Turns(turns))
-            }
-        }
-        deserializer.deserialize_seq(TurnsVisitor)
-    }
-}
-
-/// A role by its name.
-struct RoleName(Role);
-
-impl<'de> Deserialize<'de> for RoleName {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let name = Text::deserialize(deserializer)?.0;
-        let known = Role::ALL.into_iter().find(|role| role.name() == name);
-        let hint = match name.as_str() {
-            "tool" | "function" | "ipython" | "observation" => ": calls of tools are not read",
-            "human" => "; write 'user'",
-            "gpt" | "model" | "bot" | "chatbot" => "; write 'assistant'",
-            "developer" => "; write 'system'",
-            _ => "",
-        };
-        known
-            .map(RoleName)
-            .ok_or_else(|| D::Error::custom(format!("'{name}' is not one of system, user, assistant{hint}")))
     }
 }

@@ -66,6 +66,7 @@ fn count(samples: &[Sample], test: impl Fn(&Sample) -> bool, what: &str) -> Opti
 fn fingerprint(sample: &Sample) -> u64 {
     let mut hasher = DefaultHasher::new();
     format!("{:?}", sample.body).hash(&mut hasher);
+    sample.pictures.hash(&mut hasher);
     hasher.finish()
 }
 

@@ -146,3 +146,16 @@ fn shared_bytes(one: &str, other: &str) -> usize {
 fn shared(one: &str, other: &str) -> usize {
     one.chars().zip(other.chars()).take_while(|(a, b)| a == b).map(|(a, _)| a.len_utf8()).sum()
 }
+
+/// The tokens that share a byte with a range of the text.
+pub(super) fn overlapping(pieces: &[Piece], part: &Range<usize>) -> Range<usize> {
+    let inside = |piece: &Piece| {
+        piece.source.end > part.start && piece.source.start < part.end && !piece.source.is_empty()
+    };
+    // Tokens are in the order of the text.
+    let from = pieces.partition_point(|piece| piece.source.end <= part.start);
+    let to = pieces.partition_point(|piece| piece.source.start < part.end).max(from);
+    let first = pieces[from..to].iter().position(inside).map_or(to, |at| from + at);
+    let stop = pieces[first..to].iter().rposition(inside).map_or(first, |at| first + at + 1);
+    first..stop
+}

@@ -2,16 +2,11 @@
 
 use super::color::Alpha;
 use super::filter::Filter;
-use super::size::{Size, bounded};
+use super::size::{Size, bounded, check_aspect, longest_edge, shortest_edge, whole_tiles};
 use super::{Picture, Tiles};
-use crate::{Error, Result};
+use crate::Result;
 use serde::{Deserialize, Serialize};
 use std::fmt;
-
-/// No side of a picture of several tiles is longer, as in transformers.
-const LONGEST_OF_TILES: usize = 4096;
-/// How many times longer one side of a picture of several tiles may be than the other.
-const ASPECT: usize = 200;
 
 /// The size that a picture is given. Quotients are cut off to integers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,9 +53,7 @@ impl Processor {
         let height = picture.height();
         match self.fit {
             Fit::Shortest { edge } => {
-                let short = width.min(height);
-                let size = Size { height: edge * height / short, width: edge * width / short };
-                Ok(Tiles::whole(self.cropped(picture, size)?))
+                Ok(Tiles::whole(self.cropped(picture, shortest_edge(Size { height, width }, edge))?))
             }
             Fit::Exact(size) => Ok(Tiles::whole(self.cropped(picture, size)?)),
             Fit::Tiles { longest, tile, split } => self.cut(picture, longest, tile, split),
@@ -94,12 +87,7 @@ impl Processor {
     fn cut(&self, picture: &Picture, longest: usize, tile: usize, split: bool) -> Result<Tiles> {
         let width = picture.width();
         let height = picture.height();
-        if width.max(height) > ASPECT * width.min(height) {
-            let what = format!(
-                "{width} x {height} pixels: one side may be {ASPECT} times the other to be cut to tiles"
-            );
-            return Err(Error::refused("picture", what));
-        }
+        check_aspect(Size { height, width })?;
         let size = longest_edge(Size { height, width }, longest);
         let picture = picture.resized(size.width, size.height, self.filter);
         if !split {
@@ -139,40 +127,6 @@ fn square(picture: &Picture, color: [u8; 3]) -> Result<Picture> {
     let mut square = Picture::filled(side, side, color)?;
     square.paste(picture, (side - picture.width()) / 2, (side - picture.height()) / 2);
     Ok(square)
-}
-
-/// The size with the longer side `longest`, in the arithmetic of transformers: quotients in f64, cut off.
-fn longest_edge(size: Size, longest: usize) -> Size {
-    let aspect = size.width as f64 / size.height as f64;
-    let even = |length: f64| (length as usize).next_multiple_of(2).max(1);
-    let sized = if size.width >= size.height {
-        Size { height: even(longest as f64 / aspect), width: longest }
-    } else {
-        Size { height: longest, width: even(longest as f64 * aspect) }
-    };
-    if sized.width.max(sized.height) <= LONGEST_OF_TILES {
-        return sized;
-    }
-    let aspect = sized.width as f64 / sized.height as f64;
-    let longest = LONGEST_OF_TILES;
-    if sized.width >= sized.height {
-        Size { height: ((longest as f64 / aspect) as usize).max(1), width: longest }
-    } else {
-        Size { height: longest, width: ((longest as f64 * aspect) as usize).max(1) }
-    }
-}
-
-/// The size with both sides up to multiples of a tile's.
-fn whole_tiles(size: Size, tile: usize) -> Size {
-    let aspect = size.width as f64 / size.height as f64;
-    let up = |length: usize| length.max(1).next_multiple_of(tile);
-    if size.width >= size.height {
-        let width = up(size.width);
-        Size { height: up((width as f64 / aspect) as usize), width }
-    } else {
-        let height = up(size.height);
-        Size { height, width: up((height as f64 * aspect) as usize) }
-    }
 }
 
 impl fmt::Display for Processor {

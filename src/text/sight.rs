@@ -1,7 +1,7 @@
 //! What a model sees: from pictures and a rendered prompt to tokens, and to what enters the decoder's first layer.
 
-use super::{PICTURE, PictureText, Tokenizer};
-use crate::model::vision::{ProjectorKind, VisionModel};
+use super::{PictureText, PictureTokens, Tokenizer};
+use crate::model::vision::VisionModel;
 use crate::model::{LoadOptions, Model, ModelPlace};
 use crate::nn::Pass;
 use crate::routing::Units;
@@ -72,20 +72,26 @@ impl Sight {
         })
     }
 
-    fn written(&self) -> PictureText {
-        match self.vision.config().projector {
-            ProjectorKind::Shuffle { .. } => PictureText::Tiles,
-            _ => PictureText::Rows,
-        }
-    }
-
     /// A rendered prompt with the rows of its pictures written out.
     ///
     /// # Errors
     /// The prompt has not as many places of pictures.
     pub fn expand(&self, prompt: &str, pictures: &[Seen]) -> Result<String> {
         let grids: Vec<[usize; 2]> = pictures.iter().map(|seen| seen.grid).collect();
-        self.written().expand(prompt, &grids, self.vision.config().rows())
+        let config = self.vision.config();
+        PictureText::of(config).expand(prompt, &grids, config.rows())
+    }
+
+    /// How its pictures stand among tokens.
+    pub fn tokens(&self) -> PictureTokens {
+        let config = self.vision.config();
+        PictureTokens {
+            written: PictureText::of(config),
+            rows: config.rows(),
+            token: config.image_token,
+            #[cfg(feature = "images")]
+            processor: self.processor.clone(),
+        }
     }
 
     /// Refuses a tokenizer that does not know the token of pictures.
@@ -93,13 +99,7 @@ impl Sight {
     /// # Errors
     /// The tokenizer has another token there.
     pub fn check(&self, tokenizer: &Tokenizer) -> Result<()> {
-        let token = self.vision.config().image_token;
-        if tokenizer.token(token).as_deref() == Some(PICTURE) {
-            return Ok(());
-        }
-        let what =
-            format!("has no token '{PICTURE}' with the number {token}, as the model's config.json says");
-        Err(Error::refused("tokenizer", what))
+        self.tokens().check(tokenizer)
     }
 
     /// The rows of pictures, of which the last ones in `pictures` stand in tokens. None where no token is one of a picture.

@@ -2,6 +2,7 @@
 
 use super::{Decay, Schedule, TrainConfig};
 use crate::adapter::{ALL_LINEAR, check_targets, named_path};
+use crate::data::OnBadImage;
 use crate::mixture::{Method, MethodSpec};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -104,6 +105,12 @@ pub struct TextOptions {
     pub allow_untrained_eos: bool,
     /// Share of samples that may be left out for having no trained token, 0 to 1.
     pub max_untrained: f64,
+    /// The folder that relative paths of pictures are of; by default that of the data file.
+    #[serde(default)]
+    pub image_folder: Option<PathBuf>,
+    /// What becomes of samples with a picture that cannot be read: error, or skip to leave them out.
+    #[serde(default)]
+    pub on_bad_image: OnBadImage,
 }
 
 /// Where a run computes.
@@ -145,9 +152,10 @@ impl RunConfig {
     /// The same with paths that do not depend on the folder where the program runs, to be kept for later.
     pub fn anchored(&self) -> Self {
         let mut config = self.clone();
-        let own = [Some(&mut config.model), Some(&mut config.data), config.text.tokenizer.as_mut()];
+        let text = [config.text.tokenizer.as_mut(), config.text.image_folder.as_mut()];
+        let own = [Some(&mut config.model), Some(&mut config.data)].into_iter().chain(text);
         let of_stages = config.stages.iter_mut().map(|stage| Some(&mut stage.data));
-        for path in own.into_iter().chain([config.start_from.as_mut()]).chain(of_stages) {
+        for path in own.chain([config.start_from.as_mut()]).chain(of_stages) {
             let Some(path) = path.filter(|p| !p.as_os_str().is_empty()) else { continue };
             *path = anchored(path);
         }
@@ -283,6 +291,8 @@ impl Default for TextOptions {
             loss_on_all: false,
             allow_untrained_eos: false,
             max_untrained: 0.05,
+            image_folder: None,
+            on_bad_image: OnBadImage::Error,
         }
     }
 }

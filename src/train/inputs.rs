@@ -3,7 +3,7 @@
 use super::conditions::{give_conditions, with_conditions};
 use super::{Observer, Parts, Plan, Run, RunConfig, RunFolder, StoredRun, TextOptions};
 use crate::adapter::{Expert, with_experts};
-use crate::data::{DataFiles, Dataset, EncodeOptions, Encoder, LossOn, Sample, read_samples};
+use crate::data::{DataFiles, Dataset, EncodeOptions, Encoder, LossOn, Sample, read_samples_with};
 use crate::io::folder::fingerprint;
 use crate::mixture::Methods;
 use crate::model::{LoadOptions, Model, ModelFiles, ModelPlace};
@@ -47,7 +47,7 @@ impl Inputs {
         let paths: Vec<PathBuf> =
             [Some(train), files.valid.as_ref()].into_iter().flatten().cloned().collect();
         let task = config.task.as_deref();
-        let samples = |path: &Path| Ok::<_, Error>(of_task(read_samples(path)?, task));
+        let samples = |path: &Path| Ok::<_, Error>(of_task(config.text.read(path)?, task));
         let valid_samples = files.valid.as_deref().map_or(Ok(Vec::new()), samples)?;
         let valid = files.valid.as_deref().map(|path| encoder.dataset(path, &valid_samples)).transpose()?;
         let train = encoder.dataset(train, &samples(train)?)?;
@@ -191,6 +191,14 @@ impl TextOptions {
         Ok(text)
     }
 
+    /// The samples of a file, with pictures in the folder that the options name.
+    ///
+    /// # Errors
+    /// Those of [`read_samples_with`].
+    pub fn read(&self, path: &Path) -> Result<Vec<Sample>> {
+        read_samples_with(path, self.image_folder.as_deref())
+    }
+
     /// What turns samples into examples.
     ///
     /// # Errors
@@ -201,6 +209,7 @@ impl TextOptions {
             max_length: self.max_length,
             allow_untrained_eos: self.allow_untrained_eos,
             max_untrained: self.max_untrained,
+            on_bad_image: self.on_bad_image,
         };
         Encoder::new(&text.tokenizer, text.template.as_ref(), options)
     }
@@ -215,7 +224,7 @@ pub(super) fn stage_set(mut config: RunConfig) -> Result<Dataset> {
     let Some(path) = files.valid.as_ref().or(files.train.as_ref()) else {
         return Err(Error::file(&config.data, "has no train.jsonl"));
     };
-    encoder.dataset(path, &of_task(read_samples(path)?, config.task.as_deref()))
+    encoder.dataset(path, &of_task(config.text.read(path)?, config.task.as_deref()))
 }
 
 /// Cuts examples to the model's context; what is to be said of it.

@@ -140,26 +140,24 @@ fn weight_ignored() {
 #[test]
 fn images_are_ignored() {
     let place = empty_place();
-    for (key, value) in [
-        ("images", json!(["a.png"])),
-        ("image", json!("a.png")),
-        ("image_url", json!({ "url": "x" })),
-        ("videos", json!(["v"])),
-    ] {
+    for (key, value) in [("image_url", json!({ "url": "x" })), ("videos", json!(["v"]))] {
         for sample in [talk(), json!({ "prompt": "p", "completion": "c" }), json!({ "text": "t" })] {
             let e = place.refused(with(sample, key, value.clone()).to_string());
             assert!(e.starts_with("1:") && e.contains(&format!("field '{key}' is not supported")), "{e}");
         }
     }
-    let parts =
-        json!([{ "type": "text", "text": "what?" }, { "type": "image_url", "image_url": { "url": "x" } }]);
-    let e = place.refused(json!({ "messages": [{ "role": "user", "content": parts }] }).to_string());
-    assert!(e.contains("has a part of type 'image_url': only text is read"), "{e}");
+    // A picture without a place, and a place without a picture.
+    for key in ["images", "image"] {
+        for sample in [talk(), json!({ "prompt": "p", "completion": "c" }), json!({ "text": "t" })] {
+            let e = place.refused(with(sample, key, json!(["a.png"])).to_string());
+            assert!(e.starts_with("1:") && e.contains("has 0 places for 1 picture in 'images'"), "{e}");
+        }
+    }
     let marked = json!({ "messages": [turn("user", "<image>\nwhat?"), turn("assistant", "a cat")] });
     let e = place.refused(marked.to_string());
-    assert!(e.contains("messages[0] holds '<image>': images are not read"), "{e}");
+    assert!(e.contains("has 1 place for 0 pictures in 'images'"), "{e}");
     let e = place.refused(json!({ "prompt": "what? <image>", "completion": "a cat" }).to_string());
-    assert!(e.contains("'prompt' holds '<image>'"), "{e}");
+    assert!(e.contains("has 1 place for 0 pictures in 'images'"), "{e}");
     place.write("train.jsonl", with(talk(), "images", json!([])).to_string());
     place.check(0);
 }
@@ -250,9 +248,9 @@ fn validation_jsonl() {
         place.metrics("run").iter().any(|l| l["t"] == "note" && l["text"].as_str().unwrap().contains(named))
     );
     let only = empty_place();
-    only.write("train.json", "[]");
+    only.write("train.csv", "a,b");
     let (_, err) = only.check(3);
-    assert!(err.contains("holds no train.jsonl") && err.contains("not read: train.json"), "{err}");
+    assert!(err.contains("holds no train.jsonl") && err.contains("not read: train.csv"), "{err}");
 }
 
 #[test]

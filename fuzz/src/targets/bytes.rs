@@ -138,12 +138,23 @@ pub const JSONL: Target = Target {
         "\r\n",
         "\u{feff}",
         "<image>",
+        "\"images\"",
+        "\"image\"",
+        "\"type\"",
+        "\"image_url\"",
+        "\"from\"",
+        "\"value\"",
+        "data:image/png;base64,",
+        "../",
+        "[",
+        "]",
+        ",",
     ],
     framed: false,
     open: |_| Case { seeds: SAMPLES.map(|text| text.as_bytes().to_vec()).to_vec(), parse: Box::new(samples) },
 };
 
-const SAMPLES: [&str; 3] = [
+const SAMPLES: [&str; 5] = [
     concat!(
         r#"{"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "a"}, "#,
         r#"{"role": "assistant", "content": "b", "weight": 0}], "task": "one"}"#,
@@ -151,6 +162,17 @@ const SAMPLES: [&str; 3] = [
     ),
     "{\"text\": \"a\\u00e9\\ud83d\\ude00\", \"id\": 7}\n\n{\"text\": \"b\", \"task\": null}\n",
     "{\"prompt\": \"a\", \"completion\": \"b\", \"train\": true}",
+    concat!(
+        r#"[{"id": "1", "image": ["a.png", "../b.png"], "task_name": "one", "conversations": "#,
+        r#"[{"from": "human", "value": "<image>a<image>"}, {"from": "gpt", "value": "b"}]}, "#,
+        "\n",
+        r#"{"image": "data:image/png;base64,aGk=", "text": "<image>"}]"#
+    ),
+    concat!(
+        r#"{"images": ["a.png"], "messages": [{"role": "user", "content": [{"type": "image"}, "#,
+        r#"{"type": "image_url", "image_url": {"url": "http://a"}}, {"type": "text", "text": "a"}]}, "#,
+        r#"{"role": "assistant", "content": [{"type": "text", "text": "b"}]}]}"#
+    ),
 ];
 
 fn samples(input: &[u8]) -> Read {

@@ -1,47 +1,81 @@
 //! `mixlora data check`
 
+use crate::data_text::DataPictureArgs;
+use crate::model_path::model_path;
+use crate::progress::Progress;
 use crate::{Failure, out};
 use mixlora::Error;
-use mixlora::data::{Body, DataFiles, Sample, oddities, read_samples, shared};
+use mixlora::data::{Body, DataFiles, Encoder, Sample, oddities, shared};
+use mixlora::text::PictureTokens;
+use mixlora::train::TextOptions;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+#[cfg(feature = "images")]
+use mixlora::data::Pictures;
+
 #[derive(clap::Args)]
 #[command(after_help = "\
 Every line of every file is read. Problems of all files are listed as file:line:column, up to 20 a file. What can be \
-read but is odd (empty answers, repeated samples, keys that are not read) is a warning.
+read but is odd (empty answers, repeated samples, keys that are not read) is a warning. The header of every picture is \
+read too. With --model the tokens of every sample are counted, those of its pictures with it.
 
 Example: mixlora data check my-data")]
 pub struct Args {
     /// A folder with train.jsonl, valid.jsonl, test.jsonl, or one file.
     path: PathBuf,
+    /// A model folder or a .gguf file, to count the tokens that samples will have.
+    #[arg(long, value_parser = model_path())]
+    model: Option<PathBuf>,
+    /// A built-in template (chatml) or a Jinja file, instead of the model's.
+    #[arg(long, requires = "model")]
+    template: Option<String>,
+    #[command(flatten)]
+    pictures: DataPictureArgs,
+    /// Decode every picture, to find those that are cut off or damaged behind their header.
+    #[cfg(feature = "images")]
+    #[arg(long)]
+    pixels: bool,
     /// Print JSON instead of a table, with the problems of files that cannot be read.
     #[arg(long)]
     json: bool,
 }
 
+/// A file that could be read.
+struct Row<'a> {
+    path: &'a Path,
+    samples: Vec<Sample>,
+    #[cfg(feature = "images")]
+    pictures: Pictures,
+    tokens: Option<Tokens>,
+}
+
+/// Tokens of the samples of a file.
+struct Tokens {
+    all: usize,
+    mean: f64,
+    /// The most, and where the sample with them begins.
+    longest: usize,
+    line: usize,
+    /// Tokens of pictures in that sample.
+    of_pictures: usize,
+}
+
 pub fn run(args: &Args) -> Result<(), Failure> {
     let files = DataFiles::find(&args.path)?;
     files.note().iter().for_each(|text| out::note(&format!("note: {text}")));
+    let encoder = args.model.as_deref().map(|model| encoder(args, model)).transpose()?;
     let mut rows = Vec::new();
     let mut bad = Vec::new();
     for path in files.all() {
-        match read_samples(path) {
-            Ok(samples) => rows.push((path, samples)),
+        match read(args, path, encoder.as_ref()) {
+            Ok(row) => rows.push(row),
             Err(e) => bad.push((path, e)),
         }
     }
     if args.json {
-        let read = rows.iter().map(|(path, samples)| {
-            json!({
-                "path": path.display().to_string(),
-                "samples": samples.len(),
-                "kinds": kinds(samples),
-                "tasks": tasks(samples),
-                "warnings": warnings(path, samples, &rows),
-            })
-        });
+        let read = rows.iter().map(|row| report(row, &rows));
         out::json(&read.chain(bad.iter().map(|(path, e)| problems(path, e))).collect())?;
     } else if bad.is_empty() {
         out::text(&table(&rows))?;
@@ -49,25 +83,107 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     if bad.is_empty() { Ok(()) } else { Err(Failure::of_all(bad.into_iter().map(|(_, e)| e).collect())) }
 }
 
-/// The files as a table, with their warnings.
-fn table(rows: &[(&Path, Vec<Sample>)]) -> String {
+fn encoder(args: &Args, model: &Path) -> Result<Encoder, Failure> {
+    let options = TextOptions {
+        template: args.template.clone(),
+        // Nothing is cut, and what is odd is said by other commands.
+        max_length: usize::MAX,
+        max_untrained: 1.0,
+        allow_untrained_eos: true,
+        ..TextOptions::default()
+    };
+    let options = args.pictures.of(options);
+    let side = options.open(Some(model))?;
+    out::notes(&side.notes);
+    Ok(options.encoder(&side)?.with_pictures(PictureTokens::of_model(model)?)?)
+}
+
+fn read<'a>(args: &Args, path: &'a Path, encoder: Option<&Encoder>) -> mixlora::Result<Row<'a>> {
+    let samples = args.pictures.of(TextOptions::default()).read(path)?;
+    #[cfg(feature = "images")]
+    let pictures = {
+        let any = samples.iter().any(|sample| !sample.pictures.is_empty());
+        let looking =
+            any.then(|| Progress::new(&format!("looking at {}", path.display()), samples.len(), "samples"));
+        let step = || looking.iter().for_each(Progress::step);
+        Pictures::of(path, &samples, args.pixels, args.pictures.skips(), &step)?
+    };
+    let count = |encoder: &Encoder| -> mixlora::Result<Option<Tokens>> {
+        let counting =
+            Progress::new(&format!("counting tokens of {}", path.display()), samples.len(), "samples");
+        let data = encoder.dataset_watched(path, &samples, &|| counting.step())?;
+        let lengths = data.lengths();
+        let all: usize = lengths.iter().sum();
+        let longest = (0..lengths.len()).max_by_key(|&at| (lengths[at], std::cmp::Reverse(at)));
+        Ok(longest.map(|at| Tokens {
+            all,
+            mean: all as f64 / lengths.len() as f64,
+            longest: lengths[at],
+            line: data.lines[at],
+            of_pictures: data.examples[at].pictures.iter().map(|picture| picture.span.len()).sum(),
+        }))
+    };
+    let tokens = encoder.map(count).transpose()?.flatten();
+    Ok(Row {
+        path,
+        samples,
+        #[cfg(feature = "images")]
+        pictures,
+        tokens,
+    })
+}
+
+fn report(row: &Row, rows: &[Row]) -> Value {
+    let mut report = json!({
+        "path": row.path.display().to_string(),
+        "samples": row.samples.len(),
+        "kinds": kinds(&row.samples),
+        "tasks": tasks(&row.samples),
+        "warnings": warnings(row, rows),
+    });
+    #[cfg(feature = "images")]
+    {
+        report["pictures"] = json!(row.pictures);
+    }
+    if let Some(tokens) = &row.tokens {
+        report["tokens"] = json!({
+            "all": tokens.all, "mean": tokens.mean, "longest": tokens.longest, "line": tokens.line,
+            "pictures_of_longest": tokens.of_pictures,
+        });
+    }
+    report
+}
+
+/// The files as a table, with their pictures, their longest samples and their warnings.
+fn table(rows: &[Row]) -> String {
     let list = |counts: BTreeMap<String, usize>| match counts.len() {
         0 => "-".to_string(),
         _ => counts.iter().map(|(name, count)| format!("{name}: {count}")).collect::<Vec<_>>().join(", "),
     };
-    let row = |(path, samples): &(&Path, Vec<Sample>)| {
+    let cells = |row: &Row| {
         vec![
-            path.display().to_string(),
-            samples.len().to_string(),
-            list(kinds(samples)),
-            list(tasks(samples)),
+            row.path.display().to_string(),
+            row.samples.len().to_string(),
+            list(kinds(&row.samples)),
+            list(tasks(&row.samples)),
         ]
     };
-    let cells: Vec<Vec<String>> = rows.iter().map(row).collect();
+    let cells: Vec<Vec<String>> = rows.iter().map(cells).collect();
     let mut text = out::table(&["file", "samples", "kinds", "tasks"], &cells);
-    for (path, samples) in rows {
-        for warning in warnings(path, samples, rows) {
-            text += &format!("warning: {}: {warning}\n", path.display());
+    for row in rows {
+        let path = row.path.display();
+        #[cfg(feature = "images")]
+        for sentence in row.pictures.sentences() {
+            text += &format!("{path}: {sentence}\n");
+        }
+        if let Some(Tokens { all, mean, longest, line, of_pictures }) = &row.tokens {
+            text += &format!(
+                "{path}: {all} tokens, {mean:.1} a sample; the longest has {longest}, {of_pictures} of them its pictures' \
+                 (line {line})\n"
+            );
+        }
+        for warning in warnings(row, rows) {
+            text += &format!("warning: {path}: {warning}\n");
         }
     }
     text
@@ -88,12 +204,13 @@ fn problems(path: &Path, error: &Error) -> Value {
 }
 
 /// Oddities of a file, and the number of samples that it shares with earlier files.
-fn warnings(path: &Path, samples: &[Sample], all: &[(&Path, Vec<Sample>)]) -> Vec<String> {
+fn warnings(row: &Row, all: &[Row]) -> Vec<String> {
+    let samples = &row.samples;
     let mut found = oddities(samples);
-    for (other, before) in all.iter().take_while(|(other, _)| *other != path) {
-        let n = shared(before, samples);
+    for before in all.iter().take_while(|before| before.path != row.path) {
+        let n = shared(&before.samples, samples);
         if n > 0 {
-            found.push(format!("{n} of {} samples are also in {}", samples.len(), other.display()));
+            found.push(format!("{n} of {} samples are also in {}", samples.len(), before.path.display()));
         }
     }
     found

@@ -3,7 +3,7 @@
 use crate::data_text::TextArgs;
 use crate::progress::Progress;
 use crate::{Failure, out};
-use mixlora::data::{DataFiles, Dataset, read_samples};
+use mixlora::data::{DataFiles, Dataset};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -46,12 +46,12 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let options = args.text.options();
     let side = options.open(args.text.model.as_deref())?;
     out::notes(&side.notes);
-    let encoder = options.encoder(&side)?;
+    let encoder = args.text.encoder(&side)?;
     let mut results = Vec::new();
     let files = DataFiles::find(&args.path)?;
     files.note().iter().for_each(|text| out::note(&format!("note: {text}")));
     for path in files.all() {
-        let samples = read_samples(path)?;
+        let samples = options.read(path)?;
         let read = Progress::new(&format!("counting tokens of {}", path.display()), samples.len(), "samples");
         let data = encoder.dataset_watched(path, &samples, &|| read.step())?;
         results.push((path.display().to_string(), figures(&data), data.counts));
@@ -68,6 +68,8 @@ pub fn run(args: &Args) -> Result<(), Failure> {
                 "untrained": counts.untrained,
                 "truncated": counts.truncated,
                 "joined": counts.joined,
+                "too_long": counts.too_long,
+                "bad_pictures": counts.bad_pictures,
             })
         });
         return Ok(out::json(&json!(list.collect::<Vec<_>>()))?);

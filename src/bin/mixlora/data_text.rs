@@ -1,6 +1,8 @@
 //! Options that the data commands share: which tokenizer, which template, what is trained.
 
 use crate::model_path::model_path;
+use mixlora::data::{Encoder, OnBadImage};
+use mixlora::text::{ModelText, PictureTokens};
 use mixlora::train::TextOptions;
 use std::path::PathBuf;
 
@@ -24,17 +26,48 @@ pub struct TextArgs {
     /// Accept assistant turns without an end token.
     #[arg(long)]
     allow_untrained_eos: bool,
+    #[command(flatten)]
+    pictures: DataPictureArgs,
+}
+
+/// Where the pictures of samples are.
+#[derive(clap::Args, Clone)]
+pub struct DataPictureArgs {
+    /// Folder that relative paths of pictures are of; by default that of the data file.
+    #[arg(long, value_name = "DIR")]
+    pub image_folder: Option<PathBuf>,
+    /// What becomes of samples with a picture that cannot be read: error, or skip to leave them out and count them.
+    #[arg(long, value_name = "WHAT", value_parser = ["error", "skip"], default_value = "error")]
+    on_bad_image: String,
+}
+
+impl DataPictureArgs {
+    pub fn skips(&self) -> bool {
+        self.on_bad_image == "skip"
+    }
+
+    /// Text options that say so.
+    pub fn of(&self, options: TextOptions) -> TextOptions {
+        let on_bad_image = if self.skips() { OnBadImage::Skip } else { OnBadImage::Error };
+        TextOptions { image_folder: self.image_folder.clone(), on_bad_image, ..options }
+    }
 }
 
 impl TextArgs {
     pub fn options(&self) -> TextOptions {
-        TextOptions {
+        self.pictures.of(TextOptions {
             tokenizer: self.tokenizer.clone(),
             template: self.template.clone(),
             max_length: self.max_length,
             loss_on_all: self.loss_on_all,
             allow_untrained_eos: self.allow_untrained_eos,
             ..TextOptions::default()
-        }
+        })
+    }
+
+    /// What turns samples into examples, with the pictures of a model that sees.
+    pub fn encoder(&self, side: &ModelText) -> mixlora::Result<Encoder> {
+        let pictures = self.model.as_deref().map(PictureTokens::of_model).transpose()?;
+        self.options().encoder(side)?.with_pictures(pictures.flatten())
     }
 }
