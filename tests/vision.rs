@@ -329,3 +329,80 @@ fn pictures_that_cannot_be_seen_are_refused() {
     refused(&seeing, &["--image", &picture, "--raw", "What <image> and <image>?"], "2 places of pictures");
     refused(&seeing, &["What <image> is it?"], "1 places of pictures");
 }
+
+/// A folder of LLaVA's data about two pictures, with one sample of text alone.
+#[cfg(all(feature = "images", feature = "cli"))]
+fn picture_data(folder: &Path) -> String {
+    let file = Checkpoint::open(golden().join("vlm_idefics3/expected.safetensors")).unwrap();
+    let data = folder.join("data");
+    std::fs::create_dir(&data).unwrap();
+    for (name, tensor) in [("red.png", "image.0.0"), ("blue.png", "image.1.0")] {
+        std::fs::write(data.join(name), file.tensor_bytes(tensor).unwrap()).unwrap();
+    }
+    let sample = |name: &str, task: &str| {
+        let turns = json!([
+            { "from": "human", "value": "<image>\nWhat is it?" },
+            { "from": "gpt", "value": name },
+        ]);
+        json!({ "image": format!("{name}.png"), "task_name": task, "conversations": turns })
+    };
+    let text = json!([{ "from": "human", "value": "Is it?" }, { "from": "gpt", "value": "no" }]);
+    let train = json!([
+        sample("red", "one"),
+        sample("blue", "two"),
+        { "conversations": text },
+        sample("red", "two"),
+        sample("blue", "one"),
+    ]);
+    std::fs::write(data.join("train.json"), train.to_string()).unwrap();
+    std::fs::write(data.join("valid.json"), json!([sample("red", "one"), sample("blue", "two")]).to_string())
+        .unwrap();
+    data.to_string_lossy().into_owned()
+}
+
+#[cfg(all(feature = "images", feature = "cli"))]
+#[test]
+fn a_user_trains_on_pictures() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = picture_data(folder.path());
+    let model = golden().join("vlm_idefics3").to_string_lossy().into_owned();
+    let place = |name: &str| folder.path().join(name).to_string_lossy().into_owned();
+    let train = |out: &str, more: &[&str]| {
+        let args = ["train", "--model", &model, "--data", &data, "--method", "mixlora-cond", "--steps", "10"];
+        let small = ["--set", "num_factors=4", "--set", "r=2", "--lr", "5e-3", "--out", out, "--quiet"];
+        output(mixlora(&[&args[..], &small, more].concat()), 0)
+    };
+    train(&place("whole"), &[]);
+    train(&place("parts"), &["--stop-after", "4"]);
+    output(mixlora(&["train", "--out", &place("parts"), "--resume", "--quiet"]), 0);
+    let weights = |run: &str| {
+        let best = mixlora::adapter::locate(&folder.path().join(run)).unwrap();
+        std::fs::read(best.join("adapter_model.safetensors")).unwrap()
+    };
+    assert!(weights("whole") == weights("parts"), "a run that was stopped has the same bytes");
+
+    let loss = |more: &[&str]| {
+        let args = ["eval", "--model", &model, "--data", &data, "--json"];
+        let (out, notes) = output(mixlora(&[&args[..], more].concat()), 0);
+        assert!(notes.contains("2 have pictures"), "{notes}");
+        serde_json::from_str::<Value>(&out).unwrap()["loss"].as_f64().unwrap()
+    };
+    let adapter = ["--adapter", &place("whole")];
+    assert!(loss(&adapter) < 0.6 * loss(&[]), "{} {}", loss(&adapter), loss(&[]));
+    // The other picture has another answer.
+    let say = |picture: &str| {
+        let picture = Path::new(&data).join(picture).to_string_lossy().into_owned();
+        let args = ["generate", "--model", &model, "--image", &picture, "-n", "3", "What is it?"];
+        output(mixlora(&[&args[..], &adapter].concat()), 0).0
+    };
+    assert_ne!(say("red.png"), say("blue.png"));
+
+    let mut cut = std::fs::read(Path::new(&data).join("blue.png")).unwrap();
+    cut.truncate(cut.len() / 2);
+    std::fs::write(Path::new(&data).join("blue.png"), cut).unwrap();
+    let out = place("bad");
+    let args =
+        ["train", "--model", &model, "--data", &data, "--method", "lora", "--steps", "2", "--out", &out];
+    let (_, err) = output(mixlora(&args), 3);
+    assert!(err.contains("blue.png") && !Path::new(&out).exists(), "{err}");
+}

@@ -96,6 +96,30 @@ struct Pictures {
     features: Tensor,
 }
 
+impl Pictures {
+    /// Those of examples, at which a tower has looked; none where no example has any.
+    fn of(examples: &[&Example], device: &Device) -> Result<Option<Self>> {
+        let mut all = examples.iter().flat_map(|example| &example.pictures).peekable();
+        if all.peek().is_none() {
+            return Ok(None);
+        }
+        let mut vision = None;
+        let mut dims = [0; 3];
+        let mut values = Vec::new();
+        for place in all {
+            let Some(features) = &place.features else {
+                return Err(Error::refused("batch", format!("no tower has looked at {}", place.source)));
+            };
+            let [tiles, rows, width] = features.dims;
+            dims = [dims[0] + tiles, rows, width];
+            values.extend_from_slice(&features.values);
+            vision = Some(features.vision.clone());
+        }
+        let features = Tensor::from_f32(device, &dims, &values)?;
+        Ok(vision.map(|vision| Pictures { vision, features }))
+    }
+}
+
 /// What a batch was made of.
 struct Source {
     examples: Vec<Example>,
@@ -153,6 +177,7 @@ impl Batch {
             has_front: framing.front,
         };
         let weights: Vec<f32> = valid.iter().map(|&v| v as f32).collect();
+        let pictures = Pictures::of(examples, device)?;
         Ok(Batch {
             ids: Tensor::from_u32(device, &[b, s], &ids)?,
             targets: Tensor::from_u32(device, &[b * s], &targets)?,
@@ -164,7 +189,7 @@ impl Batch {
             trained: targets.iter().filter(|t| **t != u32::MAX).count(),
             spans,
             source: Source { examples: examples.iter().copied().cloned().collect(), ids, framing, pad },
-            pictures: None,
+            pictures,
         })
     }
 
@@ -222,7 +247,10 @@ impl Batch {
         let Source { examples, framing, pad, .. } = &self.source;
         let once: Vec<&Example> = examples.iter().collect();
         let batch = Batch::new(&once.repeat(copies), *framing, *pad, self.ids.device())?;
-        let Some(Pictures { vision, features }) = &self.pictures else { return Ok(batch) };
+        let Some(Pictures { vision, features }) = self.pictures.as_ref().filter(|_| batch.pictures.is_none())
+        else {
+            return Ok(batch);
+        };
         let [tiles, n, d] = *features.dims() else { return Ok(batch) };
         let index: Vec<u32> = (0..(copies * tiles) as u32).map(|tile| tile % tiles as u32).collect();
         let index = Tensor::from_u32(features.device(), &[index.len()], &index)?;

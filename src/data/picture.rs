@@ -1,5 +1,6 @@
 //! Pictures of samples: where each is, and where it stands in an example.
 
+use crate::model::vision::VisionModel;
 use std::fmt;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -52,8 +53,29 @@ impl fmt::Display for PictureSource {
     }
 }
 
+/// What the tower of a model makes of a picture.
+#[derive(Clone)]
+pub struct Features {
+    pub vision: Arc<VisionModel>,
+    /// Number of tiles, rows of each, values of a row.
+    pub dims: [usize; 3],
+    pub values: Arc<[f32]>,
+}
+
+impl fmt::Debug for Features {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Features({:?})", self.dims)
+    }
+}
+
+impl PartialEq for Features {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.vision, &other.vision) && self.values == other.values
+    }
+}
+
 /// A picture among the tokens of an example.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct PicturePlace {
     pub source: PictureSource,
     /// Its tokens: one for each row, and those between and around them.
@@ -62,6 +84,8 @@ pub struct PicturePlace {
     pub grid: [usize; 2],
     /// Height and width of a tile in pixels.
     pub tile: [usize; 2],
+    /// What a tower makes of it, once one has looked.
+    pub features: Option<Features>,
 }
 
 impl PicturePlace {

@@ -49,7 +49,13 @@ impl Encoder {
             let span = span.start + before..span.end + before;
             example.trained[span.clone()].fill(false);
             let Shown { source, grid, tile } = shown;
-            example.pictures.push(PicturePlace { source: source.clone(), span, grid: *grid, tile: *tile });
+            example.pictures.push(PicturePlace {
+                source: source.clone(),
+                span,
+                grid: *grid,
+                tile: *tile,
+                features: None,
+            });
         }
         let wanted: usize = example.pictures.iter().map(|picture| picture.tiles() * tokens.rows).sum();
         let found = example.ids.iter().filter(|id| **id == tokens.token).count();

@@ -7,13 +7,14 @@ use crate::nn::Pass;
 use crate::routing::Units;
 use crate::{Error, Result, Tensor, no_grad};
 use std::path::Path;
+use std::sync::Arc;
 
 #[cfg(feature = "images")]
 use crate::picture::{Limits, Picture, PictureFile, Processor};
 
 /// The vision part of a model, with what its processor does to pictures.
 pub struct Sight {
-    pub vision: VisionModel,
+    pub vision: Arc<VisionModel>,
     #[cfg(feature = "images")]
     pub processor: Processor,
 }
@@ -40,7 +41,7 @@ impl Sight {
         Ok(Some(Sight {
             #[cfg(feature = "images")]
             processor: Processor::of_model(&folder)?,
-            vision,
+            vision: Arc::new(vision),
         }))
     }
 

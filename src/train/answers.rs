@@ -41,6 +41,8 @@ pub struct Questions {
     pub list: Vec<Question>,
     /// Samples with an answer that is longer than was asked for.
     pub too_long: usize,
+    /// Samples with pictures, which are not asked.
+    pub seen: usize,
     /// How answers are routed; as the adapter says where it is none.
     pub route: Option<DecodeRoute>,
 }
@@ -71,7 +73,12 @@ impl Questions {
     pub fn new(text: &ModelText, samples: &[Sample], max_tokens: usize) -> Result<Self> {
         let mut list = Vec::new();
         let mut too_long = 0;
+        let mut seen = 0;
         for sample in samples {
+            if !sample.pictures.is_empty() {
+                seen += 1;
+                continue;
+            }
             let at = |e: Error| Error::refused(format!("line {}", sample.line), e.to_string());
             let (ids, shown, reference) = match &sample.body {
                 Body::Text(_) => continue,
@@ -101,7 +108,7 @@ impl Questions {
             let condition = sample.condition.clone();
             list.push(Question { task, condition, shown, reference, ids, reference_tokens });
         }
-        Ok(Questions { text: text.clone(), list, too_long, route: None })
+        Ok(Questions { text: text.clone(), list, too_long, seen, route: None })
     }
 
     /// Keeps so many questions at most. Says how many are not asked, if any are not; `max_tokens` is the longest answer
@@ -111,11 +118,12 @@ impl Questions {
         self.list.truncate(most);
         let reasons = [
             (self.too_long, format!("have answers of more than {max_tokens} tokens")),
+            (self.seen, "have pictures, about which nothing is asked yet".to_string()),
             (beyond, format!("are beyond the first {most}")),
         ];
         let reasons: Vec<String> =
             reasons.iter().filter(|(n, _)| *n > 0).map(|(n, text)| format!("{n} {text}")).collect();
-        let all = self.list.len() + self.too_long + beyond;
+        let all = self.list.len() + self.too_long + self.seen + beyond;
         let asked = self.list.len();
         let text =
             || format!("exact match asks {asked} of {all} samples with an answer: {}", reasons.join(", "));

@@ -1,13 +1,13 @@
 //! What a run reads: the text, the data and the model that its options name.
 
 use super::conditions::{give_conditions, with_conditions};
-use super::{Observer, Parts, Plan, Run, RunConfig, RunFolder, StoredRun, TextOptions};
+use super::{Observer, Parts, Plan, Run, RunConfig, RunFolder, StoredRun, TextOptions, look_at_pictures};
 use crate::adapter::{Expert, with_experts};
 use crate::data::{DataFiles, Dataset, EncodeOptions, Encoder, LossOn, Sample, read_samples_with};
 use crate::io::folder::fingerprint;
 use crate::mixture::Methods;
 use crate::model::{LoadOptions, Model, ModelFiles, ModelPlace};
-use crate::text::{ChatTemplate, ModelText, Tokenizer};
+use crate::text::{ChatTemplate, ModelText, PictureTokens, Sight, Tokenizer};
 use crate::{Device, Error, Result};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -39,7 +39,7 @@ impl Inputs {
         let model = ModelFiles::open(&config.model)?;
         let mut notes: Vec<String> = cut_to_context(&mut config, &model).into_iter().collect();
         let text = config.text.open(Some(&config.model))?;
-        let encoder = config.text.encoder(&text)?;
+        let encoder = config.text.encoder(&text)?.with_pictures(PictureTokens::of_model(&config.model)?)?;
         let files = DataFiles::find(&config.data)?;
         let Some(train) = &files.train else {
             return Err(Error::file(&config.data, "has no train.jsonl"));
@@ -103,6 +103,12 @@ impl Inputs {
             for set in std::iter::once(&mut train).chain(&mut valid) {
                 give_conditions(set, &model, &self.text.tokenizer)?;
             }
+        }
+        let has_pictures = |set: &Dataset| set.examples.iter().any(|example| !example.pictures.is_empty());
+        if [Some(&train), valid.as_ref()].into_iter().flatten().any(has_pictures) {
+            let sight = Sight::open(&self.config.model, &model, options)?
+                .ok_or_else(|| Error::refused("model", "has no vision part, and the data have pictures"))?;
+            look_at_pictures(std::iter::once(&mut train).chain(&mut valid), &sight)?;
         }
         let mut notes = self.notes;
         notes.extend(model.notes().iter().cloned());

@@ -18,6 +18,8 @@ mod metrics;
 mod observe;
 mod optim;
 mod parts;
+#[cfg(feature = "tokenizer")]
+mod pictures;
 mod plan;
 mod policy;
 mod preference;
@@ -44,6 +46,8 @@ pub use metrics::{MetricsLog, loss_curve, read_losses};
 pub use observe::{End, EvalReport, NO_TASK, Observer, Progress, Stop};
 pub use optim::Optimizer;
 pub use parts::Parts;
+#[cfg(feature = "tokenizer")]
+pub use pictures::look_at_pictures;
 pub use plan::Plan;
 pub use policy::leave_one_out;
 pub use run::Run;

@@ -1,10 +1,14 @@
 //! `mixlora eval`
 
+use crate::data_text::DataPictureArgs;
 use crate::model_args::{ModelArgs, Opened};
 use crate::progress::Progress;
 use crate::{Failure, out};
-use mixlora::data::{Batch, DataFiles, Dataset, read_samples};
-use mixlora::train::{NO_TASK, Questions, TaskScore, TextOptions, give_conditions, mean_exact_match};
+use mixlora::data::{Batch, DataFiles, Dataset};
+use mixlora::text::PictureTokens;
+use mixlora::train::{
+    NO_TASK, Questions, TaskScore, TextOptions, give_conditions, look_at_pictures, mean_exact_match,
+};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -38,6 +42,8 @@ pub struct Args {
     /// Longest sample, in tokens.
     #[arg(long, default_value_t = TextOptions::default().max_length)]
     max_length: usize,
+    #[command(flatten)]
+    pictures: DataPictureArgs,
     /// Show this many wrong answers of each task.
     #[arg(long, default_value_t = 0)]
     show: usize,
@@ -72,20 +78,26 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         let what = format!("has no {}.jsonl", args.split.as_deref().unwrap_or("test"));
         return Err(mixlora::Error::File { path: args.data.clone(), what }.into());
     };
-    let mut samples = read_samples(&path)?;
+    let options = args.pictures.of(TextOptions::default());
+    let mut samples = options.read(&path)?;
     samples.truncate(args.limit.unwrap_or(usize::MAX));
     let opened = args.model.open()?;
     // Samples longer than the model's context are cut at their start.
     let room = opened.model.config().max_positions() - opened.bank.framing().rows_in_front();
     let max_length = args.max_length.min(room);
-    let options = TextOptions { max_length, ..TextOptions::default() };
-    let mut data = options.encoder(&opened.text)?.dataset(&path, &samples)?;
+    let options = TextOptions { max_length, ..options };
+    let encoder =
+        options.encoder(&opened.text)?.with_pictures(PictureTokens::of_model(&args.model.model)?)?;
+    let mut data = encoder.dataset(&path, &samples)?;
     let notes = files.note().into_iter().chain(data.counts.note("samples", max_length));
     notes.for_each(|text| out::note(&format!("note: {text}")));
     data.check_rows(&path, opened.model.config().vocab_size)?;
 
     if opened.bank.chooses_by_condition() {
         give_conditions(&mut data, &opened.model, &opened.text.tokenizer)?;
+    }
+    if data.examples.iter().any(|example| !example.pictures.is_empty()) {
+        look_at_pictures([&mut data], &*opened.sight(&args.model.model)?)?;
     }
     let losses = measure_losses(&opened, &data, args.micro_batch.max(1))?;
     let mut questions = None;

@@ -99,6 +99,12 @@ pub struct TrainArgs {
     /// Longest example, in tokens.
     #[arg(long, alias = "max-seq-length")]
     max_length: Option<usize>,
+    /// Folder that relative paths of pictures are of; by default that of the data file.
+    #[arg(long, value_name = "DIR")]
+    image_folder: Option<PathBuf>,
+    /// What becomes of samples with a picture that cannot be read: error, or skip to leave them out and count them.
+    #[arg(long, value_name = "WHAT", value_parser = ["error", "skip"])]
+    on_bad_image: Option<String>,
     /// A built-in template (chatml) or a Jinja file, instead of the model's.
     #[arg(long)]
     template: Option<String>,
@@ -162,6 +168,8 @@ impl TrainArgs {
             ("train.save_every", json!(self.save_every)),
             ("train.recompute", flag(self.recompute)),
             ("text.max_length", json!(self.max_length)),
+            ("text.image_folder", json!(self.image_folder)),
+            ("text.on_bad_image", json!(self.on_bad_image)),
             ("text.template", json!(self.template)),
             ("text.loss_on_all", flag(self.loss_on_all)),
             ("text.allow_untrained_eos", flag(self.allow_untrained_eos)),
