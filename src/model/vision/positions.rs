@@ -65,14 +65,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn weights_sum_to_one_and_keep_lines() {
+    fn weights_are_those_of_pytorch() {
         for (from, to) in [(3, 5), (5, 3), (4, 4), (1, 7), (24, 16)] {
             for row in weights(from, to) {
                 assert!((row.iter().sum::<f64>() - 1.0).abs() < 1e-12, "{from} to {to}");
             }
         }
-        // Inside of the grid a line stays a line.
-        let line: f64 = weights(9, 18)[8].iter().enumerate().map(|(i, w)| i as f64 * w).sum();
-        assert!((line - 3.75).abs() < 1e-12, "{line}");
+        // From PyTorch's interpolate of 0, 1, .., 8 to twice as many.
+        for (at, want) in [(0, -0.105_468_75), (8, 3.703125)] {
+            let value: f64 = weights(9, 18)[at].iter().enumerate().map(|(i, w)| i as f64 * w).sum();
+            assert!((value - want).abs() < 1e-12, "{at}: {value}");
+        }
     }
 }
