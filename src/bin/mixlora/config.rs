@@ -128,6 +128,11 @@ const ABOUT: &[(&str, &str)] = &[
     ("text.loss_on_all", "train every token, not only the assistant's"),
     ("text.allow_untrained_eos", "accept assistant turns without an end token"),
     ("text.max_untrained", "share of examples that may be left out for having no trained token"),
+    (
+        "text.image_folder",
+        "folder that relative paths of pictures are of; that of the data file where it is not set",
+    ),
+    ("text.on_bad_image", "what becomes of samples with a picture that cannot be read: error, or skip"),
     ("device.name", "auto (the best GPU, else the CPU), cpu, gpu, or part of an adapter's name"),
     ("device.threads", "threads of the CPU device; by default one per core"),
     ("device.memory_budget", "bytes that the device may hold, such as \"6GiB\""),
