@@ -191,7 +191,7 @@ fn cases() -> Vec<Case> {
         (5, 6, 7, 4, 2, 3),
         (40, 33, 66, 3, 1, 2),
         (66_000, 1, 2, 2, 1, 1),
-        (40, 9, 11, 1, 1, 40),
+        (40, 66, 130, 1, 1, 32),
     ] {
         let idx: Vec<u32> = (0..rows * k).map(|i| ((i * 7 + i / 3) % experts) as u32).collect();
         let inputs = vec![
@@ -209,7 +209,7 @@ fn cases() -> Vec<Case> {
                 Ok(vec![expand_by(x[3].clone(), &u, &x[2], &s, 0.7)?])
             })
             .sums(rows + d + n)
-            .cost(2 * rows * k * block * (d + n), 4 * rows * (d + 2 * n)),
+            .cost(2 * rows * k * block * (d + n), 4 * rows * (d + 2 * n + 2 * k * block)),
         );
     }
     all
