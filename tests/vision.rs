@@ -121,6 +121,25 @@ fn defaults_are_those_of_the_class() {
 }
 
 #[test]
+fn decoders_have_the_defaults_of_their_class() {
+    // transformers 4.57: LlamaConfig's, also in Idefics3 and SmolVLM; its epsilon is another where nothing is said.
+    let folder = tempfile::tempdir().unwrap();
+    let of = |value: Value| {
+        std::fs::write(folder.path().join("config.json"), value.to_string()).unwrap();
+        mixlora::model::model_config(folder.path()).unwrap()
+    };
+    let given = json!({ "model_type": "llama", "hidden_size": 64, "num_attention_heads": 4 });
+    for (kind, eps) in [("llava", 1e-6), ("idefics3", 1e-5), ("smolvlm", 1e-5)] {
+        let whole = of(json!({ "model_type": kind }));
+        let sizes = [whole.hidden_size, whole.intermediate_size, whole.num_key_value_heads, whole.vocab_size];
+        assert_eq!((sizes, whole.norm.eps), ([4096, 11_008, 32, 32_000], eps), "{kind}");
+        let part = of(json!({ "model_type": kind, "text_config": given }));
+        let sizes = [part.hidden_size, part.intermediate_size, part.num_key_value_heads, part.vocab_size];
+        assert_eq!((sizes, part.norm.eps), ([64, 11_008, 4, 32_000], 1e-6), "{kind}");
+    }
+}
+
+#[test]
 fn configurations_that_cannot_be_name_the_field() {
     let refused = |value: Value, field: &str| {
         let e = VisionConfig::from_json(&value, 64).unwrap_err().to_string();

@@ -9,37 +9,24 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use std::path::Path;
 
-/// Models that see, with the values of their decoder's class: their files leave out what equals them.
-fn decoder_defaults(model_type: &str) -> Option<Value> {
-    let llama = json!({
-        "model_type": "llama", "hidden_size": 4096, "intermediate_size": 11_008, "num_hidden_layers": 32,
-        "num_attention_heads": 32, "vocab_size": 32_000, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6,
-    });
-    let llama3 = json!({ "intermediate_size": 14_336, "num_key_value_heads": 8, "vocab_size": 128_256 });
-    match model_type {
-        "llava" => Some(llama),
-        "idefics3" | "smolvlm" => {
-            let mut all = llama;
-            all.as_object_mut()?.extend(llama3.as_object()?.clone());
-            Some(all)
-        }
-        _ => None,
-    }
-}
-
 /// The configuration of the decoder of a model that sees; none where the model is a decoder alone.
 fn decoder_of(all: &Value) -> Option<Value> {
-    let mut decoder = decoder_defaults(all["model_type"].as_str()?)?;
+    let given = &all["text_config"];
+    let eps = match (all["model_type"].as_str()?, given) {
+        ("idefics3" | "smolvlm", Value::Null) => 1e-5,
+        ("llava" | "idefics3" | "smolvlm", _) => 1e-6,
+        _ => return None,
+    };
+    let mut decoder = match given["model_type"].as_str() {
+        // What files leave out equals the values of this class.
+        None | Some("llama") => json!({
+            "model_type": "llama", "hidden_size": 4096, "intermediate_size": 11_008, "num_hidden_layers": 32,
+            "num_attention_heads": 32, "vocab_size": 32_000, "max_position_embeddings": 2048, "rms_norm_eps": eps,
+        }),
+        Some(_) => json!({}),
+    };
     let fields = decoder.as_object_mut()?;
-    // Another family's decoder has none of Llama's values.
-    if all["text_config"]["model_type"].as_str().is_some_and(|kind| kind != "llama") {
-        fields.clear();
-    }
-    // Heads are not shared unless the file says so.
-    if let Some(heads) = all["text_config"]["num_attention_heads"].as_u64() {
-        fields.insert("num_key_value_heads".into(), heads.into());
-    }
-    fields.extend(all["text_config"].as_object().into_iter().flatten().map(|(k, v)| (k.clone(), v.clone())));
+    fields.extend(given.as_object().into_iter().flatten().map(|(key, value)| (key.clone(), value.clone())));
     if let Some(tied) = all.get("tie_word_embeddings") {
         fields.insert("tie_word_embeddings".into(), tied.clone());
     }

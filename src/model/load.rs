@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Rows of each matrix whose values are looked at when a model is loaded.
-const SAMPLED_ROWS: usize = 16;
+pub(super) const SAMPLED_ROWS: usize = 16;
 /// Names that a note lists at most.
 const LISTED: usize = 5;
 

@@ -62,21 +62,21 @@ impl Chat {
     /// The model has no template, the template refuses the conversation, or the context is full
     /// ([`Error::Context`]). The conversation is then unchanged.
     pub fn ask(&mut self, user: &str) -> Result<Turn> {
-        self.ask_about(Vec::new(), user)
+        self.ask_about(&mut Vec::new(), user)
     }
 
-    /// The same with pictures before the text.
+    /// The same with pictures before the text, which are taken over where it succeeds.
     ///
     /// # Errors
     /// As [`ask`](Chat::ask); or the chat has no vision part.
-    pub fn ask_about(&mut self, pictures: Vec<Seen>, user: &str) -> Result<Turn> {
+    pub fn ask_about(&mut self, pictures: &mut Vec<Seen>, user: &str) -> Result<Turn> {
         let before = self.pictures.len();
         self.messages.push(Message::with_pictures(Role::User, pictures.len(), user));
-        self.pictures.extend(pictures);
+        self.pictures.append(pictures);
         let turn = self.read();
         if turn.is_err() {
             self.messages.pop();
-            self.pictures.truncate(before);
+            pictures.extend(self.pictures.drain(before..));
         }
         turn
     }

@@ -5,6 +5,7 @@ use crate::model::vision::VisionModel;
 use crate::model::{LoadOptions, Model, ModelPlace};
 use crate::nn::Pass;
 use crate::routing::Units;
+use crate::tape::inside;
 use crate::{Error, Result, Tensor, no_grad};
 use std::path::Path;
 use std::sync::Arc;
@@ -132,7 +133,7 @@ impl Sight {
             count += tiles;
         }
         let pixels = Tensor::from_f32(device, &[count, 3, height, width], &values)?;
-        no_grad(|| self.vision.rows(&pixels, &pass)).map(Some)
+        inside(device, || no_grad(|| self.vision.rows(&pixels, &pass))).map(Some)
     }
 
     /// What enters the decoder's first layer for tokens whose last picture is the last of `pictures`; none where no token is

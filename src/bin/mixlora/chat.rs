@@ -145,7 +145,7 @@ impl Dialogue<'_> {
     /// One turn: a message of the user and the answer.
     fn turn(&mut self, user: &str, stop: &AtomicBool) -> Result<(), Failure> {
         stop.store(false, Relaxed);
-        match self.chat.ask_about(std::mem::take(&mut self.pictures), user) {
+        match self.chat.ask_about(&mut self.pictures, user) {
             Ok(turn) if turn.again && !self.told => {
                 let why =
                     "the template writes past turns in another way, or an answer was cut at a stop text";

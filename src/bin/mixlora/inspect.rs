@@ -128,7 +128,6 @@ fn vision(read: Result<Option<VisionConfig>, Error>) -> Vec<(String, Value)> {
                 ("vision tower".into(), text.into()),
                 ("projector".into(), format!("{:?}", vision.projector).into()),
                 ("rows of a picture or tile".into(), vision.rows().into()),
-                ("image token".into(), vision.image_token.into()),
             ]
         }
         Err(error) => vec![("vision part not usable here".into(), error.to_string().into())],
@@ -179,7 +178,6 @@ fn of_gguf(file: &GgufFile) -> Report {
         // A vision part beside a decoder's file.
         if file.str("general.architecture") == Ok("clip") {
             about.extend(vision(VisionConfig::of_gguf(file, 0).map(Some)));
-            about.retain(|(key, _)| key != "image token");
         } else {
             about.extend(configuration(ModelConfig::of_gguf(file)));
             about.push(("tokenizer".into(), text("tokenizer.ggml.model")));

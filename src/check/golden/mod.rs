@@ -12,6 +12,7 @@ mod remix;
 mod token;
 #[cfg(feature = "tokenizer")]
 mod tokens;
+mod trained;
 mod uni_moe;
 mod vision;
 mod xlora;

@@ -1,16 +1,16 @@
 //! Files of whole-model kinds: logits with hidden-state probes, greedy text, training trajectories.
 
+use super::trained::{LINEARS, Mixture, SITES, stored_choices};
 use super::{Measured, Replay};
 use crate::adapter::{ALL_LINEAR, Adapter, Conversation};
 use crate::data::{Batch, Example};
 use crate::io::{Checkpoint, read_text};
-use crate::mixture::methods::mixlora_cond::MixloraCond;
-use crate::mixture::{Cfs, CfsForm, Factors, Instance, Lora, Method, Pool};
+use crate::mixture::{Instance, Method, Pool};
 use crate::model::{Model, Step};
 use crate::nn::{Choices, Pass};
 use crate::routing::Units;
 use crate::train::{Decay, Schedule, Session, TrainConfig};
-use crate::{Device, Error, Result, Stream, Tensor, no_grad};
+use crate::{Error, Result, Stream, Tensor, no_grad};
 use serde::Deserialize;
 use std::path::Path;
 use std::sync::Arc;
@@ -165,19 +165,10 @@ pub(super) fn replay_greedy(path: &Path, model: &Arc<Model>) -> Result<Replay> {
 
 #[derive(Debug, Deserialize)]
 struct Training {
-    #[serde(rename = "E")]
-    e: usize,
-    r: usize,
-    alpha: f32,
+    #[serde(flatten)]
+    mixture: Mixture,
     router: String,
-    cfs: String,
-    #[serde(default = "one")]
-    cfs_weight: f32,
     gate: String,
-    b_bound: f32,
-    #[serde(default = "one")]
-    router_gain: f32,
-    init_seed: u64,
     lr: f64,
     schedule: String,
     #[serde(default)]
@@ -186,46 +177,14 @@ struct Training {
     clip: Option<f32>,
 }
 
-fn one() -> f32 {
-    1.0
-}
-
 impl Training {
     fn method(&self, file: &Checkpoint) -> Result<Method> {
-        let form = match self.cfs.as_str() {
-            "none" => None,
-            "param_linear" => Some(CfsForm::Linear),
-            "param_sum_product" => Some(CfsForm::SumProduct),
-            other => {
-                return Err(Error::file(file.path(), format!("cfs '{other}' is not supported in this kind")));
-            }
-        };
         if self.gate != "unscaled" || !["input", "instr"].contains(&self.router.as_str()) {
             let what =
                 format!("gate '{}' with router '{}' is not supported in this kind", self.gate, self.router);
             return Err(Error::file(file.path(), what));
         }
-        Method::new(MixloraCond {
-            lora: Lora { r: self.r, lora_alpha: Some(self.alpha), lora_dropout: 0.0 },
-            factors: Factors { num_factors: self.e },
-            cfs: Cfs { cfs_form: form, cfs_weight: self.cfs_weight },
-            instance: Instance::default(),
-            ..MixloraCond::default()
-        })
-    }
-
-    /// Initial values of a part such as `model.layers.3.self_attn.q_proj.factors_a`.
-    fn initial(&self, part: &str, n: usize, inputs: usize) -> Option<Vec<f32>> {
-        let fields: Vec<&str> = part.split('.').collect();
-        let [_, _, layer, _, projection, what] = fields[..] else { return None };
-        let linear = projection.strip_suffix("_proj")?;
-        let inputs = inputs as f64;
-        let bound = match what {
-            "factors_b" => self.b_bound,
-            "factors_a" => (1.0 / inputs.sqrt()) as f32,
-            _ => (self.router_gain as f64 / inputs.sqrt()) as f32,
-        };
-        Some(hash_uniform(&format!("{layer}.{linear}.{what}"), self.init_seed, n, bound))
+        self.mixture.method(file, Instance::default())
     }
 
     fn batches(&self, file: &Checkpoint, model: &Model) -> Result<Vec<Batch>> {
@@ -260,26 +219,6 @@ impl Training {
             })
             .collect()
     }
-}
-
-/// Sites of a layer and the linears of the file that they hold.
-const SITES: [(&str, &[usize]); 4] = [("qkv", &[0, 1, 2]), ("o", &[3]), ("gate_up", &[4, 5]), ("down", &[6])];
-
-/// The stored choices of one step: `selected [linears, 2, batch, r]`.
-fn stored_choices(selected: &[u32], layers: usize, b: usize, r: usize, device: &Device) -> Result<Choices> {
-    let mut all = Vec::new();
-    for layer in 0..layers {
-        for (name, linears) in SITES {
-            let of = |l: &usize| {
-                let at = (layer * 7 + l) * 2 * b * r;
-                selected[at..at + 2 * b * r].iter().copied()
-            };
-            let idx: Vec<u32> = linears.iter().flat_map(of).collect();
-            let idx = Tensor::from_u32(device, &[linears.len(), 2, b, r], &idx)?;
-            all.push((format!("layers.{layer}.{name}"), idx));
-        }
-    }
-    Ok(Choices::force(all))
 }
 
 /// Replays a fine-tuning run: with the stored choices forced, then with routers choosing for themselves.
@@ -322,15 +261,16 @@ fn run_training(file: &Checkpoint, c: &Training, model: Arc<Model>, forced: bool
     let layers = model.config().num_hidden_layers;
     let targets = [ALL_LINEAR.to_string()];
     let most = model.config().hidden_size;
-    if c.e > most {
-        let what = format!("config has E {}, at most hidden_size ({most}) is replayed", c.e);
+    if c.mixture.factors > most {
+        let what = format!("config has E {}, at most hidden_size ({most}) is replayed", c.mixture.factors);
         return Err(Error::file(file.path(), what));
     }
     let batches = c.batches(file, &model)?;
     let b = batches[0].ids.dims()[0];
-    let selected = file.indices("selected_all", &[c.steps, layers * 7, 2, b, c.r], c.e)?;
-    let margins = file.f32("margin_all", &[c.steps, layers * 7, 2, b])?;
-    let per_step = layers * 7 * 2 * b * c.r;
+    let r = c.mixture.r;
+    let selected = file.indices("selected_all", &[c.steps, layers * LINEARS, 2, b, r], c.mixture.factors)?;
+    let margins = file.f32("margin_all", &[c.steps, layers * LINEARS, 2, b])?;
+    let per_step = layers * LINEARS * 2 * b * r;
     let adapter = Adapter::attach(&model, &c.method(file)?, &targets, Stream::new(0))?;
     for p in adapter.params() {
         let width = p.value().shape().last();
@@ -338,7 +278,10 @@ fn run_training(file: &Checkpoint, c: &Training, model: Arc<Model>, forced: bool
             p.parts().iter().map(|(n, rows)| (n.as_str(), rows * width)).collect();
         p.load(&device, |part| {
             // Pools of B have as many columns as outputs; the bound of the others follows their inputs.
-            c.initial(part, *sizes.get(part)?, width)
+            // Names in the files are short: q for q_proj.
+            c.mixture.initial(part, *sizes.get(part)?, width, |linear| {
+                linear.strip_suffix("_proj").unwrap_or(linear)
+            })
         })?;
     }
     let decay = match c.schedule.as_str() {
@@ -355,14 +298,14 @@ fn run_training(file: &Checkpoint, c: &Training, model: Arc<Model>, forced: bool
     let mut clear = true;
     for step in 0..c.steps {
         let stored = &selected[step * per_step..(step + 1) * per_step];
-        let forced_choices = stored_choices(stored, layers, b, c.r, &device)?;
+        let forced_choices = stored_choices(stored, layers, [b, r], &device)?;
         let choices = if forced { forced_choices.clone() } else { Choices::record() };
         let report =
             session.step_with(&batches[step % batches.len()..][..1], std::slice::from_ref(&choices))?;
         run.losses.push(report.loss);
         run.norms.push(report.grad_norm);
         if !forced {
-            clear &= margins[step * per_step / c.r..(step + 1) * per_step / c.r].iter().all(|m| *m >= MARGIN);
+            clear &= margins[step * per_step / r..(step + 1) * per_step / r].iter().all(|m| *m >= MARGIN);
             let mut here = 0;
             for layer in 0..layers {
                 for (name, _) in SITES {

@@ -5,7 +5,8 @@ use super::files::Stored;
 use super::projector::Full;
 use super::{Feature, Projector, Tower, TowerConfig, VisionConfig, VisionFiles, VisionModel};
 use crate::io::{Checkpoint, read_json};
-use crate::model::load::{Parts, Source};
+use crate::model::block::Run;
+use crate::model::load::{Parts, SAMPLED_ROWS, Source};
 use crate::model::{Expected, LoadOptions, Model};
 use crate::nn::Param;
 use crate::{Device, Error, Result, Tensor};
@@ -54,6 +55,10 @@ pub(crate) fn assemble(
     let vector = |name: &str| source.vector(&format!("{EMBEDDINGS}.{name}"));
     let bias = || vector("patch_embedding.bias");
     let class = || vector("class_embedding")?.reshape(&[1, d]);
+    // Without rotations no position is looked at.
+    let positions = Tensor::from_u32(device, &[1, 1], &[0])?;
+    let shared = Arc::new(config.layers.clone());
+    let run = Arc::new(Run { config: shared, ropes: Vec::new(), positions, valid: None });
     let layers = (0..feature.layer).map(|layer| parts.layer(layer).map(Arc::new)).collect::<Result<_>>()?;
     Ok(Tower {
         patch: vector("patch_embedding.weight")?.reshape(&[d, config.patch_values()])?,
@@ -62,6 +67,7 @@ pub(crate) fn assemble(
         positions: vector("position_embedding.weight")?.reshape(&[rows, d])?,
         first_norm: if config.class_token { Some(parts.norm(FIRST_NORM)?) } else { None },
         layers,
+        run,
         last_norm: if feature.norm { Some(parts.norm(LAST_NORM)?) } else { None },
         sites,
         feature,
@@ -142,13 +148,13 @@ impl VisionModel {
     }
 }
 
-/// Refuses values that are no numbers.
+/// Refuses values that are no numbers; of matrices some rows are looked at, as of a decoder's.
 fn finite(files: &VisionFiles, expected: &[Expected], options: LoadOptions) -> Result<()> {
     if options.allow_nonfinite {
         return Ok(());
     }
     for e in expected {
-        let seen = files.raw(&e.name)?.scan(None)?;
+        let seen = files.raw(&e.name)?.scan(Some(SAMPLED_ROWS))?;
         if let (Some(_), Some(remark)) = (seen.nonfinite, seen.remark()) {
             let name = files.stored_name(&e.name);
             return Err(Error::file(files.path(), format!("tensor '{name}': {remark}")));

@@ -24,6 +24,8 @@ pub struct Tower {
     pub(super) positions: Tensor,
     pub(super) first_norm: Option<NormLayer>,
     pub(super) layers: Vec<Arc<Layer>>,
+    /// What all layers of all passes share.
+    pub(super) run: Arc<Run>,
     pub(super) last_norm: Option<NormLayer>,
     pub(super) sites: Vec<Site>,
 }
@@ -58,14 +60,11 @@ impl Tower {
         mut hidden: Option<&mut Vec<Tensor>>,
     ) -> Result<Tensor> {
         let mut x = self.embed(pixels)?;
-        let config = Arc::new(self.config.layers.clone());
-        let positions = Tensor::from_u32(&self.device, &[1, 1], &[0])?;
-        let run = Arc::new(Run { config, ropes: Vec::new(), positions, valid: None });
         for (index, layer) in self.layers.iter().take(self.feature.layer).enumerate() {
             if let Some(hidden) = &mut hidden {
                 hidden.push(x.detach());
             }
-            let block = Block { index, layer: layer.clone(), run: run.clone(), experts: None };
+            let block = Block { index, layer: layer.clone(), run: self.run.clone(), experts: None };
             x = block.forward(&x, None, pass)?;
         }
         if let Some(hidden) = hidden {

@@ -1,75 +1,34 @@
 //! Steps of Conditional MixLoRA on a model's decoder together with its whole projector.
 
 use super::super::config as read_config;
-use super::super::model::hash_uniform;
+use super::super::trained::{LINEARS, Mixture, SITES, stored_choices};
 use super::model::Samples;
 use super::{Compare, Measured};
 use crate::adapter::{ALL_LINEAR, Adapter};
 use crate::data::{Batch, Example};
 use crate::io::Checkpoint;
-use crate::mixture::methods::mixlora_cond::MixloraCond;
-use crate::mixture::{Cfs, CfsForm, Factors, Instance, Lora, Method, Pool};
+use crate::mixture::{Instance, Pool};
 use crate::model::vision::VisionModel;
 use crate::model::{Model, Step};
 use crate::nn::{Choices, Pass};
 use crate::train::{Decay, Schedule, Session, TrainConfig};
-use crate::{Device, Error, Result, Stream, Tensor, no_grad};
+use crate::{Error, Result, Stream, Tensor, no_grad};
 use serde::Deserialize;
 use std::sync::Arc;
 
 /// Bound on losses and gradient norms, relative, and on final values relative to the largest of their tensor.
 const BOUND: f64 = 1e-4;
-/// Sites of a layer, and how many of its linears they hold.
-const SITES: [(&str, usize); 4] = [("qkv", 3), ("o", 1), ("gate_up", 2), ("down", 1)];
-/// Linears of a layer.
-const LINEARS: usize = 7;
 /// Linears before the first attention.
 const ALIKE: usize = 3;
 
 #[derive(Deserialize)]
 struct Settings {
-    #[serde(rename = "E")]
-    factors: usize,
-    r: usize,
-    alpha: f32,
-    cfs: String,
-    b_bound: f32,
-    router_gain: f32,
-    init_seed: u64,
+    #[serde(flatten)]
+    mixture: Mixture,
     lr: f64,
     projector_lr: f64,
     steps: usize,
     batches: Vec<Vec<usize>>,
-}
-
-impl Settings {
-    fn method(&self, file: &Checkpoint) -> Result<Method> {
-        let cfs_form = match self.cfs.as_str() {
-            "none" => None,
-            "param_linear" => Some(CfsForm::Linear),
-            "param_sum_product" => Some(CfsForm::SumProduct),
-            other => return Err(Error::file(file.path(), format!("cfs '{other}' is not known"))),
-        };
-        Method::new(MixloraCond {
-            lora: Lora { r: self.r, lora_alpha: Some(self.alpha), lora_dropout: 0.0 },
-            factors: Factors { num_factors: self.factors },
-            cfs: Cfs { cfs_form, ..Cfs::default() },
-            instance: Instance { pool: Pool::All, ..Instance::default() },
-            ..MixloraCond::default()
-        })
-    }
-
-    /// The first values of a part such as `model.layers.3.self_attn.q_proj.factors_a`.
-    fn initial(&self, part: &str, n: usize, inputs: usize) -> Option<Vec<f32>> {
-        let [_, _, layer, _, linear, what] = part.split('.').collect::<Vec<_>>()[..] else { return None };
-        let root = (inputs as f64).sqrt();
-        let bound = match what {
-            "factors_b" => self.b_bound,
-            "factors_a" => (1.0 / root) as f32,
-            _ => (f64::from(self.router_gain) / root) as f32,
-        };
-        Some(hash_uniform(&format!("{layer}.{linear}.{what}"), self.init_seed, n, bound))
-    }
 }
 
 /// Replays a file of training with the samples of a model's batch; `vision` has a projector at its start.
@@ -83,7 +42,8 @@ pub(super) fn replay(
 ) -> Result<bool> {
     let settings: Settings = read_config(file)?;
     let most = model.config().hidden_size;
-    if settings.factors > most || settings.batches.iter().flatten().any(|&row| row >= samples.dims[0]) {
+    if settings.mixture.factors > most || settings.batches.iter().flatten().any(|&row| row >= samples.dims[0])
+    {
         return Err(Error::file(file.path(), "config has more factors than inputs, or rows that are none"));
     }
     let batch = |rows: &Vec<usize>| -> Result<Batch> {
@@ -103,11 +63,18 @@ pub(super) fn replay(
         Ok(batch.with_pictures(vision, own))
     };
     let batches = settings.batches.iter().map(batch).collect::<Result<Vec<_>>>()?;
-    let adapter = Adapter::attach(model, &settings.method(file)?, &[ALL_LINEAR.to_string()], Stream::new(0))?;
+    let adapter = Adapter::attach(
+        model,
+        &settings.mixture.method(file, Instance { pool: Pool::All, ..Instance::default() })?,
+        &[ALL_LINEAR.to_string()],
+        Stream::new(0),
+    )?;
     for param in adapter.params() {
         let width = param.value().shape().last();
         let rows = |part: &str| param.parts().iter().find(|(name, _)| name == part).map(|(_, rows)| *rows);
-        param.load(model.device(), |part| settings.initial(part, rows(part)? * width, width))?;
+        param.load(model.device(), |part| {
+            settings.mixture.initial(part, rows(part)? * width, width, |linear| linear)
+        })?;
     }
     let config = TrainConfig {
         schedule: Schedule { learning_rate: settings.lr, warmup_steps: 0, decay: Decay::Constant },
@@ -125,15 +92,15 @@ pub(super) fn replay(
         let at = step % batches.len();
         let batch = &batches[at];
         let rows = settings.batches[at].len();
-        let dims = [layers * LINEARS, 2, rows, settings.r];
-        let stored = file.indices(&format!("chosen.{step}"), &dims, settings.factors)?;
+        let dims = [layers * LINEARS, 2, rows, settings.mixture.r];
+        let stored = file.indices(&format!("chosen.{step}"), &dims, settings.mixture.factors)?;
         let free = chosen(&session, batch)?;
         // In the reference a padded position sees itself beside the real ones, here the real ones alone: behind the first
         // attention, means over all positions differ.
         let compared =
             if batch.tokens == batch.targets.len() { free.len() } else { free.len() / dims[0] * ALIKE };
         same &= free[..compared] == stored[..compared];
-        let forced = forced(&stored, layers, [rows, settings.r], model.device())?;
+        let forced = stored_choices(&stored, layers, [rows, settings.mixture.r], model.device())?;
         let report = session.step_with(std::slice::from_ref(batch), &[forced])?;
         losses.push(report.loss);
         norms.push(report.grad_norm);
@@ -184,22 +151,4 @@ fn chosen(session: &Session, batch: &Batch) -> Result<Vec<u32>> {
         }
     }
     Ok(all)
-}
-
-/// Stored choices `[linears, 2, batch, r]` by site.
-fn forced(stored: &[u32], layers: usize, [rows, r]: [usize; 2], device: &Device) -> Result<Choices> {
-    let each = 2 * rows * r;
-    let mut rest = stored;
-    let mut all = Vec::new();
-    for layer in 0..layers {
-        for (site, linears) in SITES {
-            let (own, others) = rest.split_at(linears * each);
-            rest = others;
-            all.push((
-                format!("layers.{layer}.{site}"),
-                Tensor::from_u32(device, &[linears, 2, rows, r], own)?,
-            ));
-        }
-    }
-    Ok(Choices::force(all))
 }
