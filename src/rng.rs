@@ -9,6 +9,9 @@ pub struct Stream {
     key: [u32; 2],
 }
 
+/// Blocks of bits that are made at once.
+const BLOCKS: usize = 64;
+
 const ROTATIONS: [[u32; 4]; 2] = [[13, 15, 26, 6], [17, 29, 16, 24]];
 
 /// Threefry-2x32-20 block function.
@@ -69,13 +72,27 @@ impl Stream {
     pub(crate) fn uniforms(self, first: u32, out: &mut [f32]) {
         let (head, rest) = out.split_at_mut(out.len().min(first as usize % 2));
         head.iter_mut().for_each(|out| *out = self.uniform(first));
+        let (groups, rest) = rest.as_chunks_mut::<{ 2 * BLOCKS }>();
         let (pairs, tail) = rest.as_chunks_mut::<2>();
-        let block = first.div_ceil(2);
-        for (i, pair) in pairs.iter_mut().enumerate() {
-            *pair = threefry2x32(self.key, [block.wrapping_add(i as u32), 0]).map(fraction);
+        let mut block = first.div_ceil(2);
+        for group in groups {
+            // Words in arrays of their own: in pairs the compiler would take half of the widest registers.
+            let mut first = [0u32; BLOCKS];
+            let mut second = [0u32; BLOCKS];
+            for (i, (first, second)) in first.iter_mut().zip(&mut second).enumerate() {
+                [*first, *second] = threefry2x32(self.key, [block.wrapping_add(i as u32), 0]);
+            }
+            let words = first.into_iter().zip(second);
+            for (pair, (first, second)) in group.as_chunks_mut::<2>().0.iter_mut().zip(words) {
+                *pair = [first, second].map(fraction);
+            }
+            block = block.wrapping_add(BLOCKS as u32);
         }
-        let last = 2 * block.wrapping_add(pairs.len() as u32);
-        tail.iter_mut().for_each(|out| *out = self.uniform(last));
+        for pair in pairs {
+            *pair = threefry2x32(self.key, [block, 0]).map(fraction);
+            block = block.wrapping_add(1);
+        }
+        tail.iter_mut().for_each(|out| *out = self.uniform(block.wrapping_mul(2)));
     }
     /// `n` values, uniform in [-bound, bound).
     pub fn uniform_vec(self, n: usize, bound: f32) -> Vec<f32> {

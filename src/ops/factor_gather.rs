@@ -9,7 +9,7 @@ use crate::engine::{
 };
 use crate::routing::{Dropout, Slots, drop_values, sample};
 use crate::routing::{Selection, Units};
-use crate::simd::{dots, vectorised};
+use crate::simd::{all_dots, dots, vectorised};
 use crate::{DType, Error, Result, Tensor};
 use rayon::prelude::*;
 use std::sync::Arc;
@@ -102,6 +102,8 @@ pub(crate) fn shrink_into(
 
 /// Rows of a task of a dense product.
 const DENSE_ROWS: usize = 256;
+/// Rows that a task groups by what they chose.
+const GROUPED_ROWS: usize = 256;
 /// Values of the input that one task reads.
 const ROWS_OF: usize = 65_536;
 
@@ -131,7 +133,50 @@ vectorised! {
     }
 }
 
+vectorised! {
+    /// The columns of the slots in rows of `u`, of which row `first` is the first, by groups of rows that chose an entry.
+    /// `input` begins with that row.
+    fn products_of_groups(simd: _, op: &FactorGather<'_>, input: &[f32], pool: &[f32], d: usize, first: usize, u: &mut [f32]) {
+        let slots = op.slots;
+        let view = slots.view();
+        let stride = slots.all_columns();
+        let block = slots.block;
+        let choices = slots.dims().3;
+        let rows = first..first + u.len() / stride;
+        for l in 0..slots.count {
+            let column = slots.first_column() + l * slots.per_linear();
+            let sorted = view.by_entry(rows.clone(), l, 0..choices);
+            for (entry, group) in sorted.groups() {
+                let factors: Vec<&[f32]> =
+                    (0..block).map(|i| &pool[(l * slots.pool_rows + entry * block + i) * d..][..d]).collect();
+                let inputs: Vec<&[f32]> = group.iter().map(|c| &input[(c.row - first) * d..][..d]).collect();
+                all_dots(simd, &factors, &inputs, |i, j, sum| {
+                    let c = group[j];
+                    u[(c.row - first) * stride + column + c.of * block + i] = op.scale * sum;
+                });
+            }
+        }
+    }
+}
+
 impl FactorGather<'_> {
+    /// The columns of the slots where groups of rows chose the same entry.
+    fn grouped(&self, [input, pool]: [&[f32]; 2], d: usize, u: &mut [f32]) {
+        let stride = self.slots.all_columns();
+        let rows = self.slots.units.rows().div_ceil(4).min(GROUPED_ROWS);
+        u.par_chunks_mut(rows * stride).enumerate().for_each(|(t, u)| {
+            let first = t * rows;
+            let input = &input[first * d..][..u.len() / stride * d];
+            let Some(dropout) = self.dropout else {
+                return products_of_groups(self, input, pool, d, first, u);
+            };
+            with_scratch(input.len(), |dropped| {
+                drop_values(dropout, first * d, input, dropped);
+                products_of_groups(self, dropped, pool, d, first, u);
+            });
+        });
+    }
+
     /// Rows of the outputs on this thread, of which row `first` is the first; `gated` is empty where there are no gates.
     pub fn rows(
         &self,
@@ -247,6 +292,13 @@ impl Op<2> for FactorGather<'_> {
         // For few rows it costs more to turn the pool than to read it.
         if self.slots.dense && self.slots.units.rows() > FEW {
             return self.dense(inputs, d, u.f32_mut());
+        }
+        if self.slots.grouped(self.slots.units.rows()) {
+            self.grouped(inputs, d, u.f32_mut());
+            if let Some(gates) = gates {
+                self.gate(gates.f32(), 0, u.f32(), gated.f32_mut());
+            }
+            return;
         }
         let rows = (ROWS_OF / d.max(1)).max(1);
         let tasks = u.f32_mut().par_chunks_mut(rows * stride);

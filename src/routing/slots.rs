@@ -227,6 +227,17 @@ pub(crate) struct SlotView<'a> {
 }
 
 impl SlotView<'_> {
+    /// Entries of each pool.
+    pub fn entries(&self) -> usize {
+        let [_, _, _, block, pool_rows] = self.params;
+        pool_rows / block
+    }
+    /// The entries that a row chose for a linear of these slots.
+    pub fn chosen(&self, row: usize, linear: usize) -> &[u32] {
+        let [base, step, k, ..] = self.params;
+        let unit = self.row_unit.map_or(row, |u| u[row] as usize);
+        &self.idx[base + linear * step + unit * k..][..k]
+    }
     /// The pool row of slot `j` of a row.
     pub fn pick(&self, row: usize, j: usize) -> usize {
         let [base, step, k, block, pool_rows] = self.params;
@@ -238,11 +249,10 @@ impl SlotView<'_> {
     }
     /// The pool rows of all slots of a row, in order: [`pick`](Self::pick) without its divisions.
     pub fn picks(&self, row: usize, into: &mut Vec<usize>) {
-        let [base, step, k, block, pool_rows] = self.params;
-        let unit = self.row_unit.map_or(row, |u| u[row] as usize);
+        let [_, _, _, block, pool_rows] = self.params;
         into.clear();
         for l in 0..self.count {
-            for &e in &self.idx[base + l * step + unit * k..][..k] {
+            for &e in self.chosen(row, l) {
                 let first = l * pool_rows + e as usize * block;
                 into.extend(first..first + block);
             }

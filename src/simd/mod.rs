@@ -3,10 +3,12 @@
 //! Binaries run on any processor of their architecture; which loop is called is decided at run time. Outside of
 //! x86-64 the instructions of the target are used.
 
+mod four;
 mod set;
 
 use std::ops::Range;
 
+pub(crate) use self::four::add_rows_to_four;
 pub(crate) use self::set::{LANES, Set, Target, vectorised};
 #[cfg(target_arch = "x86_64")]
 pub(crate) use self::set::{
@@ -119,23 +121,23 @@ pub(crate) fn all_dots<S: Set>(
     mut put: impl FnMut(usize, usize, f32),
 ) {
     let (l4, l1) = left.as_chunks::<4>();
-    // Two rows at a time where their sums fit the registers.
-    let (r2, r1) = if S::MANY { right.as_chunks::<2>() } else { (&[][..], right) };
+    // Four rows at a time where their sums fit the registers.
+    let (r4, r1) = if S::MANY { right.as_chunks::<4>() } else { (&[][..], right) };
     let last = 4 * l4.len();
-    for (j, r) in r2.iter().enumerate() {
+    for (j, r) in r4.iter().enumerate() {
         for (i, l) in l4.iter().enumerate() {
-            let sums = eight_dots(simd, *r, *l);
-            for q in 0..8 {
-                put(4 * i + q % 4, 2 * j + q / 4, sums[q / 4][q % 4]);
+            let sums = sixteen_dots(simd, *r, *l);
+            for q in 0..16 {
+                put(4 * i + q % 4, 4 * j + q / 4, sums[q / 4][q % 4]);
             }
         }
         for (i, l) in l1.iter().enumerate() {
             for (q, r) in r.iter().enumerate() {
-                put(last + i, 2 * j + q, dot(simd, l, r));
+                put(last + i, 4 * j + q, dot(simd, l, r));
             }
         }
     }
-    for (j, r) in (2 * r2.len()..).zip(r1) {
+    for (j, r) in (4 * r4.len()..).zip(r1) {
         for (i, l) in l4.iter().enumerate() {
             let sums = four_dots(simd, r, *l);
             for (q, sum) in sums.into_iter().enumerate() {
@@ -148,45 +150,32 @@ pub(crate) fn all_dots<S: Set>(
     }
 }
 
-/// Inner products of two rows with four others, summed as [`four_dots`] does: each value is loaded once for all of them.
+/// Inner products of four rows with four others, summed as [`four_dots`] does: each value is loaded once for four of them.
 #[inline(always)]
-fn eight_dots<S: Set>(simd: S, x: [&[f32]; 2], rows: [&[f32]; 4]) -> [[f32; 4]; 2] {
-    let [(xs, x_tail), (ys, y_tail)] = x.map(|v| v.as_chunks::<LANES>());
-    let [a, b, c, d] = rows.map(|r| r.as_chunks::<LANES>());
-    // Names, not arrays: an array would be kept in memory.
-    let mut p = simd.zeros();
-    let mut q = simd.zeros();
-    let mut r = simd.zeros();
-    let mut s = simd.zeros();
-    let mut t = simd.zeros();
-    let mut u = simd.zeros();
-    let mut v = simd.zeros();
-    let mut w = simd.zeros();
-    for (((((x, y), a), b), c), d) in xs.iter().zip(ys).zip(a.0).zip(b.0).zip(c.0).zip(d.0) {
-        let x = simd.load(x);
-        let y = simd.load(y);
-        let a = simd.load(a);
-        let b = simd.load(b);
-        let c = simd.load(c);
-        let d = simd.load(d);
-        (p, t) = (simd.mul_add(x, a, p), simd.mul_add(y, a, t));
-        (q, u) = (simd.mul_add(x, b, q), simd.mul_add(y, b, u));
-        (r, v) = (simd.mul_add(x, c, r), simd.mul_add(y, c, v));
-        (s, w) = (simd.mul_add(x, d, s), simd.mul_add(y, d, w));
+fn sixteen_dots<S: Set>(simd: S, x: [&[f32]; 4], rows: [&[f32]; 4]) -> [[f32; 4]; 4] {
+    let n = x[0].len() / LANES;
+    let xs = x.map(|x| &x.as_chunks::<LANES>().0[..n]);
+    let ys = rows.map(|row| &row.as_chunks::<LANES>().0[..n]);
+    let mut sums = [[simd.zeros(); 4]; 4];
+    for c in 0..n {
+        let mut y = [simd.zeros(); 4];
+        for j in 0..4 {
+            y[j] = simd.load(&ys[j][c]);
+        }
+        for i in 0..4 {
+            let x = simd.load(&xs[i][c]);
+            for j in 0..4 {
+                sums[i][j] = simd.mul_add(x, y[j], sums[i][j]);
+            }
+        }
     }
-    let of_x = [
-        total(simd, p, x_tail, a.1),
-        total(simd, q, x_tail, b.1),
-        total(simd, r, x_tail, c.1),
-        total(simd, s, x_tail, d.1),
-    ];
-    let of_y = [
-        total(simd, t, y_tail, a.1),
-        total(simd, u, y_tail, b.1),
-        total(simd, v, y_tail, c.1),
-        total(simd, w, y_tail, d.1),
-    ];
-    [of_x, of_y]
+    let mut out = [[0f32; 4]; 4];
+    for i in 0..4 {
+        for j in 0..4 {
+            out[i][j] = total(simd, sums[i][j], &x[i][n * LANES..], &rows[j][n * LANES..]);
+        }
+    }
+    out
 }
 
 /// The sum of the lanes and of what is left.
@@ -301,7 +290,7 @@ mod tests {
 
     #[test]
     fn every_pair_has_its_inner_product_once() {
-        for (m, n, k) in [(1, 1, 3), (4, 4, 16), (5, 9, 37), (3, 8, 0), (8, 2, 100)] {
+        for (m, n, k) in [(1, 1, 3), (4, 4, 16), (5, 9, 37), (3, 8, 0), (8, 2, 100), (9, 7, 200)] {
             let left = Stream::new(3).normal_vec(m * k, 1.0);
             let right = Stream::new(4).normal_vec(n * k, 1.0);
             let l: Vec<&[f32]> = (0..m).map(|i| &left[i * k..][..k]).collect();

@@ -230,6 +230,17 @@ pub(crate) fn gemm_every(c: &mut [f32], stride: usize, a: Mat<'_>, b: Mat<'_>, s
     }
 }
 
+/// Adds `scale * a b` to a tile on this thread: `a` has all rows of the tile's matrix, `b` the columns of the tile alone.
+pub(crate) fn gemm_to_tile(tile: &mut Tile<'_>, a: Mat<'_>, b: Mat<'_>, scale: f32) {
+    let rows = tile.rows();
+    let cols = tile.cols();
+    assert!(a.cols == b.rows && rows.end <= a.rows && cols.len() == b.cols);
+    if a.cols > 0 && !rows.is_empty() && !cols.is_empty() {
+        // SAFETY: the tile is borrowed, and the matrices hold what belongs to it by the assert.
+        unsafe { product(tile.dst(), a, b, (rows, cols), scale, true, &mut |_| ()) }
+    }
+}
+
 /// Few rows, and columns of `b` that lie in one piece: each is read once.
 fn few(a: Mat<'_>, b: Mat<'_>) -> bool {
     a.rows <= FEW && b.row_stride == 1 && a.col_stride == 1

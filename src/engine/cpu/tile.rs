@@ -41,6 +41,11 @@ impl<'a> Tile<'a> {
         Tile { dst: Dst { at, stride: n }, rows, cols: 0..n, of: PhantomData }
     }
 
+    /// The matrix.
+    pub(super) fn dst(&mut self) -> Dst {
+        self.dst
+    }
+
     /// Its rows of the matrix.
     pub fn rows(&self) -> Range<usize> {
         self.rows.clone()
@@ -59,6 +64,16 @@ impl<'a> Tile<'a> {
             let at = self.dst.at.wrapping_add(i * self.dst.stride + self.cols.start);
             std::slice::from_raw_parts_mut(at, self.cols.len())
         }
+    }
+
+    /// The tile's parts of four rows of the matrix, in rising order.
+    pub fn four_rows(&mut self, at: [usize; 4]) -> [&mut [f32]; 4] {
+        assert!(at.is_sorted_by(|a, b| a < b));
+        at.map(|i| {
+            let row = self.row(i);
+            // SAFETY: the rows are different ones, and the tile is borrowed for as long as they are.
+            unsafe { std::slice::from_raw_parts_mut(row.as_mut_ptr(), row.len()) }
+        })
     }
 }
 

@@ -4,8 +4,8 @@ use super::FactorScatter;
 use crate::engine::cpu::gemm::{Mat, gemm, gemm_made, with_scratch};
 use crate::engine::cpu::tile::{Tile, blocks_in_parallel};
 use crate::engine::rows_in_parallel;
-use crate::routing::{Dropout, Units, drop_values};
-use crate::simd::{LANES, add_rows, prefetch, vectorised};
+use crate::routing::{Dropout, QUAD, Units, drop_values};
+use crate::simd::{LANES, add_rows, add_rows_to_four, prefetch, vectorised};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -15,8 +15,10 @@ const GROUP: usize = 8;
 const ROWS: usize = 128;
 /// Columns whose sums over all rows stay in the cache, for pools of a few hundred factors.
 const COLS: usize = 64;
+/// Columns of a task of groups: what they have of a thousand rows stays in the cache.
+const GROUPED_COLS: usize = 128;
 /// Rows with dropout that one dense product takes.
-const DROPPED: usize = 1024;
+const DROPPED: usize = 256;
 /// Rows ahead of which such a piece of a row is asked for: processors do not foresee steps of whole rows.
 const AHEAD: usize = 8;
 
@@ -130,7 +132,66 @@ vectorised! {
     }
 }
 
+/// Rows that chose the same entry, and what they are multiplied by for four of its pool rows.
+struct Group {
+    factor: usize,
+    rows: Vec<usize>,
+    coefs: Vec<[f32; QUAD]>,
+}
+
+vectorised! {
+    /// Some columns of the sums of all groups; `rows` has those columns alone where there is dropout, else all `d`.
+    fn add_of_groups(simd: _, groups: &[Group], rows: &[f32], d: usize, first: usize, tile: &mut Tile<'_>) {
+        let n = tile.cols().len();
+        for factor in tile.rows() {
+            tile.row(factor).fill(0.0);
+        }
+        for group in groups {
+            let inputs: Vec<&[f32]> = group.rows.iter().map(|m| &rows[m * d + first..][..n]).collect();
+            let four = std::array::from_fn(|i| group.factor + i);
+            add_rows_to_four(simd, tile.four_rows(four), &group.coefs, &inputs);
+        }
+    }
+}
+
 impl FactorScatter<'_> {
+    /// The sums of rows that are their own units, by groups that chose the same entry.
+    pub(super) fn sums_of_groups(&self, [coef, rows]: [&[f32]; 2], d: usize, y: &mut [f32]) {
+        let slots = self.slots;
+        let view = slots.view();
+        let stride = slots.all_columns();
+        let all = slots.units.rows();
+        let mut groups = Vec::new();
+        for l in 0..slots.count {
+            let column = slots.first_column() + l * slots.per_linear();
+            for (entry, chosen) in view.by_entry(0..all, l, 0..slots.dims().3).groups() {
+                for first in (0..slots.block).step_by(QUAD) {
+                    let coefs = chosen.iter().map(|c| {
+                        let at = c.row * stride + column + c.of * slots.block + first;
+                        std::array::from_fn(|i| self.scale * coef[at + i])
+                    });
+                    groups.push(Group {
+                        factor: l * slots.pool_rows + entry * slots.block + first,
+                        rows: chosen.iter().map(|c| c.row).collect(),
+                        coefs: coefs.collect(),
+                    });
+                }
+            }
+        }
+        blocks_in_parallel(y, d, GROUPED_COLS, |tile| {
+            let cols = tile.cols();
+            let Some(dropout) = self.dropout else {
+                return add_of_groups(&groups, rows, d, cols.start, tile);
+            };
+            with_scratch(all * cols.len(), |kept| {
+                for (m, kept) in kept.chunks_mut(cols.len()).enumerate() {
+                    drop_values(dropout, m * d + cols.start, &rows[m * d..][cols.clone()], kept);
+                }
+                add_of_groups(&groups, kept, cols.len(), 0, tile);
+            });
+        });
+    }
+
     /// The sums of rows that are their own units: by columns, each over all rows in their order.
     pub(super) fn sums_of_tokens(&self, [coef, rows]: [&[f32]; 2], d: usize, y: &mut [f32]) {
         let view = self.slots.view();

@@ -183,6 +183,8 @@ impl Op for FactorScatter<'_> {
         let rows = rows.f32();
         if self.slots.dense {
             self.dense_sums([coef, rows], d, y.f32_mut())
+        } else if self.slots.grouped(self.slots.units.rows()) {
+            self.sums_of_groups([coef, rows], d, y.f32_mut())
         } else if self.slots.units.is_tokens() {
             self.sums_of_tokens([coef, rows], d, y.f32_mut())
         } else {

@@ -3,11 +3,11 @@
 
 use super::{Expand, FusedBa};
 use crate::Format;
-use crate::engine::cpu::gemm::{FEW, Mat, gemm, gemm_here, gemm_made, gemm_then, turn};
+use crate::engine::cpu::gemm::{FEW, Mat, gemm, gemm_here, gemm_made, gemm_then, gemm_to_tile, turn};
 use crate::engine::cpu::tile::Tile;
 use crate::engine::rows_per_task;
 use crate::routing::drop_values;
-use crate::simd::{add_rows, vectorised};
+use crate::simd::{add_rows, add_rows_to_four, vectorised};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -144,7 +144,10 @@ impl Joins<'_> {
 impl Expand<'_> {
     /// Adds the low-rank update to rows of `n` values.
     pub fn cpu(&self, u: &[f32], pool: &[f32], y: &mut [f32], n: usize) {
-        let rows = rows_per_task(n);
+        let all = self.slots.units.rows();
+        // What a task reads of the pool serves all of its rows.
+        let many = self.slots.dense || self.slots.grouped(all);
+        let rows = if many { all.div_ceil(4).clamp(1, DENSE_ROWS) } else { rows_per_task(n) };
         y.par_chunks_mut((rows * n).max(1)).enumerate().for_each(|(t, y)| {
             let of = t * rows..t * rows + y.len() / n;
             self.add_to(u, pool, &mut Tile::of_rows(y, of, n), n);
@@ -154,8 +157,33 @@ impl Expand<'_> {
     fn add_to(&self, u: &[f32], pool: &[f32], tile: &mut Tile<'_>, n: usize) {
         if self.slots.dense {
             self.dense(u, pool, tile, n);
+        } else if self.slots.grouped(tile.rows().len()) {
+            self.grouped(u, pool, tile, n);
         } else {
             expand(self, u, pool, tile, n);
+        }
+    }
+
+    /// Adds it to a tile of rows of `n` values by groups of rows that chose the same entry.
+    fn grouped(&self, u: &[f32], pool: &[f32], tile: &mut Tile<'_>, n: usize) {
+        let Some(dropout) = self.dropout else {
+            return expand_groups(self, u, pool, n, tile.cols().start, tile);
+        };
+        let cols = tile.cols();
+        let width = cols.len();
+        let last = tile.rows().end;
+        let mut update = vec![0f32; DENSE_ROWS.min(tile.rows().len()) * width];
+        let mut kept = vec![0f32; width];
+        for m0 in tile.rows().step_by(DENSE_ROWS) {
+            let rows = m0..last.min(m0 + DENSE_ROWS);
+            let update = &mut update[..rows.len() * width];
+            update.fill(0.0);
+            let mut part = Tile::of_rows(update, rows.clone(), width);
+            expand_groups(self, u, pool, n, cols.start, &mut part);
+            for (m, update) in rows.zip(update.chunks(width)) {
+                drop_values(dropout, m * n + cols.start, update, &mut kept);
+                tile.row(m).iter_mut().zip(&kept).for_each(|(y, v)| *y += v);
+            }
         }
     }
 
@@ -166,19 +194,52 @@ impl Expand<'_> {
         let first = self.slots.first_column();
         let cols = tile.cols();
         let pool = Mat::new(pool, width, n).columns(cols.start, cols.len());
+        let Some(dropout) = self.dropout else {
+            let rows = self.slots.units.rows();
+            let u = Mat::strided(&u[first.min(u.len())..], rows, width, stride);
+            return gemm_to_tile(tile, u, pool, self.scale);
+        };
         let mut update = vec![0f32; DENSE_ROWS.min(tile.rows().len()) * cols.len()];
-        let mut kept = vec![0f32; if self.dropout.is_some() { cols.len() } else { 0 }];
+        let mut kept = vec![0f32; cols.len()];
         let last = tile.rows().end;
         for m0 in tile.rows().step_by(DENSE_ROWS) {
             let rows = m0..last.min(m0 + DENSE_ROWS);
             let u = Mat::strided(&u[m0 * stride + first..], rows.len(), width, stride);
             gemm_here(&mut update, u, pool, self.scale, false);
-            for (m, mut update) in rows.zip(update.chunks(cols.len())) {
-                if let Some(dropout) = self.dropout {
-                    drop_values(dropout, m * n + cols.start, update, &mut kept);
-                    update = &kept;
+            for (m, update) in rows.zip(update.chunks(cols.len())) {
+                drop_values(dropout, m * n + cols.start, update, &mut kept);
+                tile.row(m).iter_mut().zip(&kept).for_each(|(y, v)| *y += v);
+            }
+        }
+    }
+}
+
+vectorised! {
+    /// Adds the low-rank update to a tile, whose first column is column `first` of rows of `n` values. The choices of a row
+    /// are added in their order, whatever other rows chose.
+    fn expand_groups(simd: _, e: &Expand<'_>, u: &[f32], pool: &[f32], n: usize, first: usize, tile: &mut Tile<'_>) {
+        let slots = e.slots;
+        let view = slots.view();
+        let stride = slots.all_columns();
+        let block = slots.block;
+        let width = tile.cols().len();
+        for (l, of) in (0..slots.count).flat_map(|l| (0..slots.dims().3).map(move |of| (l, of))) {
+            let column = slots.first_column() + l * slots.per_linear() + of * block;
+            for (entry, group) in view.by_entry(tile.rows(), l, of..of + 1).groups() {
+                let factor = l * slots.pool_rows + entry * block;
+                let factors: Vec<&[f32]> =
+                    (0..block).map(|i| &pool[(factor + i) * n + first..][..width]).collect();
+                let coef = |row: usize, i: usize| e.scale * u[row * stride + column + i];
+                let (fours, ones) = group.as_chunks::<4>();
+                for four in fours {
+                    let rows = four.map(|c| c.row);
+                    let coefs: Vec<[f32; 4]> = (0..block).map(|i| rows.map(|row| coef(row, i))).collect();
+                    add_rows_to_four(simd, tile.four_rows(rows), &coefs, &factors);
                 }
-                tile.row(m).iter_mut().zip(update).for_each(|(y, v)| *y += v);
+                for one in ones {
+                    let coefs: Vec<f32> = (0..block).map(|i| coef(one.row, i)).collect();
+                    add_rows(simd, tile.row(one.row), &coefs, &factors);
+                }
             }
         }
     }

@@ -84,6 +84,21 @@ impl Setup {
     }
 }
 
+/// The bounds of so many units of one row each, at most 66 000.
+fn tokens(rows: usize) -> &'static [usize] {
+    const MOST: usize = 66_000;
+    static BOUNDS: [usize; MOST + 1] = {
+        let mut v = [0; MOST + 1];
+        let mut i = 0;
+        while i <= MOST {
+            v[i] = i;
+            i += 1;
+        }
+        v
+    };
+    &BOUNDS[..=rows]
+}
+
 const PLAIN: Setup = Setup {
     label: "tokens",
     starts: &[0, 1, 2, 3, 4, 5],
@@ -170,19 +185,30 @@ fn dense_cases() -> Vec<Case> {
     ]
 }
 
-pub(super) fn cases() -> Vec<Case> {
-    const ROWS: usize = 66_000;
-    static MANY: [usize; ROWS + 1] = {
-        let mut v = [0; ROWS + 1];
-        let mut i = 0;
-        while i <= ROWS {
-            v[i] = i;
-            i += 1;
-        }
-        v
+/// Tokens that are grouped by the entries that they chose, with rows left over by every group.
+fn group_cases() -> Vec<Case> {
+    let groups = Setup {
+        label: "groups of tokens",
+        starts: tokens(71),
+        d: 37,
+        outs: &[83, 5],
+        factors: 5,
+        k: 2,
+        block: 4,
+        sides: 1,
+        gated: true,
+        ..PLAIN
     };
-    let mut all: Vec<Case> =
-        [shrink_cases(), scatter_cases(), gated_cases(), dense_cases()].into_iter().flatten().collect();
+    let dropout = Setup { label: "groups of tokens, dropout", dropout: 0.5, ..groups };
+    let of_eight = Setup { label: "groups of a wide entry", block: 8, k: 1, gated: false, ..groups };
+    vec![groups.case(), dropout.case(), of_eight.case()]
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    let mut all: Vec<Case> = [shrink_cases(), scatter_cases(), gated_cases(), dense_cases(), group_cases()]
+        .into_iter()
+        .flatten()
+        .collect();
     all.extend([
         Setup {
             label: "qkv widths",
@@ -195,7 +221,8 @@ pub(super) fn cases() -> Vec<Case> {
         }
         .case()
         .no_gradcheck(),
-        Setup { label: "66 000 tokens", starts: &MANY, d: 3, outs: &[2], factors: 4, k: 2, ..PLAIN }.case(),
+        Setup { label: "66 000 tokens", starts: tokens(66_000), d: 3, outs: &[2], factors: 4, k: 2, ..PLAIN }
+            .case(),
     ]);
     all
 }
