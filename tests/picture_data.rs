@@ -5,12 +5,14 @@ mod common;
 
 use common::cli::{mixlora, output};
 use mixlora::Device;
+use mixlora::adapter::Conversation;
 use mixlora::data::{
     Body, EncodeOptions, Encoder, OnBadImage, PictureSource, Sample, read_samples, read_samples_with,
 };
 use mixlora::model::{LoadOptions, Model};
 use mixlora::picture::{Picture, Processor};
 use mixlora::text::{Message, ModelText, PictureTokens, Role, Seen, Sight};
+use mixlora::train::{Questions, look_at_pictures};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
@@ -659,6 +661,75 @@ fn training_reads_what_is_asked() {
             );
         }
         assert!(sight.embed(&decoder, &example.ids, &seen).unwrap().is_some());
+    }
+}
+
+/// Questions about pictures, answered many at a time, get what the model says to each of them alone.
+#[test]
+fn questions_about_pictures_are_asked() {
+    let place = Place::new();
+    let shown = |images: &[&str], question: &str, answer: &str| {
+        json!({"images": images, "task": "colour", "messages":
+               [turn("user", question), turn("assistant", answer)]})
+    };
+    let lines = [
+        shown(&["img/a.png"], "<image>What is it?", "red"),
+        shown(&["img/c.png"], "<image>What is it?", "blue"),
+        shown(&[], "What is it?", "no"),
+        shown(&["img/b.png", "img/a.png"], "<image><image>Are they?", "no"),
+    ];
+    let text = lines.map(|line| line.to_string()).join("\n");
+    let path = place.write("data/test.jsonl", text);
+    let device = Device::cpu();
+    for folder in ["vlm_idefics3", "vlm_llava15_new_names"] {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/vision").join(folder);
+        let model = Model::open(&folder, &device, true).unwrap();
+        let sight = Sight::open(&folder, &model, LoadOptions::default()).unwrap().unwrap();
+        let text = ModelText::open(&folder).unwrap();
+        let options = EncodeOptions { allow_untrained_eos: true, ..EncodeOptions::default() };
+        let encoder = Encoder::new(&text.tokenizer, text.template.as_ref(), options).unwrap();
+        let encoder = encoder.with_pictures(Some(sight.tokens())).unwrap();
+        let samples = read_samples(&path).unwrap();
+        let mut data = encoder.dataset(&path, &samples).unwrap();
+        let mut questions = Questions::new(&text, &encoder, &samples, 40).unwrap();
+        questions.show(&data);
+        assert_eq!((questions.list.len(), questions.unseen), (1, 3), "no tower has looked yet");
+        look_at_pictures([&mut data], &sight).unwrap();
+        let mut questions = Questions::new(&text, &encoder, &samples, 40).unwrap();
+        questions.show(&data);
+        assert_eq!((questions.list.len(), questions.unseen), (4, 0));
+        let answers = questions.answer(&model, None, &mut |_| true).unwrap();
+        for (sample, answer) in samples.iter().zip(answers) {
+            let Body::Messages(messages) = &sample.body else { unreachable!() };
+            let look = |source: &PictureSource| {
+                let file = source.open(&Default::default()).unwrap();
+                sight.look(&file.decode(sight.processor.alpha).unwrap().picture).unwrap()
+            };
+            let pictures: Vec<Seen> = sample.pictures.iter().map(look).collect();
+            let prompt = sight.expand(&text.prompt(&messages[..1]).unwrap(), &pictures).unwrap();
+            let ids = text.tokenizer.encode(&prompt, true).unwrap();
+            let mut conversation = Conversation::new(&model, None, 1);
+            match sight.embed(&model, &ids, &pictures).unwrap() {
+                Some(embedded) => conversation.push_embedded(&ids, &embedded).unwrap(),
+                None => conversation.push(&ids).unwrap(),
+            }
+            let answer = answer.unwrap();
+            let mut said = Vec::new();
+            for _ in 0..4 {
+                let logits = conversation.logits(0);
+                let best = (0..logits.len()).max_by(|&i, &j| logits[i].total_cmp(&logits[j])).unwrap() as u32;
+                said.push(best);
+                conversation.push(&[best]).unwrap();
+            }
+            let said = text.tokenizer.decode(&said, true);
+            assert!(answer.starts_with(&said) && !said.is_empty(), "{said:?}, asked with others {answer:?}");
+        }
+        let command =
+            ["eval", "--model", folder.to_str().unwrap(), "--data", path.to_str().unwrap(), "--json"];
+        let (out, said) = output(mixlora(&[&command[..], &["--device", "cpu"]].concat()), 0);
+        let report: Value = serde_json::from_str(&out).unwrap();
+        assert_eq!(report["tasks"]["colour"]["questions"], 4, "{out}");
+        assert!(!said.contains("exact match asks"), "{said}");
     }
 }
 

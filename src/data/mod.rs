@@ -4,6 +4,8 @@
 #[cfg(feature = "tokenizer")]
 mod array;
 #[cfg(feature = "tokenizer")]
+mod ask;
+#[cfg(feature = "tokenizer")]
 mod base64;
 mod batch;
 mod condition;
@@ -39,6 +41,8 @@ mod survey;
 #[cfg(feature = "tokenizer")]
 mod turns;
 
+#[cfg(feature = "tokenizer")]
+pub(crate) use ask::Asked;
 pub use batch::{Batch, Example};
 pub use condition::Condition;
 pub use dataset::{Counts, Dataset};

@@ -2,12 +2,13 @@
 
 use super::{NO_TASK, condition_vector};
 use crate::adapter::{Bank, Conversation};
-use crate::data::{Body, Condition, Sample};
-use crate::mixture::DecodeRoute;
+use crate::data::{Asked, Batch, Condition, Dataset, Encoder, Example, Features, PictureSource, Sample};
+use crate::mixture::{DecodeRoute, Pool};
 use crate::model::{Model, Sampler, Sampling};
-use crate::text::{Message, ModelText, Role};
-use crate::{Error, Result};
-use std::collections::BTreeMap;
+use crate::tape::inside;
+use crate::text::ModelText;
+use crate::{Error, Result, Tensor, no_grad};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 /// Tokens that an answer may have beyond its reference: what is longer cannot be equal.
@@ -24,7 +25,8 @@ pub struct Question {
     /// What was asked, for people.
     pub shown: String,
     pub reference: String,
-    ids: Vec<u32>,
+    /// Its tokens, and where its pictures stand.
+    prompt: Example,
     reference_tokens: usize,
 }
 
@@ -41,8 +43,8 @@ pub struct Questions {
     pub list: Vec<Question>,
     /// Samples with an answer that is longer than was asked for.
     pub too_long: usize,
-    /// Samples with pictures, which are not asked.
-    pub seen: usize,
+    /// Samples with a picture that no tower has looked at, which are not asked.
+    pub unseen: usize,
     /// How answers are routed; as the adapter says where it is none.
     pub route: Option<DecodeRoute>,
 }
@@ -66,49 +68,48 @@ impl TaskScore {
 
 impl Questions {
     /// The samples whose last turn is the assistant's, or that have a completion, and whose answer has at most
-    /// `max_tokens` tokens; plain text has no answer. The prompt is all before that turn.
+    /// `max_tokens` tokens; plain text has no answer. The prompt is all before that turn. `encoder` is the one that made the
+    /// samples examples; before questions with pictures are asked, [`show`](Questions::show) gives them what a tower saw.
     ///
     /// # Errors
-    /// The template or the tokenizer fails on a sample; its line is named.
-    pub fn new(text: &ModelText, samples: &[Sample], max_tokens: usize) -> Result<Self> {
+    /// The template or the tokenizer fails on a sample, or a picture cannot be read; the line is named.
+    pub fn new(text: &ModelText, encoder: &Encoder, samples: &[Sample], max_tokens: usize) -> Result<Self> {
         let mut list = Vec::new();
         let mut too_long = 0;
-        let mut seen = 0;
         for sample in samples {
-            if !sample.pictures.is_empty() {
-                seen += 1;
-                continue;
-            }
             let at = |e: Error| Error::refused(format!("line {}", sample.line), e.to_string());
-            let (ids, shown, reference) = match &sample.body {
-                Body::Text(_) => continue,
-                Body::Completion { prompt, completion } => {
-                    let ids = text.tokenizer.encode_start(prompt).map_err(at)?;
-                    (ids, prompt.clone(), completion.clone())
-                }
-                Body::Messages(messages) => match messages.split_last() {
-                    Some((last, before))
-                        if last.role == Role::Assistant && !sample.untrained.contains(&before.len()) =>
-                    {
-                        let prompt = text.prompt(before).and_then(|p| text.tokenizer.encode(&p, true));
-                        (prompt.map_err(at)?, shown(before), last.content.clone())
-                    }
-                    _ => continue,
-                },
+            let Some(Asked { prompt, shown, answer: reference }) = encoder.asked(text, sample)? else {
+                continue;
             };
             let reference_tokens = text.tokenizer.encode(&reference, false).map_err(at)?.len();
             if reference_tokens > max_tokens {
                 too_long += 1;
                 continue;
             }
-            if ids.is_empty() {
+            if prompt.ids.is_empty() {
                 continue;
             }
             let task = sample.task.clone();
             let condition = sample.condition.clone();
-            list.push(Question { task, condition, shown, reference, ids, reference_tokens });
+            list.push(Question { task, condition, shown, reference, prompt, reference_tokens });
         }
-        Ok(Questions { text: text.clone(), list, too_long, seen, route: None })
+        Ok(Questions { text: text.clone(), list, too_long, unseen: 0, route: None })
+    }
+
+    /// Gives pictures what a tower made of them for the examples of a dataset. Questions with others are left out.
+    pub fn show(&mut self, data: &Dataset) {
+        let places = data.examples.iter().flat_map(|example| &example.pictures);
+        let seen: HashMap<&PictureSource, &Features> =
+            places.filter_map(|place| Some((&place.source, place.features.as_ref()?))).collect();
+        let before = self.list.len();
+        self.list.retain_mut(|question| {
+            let mut pictures = question.prompt.pictures.iter_mut();
+            pictures.all(|place| {
+                place.features = seen.get(&place.source).map(|&features| features.clone());
+                place.features.is_some()
+            })
+        });
+        self.unseen += before - self.list.len();
     }
 
     /// Keeps so many questions at most. Says how many are not asked, if any are not; `max_tokens` is the longest answer
@@ -118,12 +119,12 @@ impl Questions {
         self.list.truncate(most);
         let reasons = [
             (self.too_long, format!("have answers of more than {max_tokens} tokens")),
-            (self.seen, "have pictures, about which nothing is asked yet".to_string()),
+            (self.unseen, "have a picture that is not among those of the examples".to_string()),
             (beyond, format!("are beyond the first {most}")),
         ];
         let reasons: Vec<String> =
             reasons.iter().filter(|(n, _)| *n > 0).map(|(n, text)| format!("{n} {text}")).collect();
-        let all = self.list.len() + self.too_long + self.seen + beyond;
+        let all = self.list.len() + self.too_long + self.unseen + beyond;
         let asked = self.list.len();
         let text =
             || format!("exact match asks {asked} of {all} samples with an answer: {}", reasons.join(", "));
@@ -145,13 +146,13 @@ impl Questions {
         let bank = adapters.into();
         let mut by_length: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
         for (i, q) in self.list.iter().enumerate() {
-            by_length.entry(q.ids.len()).or_default().push(i);
+            by_length.entry(q.prompt.ids.len()).or_default().push(i);
         }
         let mut answers = vec![None; self.list.len()];
         let mut done = 0;
         for group in by_length.values().flat_map(|g| g.chunks(TOGETHER)) {
             let front = bank.framing().rows_in_front();
-            if front + self.list[group[0]].ids.len() > model.config().max_positions() {
+            if front + self.list[group[0]].prompt.ids.len() > model.config().max_positions() {
                 break;
             }
             for (&i, answer) in group.iter().zip(self.answer_group(model, &bank, group)?) {
@@ -181,8 +182,11 @@ impl Questions {
             conversation =
                 conversation.with_conditions(&questions.iter().map(vector).collect::<Result<Vec<_>>>()?)?;
         }
-        let prompts: Vec<u32> = questions.iter().flat_map(|q| q.ids.iter().copied()).collect();
-        conversation.push(&prompts)?;
+        let prompts: Vec<u32> = questions.iter().flat_map(|q| q.prompt.ids.iter().copied()).collect();
+        match embedded(model, &questions)? {
+            Some(embedded) => conversation.push_embedded(&prompts, &embedded)?,
+            None => conversation.push(&prompts)?,
+        }
         let mut greedy = Sampler::new(Sampling::default())?;
         let mut said: Vec<Vec<u32>> = vec![Vec::new(); group.len()];
         let mut ended = vec![false; group.len()];
@@ -227,7 +231,11 @@ pub fn mean_exact_match(scores: &[TaskScore]) -> f64 {
     scores.iter().map(TaskScore::exact_match).sum::<f64>() / scores.len().max(1) as f64
 }
 
-/// The last thing that the user said.
-fn shown(messages: &[Message]) -> String {
-    messages.iter().rfind(|m| m.role == Role::User).map_or_else(String::new, |m| m.content.clone())
+/// What enters the first layer for prompts of one length, some of which have pictures; none where no prompt has any.
+fn embedded(model: &Model, questions: &[&Question]) -> Result<Option<Tensor>> {
+    let prompts: Vec<&Example> = questions.iter().map(|q| &q.prompt).collect();
+    if prompts.iter().all(|prompt| prompt.pictures.is_empty()) {
+        return Ok(None);
+    }
+    inside(model.device(), || no_grad(|| Batch::new(&prompts, Pool::All, 0, model.device())?.embedded(model)))
 }

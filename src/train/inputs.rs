@@ -18,6 +18,8 @@ pub struct Inputs {
     pub config: RunConfig,
     pub model: ModelFiles,
     pub text: ModelText,
+    /// What made the samples examples.
+    pub encoder: Encoder,
     pub train: Dataset,
     pub valid: Option<Dataset>,
     /// Samples of the validation file, to be answered.
@@ -63,7 +65,7 @@ impl Inputs {
         let of_data = [files.note(), train.counts.note("training samples", length), of_valid];
         notes.extend(of_data.into_iter().flatten());
         let fingerprint = fingerprint(&paths)?;
-        Ok(Inputs { config, model, text, train, valid, valid_samples, notes, fingerprint })
+        Ok(Inputs { config, model, text, encoder, train, valid, valid_samples, notes, fingerprint })
     }
 
     /// How much memory the run will take on a device that has `free` bytes: for the longest example, and at most as

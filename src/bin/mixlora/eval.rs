@@ -102,7 +102,8 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let losses = measure_losses(&opened, &data, args.micro_batch.max(1))?;
     let mut questions = None;
     if args.max_tokens > 0 {
-        let mut asked = Questions::new(&opened.text, &samples, args.max_tokens)?;
+        let mut asked = Questions::new(&opened.text, &encoder, &samples, args.max_tokens)?;
+        asked.show(&data);
         asked.route = opened.route;
         let unasked = asked.limit(usize::MAX, args.max_tokens);
         unasked.iter().for_each(|text| out::note(&format!("note: {text}")));

@@ -113,11 +113,12 @@ fn prepared(
         out::note(&format!("error: out of memory before anything is loaded\n{}", plan::text(&planned)));
         return Err(Failure::Memory);
     }
-    let mut questions = Questions::new(&inputs.text, &inputs.valid_samples, MAX_ANSWER)?;
+    let mut questions = Questions::new(&inputs.text, &inputs.encoder, &inputs.valid_samples, MAX_ANSWER)?;
     let answers = inputs.config.train.answers;
+    let mut parts = inputs.load(&device, args.allow_nonfinite)?;
+    parts.valid.iter().for_each(|valid| questions.show(valid));
     let unasked = questions.limit(answers, MAX_ANSWER).filter(|_| answers > 0);
     shown.questions = Some(questions).filter(|questions| !questions.list.is_empty());
-    let mut parts = inputs.load(&device, args.allow_nonfinite)?;
     parts.notes.extend(unasked);
     parts.notes.iter().for_each(|text| shown.say(&format!("note: {text}")));
     Ok(match stored {

@@ -76,8 +76,9 @@ impl<'a> Lesson<'a> {
         let mut config = RunConfig::defaults(Methods::builtin().standard())?;
         config.train = train.clone();
         config.check()?;
-        let held_out = config.text.encoder(text)?.dataset(&test, &samples)?;
-        let questions = Questions::new(text, &samples, MAX_ANSWER)?;
+        let encoder = config.text.encoder(text)?;
+        let held_out = encoder.dataset(&test, &samples)?;
+        let questions = Questions::new(text, &encoder, &samples, MAX_ANSWER)?;
         Ok(Lesson { base, options, train, data, device, text, held_out, questions, stop })
     }
 
