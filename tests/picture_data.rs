@@ -627,7 +627,7 @@ fn training_reads_what_is_asked() {
         let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/vision").join(folder);
         let text = ModelText::open(&model).unwrap();
         let decoder = Model::open(&model, &Device::cpu(), true).unwrap();
-        let sight = Sight::open(&model, &decoder, LoadOptions::default()).unwrap().unwrap();
+        let sight = Sight::open(&model, &decoder, LoadOptions::default(), false).unwrap().unwrap();
         assert_eq!(sight.tokens(), PictureTokens::of_model(&model).unwrap().unwrap());
         let options = EncodeOptions { allow_untrained_eos: true, ..EncodeOptions::default() };
         let encoder = Encoder::new(&text.tokenizer, text.template.as_ref(), options).unwrap();

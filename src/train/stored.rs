@@ -27,6 +27,9 @@ const FREE: [&str; 15] = [
     "train.max_skipped",
 ];
 
+/// Free as long as the projector is trained before and after.
+const PROJECTOR: &str = "train.projector_learning_rate";
+
 /// What is said of an input whose fingerprint is another.
 fn differ(what: &str, old: &str, new: &str) -> Option<String> {
     let text =
@@ -139,7 +142,11 @@ impl StoredRun {
     /// An option was changed that a resumed run must keep: all of them are listed.
     pub fn changes(&self, config: &RunConfig) -> Result<Vec<String>> {
         let all = self.config.anchored().differences(&config.anchored())?;
-        let free = |path: &str| FREE.contains(&path) || path.starts_with("device.");
+        let trains = |config: &RunConfig| config.train.projector_learning_rate.is_some();
+        let same_parts = trains(&self.config) == trains(config);
+        let free = |path: &str| {
+            FREE.contains(&path) || path.starts_with("device.") || (path == PROJECTOR && same_parts)
+        };
         let line = |(path, values): &(String, String)| format!("{path}: {values}");
         let (may, must_not): (Vec<_>, Vec<_>) = all.iter().partition(|(path, _)| free(path));
         if must_not.is_empty() {

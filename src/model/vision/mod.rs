@@ -3,6 +3,7 @@
 mod config;
 mod features;
 mod files;
+mod identity;
 mod load;
 mod mmproj;
 mod positions;
@@ -12,6 +13,8 @@ mod tower;
 pub use config::{Feature, TowerConfig, VisionConfig};
 pub use features::VisionModel;
 pub use files::VisionFiles;
+pub use identity::VisionIdentity;
+pub(crate) use identity::differences;
 pub(crate) use load::assemble;
 pub use projector::{Projector, ProjectorKind};
 pub use tower::Tower;
