@@ -8,11 +8,13 @@ use common::edit::Edit;
 use common::seeing::{copy, golden, picture_data};
 use mixlora::adapter::{Adapter, AdapterWeights};
 use mixlora::data::Batch;
-use mixlora::io::Checkpoint;
-use mixlora::mixture::{Methods, find};
-use mixlora::model::Model;
+use mixlora::io::{Checkpoint, GgufFile};
+use mixlora::mixture::{Methods, Units, find};
+use mixlora::model::vision::{VisionFiles, VisionModel};
+use mixlora::model::{LoadOptions, Model};
+use mixlora::nn::Pass;
 use mixlora::train::{End, Inputs, Run, RunConfig, Session, Stop, StoredRun};
-use mixlora::{Device, Stream};
+use mixlora::{Device, Stream, Tensor, no_grad};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -358,4 +360,106 @@ fn adapters_of_before_load_as_before() {
         ["train", "--model", &place.text("model"), "--data", &place.text("text.json"), "--method", "lora"];
     output(mixlora(&[&args[..], &["--steps", "1", "--quiet", "--out", &place.text("text")]].concat()), 0);
     assert!(!String::from_utf8(place.bytes("text", "mixlora.json")).unwrap().contains("vision"));
+}
+
+/// The rows of the first samples' pictures.
+fn rows(vision: &VisionModel, pictures: &Path) -> Vec<f32> {
+    let file = Checkpoint::open(pictures.join("expected.safetensors")).unwrap();
+    let dims = file.dims("pixel_values").unwrap();
+    let pixels = Tensor::from_f32(vision.tower().device(), dims, &file.values_f32("pixel_values").unwrap());
+    let rows = no_grad(|| vision.rows(&pixels.unwrap(), &Pass::new(Units::tokens(0)))).unwrap();
+    rows.to_f32().unwrap()
+}
+
+/// What is read back from an mmproj file.
+fn read_back(path: &Path, cpu: &Device, image_token: u32) -> VisionModel {
+    let (files, config) = VisionFiles::open_gguf(GgufFile::open(path).unwrap(), image_token).unwrap();
+    VisionModel::load(config, &files, cpu, LoadOptions::default(), false).unwrap()
+}
+
+#[test]
+fn an_exported_file_is_that_of_the_converter() {
+    let place = Place::new();
+    let export = |more: &[&str], code: i32| {
+        output(mixlora(&[&["export", "--model", &place.text("model")][..], more].concat()), code)
+    };
+    let (out, _) = export(&["--mmproj", &place.text("own.gguf")], 0);
+    assert!(out.contains("the model's own projector"), "{out}");
+    // The reference file was written by llama.cpp's rules from the same model: every entry, every tensor, every byte.
+    let ours = GgufFile::open(place.path("own.gguf")).unwrap();
+    let theirs = GgufFile::open(golden().join("vlm_idefics3/mmproj.gguf")).unwrap();
+    assert_eq!(ours.metadata(), theirs.metadata());
+    assert_eq!(ours.tensors().keys().collect::<Vec<_>>(), theirs.tensors().keys().collect::<Vec<_>>());
+    for (name, tensor) in theirs.tensors() {
+        assert_eq!(ours.tensor(name).unwrap().dims, tensor.dims, "{name}");
+        assert!(ours.raw(name).unwrap().bytes == theirs.raw(name).unwrap().bytes, "{name}");
+    }
+
+    place.train("run", &["--method", "mixlora-cond", "--set", "num_factors=4", "--projector-lr", "5e-3"], 0);
+    let (out, _) = export(&["--adapter", &place.text("run"), "--mmproj", &place.text("run.gguf")], 0);
+    assert!(out.contains("the adapter's projector"), "{out}");
+    let cpu = Device::cpu();
+    let model = Model::open(&place.path("model"), &cpu, false).unwrap();
+    let own =
+        VisionModel::open(&place.path("model"), &model, LoadOptions::default(), false).unwrap().unwrap();
+    let before = rows(&own, &place.path("model"));
+    assert!(before == rows(&read_back(&place.path("own.gguf"), &cpu, 334), &place.path("model")));
+    let adapter = Adapter::load(&place.path("run"), &model).unwrap();
+    adapter.vision().unwrap().put_into(&own).unwrap();
+    let trained = rows(&own, &place.path("model"));
+    assert!(trained != before);
+    assert!(trained == rows(&read_back(&place.path("run.gguf"), &cpu, 334), &place.path("model")));
+
+    let (_, e) = export(&["--mmproj", &place.text("run.gguf")], 3);
+    assert!(e.contains("exists"), "{e}");
+    export(&[], 2);
+    let args = ["export", "--model", "data/tiny", "--mmproj", &place.text("none.gguf")];
+    let (_, e) = output(mixlora(&args), 3);
+    assert!(e.contains("has no vision part") && !place.path("none.gguf").exists(), "{e}");
+}
+
+#[test]
+fn a_llava_is_exported_as_far_as_files_have_words() {
+    let place = Place::new();
+    let model = place.path("model");
+    copy("vlm_llava15_new_names", &model);
+    let config = model.join("config.json");
+    let export = |name: &str, code: i32| {
+        let args = ["export", "--model", &place.text("model"), "--mmproj", &place.text(name)];
+        output(mixlora(&args), code).1
+    };
+    let e = export("full.gguf", 3);
+    assert!(e.contains("features with the class token"), "{e}");
+    place.edit(&config, |c| c["vision_feature_select_strategy"] = "default".into());
+    for layer in [-1, -2] {
+        place.edit(&config, |c| c["vision_feature_layer"] = layer.into());
+        let name = format!("layer{layer}.gguf");
+        export(&name, 0);
+        let cpu = Device::cpu();
+        let decoder = Model::open(&model, &cpu, false).unwrap();
+        let own = VisionModel::open(&model, &decoder, LoadOptions::default(), false).unwrap().unwrap();
+        assert!(rows(&own, &model) == rows(&read_back(&place.path(&name), &cpu, 333), &model));
+        let file = GgufFile::open(place.path(&name)).unwrap();
+        assert_eq!(file.u32("clip.vision.block_count").unwrap() as i32, 3 + layer);
+        assert_eq!(file.tensor("v.blk.1.ln1.weight").is_ok(), layer == -1);
+        let mean = file.get("clip.vision.image_mean").unwrap();
+        let want = mixlora::io::gguf::Array::F32(vec![0.48145466, 0.4578275, 0.40821073]);
+        assert_eq!(*mean, mixlora::io::gguf::Value::Array(want));
+    }
+    let refused = |file: &Path, edit: fn(&mut Value), text: &str| {
+        let before = std::fs::read(file).unwrap();
+        place.edit(file, edit);
+        let e = export("refused.gguf", 3);
+        assert!(e.contains(text) && !place.path("refused.gguf").exists(), "{e}");
+        std::fs::write(file, before).unwrap();
+    };
+    refused(&config, |c| c["vision_config"]["hidden_act"] = "gelu".into(), "a tower with the exact GELU");
+    refused(&config, |c| c["multimodal_projector_bias"] = false.into(), "an MLP without biases");
+    let pictures = model.join("preprocessor_config.json");
+    refused(
+        &pictures,
+        |c| c["crop_size"]["width"] = 32.into(),
+        "pictures of 24 x 32 pixels for a tower of 24",
+    );
+    refused(&pictures, |c| c["rescale_factor"] = 0.01.into(), "a rescale_factor of 0.01");
 }

@@ -120,14 +120,7 @@ impl VisionFiles {
                     linear.map_or(name.into(), |(ours, theirs)| name.replacen(ours, theirs, 1))
                 }
             },
-            Kind::Gguf { swapped, .. } => {
-                let names = NAMES
-                    .into_iter()
-                    .fold(name.to_string(), |name, (ours, theirs)| name.replacen(ours, theirs, 1));
-                let [first, second] =
-                    if *swapped { [".ffn_down.", ".ffn_up."] } else { [".ffn_up.", ".ffn_down."] };
-                names.replacen(FIRST, first, 1).replacen(SECOND, second, 1)
-            }
+            Kind::Gguf { swapped, .. } => gguf_name(name, *swapped),
         }
     }
 
@@ -171,6 +164,14 @@ impl VisionFiles {
             })
         })
     }
+}
+
+/// llama.cpp's name of a tensor; whether the two linears of an MLP have each other's.
+pub(super) fn gguf_name(name: &str, swapped: bool) -> String {
+    let name =
+        NAMES.into_iter().fold(name.to_string(), |name, (ours, theirs)| name.replacen(ours, theirs, 1));
+    let [first, second] = if swapped { [".ffn_down.", ".ffn_up."] } else { [".ffn_up.", ".ffn_down."] };
+    name.replacen(FIRST, first, 1).replacen(SECOND, second, 1)
 }
 
 /// The tensors of files on a device.

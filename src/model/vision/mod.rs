@@ -1,6 +1,8 @@
 //! Models that see: a vision tower, a projector into a decoder's width, and where its rows stand among the tokens.
 
 mod config;
+#[cfg(feature = "images")]
+mod export;
 mod features;
 mod files;
 mod identity;
