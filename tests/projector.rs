@@ -115,8 +115,8 @@ fn a_user_trains_the_projector() {
     // What the run measured at its end is what `eval` measures with its folder.
     let at_end = |run: &str| {
         let log = std::fs::read_to_string(place.path(run).join("metrics.jsonl")).unwrap();
-        let lines = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-        lines.filter(|line| line["t"] == "eval").last().unwrap()["loss"].as_f64().unwrap()
+        let mut lines = log.lines().rev().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        lines.find(|line| line["t"] == "eval").unwrap()["loss"].as_f64().unwrap()
     };
     let both = place.loss(&["--adapter", &place.text("both")], 0).unwrap();
     assert!((both - at_end("both")).abs() < 1e-5 && both < at_end("frozen"), "{both}");
@@ -286,6 +286,31 @@ fn another_tower_processor_or_projector_is_refused() {
 }
 
 #[test]
+fn a_copy_in_another_precision_is_the_same_tower() {
+    let place = Place::new();
+    place.train("frozen", &["--method", "lora"], 0);
+    place.train("trained", &["--method", "lora", "--projector-lr", "5e-3"], 0);
+    let original = Edit::open(&place.path("model/model.safetensors"));
+    type Narrow = fn(f32) -> [u8; 2];
+    let copies: [(safetensors::Dtype, Narrow); 2] = [
+        (safetensors::Dtype::F16, |v| half::f16::from_f32(v).to_le_bytes()),
+        (safetensors::Dtype::BF16, |v| half::bf16::from_f32(v).to_le_bytes()),
+    ];
+    for (dtype, narrow) in copies {
+        let mut copy = original.clone();
+        for (kind, _, bytes) in copy.tensors.values_mut() {
+            let values = bytes.chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()));
+            *bytes = values.flat_map(narrow).collect();
+            *kind = dtype;
+        }
+        copy.write(&place.path("model"), "model");
+        for run in ["frozen", "trained"] {
+            place.loss(&["--adapter", &place.text(run)], 0).unwrap();
+        }
+    }
+}
+
+#[test]
 fn damaged_projectors_are_refused() {
     let place = Place::new();
     place.train("run", &["--method", "lora", "--projector-lr", "5e-3"], 0);
@@ -360,6 +385,20 @@ fn adapters_of_before_load_as_before() {
         ["train", "--model", &place.text("model"), "--data", &place.text("text.json"), "--method", "lora"];
     output(mixlora(&[&args[..], &["--steps", "1", "--quiet", "--out", &place.text("text")]].concat()), 0);
     assert!(!String::from_utf8(place.bytes("text", "mixlora.json")).unwrap().contains("vision"));
+}
+
+#[test]
+fn a_changed_picture_is_noticed() {
+    let place = Place::new();
+    place.train("run", &["--method", "lora", "--stop-at", "3"], 0);
+    let resume = |code: i32| output(mixlora(&["train", "--resume", &place.text("run"), "--quiet"]), code).1;
+    let picture = place.path("data/red.png");
+    let before = std::fs::read(&picture).unwrap();
+    std::fs::copy(place.path("data/blue.png"), &picture).unwrap();
+    let e = resume(3);
+    assert!(e.contains("a picture of the data has other bytes than when this run began"), "{e}");
+    std::fs::write(&picture, before).unwrap();
+    resume(0);
 }
 
 /// The rows of the first samples' pictures.

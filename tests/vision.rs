@@ -26,7 +26,9 @@ use mixlora::{
     train::{End, Run, RunConfig, Stop},
 };
 use serde_json::{Value, json};
-use std::path::{Path, PathBuf};
+#[cfg(all(feature = "images", feature = "cli"))]
+use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 fn files() -> Vec<PathBuf> {
