@@ -112,6 +112,30 @@ fn a_user_trains_the_projector() {
         .fold(0f32, |most, (new, old)| most.max((new - old).abs()));
     assert!((1e-3..0.1).contains(&moved), "{moved}");
 
+    // Its rate goes with the adapter's: both are 5e-3 here.
+    let log = std::fs::read_to_string(place.path("both").join("metrics.jsonl")).unwrap();
+    let steps: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let steps: Vec<&Value> = steps.iter().filter(|line| line["t"] == "step").collect();
+    assert!(steps.len() == 6 && steps[5]["lr"].as_f64() < steps[1]["lr"].as_f64());
+    assert!(steps.iter().all(|step| step["lr"] == step["projector_lr"]), "{steps:?}");
+    // Memory is planned for it: value, gradient and two moments.
+    let plan = |more: &[&str]| {
+        let args = [
+            "plan",
+            "--model",
+            &place.text("model"),
+            "--data",
+            &place.text("data"),
+            "--method",
+            "lora",
+            "--json",
+        ];
+        let (out, _) = output(mixlora(&[&args[..], more].concat()), 0);
+        serde_json::from_str::<Value>(&out).unwrap()["total"].as_u64().unwrap()
+    };
+    let more = (plan(&["--projector-lr", "5e-3"]) - plan(&[])) as f64;
+    assert!((more / (16.0 * 48.0 * 128.0) - 1.04).abs() < 1e-3, "{more}");
+
     // What the run measured at its end is what `eval` measures with its folder.
     let at_end = |run: &str| {
         let log = std::fs::read_to_string(place.path(run).join("metrics.jsonl")).unwrap();

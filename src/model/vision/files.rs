@@ -196,7 +196,12 @@ impl Source for Stored<'_> {
 impl VisionConfig {
     /// Every tensor of the tower, up to its feature, and of the projector.
     pub fn tensors(&self) -> Vec<Expected> {
-        let mut all = self.tower.tensors(self.feature);
+        [self.tower.tensors(self.feature), self.projector_tensors()].concat()
+    }
+
+    /// Every tensor of the projector.
+    pub fn projector_tensors(&self) -> Vec<Expected> {
+        let mut all = Vec::new();
         let features = (self.projector.width_in(self.tower.layers.hidden_size), "features");
         let width = (self.width, "hidden_size of the decoder");
         for (i, linear) in self.projector.linears().iter().enumerate() {

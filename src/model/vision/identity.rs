@@ -18,13 +18,10 @@ pub struct VisionIdentity {
 
 impl VisionIdentity {
     pub(super) fn of(config: &VisionConfig, files: &VisionFiles) -> Result<Self> {
-        let tower = config.tower.tensors(config.feature);
-        let all = config.tensors();
-        let is_projector = |e: &&Expected| tower.iter().all(|t| t.name != e.name);
         Ok(VisionIdentity {
             fields: fields(config),
-            tower: fingerprint(files, tower.iter())?,
-            projector: fingerprint(files, all.iter().filter(is_projector))?,
+            tower: fingerprint(files, &config.tower.tensors(config.feature))?,
+            projector: fingerprint(files, &config.projector_tensors())?,
         })
     }
 
@@ -85,7 +82,7 @@ fn fields(config: &VisionConfig) -> Map<String, Value> {
     fields.as_object().cloned().unwrap_or_default()
 }
 
-fn fingerprint<'a>(files: &VisionFiles, tensors: impl Iterator<Item = &'a Expected>) -> Result<Fingerprint> {
+fn fingerprint(files: &VisionFiles, tensors: &[Expected]) -> Result<Fingerprint> {
     let mut values = Vec::new();
     let mut formats = Vec::new();
     for e in tensors {

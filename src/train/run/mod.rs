@@ -310,6 +310,9 @@ impl Run {
                 "sync": r.times.readback,
             },
         });
+        if let Some(rate) = self.config.train.projector_rate() {
+            line["projector_lr"] = json!(rate * r.learning_rate);
+        }
         if let Some(m) = self.device().memory() {
             let mib = |bytes: u64| if bytes == u64::MAX { Value::Null } else { json!(bytes >> 20) };
             line["mem_mib"] =
