@@ -629,7 +629,7 @@ fn training_reads_what_is_asked() {
         let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/vision").join(folder);
         let text = ModelText::open(&model).unwrap();
         let decoder = Model::open(&model, &Device::cpu(), true).unwrap();
-        let sight = Sight::open(&model, &decoder, LoadOptions::default()).unwrap().unwrap();
+        let sight = Sight::open(&model, &decoder, LoadOptions::default(), false).unwrap().unwrap();
         assert_eq!(sight.tokens(), PictureTokens::of_model(&model).unwrap().unwrap());
         let options = EncodeOptions { allow_untrained_eos: true, ..EncodeOptions::default() };
         let encoder = Encoder::new(&text.tokenizer, text.template.as_ref(), options).unwrap();
@@ -684,7 +684,7 @@ fn questions_about_pictures_are_asked() {
     for folder in ["vlm_idefics3", "vlm_llava15_new_names"] {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/vision").join(folder);
         let model = Model::open(&folder, &device, true).unwrap();
-        let sight = Sight::open(&folder, &model, LoadOptions::default()).unwrap().unwrap();
+        let sight = Sight::open(&folder, &model, LoadOptions::default(), false).unwrap().unwrap();
         let text = ModelText::open(&folder).unwrap();
         let options = EncodeOptions { allow_untrained_eos: true, ..EncodeOptions::default() };
         let encoder = Encoder::new(&text.tokenizer, text.template.as_ref(), options).unwrap();

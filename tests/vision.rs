@@ -7,6 +7,9 @@ use common::cli::answer_to;
 #[cfg(feature = "cli")]
 use common::cli::{mixlora, output};
 use common::edit::Edit;
+#[cfg(all(feature = "images", feature = "tokenizer"))]
+use common::seeing::picture_data;
+use common::seeing::{copy, golden};
 use mixlora::adapter::{ALL_LINEAR, Adapter};
 use mixlora::check::golden::{Replay, find_files, replay};
 use mixlora::data::{Batch, Example};
@@ -23,12 +26,10 @@ use mixlora::{
     train::{End, Run, RunConfig, Stop},
 };
 use serde_json::{Value, json};
-use std::path::{Path, PathBuf};
+#[cfg(all(feature = "images", feature = "cli"))]
+use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
-
-fn golden() -> PathBuf {
-    common::edit::golden().join("vision")
-}
 
 fn files() -> Vec<PathBuf> {
     let all = find_files(&[golden()]).unwrap();
@@ -61,14 +62,6 @@ fn the_cpu_holds() {
 fn the_gpu_holds() {
     if let Some(gpu) = common::gpu() {
         all_hold(&gpu);
-    }
-}
-
-/// A copy of a model's folder.
-fn copy(model: &str, to: &Path) {
-    for entry in std::fs::read_dir(golden().join(model)).unwrap() {
-        let path = entry.unwrap().path();
-        std::fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
     }
 }
 
@@ -352,36 +345,6 @@ fn pictures_that_cannot_be_seen_are_refused() {
     refused(&seeing, &["--image", "/nowhere.png", "What?"], "/nowhere.png");
     refused(&seeing, &["--image", &picture, "--raw", "What <image> and <image>?"], "2 places of pictures");
     refused(&seeing, &["What <image> is it?"], "1 places of pictures");
-}
-
-/// A folder of LLaVA's data about two pictures, with one sample of text alone.
-#[cfg(all(feature = "images", feature = "tokenizer"))]
-fn picture_data(folder: &Path) -> String {
-    let file = Checkpoint::open(golden().join("vlm_idefics3/expected.safetensors")).unwrap();
-    let data = folder.join("data");
-    std::fs::create_dir(&data).unwrap();
-    for (name, tensor) in [("red.png", "image.0.0"), ("blue.png", "image.1.0")] {
-        std::fs::write(data.join(name), file.tensor_bytes(tensor).unwrap()).unwrap();
-    }
-    let sample = |name: &str, task: &str| {
-        let turns = json!([
-            { "from": "human", "value": "<image>\nWhat is it?" },
-            { "from": "gpt", "value": name },
-        ]);
-        json!({ "image": format!("{name}.png"), "task_name": task, "conversations": turns })
-    };
-    let text = json!([{ "from": "human", "value": "Is it?" }, { "from": "gpt", "value": "no" }]);
-    let train = json!([
-        sample("red", "one"),
-        sample("blue", "two"),
-        { "conversations": text },
-        sample("red", "two"),
-        sample("blue", "one"),
-    ]);
-    std::fs::write(data.join("train.json"), train.to_string()).unwrap();
-    std::fs::write(data.join("valid.json"), json!([sample("red", "one"), sample("blue", "two")]).to_string())
-        .unwrap();
-    data.to_string_lossy().into_owned()
 }
 
 #[cfg(all(feature = "images", feature = "cli"))]

@@ -1,8 +1,10 @@
 //! What an adapter remembers of the model it was trained on.
 
+use crate::model::vision::VisionIdentity;
 use crate::model::{Fingerprint, Model};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use std::path::Path;
 
 /// Sizes of the base model, and the fingerprint of its norms, which every file of a model has with the same values but
@@ -19,6 +21,17 @@ pub(super) struct Base {
     /// Absent in adapters of version 0.1.0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     norms: Option<Fingerprint>,
+}
+
+/// What tells a vision part from others, as `mixlora.json` has it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct VisionBase {
+    #[serde(flatten)]
+    pub identity: VisionIdentity,
+    /// Whether the projector was trained, and is in a file of its own.
+    pub projector_trained: bool,
+    /// What is done to pictures, as a processor describes it.
+    pub processor: Map<String, Value>,
 }
 
 impl Base {

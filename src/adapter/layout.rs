@@ -1,6 +1,6 @@
 //! What an adapter's directory holds: its files and their texts, and what its tensors are called there.
 
-use super::base::Base;
+use super::base::{Base, VisionBase};
 use super::peft_config::Written;
 use crate::io::{Checkpoint, read_json};
 use crate::mixture::{Files, Method, MethodSpec, Methods, Tree};
@@ -23,6 +23,9 @@ pub(super) struct MixloraConfig {
     options: Tree,
     pub target_modules: Vec<String>,
     pub base: Base,
+    /// What it saw pictures with; absent where it was trained without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vision: Option<VisionBase>,
 }
 
 /// Name of a part in the file, and whether the file keeps the transpose: PEFT's B is `[out, r]`.
@@ -84,6 +87,7 @@ pub(super) fn texts(
     targets: &[String],
     base: &Base,
     base_name: &str,
+    vision: Option<&VisionBase>,
 ) -> Result<Vec<(String, Vec<u8>)>> {
     let lora = method.options().lora();
     let own = MixloraConfig {
@@ -92,6 +96,7 @@ pub(super) fn texts(
         options: method.tree(),
         target_modules: targets.to_vec(),
         base: base.clone(),
+        vision: vision.cloned(),
     };
     let peft = Written {
         peft_type: if method.spec().files == Files::Peft { "LORA" } else { "MIXLORA_RS" },

@@ -12,6 +12,7 @@ mod peft_config;
 mod plain;
 mod prune;
 mod released;
+mod vision;
 mod weights;
 mod xlora;
 
@@ -27,6 +28,7 @@ pub use experts::{Expert, with_experts};
 pub(crate) use experts::{named_path, pool as expert_pool};
 pub use locate::{BEST, LAST, STAGE_PREFIX, STAGES, STEP_PREFIX, locate, pointed};
 pub use prune::{Keep, Pruned, Usage};
+pub use vision::VisionPart;
 pub use weights::{AdapterOptions, AdapterWeights, Matrix};
 
 /// A method with its options, and its parts at the sites of a model. It joins a pass through [`sites`](Adapter::sites);
@@ -36,6 +38,7 @@ pub struct Adapter {
     pub(crate) method: Method,
     pub(crate) targets: Vec<String>,
     pub(crate) notes: Vec<String>,
+    vision: Option<VisionPart>,
     sites: Arc<SiteAdapters>,
 }
 
@@ -231,7 +234,13 @@ impl Adapter {
     pub fn attach(model: &Model, method: &Method, targets: &[String], stream: Stream) -> Result<Self> {
         let targets = resolve_targets(targets, model.config())?;
         let sites = build_sites(model.sites(), method, &targets, model.device(), stream)?;
-        Ok(Adapter { method: method.resolved(), targets, notes: Vec::new(), sites: Arc::new(sites) })
+        let sites = Arc::new(sites);
+        Ok(Adapter { method: method.resolved(), targets, notes: Vec::new(), vision: None, sites })
+    }
+
+    /// The same, trained with a vision part.
+    pub fn with_vision(self, vision: Option<VisionPart>) -> Self {
+        Adapter { vision, ..self }
     }
 
     /// Its parts by the numbers of the model's sites, for a [`Pass`](crate::nn::Pass).
@@ -245,6 +254,10 @@ impl Adapter {
     /// What instances are pooled by, of a method that chooses by instance.
     pub fn pool(&self) -> Option<Pool> {
         self.method.options().instance().map(|instance| instance.pool)
+    }
+    /// The vision part that it was trained with; none where it was trained without pictures.
+    pub fn vision(&self) -> Option<&VisionPart> {
+        self.vision.as_ref()
     }
     /// What the user should know about the files that it was read from.
     pub fn notes(&self) -> &[String] {

@@ -9,7 +9,7 @@ use super::layout::{MixloraConfig, OWN, PREFIX, base_name, open_tensors, stored_
 use super::peft_config::{PeftConfig, read_config};
 use super::released::{Layout, Released, is_released};
 use super::weights::{self, transpose};
-use super::{Adapter, AdapterOptions, AdapterWeights, Matrix, PartShape};
+use super::{Adapter, AdapterOptions, AdapterWeights, Matrix, PartShape, VisionPart};
 use crate::io::{Checkpoint, read_json};
 use crate::mixture::{Files, Method, MethodSpec};
 use crate::model::Model;
@@ -80,7 +80,7 @@ impl Adapter {
         let (method, notes) = c.method(&own, &options.methods)?;
         let mut adapter = Self::attach_and_fill(dir, model, &method, &c.target_modules)?;
         adapter.notes = notes;
-        Ok(adapter)
+        Ok(adapter.with_vision(c.vision.map(|base| VisionPart::read(dir, base)).transpose()?))
     }
 
     fn attach_and_fill(dir: &Path, model: &Model, method: &Method, targets: &[String]) -> Result<Self> {

@@ -2,7 +2,7 @@
 
 use super::base::Base;
 use super::layout::{self, MixloraConfig};
-use super::{Adapter, PartShape};
+use super::{Adapter, PartShape, VisionPart};
 use crate::io::{Named, read_json, safetensors_bytes};
 use crate::mixture::{Method, MethodSpec, Methods};
 use crate::model::Model;
@@ -91,6 +91,7 @@ pub struct AdapterWeights {
     /// What its base model is called.
     pub base_name: String,
     base: Base,
+    vision: Option<VisionPart>,
 }
 
 impl AdapterWeights {
@@ -106,6 +107,7 @@ impl AdapterWeights {
             matrices: each.into_iter().flatten().collect(),
             base_name: base_name.into(),
             base: Base::of(model),
+            vision: adapter.vision().map(VisionPart::copied).transpose()?,
         })
     }
 
@@ -132,7 +134,9 @@ impl AdapterWeights {
         let base_name = layout::base_name(dir).unwrap_or_default();
         // Files of version 0.1.0 leave the alpha out where it is the method's own.
         let method = method.resolved();
-        Ok(AdapterWeights { method, targets: config.target_modules, matrices, base_name, base: config.base })
+        let vision = config.vision.map(|base| VisionPart::read(dir, base)).transpose()?;
+        let targets = config.target_modules;
+        Ok(AdapterWeights { method, targets, matrices, base_name, base: config.base, vision })
     }
 
     /// The matrix of a part.
@@ -145,9 +149,12 @@ impl AdapterWeights {
     /// # Errors
     /// The options cannot be written.
     pub fn files(&self) -> Result<Vec<(String, Vec<u8>)>> {
-        let mut files = layout::texts(&self.method, &self.targets, &self.base, &self.base_name)?;
+        let vision = self.vision.as_ref();
+        let base = vision.map(VisionPart::base);
+        let mut files = layout::texts(&self.method, &self.targets, &self.base, &self.base_name, base)?;
         let tensors = to_safetensors(self.method.spec(), self.matrices.clone())?;
         files.push((layout::TENSORS.into(), tensors));
+        files.extend(vision.map(VisionPart::file).transpose()?.flatten());
         Ok(files)
     }
 
@@ -178,7 +185,7 @@ impl AdapterWeights {
         let adapter = Adapter::attach(model, &self.method, &self.targets, Stream::new(0))?;
         let values = |part: &str| self.matrix(part).map(|m| m.values.clone()).unwrap_or_default();
         adapter.fill_with(|part, _, _| Ok(values(part)))?;
-        Ok(adapter)
+        Ok(adapter.with_vision(self.vision.clone()))
     }
 
     fn check(&self, part: &PartShape) -> Result<()> {

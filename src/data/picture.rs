@@ -60,6 +60,8 @@ pub struct Features {
     /// Number of tiles, rows of each, values of a row.
     pub dims: [usize; 3],
     pub values: Arc<[f32]>,
+    /// CRC-32 of the picture's file.
+    pub file: u32,
 }
 
 impl fmt::Debug for Features {

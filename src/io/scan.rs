@@ -51,6 +51,22 @@ impl RawTensor<'_> {
         weight::values(self.rows, self.cols, self.bytes, self.format)
     }
 
+    /// The values of some rows, evenly spread, the first and the last among them; of all where there are no more.
+    ///
+    /// # Errors
+    /// The number of bytes does not fit the shape.
+    pub fn sampled(&self, count: usize) -> Result<Vec<f32>> {
+        let rows = self.spread(count).unwrap_or_else(|| std::iter::once(0..self.rows).collect());
+        let values = rows.into_iter().map(|rows| self.decode_rows(rows));
+        values.collect::<Result<Vec<_>>>().map(|rows| rows.concat())
+    }
+
+    /// So many rows, evenly spread; none where there are no more than that.
+    fn spread(&self, count: usize) -> Option<Vec<Range<usize>>> {
+        let row = |index: usize| index * (self.rows - 1) / (count - 1).max(1);
+        (count < self.rows).then(|| (0..count).map(row).map(|row| row..row + 1).collect())
+    }
+
     /// Decodes a range of rows.
     fn decode_rows(&self, rows: Range<usize>) -> Result<Vec<f32>> {
         let width = self.bytes.len() / self.rows.max(1);
@@ -69,15 +85,9 @@ impl RawTensor<'_> {
             return Ok(seen);
         }
         let per_chunk = (CHUNK / self.cols.max(1)).max(1);
-        let ranges: Vec<Range<usize>> = match sample.filter(|&count| count < self.rows) {
-            Some(count) => {
-                let row = |index: usize| index * (self.rows - 1) / (count - 1).max(1);
-                (0..count).map(row).map(|row| row..row + 1).collect()
-            }
-            None => {
-                (0..self.rows).step_by(per_chunk).map(|row| row..(row + per_chunk).min(self.rows)).collect()
-            }
-        };
+        let all =
+            || (0..self.rows).step_by(per_chunk).map(|row| row..(row + per_chunk).min(self.rows)).collect();
+        let ranges: Vec<Range<usize>> = sample.and_then(|count| self.spread(count)).unwrap_or_else(all);
         for range in ranges {
             let values = self.decode_rows(range.clone())?;
             for (index, value) in values.into_iter().enumerate() {
@@ -114,6 +124,15 @@ mod tests {
         assert_eq!(scan(&values, None).nonfinite, Some((12, 1, f32::NEG_INFINITY)));
         assert_eq!(scan(&values, None).remark().unwrap(), "the value at row 12, column 1 is -inf");
         // Rows 0, 9 and 19 are looked at.
+        let raw = RawTensor {
+            rows: 20,
+            cols: 2,
+            axes: 2,
+            format: Format::F32,
+            bytes: bytemuck::cast_slice(&values),
+        };
+        assert_eq!(raw.sampled(3).unwrap(), [0, 1, 18, 19, 38, 39].map(|i| values[i]));
+        assert_eq!(raw.sampled(20).unwrap(), values);
         assert_eq!(scan(&values, Some(3)).nonfinite, None);
         values[39] = f32::NAN;
         assert_eq!(scan(&values, Some(3)).nonfinite.map(|(row, col, _)| (row, col)), Some((19, 1)));

@@ -124,6 +124,10 @@ impl PictureFile {
     pub fn path(&self) -> &Path {
         &self.path
     }
+    /// CRC-32 of its bytes.
+    pub fn checksum(&self) -> u32 {
+        crc32fast::hash(&self.bytes)
+    }
 
     /// Decodes the picture and turns it upright. Of several frames it is the first; of 16 bits it is the high byte.
     ///

@@ -6,6 +6,7 @@ use super::size::{Size, bounded, check_aspect, longest_edge, shortest_edge, whol
 use super::{Picture, Tiles};
 use crate::Result;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use std::fmt;
 
 /// The size that a picture is given. Quotients are cut off to integers.
@@ -42,6 +43,13 @@ pub struct Processor {
 }
 
 impl Processor {
+    /// Its fields, as an adapter that was trained with it stores them.
+    pub fn fields(&self) -> Map<String, Value> {
+        // By way of text: it keeps an f32 such as 0.1 as it is written.
+        let text = serde_json::to_string(self).unwrap_or_default();
+        serde_json::from_str(&text).unwrap_or_default()
+    }
+
     /// The tiles of a picture, `[N, height, width, 3]` bytes.
     ///
     /// # Errors

@@ -1,6 +1,7 @@
 //! What a model sees: from pictures and a rendered prompt to tokens, and to what enters the decoder's first layer.
 
 use super::{PictureText, PictureTokens, Tokenizer};
+use crate::adapter::{Bank, VisionPart};
 use crate::model::vision::VisionModel;
 use crate::model::{LoadOptions, Model, ModelPlace};
 use crate::nn::Pass;
@@ -32,18 +33,51 @@ pub struct Seen {
 }
 
 impl Sight {
-    /// The vision part of the model at a path, whose decoder is `model`; none where it is a decoder alone.
+    /// The vision part of the model at a path, whose decoder is `model`; none where it is a decoder alone. The projector
+    /// can be trained where `trained`.
     ///
     /// # Errors
     /// The vision part or its processor is of a kind that is not read, or a file is damaged.
-    pub fn open(path: &Path, model: &Model, options: LoadOptions) -> Result<Option<Self>> {
+    pub fn open(path: &Path, model: &Model, options: LoadOptions, trained: bool) -> Result<Option<Self>> {
         let ModelPlace::Folder(folder) = ModelPlace::of(path)? else { return Ok(None) };
-        let Some(vision) = VisionModel::open(&folder, model, options, false)? else { return Ok(None) };
+        let Some(vision) = VisionModel::open(&folder, model, options, trained)? else { return Ok(None) };
         Ok(Some(Sight {
             #[cfg(feature = "images")]
             processor: Processor::of_model(&folder)?,
             vision: Arc::new(vision),
         }))
+    }
+
+    /// What an adapter that is trained with it remembers of it.
+    pub fn part(&self) -> VisionPart {
+        #[cfg(feature = "images")]
+        let processor = Some(self.processor.fields());
+        #[cfg(not(feature = "images"))]
+        let processor = None;
+        VisionPart::of(&self.vision, processor)
+    }
+
+    /// Takes what adapters were trained with: the projector of the one that has one becomes that of the model. Adapters of
+    /// another tower or with other preparation of pictures are taken only where `force`.
+    ///
+    /// # Errors
+    /// An adapter was trained with another vision part, or several have a projector of their own.
+    pub fn take_from(&self, adapters: &Bank, force: bool) -> Result<()> {
+        let here = self.part();
+        let mut taken = false;
+        for there in adapters.adapters().iter().filter_map(|(adapter, _)| adapter.vision()) {
+            if !force {
+                there.check(&here)?;
+            }
+            if taken && !there.projector().is_empty() {
+                let what =
+                    "several have a projector of their own, and a model has one: give only one of them";
+                return Err(Error::refused("adapter", what));
+            }
+            taken |= !there.projector().is_empty();
+            there.put_into(&self.vision)?;
+        }
+        Ok(())
     }
 
     /// A picture file as the tower reads it, and what is to be said of the file.

@@ -109,7 +109,8 @@ pub(super) fn restore_optimizer(optimizer: &mut Optimizer, dir: &Path, updates: 
     let file = Checkpoint::open(dir.join(OPTIMIZER))?;
     let moment = |p: &Param, which: usize| -> Result<Tensor> {
         let value = p.value();
-        let width = value.shape().last();
+        // A vector has one value in each row.
+        let width = value.len() / p.parts().iter().map(|part| part.1).sum::<usize>().max(1);
         let mut parts = HashMap::new();
         for (part, rows) in p.parts() {
             parts.insert(part.as_str(), file.f32(&names(part)[which], &[*rows, width])?);

@@ -66,6 +66,8 @@ pub struct TrainOptions {
     /// Micro-batches of one optimizer step.
     pub grad_accumulation: usize,
     pub learning_rate: f64,
+    /// Learning rate of the projector of a model that sees, which is then trained whole; by default it stays as it is.
+    pub projector_learning_rate: Option<f64>,
     /// Steps of linear warm-up; by default 3 % of the run.
     pub warmup_steps: Option<usize>,
     pub schedule: Decay,
@@ -210,6 +212,7 @@ impl Default for TrainOptions {
             micro_batch: 4,
             grad_accumulation: 1,
             learning_rate: 1e-3,
+            projector_learning_rate: None,
             warmup_steps: None,
             schedule: Decay::Cosine,
             max_grad_norm: 1.0,
@@ -248,9 +251,10 @@ impl TrainOptions {
                 return Err(Error::config(field, v, "a number of at least 0"));
             }
         }
-        let rate = self.learning_rate;
-        if !(rate.is_finite() && rate > 0.0) {
-            return Err(Error::config("learning_rate", rate, "a positive number"));
+        let projector = self.projector_learning_rate.map(|rate| ("projector_learning_rate", rate));
+        let rates = std::iter::once(("learning_rate", self.learning_rate)).chain(projector);
+        if let Some((field, rate)) = rates.into_iter().find(|(_, rate)| !(rate.is_finite() && *rate > 0.0)) {
+            return Err(Error::config(field, rate, "a positive number"));
         }
         match (self.warmup_steps, self.steps) {
             (Some(w), Some(n)) if w > n => {
@@ -263,6 +267,11 @@ impl TrainOptions {
     /// Optimizer steps of a run whose epochs have so many.
     pub fn total_steps(&self, per_epoch: usize) -> usize {
         self.steps.unwrap_or_else(|| ((self.epochs * per_epoch as f64).round() as usize).max(1))
+    }
+
+    /// What the learning rate is multiplied by for the projector, where that is trained.
+    pub fn projector_rate(&self) -> Option<f64> {
+        self.projector_learning_rate.map(|rate| rate / self.learning_rate)
     }
 
     /// What a session is told, for a run of `steps`.

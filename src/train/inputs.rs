@@ -41,7 +41,9 @@ impl Inputs {
         let model = ModelFiles::open(&config.model)?;
         let mut notes: Vec<String> = cut_to_context(&mut config, &model).into_iter().collect();
         let text = config.text.open(Some(&config.model))?;
-        let encoder = config.text.encoder(&text)?.with_pictures(PictureTokens::of_model(&config.model)?)?;
+        let pictures = PictureTokens::of_model(&config.model)?;
+        let sees = pictures.is_some();
+        let encoder = config.text.encoder(&text)?.with_pictures(pictures)?;
         let files = DataFiles::find(&config.data)?;
         let Some(train) = &files.train else {
             return Err(Error::file(&config.data, "has no train.jsonl"));
@@ -58,6 +60,7 @@ impl Inputs {
         config.method = method;
         config.target_modules = targets;
         without_preferences(&config, &train)?;
+        check_projector(&config, &train, sees)?;
         with_tasks(&mut config, &train, valid.as_ref())?;
         with_conditions(&mut config, [Some(&train), valid.as_ref()], model.config().hidden_size)?;
         let length = config.text.max_length;
@@ -106,11 +109,13 @@ impl Inputs {
                 give_conditions(set, &model, &self.text.tokenizer)?;
             }
         }
-        let has_pictures = |set: &Dataset| set.examples.iter().any(|example| !example.pictures.is_empty());
+        let mut vision = None;
         if [Some(&train), valid.as_ref()].into_iter().flatten().any(has_pictures) {
-            let sight = Sight::open(&self.config.model, &model, options)?
+            let trained = self.config.train.projector_learning_rate.is_some();
+            let sight = Sight::open(&self.config.model, &model, options, trained)?
                 .ok_or_else(|| Error::refused("model", "has no vision part, and the data have pictures"))?;
             look_at_pictures(std::iter::once(&mut train).chain(&mut valid), &sight)?;
+            vision = Some((sight.vision.clone(), sight.part()));
         }
         let mut notes = self.notes;
         notes.extend(model.notes().iter().cloned());
@@ -120,6 +125,7 @@ impl Inputs {
             model,
             train,
             valid,
+            vision,
             base: fingerprint(&model_files(&self.config.model)?)?,
             data: self.fingerprint,
             config: self.config,
@@ -251,6 +257,28 @@ fn of_task(mut samples: Vec<Sample>, task: Option<&str>) -> Vec<Sample> {
         sample.task = task.map(String::from);
     }
     samples
+}
+
+/// Whether an example has a picture.
+fn has_pictures(set: &Dataset) -> bool {
+    set.examples.iter().any(|example| !example.pictures.is_empty())
+}
+
+/// Refuses a rate of a projector where there is none, or nothing that would train it.
+fn check_projector(config: &RunConfig, train: &Dataset, sees: bool) -> Result<()> {
+    let why = match (config.train.projector_learning_rate, sees) {
+        (None, _) => return Ok(()),
+        (Some(_), false) => {
+            format!(
+                "{} has no vision part, and so no projector: it is a decoder alone",
+                config.model.display()
+            )
+        }
+        (Some(_), true) if has_pictures(train) => return Ok(()),
+        (Some(_), true) => format!("no sample of {} has a picture", config.data.display()),
+    };
+    let what = format!("trains the projector of a model that sees, but {why}; leave it out");
+    Err(Error::refused("train.projector_learning_rate", what))
 }
 
 /// Refuses wrong answers beside right ones where the method does not learn from them.

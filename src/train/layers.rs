@@ -290,6 +290,7 @@ fn differ(a: &Value, b: &Value, path: &str, found: &mut Vec<(String, String)>) {
 /// Names that other programs give to settings, and those of here.
 const ELSEWHERE: &[(&[&str], &str)] = &[
     (&["lr"], "train.learning_rate"),
+    (&["projector_lr", "mm_projector_lr"], "train.projector_learning_rate"),
     (&["rank", "lora_r", "lora_rank"], "options.r"),
     (&["alpha"], "options.lora_alpha"),
     (&["dropout"], "options.lora_dropout"),

@@ -1,8 +1,10 @@
 //! What a run is made of, in memory.
 
 use super::RunConfig;
+use crate::adapter::VisionPart;
 use crate::data::Dataset;
 use crate::model::Model;
+use crate::model::vision::VisionModel;
 use crate::{Error, Result};
 use std::sync::Arc;
 
@@ -12,6 +14,8 @@ pub struct Parts {
     pub model: Arc<Model>,
     pub train: Dataset,
     pub valid: Option<Dataset>,
+    /// What looked at the pictures of the examples, and what the adapter will remember of it.
+    pub vision: Option<(Arc<VisionModel>, VisionPart)>,
     /// The token that fills batches up.
     pub pad: u32,
     /// What the base model and the data are, to recognise them when the run goes on.

@@ -45,16 +45,17 @@ pub fn look_at_pictures<'a>(sets: impl IntoIterator<Item = &'a mut Dataset>, sig
     Ok(())
 }
 
-/// A picture as the tower reads it.
+/// A picture as the tower reads it, and the checksum of its file.
 #[cfg(feature = "images")]
-fn read(source: &PictureSource, sight: &Sight) -> Result<Seen> {
-    let decoded = source.open(&crate::picture::Limits::default())?.decode(sight.processor.alpha)?;
-    sight.look(&decoded.picture)
+fn read(source: &PictureSource, sight: &Sight) -> Result<(Seen, u32)> {
+    let file = source.open(&crate::picture::Limits::default())?;
+    let decoded = file.decode(sight.processor.alpha)?;
+    Ok((sight.look(&decoded.picture)?, file.checksum()))
 }
 
-/// A picture as the tower reads it.
+/// A picture as the tower reads it, and the checksum of its file.
 #[cfg(not(feature = "images"))]
-fn read(source: &PictureSource, _: &Sight) -> Result<Seen> {
+fn read(source: &PictureSource, _: &Sight) -> Result<(Seen, u32)> {
     Err(Error::refused(
         source.to_string(),
         "is not read: this program was built without the feature 'images'",
@@ -63,7 +64,7 @@ fn read(source: &PictureSource, _: &Sight) -> Result<Seen> {
 
 /// What the tower makes of a picture.
 fn look(source: &PictureSource, sight: &Sight) -> Result<Features> {
-    let seen = read(source, sight)?;
+    let (seen, file) = read(source, sight)?;
     let tower = sight.vision.tower();
     let [tiles, height, width] = seen.dims;
     let features = inside(tower.device(), || {
@@ -75,5 +76,10 @@ fn look(source: &PictureSource, sight: &Sight) -> Result<Features> {
     let [tiles, rows, d] = *features.dims() else {
         return Err(Error::shape("tower", "features [T, N, d]", features.shape()));
     };
-    Ok(Features { vision: sight.vision.clone(), dims: [tiles, rows, d], values: features.to_f32()?.into() })
+    Ok(Features {
+        vision: sight.vision.clone(),
+        dims: [tiles, rows, d],
+        values: features.to_f32()?.into(),
+        file,
+    })
 }

@@ -2,8 +2,10 @@
 
 use super::RunConfig;
 use crate::adapter::{build_sites, linear_sites, resolve_targets};
+use crate::io::read_json;
 use crate::mixture::Hook;
-use crate::model::{ModelConfig, ModelFiles};
+use crate::model::vision::VisionConfig;
+use crate::model::{ModelConfig, ModelFiles, ModelPlace};
 use crate::nn::Param;
 use crate::{Device, Error, Format, Result, Stream};
 
@@ -148,6 +150,7 @@ fn rows(files: &ModelFiles, config: &RunConfig, seq: usize) -> Result<Vec<(&'sta
     // Rotation tables: cosine and sine of the positions that are used.
     weights += 4 * (c.max_positions().min(seq.next_power_of_two()) * c.head_dim) as u64;
     let [trained, frozen] = adapter_values(c, config)?;
+    let trained = trained + projector_values(c, config)?;
     let (kept, passing) = activations(c, config, seq)?;
     let rounded = |floats: f64| (4.0 * ROUNDING * floats) as u64;
     Ok(vec![
@@ -178,6 +181,17 @@ fn adapter_values(c: &ModelConfig, config: &RunConfig) -> Result<[f64; 2]> {
         some.map(|p| p.value().len() as f64).sum::<f64>()
     };
     Ok([sum(true), sum(false)])
+}
+
+/// Values of the projector of a model that sees, where it is trained.
+fn projector_values(c: &ModelConfig, config: &RunConfig) -> Result<f64> {
+    if config.train.projector_learning_rate.is_none() {
+        return Ok(0.0);
+    }
+    let ModelPlace::Folder(dir) = ModelPlace::of(&config.model)? else { return Ok(0.0) };
+    let vision = VisionConfig::from_json(&read_json(&dir.join("config.json"))?, c.hidden_size)?;
+    let tensors = vision.iter().flat_map(VisionConfig::projector_tensors);
+    Ok(tensors.map(|e| e.axes.iter().map(|axis| axis.0 as f64).product::<f64>()).sum())
 }
 
 /// Floats that are kept for the backward pass, and the most that pass through at a time.

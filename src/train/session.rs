@@ -112,6 +112,11 @@ impl Session {
         Ok(self)
     }
 
+    /// Values that are trained, those of a projector among them.
+    pub fn trained_values(&self) -> usize {
+        self.optimizer.params().iter().map(|p| p.value().len()).sum()
+    }
+
     /// Steps done.
     pub fn steps_done(&self) -> usize {
         self.step

@@ -27,6 +27,9 @@ const FREE: [&str; 15] = [
     "train.max_skipped",
 ];
 
+/// Free as long as the projector is trained before and after.
+const PROJECTOR: &str = "train.projector_learning_rate";
+
 /// What is said of an input whose fingerprint is another.
 fn differ(what: &str, old: &str, new: &str) -> Option<String> {
     let text =
@@ -62,6 +65,17 @@ fn tokens_checksum(parts: &Parts) -> String {
     format!("{:08x}", hash.finalize())
 }
 
+/// A checksum of the pictures' files, in the order of the examples; none where there are no pictures.
+fn pictures_checksum(parts: &Parts) -> Option<String> {
+    let sets = [Some(&parts.train), parts.valid.as_ref()].into_iter().flatten();
+    let pictures = sets.flat_map(|set| &set.examples).flat_map(|example| &example.pictures);
+    let mut files = pictures.filter_map(|place| Some(place.features.as_ref()?.file)).peekable();
+    files.peek()?;
+    let mut hash = crc32fast::Hasher::new();
+    files.for_each(|file| hash.update(&file.to_le_bytes()));
+    Some(format!("{:08x}", hash.finalize()))
+}
+
 /// `run.json`.
 #[derive(Debug, Serialize, Deserialize)]
 struct RunFile {
@@ -73,6 +87,9 @@ struct RunFile {
     /// Of the examples' tokens: they depend on the tokenizer, the template and this program. Older runs have none.
     #[serde(default)]
     tokens: Option<String>,
+    /// Of the pictures' files. Runs without pictures have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pictures: Option<String>,
 }
 
 /// A run as its folder describes it.
@@ -94,6 +111,7 @@ impl StoredRun {
             base: parts.base.clone(),
             data: parts.data.clone(),
             tokens: Some(tokens_checksum(parts)),
+            pictures: pictures_checksum(parts),
         };
         Ok(StoredRun { config, notes: Vec::new(), file, folder: None })
     }
@@ -139,7 +157,11 @@ impl StoredRun {
     /// An option was changed that a resumed run must keep: all of them are listed.
     pub fn changes(&self, config: &RunConfig) -> Result<Vec<String>> {
         let all = self.config.anchored().differences(&config.anchored())?;
-        let free = |path: &str| FREE.contains(&path) || path.starts_with("device.");
+        let trains = |config: &RunConfig| config.train.projector_learning_rate.is_some();
+        let same_parts = trains(&self.config) == trains(config);
+        let free = |path: &str| {
+            FREE.contains(&path) || path.starts_with("device.") || (path == PROJECTOR && same_parts)
+        };
         let line = |(path, values): &(String, String)| format!("{path}: {values}");
         let (may, must_not): (Vec<_>, Vec<_>) = all.iter().partition(|(path, _)| free(path));
         if must_not.is_empty() {
@@ -169,6 +191,11 @@ impl StoredRun {
         if self.file.tokens.is_some() && self.file.tokens != now.file.tokens {
             let what = "the examples have other tokens than when this run began: its chat template or its tokenizer \
                         is another, or this is another version of the program; put the old one back, or start a new run";
+            return Err(Error::refused("resume", what));
+        }
+        if self.file.pictures.is_some() && self.file.pictures != now.file.pictures {
+            let what = "a picture of the data has other bytes than when this run began; put the old ones back, or start a \
+                        new run";
             return Err(Error::refused("resume", what));
         }
         self.folder.ok_or_else(|| Error::refused("resume", "the run was not opened from a folder"))

@@ -20,6 +20,7 @@ pub mod edit;
 pub mod families;
 #[cfg(feature = "tokenizer")]
 pub mod gguf;
+pub mod seeing;
 #[cfg(feature = "gpu")]
 pub mod share;
 #[cfg(feature = "tokenizer")]

@@ -107,6 +107,10 @@ const ABOUT: &[(&str, &str)] = &[
     ("train.micro_batch", "examples that go through the model together"),
     ("train.grad_accumulation", "micro-batches of one optimizer step"),
     ("train.learning_rate", "of AdamW, after the warm-up"),
+    (
+        "train.projector_learning_rate",
+        "of the projector of a model that sees, which is then trained whole and kept with the adapter",
+    ),
     ("train.warmup_steps", "steps of linear warm-up; by default 3 % of the run"),
     ("train.schedule", "cosine, linear or constant"),
     ("train.max_grad_norm", "gradients are clipped to this norm; 0: never"),

@@ -100,7 +100,7 @@ pub struct CheckArgs {
     allow_nonfinite: bool,
     /// Take an adapter that was trained on other weights, if its shapes fit.
     #[arg(long)]
-    force: bool,
+    pub force: bool,
 }
 
 impl CheckArgs {

@@ -56,6 +56,11 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let adapter = args.checks.adapter(&args.adapter, &model)?;
     // A method that cannot be merged is refused before anything is written.
     adapter.check_mergeable()?;
+    if adapter.vision().is_some_and(|vision| !vision.projector().is_empty()) {
+        let what = "was trained with a projector, which a merged decoder would leave behind: keep it as an adapter beside \
+                    the model, or give llama.cpp both with mixlora export --gguf-lora and --mmproj";
+        return Err(fail(&args.adapter, what));
+    }
     let name = args.out.file_name().ok_or_else(|| fail(&args.out, "is not the name of a directory"))?;
     let unfinished = args.out.with_file_name(format!(".{}.unfinished", name.to_string_lossy()));
     // An interrupted merge may have left this folder.

@@ -51,6 +51,8 @@ pub struct Opened {
     pub model: Arc<Model>,
     pub bank: Bank,
     pub route: Option<DecodeRoute>,
+    /// Whether adapters of other weights are taken.
+    force: bool,
 }
 
 impl ModelArgs {
@@ -62,7 +64,7 @@ impl ModelArgs {
         let model = self.checks.model(&self.model, &device, self.dequantise)?;
         text.tokenizer.check_rows(model.config().vocab_size)?;
         let bank = self.bank(&model)?;
-        Ok(Opened { text, model, bank, route: self.decode_route })
+        Ok(Opened { text, model, bank, route: self.decode_route, force: self.checks.force })
     }
 
     /// The adapters with their scales.
@@ -117,14 +119,15 @@ pub fn open_picture(sight: &Sight, image: &Path) -> mixlora::Result<Seen> {
 }
 
 impl Opened {
-    /// The vision part of the model, which is at `path`.
+    /// The vision part of the model, which is at `path`, with the projector that an adapter was trained with.
     pub fn sight(&self, path: &Path) -> mixlora::Result<Arc<Sight>> {
         let options = LoadOptions { dequantize: false, allow_nonfinite: false };
-        let sight = Sight::open(path, &self.model, options)?.ok_or_else(|| {
+        let sight = Sight::open(path, &self.model, options, false)?.ok_or_else(|| {
             let what = "has no vision part: it is a decoder alone, and sees no pictures".to_string();
             mixlora::Error::File { path: path.into(), what }
         })?;
         sight.check(&self.text.tokenizer)?;
+        sight.take_from(&self.bank, self.force)?;
         Ok(Arc::new(sight))
     }
 

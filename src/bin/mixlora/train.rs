@@ -246,7 +246,7 @@ impl Shown {
         self.say(&format!(
             "{}: {} trained values on {}, {} examples, {} steps of {} examples",
             run.session.adapter.method().name(),
-            run.session.adapter.trainable_values(),
+            run.session.trained_values(),
             run.session.model.device().name(),
             run.examples(),
             run.steps(),

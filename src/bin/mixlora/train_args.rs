@@ -74,6 +74,10 @@ pub struct TrainArgs {
     grad_accumulation: Option<usize>,
     #[arg(long, alias = "lr")]
     learning_rate: Option<f64>,
+    /// Train the projector of a model that sees, whole, with this learning rate; it follows the same schedule, and is kept
+    /// with the adapter.
+    #[arg(long, value_name = "RATE", visible_alias = "projector-lr", alias = "mm-projector-lr")]
+    projector_learning_rate: Option<f64>,
     /// Steps of linear warm-up.
     #[arg(long)]
     warmup_steps: Option<usize>,
@@ -159,6 +163,7 @@ impl TrainArgs {
             ("train.micro_batch", json!(self.micro_batch)),
             ("train.grad_accumulation", json!(self.grad_accumulation)),
             ("train.learning_rate", number(self.learning_rate)),
+            ("train.projector_learning_rate", number(self.projector_learning_rate)),
             ("train.warmup_steps", json!(self.warmup_steps)),
             ("train.schedule", json!(self.schedule)),
             ("train.max_grad_norm", number(self.max_grad_norm.map(f64::from))),

@@ -1,6 +1,6 @@
 //! Writing GGUF files of f32 tensors, version 3.
 
-use super::{DEFAULT_ALIGNMENT, Value};
+use super::{Array, DEFAULT_ALIGNMENT, Value};
 use crate::atomic;
 use crate::{Error, Result};
 use std::path::Path;
@@ -29,7 +29,7 @@ impl GgufWriter {
     /// Writes the file atomically.
     ///
     /// # Errors
-    /// A metadata value has another type than u32, f32, bool and string, or the disk refuses.
+    /// A metadata value has another type than u32, f32, bool, string and arrays of i32 and f32, or the disk refuses.
     pub fn write(&self, path: &Path) -> Result<()> {
         let mut out = b"GGUF".to_vec();
         out.extend(3u32.to_le_bytes());
@@ -38,6 +38,12 @@ impl GgufWriter {
         let write_text = |out: &mut Vec<u8>, text: &str| {
             out.extend((text.len() as u64).to_le_bytes());
             out.extend(text.as_bytes());
+        };
+        // Of elements of four bytes.
+        let write_array = |out: &mut Vec<u8>, kind: u32, bytes: &[u8]| {
+            out.extend(9u32.to_le_bytes().into_iter().chain(kind.to_le_bytes()));
+            out.extend((bytes.len() as u64 / 4).to_le_bytes());
+            out.extend(bytes);
         };
         for (key, value) in &self.metadata {
             write_text(&mut out, key);
@@ -49,6 +55,8 @@ impl GgufWriter {
                     out.extend(8u32.to_le_bytes());
                     write_text(&mut out, value);
                 }
+                Value::Array(Array::I32(values)) => write_array(&mut out, 5, bytemuck::cast_slice(values)),
+                Value::Array(Array::F32(values)) => write_array(&mut out, 6, bytemuck::cast_slice(values)),
                 other => {
                     let what = format!("'{key}' is of type {}, which is not written", other.kind());
                     return Err(Error::file(path, what));

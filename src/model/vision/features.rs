@@ -1,6 +1,6 @@
 //! A model that sees: pictures to rows, and rows among tokens.
 
-use super::{Projector, Tower, VisionConfig};
+use super::{Projector, Tower, VisionConfig, VisionIdentity};
 use crate::model::Model;
 use crate::nn::Pass;
 use crate::{Error, Result, Tensor};
@@ -10,6 +10,7 @@ pub struct VisionModel {
     pub(super) config: VisionConfig,
     pub(super) tower: Tower,
     pub(super) projector: Projector,
+    pub(super) identity: VisionIdentity,
 }
 
 impl VisionModel {
@@ -24,6 +25,10 @@ impl VisionModel {
     /// Its projector.
     pub fn projector(&self) -> &Projector {
         &self.projector
+    }
+    /// What tells it from others, by its files.
+    pub fn identity(&self) -> &VisionIdentity {
+        &self.identity
     }
 
     /// The rows of pictures or tiles `[T, 3, H, W]`, `[T * rows, hidden_size]`. The pass is the tower's own.

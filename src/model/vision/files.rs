@@ -120,14 +120,7 @@ impl VisionFiles {
                     linear.map_or(name.into(), |(ours, theirs)| name.replacen(ours, theirs, 1))
                 }
             },
-            Kind::Gguf { swapped, .. } => {
-                let names = NAMES
-                    .into_iter()
-                    .fold(name.to_string(), |name, (ours, theirs)| name.replacen(ours, theirs, 1));
-                let [first, second] =
-                    if *swapped { [".ffn_down.", ".ffn_up."] } else { [".ffn_up.", ".ffn_down."] };
-                names.replacen(FIRST, first, 1).replacen(SECOND, second, 1)
-            }
+            Kind::Gguf { swapped, .. } => gguf_name(name, *swapped),
         }
     }
 
@@ -173,6 +166,14 @@ impl VisionFiles {
     }
 }
 
+/// llama.cpp's name of a tensor; whether the two linears of an MLP have each other's.
+pub(super) fn gguf_name(name: &str, swapped: bool) -> String {
+    let name =
+        NAMES.into_iter().fold(name.to_string(), |name, (ours, theirs)| name.replacen(ours, theirs, 1));
+    let [first, second] = if swapped { [".ffn_down.", ".ffn_up."] } else { [".ffn_up.", ".ffn_down."] };
+    name.replacen(FIRST, first, 1).replacen(SECOND, second, 1)
+}
+
 /// The tensors of files on a device.
 pub(super) struct Stored<'a> {
     pub files: &'a VisionFiles,
@@ -195,7 +196,12 @@ impl Source for Stored<'_> {
 impl VisionConfig {
     /// Every tensor of the tower, up to its feature, and of the projector.
     pub fn tensors(&self) -> Vec<Expected> {
-        let mut all = self.tower.tensors(self.feature);
+        [self.tower.tensors(self.feature), self.projector_tensors()].concat()
+    }
+
+    /// Every tensor of the projector.
+    pub fn projector_tensors(&self) -> Vec<Expected> {
+        let mut all = Vec::new();
         let features = (self.projector.width_in(self.tower.layers.hidden_size), "features");
         let width = (self.width, "hidden_size of the decoder");
         for (i, linear) in self.projector.linears().iter().enumerate() {

@@ -3,7 +3,7 @@
 use super::config::CHANNELS;
 use super::files::Stored;
 use super::projector::Full;
-use super::{Feature, Projector, Tower, TowerConfig, VisionConfig, VisionFiles, VisionModel};
+use super::{Feature, Projector, Tower, TowerConfig, VisionConfig, VisionFiles, VisionIdentity, VisionModel};
 use crate::io::{Checkpoint, read_json};
 use crate::model::block::Run;
 use crate::model::load::{Parts, SAMPLED_ROWS, Source};
@@ -144,7 +144,8 @@ impl VisionModel {
         };
         let linears = config.projector.linears().iter().map(linear).collect::<Result<_>>()?;
         let projector = Projector { kind: config.projector, linears };
-        Ok(VisionModel { config, tower, projector })
+        let identity = VisionIdentity::of(&config, files)?;
+        Ok(VisionModel { config, tower, projector, identity })
     }
 }
 

@@ -7,7 +7,7 @@ use crate::model::Activation;
 use crate::{Error, Result};
 
 /// The architecture that such files name.
-const ARCHITECTURE: &str = "clip";
+pub(super) const ARCHITECTURE: &str = "clip";
 
 impl VisionConfig {
     /// The vision part of an open GGUF file; `image_token` is the decoder's token that stands for a picture's row.

@@ -1,8 +1,11 @@
 //! Models that see: a vision tower, a projector into a decoder's width, and where its rows stand among the tokens.
 
 mod config;
+#[cfg(feature = "images")]
+mod export;
 mod features;
 mod files;
+mod identity;
 mod load;
 mod mmproj;
 mod positions;
@@ -12,6 +15,8 @@ mod tower;
 pub use config::{Feature, TowerConfig, VisionConfig};
 pub use features::VisionModel;
 pub use files::VisionFiles;
+pub use identity::VisionIdentity;
+pub(crate) use identity::differences;
 pub(crate) use load::assemble;
 pub use projector::{Projector, ProjectorKind};
 pub use tower::Tower;

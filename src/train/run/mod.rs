@@ -1,6 +1,7 @@
 //! A run from its first step to its last: data, validation, checkpoints and metrics around a [`Session`].
 
 mod evaluate;
+mod vision;
 
 use crate::adapter::{Adapter, AdapterOptions, Expert};
 use crate::atomic;
@@ -66,12 +67,14 @@ impl Run {
     fn from_the_start(parts: Parts) -> Result<Self> {
         let config = &parts.config;
         let stream = Stream::new(config.train.seed).named("adapter");
-        let adapter = Adapter::attach(&parts.model, &config.method, &config.target_modules, stream)?;
+        let mut adapter = Adapter::attach(&parts.model, &config.method, &config.target_modules, stream)?;
         adapter.take_experts(&Expert::open_all(&config.experts, parts.model.config())?, &parts.model)?;
         if let Some(dir) = &config.start_from {
             let methods = Methods::builtin().with(config.method.spec());
             let options = AdapterOptions { methods, ..AdapterOptions::default() };
-            adapter.start_from(&Adapter::load_with(dir, &parts.model, &options)?)?;
+            let other = Adapter::load_with(dir, &parts.model, &options)?;
+            adapter.start_from(&other)?;
+            adapter = adapter.with_vision(other.vision().cloned());
         }
         Run::build(parts, adapter)
     }
@@ -128,7 +131,7 @@ impl Run {
     }
 
     fn build(parts: Parts, adapter: Adapter) -> Result<Self> {
-        let Parts { config, model, train, valid, pad, notes, .. } = parts;
+        let Parts { config, model, train, valid, vision, pad, notes, .. } = parts;
         let t = &config.train;
         let sizes = SamplerConfig {
             seed: t.seed,
@@ -138,7 +141,7 @@ impl Run {
         };
         let sampler = Sampler::new(train.examples.len(), &train.lengths(), sizes)?;
         let steps = t.total_steps(sampler.steps_per_epoch());
-        let session = Session::new(model, adapter, t.session(steps))?;
+        let session = vision::session(model, adapter, vision, t, steps)?;
         [Some(&train), valid.as_ref()].into_iter().flatten().try_for_each(|d| check_prompts(&config, d))?;
         let state = State::default();
         let load = LoadCounter::default();
@@ -171,7 +174,7 @@ impl Run {
         log.write(&json!({
             "t": "run", "version": env!("CARGO_PKG_VERSION"), "device": self.device().name(),
             "place": Place::of(self.device()), "steps": self.steps,
-            "trained_values": self.session.adapter.trainable_values(), "examples": self.train.examples.len(),
+            "trained_values": self.session.trained_values(), "examples": self.train.examples.len(),
             "samples": { "train": self.train.counts, "valid": self.valid.as_ref().map(|v| v.counts) },
             "config": self.config.tree()?,
         }))?;
@@ -307,6 +310,9 @@ impl Run {
                 "sync": r.times.readback,
             },
         });
+        if let Some(rate) = self.config.train.projector_rate() {
+            line["projector_lr"] = json!(rate * r.learning_rate);
+        }
         if let Some(m) = self.device().memory() {
             let mib = |bytes: u64| if bytes == u64::MAX { Value::Null } else { json!(bytes >> 20) };
             line["mem_mib"] =

@@ -41,7 +41,7 @@ pub(super) fn differences(
     model: &Model,
     samples: &Samples,
 ) -> Result<Vec<String>> {
-    let sight = Sight::open(dir, model, LoadOptions::default())?;
+    let sight = Sight::open(dir, model, LoadOptions::default(), false)?;
     let sight = sight.ok_or_else(|| Error::file(dir, "has no vision part"))?;
     let text = ModelText::from_folder(dir)?;
     let template = text.template.as_ref().ok_or_else(|| Error::file(dir, "has no chat template"))?;
