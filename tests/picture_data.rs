@@ -4,15 +4,16 @@
 mod common;
 
 use common::cli::{mixlora, output};
-use mixlora::Device;
 use mixlora::adapter::Conversation;
 use mixlora::data::{
     Body, EncodeOptions, Encoder, OnBadImage, PictureSource, Sample, read_samples, read_samples_with,
 };
+use mixlora::model::vision::VisionPlace;
 use mixlora::model::{LoadOptions, Model};
 use mixlora::picture::{Picture, Processor};
 use mixlora::text::{Message, ModelText, PictureTokens, Role, Seen, Sight};
 use mixlora::train::{Questions, look_at_pictures};
+use mixlora::{Device, Stream};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
@@ -105,13 +106,20 @@ impl Place {
     }
     fn encoder(&self, options: EncodeOptions) -> Encoder {
         let text = ModelText::open(&self.path("model")).unwrap();
-        let pictures = PictureTokens::of_model(&self.path("model")).unwrap();
+        let pictures = PictureTokens::of(&self.path("model"), None, &text.tokenizer).unwrap();
         assert!(pictures.is_some());
         Encoder::new(&text.tokenizer, text.template.as_ref(), options)
             .unwrap()
             .with_pictures(pictures)
             .unwrap()
     }
+}
+
+/// The vision part of a model's folder.
+fn open(folder: &Path, model: &Model, text: &ModelText) -> Sight {
+    let place = VisionPlace::of(folder, None).unwrap().unwrap();
+    let options = LoadOptions::default();
+    Sight::open(&place, model, &text.tokenizer, options, false, Stream::new(0)).unwrap().unwrap()
 }
 
 fn png(name: &str) -> Vec<u8> {
@@ -629,8 +637,8 @@ fn training_reads_what_is_asked() {
         let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/vision").join(folder);
         let text = ModelText::open(&model).unwrap();
         let decoder = Model::open(&model, &Device::cpu(), true).unwrap();
-        let sight = Sight::open(&model, &decoder, LoadOptions::default(), false).unwrap().unwrap();
-        assert_eq!(sight.tokens(), PictureTokens::of_model(&model).unwrap().unwrap());
+        let sight = open(&model, &decoder, &text);
+        assert_eq!(sight.tokens(), PictureTokens::of(&model, None, &text.tokenizer).unwrap().unwrap());
         let options = EncodeOptions { allow_untrained_eos: true, ..EncodeOptions::default() };
         let encoder = Encoder::new(&text.tokenizer, text.template.as_ref(), options).unwrap();
         let encoder = encoder.with_pictures(Some(sight.tokens())).unwrap();
@@ -684,8 +692,8 @@ fn questions_about_pictures_are_asked() {
     for folder in ["vlm_idefics3", "vlm_llava15_new_names"] {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/vision").join(folder);
         let model = Model::open(&folder, &device, true).unwrap();
-        let sight = Sight::open(&folder, &model, LoadOptions::default(), false).unwrap().unwrap();
         let text = ModelText::open(&folder).unwrap();
+        let sight = open(&folder, &model, &text);
         let options = EncodeOptions { allow_untrained_eos: true, ..EncodeOptions::default() };
         let encoder = Encoder::new(&text.tokenizer, text.template.as_ref(), options).unwrap();
         let encoder = encoder.with_pictures(Some(sight.tokens())).unwrap();

@@ -131,7 +131,7 @@ impl Conversation {
     }
 
     fn run_framed(&mut self, tokens: &[u32], embedded: Option<&Tensor>) -> Result<()> {
-        self.generation.check(tokens)?;
+        self.generation.check(tokens, embedded.is_some())?;
         let n = tokens.len() / self.rows;
         let device = self.generation.device().clone();
         let members = self.bank.iter_mut().map(|routed| routed.member(&device, self.rows, n, self.chosen));

@@ -142,7 +142,7 @@ impl Generation {
     }
 
     fn run(&mut self, tokens: &[u32], embedded: Option<&Tensor>, pass: &Pass) -> Result<()> {
-        self.check(tokens)?;
+        self.check(tokens, embedded.is_some())?;
         let (tokens, again) = self.crossing(tokens);
         let units;
         let pass = if again {
@@ -193,14 +193,15 @@ impl Generation {
     }
 
     /// Refuses what [`push`](Generation::push) cannot run.
-    pub(crate) fn check(&self, tokens: &[u32]) -> Result<()> {
+    pub(crate) fn check(&self, tokens: &[u32], embedded: bool) -> Result<()> {
         let n = tokens.len() / self.rows.max(1);
         if n == 0 || n * self.rows != tokens.len() {
             let what = format!("{} tokens for {} sequences", tokens.len(), self.rows);
             return Err(Error::refused("prompt", what));
         }
         let rows = self.model.config().vocab_size;
-        if let Some(id) = tokens.iter().find(|id| **id as usize >= rows) {
+        // Those of pictures may be no tokens of the model.
+        if let Some(id) = tokens.iter().find(|id| **id as usize >= rows && !embedded) {
             let what =
                 format!("holds token {id}, which the model does not know: its embedding has {rows} rows");
             return Err(Error::refused("prompt", what));

@@ -6,9 +6,10 @@ use super::color::Alpha;
 use super::filter::Filter;
 use super::processor::{Fit, Processor};
 use super::size::Size;
-use crate::io::read_json;
+use crate::io::{GgufFile, read_json};
+use crate::model::vision::VisionPlace;
 use crate::{Error, Result};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 
 /// The largest side that a file may ask for.
@@ -27,6 +28,17 @@ const LATER: &[(&str, &str)] = &[
 ];
 
 impl Processor {
+    /// What is done to pictures for the vision part at a place.
+    ///
+    /// # Errors
+    /// As [`of_model`](Self::of_model), or [`of_gguf`](Self::of_gguf).
+    pub fn of(place: &VisionPlace) -> Result<Self> {
+        match place {
+            VisionPlace::Gguf(file) => Self::of_gguf(&GgufFile::open(file)?),
+            VisionPlace::Model(dir) | VisionPlace::Tower(dir) => Self::of_model(dir),
+        }
+    }
+
     /// The processor of a model's directory, or of one of the two files by its path.
     ///
     /// # Errors
@@ -34,6 +46,32 @@ impl Processor {
     pub fn of_model(path: &Path) -> Result<Self> {
         let (path, tree) = settings(path)?;
         Settings { path: &path, map: &tree }.processor()
+    }
+
+    /// What is done to pictures for the vision part of an open GGUF file (mmproj). Such files say sizes, mean and std
+    /// alone: an MLP's pictures are padded to squares as in LLaVA-1.5, those of a pixel shuffle cut as in Idefics3.
+    ///
+    /// # Errors
+    /// An entry is missing or not what it should be.
+    pub fn of_gguf(file: &GgufFile) -> Result<Self> {
+        let side = file.u32("clip.vision.image_size")?;
+        let cut = file.get("clip.projector_type").is_some() && file.str("clip.projector_type")? == "idefics3";
+        let mut settings = if cut {
+            let key = "clip.vision.preproc_image_size";
+            let longest = if file.get(key).is_some() { file.u32(key)? } else { 4 * side };
+            json!({ "image_processor_type": "Idefics3ImageProcessor", "size": { "longest_edge": longest },
+                    "max_image_size": { "longest_edge": side } })
+        } else {
+            json!({ "image_processor_type": "LlavaImageProcessor", "do_pad": true,
+                    "size": { "shortest_edge": side }, "crop_size": side })
+        };
+        for field in ["image_mean", "image_std"] {
+            let key = format!("clip.vision.{field}");
+            if file.get(&key).is_some() {
+                settings[field] = json!(file.f32s(&key)?);
+            }
+        }
+        Self::of_settings(file.path(), settings.as_object().unwrap_or(&Map::new()))
     }
 
     /// The processor of settings that were read from a file; `path` stands in messages.

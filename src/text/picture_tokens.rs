@@ -1,11 +1,8 @@
 //! How pictures stand among the tokens of a model, known from its settings alone.
 
 use super::{PICTURE, PictureText, Tokenizer};
-use crate::io::read_json;
-use crate::model::ModelPlace;
-use crate::model::vision::VisionConfig;
+use crate::model::vision::VisionPlace;
 use crate::{Error, Result};
-use serde_json::Value;
 use std::path::Path;
 
 #[cfg(feature = "images")]
@@ -25,29 +22,27 @@ pub struct PictureTokens {
 }
 
 impl PictureTokens {
-    /// Those of the model at a path; none where it is a decoder alone, or a tokenizer without a `config.json`.
+    /// Those of the model at a path, or of the vision part `beside` it, whose pictures have the tokenizer's token; none where
+    /// the model is a decoder alone, or a tokenizer without a `config.json`.
     ///
     /// # Errors
     /// The vision part or its processor is of a kind that is not read, or a file is damaged.
-    pub fn of_model(path: &Path) -> Result<Option<Self>> {
-        let ModelPlace::Folder(folder) = ModelPlace::of(path)? else { return Ok(None) };
-        let file = folder.join("config.json");
-        if !file.is_file() {
-            return Ok(None);
-        }
-        let all: Value = read_json(&file)?;
+    pub fn of(model: &Path, beside: Option<&Path>, tokenizer: &Tokenizer) -> Result<Option<Self>> {
+        let Some(place) = VisionPlace::of(model, beside)? else { return Ok(None) };
         // The width of the decoder is no matter of its tokens.
-        let config = VisionConfig::from_json(&all, 0);
-        let Some(config) = config.map_err(|error| Error::file(&file, error.to_string()))? else {
-            return Ok(None);
-        };
+        let Some(config) = place.config(0, Self::token_of(tokenizer))? else { return Ok(None) };
         Ok(Some(PictureTokens {
             written: PictureText::of(&config),
             rows: config.rows(),
             token: config.image_token,
             #[cfg(feature = "images")]
-            processor: Processor::of_model(&folder)?,
+            processor: Processor::of(&place)?,
         }))
+    }
+
+    /// The token of pictures in a tokenizer; no token is the largest number.
+    pub(super) fn token_of(tokenizer: &Tokenizer) -> u32 {
+        tokenizer.token_id(PICTURE).unwrap_or(u32::MAX)
     }
 
     /// Refuses a tokenizer that does not know the token of pictures.

@@ -2,9 +2,10 @@
 
 use super::{PictureText, PictureTokens, Tokenizer};
 use crate::adapter::{Bank, VisionPart};
-use crate::model::vision::VisionModel;
-use crate::model::{LoadOptions, Model, ModelPlace};
+use crate::model::vision::{VisionModel, VisionPlace};
+use crate::model::{LoadOptions, Model};
 use crate::nn::Pass;
+use crate::rng::Stream;
 use crate::routing::Units;
 use crate::tape::inside;
 use crate::{Error, Result, Tensor, no_grad};
@@ -33,19 +34,29 @@ pub struct Seen {
 }
 
 impl Sight {
-    /// The vision part of the model at a path, whose decoder is `model`; none where it is a decoder alone. The projector
-    /// can be trained where `trained`.
+    /// The vision part at a place, of the decoder `model`; none where the model is a decoder alone. The tokenizer has the
+    /// token of pictures. The projector can be trained where `trained`, and `seed` is that of a new one.
     ///
     /// # Errors
-    /// The vision part or its processor is of a kind that is not read, or a file is damaged.
-    pub fn open(path: &Path, model: &Model, options: LoadOptions, trained: bool) -> Result<Option<Self>> {
-        let ModelPlace::Folder(folder) = ModelPlace::of(path)? else { return Ok(None) };
-        let Some(vision) = VisionModel::open(&folder, model, options, trained)? else { return Ok(None) };
-        Ok(Some(Sight {
+    /// The vision part or its processor is of a kind that is not read or does not fit the model, a file is damaged, or the
+    /// tokenizer has no token of pictures.
+    pub fn open(
+        place: &VisionPlace,
+        model: &Model,
+        tokenizer: &Tokenizer,
+        options: LoadOptions,
+        trained: bool,
+        seed: Stream,
+    ) -> Result<Option<Self>> {
+        let token = PictureTokens::token_of(tokenizer);
+        let Some(vision) = place.open(model, token, options, trained, seed)? else { return Ok(None) };
+        let sight = Sight {
             #[cfg(feature = "images")]
-            processor: Processor::of_model(&folder)?,
+            processor: Processor::of(place)?,
             vision: Arc::new(vision),
-        }))
+        };
+        sight.check(tokenizer)?;
+        Ok(Some(sight))
     }
 
     /// What an adapter that is trained with it remembers of it.

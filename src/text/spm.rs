@@ -14,6 +14,9 @@ use std::ops::Range;
 /// The space character of SentencePiece.
 const SPACE: char = '\u{2581}';
 
+/// Kinds of tokens that are matched verbatim.
+const LITERAL: [i32; 3] = [CONTROL, USER, UNKNOWN];
+
 #[derive(Debug, Clone)]
 pub(super) struct Spm {
     tokens: Vec<String>,
@@ -37,8 +40,8 @@ struct Literals {
 }
 
 impl Literals {
-    fn new(vocab: &Vocab, kinds: &[i32]) -> Result<Self> {
-        let tokens = vocab.tokens.iter().zip(&vocab.types).zip(0..);
+    fn new(tokens: &[String], types: &[i32], kinds: &[i32]) -> Result<Self> {
+        let tokens = tokens.iter().zip(types).zip(0..);
         let wanted = tokens.filter(|((token, kind), _)| kinds.contains(kind) && !token.is_empty());
         let (texts, ids): (Vec<&String>, Vec<u32>) = wanted.map(|((token, _), id)| (token, id)).unzip();
         let automaton = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(texts);
@@ -111,10 +114,21 @@ impl Spm {
             index,
             bytes,
             unknown: vocab.unk,
-            literals: Literals::new(vocab, &[CONTROL, USER, UNKNOWN])?,
-            user_defined: Literals::new(vocab, &[USER])?,
+            literals: Literals::new(&vocab.tokens, &vocab.types, &LITERAL)?,
+            user_defined: Literals::new(&vocab.tokens, &vocab.types, &[USER])?,
             space_prefix: vocab.add_space_prefix,
         })
+    }
+
+    /// The same with one more control token, behind all others.
+    pub(super) fn with_control(&self, token: &str) -> Result<Self> {
+        let mut more = self.clone();
+        more.index.insert(token.into(), more.tokens.len() as u32);
+        more.tokens.push(token.into());
+        more.types.push(CONTROL);
+        more.scores.push(0.0);
+        more.literals = Literals::new(&more.tokens, &more.types, &LITERAL)?;
+        Ok(more)
     }
 
     pub(super) fn token_id(&self, token: &str) -> Option<u32> {

@@ -157,6 +157,34 @@ impl Tokenizer {
         Ok(tokenizer)
     }
 
+    /// The same with a control token, behind all others, where there is none of that name: a model that was made for text
+    /// has none for pictures.
+    ///
+    /// # Errors
+    /// The tokenizer library refuses.
+    pub fn with_control(mut self, token: &str) -> Result<Self> {
+        if self.token_id(token).is_some() {
+            return Ok(self);
+        }
+        let kind = match &*self.kind {
+            Kind::Spm(spm) => Kind::Spm(Box::new(spm.with_control(token)?)),
+            Kind::Library(library, _) => {
+                let mut library = library.clone();
+                let token = tokenizers::AddedToken::from(token, true).normalized(false);
+                guarded("tokenizer", || library.add_special_tokens([token]))?;
+                Kind::Library(library, OnceLock::new())
+            }
+        };
+        self.size = match &kind {
+            Kind::Spm(_) => self.size + 1,
+            Kind::Library(library, _) => {
+                library.get_vocab(true).values().max().map_or(0, |id| *id as usize + 1)
+            }
+        };
+        self.kind = Arc::new(kind);
+        Ok(self)
+    }
+
     /// Writes the text of a `tokenizer.json`; none for a SentencePiece vocabulary, which that format cannot represent
     /// exactly.
     ///

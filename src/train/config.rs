@@ -14,6 +14,9 @@ use std::path::{Component, Path, PathBuf};
 pub struct RunConfig {
     /// A `.gguf` file or a Hugging Face directory.
     pub model: PathBuf,
+    /// The vision part of a model that has none of its own: a GGUF file (mmproj), or a directory with a tower alone, whose
+    /// projector is a new one.
+    pub vision: Option<PathBuf>,
     /// A JSONL file, or a folder with train.jsonl.
     pub data: PathBuf,
     /// The method with its options.
@@ -137,6 +140,7 @@ impl RunConfig {
     pub fn defaults(method: &'static MethodSpec) -> Result<Self> {
         let plain = RunConfig {
             model: PathBuf::new(),
+            vision: None,
             data: PathBuf::new(),
             method: method.defaults(),
             target_modules: vec![ALL_LINEAR.into()],
@@ -157,7 +161,8 @@ impl RunConfig {
         let text = [config.text.tokenizer.as_mut(), config.text.image_folder.as_mut()];
         let own = [Some(&mut config.model), Some(&mut config.data)].into_iter().chain(text);
         let of_stages = config.stages.iter_mut().map(|stage| Some(&mut stage.data));
-        for path in own.chain([config.start_from.as_mut()]).chain(of_stages) {
+        let beside = [config.vision.as_mut(), config.start_from.as_mut()];
+        for path in own.chain(beside).chain(of_stages) {
             let Some(path) = path.filter(|p| !p.as_os_str().is_empty()) else { continue };
             *path = anchored(path);
         }

@@ -6,8 +6,10 @@ use crate::adapter::{Expert, with_experts};
 use crate::data::{DataFiles, Dataset, EncodeOptions, Encoder, LossOn, Sample, read_samples_with};
 use crate::io::folder::fingerprint;
 use crate::mixture::Methods;
+use crate::model::vision::VisionPlace;
 use crate::model::{LoadOptions, Model, ModelFiles, ModelPlace};
-use crate::text::{ChatTemplate, ModelText, PictureTokens, Sight, Tokenizer};
+use crate::rng::Stream;
+use crate::text::{ChatTemplate, ModelText, PICTURE, PictureTokens, Sight, Tokenizer};
 use crate::{Device, Error, Result};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -40,8 +42,9 @@ impl Inputs {
     pub fn read(mut config: RunConfig) -> Result<Self> {
         let model = ModelFiles::open(&config.model)?;
         let mut notes: Vec<String> = cut_to_context(&mut config, &model).into_iter().collect();
-        let text = config.text.open(Some(&config.model))?;
-        let pictures = PictureTokens::of_model(&config.model)?;
+        let vision = config.vision.as_deref();
+        let text = config.text.open(Some(&config.model), vision)?;
+        let pictures = PictureTokens::of(&config.model, vision, &text.tokenizer)?;
         let sees = pictures.is_some();
         let encoder = config.text.encoder(&text)?.with_pictures(pictures)?;
         let files = DataFiles::find(&config.data)?;
@@ -112,7 +115,16 @@ impl Inputs {
         let mut vision = None;
         if [Some(&train), valid.as_ref()].into_iter().flatten().any(has_pictures) {
             let trained = self.config.train.projector_learning_rate.is_some();
-            let sight = Sight::open(&self.config.model, &model, options, trained)?
+            let seed = Stream::new(self.config.train.seed).named("projector");
+            let place = VisionPlace::of(&self.config.model, self.config.vision.as_deref())?;
+            if let (Some(VisionPlace::Tower(dir)), false) = (&place, trained) {
+                let what = "is a tower alone, whose projector is drawn at random: train it, with \
+                            --projector-learning-rate";
+                return Err(Error::file(dir, what));
+            }
+            let open = |place| Sight::open(&place, &model, &self.text.tokenizer, options, trained, seed);
+            let sight = place
+                .map_or(Ok(None), open)?
                 .ok_or_else(|| Error::refused("model", "has no vision part, and the data have pictures"))?;
             look_at_pictures(std::iter::once(&mut train).chain(&mut valid), &sight)?;
             vision = Some((sight.vision.clone(), sight.part()));
@@ -126,7 +138,7 @@ impl Inputs {
             train,
             valid,
             vision,
-            base: fingerprint(&model_files(&self.config.model)?)?,
+            base: fingerprint(&base_files(&self.config)?)?,
             data: self.fingerprint,
             config: self.config,
             notes,
@@ -186,11 +198,12 @@ impl Run {
 }
 
 impl TextOptions {
-    /// The text side of a model, with the tokenizer and the template that the options name instead of its own.
+    /// The text side of a model, with the tokenizer and the template that the options name instead of its own, and with a
+    /// token for pictures where a vision part stands beside it.
     ///
     /// # Errors
     /// A file is missing or malformed, or there is neither a model nor a tokenizer.
-    pub fn open(&self, model: Option<&Path>) -> Result<ModelText> {
+    pub fn open(&self, model: Option<&Path>, vision: Option<&Path>) -> Result<ModelText> {
         let own = model.map(ModelText::open).transpose()?;
         let mut text = match (&self.tokenizer, own) {
             (Some(file), own) => {
@@ -201,6 +214,9 @@ impl TextOptions {
         };
         if let Some(name) = &self.template {
             text = ModelText::new(text.tokenizer, Some(named_template(name)?));
+        }
+        if vision.is_some() {
+            text.tokenizer = text.tokenizer.with_control(PICTURE)?;
         }
         Ok(text)
     }
@@ -233,7 +249,7 @@ impl TextOptions {
 pub(super) fn stage_set(mut config: RunConfig) -> Result<Dataset> {
     let model = ModelFiles::open(&config.model)?;
     cut_to_context(&mut config, &model);
-    let encoder = config.text.encoder(&config.text.open(Some(&config.model))?)?;
+    let encoder = config.text.encoder(&config.text.open(Some(&config.model), None)?)?;
     let files = DataFiles::find(&config.data)?;
     let Some(path) = files.valid.as_ref().or(files.train.as_ref()) else {
         return Err(Error::file(&config.data, "has no train.jsonl"));
@@ -330,6 +346,15 @@ fn named_template(name: &str) -> Result<ChatTemplate> {
         fail(format!("is neither the built-in template chatml nor a file that can be read: {error}"))
     })?;
     ChatTemplate::new(&text).map_err(|error| fail(error.to_string()))
+}
+
+/// The files of a run's model, and of the vision part beside it.
+fn base_files(config: &RunConfig) -> Result<Vec<PathBuf>> {
+    let mut files = model_files(&config.model)?;
+    if let Some(vision) = &config.vision {
+        files.extend(model_files(vision)?);
+    }
+    Ok(files)
 }
 
 /// The files that make a model: itself, or the configuration and weights of a directory.

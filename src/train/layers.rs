@@ -14,6 +14,8 @@ use std::path::PathBuf;
 #[serde(deny_unknown_fields)]
 struct Sections {
     model: PathBuf,
+    #[serde(default)]
+    vision: Option<PathBuf>,
     data: PathBuf,
     target_modules: Vec<String>,
     experts: Vec<String>,
@@ -33,6 +35,7 @@ impl RunConfig {
     pub fn tree(&self) -> Result<Value> {
         let RunConfig {
             model,
+            vision,
             data,
             method,
             target_modules,
@@ -44,8 +47,19 @@ impl RunConfig {
             text,
             device,
         } = self.clone();
-        let sections =
-            Sections { model, data, target_modules, experts, start_from, task, stages, train, text, device };
+        let sections = Sections {
+            model,
+            vision,
+            data,
+            target_modules,
+            experts,
+            start_from,
+            task,
+            stages,
+            train,
+            text,
+            device,
+        };
         // By way of text: it keeps an f32 such as 0.01 as it is written.
         let written = serde_json::to_string(&sections);
         let mut tree: Map<String, Value> = written
@@ -132,10 +146,22 @@ impl RunConfig {
             let path = e.path().to_string();
             Error::refused(path, e.into_inner().to_string())
         })?;
-        let Sections { model, data, target_modules, experts, start_from, task, stages, train, text, device } =
-            sections;
+        let Sections {
+            model,
+            vision,
+            data,
+            target_modules,
+            experts,
+            start_from,
+            task,
+            stages,
+            train,
+            text,
+            device,
+        } = sections;
         Ok(RunConfig {
             model,
+            vision,
             data,
             method,
             target_modules,

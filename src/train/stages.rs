@@ -171,7 +171,7 @@ impl Stages {
         if run.config().method.options().condition().is_none() {
             return Ok(());
         }
-        let text = self.config.text.open(Some(&self.config.model))?;
+        let text = self.config.text.open(Some(&self.config.model), None)?;
         let model = &run.session.model;
         self.sets.iter_mut().try_for_each(|set| super::give_conditions(set, model, &text.tokenizer))
     }

@@ -35,8 +35,6 @@ struct Dialogue<'a> {
     opened: &'a Opened,
     system: Option<String>,
     about: About,
-    /// Where the model is.
-    path: &'a Path,
     /// The vision part of the model, once a picture was shown.
     sight: Option<Arc<Sight>>,
     /// Pictures of the next message.
@@ -57,13 +55,12 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         return Err(mixlora::Error::File { path: args.model.model.clone(), what }.into());
     }
     let chat = Chat::new(&opened.text, opened.conversation(&about)?, None);
-    let shown = args.pictures.open(&args.model.model, &opened)?;
+    let shown = args.pictures.open(&opened)?;
     let (sight, pictures) = shown.map(|shown| (shown.sight, shown.pictures)).unzip();
     let mut dialogue = Dialogue {
         opened: &opened,
         system: args.system.clone(),
         about,
-        path: &args.model.model,
         sight,
         pictures: pictures.unwrap_or_default(),
         chat,
@@ -125,7 +122,7 @@ impl Dialogue<'_> {
     fn show(&mut self, image: &str) -> Result<(), Failure> {
         let sight = match &self.sight {
             Some(sight) => sight.clone(),
-            None => match self.opened.sight(self.path) {
+            None => match self.opened.sight() {
                 Ok(sight) => sight,
                 Err(error) => {
                     out::note(&error.to_string());

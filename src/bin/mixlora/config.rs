@@ -92,6 +92,7 @@ fn setting(about: &str, name: &str, value: &Value) -> String {
 /// Descriptions of settings.
 const ABOUT: &[(&str, &str)] = &[
     ("model", "a .gguf file or a Hugging Face directory"),
+    ("vision", "the vision part of a model that has none: a GGUF file (mmproj), or a directory with a tower"),
     ("data", "a JSONL file, or a folder with train.jsonl and, if you like, valid.jsonl"),
     ("method", "see `mixlora methods`"),
     ("target_modules", "projections that get an adapter"),

@@ -28,6 +28,9 @@ pub struct Args {
     /// A model folder or a .gguf file, to count the tokens that samples will have.
     #[arg(long, value_parser = model_path())]
     model: Option<PathBuf>,
+    /// The vision part of a model that has none of its own: a GGUF file (mmproj), or a directory with a vision tower alone.
+    #[arg(long, visible_alias = "mmproj", value_name = "PATH", requires = "model")]
+    vision: Option<PathBuf>,
     /// A built-in template (chatml) or a Jinja file, instead of the model's.
     #[arg(long, requires = "model")]
     template: Option<String>,
@@ -93,9 +96,10 @@ fn encoder(args: &Args, model: &Path) -> Result<Encoder, Failure> {
         ..TextOptions::default()
     };
     let options = args.pictures.of(options);
-    let side = options.open(Some(model))?;
+    let vision = args.vision.as_deref();
+    let side = options.open(Some(model), vision)?;
     out::notes(&side.notes);
-    Ok(options.encoder(&side)?.with_pictures(PictureTokens::of_model(model)?)?)
+    Ok(options.encoder(&side)?.with_pictures(PictureTokens::of(model, vision, &side.tokenizer)?)?)
 }
 
 fn read<'a>(args: &Args, path: &'a Path, encoder: Option<&Encoder>) -> mixlora::Result<Row<'a>> {

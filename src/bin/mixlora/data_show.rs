@@ -40,7 +40,7 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Result<(), Failure> {
     let options = args.text.options();
-    let side = options.open(args.text.model.as_deref())?;
+    let side = args.text.side()?;
     out::notes(&side.notes);
     let encoder = args.text.encoder(&side)?;
     let files = DataFiles::find(&args.path)?;

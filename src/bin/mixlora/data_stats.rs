@@ -44,7 +44,7 @@ impl Figures {
 
 pub fn run(args: &Args) -> Result<(), Failure> {
     let options = args.text.options();
-    let side = options.open(args.text.model.as_deref())?;
+    let side = args.text.side()?;
     out::notes(&side.notes);
     let encoder = args.text.encoder(&side)?;
     let mut results = Vec::new();

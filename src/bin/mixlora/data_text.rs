@@ -11,6 +11,9 @@ pub struct TextArgs {
     /// A model folder with tokenizer.json and tokenizer_config.json, or a .gguf file.
     #[arg(long, required_unless_present = "tokenizer", value_parser = model_path())]
     pub model: Option<PathBuf>,
+    /// The vision part of a model that has none of its own: a GGUF file (mmproj), or a directory with a vision tower alone.
+    #[arg(long, visible_alias = "mmproj", value_name = "PATH")]
+    vision: Option<PathBuf>,
     /// A tokenizer.json, instead of the model's.
     #[arg(long)]
     tokenizer: Option<PathBuf>,
@@ -67,7 +70,13 @@ impl TextArgs {
 
     /// What turns samples into examples, with the pictures of a model that sees.
     pub fn encoder(&self, side: &ModelText) -> mixlora::Result<Encoder> {
-        let pictures = self.model.as_deref().map(PictureTokens::of_model).transpose()?;
-        self.options().encoder(side)?.with_pictures(pictures.flatten())
+        let of = |model| PictureTokens::of(model, self.vision.as_deref(), &side.tokenizer);
+        let pictures = self.model.as_deref().map_or(Ok(None), of)?;
+        self.options().encoder(side)?.with_pictures(pictures)
+    }
+
+    /// The text side of the model.
+    pub fn side(&self) -> mixlora::Result<ModelText> {
+        self.options().open(self.model.as_deref(), self.vision.as_deref())
     }
 }

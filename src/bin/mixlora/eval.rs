@@ -86,8 +86,11 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let room = opened.model.config().max_positions() - opened.bank.framing().rows_in_front();
     let max_length = args.max_length.min(room);
     let options = TextOptions { max_length, ..options };
-    let encoder =
-        options.encoder(&opened.text)?.with_pictures(PictureTokens::of_model(&args.model.model)?)?;
+    let encoder = options.encoder(&opened.text)?.with_pictures(PictureTokens::of(
+        &args.model.model,
+        args.model.vision.as_deref(),
+        &opened.text.tokenizer,
+    )?)?;
     let mut data = encoder.dataset(&path, &samples)?;
     let notes = files.note().into_iter().chain(data.counts.note("samples", max_length));
     notes.for_each(|text| out::note(&format!("note: {text}")));
@@ -97,7 +100,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         give_conditions(&mut data, &opened.model, &opened.text.tokenizer)?;
     }
     if data.examples.iter().any(|example| !example.pictures.is_empty()) {
-        look_at_pictures([&mut data], &*opened.sight(&args.model.model)?)?;
+        look_at_pictures([&mut data], &*opened.sight()?)?;
     }
     let losses = measure_losses(&opened, &data, args.micro_batch.max(1))?;
     let mut questions = None;

@@ -34,6 +34,10 @@ pub struct Args {
     #[cfg(feature = "images")]
     #[arg(long, value_name = "FILE")]
     mmproj: Option<PathBuf>,
+    /// The vision part of a model that has none of its own: a directory with a vision tower alone, or a GGUF file.
+    #[cfg(feature = "images")]
+    #[arg(long, value_name = "PATH")]
+    vision: Option<PathBuf>,
     #[command(flatten)]
     checks: CheckArgs,
 }
@@ -66,15 +70,17 @@ fn write_mmproj(_: &Args, _: &Model, _: Option<&Adapter>, _: &Path) -> Result<()
 /// Writes what sees, with the projector of the adapter where it has one.
 #[cfg(feature = "images")]
 fn write_mmproj(args: &Args, model: &Model, adapter: Option<&Adapter>, path: &Path) -> Result<(), Failure> {
-    use mixlora::model::{LoadOptions, ModelPlace};
-    let blind = |what: &str| Error::File { path: args.model.clone(), what: what.into() };
-    let sight = mixlora::text::Sight::open(&args.model, model, LoadOptions::default(), false)?
-        .ok_or_else(|| blind("has no vision part: it is a decoder alone, and sees no pictures"))?;
+    use crate::model_args::open_sight;
+    use mixlora::model::vision::VisionPlace;
+    use mixlora::train::TextOptions;
+    let vision = args.vision.as_deref();
+    let text = TextOptions::default().open(Some(&args.model), vision)?;
+    let sight = open_sight(&args.model, vision, model, &text)?;
     sight.take_from(&adapter.into(), args.checks.force)?;
-    let ModelPlace::Folder(dir) = ModelPlace::of(&args.model)? else {
-        return Err(blind("is no directory").into());
-    };
-    sight.vision.export_gguf(&dir, &sight.processor, path)?;
+    let place = VisionPlace::of(&args.model, vision)?;
+    if let Some(place) = &place {
+        sight.vision.export_gguf(place, &sight.processor, path)?;
+    }
     let own = adapter.and_then(Adapter::vision).is_some_and(|vision| !vision.projector().is_empty());
     let whose = if own { "the adapter's projector" } else { "the model's own projector" };
     Ok(out::text(&format!("tower and {whose} in {}", path.display()))?)

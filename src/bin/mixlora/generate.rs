@@ -53,7 +53,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let prompt = args.prompt()?;
     let opened = args.model.open()?;
     let about = opened.about(&args.sampling)?;
-    let shown = args.pictures.open(&args.model.model, &opened)?;
+    let shown = args.pictures.open(&opened)?;
     let expand = |prompt: String| match &shown {
         Some(Shown { sight, pictures }) => sight.expand(&prompt, pictures),
         None => without_pictures(prompt, &opened.text.tokenizer),

@@ -3,9 +3,11 @@
 use crate::device_args::{CheckArgs, DeviceArgs};
 use crate::model_path::model_path;
 use crate::{Failure, out};
+use mixlora::Stream;
 use mixlora::adapter::{Bank, Conversation};
 use mixlora::data::Condition;
 use mixlora::mixture::{ConditionKind, DecodeRoute};
+use mixlora::model::vision::VisionPlace;
 use mixlora::model::{LoadOptions, Model, Sampler, Sampling};
 use mixlora::text::{ModelText, ReplyOptions, Seen, Sight};
 use mixlora::train::{TextOptions, condition_vector};
@@ -17,6 +19,9 @@ pub struct ModelArgs {
     /// A .gguf file, a Hugging Face directory, or a file in one.
     #[arg(long, value_parser = model_path())]
     pub model: PathBuf,
+    /// The vision part of a model that has none of its own: a GGUF file (mmproj), or a directory with a vision tower alone.
+    #[arg(long, visible_alias = "mmproj", value_name = "PATH")]
+    pub vision: Option<PathBuf>,
     /// An adapter directory, or the folder of a training run (its best checkpoint is taken). May be given several times:
     /// what each adds to the model is summed.
     #[arg(long)]
@@ -51,6 +56,8 @@ pub struct Opened {
     pub model: Arc<Model>,
     pub bank: Bank,
     pub route: Option<DecodeRoute>,
+    /// The paths of the model and of a vision part beside it.
+    place: (PathBuf, Option<PathBuf>),
     /// Whether adapters of other weights are taken.
     force: bool,
 }
@@ -59,12 +66,13 @@ impl ModelArgs {
     pub fn open(&self) -> Result<Opened, Failure> {
         let device = self.device.open()?;
         let options = TextOptions { template: self.template.clone(), ..TextOptions::default() };
-        let text = options.open(Some(&self.model))?;
+        let text = options.open(Some(&self.model), self.vision.as_deref())?;
         out::notes(&text.notes);
         let model = self.checks.model(&self.model, &device, self.dequantise)?;
         text.tokenizer.check_rows(model.config().vocab_size)?;
         let bank = self.bank(&model)?;
-        Ok(Opened { text, model, bank, route: self.decode_route, force: self.checks.force })
+        let place = (self.model.clone(), self.vision.clone());
+        Ok(Opened { text, model, bank, place, route: self.decode_route, force: self.checks.force })
     }
 
     /// The adapters with their scales.
@@ -100,11 +108,11 @@ pub struct Shown {
 
 impl PictureArgs {
     /// The vision part of a model and the pictures, where any are given; what is odd about one goes to stderr.
-    pub fn open(&self, path: &Path, opened: &Opened) -> Result<Option<Shown>, Failure> {
+    pub fn open(&self, opened: &Opened) -> Result<Option<Shown>, Failure> {
         if self.images.is_empty() {
             return Ok(None);
         }
-        let sight = opened.sight(path)?;
+        let sight = opened.sight()?;
         let open = |image: &PathBuf| open_picture(&sight, image);
         let pictures = self.images.iter().map(open).collect::<mixlora::Result<_>>()?;
         Ok(Some(Shown { sight, pictures }))
@@ -119,15 +127,19 @@ pub fn open_picture(sight: &Sight, image: &Path) -> mixlora::Result<Seen> {
 }
 
 impl Opened {
-    /// The vision part of the model, which is at `path`, with the projector that an adapter was trained with.
-    pub fn sight(&self, path: &Path) -> mixlora::Result<Arc<Sight>> {
-        let options = LoadOptions { dequantize: false, allow_nonfinite: false };
-        let sight = Sight::open(path, &self.model, options, false)?.ok_or_else(|| {
-            let what = "has no vision part: it is a decoder alone, and sees no pictures".to_string();
-            mixlora::Error::File { path: path.into(), what }
-        })?;
-        sight.check(&self.text.tokenizer)?;
+    /// The vision part of the model, with the projector that an adapter was trained with.
+    pub fn sight(&self) -> mixlora::Result<Arc<Sight>> {
+        let (model, vision) = &self.place;
+        let sight = open_sight(model, vision.as_deref(), &self.model, &self.text)?;
         sight.take_from(&self.bank, self.force)?;
+        let mut parts = self.bank.adapters().iter().filter_map(|(adapter, _)| adapter.vision());
+        let own = parts.any(|part| !part.projector().is_empty());
+        if let (Some(VisionPlace::Tower(dir)), false) = (VisionPlace::of(model, vision.as_deref())?, own) {
+            out::note(&format!(
+                "note: {} is a tower alone: its projector is drawn at random, as no adapter has one",
+                dir.display()
+            ));
+        }
         Ok(Arc::new(sight))
     }
 
@@ -249,4 +261,22 @@ impl SamplingArgs {
             .map_err(|error| Failure::Usage(format!("--{}", error.to_string().replacen('_', "-", 1))))?;
         Ok((sampler, ReplyOptions { max_tokens: self.max_tokens, stops: self.stop.clone() }))
     }
+}
+
+/// The vision part of the model at a path, or the one beside it.
+pub fn open_sight(
+    path: &Path,
+    beside: Option<&Path>,
+    model: &Model,
+    text: &ModelText,
+) -> mixlora::Result<Sight> {
+    let open = |place| {
+        let options = LoadOptions { dequantize: false, allow_nonfinite: false };
+        Sight::open(&place, model, &text.tokenizer, options, false, Stream::new(0))
+    };
+    VisionPlace::of(path, beside)?.map_or(Ok(None), open)?.ok_or_else(|| {
+        let what =
+            "has no vision part: it is a decoder alone, and sees no pictures; --vision gives it one".into();
+        mixlora::Error::File { path: path.into(), what }
+    })
 }

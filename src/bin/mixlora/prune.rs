@@ -104,7 +104,7 @@ fn described(args: &Args, report: &Pruned, [before, after]: [f64; 2]) -> String 
 fn batches(args: &Args, model: &Model, adapter: &Adapter) -> Result<Vec<Batch>, Failure> {
     let samples = read_samples(&args.data)?;
     let options = TextOptions::default();
-    let text = options.open(Some(&args.model))?;
+    let text = options.open(Some(&args.model), None)?;
     let framing = adapter.method().framing();
     let room = model.config().max_positions() - framing.rows_in_front();
     let options = TextOptions { max_length: args.max_length.min(room), ..options };

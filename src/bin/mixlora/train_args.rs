@@ -103,6 +103,9 @@ pub struct TrainArgs {
     /// Longest example, in tokens.
     #[arg(long, alias = "max-seq-length")]
     max_length: Option<usize>,
+    /// The vision part of a model that has none of its own: a GGUF file (mmproj), or a directory with a vision tower alone.
+    #[arg(long, visible_alias = "mmproj", value_name = "PATH")]
+    vision: Option<PathBuf>,
     /// Folder that relative paths of pictures are of; by default that of the data file.
     #[arg(long, value_name = "DIR")]
     image_folder: Option<PathBuf>,
@@ -173,6 +176,7 @@ impl TrainArgs {
             ("train.save_every", json!(self.save_every)),
             ("train.recompute", flag(self.recompute)),
             ("text.max_length", json!(self.max_length)),
+            ("vision", json!(self.vision)),
             ("text.image_folder", json!(self.image_folder)),
             ("text.on_bad_image", json!(self.on_bad_image)),
             ("text.template", json!(self.template)),

@@ -2,8 +2,7 @@
 
 use super::files::gguf_name;
 use super::mmproj::ARCHITECTURE;
-use super::{ProjectorKind, VisionConfig, VisionFiles, VisionModel};
-use crate::io::Checkpoint;
+use super::{ProjectorKind, VisionConfig, VisionModel, VisionPlace};
 use crate::io::gguf::{Array, GgufWriter, Value};
 use crate::model::Activation;
 use crate::picture::{Fit, Processor};
@@ -12,18 +11,18 @@ use std::path::Path;
 
 impl VisionModel {
     /// Writes tower and projector, as it is now, as a GGUF file that llama.cpp loads with `--mmproj` beside the decoder's
-    /// file. All values are f32; of a tower the layers up to the features. `dir` is the directory that it was opened from.
+    /// file. All values are f32; of a tower the layers up to the features. `place` is where it was opened.
     ///
     /// Size, mean and std of pictures are written, and the longest edge where they are cut into tiles. Whether pictures are
     /// cropped or padded has no key in such files.
     ///
     /// # Errors
     /// The files have no word for what the model computes, or the file cannot be written.
-    pub fn export_gguf(&self, dir: &Path, processor: &Processor, path: &Path) -> Result<()> {
+    pub fn export_gguf(&self, place: &VisionPlace, processor: &Processor, path: &Path) -> Result<()> {
         let mut file = GgufWriter::default();
         describe(&self.config, &mut file)?;
         describe_pictures(&self.config, processor, &mut file)?;
-        let files = VisionFiles::of_checkpoint(Checkpoint::open(dir)?)?;
+        let files = place.files()?;
         let projector = self.projector.params();
         for e in self.config.tensors() {
             let values = match projector.iter().find(|p| p.name() == e.name) {

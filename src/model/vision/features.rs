@@ -58,7 +58,10 @@ impl VisionModel {
             let found = format!("{places} image tokens for {count} rows of pictures");
             return Err(Error::shape("splice", "an image token for each row of the pictures", found));
         }
-        let x = model.embed(&Tensor::from_u32(device, &[b, s], ids)?)?;
+        // What stands in a picture's place is not looked at, and may be no token of the model.
+        let of_text = |&id: &u32| if id == self.config.image_token { 0 } else { id };
+        let shown: Vec<u32> = ids.iter().map(of_text).collect();
+        let x = model.embed(&Tensor::from_u32(device, &[b, s], &shown)?)?;
         let Some(rows) = rows.filter(|_| count > 0) else { return Ok(x) };
         let mut next = 0;
         let mut index = Vec::with_capacity(ids.len());

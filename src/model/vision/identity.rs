@@ -17,11 +17,12 @@ pub struct VisionIdentity {
 }
 
 impl VisionIdentity {
-    pub(super) fn of(config: &VisionConfig, files: &VisionFiles) -> Result<Self> {
+    /// With the tensors of the projector that are in the files: none of a new one.
+    pub(super) fn of(config: &VisionConfig, files: &VisionFiles, projector: &[Expected]) -> Result<Self> {
         Ok(VisionIdentity {
             fields: fields(config),
             tower: fingerprint(files, &config.tower.tensors(config.feature))?,
-            projector: fingerprint(files, &config.projector_tensors())?,
+            projector: fingerprint(files, projector)?,
         })
     }
 

@@ -144,7 +144,7 @@ impl VisionModel {
         };
         let linears = config.projector.linears().iter().map(linear).collect::<Result<_>>()?;
         let projector = Projector { kind: config.projector, linears };
-        let identity = VisionIdentity::of(&config, files)?;
+        let identity = VisionIdentity::of(&config, files, &config.projector_tensors())?;
         Ok(VisionModel { config, tower, projector, identity })
     }
 }

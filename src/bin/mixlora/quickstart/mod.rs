@@ -92,7 +92,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let device = args.device.open()?;
     let base = base::find(&args.model, args.cache.as_deref(), &args.out)?;
     write_set(&data)?;
-    let text = TextOptions::default().open(Some(&base.path))?;
+    let text = TextOptions::default().open(Some(&base.path), None)?;
     let options = args.device.options();
     let training = args.training(&base);
     let stop = signals::stop_on_signals(None)?;

@@ -2,10 +2,11 @@
 
 use super::model::Samples;
 use crate::io::Checkpoint;
+use crate::model::vision::VisionPlace;
 use crate::model::{LoadOptions, Model};
 use crate::picture::{Limits, PictureFile};
 use crate::text::{Message, ModelText, PICTURE, Role, Seen, Sight};
-use crate::{Error, Result};
+use crate::{Error, Result, Stream};
 use serde::Deserialize;
 use std::path::Path;
 
@@ -41,9 +42,11 @@ pub(super) fn differences(
     model: &Model,
     samples: &Samples,
 ) -> Result<Vec<String>> {
-    let sight = Sight::open(dir, model, LoadOptions::default(), false)?;
-    let sight = sight.ok_or_else(|| Error::file(dir, "has no vision part"))?;
     let text = ModelText::from_folder(dir)?;
+    let place = VisionPlace::Model(dir.to_path_buf());
+    let options = LoadOptions::default();
+    let sight = Sight::open(&place, model, &text.tokenizer, options, false, Stream::new(0))?;
+    let sight = sight.ok_or_else(|| Error::file(dir, "has no vision part"))?;
     let template = text.template.as_ref().ok_or_else(|| Error::file(dir, "has no chat template"))?;
     let parse = |error: serde_json::Error| Error::file(file.path(), format!("metadata: {error}"));
     let conversations: Vec<Vec<StoredMessage>> =
