@@ -92,14 +92,14 @@ fn encoder(args: &Args, model: &Path) -> Result<Encoder, Failure> {
         allow_untrained_eos: true,
         ..TextOptions::default()
     };
-    let options = args.pictures.of(options);
+    let options = args.pictures.over(options);
     let side = options.open(Some(model))?;
     out::notes(&side.notes);
     Ok(options.encoder(&side)?.with_pictures(PictureTokens::of_model(model)?)?)
 }
 
 fn read<'a>(args: &Args, path: &'a Path, encoder: Option<&Encoder>) -> mixlora::Result<Row<'a>> {
-    let samples = args.pictures.of(TextOptions::default()).read(path)?;
+    let samples = args.pictures.over(TextOptions::default()).read(path)?;
     #[cfg(feature = "images")]
     let pictures = {
         let any = samples.iter().any(|sample| !sample.pictures.is_empty());
