@@ -147,7 +147,9 @@ fn what_cannot_be_looked_at_is_said() {
         none.contains("2 samples of") && none.contains("has none") && none.contains("field 'task'"),
         "{none}"
     );
-    let unused = place.write("unused.jsonl", &[sample(Some("x"), "b"), sample(Some("y"), "")]);
+    let mut samples = vec![sample(Some("x"), "b"); 20];
+    samples.push(sample(Some("y"), ""));
+    let unused = place.write("unused.jsonl", &samples);
     let unused = said("interference", &["--run", &lora, "--data", &unused], 3);
     assert!(unused.contains("'y' has no sample that can be used"), "{unused}");
 }

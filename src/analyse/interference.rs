@@ -44,7 +44,8 @@ pub struct SideScores {
     pub values: usize,
     /// `I`, the mean over layers.
     pub scores: Scores,
-    /// The ratio of means, the mean over layers.
+    /// The ratio of means of a step in all layers at once, as long in each: the changes of the layers are summed before they
+    /// are divided.
     pub of_means: Scores,
     pub layers: Vec<LayerScores>,
 }
@@ -59,6 +60,8 @@ pub struct LayerScores {
     /// `I[i][j]`, a mean of ratios: 1 on the diagonal, negative where a step for task j raises the loss of task i. None
     /// where one of the tasks has no gradient.
     pub scores: Scores,
+    /// `E_{x_i}[D_j L_i] / eta`, what the loss of task i falls by for a step of length 1, to first order.
+    pub changes: Scores,
     /// The ratio of means, `E_{x_i}[D_j L_i] / E_{x_i}[D_i L_i]`: the same where all batches of a task agree. A mean of
     /// ratios hangs on batches whose denominator is near zero; this does not.
     pub of_means: Scores,
@@ -145,7 +148,7 @@ pub fn interference(
             side,
             values: layers.iter().map(|layer| layer.values).sum(),
             scores: Scores::mean(layers.iter().map(|layer| &layer.scores)),
-            of_means: Scores::mean(layers.iter().map(|layer| &layer.of_means)),
+            of_means: of_means(&layers.iter().map(|layer| &layer.changes).collect::<Vec<_>>()),
             layers,
         })
     };
@@ -210,6 +213,16 @@ fn gradients(model: &Model, adapter: &Adapter, batch: &Batch) -> Result<Gradient
     })
 }
 
+/// The ratios of changes, summed over groups, to those of a step for the task itself.
+fn of_means(changes: &[&Scores]) -> Scores {
+    let ratio = |i: usize, j: usize| {
+        let pairs = changes.iter().filter_map(|group| Some([group.0[i][j]?, group.0[i][i]?]));
+        let [other, own] = pairs.fold([0.0; 2], |sums, pair| [sums[0] + pair[0], sums[1] + pair[1]]);
+        (own != 0.0).then(|| other / own)
+    };
+    Scores::of(changes.first().map_or(0, |first| first.0.len()), ratio)
+}
+
 /// What is counted of one group: first the direction of each task, then what a step along each does.
 struct Counter {
     /// Sums of `g / |g|` over the batches of a task that have a gradient, and how many these are.
@@ -258,17 +271,16 @@ impl Counter {
             let usable = self.changes[i].iter().filter(|change| change[i] != 0.0);
             mean(usable.map(|change| change[j] / change[i])).filter(|_| defined(j))
         };
-        let of_means = |i: usize, j: usize| {
-            let total = |j: usize| self.changes[i].iter().map(|change| change[j]).sum::<f64>();
-            let own = total(i);
-            (own != 0.0 && defined(j)).then(|| total(j) / own)
-        };
+        let change =
+            |i: usize, j: usize| mean(self.changes[i].iter().map(|change| change[j])).filter(|_| defined(j));
         let against = |(i, changes): (usize, &Vec<Vec<f64>>)| changes.iter().filter(|c| c[i] < 0.0).count();
+        let changes = Scores::of(tasks, change);
         LayerScores {
             layer,
             values,
             scores: Scores::of(tasks, ratio),
-            of_means: Scores::of(tasks, of_means),
+            of_means: of_means(&[&changes]),
+            changes,
             silent: self.silent.clone(),
             contrary: self.changes.iter().enumerate().map(against).collect(),
         }
@@ -299,7 +311,9 @@ mod tests {
                 assert!((cell.unwrap() - wanted).abs() < 1e-7, "{found:?}");
             }
         }
-        assert_eq!(found.scores, found.of_means);
+        for (ratios, means) in found.scores.0.iter().flatten().zip(found.of_means.0.iter().flatten()) {
+            assert!((ratios.unwrap() - means.unwrap()).abs() < 1e-9, "{found:?}");
+        }
         // A step of the same length along a direction at 60 degrees helps half as much.
         let found = of(&[&[&[2.0, 0.0]], &[&[0.5, 0.75f64.sqrt()]]]);
         assert!((found.scores.0[0][1].unwrap() - 0.5).abs() < 1e-6, "{found:?}");
@@ -332,7 +346,11 @@ mod tests {
 
     #[test]
     fn a_batch_against_its_own_task_is_counted() {
-        let found = of(&[&[&[1.0, 0.0], &[1.0, 0.1], &[-1.0, 0.0]], &[&[1.0, 0.0]]]);
+        let found = of(&[&[&[1.0, 0.0], &[1.0, 0.0], &[-2.0, 0.0]], &[&[1.0, 0.0]]]);
         assert_eq!(found.contrary, [1, 0]);
+        // The step of task 0 is a third as long as it could be: two batches agree, and one is against them.
+        assert!((found.changes.0[1][0].unwrap() - 1.0 / 3.0).abs() < 1e-6, "{found:?}");
+        assert_eq!((found.changes.0[0][0], found.of_means.0[0][1]), (Some(0.0), None));
+        assert!((found.scores.0[0][1].unwrap() - 3.0).abs() < 1e-6, "{found:?}");
     }
 }
