@@ -34,8 +34,11 @@ const START: f64 = 1e-4;
 /// ```
 pub fn embedding(squares: &[f64], n: usize) -> Vec<[f64; 2]> {
     assert_eq!(squares.len(), n * n, "squared distances of {n} instances");
+    if n < 2 {
+        return vec![[0.0; 2]; n];
+    }
     let mut points = principal(squares, n);
-    if n < 2 || points.iter().all(|point| *point == [0.0; 2]) {
+    if points.iter().all(|point| *point == [0.0; 2]) {
         return points;
     }
     let affinities = affinities(squares, n);
@@ -131,8 +134,8 @@ fn neighbours(squares: &[f64], i: usize, entropy: f64) -> Vec<f64> {
 /// The first two principal components, scaled to a small deviation: those of the doubly centred squares
 /// `-(d_ij^2 - mean_i - mean_j + mean) / 2`, by power iteration. Zeros where all instances are equal.
 fn principal(squares: &[f64], n: usize) -> Vec<[f64; 2]> {
-    let mean = |row: &[f64]| row.iter().sum::<f64>() / n.max(1) as f64;
-    let means: Vec<f64> = squares.chunks(n.max(1)).map(mean).collect();
+    let mean = |row: &[f64]| row.iter().sum::<f64>() / n as f64;
+    let means: Vec<f64> = squares.chunks(n).map(mean).collect();
     let all = mean(&means);
     let cell = |at: usize| -(squares[at] - means[at / n] - means[at % n] + all) / 2.0;
     let mut products: Vec<f64> = (0..n * n).map(cell).collect();

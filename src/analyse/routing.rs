@@ -216,7 +216,7 @@ impl Seen {
         let places: Vec<PlaceRouting> =
             (0..self.places.len()).map(|place| self.place(place, tasks.len(), &pairs)).collect();
         let size = |task: usize| self.instances.iter().filter(|t| **t == task).count();
-        let chance = |task| (size(task) - 1) as f64 / (n - 1).max(1) as f64;
+        let chance = |task| size(task).saturating_sub(1) as f64 / (n - 1).max(1) as f64;
         Routing {
             overlap: Scores::of(tasks.len(), |i, j| pairs.tasks[i.max(j)][i.min(j)].mean()),
             nearest: pairs.nearest(&self.instances, tasks.len()),
