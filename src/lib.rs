@@ -20,6 +20,7 @@ mod tensor;
 mod weight;
 
 pub mod adapter;
+pub mod analyse;
 pub mod atomic;
 pub mod bench;
 pub mod check;

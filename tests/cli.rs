@@ -34,6 +34,7 @@ fn every_command_has_help_with_an_example() {
             "data show",
         ]);
         commands.extend(["data stats", "eval", "generate", "chat", "merge", "export"]);
+        commands.extend(["analyse interference", "analyse routing"]);
     }
     if cfg!(feature = "gpu") {
         commands.push("tune");

@@ -23,6 +23,7 @@ const LAYERS: &[&[&str]] = &[
     &["text"],
     &["data"],
     &["train"],
+    &["analyse"],
     &["check"],
     &["bench"],
 ];

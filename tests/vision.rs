@@ -369,6 +369,18 @@ fn a_user_trains_on_pictures() {
     };
     let adapter = ["--adapter", &place("whole")];
     assert!(loss(&adapter) < 0.6 * loss(&[]), "{} {}", loss(&adapter), loss(&[]));
+    let analyse = |what: &str| {
+        let args = ["analyse", what, "--model", &model, "--data", &data, "--split", "train", "--json"];
+        let (out, notes) = output(mixlora(&[&args[..], &adapter].concat()), 0);
+        assert!(notes.contains("1 samples of") && notes.contains("have no task"), "{notes}");
+        serde_json::from_str::<Value>(&out).unwrap()["adapters"][0].clone()
+    };
+    // Each task has the same pictures with the same answers.
+    let score = &analyse("interference")["interference"]["sides"][1]["of_means"];
+    assert!((score[0][1].as_f64().unwrap() - 1.0).abs() < 1e-3, "{score}");
+    let routing = &analyse("routing")["routing"];
+    assert_eq!(routing["instances"], json!([0, 0, 1, 1]));
+    assert_eq!(routing["overlap"][0][0], routing["overlap"][1][1]);
     // The other picture has another answer.
     let say = |picture: &str| {
         let picture = Path::new(&data).join(picture).to_string_lossy().into_owned();

@@ -74,6 +74,28 @@ impl RouterGradient {
     }
 }
 
+/// The side of an update `s B A x` that a trained parameter belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+pub enum Side {
+    /// What reads a linear's input.
+    A,
+    /// What writes to its output.
+    B,
+    /// Neither: routers, gates, vectors, and updates without two factors.
+    Rest,
+}
+
+impl Side {
+    /// For tables.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Side::A => "A",
+            Side::B => "B",
+            Side::Rest => "rest",
+        }
+    }
+}
+
 /// How a method's adapters are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Files {

@@ -48,7 +48,7 @@ pub use groups::{
     AuxLoss, BiasBalance, Cfs, CfsForm, DecodeRoute, Experts, Factors, GateScale, Instance, Lora, Preference,
     Sparse, TopK, enough,
 };
-pub use kinds::{Files, Hook, RouterGradient, Routes, TakesExperts};
+pub use kinds::{Files, Hook, RouterGradient, Routes, Side, TakesExperts};
 pub use list::List;
 pub use memory::{RowMemory, SiteMemory};
 pub use options::{Field, Kind, OptionValue, Options, Range, Tree, read_option};

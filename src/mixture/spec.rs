@@ -4,8 +4,8 @@ use super::options::{Field, Options, Tree};
 use super::tasks::Tasks;
 use super::{
     Conditioned, Files, Framing, Hook, Instance, LinearBuild, LinearSite, Lora, MlpBuild, MlpSite,
-    Preference, Prunes, RouterGradient, Routes, RowMemory, Rule, SiteMemory, SitePart, StateBuild, StateSite,
-    TakesExperts,
+    Preference, Prunes, RouterGradient, Routes, RowMemory, Rule, Side, SiteMemory, SitePart, StateBuild,
+    StateSite, TakesExperts,
 };
 use crate::names::nearest;
 use crate::nn::{BeforeForward, BlockAdapter, LinearAdapter, MlpAdapter};
@@ -78,6 +78,14 @@ pub trait MethodOptions: Options + fmt::Debug + Send + Sync + 'static {
     /// What of its options changes at a stage of a stream of tasks, from 0: what the stage trains, what stays as it is.
     fn at_stage(&self, _stage: usize, _task: Option<&str>) -> Tree {
         Tree::new()
+    }
+    /// The side of the update that a part of its parameters belongs to, by the part's name behind the linear's.
+    fn side(&self, part: &str) -> Side {
+        match part {
+            "lora_a" | "factors_a" => Side::A,
+            "lora_b" | "factors_b" => Side::B,
+            _ => Side::Rest,
+        }
     }
     /// What of its pools can be dropped after training.
     fn prunes(&self) -> Prunes {

@@ -26,6 +26,27 @@ pub struct RouterLoad {
     pub unused: f64,
 }
 
+impl RouterLoad {
+    /// Load of one place, by how often each of its factors was chosen.
+    ///
+    /// ```
+    /// use mixlora::train::RouterLoad;
+    /// let load = RouterLoad::of(&[2.0, 2.0, 0.0, 0.0]);
+    /// assert_eq!((load.load_max, load.effective, load.unused), (0.5, 2.0, 0.5));
+    /// ```
+    pub fn of(counts: &[f64]) -> Self {
+        let total = counts.iter().sum::<f64>();
+        let shares = || counts.iter().map(|&c| if total > 0.0 { c / total } else { 0.0 });
+        RouterLoad {
+            load_max: shares().fold(0.0, f64::max),
+            load_min: shares().fold(1.0, f64::min),
+            entropy: -shares().filter(|s| *s > 0.0).map(|s| s * s.ln()).sum::<f64>(),
+            effective: 1.0 / shares().map(|s| s * s).sum::<f64>().max(f64::MIN_POSITIVE),
+            unused: counts.iter().filter(|c| **c == 0.0).count() as f64 / counts.len().max(1) as f64,
+        }
+    }
+}
+
 /// Choices counted over a run.
 #[derive(Debug, Default)]
 pub(super) struct LoadCounter {
@@ -94,12 +115,12 @@ impl LoadCounter {
         let mut entropy = 0.0;
         let mut effective = 0.0;
         for counts in step.values() {
-            let total = counts.iter().sum::<u64>().max(1) as f64;
-            let shares = || counts.iter().map(|&c| c as f64 / total);
-            max += shares().fold(0.0, f64::max) / n;
-            min += shares().fold(1.0, f64::min) / n;
-            effective += 1.0 / shares().map(|s| s * s).sum::<f64>().max(f64::MIN_POSITIVE) / n;
-            entropy -= shares().filter(|s| *s > 0.0).map(|s| s * s.ln()).sum::<f64>() / n;
+            let counts: Vec<f64> = counts.iter().map(|&c| c as f64).collect();
+            let load = RouterLoad::of(&counts);
+            max += load.load_max / n;
+            min += load.load_min / n;
+            effective += load.effective / n;
+            entropy += load.entropy / n;
         }
         let unused: usize = self.places.values().map(|p| p.0.iter().filter(|c| **c == 0).count()).sum();
         let factors: usize = self.places.values().map(|p| p.0.len()).sum();

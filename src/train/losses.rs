@@ -7,7 +7,7 @@ use crate::nn::{Choices, Member, Pass};
 use crate::{Result, Tensor, no_grad};
 
 /// Sum of the cross-entropy over the trained tokens of a batch.
-pub(super) fn summed_loss(model: &Model, batch: &Batch, pass: &Pass, recompute: bool) -> Result<Tensor> {
+pub(crate) fn summed_loss(model: &Model, batch: &Batch, pass: &Pass, recompute: bool) -> Result<Tensor> {
     model.loss(&states(model, batch, pass, recompute)?, &batch.targets)
 }
 
@@ -63,7 +63,7 @@ pub fn count_usage(model: &Model, adapter: &Adapter, batch: &Batch, usage: &mut 
 }
 
 /// A pass over a batch without training. Where several adapters act, each has the units of its own pooling.
-pub(super) fn plain_pass(bank: &Bank, batch: &Batch) -> Result<Pass> {
+pub(crate) fn plain_pass(bank: &Bank, batch: &Batch) -> Result<Pass> {
     let several = bank.adapters().len() > 1;
     let member = |(adapter, scale): &(Adapter, f32)| {
         let units = match adapter.pool() {

@@ -42,6 +42,7 @@ pub use folder::RunFolder;
 pub use inputs::Inputs;
 pub use load::RouterLoad;
 pub use losses::{count_usage, loss_of, losses_by_sample};
+pub(crate) use losses::{plain_pass, summed_loss};
 pub use metrics::{MetricsLog, loss_curve, read_losses};
 pub use observe::{End, EvalReport, NO_TASK, Observer, Progress, Stop};
 pub use optim::Optimizer;

@@ -95,7 +95,7 @@ fn encoder(args: &Args, model: &Path) -> Result<Encoder, Failure> {
         allow_untrained_eos: true,
         ..TextOptions::default()
     };
-    let options = args.pictures.of(options);
+    let options = args.pictures.over(options);
     let vision = args.vision.as_deref();
     let side = options.open(Some(model), vision)?;
     out::notes(&side.notes);
@@ -103,7 +103,7 @@ fn encoder(args: &Args, model: &Path) -> Result<Encoder, Failure> {
 }
 
 fn read<'a>(args: &Args, path: &'a Path, encoder: Option<&Encoder>) -> mixlora::Result<Row<'a>> {
-    let samples = args.pictures.of(TextOptions::default()).read(path)?;
+    let samples = args.pictures.over(TextOptions::default()).read(path)?;
     #[cfg(feature = "images")]
     let pictures = {
         let any = samples.iter().any(|sample| !sample.pictures.is_empty());

@@ -49,16 +49,17 @@ impl DataPictureArgs {
         self.on_bad_image == "skip"
     }
 
-    /// Text options that say so.
-    pub fn of(&self, options: TextOptions) -> TextOptions {
-        let on_bad_image = if self.skips() { OnBadImage::Skip } else { OnBadImage::Error };
-        TextOptions { image_folder: self.image_folder.clone(), on_bad_image, ..options }
+    /// Text options that say so; where nothing is said they stay as they are.
+    pub fn over(&self, options: TextOptions) -> TextOptions {
+        let on_bad_image = if self.skips() { OnBadImage::Skip } else { options.on_bad_image };
+        let image_folder = self.image_folder.clone().or(options.image_folder.clone());
+        TextOptions { image_folder, on_bad_image, ..options }
     }
 }
 
 impl TextArgs {
     pub fn options(&self) -> TextOptions {
-        self.pictures.of(TextOptions {
+        self.pictures.over(TextOptions {
             tokenizer: self.tokenizer.clone(),
             template: self.template.clone(),
             max_length: self.max_length,

@@ -1,14 +1,12 @@
 //! `mixlora eval`
 
 use crate::data_text::DataPictureArgs;
+use crate::measured::{Asked, Measured};
 use crate::model_args::{ModelArgs, Opened};
 use crate::progress::Progress;
 use crate::{Failure, out};
-use mixlora::data::{Batch, DataFiles, Dataset};
-use mixlora::text::PictureTokens;
-use mixlora::train::{
-    NO_TASK, Questions, TaskScore, TextOptions, give_conditions, look_at_pictures, mean_exact_match,
-};
+use mixlora::data::{Batch, Dataset};
+use mixlora::train::{NO_TASK, Questions, TaskScore, TextOptions, mean_exact_match};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -67,45 +65,19 @@ impl Loss {
 }
 
 pub fn run(args: &Args) -> Result<(), Failure> {
-    let files = DataFiles::find(&args.data)?;
-    let path = match args.split.as_deref() {
-        Some("train") => files.train.clone(),
-        Some("valid") => files.valid.clone(),
-        Some(_) => files.test.clone(),
-        None => files.test.clone().or(files.valid.clone()).or(files.train.clone()),
-    };
-    let Some(path) = path else {
-        let what = format!("has no {}.jsonl", args.split.as_deref().unwrap_or("test"));
-        return Err(mixlora::Error::File { path: args.data.clone(), what }.into());
-    };
-    let options = args.pictures.of(TextOptions::default());
-    let mut samples = options.read(&path)?;
-    samples.truncate(args.limit.unwrap_or(usize::MAX));
+    let options = args.pictures.over(TextOptions { max_length: args.max_length, ..TextOptions::default() });
+    let mut measured = Measured::read(&args.data, args.split.as_deref(), options)?;
+    measured.samples.truncate(args.limit.unwrap_or(usize::MAX));
     let opened = args.model.open()?;
-    // Samples longer than the model's context are cut at their start.
-    let room = opened.model.config().max_positions() - opened.bank.framing().rows_in_front();
-    let max_length = args.max_length.min(room);
-    let options = TextOptions { max_length, ..options };
-    let encoder = options.encoder(&opened.text)?.with_pictures(PictureTokens::of(
-        &args.model.model,
-        args.model.vision.as_deref(),
-        &opened.text.tokenizer,
-    )?)?;
-    let mut data = encoder.dataset(&path, &samples)?;
-    let notes = files.note().into_iter().chain(data.counts.note("samples", max_length));
-    notes.for_each(|text| out::note(&format!("note: {text}")));
-    data.check_rows(&path, opened.model.config().vocab_size)?;
-
-    if opened.bank.chooses_by_condition() {
-        give_conditions(&mut data, &opened.model, &opened.text.tokenizer)?;
-    }
-    if data.examples.iter().any(|example| !example.pictures.is_empty()) {
-        look_at_pictures([&mut data], &*opened.sight()?)?;
-    }
+    let asked = Asked {
+        rows_in_front: opened.bank.framing().rows_in_front(),
+        conditions: opened.bank.chooses_by_condition(),
+    };
+    let (encoder, data) = measured.encode(&opened, &asked)?;
     let losses = measure_losses(&opened, &data, args.micro_batch.max(1))?;
     let mut questions = None;
     if args.max_tokens > 0 {
-        let mut asked = Questions::new(&opened.text, &encoder, &samples, args.max_tokens)?;
+        let mut asked = Questions::new(&opened.text, &encoder, &measured.samples, args.max_tokens)?;
         asked.show(&data);
         asked.route = opened.route;
         let unasked = asked.limit(usize::MAX, args.max_tokens);
@@ -115,7 +87,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let answers =
         questions.as_ref().map(|questions| ask(&opened, questions)).transpose()?.unwrap_or_default();
     let scores = questions.as_ref().map_or_else(Vec::new, |questions| questions.score(&answers));
-    let path = path.display().to_string();
+    let path = measured.path.display().to_string();
     if args.json {
         return Ok(out::json(&json_report(&path, &losses, &scores))?);
     }

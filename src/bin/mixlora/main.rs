@@ -1,5 +1,7 @@
 //! The command line program: one file per subcommand. Results go to stdout, progress to stderr.
 
+#[cfg(feature = "tokenizer")]
+mod analyse;
 mod bench;
 #[cfg(feature = "tokenizer")]
 mod chat;
@@ -25,6 +27,8 @@ mod inspect;
 #[cfg(feature = "images")]
 mod inspect_image;
 mod key_value;
+#[cfg(feature = "tokenizer")]
+mod measured;
 #[cfg(feature = "tokenizer")]
 mod merge;
 mod methods;
@@ -105,6 +109,10 @@ enum Command {
     /// Measure loss, perplexity and exact match on data.
     #[cfg(feature = "tokenizer")]
     Eval(eval::Args),
+    /// Look at what an adapter does with its tasks: interference of their gradients, choices of its routers.
+    #[cfg(feature = "tokenizer")]
+    #[command(subcommand)]
+    Analyse(analyse::Analyse),
     /// Add a plain LoRA to the weights of its model.
     #[cfg(feature = "tokenizer")]
     Merge(merge::Args),
@@ -303,6 +311,8 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Chat(args) => chat::run(&args),
         #[cfg(feature = "tokenizer")]
         Command::Eval(args) => eval::run(&args),
+        #[cfg(feature = "tokenizer")]
+        Command::Analyse(command) => analyse::run(&command),
         #[cfg(feature = "tokenizer")]
         Command::Merge(args) => merge::run(&args),
         #[cfg(feature = "tokenizer")]

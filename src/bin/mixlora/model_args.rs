@@ -9,10 +9,10 @@ use mixlora::data::Condition;
 use mixlora::mixture::{ConditionKind, DecodeRoute};
 use mixlora::model::vision::VisionPlace;
 use mixlora::model::{LoadOptions, Model, Sampler, Sampling};
-use mixlora::text::{ModelText, ReplyOptions, Seen, Sight};
+use mixlora::text::{ModelText, PictureTokens, ReplyOptions, Seen, Sight};
 use mixlora::train::{TextOptions, condition_vector};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 #[derive(clap::Args)]
 pub struct ModelArgs {
@@ -57,9 +57,11 @@ pub struct Opened {
     pub bank: Bank,
     pub route: Option<DecodeRoute>,
     /// The paths of the model and of a vision part beside it.
-    place: (PathBuf, Option<PathBuf>),
+    pub place: (PathBuf, Option<PathBuf>),
     /// Whether adapters of other weights are taken.
-    force: bool,
+    pub force: bool,
+    /// The vision part, once it was asked for.
+    pub sight: OnceLock<Arc<Sight>>,
 }
 
 impl ModelArgs {
@@ -72,7 +74,15 @@ impl ModelArgs {
         text.tokenizer.check_rows(model.config().vocab_size)?;
         let bank = self.bank(&model)?;
         let place = (self.model.clone(), self.vision.clone());
-        Ok(Opened { text, model, bank, place, route: self.decode_route, force: self.checks.force })
+        Ok(Opened {
+            text,
+            model,
+            bank,
+            place,
+            route: self.decode_route,
+            force: self.checks.force,
+            sight: OnceLock::new(),
+        })
     }
 
     /// The adapters with their scales.
@@ -127,8 +137,17 @@ pub fn open_picture(sight: &Sight, image: &Path) -> mixlora::Result<Seen> {
 }
 
 impl Opened {
+    /// How pictures stand among the tokens of the model, where it sees.
+    pub fn picture_tokens(&self) -> mixlora::Result<Option<PictureTokens>> {
+        let (model, vision) = &self.place;
+        PictureTokens::of(model, vision.as_deref(), &self.text.tokenizer)
+    }
+
     /// The vision part of the model, with the projector that an adapter was trained with.
     pub fn sight(&self) -> mixlora::Result<Arc<Sight>> {
+        if let Some(sight) = self.sight.get() {
+            return Ok(sight.clone());
+        }
         let (model, vision) = &self.place;
         let sight = open_sight(model, vision.as_deref(), &self.model, &self.text)?;
         sight.take_from(&self.bank, self.force)?;
@@ -140,7 +159,7 @@ impl Opened {
                 dir.display()
             ));
         }
-        Ok(Arc::new(sight))
+        Ok(self.sight.get_or_init(|| Arc::new(sight)).clone())
     }
 
     /// Starts a conversation, of what the user said of it.

@@ -42,7 +42,9 @@ impl Column {
         let texts = cells.clone().chain([head[at]]);
         let width = texts.clone().map(length).max().unwrap_or(0);
         let word = texts.flat_map(str::split_whitespace).map(length).max().unwrap_or(0);
-        let is_number = |cell: &str| cell == "-" || cell.starts_with(|c: char| c.is_ascii_digit());
+        let is_number = |cell: &str| {
+            cell == "-" || cell.strip_prefix('-').unwrap_or(cell).starts_with(|c: char| c.is_ascii_digit())
+        };
         Column { width, word, right: at > 0 && cells.clone().all(is_number) }
     }
 }
