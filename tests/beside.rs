@@ -97,6 +97,33 @@ fn a_tower_beside_a_text_model_is_learned_to_be_read() {
     assert!(said.contains("no picture is given"), "{said}");
 }
 
+/// A new projector learns alone first, once: a run that goes on takes it from the checkpoint.
+#[test]
+fn a_new_projector_is_aligned_before_the_first_step() {
+    let place = Place::new();
+    let own = ["--projector-learning-rate", "1e-3", "--align-epochs", "40", "--steps", "4"];
+    let (_, said) = place.train("run", &own, 0);
+    assert!(said.contains("projector aligned to 2 answers of 4 examples"), "{said}");
+    let metrics = std::fs::read_to_string(place.path("run/metrics.jsonl")).unwrap();
+    let lines = metrics.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let aligned: Vec<Value> = lines.filter(|line| line["t"] == "align").collect();
+    let [aligned] = &aligned[..] else { panic!("{metrics}") };
+    let loss = |name: &str| aligned["projector"][name].as_f64().unwrap();
+    assert!(loss("last_loss") < 0.3 * loss("first_loss"), "{aligned}");
+    place.train("again", &[&own[..], &["--stop-at", "2"]].concat(), 0);
+    let (_, said) = output(mixlora(&["train", "--resume", &place.text("again")]), 0);
+    assert!(!said.contains("aligned"), "{said}");
+    for file in ["adapter_model.safetensors", "projector.safetensors"] {
+        assert_eq!(last(&place.path("run"), file), last(&place.path("again"), file), "{file}");
+    }
+    // A projector that belongs to its model is not aligned.
+    let llava = seeing::golden().join("vlm_llava15_new_names");
+    let (model, data, out) = (llava.to_string_lossy(), place.text("data"), place.text("none"));
+    let train = ["train", "--model", &model, "--data", &data, "--out", &out, "--method", "lora"];
+    let (_, said) = output(mixlora(&[&train[..], &own].concat()), 3);
+    assert!(said.contains("train.align_epochs"), "{said}");
+}
+
 /// A file of the last checkpoint of a run.
 fn last(run: &Path, name: &str) -> Vec<u8> {
     let mut all: Vec<PathBuf> = Vec::new();

@@ -71,6 +71,10 @@ pub struct TrainOptions {
     pub learning_rate: f64,
     /// Learning rate of the projector of a model that sees, which is then trained whole; by default it stays as it is.
     pub projector_learning_rate: Option<f64>,
+    /// Passes over the training examples in which a new projector learns alone, on its tower's features, before the first
+    /// step; 0 for none.
+    #[serde(default)]
+    pub align_epochs: usize,
     /// Steps of linear warm-up; by default 3 % of the run.
     pub warmup_steps: Option<usize>,
     pub schedule: Decay,
@@ -218,6 +222,7 @@ impl Default for TrainOptions {
             grad_accumulation: 1,
             learning_rate: 1e-3,
             projector_learning_rate: None,
+            align_epochs: 0,
             warmup_steps: None,
             schedule: Decay::Cosine,
             max_grad_norm: 1.0,

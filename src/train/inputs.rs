@@ -122,6 +122,10 @@ impl Inputs {
                             --projector-learning-rate";
                 return Err(Error::file(dir, what));
             }
+            if self.config.train.align_epochs > 0 && !matches!(place, Some(VisionPlace::Tower(_))) {
+                let what = "is for a new projector, and this model has one; leave it at 0";
+                return Err(Error::refused("train.align_epochs", what));
+            }
             let open = |place| Sight::open(&place, &model, &self.text.tokenizer, options, trained, seed);
             let sight = place
                 .map_or(Ok(None), open)?

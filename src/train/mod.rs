@@ -1,6 +1,7 @@
 //! Training, step by step: nothing here prints, and the caller keeps control between steps. [`Run::open`] is where a
 //! run of a configuration begins.
 
+mod align;
 #[cfg(feature = "tokenizer")]
 mod answers;
 mod checkpoint;
@@ -30,6 +31,7 @@ mod session;
 mod stages;
 mod stored;
 
+pub use align::Aligned;
 #[cfg(feature = "tokenizer")]
 pub use answers::{Question, Questions, TaskScore, mean_exact_match};
 pub use checkpoint::State;

@@ -112,6 +112,10 @@ const ABOUT: &[(&str, &str)] = &[
         "train.projector_learning_rate",
         "of the projector of a model that sees, which is then trained whole and kept with the adapter",
     ),
+    (
+        "train.align_epochs",
+        "passes in which a new projector learns alone, on its tower's features, before the first step; 0: none",
+    ),
     ("train.warmup_steps", "steps of linear warm-up; by default 3 % of the run"),
     ("train.schedule", "cosine, linear or constant"),
     ("train.max_grad_norm", "gradients are clipped to this norm; 0: never"),

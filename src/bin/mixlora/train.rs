@@ -252,6 +252,12 @@ impl Shown {
             run.steps(),
             run.effective_batch()
         ));
+        if let Some(aligned) = run.aligned() {
+            self.say(&format!(
+                "projector aligned to {} answers of {} examples: loss {:.3} -> {:.3}",
+                aligned.answers, aligned.examples, aligned.first_loss, aligned.last_loss
+            ));
+        }
         if !self.quiet {
             let style = indicatif::ProgressStyle::with_template("{wide_bar} {pos}/{len} {msg}");
             self.bar = indicatif::ProgressBar::new(run.steps() as u64);

@@ -106,6 +106,9 @@ pub struct TrainArgs {
     /// The vision part of a model that has none of its own: a GGUF file (mmproj), or a directory with a vision tower alone.
     #[arg(long, visible_alias = "mmproj", value_name = "PATH")]
     vision: Option<PathBuf>,
+    /// Passes over the training examples in which a new projector learns alone, before the first step.
+    #[arg(long, value_name = "N")]
+    align_epochs: Option<usize>,
     /// Folder that relative paths of pictures are of; by default that of the data file.
     #[arg(long, value_name = "DIR")]
     image_folder: Option<PathBuf>,
@@ -177,6 +180,7 @@ impl TrainArgs {
             ("train.recompute", flag(self.recompute)),
             ("text.max_length", json!(self.max_length)),
             ("vision", json!(self.vision)),
+            ("train.align_epochs", json!(self.align_epochs)),
             ("text.image_folder", json!(self.image_folder)),
             ("text.on_bad_image", json!(self.on_bad_image)),
             ("text.template", json!(self.template)),

@@ -9,6 +9,7 @@ use crate::data::{Batch, Dataset, Sampler, SamplerConfig};
 use crate::device::Place;
 use crate::mixture::Methods;
 use crate::nn::Choices;
+use crate::train::align::Aligned;
 use crate::train::checkpoint::{
     OPTIMIZER, STATE, State, freeze_again, frozen_rows, optimizer_bytes, restore_optimizer,
 };
@@ -33,6 +34,8 @@ pub struct Run {
     valid: Option<Dataset>,
     pad: u32,
     notes: Vec<String>,
+    /// What came of aligning a new projector, where this process did it.
+    aligned: Option<Aligned>,
     sampler: Sampler,
     state: State,
     folder: Option<RunFolder>,
@@ -141,7 +144,7 @@ impl Run {
         };
         let sampler = Sampler::new(train.examples.len(), &train.lengths(), sizes)?;
         let steps = t.total_steps(sampler.steps_per_epoch());
-        let session = vision::session(model, adapter, vision, t, steps)?;
+        let (session, aligned) = vision::session(model, adapter, vision, &train, t, steps)?;
         [Some(&train), valid.as_ref()].into_iter().flatten().try_for_each(|d| check_prompts(&config, d))?;
         let state = State::default();
         let load = LoadCounter::default();
@@ -157,6 +160,7 @@ impl Run {
             valid,
             pad,
             notes,
+            aligned,
             sampler,
             state,
             folder,
@@ -181,6 +185,9 @@ impl Run {
         for text in &self.notes {
             log.write(&self.note_line(text))?;
         }
+        if let Some(aligned) = &self.aligned {
+            log.write(&json!({ "t": "align", "projector": aligned }))?;
+        }
         (self.folder, self.log) = (Some(folder), Some(log));
         Ok(())
     }
@@ -192,6 +199,10 @@ impl Run {
     /// What the user should know before the first step.
     pub fn notes(&self) -> &[String] {
         &self.notes
+    }
+    /// What came of aligning a new projector before the first step.
+    pub fn aligned(&self) -> Option<Aligned> {
+        self.aligned
     }
     /// Where it stands.
     pub fn state(&self) -> &State {
