@@ -1,6 +1,7 @@
 //! Models that see: a vision tower, a projector into a decoder's width, and where its rows stand among the tokens.
 
 mod config;
+mod efficientnet;
 mod features;
 mod files;
 mod load;
@@ -8,10 +9,14 @@ mod mmproj;
 mod positions;
 mod projector;
 mod tower;
+mod vit;
+mod vit_config;
 
 pub use config::{Feature, TowerConfig, VisionConfig};
+pub use efficientnet::{Classifier, EfficientNetConfig, Stage, write_tower};
 pub use features::VisionModel;
 pub use files::VisionFiles;
 pub(crate) use load::assemble;
 pub use projector::{Projector, ProjectorKind};
 pub use tower::Tower;
+pub use vit_config::VitConfig;
