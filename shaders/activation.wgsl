@@ -1,11 +1,11 @@
 // activation.wgsl - y[i] = f(x[i]),  f = silu | gelu (tanh) | gelu_erf | sigmoid | softcap | exp | log | relu | softplus |
-//             power | quick_gelu;  gated: y[i] = f(x[i]) * up[i]
+//             power | quick_gelu | relu6;  gated: y[i] = f(x[i]) * up[i]
 // Entries   : forward, backward (dx = f'(x) dy), gated, gated_backward
 // Shapes    : all [N]
 // Grid      : ceil(N / WG) folded to 2-D; one invocation = one element
 // Prelude   : WG = 256; KIND = 0 silu | 1 gelu | 2 gelu_erf | 3 sigmoid | 4 softcap: cap tanh(x / cap) (gated: 0, 1) |
 //             5 exp | 6 log: ln(x + shift) | 7 relu | 8 softplus: ln(1 + e^x) | 9 power: (x + shift)^exponent |
-//             10 quick_gelu: x / (1 + e^(-1.702 x))
+//             10 quick_gelu: x / (1 + e^(-1.702 x)) | 11 relu6: min(max(x, 0), 6)
 // Precision : exp of non-positive numbers only, but in exp and power, so nothing overflows; tanh comes from the same
 //             sigmoid, because the built-in may be off by 2^-11; erf is off by at most 1.5e-7; a power is exp of a
 //             multiple of log
@@ -85,6 +85,10 @@ fn relu(v: f32) -> Pair {
   return Pair(select(v, 0.0, v < 0.0), select(0.0, 1.0, v > 0.0));
 }
 
+fn relu6(v: f32) -> Pair {
+  return Pair(select(select(v, 6.0, v > 6.0), 0.0, v < 0.0), select(0.0, 1.0, v > 0.0 && v < 6.0));
+}
+
 // 1 + e has few digits of a small e = e^-|v|: there, the series of the logarithm.
 fn softplus(v: f32) -> Pair {
   let e = exp(-abs(v));
@@ -109,6 +113,7 @@ fn activation(v: f32) -> Pair {
     case 7u: { return relu(v); }
     case 8u: { return softplus(v); }
     case 10u: { return quick_gelu(v); }
+    case 11u: { return relu6(v); }
     default: { return power(v); }
   }
 }

@@ -94,7 +94,10 @@ fn a_changed_value_is_found() {
 
 #[test]
 fn defaults_are_those_of_the_class() {
-    let of = |value: Value| TowerConfig::from_json(&value).unwrap();
+    let of = |value: Value| match TowerConfig::from_json(&value).unwrap() {
+        TowerConfig::Vit(vit) => vit,
+        other => panic!("{other:?}"),
+    };
     let clip = of(json!({ "model_type": "clip_vision_model" }));
     assert_eq!((clip.image_size, clip.patch_size, clip.layers.num_hidden_layers), (224, 32, 12));
     assert_eq!((clip.grid(), clip.rows(49), clip.patch_values()), (7, 50, 3072));

@@ -6,6 +6,9 @@ use std::fs::File;
 use std::ops::Deref;
 use std::path::Path;
 
+/// How zip archives begin.
+const ZIP: &[u8] = b"PK\x03\x04";
+
 /// A file mapped into memory, or bytes in memory.
 pub(super) enum Bytes {
     Mapped(memmap2::Mmap),
@@ -16,6 +19,15 @@ impl Bytes {
     /// Maps a file; messages call its expected format `kind`. Folders, empty files, Git-LFS pointers and pickle files
     /// are refused.
     pub fn open(path: &Path, kind: &str) -> Result<Self> {
+        let bytes = Self::map(path, kind)?;
+        if is_pickle(&bytes) {
+            return Err(pickle(path));
+        }
+        Ok(bytes)
+    }
+
+    /// The same for formats that begin with a pickle.
+    pub fn map(path: &Path, kind: &str) -> Result<Self> {
         let refuse = |what: String| Err(Error::file(path, what));
         let opened = File::open(path).and_then(|file| Ok((file.metadata()?, file)));
         let (about, file) = match opened {
@@ -40,9 +52,6 @@ impl Bytes {
             Err(_) => Bytes::Owned(std::fs::read(path).map_err(cannot_read(path))?),
         };
         refuse_pointer(path, &bytes)?;
-        if is_pickle(&bytes) {
-            return Err(pickle(path));
-        }
         Ok(bytes)
     }
 }
@@ -59,7 +68,18 @@ pub(crate) fn refuse_pointer(path: &Path, bytes: &[u8]) -> Result<()> {
 /// the start of a safetensors file may have the same two bytes, but a header follows at byte 8.
 fn is_pickle(bytes: &[u8]) -> bool {
     let pickle = matches!(bytes, [0x80, 2..=5, ..]) && bytes.get(8) != Some(&b'{');
-    pickle || bytes.starts_with(b"PK\x03\x04")
+    pickle || bytes.starts_with(ZIP)
+}
+
+/// Refuses a file as PyTorch has written them since version 1.6.
+pub(super) fn refuse_zip(path: &Path, bytes: &[u8]) -> Result<()> {
+    if bytes.starts_with(ZIP) {
+        let hint = "is a zip archive, as PyTorch writes since version 1.6, and only the files before it are read. Convert \
+                    it: python -c 'import torch, safetensors.torch as s; s.save_file(torch.load(\"FILE\", \
+                    weights_only=True), \"model.safetensors\")'";
+        return Err(Error::file(path, hint));
+    }
+    Ok(())
 }
 
 /// The error for a pickle file.

@@ -1,7 +1,7 @@
 //! Files in and out: safetensors, GGUF, JSON configurations, and folders that are written atomically.
 //!
-//! [`Checkpoint`] opens safetensors files, [`GgufFile`] opens GGUF files; both map the file into memory and decode a
-//! tensor only when it is asked for. docs/FORMATS.md lists the limits.
+//! [`Checkpoint`] opens safetensors files, [`GgufFile`] opens GGUF files, [`PthFile`] old ones of PyTorch; all map the file
+//! into memory and decode a tensor only when it is asked for. docs/FORMATS.md lists the limits.
 
 pub mod cache;
 pub mod folder;
@@ -9,11 +9,13 @@ pub mod gguf;
 mod mapped;
 mod outline;
 mod part;
+mod pth;
 mod safetensors;
 mod scan;
 mod write;
 
 pub use self::gguf::GgufFile;
+pub use self::pth::PthFile;
 pub use self::safetensors::Checkpoint;
 pub use self::scan::{RawTensor, Scan};
 pub use self::write::{Named, safetensors_bytes};

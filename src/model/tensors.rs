@@ -3,7 +3,7 @@
 use super::{BlockNorms, ModelConfig, QkNorm, SiteKind, SiteLinear};
 
 /// A length of an axis, and the field that gives it.
-type Axis = (usize, &'static str);
+pub(super) type Axis = (usize, &'static str);
 
 /// A tensor that a configuration asks for.
 #[derive(Debug, Clone, PartialEq)]

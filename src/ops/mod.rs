@@ -53,8 +53,8 @@ ops! {
     write_rows,
     /// How often factors were chosen, and balancing biases.
     pub(crate) routing_load,
-    /// `silu`, `gelu`, `gelu_erf`, `relu`, `softplus`, `sigmoid`, `cap * tanh(x / cap)`, exponentials, logarithms, powers,
-    /// and `silu(gate) * up`, `gelu(gate) * up`.
+    /// `silu`, `gelu`, `gelu_erf`, `relu`, `relu6`, `softplus`, `sigmoid`, `cap * tanh(x / cap)`, exponentials, logarithms,
+    /// powers, and `silu(gate) * up`, `gelu(gate) * up`.
     activation,
     /// `y = e^x / sum e^x` over the last axis, and its logarithm.
     softmax,
@@ -66,6 +66,8 @@ ops! {
     pub rope,
     /// `y = (x - mean(x)) / sqrt(var(x) + eps) * w + b`.
     layer_norm,
+    /// Depthwise convolution of pictures, and their windows as rows.
+    depthwise_conv,
     /// `y = x / (1 - p)` with probability `1 - p`, else 0.
     dropout,
     /// Positions of the k largest values of each row.

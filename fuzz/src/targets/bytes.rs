@@ -1,8 +1,8 @@
 //! Files of tensors, and data.
 
-use super::{Case, Read, Target, gguf, said, text};
+use super::{Case, Read, Target, gguf, pth, said, text};
 use mixlora::data::{oddities, read_samples_from};
-use mixlora::io::{Checkpoint, GgufFile};
+use mixlora::io::{Checkpoint, GgufFile, PthFile};
 use mixlora::model::ModelConfig;
 use serde_json::json;
 use std::io::Cursor;
@@ -103,6 +103,50 @@ fn gguf_file(input: &[u8]) -> mixlora::Result<()> {
     }
     // A file need not be a model.
     let _ = ModelConfig::of_gguf(&file).map_err(|e| e.to_string());
+    Ok(())
+}
+
+pub const PTH: Target = Target {
+    name: "pth",
+    seconds: 1,
+    words: &[
+        "(",
+        "N",
+        "t",
+        "Q",
+        "R",
+        ")",
+        "]",
+        "}",
+        "u",
+        "e",
+        "s",
+        "b",
+        "q\0",
+        "h\0",
+        "K\x01",
+        "ctorch\nFloatStorage\n",
+        "ctorch\nLongStorage\n",
+        "ctorch._utils\n_rebuild_tensor_v2\n",
+        "ccollections\nOrderedDict\n",
+        "cos\nsystem\n",
+        "storage",
+        "little_endian",
+    ],
+    framed: false,
+    open: |_| Case { seeds: pth_files(), parse: Box::new(|input| said(pth_file(input))) },
+};
+
+fn pth_files() -> Vec<Vec<u8>> {
+    let matrix = pth::file(&[0.5; 6], b"K\x00K\x02K\x03\x86K\x01K\x02\x86");
+    vec![pth::vector(), matrix, pth::file(&[], b"K\x00K\x00\x85K\x01\x85")]
+}
+
+fn pth_file(input: &[u8]) -> mixlora::Result<()> {
+    let file = PthFile::from_bytes("input", input.to_vec())?;
+    for tensor in file.tensors() {
+        file.dims(&tensor.name)?;
+    }
     Ok(())
 }
 

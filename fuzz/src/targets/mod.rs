@@ -6,6 +6,8 @@ mod bytes;
 mod gguf;
 mod json;
 mod picture;
+#[path = "../../../tests/common/pth.rs"]
+mod pth;
 mod stored;
 mod text;
 #[path = "../../../tests/common/tiny.rs"]
@@ -40,6 +42,7 @@ pub struct Target {
 pub const ALL: &[Target] = &[
     bytes::SAFETENSORS,
     bytes::GGUF,
+    bytes::PTH,
     bytes::JSONL,
     json::CONFIG,
     json::RUN,

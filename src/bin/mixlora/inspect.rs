@@ -116,13 +116,13 @@ fn vision(read: Result<Option<VisionConfig>, Error>) -> Vec<(String, Value)> {
         Ok(None) => Vec::new(),
         Ok(Some(vision)) => {
             let tower = &vision.tower;
+            let grid = tower.grid(vision.feature);
             let text = format!(
-                "{}: {} layers of {}, pictures of {} pixels in patches of {}",
-                tower.model_type,
-                tower.layers.num_hidden_layers,
-                tower.layers.hidden_size,
-                tower.image_size,
-                tower.patch_size
+                "{}: {} layers, pictures of {} pixels, {grid} x {grid} features of {}",
+                tower.model_type(),
+                tower.layers(),
+                tower.image_size(),
+                tower.width(vision.feature)
             );
             vec![
                 ("vision tower".into(), text.into()),

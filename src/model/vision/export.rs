@@ -2,7 +2,7 @@
 
 use super::files::gguf_name;
 use super::mmproj::ARCHITECTURE;
-use super::{ProjectorKind, VisionConfig, VisionModel, VisionPlace};
+use super::{ProjectorKind, TowerConfig, VisionConfig, VisionModel, VisionPlace};
 use crate::io::gguf::{Array, GgufWriter, Value};
 use crate::model::Activation;
 use crate::picture::{Fit, Processor};
@@ -44,7 +44,9 @@ fn no_word(what: &str) -> Error {
 
 /// What is computed, as llama.cpp's converters write it.
 fn describe(config: &VisionConfig, file: &mut GgufWriter) -> Result<()> {
-    let tower = &config.tower;
+    let TowerConfig::Vit(tower) = &config.tower else {
+        return Err(no_word("a convolutional tower"));
+    };
     let clip = !matches!(config.projector, ProjectorKind::Shuffle { .. });
     if clip != tower.class_token {
         return Err(no_word("a CLIP tower with a pixel shuffle, or a SigLIP tower with an MLP"));
@@ -98,7 +100,7 @@ fn describe(config: &VisionConfig, file: &mut GgufWriter) -> Result<()> {
 
 /// What is known there of the preparation of pictures.
 fn describe_pictures(config: &VisionConfig, processor: &Processor, file: &mut GgufWriter) -> Result<()> {
-    let side = config.tower.image_size;
+    let side = config.tower.image_size();
     let seen = processor.layout(side, side)?;
     if [seen.height, seen.width] != [side, side] {
         let what = format!("pictures of {} x {} pixels for a tower of {side}", seen.height, seen.width);

@@ -8,7 +8,8 @@ use crate::{Device, Error, Format, Result, Tensor, Weight};
 use std::collections::BTreeMap;
 use std::path::Path;
 
-const PATCHES: &str = "embeddings.patch_embedding.weight";
+/// Tensors of which each tower has one: that of a transformer, and that of an EfficientNet.
+const FIRST_OF_TOWER: [&str; 2] = ["embeddings.patch_embedding.weight", "_conv_stem.weight"];
 /// What towers' names begin with here; files have other words before it, or none.
 const TOWER: &str = "vision_model.";
 
@@ -68,8 +69,11 @@ impl VisionFiles {
     /// # Errors
     /// There is no tower, or several.
     pub fn of_checkpoint(file: Checkpoint) -> Result<Self> {
-        let Some(tower) = before(&file, PATCHES).map(String::from) else {
-            let what = format!("has no vision tower, or several: one tensor must end in '{PATCHES}'");
+        let Some(tower) = FIRST_OF_TOWER.iter().find_map(|name| before(&file, name)).map(String::from) else {
+            let what = format!(
+                "has no vision tower, or several: one tensor must end in '{}'",
+                FIRST_OF_TOWER.join("' or '")
+            );
             return Err(Error::file(file.path(), what));
         };
         Ok(Self::with_prefix(file, tower))
@@ -202,7 +206,7 @@ impl VisionConfig {
     /// Every tensor of the projector.
     pub fn projector_tensors(&self) -> Vec<Expected> {
         let mut all = Vec::new();
-        let features = (self.projector.width_in(self.tower.layers.hidden_size), "features");
+        let features = (self.projector.width_in(self.tower.width(self.feature)), "features");
         let width = (self.width, "hidden_size of the decoder");
         for (i, linear) in self.projector.linears().iter().enumerate() {
             let d_in = if i == 0 { features } else { width };

@@ -1,6 +1,6 @@
 //! What tells a vision part from others, however its files store it.
 
-use super::{ProjectorKind, VisionConfig, VisionFiles};
+use super::{ProjectorKind, TowerConfig, VisionConfig, VisionFiles, VitConfig};
 use crate::Result;
 use crate::model::load::SAMPLED_ROWS;
 use crate::model::{Activation, Expected, Fingerprint};
@@ -56,31 +56,40 @@ pub(crate) fn differences(there: &Map<String, Value>, here: &Map<String, Value>)
 
 /// All that decides what is computed, besides the weights.
 fn fields(config: &VisionConfig) -> Map<String, Value> {
-    let layers = &config.tower.layers;
-    let activation = match layers.activation {
-        Activation::Silu => "silu",
-        Activation::Gelu => "gelu_pytorch_tanh",
-        Activation::GeluErf => "gelu",
-        Activation::QuickGelu => "quick_gelu",
-    };
     let projector = match config.projector {
         ProjectorKind::Linear => "linear".to_string(),
         ProjectorKind::Mlp(Activation::GeluErf) => "mlp2x_gelu".into(),
         ProjectorKind::Mlp(_) => "mlp2x_gelu_tanh".into(),
         ProjectorKind::Shuffle { factor } => format!("pixel_shuffle_{factor}"),
     };
-    let fields = json!({
+    let mut fields = match &config.tower {
+        TowerConfig::Vit(vit) => of_transformer(vit),
+        TowerConfig::EfficientNet(net) => json!(net),
+    };
+    // Layers behind the features count for nothing, and may be missing.
+    fields["feature_layer"] = json!(config.feature.layer);
+    fields["feature_norm"] = json!(config.feature.norm);
+    fields["feature_class_token"] = json!(config.feature.class_token);
+    fields["projector"] = json!(projector);
+    fields["width"] = json!(config.width);
+    fields.as_object().cloned().unwrap_or_default()
+}
+
+fn of_transformer(vit: &VitConfig) -> Value {
+    let layers = &vit.layers;
+    let activation = match layers.activation {
+        Activation::Silu => "silu",
+        Activation::Gelu => "gelu_pytorch_tanh",
+        Activation::GeluErf => "gelu",
+        Activation::QuickGelu => "quick_gelu",
+    };
+    json!({
         "hidden_size": layers.hidden_size, "intermediate_size": layers.intermediate_size,
         "num_attention_heads": layers.num_attention_heads, "hidden_act": activation,
         // As it is written, and not widened.
         "layer_norm_eps": layers.norm.eps.to_string(),
-        "image_size": config.tower.image_size, "patch_size": config.tower.patch_size,
-        "class_token": config.tower.class_token,
-        // Layers behind the features count for nothing, and may be missing.
-        "feature_layer": config.feature.layer, "feature_norm": config.feature.norm,
-        "feature_class_token": config.feature.class_token, "projector": projector, "width": config.width,
-    });
-    fields.as_object().cloned().unwrap_or_default()
+        "image_size": vit.image_size, "patch_size": vit.patch_size, "class_token": vit.class_token,
+    })
 }
 
 fn fingerprint(files: &VisionFiles, tensors: &[Expected]) -> Result<Fingerprint> {

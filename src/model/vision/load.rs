@@ -3,7 +3,11 @@
 use super::config::CHANNELS;
 use super::files::Stored;
 use super::projector::Full;
-use super::{Feature, Projector, Tower, TowerConfig, VisionConfig, VisionFiles, VisionIdentity, VisionModel};
+use super::tower::{Net, Tower};
+use super::vit::Vit;
+use super::{
+    Feature, Projector, TowerConfig, VisionConfig, VisionFiles, VisionIdentity, VisionModel, VitConfig,
+};
 use crate::io::{Checkpoint, read_json};
 use crate::model::block::Run;
 use crate::model::load::{Parts, SAMPLED_ROWS, Source};
@@ -18,9 +22,9 @@ const EMBEDDINGS: &str = "vision_model.embeddings";
 const FIRST_NORM: &str = "vision_model.pre_layrnorm";
 const LAST_NORM: &str = "vision_model.post_layernorm";
 
-impl TowerConfig {
+impl VitConfig {
     /// The tensors of a tower whose features are these; layers behind them are not needed.
-    pub fn tensors(&self, feature: Feature) -> Vec<Expected> {
+    pub(super) fn tensors(&self, feature: Feature) -> Vec<Expected> {
         let d = (self.layers.hidden_size, "hidden_size");
         let p = (self.patch_size, "patch_size");
         let rows = (self.rows(self.grid() * self.grid()), "rows of image_size / patch_size squared");
@@ -48,6 +52,16 @@ pub(crate) fn assemble(
     device: &Device,
     source: &impl Source,
 ) -> Result<Tower> {
+    let net = match &config {
+        TowerConfig::Vit(vit) => {
+            Net::Vit(Box::new(transformer(VitConfig::clone(vit), feature, device, source)?))
+        }
+        TowerConfig::EfficientNet(net) => Net::EfficientNet(net.assemble(feature.layer, device, source)?),
+    };
+    Ok(Tower { config, feature, device: device.clone(), net })
+}
+
+fn transformer(config: VitConfig, feature: Feature, device: &Device, source: &impl Source) -> Result<Vit> {
     let sites = config.layers.sites();
     let parts = Parts { config: &config.layers, device, source, sites: &sites };
     let d = config.layers.hidden_size;
@@ -60,7 +74,7 @@ pub(crate) fn assemble(
     let shared = Arc::new(config.layers.clone());
     let run = Arc::new(Run { config: shared, ropes: Vec::new(), positions, valid: None });
     let layers = (0..feature.layer).map(|layer| parts.layer(layer).map(Arc::new)).collect::<Result<_>>()?;
-    Ok(Tower {
+    Ok(Vit {
         patch: vector("patch_embedding.weight")?.reshape(&[d, config.patch_values()])?,
         patch_bias: if config.class_token { None } else { Some(bias()?) },
         class: if config.class_token { Some(class()?) } else { None },
@@ -77,6 +91,19 @@ pub(crate) fn assemble(
 }
 
 impl Tower {
+    /// The tower of a folder that holds a tower alone, up to its last layer.
+    ///
+    /// # Errors
+    /// Its `config.json` describes no tower that is read; those of [`load`](Tower::load).
+    pub fn open(dir: &Path, device: &Device, options: LoadOptions) -> Result<Self> {
+        let path = dir.join("config.json");
+        let config = TowerConfig::from_json(&read_json(&path)?)
+            .map_err(|error| Error::file(&path, error.to_string()))?;
+        let files = VisionFiles::of_checkpoint(Checkpoint::open(dir)?)?;
+        let feature = Feature::last(&config);
+        Self::load(config, feature, &files, device, options)
+    }
+
     /// Builds a tower up to its features from open files.
     ///
     /// # Errors
@@ -150,7 +177,7 @@ impl VisionModel {
 }
 
 /// Refuses values that are no numbers; of matrices some rows are looked at, as of a decoder's.
-fn finite(files: &VisionFiles, expected: &[Expected], options: LoadOptions) -> Result<()> {
+pub(super) fn finite(files: &VisionFiles, expected: &[Expected], options: LoadOptions) -> Result<()> {
     if options.allow_nonfinite {
         return Ok(());
     }

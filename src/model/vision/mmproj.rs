@@ -1,7 +1,7 @@
 //! Towers and projectors in GGUF files, as llama.cpp has them beside a decoder's file (`mmproj`).
 
-use super::config::TowerFacts;
-use super::{Feature, ProjectorKind, TowerConfig, VisionConfig, VisionFiles};
+use super::vit_config::TowerFacts;
+use super::{Feature, ProjectorKind, TowerConfig, VisionConfig, VisionFiles, VitConfig};
 use crate::io::GgufFile;
 use crate::model::Activation;
 use crate::{Error, Result};
@@ -28,22 +28,22 @@ impl VisionConfig {
         if file.get(merge).is_some() && file.str(merge)?.starts_with("spatial") {
             return fail(format!("{merge} is that of LLaVA-NeXT, which is not read"));
         }
-        let tower = tower(file, kind == "mlp")?;
+        let tower = TowerConfig::Vit(Box::new(tower(file, kind == "mlp")?));
         let width = |name: &str| file.tensor(name).map(|tensor| tensor.rows());
         if kind == "idefics3" {
             let factor = file.u32("clip.vision.projector.scale_factor")? as usize;
-            if factor == 0 || !tower.grid().is_multiple_of(factor) {
+            let feature = Feature::last(&tower);
+            let grid = tower.grid(feature);
+            if factor == 0 || !grid.is_multiple_of(factor) {
                 return fail(format!(
-                    "clip.vision.projector.scale_factor is {factor} for {} patches a side",
-                    tower.grid()
+                    "clip.vision.projector.scale_factor is {factor} for {grid} patches a side"
                 ));
             }
             let projector = ProjectorKind::Shuffle { factor };
             let width = width("mm.model.fc.weight")?;
-            let feature = Feature::last(&tower);
             return Ok(VisionConfig { tower, feature, projector, projector_bias: false, width, image_token });
         }
-        let feature = Feature { layer: tower.layers.num_hidden_layers, norm: false, class_token: false };
+        let feature = Feature { layer: tower.layers(), norm: false, class_token: false };
         let single = file.tensor("mm.2.weight").is_err();
         let projector = if single { ProjectorKind::Linear } else { ProjectorKind::Mlp(Activation::GeluErf) };
         let width = width("mm.0.weight")?;
@@ -52,7 +52,7 @@ impl VisionConfig {
 }
 
 /// The tower of a file; that of a LLaVA has the layers up to its features alone.
-fn tower(file: &GgufFile, clip: bool) -> Result<TowerConfig> {
+fn tower(file: &GgufFile, clip: bool) -> Result<VitConfig> {
     let number = |name: &str| file.u32(&format!("clip.vision.{name}")).map(|n| Some(n as usize));
     let flag = |key: &str| if file.get(key).is_some() { file.bool(key) } else { Ok(false) };
     let activation = match (flag("clip.use_gelu")?, flag("clip.use_silu")?) {
@@ -61,7 +61,7 @@ fn tower(file: &GgufFile, clip: bool) -> Result<TowerConfig> {
         _ => "quick_gelu",
     };
     let class = if clip { "clip_vision_model" } else { "idefics3_vision" };
-    TowerConfig::of_facts(TowerFacts {
+    let facts = TowerFacts {
         model_type: Some(class.into()),
         hidden_size: number("embedding_length")?,
         intermediate_size: number("feed_forward_length")?,
@@ -72,8 +72,8 @@ fn tower(file: &GgufFile, clip: bool) -> Result<TowerConfig> {
         hidden_act: Some(activation.into()),
         layer_norm_eps: Some(file.f32("clip.vision.attention.layer_norm_epsilon")?),
         num_channels: None,
-    })
-    .map_err(|error| Error::file(file.path(), error.to_string()))
+    };
+    VitConfig::of_class(facts, None).map_err(|error| Error::file(file.path(), error.to_string()))
 }
 
 impl VisionFiles {
@@ -83,7 +83,8 @@ impl VisionFiles {
     /// Those of [`VisionConfig::of_gguf`].
     pub fn open_gguf(file: GgufFile, image_token: u32) -> Result<(Self, VisionConfig)> {
         let config = VisionConfig::of_gguf(&file, image_token)?;
-        let files = VisionFiles::of_gguf(file, config.tower.layers.intermediate_size)?;
+        let inside = file.u32("clip.vision.feed_forward_length")? as usize;
+        let files = VisionFiles::of_gguf(file, inside)?;
         Ok((files, config))
     }
 }

@@ -1,6 +1,7 @@
 //! Models that see: a vision tower, a projector into a decoder's width, and where its rows stand among the tokens.
 
 mod config;
+mod efficientnet;
 #[cfg(feature = "images")]
 mod export;
 mod features;
@@ -12,8 +13,11 @@ mod place;
 mod positions;
 mod projector;
 mod tower;
+mod vit;
+mod vit_config;
 
 pub use config::{Feature, TowerConfig, VisionConfig};
+pub use efficientnet::{Classifier, EfficientNetConfig, Stage, write_tower};
 pub use features::VisionModel;
 pub use files::VisionFiles;
 pub use identity::VisionIdentity;
@@ -22,3 +26,4 @@ pub(crate) use load::assemble;
 pub use place::VisionPlace;
 pub use projector::{Projector, ProjectorKind};
 pub use tower::Tower;
+pub use vit_config::VitConfig;

@@ -5,7 +5,7 @@ use crate::{Result, Tensor};
 
 pub(super) fn cases() -> Vec<Case> {
     type F = fn(&Tensor) -> Result<Tensor>;
-    let kinds: [(&str, F); 8] = [
+    let kinds: [(&str, F); 9] = [
         ("silu", Tensor::silu),
         ("gelu", Tensor::gelu),
         ("gelu_erf", Tensor::gelu_erf),
@@ -13,6 +13,7 @@ pub(super) fn cases() -> Vec<Case> {
         ("sigmoid", Tensor::sigmoid),
         ("softcap 1.5", |x| x.softcap(1.5)),
         ("relu", Tensor::relu),
+        ("relu6", Tensor::relu6),
         ("softplus", Tensor::softplus),
     ];
     let positive: [(&str, F); 6] = [

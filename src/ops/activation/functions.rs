@@ -14,6 +14,7 @@ pub(super) enum Kind {
     Exp,
     Log { shift: f32 },
     Relu,
+    Relu6,
     Softplus,
     Power { exponent: f32, shift: f32 },
 }
@@ -46,6 +47,7 @@ pub(super) fn exact(kind: Kind, x: f64) -> (f64, f64) {
         Kind::Exp => (x.exp(), x.exp()),
         Kind::Log { shift } => ((x + shift as f64).ln(), 1.0 / (x + shift as f64)),
         Kind::Relu => (x.max(0.0), if x > 0.0 { 1.0 } else { 0.0 }),
+        Kind::Relu6 => (x.clamp(0.0, 6.0), if x > 0.0 && x < 6.0 { 1.0 } else { 0.0 }),
         Kind::Softplus => (x.max(0.0) + (-x.abs()).exp().ln_1p(), s),
         Kind::Power { exponent, shift } => {
             let v = x + shift as f64;
@@ -137,6 +139,11 @@ pub(super) fn relu(x: f32) -> (f32, f32) {
 }
 
 #[inline(always)]
+pub(super) fn relu6(x: f32) -> (f32, f32) {
+    (x.clamp(0.0, 6.0), if x > 0.0 && x < 6.0 { 1.0 } else { 0.0 })
+}
+
+#[inline(always)]
 pub(super) fn softplus(x: f32) -> (f32, f32) {
     let e = math::exp(Target, -x.abs());
     // What 1 + e loses of a small e is added back.
@@ -164,6 +171,7 @@ macro_rules! with_function {
             Kind::Exp => with_function!(exp, $f, $body),
             Kind::Log { shift } => with_function!(move |x| log(x, shift), $f, $body),
             Kind::Relu => with_function!(relu, $f, $body),
+            Kind::Relu6 => with_function!(relu6, $f, $body),
             Kind::Softplus => with_function!(softplus, $f, $body),
             Kind::Power { exponent, shift } => {
                 with_function!(move |x| power(x, exponent, shift), $f, $body)
@@ -207,6 +215,7 @@ mod tests {
             (Kind::Exp, &[-80.0, -1.0, 0.0, 1.0, 88.5][..]),
             (Kind::Log { shift: 0.5 }, &[-0.499, 0.0, 1.0, 1e30]),
             (Kind::Relu, &[-2.0, -0.0, 0.0, 1e-30, 3.0]),
+            (Kind::Relu6, &[-2.0, -0.0, 0.0, 1e-30, 3.0, 6.0, 7.0]),
             (Kind::Softplus, &[-80.0, -9.0, -4.6, -0.1, 0.0, 0.1, 9.0, 1e30]),
             (to(-1.0), &[-0.499, 0.0, 1.0, 1e10]),
             (to(-0.5), &[-0.499, 0.0, 1.0, 1e10]),
@@ -226,6 +235,6 @@ mod tests {
         }
         assert_eq!((exp(200.0).0, exp(-200.0).0), (f32::INFINITY, 0.0));
         assert_eq!((power(0.0, 2.0, 0.0).0, log(0.0, 0.0).0), (0.0, f32::NEG_INFINITY));
-        assert!(relu(f32::NAN).0.is_nan() && softplus(f32::NAN).0.is_nan());
+        assert!(relu(f32::NAN).0.is_nan() && relu6(f32::NAN).0.is_nan() && softplus(f32::NAN).0.is_nan());
     }
 }

@@ -1,4 +1,4 @@
-//! Functions of each element: SiLU, GELU in three forms, ReLU, softplus, the logistic function, soft caps, exponentials,
+//! Functions of each element: SiLU, GELU in three forms, ReLU with a bound or without, softplus, the logistic function, soft caps, exponentials,
 //! logarithms and powers; and the gated units SwiGLU and GEGLU.
 
 mod cases;
@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 pub(super) static SPEC: OpSpec = OpSpec {
     name: "activation",
-    formula: "silu, gelu, gelu_erf, quick_gelu, sigmoid, cap tanh(x / cap), e^x, ln(x + shift), relu, softplus, \
+    formula: "silu, gelu, gelu_erf, quick_gelu, sigmoid, cap tanh(x / cap), e^x, ln(x + shift), relu, relu6, softplus, \
               (x + shift)^exponent, silu(gate) up, gelu(gate) up",
     shaders: &[&SHADER],
     cases: cases::cases,
@@ -41,6 +41,7 @@ static VARIANTS: &[Variant] = &[
     variant("softplus", &[WG, ("KIND", 8)]),
     variant("power", &[WG, ("KIND", 9)]),
     variant("quick_gelu", &[WG, ("KIND", 10)]),
+    variant("relu6", &[WG, ("KIND", 11)]),
 ];
 /// Those that gate.
 static GATES: &[Variant] = VARIANTS.split_at(2).0;
@@ -80,6 +81,7 @@ impl Kind {
             Kind::Softplus => &VARIANTS[8],
             Kind::Power { .. } => &VARIANTS[9],
             Kind::QuickGelu => &VARIANTS[10],
+            Kind::Relu6 => &VARIANTS[11],
         }
     }
 }

@@ -108,6 +108,22 @@ impl Tensor {
         self.activation("relu", Kind::Relu)
     }
 
+    /// `min(max(x, 0), 6)`, element by element: `[..] -> [..]` (Howard et al. 2017, arXiv:1704.04861). The derivative is 0
+    /// at 0 and at 6.
+    ///
+    /// ```
+    /// use mixlora::{Device, Tensor};
+    /// let x = Tensor::from_f32(&Device::cpu(), &[3], &[-2.0, 3.0, 7.0])?;
+    /// assert_eq!(x.relu6()?.to_f32()?, [0.0, 3.0, 6.0]);
+    /// # Ok::<(), mixlora::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// The tensor holds indices.
+    pub fn relu6(&self) -> Result<Tensor> {
+        self.activation("relu6", Kind::Relu6)
+    }
+
     /// `ln(1 + e^x)`, element by element: `[..] -> [..]`, computed as `max(x, 0) + ln(1 + e^-|x|)`, which does not
     /// overflow (Dugas et al. 2000). Derivative `1 / (1 + e^-x)`.
     ///

@@ -105,7 +105,7 @@ fn states(
     }
     compare.within("hidden_states", &all, VALUES)?;
     let normed_values = normed.to_f64()?;
-    if !tower.class_token {
+    if !tower.class_token() {
         return compare.within("last", &normed_values, VALUES);
     }
     if let Some(state) = hidden.last() {
