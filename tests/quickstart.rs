@@ -162,3 +162,37 @@ fn the_set_is_the_same_everywhere() {
     assert_eq!((sum("train.jsonl"), sum("test.jsonl")), (581_849_215, 655_590_039));
     output(mixlora(&["data", "check", text(&data)]), 0);
 }
+
+#[cfg(feature = "images")]
+#[test]
+fn the_picture_set_needs_nothing_and_is_the_same_everywhere() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let args = ["quickstart", "--vision", "--set-only", "--model", "tiny", "--out", text(&out)];
+    output(mixlora(&args), 0);
+    let data = out.join("data");
+    let sum = |name: &str| crc32fast::hash(&std::fs::read(data.join(name)).unwrap());
+    assert_eq!((sum("train.jsonl"), sum("test.jsonl")), (1, 2));
+    assert_eq!(names(&data.join("images")).len(), 7 * 300);
+    let (report, _) = output(mixlora(&["data", "check", "--pixels", text(&data)]), 0);
+    assert!(report.contains("2100"), "{report}");
+}
+
+#[cfg(feature = "images")]
+#[test]
+fn without_pip_shapes_are_drawn_and_the_reason_is_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = dir.path().join("cache");
+    let kept = cache.join("easy-vqa-1.0");
+    std::fs::create_dir_all(&kept).unwrap();
+    std::fs::write(kept.join("answers.txt"), "something else").unwrap();
+    let out = dir.path().join("out");
+    let mut c = mixlora(&["quickstart", "--vision", "--set-only", "--out", text(&out)]);
+    c.env("MIXLORA_CACHE", &cache).env("PATH", dir.path());
+    let (_, err) = output(c, 0);
+    assert!(
+        err.contains("SHA-256") && err.contains("it was removed") && err.contains("drawn instead"),
+        "{err}"
+    );
+    assert!(names(&cache).is_empty() && names(&out.join("data/images")).len() == 7 * 300, "{err}");
+}

@@ -1,10 +1,14 @@
 //! `mixlora quickstart`
 
 mod base;
+mod dice;
+mod fetch;
 mod lesson;
 mod report;
 mod set;
 mod sha256;
+#[cfg(feature = "images")]
+mod sight;
 
 use crate::device_args::DeviceArgs;
 use crate::{Failure, out, signals};
@@ -51,6 +55,11 @@ pub struct Args {
     /// Only write the set into OUT/data: train.jsonl and test.jsonl.
     #[arg(long)]
     set_only: bool,
+    /// With --set-only: the picture set, with its pictures in OUT/data/images. It has shapes of easy-VQA, which pip
+    /// fetches once (3 MiB); without pip or a network, or with --model tiny, they are drawn instead.
+    #[cfg(feature = "images")]
+    #[arg(long, requires = "set_only")]
+    vision: bool,
     /// Print the report as JSON.
     #[arg(long)]
     json: bool,
@@ -86,6 +95,11 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     }
     check_free(&args.out)?;
     let data = args.out.join("data");
+    #[cfg(feature = "images")]
+    if args.vision {
+        let easy_vqa = if args.model == "tiny" { None } else { easy_vqa(args.cache.as_deref()) };
+        return Ok(sight::set(set::SEED, easy_vqa.as_deref())?.write(&data)?);
+    }
     if args.set_only {
         return write_set(&data);
     }
@@ -144,4 +158,17 @@ fn write_set(dir: &Path) -> Result<(), Failure> {
         std::fs::write(&path, text).map_err(|error| file_error(&path, &error))?;
     }
     Ok(())
+}
+
+/// The folder of easy-VQA, unless it cannot be had.
+#[cfg(feature = "images")]
+fn easy_vqa(cache: Option<&Path>) -> Option<PathBuf> {
+    let folder = mixlora::io::cache::folder(cache).map_err(|error| error.to_string());
+    let found = folder.and_then(|folder| fetch::EASY_VQA.get(&folder));
+    found
+        .inspect_err(|why| {
+            out::note(&format!("easy-VQA cannot be had: {why}"));
+            out::note("shapes are drawn instead");
+        })
+        .ok()
 }

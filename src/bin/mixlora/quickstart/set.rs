@@ -3,7 +3,7 @@
 //! Four tasks are about what the input says or names (`category`, `continent`, `holder`, `language`), the others about
 //! its form (`date`, `number`, `reverse`).
 
-use mixlora::Stream;
+use super::dice::Dice;
 use serde_json::json;
 use std::collections::BTreeSet;
 
@@ -46,33 +46,6 @@ pub struct Set {
     pub test: Vec<Item>,
 }
 
-/// A sequence of random numbers.
-struct Dice {
-    stream: Stream,
-    drawn: u32,
-}
-
-impl Dice {
-    fn new(name: &str) -> Self {
-        Dice { stream: Stream::new(SEED).named(name), drawn: 0 }
-    }
-    fn below(&mut self, limit: usize) -> usize {
-        self.drawn += 1;
-        ((u64::from(self.stream.bits(self.drawn)) * limit as u64) >> 32) as usize
-    }
-    fn pick<T: Copy>(&mut self, list: &[T]) -> T {
-        list[self.below(list.len())]
-    }
-    /// `count` different entries of a list.
-    fn some<T: Copy>(&mut self, list: &[T], count: usize) -> Vec<T> {
-        let mut left = list.to_vec();
-        (0..count).map(|_| left.swap_remove(self.below(left.len()))).collect()
-    }
-    fn shuffle<T>(&mut self, list: &mut [T]) {
-        (1..list.len()).rev().for_each(|last| list.swap(last, self.below(last + 1)));
-    }
-}
-
 /// Makes the set, which is always the same.
 pub fn set() -> Set {
     let mut set = Set { train: Vec::new(), test: Vec::new() };
@@ -83,7 +56,7 @@ pub fn set() -> Set {
         ("holder", holder),
         ("language", language),
     ] {
-        let mut dice = Dice::new(task);
+        let mut dice = Dice::new(SEED, task);
         let mut items = Vec::new();
         let mut seen = BTreeSet::new();
         while items.len() < SIZES.0 + SIZES.1 {
@@ -99,7 +72,7 @@ pub fn set() -> Set {
     for (task, question, lists) in
         [("category", "Kind of thing: ", WORDS), ("continent", "Continent of ", CONTINENTS)]
     {
-        let mut dice = Dice::new(task);
+        let mut dice = Dice::new(SEED, task);
         for (answer, list) in lists.lines().filter_map(|line| line.split_once(": ")) {
             let item = |word| Item::new(task, format!("{question}{word}"), answer);
             let mut items: Vec<Item> = list.split(", ").map(item).collect();
@@ -109,7 +82,7 @@ pub fn set() -> Set {
             set.train.extend(items);
         }
     }
-    Dice::new("order").shuffle(&mut set.train);
+    Dice::new(SEED, "order").shuffle(&mut set.train);
     set
 }
 
