@@ -2,7 +2,7 @@
 
 use super::encode::{Encoder, Fault};
 use super::{Body, Example, OnBadImage, Sample};
-use crate::text::{Message, ModelText, Role};
+use crate::text::{Message, ModelText, PICTURE, Role};
 use crate::{Error, Result};
 
 /// The prompt of a sample, and the answer that is wanted.
@@ -65,7 +65,10 @@ impl Encoder {
     }
 }
 
-/// The last thing that the user said.
+/// The last thing that the user said, without the places of pictures.
 fn said(messages: &[Message]) -> String {
-    messages.iter().rfind(|m| m.role == Role::User).map_or_else(String::new, |m| m.content.clone())
+    messages
+        .iter()
+        .rfind(|m| m.role == Role::User)
+        .map_or_else(String::new, |m| m.content.replace(PICTURE, ""))
 }

