@@ -59,7 +59,7 @@ fn what_is_not_plain_is_refused() {
     refused(swap(b"ctorch\nFloatStorage", b"ctorch\nHalfStorage"), "names torch.HalfStorage");
     refused(swap(b"\x88u", b"\x89u"), "another byte order");
     refused(swap(b"M\xe9\x03", b"M\xe8\x03"), "another version than 1001");
-    refused(swap(b"K\x00K\x02", b"iaK\x02"), "instruction 0x69 ('i', INST) at byte 2");
+    refused(swap(b"K\x00K\x02", b"iaK\x02"), "instruction 0x69 ('i', INST) at byte 1");
     refused(swap(b"\x80\x02M", b"\x80\x04M"), "protocol 4");
     refused(swap(b")R(", b"NN("), "what is no dictionary");
     refused(swap(b"](", b"}("), "at byte");

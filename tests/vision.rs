@@ -279,7 +279,8 @@ fn inspect_says_what_sees() {
     let folder = golden().join("vlm_idefics3");
     let about = |path: PathBuf| output(mixlora(&["inspect", &path.to_string_lossy()]), 0).0;
     let whole = about(folder.clone());
-    assert!(whole.contains("idefics3_vision: 2 layers of 32") && whole.contains("Shuffle"), "{whole}");
+    let tower = "idefics3_vision: 2 layers, pictures of 32 pixels, 4 x 4 features of 32";
+    assert!(whole.contains(tower) && whole.contains("Shuffle"), "{whole}");
     let part = about(folder.join("mmproj.gguf"));
     assert!(part.contains("idefics3_vision") && !part.contains("not usable"), "{part}");
 }

@@ -7,6 +7,7 @@ mod gguf;
 mod json;
 mod picture;
 #[path = "../../../tests/common/pth.rs"]
+#[allow(dead_code)]
 mod pth;
 mod stored;
 mod text;
