@@ -195,3 +195,42 @@ fn without_pip_shapes_are_drawn_and_the_reason_is_said() {
     );
     assert!(names(&cache).is_empty() && names(&out.join("data/images")).len() == 7 * 300, "{err}");
 }
+
+/// A model for text learns to see with any tower; another command finds what was reported.
+#[cfg(feature = "images")]
+#[test]
+fn a_text_model_learns_to_see_with_a_tower_of_your_own() {
+    use mixlora::model::vision::{EfficientNetConfig, write_tower};
+    let dir = tempfile::tempdir().unwrap();
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/efficientnet");
+    let config: EfficientNetConfig =
+        serde_json::from_slice(&std::fs::read(fixture.join("config.json")).unwrap()).unwrap();
+    let config = EfficientNetConfig { image_size: 72, ..config };
+    let tower = dir.path().join("tower");
+    write_tower(&fixture.join("model.pth"), &config, &tower).unwrap();
+    let out = dir.path().join("out");
+    let args =
+        ["quickstart", "--vision", "--model", "tiny", "--tower", text(&tower), "--steps", "30", "--json"];
+    let (printed, _) = output(mixlora(&[&args[..], &["--out", text(&out)]].concat()), 0);
+    let report: Value = serde_json::from_str(&printed).unwrap();
+    let stored = std::fs::read_to_string(out.join("report.json")).unwrap();
+    assert_eq!(report, serde_json::from_str::<Value>(&stored).unwrap());
+    let aligned = |name: &str| report["aligned"][name].as_f64().unwrap();
+    assert!(aligned("last_loss") < aligned("first_loss"), "{report:#}");
+    let tasks = report["tasks"].as_object().unwrap();
+    assert_eq!(tasks.len(), 7, "{report:#}");
+    let model = out.join("tiny");
+    let adapter = report["adapter"].as_str().unwrap();
+    let data = out.join("data");
+    let eval = ["eval", "--model", text(&model), "--vision", text(&tower), "--adapter", adapter, "--json"];
+    let eval = mixlora(&[&eval[..], &["--data", text(&data), "--max-tokens", "8"]].concat());
+    let eval: Value = serde_json::from_str(&output(eval, 0).0).unwrap();
+    for (name, figures) in tasks {
+        assert_eq!(figures["after"], eval["tasks"][name]["exact_match"], "{name}");
+        assert_eq!(figures["questions"], eval["tasks"][name]["questions"], "{name}");
+        for column in ["commonest", "commonest_by_question", "before", "grey", "shuffled"] {
+            let share = figures[column].as_f64().unwrap();
+            assert!((0.0..=1.0).contains(&share), "{name} {column} {share}");
+        }
+    }
+}

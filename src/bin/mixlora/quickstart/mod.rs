@@ -61,6 +61,10 @@ pub struct Args {
     #[cfg(feature = "images")]
     #[arg(long, conflicts_with = "compare")]
     vision: bool,
+    /// With --vision: the directory of a tower of your own, instead of EfficientNet-Lite0.
+    #[cfg(feature = "images")]
+    #[arg(long, value_name = "DIR", requires = "vision")]
+    tower: Option<PathBuf>,
     /// Print the report as JSON.
     #[arg(long)]
     json: bool,

