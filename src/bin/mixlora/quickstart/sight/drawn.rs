@@ -86,7 +86,10 @@ fn place(dice: &mut Dice, number: usize) -> Result<Sample> {
     let others: Vec<usize> = (0..4).filter(|&quarter| quarter != asked).collect();
     let more = 1 + dice.below(2);
     let quarters = [vec![asked], dice.some(&others, more)].concat();
-    let colors = dice.some(&COLORS, quarters.len());
+    // All places are equally frequent for each colour too.
+    let color = COLORS[number / 4 % 8];
+    let other_colors: Vec<_> = COLORS.into_iter().filter(|other| *other != color).collect();
+    let colors = [vec![color], dice.some(&other_colors, more)].concat();
     let mut figures = Vec::new();
     for (quarter, (_, color)) in quarters.into_iter().zip(&colors) {
         let center = [quarter % 2, quarter / 2].map(|at| within(dice, &(24..41)) + 64 * at);
@@ -102,11 +105,12 @@ fn relation(dice: &mut Dice, number: usize) -> Result<Sample> {
     let relation = number / 2 % 4;
     let holds = number.is_multiple_of(2);
     // "Right of" and "below" hold where the first figure has the larger coordinate.
-    let first_is_low = (relation % 2 == 0) == holds;
+    let first_is_low = relation.is_multiple_of(2) == holds;
     let low = within(dice, &(24..39));
     let high = within(dice, &(90..105));
     let along = if first_is_low { [low, high] } else { [high, low] };
-    let colors = dice.some(&COLORS, 2);
+    // A pair of numbers has one question with both answers, so that it tells nothing about them.
+    let colors = Dice::new(number as u64 / 2, "colors of a pair").some(&COLORS, 2);
     let mut figures = Vec::new();
     for (along, (_, color)) in along.into_iter().zip(&colors) {
         let across = within(dice, &(24..105));

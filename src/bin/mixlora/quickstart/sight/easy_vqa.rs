@@ -6,7 +6,7 @@ use super::drawn::{WHAT_COLOR, WHAT_SHAPE};
 use super::{Sample, Set, TEST, TRAIN, deal};
 use crate::quickstart::dice::Dice;
 use mixlora::{Error, Result};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// A question, its answer and the number of its picture.
@@ -21,67 +21,72 @@ pub fn add(set: &mut Set, seed: u64, folder: &Path) -> Result<()> {
         dice.shuffle(&mut pictures);
         // No picture is in two tasks.
         let third = pictures.len() / 3;
-        for (task, pictures) in TASKS.iter().zip(pictures.chunks(third.max(1))) {
-            let mut piles: BTreeMap<String, Vec<Asked>> = BTreeMap::new();
-            for asked in pictures.iter().filter_map(|asked| (task.choose)(dice, asked)) {
-                piles.entry((task.pile)(&asked)).or_default().push(asked);
-            }
-            let dealt = deal(&mut piles, count);
-            if dealt.len() < count {
-                let what = format!("has {} pictures for the task {}, not {count}", dealt.len(), task.name);
+        let (shapes, rest) = pictures.split_at(third);
+        let (colors, rest) = rest.split_at(third);
+        for (task, asked) in [
+            ("shape", named(shapes, WHAT_SHAPE, &Shape::ALL.map(Shape::name), count)),
+            ("colour", named(colors, WHAT_COLOR, &COLORS.map(|(name, _)| name), count)),
+            ("yesno", yes_and_no(dice, rest, count)),
+        ] {
+            if asked.len() < count {
+                let what =
+                    format!("has pictures for {} samples of the task {task}, not {count}", asked.len());
                 return Err(Error::File { path: folder, what });
             }
-            for (question, answer, number) in dealt {
+            for (question, answer, number) in asked {
                 let png = read(&folder.join(format!("images/{number}.png")))?;
-                samples.push(Sample { task: task.name, question, answer, png });
+                samples.push(Sample { task, question, answer, png });
             }
         }
     }
     Ok(())
 }
 
-/// How questions of a task are found.
-struct Task {
-    name: &'static str,
-    /// A question about a picture, from all that the source asks about it.
-    choose: fn(&mut Dice, &[Asked]) -> Option<Asked>,
-    /// What should be equally frequent.
-    pile: fn(&Asked) -> String,
+/// A question that is answered by one of these names, all equally frequent.
+fn named(pictures: &[Vec<Asked>], question: &str, names: &[&str], count: usize) -> Vec<Asked> {
+    let mut piles: BTreeMap<&str, Vec<Asked>> = BTreeMap::new();
+    let is_named = |(_, answer, _): &&Asked| names.contains(&answer.as_str());
+    for (_, answer, number) in pictures.iter().filter_map(|asked| asked.iter().find(is_named)) {
+        piles.entry(answer).or_default().push((question.into(), answer.clone(), *number));
+    }
+    deal(&mut piles, count)
 }
 
-const TASKS: [Task; 3] = [
-    Task {
-        name: "shape",
-        choose: |_, asked| {
-            let shapes = Shape::ALL.map(Shape::name);
-            let (_, shape, number) = asked.iter().find(|(_, answer, _)| shapes.contains(&answer.as_str()))?;
-            Some((WHAT_SHAPE.into(), shape.clone(), *number))
-        },
-        pile: |(_, answer, _)| answer.clone(),
-    },
-    Task {
-        name: "colour",
-        choose: |_, asked| {
-            let colors = COLORS.map(|(name, _)| name);
-            let (_, color, number) = asked.iter().find(|(_, answer, _)| colors.contains(&answer.as_str()))?;
-            Some((WHAT_COLOR.into(), color.clone(), *number))
-        },
-        pile: |(_, answer, _)| answer.clone(),
-    },
-    Task {
-        name: "yesno",
-        choose: |dice, asked| {
-            let fits = |(_, answer, _): &&Asked| matches!(answer.as_str(), "yes" | "no");
-            let asked: Vec<&Asked> = asked.iter().filter(fits).collect();
-            let (question, answer, number) = *asked.get(dice.below(asked.len().max(1)))?;
-            let mut letters = question.chars();
-            let first = letters.next()?.to_uppercase();
-            Some((first.chain(letters).collect(), answer.clone(), *number))
-        },
-        // Most questions with "not" have the answer yes in the source, and most of the others no.
-        pile: |(question, answer, _)| format!("{answer} {}", question.contains(" not ")),
-    },
-];
+/// Questions of the source, each as often with the answer yes as with no: who reads the question alone is right half the
+/// time. In the source most questions with "not" have the answer yes, and most of the others no.
+fn yes_and_no(dice: &mut Dice, pictures: &[Vec<Asked>], count: usize) -> Vec<Asked> {
+    const ANSWERS: [&str; 2] = ["yes", "no"];
+    let mut questions: BTreeMap<&str, [Vec<usize>; 2]> = BTreeMap::new();
+    for (question, answer, number) in pictures.iter().flatten() {
+        if let Some(at) = ANSWERS.iter().position(|known| known == answer) {
+            questions.entry(question).or_default()[at].push(*number);
+        }
+    }
+    let mut questions: Vec<_> = questions.into_iter().collect();
+    dice.shuffle(&mut questions);
+    let mut found = Vec::new();
+    let mut used: BTreeSet<usize> = BTreeSet::new();
+    // Each question in turn, until one of its answers has no more pictures.
+    while found.len() < count && !questions.is_empty() {
+        questions.retain_mut(|(question, piles)| {
+            piles.iter_mut().for_each(|pile| pile.retain(|number| !used.contains(number)));
+            let pair: Vec<usize> = piles.iter_mut().filter_map(Vec::pop).collect();
+            if pair.len() == 2 && found.len() < count {
+                for (number, answer) in pair.iter().zip(ANSWERS) {
+                    found.push((capitalised(question), answer.to_string(), *number));
+                }
+                used.extend(&pair);
+            }
+            pair.len() == 2
+        });
+    }
+    found
+}
+
+fn capitalised(text: &str) -> String {
+    let mut letters = text.chars();
+    letters.next().into_iter().flat_map(char::to_uppercase).chain(letters).collect()
+}
 
 /// All questions, by picture.
 fn by_picture(folder: &Path) -> Result<Vec<Vec<Asked>>> {
