@@ -7,7 +7,6 @@ use super::filter::Filter;
 use super::processor::{Fit, Processor};
 use super::size::Size;
 use crate::io::{GgufFile, read_json};
-use crate::model::vision::VisionPlace;
 use crate::{Error, Result};
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
@@ -28,17 +27,6 @@ const LATER: &[(&str, &str)] = &[
 ];
 
 impl Processor {
-    /// What is done to pictures for the vision part at a place.
-    ///
-    /// # Errors
-    /// As [`of_model`](Self::of_model), or [`of_gguf`](Self::of_gguf).
-    pub fn of(place: &VisionPlace) -> Result<Self> {
-        match place {
-            VisionPlace::Gguf(file) => Self::of_gguf(&GgufFile::open(file)?),
-            VisionPlace::Model(dir) | VisionPlace::Tower(dir) => Self::of_model(dir),
-        }
-    }
-
     /// The processor of a model's directory, or of one of the two files by its path.
     ///
     /// # Errors

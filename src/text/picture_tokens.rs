@@ -36,7 +36,7 @@ impl PictureTokens {
             rows: config.rows(),
             token: config.image_token,
             #[cfg(feature = "images")]
-            processor: Processor::of(&place)?,
+            processor: place.processor()?,
         }))
     }
 

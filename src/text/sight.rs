@@ -52,7 +52,7 @@ impl Sight {
         let Some(vision) = place.open(model, token, options, trained, seed)? else { return Ok(None) };
         let sight = Sight {
             #[cfg(feature = "images")]
-            processor: Processor::of(place)?,
+            processor: place.processor()?,
             vision: Arc::new(vision),
         };
         sight.check(tokenizer)?;

@@ -7,6 +7,8 @@ use super::{
 use crate::io::{Checkpoint, GgufFile, read_json};
 use crate::model::{Activation, LoadOptions, Model, ModelPlace};
 use crate::nn::Param;
+#[cfg(feature = "images")]
+use crate::picture::Processor;
 use crate::rng::Stream;
 use crate::{Error, Result, Tensor};
 use serde_json::Value;
@@ -83,6 +85,18 @@ impl VisionPlace {
             VisionPlace::Model(dir) | VisionPlace::Tower(dir) => {
                 VisionFiles::of_checkpoint(Checkpoint::open(dir)?)
             }
+        }
+    }
+
+    /// What is done to pictures for it.
+    ///
+    /// # Errors
+    /// Its files do not say it, or say what is not supported.
+    #[cfg(feature = "images")]
+    pub fn processor(&self) -> Result<Processor> {
+        match self {
+            VisionPlace::Gguf(file) => Processor::of_gguf(&GgufFile::open(file)?),
+            VisionPlace::Model(dir) | VisionPlace::Tower(dir) => Processor::of_model(dir),
         }
     }
 

@@ -15,7 +15,7 @@ use mixlora::data::{Dataset, PictureSource, read_samples};
 use mixlora::io::cache::folder;
 use mixlora::model::Model;
 use mixlora::model::vision::{EfficientNetConfig, VisionPlace, write_tower};
-use mixlora::picture::{Picture, Processor};
+use mixlora::picture::Picture;
 use mixlora::text::Sight;
 use mixlora::train::{End, Inputs, Questions, Run, RunConfig, Stop, TrainOptions, look_at_pictures};
 use std::collections::BTreeMap;
@@ -69,7 +69,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let Some((vision, _)) = parts.vision.clone() else {
         return Err(Error::File { path: tower, what: "was not opened".into() }.into());
     };
-    let sight = Sight { vision, processor: Processor::of(&VisionPlace::Tower(tower.clone()))? };
+    let sight = Sight { vision, processor: VisionPlace::Tower(tower.clone()).processor()? };
     look_at_pictures([&mut held_out], &sight)?;
     let grey = shown(&held_out, &sight, Instead::Grey)?;
     let others = shown(&held_out, &sight, Instead::Others)?;
