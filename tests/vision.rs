@@ -368,7 +368,7 @@ fn a_user_trains_on_pictures() {
     let loss = |more: &[&str]| {
         let args = ["eval", "--model", &model, "--data", &data, "--json"];
         let (out, notes) = output(mixlora(&[&args[..], more].concat()), 0);
-        assert!(notes.contains("2 have pictures"), "{notes}");
+        assert!(notes.contains("asking: 2 questions"), "{notes}");
         serde_json::from_str::<Value>(&out).unwrap()["loss"].as_f64().unwrap()
     };
     let adapter = ["--adapter", &place("whole")];
