@@ -174,6 +174,8 @@ fn the_picture_set_needs_nothing_and_is_readable() {
     let lines = |name: &str| std::fs::read_to_string(data.join(name)).unwrap().lines().count();
     assert_eq!((lines("train.jsonl"), lines("test.jsonl")), (7 * 240, 7 * 60));
     assert_eq!(names(&data.join("images")).len(), 7 * 300);
+    let sum = |name: &str| crc32fast::hash(&std::fs::read(data.join(name)).unwrap());
+    assert_eq!((sum("train.jsonl"), sum("test.jsonl")), (996_508_208, 1_220_447_164));
     output(mixlora(&["data", "check", "--pixels", text(&data)]), 0);
 }
 

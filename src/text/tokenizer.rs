@@ -175,13 +175,8 @@ impl Tokenizer {
                 Kind::Library(library, OnceLock::new())
             }
         };
-        self.size = match &kind {
-            Kind::Spm(_) => self.size + 1,
-            Kind::Library(library, _) => {
-                library.get_vocab(true).values().max().map_or(0, |id| *id as usize + 1)
-            }
-        };
         self.kind = Arc::new(kind);
+        self.size = self.size.max(self.token_id(token).map_or(0, |id| id as usize + 1));
         Ok(self)
     }
 

@@ -18,10 +18,11 @@ use crate::model::vision::{ProjectorKind, VisionModel};
 use crate::nn::Param;
 use crate::tape::inside;
 use crate::train::{Decay, Optimizer, Schedule};
-use crate::{Error, Result, Stream, Tensor, no_grad};
+use crate::{Device, Error, Result, Stream, Tensor, no_grad};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
 
 const BATCH: usize = 64;
 const WEIGHT_DECAY: f64 = 0.05;
@@ -52,8 +53,8 @@ pub struct Aligned {
 
 /// Examples about one picture.
 struct Lessons {
-    /// `[n, rows, d]`, standardised.
-    features: Vec<f32>,
+    /// Of each example `[rows, d]`, as its tower made them.
+    features: Vec<Arc<[f32]>>,
     rows: usize,
     d: usize,
     /// `[n, width]`, each with mean 0 and variance 1.
@@ -62,8 +63,8 @@ struct Lessons {
     answers: Vec<u32>,
     /// `[answers, width]`, each of length 1.
     targets: Vec<f32>,
-    /// Mean and deviation of each channel before.
-    channels: Vec<(f64, f64)>,
+    /// Mean and deviation of each channel.
+    channels: Vec<Channel>,
     /// The root mean square of the values of the embedding's rows.
     length: f64,
 }
@@ -132,17 +133,16 @@ impl Align {
         batch: &[usize],
         step: usize,
     ) -> Result<Tensor> {
-        let Lessons { rows, d, .. } = *lessons;
+        let rows = lessons.rows;
         let width = targets.shape().last();
         let b = batch.len();
         let device = targets.device();
-        let of = |values: &[f32], each: usize| -> Vec<f32> {
-            batch.iter().flat_map(|&i| values[i * each..][..each].iter().copied()).collect()
-        };
-        let features = Tensor::from_f32(device, &[b, rows, d], &of(&lessons.features, rows * d))?;
+        let features = lessons.standardised(device, batch)?;
         let features = features.dropout(DROPOUT, self.stream.named("dropout").fork(step as u64))?;
         let z = vision.projector().forward(&features)?;
-        let q = Tensor::from_f32(device, &[b, width], &of(&lessons.questions, width))?;
+        let questions: Vec<f32> =
+            batch.iter().flat_map(|&i| &lessons.questions[i * width..][..width]).copied().collect();
+        let q = Tensor::from_f32(device, &[b, width], &questions)?;
         let q = q.matmul_nt(&query.tensor())?.repeat_rows(rows)?;
         let scores = z.matmul_nt(&key.tensor())?.mul(&q)?.sum_last()?.reshape(&[b, rows])?;
         let a = scores.scale((width as f32).sqrt().recip())?.softmax()?.reshape(&[b * rows, 1])?;
@@ -187,22 +187,30 @@ impl Lessons {
             let next = numbers.len() as u32;
             answers.push(*numbers.entry(example.ids[example.prompt]).or_insert(next));
             questions.push(asked(example).collect::<Vec<u32>>());
-            let seen = example.pictures[0].features.as_ref();
-            features.extend_from_slice(seen.map_or(&[], |seen| &seen.values));
+            features.extend(example.pictures[0].features.as_ref().map(|seen| seen.values.clone()));
         }
         if numbers.len() < 2 {
             return refused("needs at least two answers that begin differently");
         }
-        if features.len() != examples.len() * rows * d {
+        if features.len() != examples.len() || features.iter().any(|values| values.len() != rows * d) {
             return refused("needs pictures that all have as many rows");
         }
         let mut by_number: Vec<(u32, u32)> = numbers.into_iter().map(|(id, number)| (number, id)).collect();
         by_number.sort_unstable();
         let answer_ids: Vec<u32> = by_number.into_iter().map(|(_, id)| id).collect();
         let (targets, length) = directions(model, &answer_ids)?;
-        let channels = standardise(&mut features, d);
+        let channels = channels(features.iter().flat_map(|values| values.chunks(d)), d);
         let questions = means(model, &questions)?;
         Ok(Lessons { features, rows, d, questions, answers, targets, channels, length })
+    }
+
+    /// The features of some examples, standardised, `[n, rows, d]`.
+    fn standardised(&self, device: &Device, examples: &[usize]) -> Result<Tensor> {
+        let mut values = Vec::with_capacity(examples.len() * self.rows * self.d);
+        for row in examples.iter().flat_map(|&i| self.features[i].chunks(self.d)) {
+            values.extend(row.iter().zip(&self.channels).map(|(&x, channel)| channel.standardised(x)));
+        }
+        Tensor::from_f32(device, &[examples.len(), self.rows, self.d], &values)
     }
 
     /// Makes a projector of standardised features one of features as they are, whose rows are as long as the embedding's.
@@ -214,9 +222,8 @@ impl Lessons {
             let dims = param.value().dims().to_vec();
             param.set(Tensor::from_f32(&device, &dims, values)?)
         };
-        let examples = self.answers.len().min(4 * BATCH);
-        let seen = &self.features[..examples * self.rows * self.d];
-        let features = Tensor::from_f32(&device, &[examples, self.rows, self.d], seen)?;
+        let some: Vec<usize> = (0..self.answers.len().min(4 * BATCH)).collect();
+        let features = self.standardised(&device, &some)?;
         let z = no_grad(|| vision.projector().forward(&features))?.to_f32()?;
         let squares: f64 = z.iter().map(|&z| f64::from(z) * f64::from(z)).sum();
         let factor = self.length / (squares / z.len().max(1) as f64).sqrt().max(1e-12);
@@ -234,39 +241,48 @@ impl Lessons {
 }
 
 /// Makes a linear of standardised values, `W (x - mean) / deviation + b`, one of the values as they are.
-fn fold(w: &mut [f32], b: &mut [f32], channels: &[(f64, f64)]) {
+fn fold(w: &mut [f32], b: &mut [f32], channels: &[Channel]) {
     for (w, b) in w.chunks_mut(channels.len()).zip(b) {
         let mut shift = 0.0;
-        for (w, (mean, deviation)) in w.iter_mut().zip(channels) {
-            let scaled = f64::from(*w) / deviation;
-            shift += scaled * mean;
+        for (w, channel) in w.iter_mut().zip(channels) {
+            let scaled = f64::from(*w) / channel.deviation;
+            shift += scaled * channel.mean;
             *w = scaled as f32;
         }
         *b = (f64::from(*b) - shift) as f32;
     }
 }
 
-/// Subtracts the mean of every channel and divides by its deviation.
-fn standardise(features: &mut [f32], d: usize) -> Vec<(f64, f64)> {
-    let n = (features.len() / d.max(1)).max(1) as f64;
-    let mut sums = vec![(0.0f64, 0.0f64); d];
-    for row in features.chunks(d) {
-        for ((sum, squares), &x) in sums.iter_mut().zip(row) {
+/// What the values of a channel are like.
+#[derive(Debug, Clone, Copy)]
+struct Channel {
+    mean: f64,
+    deviation: f64,
+}
+
+impl Channel {
+    fn standardised(self, x: f32) -> f32 {
+        ((f64::from(x) - self.mean) / self.deviation) as f32
+    }
+}
+
+/// Mean and deviation of the `d` channels of rows.
+fn channels<'a>(rows: impl Iterator<Item = &'a [f32]>, d: usize) -> Vec<Channel> {
+    let mut sums = vec![[0.0f64; 2]; d];
+    let mut count = 0.0;
+    for row in rows {
+        count += 1.0;
+        for ([sum, squares], &x) in sums.iter_mut().zip(row) {
             *sum += f64::from(x);
             *squares += f64::from(x) * f64::from(x);
         }
     }
-    let channel = |(sum, squares): (f64, f64)| {
+    let n = f64::max(count, 1.0);
+    let channel = |[sum, squares]: [f64; 2]| {
         let mean = sum / n;
-        (mean, (squares / n - mean * mean).max(0.0).sqrt() + EPS)
+        Channel { mean, deviation: (squares / n - mean * mean).max(0.0).sqrt() + EPS }
     };
-    let channels: Vec<(f64, f64)> = sums.into_iter().map(channel).collect();
-    for row in features.chunks_mut(d) {
-        for (x, (mean, deviation)) in row.iter_mut().zip(&channels) {
-            *x = ((f64::from(*x) - mean) / deviation) as f32;
-        }
-    }
-    channels
+    sums.into_iter().map(channel).collect()
 }
 
 /// The embeddings of tokens, one after the other.
@@ -321,10 +337,11 @@ mod tests {
     #[test]
     fn a_folded_linear_computes_the_same() {
         let d = 5;
-        let mut x = Stream::new(1).normal_vec(40 * d, 3.0);
-        x.iter_mut().skip(2).step_by(d).for_each(|x| *x += 100.0);
-        let given = x.clone();
-        let channels = standardise(&mut x, d);
+        let mut given = Stream::new(1).normal_vec(40 * d, 3.0);
+        given.iter_mut().skip(2).step_by(d).for_each(|x| *x += 100.0);
+        let channels = channels(given.chunks(d), d);
+        let x: Vec<f32> =
+            given.iter().zip(channels.iter().cycle()).map(|(&x, channel)| channel.standardised(x)).collect();
         for c in 0..d {
             let of = || x.iter().skip(c).step_by(d).map(|&x| f64::from(x));
             assert!((of().sum::<f64>() / 40.0).abs() < 1e-5);

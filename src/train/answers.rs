@@ -38,6 +38,7 @@ impl Question {
 }
 
 /// Questions of a file, encoded once and answered by one model or several.
+#[derive(Clone)]
 pub struct Questions {
     text: ModelText,
     pub list: Vec<Question>,

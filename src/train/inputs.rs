@@ -63,7 +63,7 @@ impl Inputs {
         config.method = method;
         config.target_modules = targets;
         without_preferences(&config, &train)?;
-        check_projector(&config, &train, sees)?;
+        check_projector(&config, &train, valid.as_ref(), sees)?;
         with_tasks(&mut config, &train, valid.as_ref())?;
         with_conditions(&mut config, [Some(&train), valid.as_ref()], model.config().hidden_size)?;
         let length = config.text.max_length;
@@ -117,15 +117,6 @@ impl Inputs {
             let trained = self.config.train.projector_learning_rate.is_some();
             let seed = Stream::new(self.config.train.seed).named("projector");
             let place = VisionPlace::of(&self.config.model, self.config.vision.as_deref())?;
-            if let (Some(VisionPlace::Tower(dir)), false) = (&place, trained) {
-                let what = "is a tower alone, whose projector is drawn at random: train it, with \
-                            --projector-learning-rate";
-                return Err(Error::file(dir, what));
-            }
-            if self.config.train.align_epochs > 0 && !matches!(place, Some(VisionPlace::Tower(_))) {
-                let what = "is for a new projector, and this model has one; leave it at 0";
-                return Err(Error::refused("train.align_epochs", what));
-            }
             let open = |place| Sight::open(&place, &model, &self.text.tokenizer, options, trained, seed);
             let sight = place
                 .map_or(Ok(None), open)?
@@ -284,21 +275,35 @@ fn has_pictures(set: &Dataset) -> bool {
     set.examples.iter().any(|example| !example.pictures.is_empty())
 }
 
-/// Refuses a rate of a projector where there is none, or nothing that would train it.
-fn check_projector(config: &RunConfig, train: &Dataset, sees: bool) -> Result<()> {
-    let why = match (config.train.projector_learning_rate, sees) {
-        (None, _) => return Ok(()),
-        (Some(_), false) => {
-            format!(
-                "{} has no vision part, and so no projector: it is a decoder alone",
-                config.model.display()
-            )
+/// Refuses to train a projector where there is none, or nothing that would train it; to align one that is not new; and to
+/// look through a new one that is not trained.
+fn check_projector(config: &RunConfig, train: &Dataset, valid: Option<&Dataset>, sees: bool) -> Result<()> {
+    let trained = config.train.projector_learning_rate.is_some();
+    let aligned = config.train.align_epochs > 0;
+    if (trained || aligned) && !(sees && has_pictures(train)) {
+        let field = if trained { "train.projector_learning_rate" } else { "train.align_epochs" };
+        let why = if sees {
+            format!("no sample of {} has a picture", config.data.display())
+        } else {
+            let model = config.model.display();
+            format!("{model} has no vision part, and so no projector: it is a decoder alone")
+        };
+        let what = format!("trains the projector of a model that sees, but {why}; leave it out");
+        return Err(Error::refused(field, what));
+    }
+    let place = VisionPlace::of(&config.model, config.vision.as_deref())?;
+    let shown = has_pictures(train) || valid.is_some_and(has_pictures);
+    match place {
+        Some(VisionPlace::Tower(dir)) if shown && !trained => {
+            let what = "is a tower alone, whose projector is drawn at random: train it, with --projector-learning-rate";
+            Err(Error::file(dir, what))
         }
-        (Some(_), true) if has_pictures(train) => return Ok(()),
-        (Some(_), true) => format!("no sample of {} has a picture", config.data.display()),
-    };
-    let what = format!("trains the projector of a model that sees, but {why}; leave it out");
-    Err(Error::refused("train.projector_learning_rate", what))
+        Some(VisionPlace::Model(_) | VisionPlace::Gguf(_)) if aligned => {
+            let what = "is for a new projector, and this model has one; leave it at 0";
+            Err(Error::refused("train.align_epochs", what))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Refuses wrong answers beside right ones where the method does not learn from them.

@@ -123,7 +123,12 @@ fn prepared(
     parts.notes.iter().for_each(|text| shown.say(&format!("note: {text}")));
     Ok(match stored {
         Some(stored) => Run::resume(stored, parts, shown)?,
-        None => Run::start(parts, Some(out_dir))?,
+        None => {
+            if parts.config.train.align_epochs > 0 {
+                shown.say("the new projector is aligned with the words of the answers");
+            }
+            Run::start(parts, Some(out_dir))?
+        }
     })
 }
 

@@ -1,4 +1,4 @@
-//! The sums on the CPU: of units by ranges of their rows, of tokens by columns.
+//! The sums on the CPU: of units by ranges of their rows, of tokens by columns, one by one or in groups of one entry.
 
 use super::FactorScatter;
 use crate::engine::cpu::gemm::{Mat, gemm, gemm_made, with_scratch};

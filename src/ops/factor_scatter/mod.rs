@@ -1,6 +1,6 @@
-//! Gradients of factor pools: each factor sums the rows that chose it, in order. The CPU sums units by ranges of rows
-//! and tokens by columns; software adapters give a task a block of columns of all factors; a GPU sorts the choices by
-//! factor once and gives each factor its segment.
+//! Gradients of factor pools: each factor sums the rows that chose it, in order. The CPU sums units by ranges of rows,
+//! tokens by columns, and tokens of wider entries by groups that chose the same one; software adapters give a task a block
+//! of columns of all factors; a GPU sorts the choices by factor once and gives each factor its segment.
 //! No atomics: two runs give the same bits.
 
 mod cpu;

@@ -11,7 +11,7 @@ use crate::model_path::model_path;
 use crate::{Failure, out};
 use clap::Subcommand;
 use mixlora::Error;
-use mixlora::adapter::{Adapter, Bank};
+use mixlora::adapter::Adapter;
 use mixlora::analyse::{Panel, TaskBatches, page};
 use mixlora::data::{Batch, Dataset};
 use mixlora::mixture::Methods;
@@ -127,13 +127,17 @@ impl Subjects {
         let adapters: Vec<(&PathBuf, Adapter)> = folders
             .map(|folder| Ok((folder, self.checks.adapter(folder, &loaded)?)))
             .collect::<Result<_, Failure>>()?;
-        let place = (model.clone(), vision);
-        let bank = Bank::default();
+        let own = adapters.iter().filter(|(_, adapter)| has_projector(adapter)).count();
+        if own > 0 && own < adapters.len() {
+            let what = "some have a projector of their own and others have not: give those with one apart";
+            return Err(Error::Refused { field: "adapter".into(), what: what.into() }.into());
+        }
+        // The first one comes with its projector; each of the others brings its own when it is its turn.
         let opened = Opened {
             text,
             model: loaded,
-            bank,
-            place,
+            bank: adapters.first().map(|(_, adapter)| adapter).into(),
+            place: (model.clone(), vision),
             route: None,
             force: self.checks.force,
             sight: OnceLock::new(),
@@ -145,11 +149,6 @@ impl Subjects {
         };
         let (_, data) = measured.encode(&opened, &asked)?;
         let tasks = by_task(&labels, &data, &measured.path)?;
-        let own = adapters.iter().filter(|(_, adapter)| has_projector(adapter)).count();
-        if own > 0 && own < adapters.len() {
-            let what = "some have a projector of their own and others have not: give those with one apart";
-            return Err(Error::Refused { field: "adapter".into(), what: what.into() }.into());
-        }
         Ok(Subject { opened, adapters: named(adapters), path: measured.path, data, tasks })
     }
 

@@ -59,11 +59,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let test = data.join("test.jsonl");
     let samples = read_samples(&test)?;
     let mut held_out = inputs.encoder.dataset(&test, &samples)?;
-    let questions = || Questions::new(&inputs.text, &inputs.encoder, &samples, MAX_ANSWER);
-    let mut asked = Vec::new();
-    for _ in 0..3 {
-        asked.push(questions()?);
-    }
+    let mut asked = vec![Questions::new(&inputs.text, &inputs.encoder, &samples, MAX_ANSWER)?; 3];
     out::note("the tower looks at all pictures once");
     let parts = inputs.load(&device, false)?;
     let Some((vision, _)) = parts.vision.clone() else {
@@ -83,6 +79,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     out::note(&format!("the held-out questions go to {} first", base.name()));
     let before = answer(&asked[0], &model, None, &stop)?.ok_or_else(stopped)?;
     let adapter = args.out.join(METHOD.name);
+    out::note("the new projector is aligned with the words of the answers");
     let mut run = Run::start(parts, Some(&adapter))?;
     let mut progress = Shown::new(false);
     progress.start(&run);
