@@ -162,6 +162,35 @@ fn an_exported_file_stands_beside_the_model_too() {
     assert_eq!(with(&["--force"], 0).0, "blue\n");
 }
 
+/// A LoRA is merged into the decoder of a model that sees, beside which the model's own vision part stands.
+#[test]
+fn a_merged_decoder_sees_with_the_vision_part_of_its_model() {
+    let place = Place::new();
+    std::fs::create_dir(place.path("llava")).unwrap();
+    seeing::copy("vlm_llava15", &place.path("llava"));
+    let (llava, data, run, merged) =
+        (place.text("llava"), place.text("data"), place.text("run"), place.text("merged"));
+    let of_llava = ["--model", &llava, "--device", "cpu"];
+    let learn = ["train", "--data", &data, "--out", &run, "--method", "lora", "--lr", "1e-2", "--steps", "8"];
+    output(mixlora(&[&learn[..], &of_llava].concat()), 0);
+    let (_, said) = output(
+        mixlora(&["merge", "--model", &llava, "--adapter", &run, "--out", &merged, "--dtype", "f32"]),
+        0,
+    );
+    assert!(said.contains("--vision"), "{said}");
+    let config: Value =
+        serde_json::from_slice(&std::fs::read(place.path("merged/config.json")).unwrap()).unwrap();
+    assert!(config["model_type"] == "llama" && config.get("vision_config").is_none(), "{config}");
+    let red = place.text("data/red.png");
+    let say = |of: &[&str]| {
+        let asked = ["generate", "--image", &red, "--prompt", "What is it?", "-n", "12", "--device", "cpu"];
+        output(mixlora(&[&asked[..], of].concat()), 0).0
+    };
+    let adapted = say(&["--model", &llava, "--adapter", &run]);
+    assert_eq!(say(&["--model", &merged, "--vision", &llava]), adapted);
+    assert_ne!(say(&["--model", &llava]), adapted);
+}
+
 #[test]
 fn what_is_no_vision_part_is_refused() {
     let place = Place::new();

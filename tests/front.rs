@@ -286,22 +286,6 @@ fn lanes_agree() {
 }
 
 #[test]
-fn embedded_prompts_have_the_token_in_front_too() {
-    let cpu = Device::cpu();
-    let method = method("mixlora-cond-gated", json!({}));
-    let model = tiny(&cpu, 24);
-    let adapter = moved(&model, &method);
-    let tokens = [4u32, 8, 15, 16, 23, 42, 7, 9];
-    let embedded = model.embed(&mixlora::Tensor::from_u32(&cpu, &[2, 4], &tokens).unwrap()).unwrap();
-    let mut read = Conversation::new(&model, &adapter, 2);
-    read.push(&tokens).unwrap();
-    let mut seen = Conversation::new(&model, &adapter, 2);
-    seen.push_embedded(&tokens, &embedded).unwrap();
-    assert_eq!((read.len(), read.logits(0)), (seen.len(), seen.logits(0)));
-    assert_eq!(read.logits(1), seen.logits(1));
-}
-
-#[test]
 fn decoding_puts_the_token_in_front_once() {
     let cpu = Device::cpu();
     for name in METHODS {

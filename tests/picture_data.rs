@@ -668,7 +668,7 @@ fn training_reads_what_is_asked() {
                 (seen.grid, seen.dims[0], [seen.dims[1], seen.dims[2]])
             );
         }
-        assert!(sight.embed(&decoder, &example.ids, &seen).unwrap().is_some());
+        assert!(sight.features(&example.ids, &seen).unwrap().is_some());
     }
 }
 
@@ -717,8 +717,8 @@ fn questions_about_pictures_are_asked() {
             let prompt = sight.expand(&text.prompt(&messages[..1]).unwrap(), &pictures).unwrap();
             let ids = text.tokenizer.encode(&prompt, true).unwrap();
             let mut conversation = Conversation::new(&model, None, 1);
-            match sight.embed(&model, &ids, &pictures).unwrap() {
-                Some(embedded) => conversation.push_embedded(&ids, &embedded).unwrap(),
+            match sight.features(&ids, &pictures).unwrap() {
+                Some(pictures) => conversation.push_with_pictures(&ids, &pictures).unwrap(),
                 None => conversation.push(&ids).unwrap(),
             }
             let answer = answer.unwrap();

@@ -222,7 +222,8 @@ fn trained(device: &Device, recompute: bool) -> (Vec<f64>, Vec<Vec<f32>>) {
     let features = no_grad(|| vision.tower().forward(&pixels, &Pass::new(Units::tokens(0)), None)).unwrap();
     let batch = || {
         let examples: Vec<&Example> = examples.iter().collect();
-        Batch::new(&examples, Pool::PromptMask, 0, device).unwrap().with_pictures(&vision, features.clone())
+        let batch = Batch::new(&examples, Pool::PromptMask, 0, device).unwrap();
+        batch.with_pictures(&vision, features.clone()).unwrap()
     };
     let method = common::method("mixlora-cond-gated", json!({ "num_factors": 4, "r": 2 }));
     let adapter = Adapter::attach(&model, &method, &[ALL_LINEAR.to_string()], Stream::new(3)).unwrap();

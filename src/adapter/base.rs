@@ -1,7 +1,7 @@
 //! What an adapter remembers of the model it was trained on.
 
 use crate::model::vision::VisionIdentity;
-use crate::model::{Fingerprint, Model};
+use crate::model::{Fingerprint, Model, SiteLinear};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -32,6 +32,9 @@ pub(super) struct VisionBase {
     pub projector_trained: bool,
     /// What is done to pictures, as a processor describes it.
     pub processor: Map<String, Value>,
+    /// The linears of the projector, where the adapter has a part there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mixed_projector: Vec<SiteLinear>,
 }
 
 impl Base {

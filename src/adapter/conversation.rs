@@ -2,9 +2,11 @@
 
 use super::{Adapter, Bank};
 use crate::mixture::{DecodeRoute, Pool, Span, Units};
+use crate::model::vision::PictureFeatures;
 use crate::model::{Generation, Model};
 use crate::nn::{Choices, Labels, Member, Pass, SiteAdapters};
-use crate::{Device, Error, Result, Tensor};
+use crate::tape::inside;
+use crate::{Device, Error, Result, Tensor, no_grad};
 use std::sync::Arc;
 
 /// What an adapter does in a conversation.
@@ -28,20 +30,22 @@ impl Routed {
         Routed { adapters, scale, pool: own.0, route: own.1, choices: Choices::record(), units: None }
     }
 
-    /// Units of `n` new positions of each sequence.
-    fn units(&mut self, device: &Device, rows: usize, n: usize) -> Result<Units> {
+    /// Units of `n` new positions of each sequence, of which those with a flag are rows of pictures.
+    fn units(&mut self, device: &Device, rows: usize, n: usize, pictures: &[bool]) -> Result<Units> {
+        let spans = vec![Span { len: n, prompt: n }; rows];
+        if !pictures.is_empty() {
+            return self.pool.units_with_pictures(device, &spans, n, pictures);
+        }
         if let Some(units) = self.units.as_ref().filter(|u| u.rows() == n * rows) {
             return Ok(units.clone());
         }
-        let spans = vec![Span { len: n, prompt: n }; rows];
         let units = self.pool.units(device, &spans, n)?;
         self.units = Some(units.clone());
         Ok(units)
     }
 
-    /// Its part in the pass over `n` new positions of each sequence.
-    fn member(&mut self, device: &Device, rows: usize, n: usize, chosen: bool) -> Result<Member> {
-        let units = self.units(device, rows, n)?;
+    /// Its part in a pass over such units.
+    fn member(&mut self, units: Units, chosen: bool) -> Result<Member> {
         let choices = match (chosen, self.route) {
             (false, _) => self.choices.clone(),
             (true, DecodeRoute::FreezePrefill) => self.choices.freeze(),
@@ -111,38 +115,48 @@ impl Conversation {
         self.run(tokens, None)
     }
 
-    /// The same with pictures: `embedded [rows, n, hidden_size]` enters the first layer in place of the embedded tokens.
+    /// The same with pictures, whose rows stand in the places of image tokens.
     ///
     /// # Errors
-    /// As [`Generation::push_embedded`].
-    pub fn push_embedded(&mut self, tokens: &[u32], embedded: &Tensor) -> Result<()> {
-        self.run(tokens, Some(embedded))
+    /// As [`push`](Conversation::push); or the image tokens are not as many as the rows of the pictures.
+    pub fn push_with_pictures(&mut self, tokens: &[u32], pictures: &PictureFeatures) -> Result<()> {
+        self.run(tokens, Some(pictures))
     }
 
-    fn run(&mut self, tokens: &[u32], embedded: Option<&Tensor>) -> Result<()> {
-        if self.rows_in_front() == 0 || tokens.is_empty() {
-            return self.run_framed(tokens, embedded);
+    fn run(&mut self, tokens: &[u32], pictures: Option<&PictureFeatures>) -> Result<()> {
+        let front = self.rows_in_front();
+        if front == 0 || tokens.is_empty() {
+            return self.run_framed(tokens, pictures);
         }
-        // Which token or row holds the place does not matter: the adapter's vector is there.
+        // Which token holds the place does not matter, if it is none of a picture: the adapter's vector is there.
+        let held = pictures.map_or(0, |pictures| u32::from(pictures.rows_among(&[0]) == [true]));
         let each = tokens.chunks(tokens.len().div_ceil(self.rows.max(1)));
-        let framed: Vec<u32> = each.flat_map(|sequence| [&[0], sequence].concat()).collect();
-        let embedded = embedded.map(with_a_row_in_front).transpose()?;
-        self.run_framed(&framed, embedded.as_ref())
+        let framed: Vec<u32> = each.flat_map(|sequence| [&[held], sequence].concat()).collect();
+        self.run_framed(&framed, pictures)
     }
 
-    fn run_framed(&mut self, tokens: &[u32], embedded: Option<&Tensor>) -> Result<()> {
-        self.generation.check(tokens, embedded.is_some())?;
+    fn run_framed(&mut self, tokens: &[u32], pictures: Option<&PictureFeatures>) -> Result<()> {
+        self.generation.check(tokens, pictures.is_some())?;
         let n = tokens.len() / self.rows;
         let device = self.generation.device().clone();
-        let members = self.bank.iter_mut().map(|routed| routed.member(&device, self.rows, n, self.chosen));
-        let members = members.collect::<Result<Vec<_>>>()?;
+        let flags = pictures.map_or_else(Vec::new, |pictures| pictures.rows_among(tokens));
+        let member = |routed: &mut Routed| {
+            let units = routed.units(&device, self.rows, n, &flags)?;
+            routed.member(units, self.chosen)
+        };
+        let members = self.bank.iter_mut().map(member).collect::<Result<Vec<_>>>()?;
         let units = match members.first() {
             Some(first) => first.units.clone(),
             None => Units::tokens(tokens.len()),
         };
         let pass = Pass::new(units).with_labels(self.labels.clone()).with_bank(members);
-        match embedded {
-            Some(embedded) => self.generation.push_embedded(tokens, embedded, &pass)?,
+        match pictures {
+            Some(pictures) => {
+                let model = self.generation.model();
+                let embedded = || pictures.embedded(model, tokens, [self.rows, n], &pass);
+                let embedded = inside(&device, || no_grad(embedded))?;
+                self.generation.push_embedded(tokens, &embedded, &pass)?;
+            }
             None => self.generation.push(tokens, &pass)?,
         }
         self.chosen = true;
@@ -182,13 +196,4 @@ impl Conversation {
     pub fn choices(&self) -> impl Iterator<Item = &Choices> {
         self.bank.iter().map(|routed| &routed.choices)
     }
-}
-
-/// `[B, S, d]` with the first row of each sequence twice.
-fn with_a_row_in_front(x: &Tensor) -> Result<Tensor> {
-    let [b, s, d] = *x.dims() else { return Err(Error::shape("conversation", "[B, S, d]", x.shape())) };
-    let rows = |sequence: usize| (0..=s).map(move |i| (sequence * s + i.saturating_sub(1)) as u32);
-    let index: Vec<u32> = (0..b).flat_map(rows).collect();
-    let index = Tensor::from_u32(x.device(), &[index.len()], &index)?;
-    x.reshape(&[b * s, d])?.gather_rows(&index)?.reshape(&[b, s + 1, d])
 }

@@ -20,6 +20,7 @@ use crate::mixture::{Depth, Hook, LinearSite, Method, MlpSite, Pool, SitePart, S
 use crate::model::{Model, ModelConfig, Site, SiteKind, SiteLinear};
 use crate::nn::{Param, SiteAdapter, SiteAdapters};
 use crate::{Device, Error, Result, Stream};
+use std::borrow::Cow;
 use std::sync::Arc;
 
 pub use bank::Bank;
@@ -39,6 +40,8 @@ pub struct Adapter {
     pub(crate) targets: Vec<String>,
     pub(crate) notes: Vec<String>,
     vision: Option<VisionPart>,
+    /// The linears of the projector, where it has a part there.
+    projector: Vec<SiteLinear>,
     sites: Arc<SiteAdapters>,
 }
 
@@ -88,13 +91,14 @@ fn taken(method: &Method, targets: &[String], site: &Site) -> Option<(Vec<usize>
         (SiteKind::AttentionLinears, _) => SitePart::Attention,
         (SiteKind::ExpertLinears, _) => SitePart::Expert,
         (SiteKind::ExpertRouter, _) => SitePart::ExpertRouter,
+        (SiteKind::ProjectorLinears, _) => SitePart::Projector,
         _ => return None,
     };
     if !method.options().takes(part) {
         return None;
     }
-    // Experts are taken whole: target modules name the linears of other blocks.
-    let whole = matches!(part, SitePart::Expert | SitePart::ExpertRouter);
+    // Experts and projectors are taken whole: target modules name the linears of other blocks.
+    let whole = matches!(part, SitePart::Expert | SitePart::ExpertRouter | SitePart::Projector);
     let wanted = |l: &SiteLinear| whole || targets.iter().any(|t| l.path.ends_with(t.as_str()));
     let chosen: Vec<usize> = (0..site.linears.len()).filter(|&i| wanted(&site.linears[i])).collect();
     let linear = |&i: &usize| (site.linears[i].path.clone(), site.linears[i].d_out);
@@ -197,7 +201,22 @@ pub(crate) fn build_sites(
         );
         return Err(Error::refused("method", what));
     }
+    let projector = sites.iter().any(|site| site.kind == SiteKind::ProjectorLinears);
+    if method.options().takes(SitePart::Projector) && !projector {
+        let what = "is for a model that sees, with pictures in the training data: there is no projector here";
+        return Err(Error::refused("mix_mm_projector", what));
+    }
     Ok(all)
+}
+
+/// The sites of a model, and behind them those of a projector with a mixture.
+fn sites_with<'a>(model: &'a Model, projector: &[SiteLinear]) -> Cow<'a, [Site]> {
+    let own = model.sites();
+    if projector.is_empty() {
+        return Cow::Borrowed(own);
+    }
+    let layers = model.config().num_hidden_layers;
+    Cow::Owned(own.iter().cloned().chain(Site::of_projector(projector, layers)).collect())
 }
 
 /// A part of a parameter, which has a name of its own in a file.
@@ -220,10 +239,16 @@ impl Adapter {
     ///
     /// # Errors
     /// Those of `attach`.
-    pub(crate) fn parts(model: &Model, method: &Method, targets: &[String]) -> Result<Vec<PartShape>> {
+    pub(crate) fn parts(
+        model: &Model,
+        projector: &[SiteLinear],
+        method: &Method,
+        targets: &[String],
+    ) -> Result<Vec<PartShape>> {
         let targets = resolve_targets(targets, model.config())?;
         let device = Device::shapes_only();
-        let sites = build_sites(model.sites(), method, &targets, &device, Stream::new(0))?;
+        let sites = sites_with(model, projector);
+        let sites = build_sites(&sites, method, &targets, &device, Stream::new(0))?;
         Ok(sites.iter().flat_map(|a| a.params()).flat_map(|p| PartShape::of(&p)).collect())
     }
 
@@ -232,14 +257,33 @@ impl Adapter {
     /// # Errors
     /// An option cannot work, or a target does not exist.
     pub fn attach(model: &Model, method: &Method, targets: &[String], stream: Stream) -> Result<Self> {
+        Self::attach_beside(model, &[], method, targets, stream)
+    }
+
+    /// The same for a model that sees through a projector of these linears
+    /// ([`Projector::places`](crate::model::vision::Projector::places)), on which methods with `mix_mm_projector` put a
+    /// mixture too.
+    ///
+    /// # Errors
+    /// Those of [`attach`](Adapter::attach).
+    pub fn attach_beside(
+        model: &Model,
+        projector: &[SiteLinear],
+        method: &Method,
+        targets: &[String],
+        stream: Stream,
+    ) -> Result<Self> {
         let targets = resolve_targets(targets, model.config())?;
-        let sites = build_sites(model.sites(), method, &targets, model.device(), stream)?;
-        let sites = Arc::new(sites);
-        Ok(Adapter { method: method.resolved(), targets, notes: Vec::new(), vision: None, sites })
+        let mixed = method.options().takes(SitePart::Projector);
+        let projector = if mixed { projector.to_vec() } else { Vec::new() };
+        let sites = sites_with(model, &projector);
+        let sites = Arc::new(build_sites(&sites, method, &targets, model.device(), stream)?);
+        Ok(Adapter { method: method.resolved(), targets, notes: Vec::new(), vision: None, projector, sites })
     }
 
     /// The same, trained with a vision part.
     pub fn with_vision(self, vision: Option<VisionPart>) -> Self {
+        let vision = vision.map(|part| part.with_mixture(self.projector.clone()));
         Adapter { vision, ..self }
     }
 

@@ -12,7 +12,7 @@ use super::weights::{self, transpose};
 use super::{Adapter, AdapterOptions, AdapterWeights, Matrix, PartShape, VisionPart};
 use crate::io::{Checkpoint, read_json};
 use crate::mixture::{Files, Method, MethodSpec};
-use crate::model::Model;
+use crate::model::{Model, SiteLinear};
 use crate::{Error, Result, Stream};
 use std::path::Path;
 
@@ -70,7 +70,7 @@ impl Adapter {
             }
             let lora = options.methods.of_files(Files::Peft)?;
             let (method, targets) = c.lora_options(&path, lora, model.config())?;
-            return Self::attach_and_fill(dir, model, &method, &targets);
+            return Self::attach_and_fill(dir, model, &[], &method, &targets);
         }
         let c: MixloraConfig = read_json(&own)?;
         c.check_version(&own)?;
@@ -78,17 +78,25 @@ impl Adapter {
             c.base.check(&own, base_name(dir).as_deref(), model)?;
         }
         let (method, notes) = c.method(&own, &options.methods)?;
-        let mut adapter = Self::attach_and_fill(dir, model, &method, &c.target_modules)?;
+        let projector = c.vision.as_ref().map_or(&[][..], |vision| &vision.mixed_projector);
+        let mut adapter = Self::attach_and_fill(dir, model, projector, &method, &c.target_modules)?;
         adapter.notes = notes;
         Ok(adapter.with_vision(c.vision.map(|base| VisionPart::read(dir, base)).transpose()?))
     }
 
-    fn attach_and_fill(dir: &Path, model: &Model, method: &Method, targets: &[String]) -> Result<Self> {
+    fn attach_and_fill(
+        dir: &Path,
+        model: &Model,
+        projector: &[SiteLinear],
+        method: &Method,
+        targets: &[String],
+    ) -> Result<Self> {
         let file = open_tensors(dir)?;
         let wrap = |e: Error| Error::file(dir, e.to_string());
-        let parts = Adapter::parts(model, method, targets).map_err(wrap)?;
+        let parts = Adapter::parts(model, projector, method, targets).map_err(wrap)?;
         check_tensors(&file, method.spec(), targets, &parts)?;
-        let adapter = Adapter::attach(model, method, targets, Stream::new(0)).map_err(wrap)?;
+        let adapter =
+            Adapter::attach_beside(model, projector, method, targets, Stream::new(0)).map_err(wrap)?;
         adapter.fill_with(|part, rows, cols| {
             let (name, transposed) = stored_name(method.spec(), part);
             let values = file.values_f32(&name)?;
@@ -107,7 +115,7 @@ impl Adapter {
         let (method, targets) = files.options(path, c, method, model.config())?;
         let wrap = |e: Error| Error::file(path, e.to_string());
         let layout = Layout::of(&method);
-        files.check(&Adapter::parts(model, &method, &targets).map_err(wrap)?, layout)?;
+        files.check(&Adapter::parts(model, &[], &method, &targets).map_err(wrap)?, layout)?;
         let adapter = Adapter::attach(model, &method, &targets, Stream::new(0)).map_err(wrap)?;
         adapter.fill_with(|part, rows, cols| files.values(part, rows, cols, layout))?;
         Ok(adapter)

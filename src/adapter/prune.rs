@@ -62,6 +62,10 @@ impl Usage {
     /// The method's pools have no rows that could be dropped; the error says why.
     pub fn new(adapter: &Adapter, model: &Model) -> Result<Self> {
         let (_, sides) = pools(&adapter.method)?;
+        if !adapter.projector.is_empty() {
+            let what = "puts a mixture on the projector, whose choices are not counted: such adapters are not pruned";
+            return Err(Error::refused("mix_mm_projector", what));
+        }
         let places = linear_sites(model.sites(), &adapter.method, &adapter.targets);
         let names = |linears: Vec<(String, usize)>| linears.into_iter().map(|(path, _)| path).collect();
         let linears = places.map(|place| (place.name.clone(), names(place.linears))).collect();

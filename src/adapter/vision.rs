@@ -3,6 +3,7 @@
 use super::base::VisionBase;
 use super::layout::{OWN, PREFIX};
 use crate::io::{Checkpoint, Named, safetensors_bytes};
+use crate::model::SiteLinear;
 use crate::model::vision::{VisionModel, differences};
 use crate::nn::Param;
 use crate::{Device, Error, Result, Tensor};
@@ -31,6 +32,7 @@ impl VisionPart {
             identity: vision.identity().clone(),
             projector_trained: false,
             processor: processor.unwrap_or_default(),
+            mixed_projector: Vec::new(),
         };
         VisionPart { base, projector: Vec::new(), file: OWN.into() }
     }
@@ -39,6 +41,16 @@ impl VisionPart {
     pub fn with_projector(self, vision: &VisionModel) -> Self {
         let base = VisionBase { projector_trained: true, ..self.base };
         VisionPart { base, projector: vision.projector().params(), ..self }
+    }
+
+    /// The same where the adapter has a part at these linears of the projector.
+    pub(super) fn with_mixture(self, linears: Vec<SiteLinear>) -> Self {
+        VisionPart { base: VisionBase { mixed_projector: linears, ..self.base }, ..self }
+    }
+
+    /// The linears of the projector at which the adapter has a part.
+    pub(super) fn mixed_projector(&self) -> &[SiteLinear] {
+        &self.base.mixed_projector
     }
 
     /// Reads the part that belongs to an adapter's folder.

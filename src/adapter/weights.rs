@@ -177,12 +177,14 @@ impl AdapterWeights {
         if !options.force {
             self.base.check(Path::new("adapter"), Some(&self.base_name), model)?;
         }
-        let parts = Adapter::parts(model, &self.method, &self.targets)?;
+        let projector = self.vision.as_ref().map_or(&[][..], VisionPart::mixed_projector);
+        let parts = Adapter::parts(model, projector, &self.method, &self.targets)?;
         parts.iter().try_for_each(|part| self.check(part))?;
         if let Some(m) = self.matrices.iter().find(|m| !parts.iter().any(|p| p.name == m.name)) {
             return Err(Error::refused(&m.name, "is for a place that this adapter does not have"));
         }
-        let adapter = Adapter::attach(model, &self.method, &self.targets, Stream::new(0))?;
+        let stream = Stream::new(0);
+        let adapter = Adapter::attach_beside(model, projector, &self.method, &self.targets, stream)?;
         let values = |part: &str| self.matrix(part).map(|m| m.values.clone()).unwrap_or_default();
         adapter.fill_with(|part, _, _| Ok(values(part)))?;
         Ok(adapter.with_vision(self.vision.clone()))

@@ -3,8 +3,8 @@
 use super::PicturePlace;
 use crate::mixture::{Framing, Pool, Span};
 use crate::model::Model;
-use crate::model::vision::VisionModel;
-use crate::nn::Labels;
+use crate::model::vision::{PictureFeatures, VisionModel};
+use crate::nn::{Labels, Pass};
 use crate::routing::Units;
 use crate::{Device, Error, Result, Tensor};
 use std::sync::Arc;
@@ -85,39 +85,29 @@ pub struct Batch {
     /// Positions with a loss.
     pub trained: usize,
     source: Source,
-    pictures: Option<Pictures>,
+    pictures: Option<PictureFeatures>,
 }
 
-/// Pictures of a batch.
-#[derive(Clone)]
-struct Pictures {
-    vision: Arc<VisionModel>,
-    /// What the tower makes of all tiles, in the order in which they stand among the tokens, `[T, N, d]`.
-    features: Tensor,
-}
-
-impl Pictures {
-    /// Those of examples, at which a tower has looked; none where no example has any.
-    fn of(examples: &[&Example], device: &Device) -> Result<Option<Self>> {
-        let mut all = examples.iter().flat_map(|example| &example.pictures).peekable();
-        if all.peek().is_none() {
-            return Ok(None);
-        }
-        let mut vision = None;
-        let mut dims = [0; 3];
-        let mut values = Vec::new();
-        for place in all {
-            let Some(features) = &place.features else {
-                return Err(Error::refused("batch", format!("no tower has looked at {}", place.source)));
-            };
-            let [tiles, rows, width] = features.dims;
-            dims = [dims[0] + tiles, rows, width];
-            values.extend_from_slice(&features.values);
-            vision = Some(features.vision.clone());
-        }
-        let features = Tensor::from_f32(device, &dims, &values)?;
-        Ok(vision.map(|vision| Pictures { vision, features }))
+/// The pictures of examples, at which a tower has looked; none where no example has any.
+fn pictures_of(examples: &[&Example], device: &Device) -> Result<Option<PictureFeatures>> {
+    let mut all = examples.iter().flat_map(|example| &example.pictures).peekable();
+    if all.peek().is_none() {
+        return Ok(None);
     }
+    let mut vision = None;
+    let mut dims = [0; 3];
+    let mut values = Vec::new();
+    for place in all {
+        let Some(features) = &place.features else {
+            return Err(Error::refused("batch", format!("no tower has looked at {}", place.source)));
+        };
+        let [tiles, rows, width] = features.dims;
+        dims = [dims[0] + tiles, rows, width];
+        values.extend_from_slice(&features.values);
+        vision = Some(features.vision.clone());
+    }
+    let features = Tensor::from_f32(device, &dims, &values)?;
+    Ok(vision.map(|vision| PictureFeatures { vision, features }))
 }
 
 /// What a batch was made of.
@@ -177,14 +167,15 @@ impl Batch {
             has_front: framing.front,
         };
         let weights: Vec<f32> = valid.iter().map(|&v| v as f32).collect();
-        let pictures = Pictures::of(examples, device)?;
+        let pictures = pictures_of(examples, device)?;
+        let rows = pictures.as_ref().map_or_else(Vec::new, |pictures| pictures.rows_among(&ids));
         Ok(Batch {
             ids: Tensor::from_u32(device, &[b, s], &ids)?,
             targets: Tensor::from_u32(device, &[b * s], &targets)?,
             valid: Tensor::from_u32(device, &[b, s], &valid)?,
             weights: Tensor::from_f32(device, &[b * s, 1], &weights)?,
             labels,
-            units: framing.pool.unwrap_or(Pool::All).units(device, &spans, s)?,
+            units: framing.pool.unwrap_or(Pool::All).units_with_pictures(device, &spans, s, &rows)?,
             tokens: spans.iter().map(|s| s.len).sum(),
             trained: targets.iter().filter(|t| **t != u32::MAX).count(),
             spans,
@@ -195,20 +186,29 @@ impl Batch {
 
     /// The same with the pictures that stand in the places of its image tokens: what the tower of a model makes of all of
     /// their tiles, one after the other, `[T, N, d]`.
-    pub fn with_pictures(self, vision: &Arc<VisionModel>, features: Tensor) -> Self {
-        Batch { pictures: Some(Pictures { vision: vision.clone(), features }), ..self }
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn with_pictures(mut self, vision: &Arc<VisionModel>, features: Tensor) -> Result<Self> {
+        self.pictures = Some(PictureFeatures { vision: vision.clone(), features });
+        self.units = self.units_by(self.source.framing.pool.unwrap_or(Pool::All))?;
+        Ok(self)
     }
 
-    /// What enters the first layer where the batch has pictures: their rows among the embedded tokens, with the gradient of
-    /// the projector. `[B, S, hidden_size]`
+    /// Its pictures, where it has any.
+    pub fn pictures(&self) -> Option<&PictureFeatures> {
+        self.pictures.as_ref()
+    }
+
+    /// What enters the first layer in a pass where the batch has pictures: their rows among the embedded tokens, with the
+    /// gradient of the projector. `[B, S, hidden_size]`
     ///
     /// # Errors
     /// The image tokens are not as many as the rows of the pictures.
-    pub fn embedded(&self, model: &Model) -> Result<Option<Tensor>> {
-        let Some(Pictures { vision, features }) = &self.pictures else { return Ok(None) };
-        let rows = vision.projector().forward(features)?;
+    pub fn embedded(&self, model: &Model, pass: &Pass) -> Result<Option<Tensor>> {
+        let Some(pictures) = &self.pictures else { return Ok(None) };
         let [b, s] = *self.ids.dims() else { return Err(Error::shape("batch", "[B, S]", self.ids.shape())) };
-        vision.splice(model, &self.source.ids, [b, s], Some(&rows)).map(Some)
+        pictures.embedded(model, &self.source.ids, [b, s], pass).map(Some)
     }
 
     /// Whether an example of it has a wrong answer.
@@ -247,15 +247,13 @@ impl Batch {
         let Source { examples, framing, pad, .. } = &self.source;
         let once: Vec<&Example> = examples.iter().collect();
         let batch = Batch::new(&once.repeat(copies), *framing, *pad, self.ids.device())?;
-        let Some(Pictures { vision, features }) = self.pictures.as_ref().filter(|_| batch.pictures.is_none())
-        else {
-            return Ok(batch);
-        };
+        let pictures = self.pictures.as_ref().filter(|_| batch.pictures.is_none());
+        let Some(PictureFeatures { vision, features }) = pictures else { return Ok(batch) };
         let [tiles, n, d] = *features.dims() else { return Ok(batch) };
         let index: Vec<u32> = (0..(copies * tiles) as u32).map(|tile| tile % tiles as u32).collect();
         let index = Tensor::from_u32(features.device(), &[index.len()], &index)?;
         let all = features.reshape(&[tiles, n * d])?.gather_rows(&index)?;
-        Ok(batch.with_pictures(vision, all.reshape(&[copies * tiles, n, d])?))
+        batch.with_pictures(vision, all.reshape(&[copies * tiles, n, d])?)
     }
 
     /// Routing units where instances are pooled in another way.
@@ -263,7 +261,9 @@ impl Batch {
     /// # Errors
     /// The device failed.
     pub fn units_by(&self, pool: Pool) -> Result<Units> {
-        pool.units(self.ids.device(), &self.spans, self.ids.shape().last())
+        let ids = &self.source.ids;
+        let rows = self.pictures.as_ref().map_or_else(Vec::new, |pictures| pictures.rows_among(ids));
+        pool.units_with_pictures(self.ids.device(), &self.spans, self.ids.shape().last(), &rows)
     }
 
     /// The targets of one of its instances; no other position has a loss.

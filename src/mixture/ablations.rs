@@ -1,6 +1,6 @@
 //! What the release of Conditional MixLoRA lets one change of its routing.
 
-use super::{Beside, Cfs, CfsForm, Conditioned, Depth, Entries, Gate, Prunes, Rule, Score, Select};
+use super::{Beside, Cfs, CfsForm, Conditioned, Depth, Entries, Gate, Prunes, Rule, Score, Select, SitePart};
 use crate::{Error, Result, options, words};
 
 words! {
@@ -27,6 +27,9 @@ options! {
         mix_lora_a: bool = true, "VT-NLP/MixLoRA";
         /// The first layer with a mixture: those below have an ordinary LoRA of rank r.
         mix_start_layer: usize = 0, "VT-NLP/MixLoRA";
+        /// Whether the projector of a model that sees has a mixture too, in place of being trained whole: its routers look at
+        /// the sample's condition, such as the definition of its task, whatever the others look at.
+        mix_mm_projector: bool = false, "VT-NLP/MixLoRA";
         /// Whether normal noise of deviation 1/r is added to what is ranked, at inference too.
         add_noise: bool = false, "VT-NLP/MixLoRA";
     }
@@ -104,7 +107,26 @@ impl Ablations {
 
     /// The conditions that routers look at, where they do.
     pub fn condition<'a>(&self, condition: &'a Conditioned) -> Option<&'a Conditioned> {
-        (self.router_input == RouterInput::Condition).then_some(condition)
+        (self.router_input == RouterInput::Condition || self.mix_mm_projector).then_some(condition)
+    }
+
+    /// Whether a mixture is put on linears of that part of a model.
+    pub fn takes(&self, part: SitePart) -> bool {
+        match part {
+            SitePart::Projector => self.mix_mm_projector,
+            SitePart::Expert | SitePart::ExpertRouter => false,
+            _ => true,
+        }
+    }
+
+    /// The routing of a place: that of a projector looks at the condition, and begins at no layer.
+    pub(super) fn at(&self, part: SitePart) -> Self {
+        match part {
+            SitePart::Projector => {
+                Ablations { router_input: RouterInput::Condition, mix_start_layer: 0, ..self.clone() }
+            }
+            _ => self.clone(),
+        }
     }
 
     /// What can be dropped of the pools of a method that chooses so many factors.

@@ -16,6 +16,10 @@ words! {
         Instr = "instr",
         /// The last prompt position.
         LastToken = "last_token",
+        /// Mean over the prompt without the rows of its pictures.
+        Text = "text",
+        /// Mean over the rows of the prompt's pictures.
+        Image = "image",
     }
 }
 
@@ -57,7 +61,7 @@ impl From<Pool> for Framing {
 impl Pool {
     /// Whether an instance needs a prompt to route on.
     pub fn needs_prompt(self) -> bool {
-        matches!(self, Pool::PromptMask | Pool::LastToken)
+        matches!(self, Pool::PromptMask | Pool::LastToken | Pool::Text | Pool::Image)
     }
 
     /// Routing units of a batch padded on the right to `seq` rows per instance.
@@ -73,6 +77,21 @@ impl Pool {
     /// # Ok::<(), mixlora::Error>(())
     /// ```
     pub fn units(self, device: &Device, spans: &[Span], seq: usize) -> Result<Units> {
+        self.units_with_pictures(device, spans, seq, &[])
+    }
+
+    /// The same where some rows are those of pictures: a flag for each row of the batch, or none where it has no pictures.
+    /// A prompt without pictures, or of pictures alone, is pooled whole.
+    ///
+    /// # Errors
+    /// As [`units`](Pool::units).
+    pub fn units_with_pictures(
+        self,
+        device: &Device,
+        spans: &[Span],
+        seq: usize,
+        pictures: &[bool],
+    ) -> Result<Units> {
         let mut weight = vec![0.0f32; spans.len() * seq];
         for (i, (s, w)) in spans.iter().zip(weight.chunks_mut(seq.max(1))).enumerate() {
             let fail = |what: String| Err(Error::refused("pool", format!("instance {i}: {what}")));
@@ -80,7 +99,7 @@ impl Pool {
                 return fail(format!("{s:?} does not fit {seq} positions"));
             }
             let range = match self {
-                Pool::PromptMask => 0..s.prompt,
+                Pool::PromptMask | Pool::Text | Pool::Image => 0..s.prompt,
                 Pool::All => 0..seq,
                 Pool::Real => 0..s.len,
                 Pool::Instr => 0..1.min(s.len),
@@ -89,8 +108,15 @@ impl Pool {
             if range.is_empty() {
                 return fail(format!("no position to route on with pool {self:?}; use pool = \"real\""));
             }
-            let share = 1.0 / range.len() as f32;
-            w[range].fill(share);
+            let picture = |row: &usize| pictures.get(i * seq + row).copied().unwrap_or(false);
+            let wanted: Vec<usize> = match self {
+                Pool::Text => range.clone().filter(|row| !picture(row)).collect(),
+                Pool::Image => range.clone().filter(picture).collect(),
+                _ => Vec::new(),
+            };
+            let rows = if wanted.is_empty() { range.collect() } else { wanted };
+            let share = 1.0 / rows.len() as f32;
+            rows.into_iter().for_each(|row| w[row] = share);
         }
         let starts: Vec<usize> = (0..=spans.len()).map(|i| i * seq).collect();
         Units::ranges(device, &starts, &weight)
@@ -114,6 +140,15 @@ mod tests {
         assert_eq!(pooled(Pool::LastToken), [2.0, 16.0]);
         let real = pooled(Pool::Real);
         assert!((real[0] - 7.0 / 3.0).abs() < 1e-6 && real[1] == 60.0);
+        // Row 1 of the first instance is one of a picture; the second has none.
+        let pictures = [false, true, false, false, false, false, false, false];
+        let pooled = |p: Pool| {
+            let units = p.units_with_pictures(&cpu, &spans, 4, &pictures).unwrap();
+            x.pool_rows(&units).unwrap().to_f32().unwrap()
+        };
+        assert_eq!(pooled(Pool::PromptMask), [1.5, 16.0]);
+        assert_eq!(pooled(Pool::Text), [1.0, 16.0]);
+        assert_eq!(pooled(Pool::Image), [2.0, 16.0]);
         let none = [Span { len: 3, prompt: 0 }];
         assert!(Pool::PromptMask.units(&cpu, &none, 4).unwrap_err().to_string().contains("instance 0"));
     }

@@ -14,6 +14,8 @@ pub enum SitePart {
     Expert,
     /// What chooses among these.
     ExpertRouter,
+    /// A linear of the projector between a vision tower and the decoder.
+    Projector,
     /// A whole decoder layer.
     Layer,
     /// Anything else.

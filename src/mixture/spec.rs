@@ -98,7 +98,7 @@ pub trait MethodOptions: Options + fmt::Debug + Send + Sync + 'static {
     }
     /// Whether it takes linears of that part of a model. One that takes experts needs a model that has some.
     fn takes(&self, part: SitePart) -> bool {
-        !matches!(part, SitePart::Expert | SitePart::ExpertRouter)
+        !matches!(part, SitePart::Expert | SitePart::ExpertRouter | SitePart::Projector)
     }
     /// Whether it needs the task of what it generates.
     fn chooses_by_task(&self) -> bool {

@@ -1,6 +1,7 @@
 //! The places of a model where adapters can join it, as data made from the description.
 
 use super::{MlpKind, ModelConfig};
+use serde::{Deserialize, Serialize};
 
 /// What an adapter can take at a site.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -17,6 +18,8 @@ pub enum SiteKind {
     Mlp,
     /// A decoder block.
     Block,
+    /// A linear of the projector between a vision tower and the decoder.
+    ProjectorLinears,
     /// The moment before the first layer.
     Start,
 }
@@ -30,12 +33,13 @@ impl SiteKind {
                 | SiteKind::MlpLinears
                 | SiteKind::ExpertLinears
                 | SiteKind::ExpertRouter
+                | SiteKind::ProjectorLinears
         )
     }
 }
 
 /// A linear at a site.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SiteLinear {
     /// Path as Hugging Face names it, for example `model.layers.3.self_attn.q_proj`.
     pub path: String,
@@ -50,7 +54,8 @@ impl SiteLinear {
     }
 }
 
-/// A place of a model where an adapter can join it. Its number is its index in [`ModelConfig::sites`].
+/// A place of a model where an adapter can join it. Its number is its index in [`ModelConfig::sites`]; those of a projector
+/// come behind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Site {
     /// Unique in the model, for example `layers.3.qkv`; also the key of choices and random streams.
@@ -68,6 +73,22 @@ pub struct Site {
     pub width: usize,
     /// Width inside a gated MLP block, 0 where the layer has none; the same as `width` for other kinds.
     pub inner: usize,
+}
+
+impl Site {
+    /// The sites of a projector between a vision tower and a decoder of so many layers.
+    pub fn of_projector(linears: &[SiteLinear], layers: usize) -> impl Iterator<Item = Site> {
+        linears.iter().map(move |linear| Site {
+            name: linear.path.clone(),
+            path: linear.path.clone(),
+            kind: SiteKind::ProjectorLinears,
+            layer: 0,
+            layers,
+            linears: vec![linear.clone()],
+            width: linear.d_in,
+            inner: linear.d_in,
+        })
+    }
 }
 
 /// Sites of each layer. Layers that lack one, such as a gated MLP, have it without linears and without a use.

@@ -303,6 +303,29 @@ impl Pass {
         }
         Units::instances(device, samples, rows / samples)
     }
+    /// The pass over other rows: `rows` for each part of an instance, such as a tile of a picture, where `instances` has the
+    /// instance of each part. A part is a routing unit with the labels of its instance; routers are free there, and all
+    /// rows count.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub(crate) fn over_parts(&self, device: &Device, instances: &[u32], rows: usize) -> Result<Self> {
+        let units = Units::instances(device, instances.len(), rows)?;
+        let task = |&instance: &u32| self.labels.tasks.get(instance as usize).cloned().flatten();
+        let labelled = !self.labels.tasks.is_empty();
+        let of_parts = |conditions: &Tensor| {
+            conditions.gather_rows(&Tensor::from_u32(device, &[instances.len()], instances)?)
+        };
+        let labels = Labels {
+            tasks: if labelled { instances.iter().map(task).collect() } else { Vec::new() },
+            conditions: self.labels.conditions.as_ref().map(of_parts).transpose()?,
+            ..Labels::default()
+        };
+        let mut pass = self.clone().with_units(units).with_labels(labels).with_choices(Choices::Free);
+        pass.bank.iter_mut().for_each(|member| member.choices = Choices::Free);
+        pass.valid = None;
+        Ok(pass)
+    }
     /// Samples of a pass over so many rows: what the data says, or one.
     pub fn samples(&self, rows: usize) -> usize {
         match self.labels.tasks.len() {

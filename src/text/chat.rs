@@ -101,12 +101,12 @@ impl Chat {
             }
             self.conversation.restart();
         }
-        let embedded = match &self.sight {
-            Some(sight) => sight.embed(self.conversation.model(), &ids, &self.pictures)?,
+        let seen = match &self.sight {
+            Some(sight) => sight.features(&ids, &self.pictures)?,
             None => None,
         };
-        match embedded {
-            Some(embedded) => self.conversation.push_embedded(&ids, &embedded)?,
+        match seen {
+            Some(pictures) => self.conversation.push_with_pictures(&ids, &pictures)?,
             None => self.conversation.push(&ids)?,
         }
         self.read = Some(all);

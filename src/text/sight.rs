@@ -2,7 +2,7 @@
 
 use super::{PictureText, PictureTokens, Tokenizer};
 use crate::adapter::{Bank, VisionPart};
-use crate::model::vision::{VisionModel, VisionPlace};
+use crate::model::vision::{PictureFeatures, VisionModel, VisionPlace};
 use crate::model::{LoadOptions, Model};
 use crate::nn::Pass;
 use crate::rng::Stream;
@@ -149,8 +149,12 @@ impl Sight {
         self.tokens().check(tokenizer)
     }
 
-    /// The rows of pictures, of which the last ones in `pictures` stand in tokens. None where no token is one of a picture.
-    fn rows(&self, ids: &[u32], pictures: &[Seen]) -> Result<Option<Tensor>> {
+    /// What the tower makes of the pictures that stand in tokens, the last of which is the last of `pictures`. None where
+    /// no token is one of a picture.
+    ///
+    /// # Errors
+    /// The tiles of the pictures have different sizes.
+    pub fn features(&self, ids: &[u32], pictures: &[Seen]) -> Result<Option<PictureFeatures>> {
         let each = self.vision.config().rows();
         let mut wanted = ids.iter().filter(|&&id| id == self.vision.config().image_token).count();
         let mut first = pictures.len();
@@ -178,16 +182,7 @@ impl Sight {
             count += tiles;
         }
         let pixels = Tensor::from_f32(device, &[count, 3, height, width], &values)?;
-        inside(device, || no_grad(|| self.vision.rows(&pixels, &pass))).map(Some)
-    }
-
-    /// What enters the decoder's first layer for tokens whose last picture is the last of `pictures`; none where no token is
-    /// one of a picture. `[1, n, hidden_size]`
-    ///
-    /// # Errors
-    /// The tokens do not end with whole pictures of the list.
-    pub fn embed(&self, model: &Model, ids: &[u32], pictures: &[Seen]) -> Result<Option<Tensor>> {
-        let Some(rows) = self.rows(ids, pictures)? else { return Ok(None) };
-        no_grad(|| self.vision.splice(model, ids, [1, ids.len()], Some(&rows))).map(Some)
+        let features = inside(device, || no_grad(|| self.vision.tower().forward(&pixels, &pass, None)))?;
+        Ok(Some(PictureFeatures { vision: self.vision.clone(), features }))
     }
 }

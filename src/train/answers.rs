@@ -4,10 +4,11 @@ use super::{NO_TASK, condition_vector};
 use crate::adapter::{Bank, Conversation};
 use crate::data::{Asked, Batch, Condition, Dataset, Encoder, Example, Features, PictureSource, Sample};
 use crate::mixture::{DecodeRoute, Pool};
+use crate::model::vision::PictureFeatures;
 use crate::model::{Model, Sampler, Sampling};
 use crate::tape::inside;
 use crate::text::ModelText;
-use crate::{Error, Result, Tensor, no_grad};
+use crate::{Error, Result};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
@@ -184,8 +185,8 @@ impl Questions {
                 conversation.with_conditions(&questions.iter().map(vector).collect::<Result<Vec<_>>>()?)?;
         }
         let prompts: Vec<u32> = questions.iter().flat_map(|q| q.prompt.ids.iter().copied()).collect();
-        match embedded(model, &questions)? {
-            Some(embedded) => conversation.push_embedded(&prompts, &embedded)?,
+        match pictures_of(model, &questions)? {
+            Some(pictures) => conversation.push_with_pictures(&prompts, &pictures)?,
             None => conversation.push(&prompts)?,
         }
         let mut greedy = Sampler::new(Sampling::default())?;
@@ -232,11 +233,12 @@ pub fn mean_exact_match(scores: &[TaskScore]) -> f64 {
     scores.iter().map(TaskScore::exact_match).sum::<f64>() / scores.len().max(1) as f64
 }
 
-/// What enters the first layer for prompts of one length, some of which have pictures; none where no prompt has any.
-fn embedded(model: &Model, questions: &[&Question]) -> Result<Option<Tensor>> {
+/// The pictures of prompts of one length; none where no prompt has any.
+fn pictures_of(model: &Model, questions: &[&Question]) -> Result<Option<PictureFeatures>> {
     let prompts: Vec<&Example> = questions.iter().map(|q| &q.prompt).collect();
     if prompts.iter().all(|prompt| prompt.pictures.is_empty()) {
         return Ok(None);
     }
-    inside(model.device(), || no_grad(|| Batch::new(&prompts, Pool::All, 0, model.device())?.embedded(model)))
+    let batch = inside(model.device(), || Batch::new(&prompts, Pool::All, 0, model.device()))?;
+    Ok(batch.pictures().cloned())
 }

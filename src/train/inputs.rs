@@ -5,7 +5,7 @@ use super::{Observer, Parts, Plan, Run, RunConfig, RunFolder, StoredRun, TextOpt
 use crate::adapter::{Expert, with_experts};
 use crate::data::{DataFiles, Dataset, EncodeOptions, Encoder, LossOn, Sample, read_samples_with};
 use crate::io::folder::fingerprint;
-use crate::mixture::Methods;
+use crate::mixture::{Methods, SitePart};
 use crate::model::vision::VisionPlace;
 use crate::model::{LoadOptions, Model, ModelFiles, ModelPlace};
 use crate::rng::Stream;
@@ -114,7 +114,8 @@ impl Inputs {
         }
         let mut vision = None;
         if [Some(&train), valid.as_ref()].into_iter().flatten().any(has_pictures) {
-            let trained = self.config.train.projector_learning_rate.is_some();
+            let t = &self.config.train;
+            let trained = t.projector_learning_rate.is_some() || t.align_epochs > 0;
             let seed = Stream::new(self.config.train.seed).named("projector");
             let place = VisionPlace::of(&self.config.model, self.config.vision.as_deref())?;
             let open = |place| Sight::open(&place, &model, &self.text.tokenizer, options, trained, seed);
@@ -280,22 +281,32 @@ fn has_pictures(set: &Dataset) -> bool {
 fn check_projector(config: &RunConfig, train: &Dataset, valid: Option<&Dataset>, sees: bool) -> Result<()> {
     let trained = config.train.projector_learning_rate.is_some();
     let aligned = config.train.align_epochs > 0;
-    if (trained || aligned) && !(sees && has_pictures(train)) {
-        let field = if trained { "train.projector_learning_rate" } else { "train.align_epochs" };
+    let mixed = config.method.options().takes(SitePart::Projector);
+    if mixed && trained {
+        let what = "trains the projector whole, but mix_mm_projector leaves it as it is and puts a mixture there: take one";
+        return Err(Error::refused("train.projector_learning_rate", what));
+    }
+    if (trained || aligned || mixed) && !(sees && has_pictures(train)) {
+        let field = match (trained, aligned) {
+            (true, _) => "train.projector_learning_rate",
+            (_, true) => "train.align_epochs",
+            _ => "options.mix_mm_projector",
+        };
         let why = if sees {
             format!("no sample of {} has a picture", config.data.display())
         } else {
             let model = config.model.display();
             format!("{model} has no vision part, and so no projector: it is a decoder alone")
         };
-        let what = format!("trains the projector of a model that sees, but {why}; leave it out");
+        let what = format!("is for the projector of a model that sees, but {why}; leave it out");
         return Err(Error::refused(field, what));
     }
     let place = VisionPlace::of(&config.model, config.vision.as_deref())?;
     let shown = has_pictures(train) || valid.is_some_and(has_pictures);
     match place {
-        Some(VisionPlace::Tower(dir)) if shown && !trained => {
-            let what = "is a tower alone, whose projector is drawn at random: train it, with --projector-learning-rate";
+        Some(VisionPlace::Tower(dir)) if shown && !trained && !aligned => {
+            let what = "is a tower alone, whose projector is drawn at random: train it, with --projector-learning-rate, \
+                        or --align-epochs";
             Err(Error::file(dir, what))
         }
         Some(VisionPlace::Model(_) | VisionPlace::Gguf(_)) if aligned => {

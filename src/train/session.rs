@@ -247,7 +247,7 @@ impl Session {
             let mut hidden = Vec::new();
             let step = Step { valid: Some(&batch.valid), hidden: Some(&mut hidden), ..Step::default() };
             let pass = plain_pass(&Bank::from(&self.adapter), batch)?;
-            let embedded = batch.embedded(&self.model)?;
+            let embedded = batch.embedded(&self.model, &pass)?;
             let input = embedded.as_ref().unwrap_or(&batch.ids);
             no_grad(|| self.model.forward(input, &pass, step))?;
             for (at, state) in hidden.iter().enumerate() {

@@ -71,10 +71,10 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     };
     let started = Instant::now();
     let mut conversation = opened.conversation(&about)?;
-    let embed = |shown: &Shown| shown.sight.embed(&opened.model, &ids, &shown.pictures);
-    let embedded = shown.as_ref().map(embed).transpose()?;
-    match embedded.flatten() {
-        Some(embedded) => conversation.push_embedded(&ids, &embedded)?,
+    let features = |shown: &Shown| shown.sight.features(&ids, &shown.pictures);
+    let seen = shown.as_ref().map(features).transpose()?;
+    match seen.flatten() {
+        Some(pictures) => conversation.push_with_pictures(&ids, &pictures)?,
         None => conversation.push(&ids)?,
     }
     let prefill = started.elapsed().as_secs_f64();

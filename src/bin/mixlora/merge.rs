@@ -6,6 +6,7 @@ use crate::{Failure, out};
 use mixlora::adapter::Adapter;
 use mixlora::atomic;
 use mixlora::io::read_json;
+use mixlora::model::vision::VisionConfig;
 use mixlora::model::{Model, ModelPlace};
 use mixlora::text::ModelText;
 use mixlora::{Device, Error, Format};
@@ -15,7 +16,8 @@ use std::path::{Path, PathBuf};
 #[derive(clap::Args)]
 #[command(after_help = "\
 Only a plain LoRA can be merged: a mixture's update depends on the input. The result is a Hugging Face directory, also \
-from a GGUF model, whose quantised weights become the values that they stand for.
+from a GGUF model, whose quantised weights become the values that they stand for. Of a model that sees it is the decoder; \
+--vision with the model's directory stands beside it.
 
 Example: mixlora merge --model SmolLM2-135M-Instruct.Q4_1.gguf --adapter run --out merged")]
 pub struct Args {
@@ -113,6 +115,14 @@ fn copy_side_files(from: &Path, to: &Path) -> Result<(), Failure> {
         out::note("note: the model has no tokenizer.json, so the merged one has none either");
     }
     let mut config: Value = read_json(&from.join("config.json"))?;
+    if VisionConfig::is_described_by(&config) {
+        // What is written describes the decoder.
+        out::note(&format!(
+            "note: the model sees, and this is its decoder: for pictures give --vision {} beside it",
+            from.display()
+        ));
+        return Ok(());
+    }
     let written: Value = read_json(&to.join("config.json"))?;
     // Newer files say dtype.
     let key = if config.get("dtype").is_some() { "dtype" } else { "torch_dtype" };

@@ -3,7 +3,8 @@
 use crate::mixture::routers::ConditionalOptions;
 use crate::mixture::{
     Ablations, Axes, Cfs, Conditioned, Factors, Instance, InstrToken, LinearBuild, Lora, MethodOptions,
-    MethodSpec, Prunes, RouterGradient, RouterInput, Routes, Rule, StateBuild, Tree, enough, routers,
+    MethodSpec, Prunes, RouterGradient, RouterInput, Routes, Rule, SitePart, StateBuild, Tree, enough,
+    routers,
 };
 use crate::nn::{BeforeForward, LinearAdapter};
 use crate::{Result, options};
@@ -77,6 +78,9 @@ impl MethodOptions for MixloraCond {
     }
     fn condition(&self) -> Option<&Conditioned> {
         self.ablations.condition(&self.condition)
+    }
+    fn takes(&self, part: SitePart) -> bool {
+        self.ablations.takes(part)
     }
     fn needs_tasks(&self) -> bool {
         self.has_front()

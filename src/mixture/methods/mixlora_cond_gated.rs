@@ -4,7 +4,8 @@ use super::mixlora_cond::pool_sizes;
 use crate::mixture::routers::{ConditionalOptions, Gates};
 use crate::mixture::{
     Ablations, Axes, Cfs, Conditioned, Factors, Gate, GateScale, Instance, InstrToken, LinearBuild, Lora,
-    MethodOptions, MethodSpec, Prunes, RouterGradient, Routes, Rule, StateBuild, Tree, enough, routers,
+    MethodOptions, MethodSpec, Prunes, RouterGradient, Routes, Rule, SitePart, StateBuild, Tree, enough,
+    routers,
 };
 use crate::nn::{BeforeForward, LinearAdapter};
 use crate::{Result, options};
@@ -75,6 +76,9 @@ impl MethodOptions for MixloraCondGated {
     }
     fn condition(&self) -> Option<&Conditioned> {
         self.ablations.condition(&self.condition)
+    }
+    fn takes(&self, part: SitePart) -> bool {
+        self.ablations.takes(part)
     }
     fn needs_tasks(&self) -> bool {
         self.has_front()

@@ -46,7 +46,11 @@ impl MethodOptions for UniMoe {
         &self.lora
     }
     fn takes(&self, part: SitePart) -> bool {
-        part != SitePart::ExpertRouter || self.adapt_router
+        match part {
+            SitePart::ExpertRouter => self.adapt_router,
+            SitePart::Projector => false,
+            _ => true,
+        }
     }
     fn router_gradient(&self) -> RouterGradient {
         if self.adapt_router { RouterGradient::Yes } else { RouterGradient::NoRouter }

@@ -5,8 +5,8 @@ use super::mixlora_cond::{pool_sizes, ungated};
 use crate::mixture::routers::ConditionalOptions;
 use crate::mixture::{
     Ablations, Axes, Cfs, CfsForm, Conditioned, DecodeRoute, Factors, Files, Instance, InstrToken,
-    LinearBuild, Lora, MethodOptions, MethodSpec, Pool, Prunes, RouterGradient, Routes, Rule, StateBuild,
-    Tree, enough, routers,
+    LinearBuild, Lora, MethodOptions, MethodSpec, Pool, Prunes, RouterGradient, Routes, Rule, SitePart,
+    StateBuild, Tree, enough, routers,
 };
 use crate::nn::{BeforeForward, LinearAdapter};
 use crate::{Result, options};
@@ -77,6 +77,9 @@ impl MethodOptions for VtNlp {
     }
     fn condition(&self) -> Option<&Conditioned> {
         self.ablations.condition(&self.condition)
+    }
+    fn takes(&self, part: SitePart) -> bool {
+        self.ablations.takes(part)
     }
     fn needs_tasks(&self) -> bool {
         self.has_front()

@@ -124,6 +124,7 @@ impl Conditional {
         options: &ConditionalOptions,
     ) -> Result<Arc<dyn LinearAdapter>> {
         at.site.fits("r", options.chosen)?;
+        let options = &options.clone().routed(&options.ablations.at(at.site.part), &options.condition);
         if options.ablations.is_below_start(at.site.depth)? {
             let lora = Single { linears: at.site.linears.len(), rank: options.chosen };
             return RoutedLinears::of_experts(method, at, lora);

@@ -145,6 +145,11 @@ impl VisionConfig {
         }
     }
 
+    /// Whether a model's `config.json` is that of a model that sees.
+    pub fn is_described_by(all: &Value) -> bool {
+        matches!(all["model_type"].as_str(), Some("llava" | "idefics3" | "smolvlm"))
+    }
+
     fn llava(all: &Value, width: usize) -> Result<Self> {
         let tower = TowerConfig::of_class(&object(&all["vision_config"]), Some(&CLIP_OF_LLAVA))?;
         let layer = match &all["vision_feature_layer"] {

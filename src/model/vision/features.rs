@@ -4,6 +4,7 @@ use super::{Projector, Tower, VisionConfig, VisionIdentity};
 use crate::model::Model;
 use crate::nn::Pass;
 use crate::{Error, Result, Tensor};
+use std::sync::Arc;
 
 /// The vision part of a model: a frozen tower, and a projector into the decoder's width.
 pub struct VisionModel {
@@ -78,5 +79,39 @@ impl VisionModel {
         let index = Tensor::from_u32(device, &[b * s], &index)?;
         let pictures = rows.gather_rows(&index)?.mul(&column(&seen)?)?;
         x.reshape(&[b * s, d])?.mul(&column(&text)?)?.add(&pictures)?.reshape(&[b, s, d])
+    }
+}
+
+/// Pictures that stand among the tokens of a pass, as a tower leaves them.
+#[derive(Clone)]
+pub struct PictureFeatures {
+    pub vision: Arc<VisionModel>,
+    /// What the tower makes of all tiles, in the order in which they stand among the tokens, `[T, N, d]`.
+    pub features: Tensor,
+}
+
+impl PictureFeatures {
+    /// Which tokens are in the place of a picture's row.
+    pub fn rows_among(&self, ids: &[u32]) -> Vec<bool> {
+        ids.iter().map(|&id| id == self.vision.config.image_token).collect()
+    }
+
+    /// What enters the decoder's first layer for tokens `[B, S]`: the pictures' rows among the embedded tokens,
+    /// `[B, S, hidden_size]`, with the gradient of the projector and of what the pass has there.
+    ///
+    /// # Errors
+    /// The image tokens are not as many as the rows of the pictures.
+    pub fn embedded(&self, model: &Model, ids: &[u32], [b, s]: [usize; 2], pass: &Pass) -> Result<Tensor> {
+        let [tiles, ..] = *self.features.dims() else {
+            return Err(Error::shape("pictures", "features [T, N, d]", self.features.shape()));
+        };
+        let is_row = self.rows_among(ids);
+        let rows = is_row.iter().filter(|is_row| **is_row).count();
+        let each = (rows / tiles.max(1)).max(1);
+        // The instance of each tile: that of its first row.
+        let places = is_row.iter().enumerate().filter(|(_, is_row)| **is_row).map(|(place, _)| place);
+        let instances: Vec<u32> = places.step_by(each).map(|place| (place / s.max(1)) as u32).collect();
+        let rows = self.vision.projector.forward_in(&self.features, pass, model.sites().len(), &instances)?;
+        self.vision.splice(model, ids, [b, s], Some(&rows))
     }
 }

@@ -170,7 +170,7 @@ impl VisionModel {
             Ok(Full { weight: param(format!("{path}.weight"))?, bias })
         };
         let linears = config.projector.linears().iter().map(linear).collect::<Result<_>>()?;
-        let projector = Projector { kind: config.projector, linears };
+        let projector = Projector::new(config.projector, linears);
         let identity = VisionIdentity::of(&config, files, &config.projector_tensors())?;
         Ok(VisionModel { config, tower, projector, identity })
     }

@@ -18,7 +18,7 @@ mod vit_config;
 
 pub use config::{Feature, TowerConfig, VisionConfig};
 pub use efficientnet::{Classifier, EfficientNetConfig, Stage, write_tower};
-pub use features::VisionModel;
+pub use features::{PictureFeatures, VisionModel};
 pub use files::VisionFiles;
 pub use identity::VisionIdentity;
 pub(crate) use identity::differences;

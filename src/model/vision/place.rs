@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 /// Where the vision part of a model is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum VisionPlace {
-    /// In the directory of the model itself.
+    /// In the directory of a model that sees: the model's own, or that of another one with the same decoder.
     Model(PathBuf),
     /// In a GGUF file beside that of the decoder (mmproj).
     Gguf(PathBuf),
@@ -35,7 +35,11 @@ impl VisionPlace {
         if let Some(beside) = beside {
             return match ModelPlace::of(beside)? {
                 ModelPlace::Gguf(file) => Ok(Some(VisionPlace::Gguf(file))),
-                ModelPlace::Folder(dir) => Ok(Some(VisionPlace::Tower(dir))),
+                ModelPlace::Folder(dir) => {
+                    let config: Value = read_json(&dir.join("config.json"))?;
+                    let sees = VisionConfig::is_described_by(&config);
+                    Ok(Some(if sees { VisionPlace::Model(dir) } else { VisionPlace::Tower(dir) }))
+                }
             };
         }
         match ModelPlace::of(model)? {
@@ -185,7 +189,7 @@ impl VisionModel {
             Ok(Full { weight, bias })
         };
         let linears = config.projector.linears().iter().map(linear).collect::<Result<_>>()?;
-        let projector = Projector { kind: config.projector, linears };
+        let projector = Projector::new(config.projector, linears);
         let identity = VisionIdentity::of(&config, files, &[])?;
         Ok(VisionModel { config, tower, projector, identity })
     }

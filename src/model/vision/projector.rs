@@ -1,8 +1,9 @@
 //! From a tower's features to rows among a decoder's tokens.
 
-use crate::model::Activation;
-use crate::nn::Param;
-use crate::{Error, Result, Tensor};
+use crate::model::{Activation, SiteLinear};
+use crate::nn::{LinearGroup, Param, Pass};
+use crate::{Error, Linear, Result, Tensor, Weight};
+use std::sync::{Arc, Mutex};
 
 /// How features become rows of the decoder's width.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,17 +54,34 @@ impl Full {
     }
 }
 
+/// Linears as frozen weights, and how often their parameters had changed.
+type Frozen = Option<(Vec<u64>, Vec<Linear>)>;
+
 /// A projector; its weights are trained whole, or frozen.
 #[derive(Clone)]
 pub struct Projector {
-    pub(super) kind: ProjectorKind,
-    pub(super) linears: Vec<Full>,
+    kind: ProjectorKind,
+    linears: Vec<Full>,
+    frozen: Arc<Mutex<Frozen>>,
 }
 
 impl Projector {
+    pub(super) fn new(kind: ProjectorKind, linears: Vec<Full>) -> Self {
+        Projector { kind, linears, frozen: Arc::default() }
+    }
+
     /// How it is built.
     pub fn kind(&self) -> ProjectorKind {
         self.kind
+    }
+
+    /// The places of its linears, for adapters.
+    pub fn places(&self) -> Vec<SiteLinear> {
+        let place = |(path, full): (&&str, &Full)| {
+            let dims = full.weight.value().dims().to_vec();
+            SiteLinear { path: (*path).into(), d_in: dims[1], d_out: dims[0] }
+        };
+        self.kind.linears().iter().zip(&self.linears).map(place).collect()
     }
 
     /// Its weights and biases, in order, with Hugging Face's names.
@@ -76,6 +94,60 @@ impl Projector {
     /// # Errors
     /// The features have another width, or are no square of whole blocks where neighbours are joined.
     pub fn forward(&self, features: &Tensor) -> Result<Tensor> {
+        self.run(features, |i, x| self.linears[i].forward(x))
+    }
+
+    /// The same in a pass, whose adapters may have a part at the linears: the sites behind those of the decoder, the first
+    /// of which has the number `first_site`. Each tile is a routing unit, with the labels of its instance in the pass; its
+    /// weights are then frozen.
+    ///
+    /// # Errors
+    /// As [`forward`](Projector::forward), or those of an adapter.
+    pub fn forward_in(
+        &self,
+        features: &Tensor,
+        pass: &Pass,
+        first_site: usize,
+        instances: &[u32],
+    ) -> Result<Tensor> {
+        let sites = first_site..first_site + self.linears.len();
+        if !sites.clone().any(|site| pass.adapts([Some(site), None])) {
+            return self.forward(features);
+        }
+        let joined = match self.kind {
+            ProjectorKind::Shuffle { factor } => factor * factor,
+            _ => 1,
+        };
+        let rows = features.dims().get(1).map_or(0, |rows| rows / joined);
+        let pass = pass.over_parts(features.device(), instances, rows)?;
+        let linears = self.frozen()?;
+        self.run(features, |i, x| {
+            let group = LinearGroup::at(first_site + i, vec![linears[i].clone()]);
+            group.forward(x, &pass)?.pop().ok_or_else(|| Error::shape("projector", "one output", 0))
+        })
+    }
+
+    /// Its linears as frozen weights, made anew where a parameter has changed.
+    fn frozen(&self) -> Result<Vec<Linear>> {
+        let changes: Vec<u64> = self.params().iter().map(Param::changes).collect();
+        let mut kept = self.frozen.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some((_, linears)) = kept.as_ref().filter(|(of, _)| *of == changes) {
+            return Ok(linears.clone());
+        }
+        let frozen = |full: &Full| {
+            let value = full.weight.value();
+            let [rows, cols] = *value.dims() else {
+                return Err(Error::shape("projector", "[d_out, d_in]", value.shape()));
+            };
+            let weight = Weight::from_values(value.device(), [rows, cols], &value.to_f32()?).build()?;
+            Ok(Linear { weight, bias: full.bias.as_ref().map(|bias| bias.value().detach()) })
+        };
+        let linears = self.linears.iter().map(frozen).collect::<Result<Vec<_>>>()?;
+        *kept = Some((changes, linears.clone()));
+        Ok(linears)
+    }
+
+    fn run(&self, features: &Tensor, linear: impl Fn(usize, &Tensor) -> Result<Tensor>) -> Result<Tensor> {
         let [t, n, d] = *features.dims() else {
             return Err(Error::shape("projector", "features [T, N, d]", features.shape()));
         };
@@ -84,11 +156,11 @@ impl Projector {
             _ => features.reshape(&[t * n, d])?,
         };
         let mut x = rows;
-        for (i, linear) in self.linears.iter().enumerate() {
+        for i in 0..self.linears.len() {
             if let (1.., ProjectorKind::Mlp(activation)) = (i, self.kind) {
                 x = activation.apply(&x)?;
             }
-            x = linear.forward(&x)?;
+            x = linear(i, &x)?;
         }
         Ok(x)
     }

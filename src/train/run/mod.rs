@@ -70,7 +70,10 @@ impl Run {
     fn from_the_start(parts: Parts) -> Result<Self> {
         let config = &parts.config;
         let stream = Stream::new(config.train.seed).named("adapter");
-        let mut adapter = Adapter::attach(&parts.model, &config.method, &config.target_modules, stream)?;
+        let vision = parts.vision.as_ref();
+        let projector = vision.map_or_else(Vec::new, |(vision, _)| vision.projector().places());
+        let (method, targets) = (&config.method, &config.target_modules);
+        let mut adapter = Adapter::attach_beside(&parts.model, &projector, method, targets, stream)?;
         adapter.take_experts(&Expert::open_all(&config.experts, parts.model.config())?, &parts.model)?;
         if let Some(dir) = &config.start_from {
             let methods = Methods::builtin().with(config.method.spec());

@@ -38,7 +38,7 @@ pub(super) fn session(
         aligned = Some(align.run(&model, &vision, data)?);
     }
     let rate = options.projector_rate();
-    let part = if own || rate.is_some() { here.with_projector(&vision) } else { here };
+    let part = if own || rate.is_some() || aligned.is_some() { here.with_projector(&vision) } else { here };
     let session = Session::new(model, adapter.with_vision(Some(part)), options.session(steps))?;
     let session = match rate {
         Some(rate) => session.with_projector(&vision, rate)?,

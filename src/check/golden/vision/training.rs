@@ -60,7 +60,7 @@ pub(super) fn replay(
         };
         let index = Tensor::from_u32(features.device(), &[tiles.len()], &tiles)?;
         let own = features.reshape(&[all, n * d])?.gather_rows(&index)?.reshape(&[tiles.len(), n, d])?;
-        Ok(batch.with_pictures(vision, own))
+        batch.with_pictures(vision, own)
     };
     let batches = settings.batches.iter().map(batch).collect::<Result<Vec<_>>>()?;
     let adapter = Adapter::attach(
@@ -139,7 +139,7 @@ fn chosen(session: &Session, batch: &Batch) -> Result<Vec<u32>> {
     let record = Choices::record();
     let pass = Pass::new(batch.units.clone()).with_adapters(session.adapter.sites().clone());
     let pass = pass.with_choices(record.clone());
-    let embedded = batch.embedded(model)?;
+    let embedded = batch.embedded(model, &pass)?;
     let step = Step { valid: Some(&batch.valid), ..Step::default() };
     no_grad(|| model.forward(embedded.as_ref().unwrap_or(&batch.ids), &pass, step))?;
     let mut all = Vec::new();
