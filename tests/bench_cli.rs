@@ -120,3 +120,69 @@ fn a_roof_that_is_too_low_is_measured_again() {
     assert!(err.contains("measuring it again"), "{err}");
     assert!(read()["fma_gflops"].as_f64().unwrap() > 0.1);
 }
+
+/// The report's row of a name.
+fn named<'a>(rows: &'a [Value], op: &str) -> &'a Value {
+    rows.iter().find(|row| row["op"] == op).unwrap_or_else(|| panic!("no row {op}: {rows:?}"))
+}
+
+#[test]
+fn a_tower_is_timed_beside_its_products() {
+    let dir = tempfile::tempdir().unwrap();
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/vision/vlm_llava15_new_names");
+    let golden = golden.to_str().unwrap();
+    let args = ["tower", "-m", golden, "--images", "3", "-r", "2", "--min-time", "0", "--json"];
+    let (out, err) = bench(dir.path(), &args, 0);
+    let all = rows(&out);
+    let forward = named(&all, "forward");
+    let dense = named(&all, "dense products");
+    assert!(err.contains("dense products alone take"), "{err}");
+    assert_eq!((&forward["variant"], &forward["bench"]), (&"3 x 24x24".into(), &"tower".into()));
+    for row in [forward, dense] {
+        assert!(row["roof_pct"].as_f64().unwrap() > 0.0, "{row}");
+    }
+    let ratio = forward["ratio"].as_f64().unwrap();
+    assert!(ratio > 0.5 && dense["ratio"].is_null(), "{ratio}");
+    // Two layers of width 24, an MLP of 56, ten rows of each picture, nine of which are patches of 192 values.
+    let flops = |row: &Value| row["gflops"].as_f64().unwrap() * row["median_us"].as_f64().unwrap() * 1e3;
+    let products = 2.0 * 3.0 * (9.0 * 192.0 * 24.0 + 2.0 * 10.0 * (4.0 * 24.0 * 24.0 + 2.0 * 24.0 * 56.0));
+    assert!((flops(dense) / products - 1.0).abs() < 1e-6, "{}", flops(dense));
+    assert!((flops(forward) / (products + 2.0 * 4.0 * 3.0 * 100.0 * 24.0) - 1.0).abs() < 1e-6);
+    let (_, err) = bench(dir.path(), &["tower", "--shape", "clip"], 2);
+    assert!(err.contains("clip-b16"), "{err}");
+    bench(dir.path(), &["tower", "--images", "0"], 2);
+}
+
+#[cfg(all(feature = "tokenizer", feature = "images"))]
+#[test]
+fn pictures_stand_in_front_of_what_is_timed() {
+    let dir = tempfile::tempdir().unwrap();
+    let picture = dir.path().join("a.png");
+    let png = mixlora::picture::Picture::filled(40, 60, [200, 30, 90]).unwrap().to_png().unwrap();
+    std::fs::write(&picture, png).unwrap();
+    let picture = picture.to_str().unwrap();
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/vision");
+    let llava = golden.join("vlm_llava15_new_names");
+    let idefics3 = golden.join("vlm_idefics3");
+    // Tiles of four patches each, seven of them, with more tokens than the default.
+    for (model, seq, projector) in [(&llava, "16", ""), (&idefics3, "64", "--train-projector")] {
+        let args = ["-m", model.to_str().unwrap(), "--image", picture, "--json"];
+        let more = ["train", "--seq", seq, "--steps", "2"];
+        let flag: &[&str] = if projector.is_empty() { &[] } else { &["--train-projector"] };
+        let (out, _) = bench(dir.path(), &[&more[..], &args, flag].concat(), 0);
+        let all = rows(&out);
+        assert!(named(&all, "step on features")["ratio"].as_f64().unwrap() > 0.0);
+        assert!(named(&all, "tower")["gflops"].as_f64().unwrap() > 0.0);
+        let (out, _) =
+            bench(dir.path(), &[&["model", "-p", "8", "-n", "2", "-r", "2"][..], &args].concat(), 0);
+        let all = rows(&out);
+        let names: Vec<_> = all.iter().map(|row| row["op"].as_str().unwrap()).collect();
+        assert_eq!(names, ["pp8", "tg2", "picture", "tower", "picture+pp8"]);
+    }
+    let short = ["train", "-m", llava.to_str().unwrap(), "--image", picture, "--seq", "10"];
+    let (_, err) = bench(dir.path(), &short, 3);
+    assert!(err.contains("the picture has 10 rows"), "{err}");
+    let shape = ["train", "--shape", "smollm2-135m", "--image", picture];
+    let (_, err) = bench(dir.path(), &shape, 2);
+    assert!(err.contains("--tower is for a --shape"), "{err}");
+}

@@ -14,6 +14,7 @@ mod report;
 mod roof;
 mod row;
 mod stats;
+mod tower;
 mod train;
 pub mod tune;
 mod watch;
@@ -33,6 +34,7 @@ pub use report::{Style, parse_rows, write};
 pub use roof::{Roof, SHADERS};
 pub use row::{Row, Shape, Work};
 pub use stats::{Summary, quantile};
+pub use tower::{Pictured, TowerOptions, tower};
 pub use train::{TrainingOptions, training};
 pub use watch::{Candidate, Rounds, Timer, Watch, measure};
 

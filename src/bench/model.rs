@@ -2,11 +2,12 @@
 
 use super::kernels::kernels;
 use super::layer::randomise;
-use super::{Candidate, Place, Rounds, Row, Timer, Watch, Work, measure};
+use super::{Candidate, Pictured, Place, Rounds, Row, Timer, Watch, Work, measure};
 use crate::adapter::{ALL_LINEAR, Adapter, Conversation};
 use crate::mixture::Method;
 use crate::model::{Model, Sampler, Sampling};
-use crate::{Error, Result, Stream};
+use crate::tape::inside;
+use crate::{Error, Result, Stream, no_grad};
 use std::sync::Arc;
 
 /// Options for timing a model.
@@ -18,6 +19,8 @@ pub struct ModelOptions {
     pub rounds: usize,
     /// Add a row for each kernel of the last prompt, and of one token after it, on GPUs with timestamps.
     pub kernels: bool,
+    /// Also a picture: its preparation, the tower, and the prompts behind it.
+    pub pictured: Option<Pictured>,
 }
 
 /// Attaches a method to all projections of a model, with random values instead of initial zeros.
@@ -38,7 +41,9 @@ pub(super) fn format_of(model: &Model) -> &'static str {
     model.linears().next().map_or("f32", |(_, linear)| linear.weight.format().name())
 }
 
-/// Times `pp<n>` (a prompt of n tokens at once) and `tg<n>` (n tokens one by one after a single one), interleaved.
+/// Times `pp<n>` (a prompt of n tokens at once) and `tg<n>` (n tokens one by one after a single one), interleaved. With a
+/// picture also `picture`, from its file to what the tower reads, `tower`, and `picture+pp<n>`: tower, projector, and the
+/// picture's rows with n tokens behind them at once.
 ///
 /// # Errors
 /// The model's context is shorter than asked for, or the device failed.
@@ -66,13 +71,28 @@ pub fn model(
     // Every token is read back: the time of the kernels alone is not what a user waits for.
     let timer = Timer::of(device, true)?;
     let rounds = Rounds::single(options.rounds);
-    let samples = measure(device, timer, rounds, &mut candidates(options, &ids, &conversation))?;
-    let prompts = options.prompts.iter().map(|count| (format!("pp{count}"), *count));
-    let names = prompts.chain(options.generated.iter().map(|count| (format!("tg{count}"), *count)));
+    let mut all = candidates(options, &ids, &conversation);
+    let mut names: Vec<(String, usize)> = Vec::new();
+    names.extend(options.prompts.iter().map(|count| (format!("pp{count}"), *count)));
+    names.extend(options.generated.iter().map(|count| (format!("tg{count}"), *count)));
+    if let Some(pictured) = &options.pictured {
+        for (name, count, run) in with_picture(options, pictured, model, &ids, &conversation) {
+            names.push((name, count));
+            all.push(run);
+        }
+    }
+    let samples = measure(device, timer, rounds, &mut all)?;
+    drop(all);
     let place = Place::of(device);
-    let rows = names.zip(&samples).map(|((op, count), samples)| {
-        let row = Row::new(&place, Work { op, ..work.clone() }, timer, samples);
-        Row { tok_s: Some(count as f64 / (row.median_us * 1e-6)), ..row }
+    let rows = names.into_iter().zip(&samples).map(|((op, count), samples)| {
+        let work = Work { op, ..work.clone() };
+        match &options.pictured {
+            Some(pictured) if work.op == "tower" => pictured.row(&place, work, timer, samples),
+            _ => {
+                let row = Row::new(&place, work, timer, samples);
+                Row { tok_s: (count > 0).then(|| count as f64 / (row.median_us * 1e-6)), ..row }
+            }
+        }
     });
     let mut rows: Vec<Row> = rows.collect();
     if options.kernels
@@ -92,7 +112,8 @@ pub fn model(
 fn enough_tokens(model: &Model, options: &ModelOptions) -> Result<Vec<u32>> {
     let most = model.config().max_positions();
     let after = usize::from(options.kernels);
-    let prompts = options.prompts.iter().map(|count| count + after);
+    let shown = options.pictured.as_ref().map_or(0, Pictured::rows);
+    let prompts = options.prompts.iter().map(|count| count + after.max(shown));
     let longest = prompts.chain(options.generated.iter().map(|count| count + 1)).max();
     if let Some(more) = longest.filter(|&count| count > most) {
         return Err(Error::Context { used: 0, more, most });
@@ -123,4 +144,40 @@ fn candidates<'a>(
         }));
     }
     candidates
+}
+
+/// What a picture in front of prompts adds, with names and numbers of tokens.
+fn with_picture<'a>(
+    options: &'a ModelOptions,
+    pictured: &'a Pictured,
+    model: &'a Arc<Model>,
+    ids: &'a [u32],
+    conversation: &'a dyn Fn() -> Conversation,
+) -> Vec<(String, usize, Candidate<'a>)> {
+    let mut all: Vec<(String, usize, Candidate<'a>)> = Vec::new();
+    if let Some(prepare) = &pictured.prepare {
+        all.push(("picture".into(), 0, Box::new(move |watch: &mut Watch| watch.time(prepare))));
+    }
+    let look = move |watch: &mut Watch| watch.time(|| pictured.features().map(drop));
+    all.push(("tower".into(), 0, Box::new(look)));
+    let token = pictured.vision.config().image_token;
+    for &count in &options.prompts {
+        let text = ids[..count].iter().map(|&id| if id == token { 0 } else { id });
+        let prompt: Vec<u32> = std::iter::repeat_n(token, pictured.rows()).chain(text).collect();
+        let length = prompt.len();
+        let run = move |watch: &mut Watch| {
+            let mut conversation = conversation();
+            watch.time(|| {
+                let embedded = inside(model.device(), || {
+                    no_grad(|| {
+                        let rows = pictured.vision.projector().forward(&pictured.features()?)?;
+                        pictured.vision.splice(model, &prompt, [1, length], Some(&rows))
+                    })
+                })?;
+                conversation.push_embedded(&prompt, &embedded)
+            })
+        };
+        all.push((format!("picture+pp{count}"), length, Box::new(run)));
+    }
+    all
 }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 /// A description of the timed work.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Work {
-    /// `roof`, `ops`, `layer`, `train` or `model`.
+    /// `roof`, `ops`, `layer`, `train`, `model` or `tower`.
     pub bench: String,
     /// The operation, the method, or the part of a model.
     pub op: String,

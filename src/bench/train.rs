@@ -3,11 +3,13 @@
 use super::kernels::kernels;
 use super::model::{attach, format_of, tokens};
 use super::{
-    CONDITION, Candidate, Place, Rounds, Row, Summary, TASK, Timer, Watch, Work, for_samples, measure,
+    CONDITION, Candidate, Pictured, Place, Rounds, Row, Summary, TASK, Timer, Watch, Work, for_samples,
+    measure,
 };
 use crate::data::{Batch, Example};
 use crate::mixture::Method;
 use crate::model::Model;
+use crate::model::vision::VisionModel;
 use crate::train::{Session, StepReport, TrainConfig};
 use crate::{Error, Result, Stream, Tensor, Weight, backward};
 use std::cell::RefCell;
@@ -26,10 +28,14 @@ pub struct TrainingOptions {
     pub recompute: bool,
     /// Add a row for each kernel of one more step, on GPUs with timestamps.
     pub kernels: bool,
+    /// Also steps on a picture's features, which stand at the start of each sequence, beside steps on text alone. In both
+    /// the places of the picture have no loss.
+    pub pictured: Option<Pictured>,
 }
 
 impl TrainingOptions {
-    fn batch(&self, model: &Model) -> Result<Batch> {
+    /// The batch of text, and that with pictures.
+    fn batches(&self, model: &Model) -> Result<(Batch, Option<Batch>)> {
         let seq = self.seq;
         let most = model.config().max_positions();
         if self.batch == 0 || seq < 2 || seq > most {
@@ -43,15 +49,43 @@ impl TrainingOptions {
             return Err(Error::config("trained_share", self.trained_share, "above 0 and at most 1"));
         }
         let untrained = seq - ((seq as f64 * self.trained_share).round() as usize).clamp(1, seq);
-        let ids = tokens(self.batch * seq, model.config().vocab_size);
+        let rows = self.pictured.as_ref().map_or(0, Pictured::rows);
+        if rows + 2 > seq && rows > 0 {
+            let expected = format!("at least {}: the picture has {rows} rows", rows + 2);
+            return Err(Error::config("seq", seq, expected));
+        }
+        // The first row is what predicts; nothing predicts the token at the start.
+        let untrained = untrained.max(if rows > 0 { rows + 1 } else { 0 });
+        let mut ids = tokens(self.batch * seq, model.config().vocab_size);
         let flags = || (0..seq).map(|place| place >= untrained).collect();
         let example = |ids: &[u32]| Example {
             task: Some(TASK.into()),
             condition: Some([0.5; CONDITION].as_slice().into()),
             ..Example::new(ids.to_vec(), flags())
         };
-        let examples: Vec<Example> = ids.chunks(seq).map(example).collect();
-        Batch::new(&examples.iter().collect::<Vec<_>>(), self.method.framing(), 0, model.device())
+        let batch = |ids: &[u32]| {
+            let examples: Vec<Example> = ids.chunks(seq).map(example).collect();
+            Batch::new(&examples.iter().collect::<Vec<_>>(), self.method.framing(), 0, model.device())
+        };
+        let text = batch(&ids)?;
+        let Some(pictured) = &self.pictured else { return Ok((text, None)) };
+        let token = pictured.vision.config().image_token;
+        for (place, id) in ids.iter_mut().enumerate() {
+            // One token of text, then the picture.
+            if (1..=rows).contains(&(place % seq)) {
+                *id = token;
+            } else if *id == token {
+                *id = 0;
+            }
+        }
+        // Kept as a run keeps them: in memory of the host, and new on the device in each step.
+        let features = pictured.features()?;
+        let values = features.to_f32()?.repeat(self.batch);
+        let [tiles, n, width] = *features.dims() else {
+            return Err(Error::shape("tower", "features [T, N, d]", features.shape()));
+        };
+        let features = Tensor::from_f32(model.device(), &[self.batch * tiles, n, width], &values)?;
+        Ok((text, Some(batch(&ids)?.with_pictures(&pictured.vision, features))))
     }
 }
 
@@ -103,21 +137,42 @@ fn peak_rss_mib() -> Option<f64> {
     Some(line.trim().strip_suffix("kB")?.trim().parse::<f64>().ok()? / 1024.0)
 }
 
+/// A session of its own for steps on features, with an adapter like that of the steps on text. The projector is trained in
+/// it where it can be.
+fn seeing(
+    model: &Arc<Model>,
+    options: &TrainingOptions,
+    config: &TrainConfig,
+    batch: Batch,
+) -> Result<(RefCell<Session>, [Batch; 1])> {
+    let adapter = attach(model, &for_samples(&options.method)?)?;
+    let session = Session::new(model.clone(), adapter, config.clone())?;
+    let trained = |vision: &&VisionModel| vision.projector().params().iter().any(|p| p.trainable());
+    let vision = options.pictured.as_ref().map(|pictured| &*pictured.vision);
+    let session = match vision.filter(trained) {
+        Some(vision) => session.with_projector(vision, 1.0)?,
+        None => session,
+    };
+    Ok((RefCell::new(session), [batch]))
+}
+
 /// Times training steps on fixed tokens in interleaved rounds. Returns rows for the step, its parts and the dense
-/// products. The ratio of the step is to the dense products, and its percentage of the roof is their share.
+/// products. The ratio of the step is to the dense products, and its percentage of the roof is their share; that of the step
+/// on features is to the step.
 ///
 /// # Errors
 /// An option cannot work, the loss is not finite, or the device failed.
 pub fn training(model: Arc<Model>, options: &TrainingOptions) -> Result<Vec<Row>> {
     let device = model.device().clone();
     let dtype = format_of(&model);
-    let batch = options.batch(&model)?;
+    let (batch, shown) = options.batches(&model)?;
     let floor = Floor::new(&model, &batch)?;
     let file = model.origin().file_name().map_or(String::new(), |name| name.to_string_lossy().into_owned());
     let adapter = attach(&model, &for_samples(&options.method)?)?;
     // One step is a warm-up, and one may be profiled.
     let config =
         TrainConfig { steps: options.steps + 2, recompute: options.recompute, ..TrainConfig::default() };
+    let seeing = shown.map(|batch| seeing(&model, options, &config, batch)).transpose()?;
     let session = RefCell::new(Session::new(model, adapter, config)?);
     let batches = [batch];
     let reports: RefCell<Vec<(StepReport, u64)>> = RefCell::default();
@@ -131,8 +186,15 @@ pub fn training(model: Arc<Model>, options: &TrainingOptions) -> Result<Vec<Row>
         })
     });
     let dense: Candidate<'_> = Box::new(|watch: &mut Watch| watch.time(|| floor.run()));
+    let mut candidates = vec![step, dense];
+    if let (Some((session, batch)), Some(pictured)) = (&seeing, &options.pictured) {
+        candidates
+            .push(Box::new(|watch: &mut Watch| watch.time(|| session.borrow_mut().step(batch).map(drop))));
+        candidates.push(Box::new(|watch: &mut Watch| watch.time(|| pictured.features().map(drop))));
+    }
     let timer = Timer::of(&device, true)?;
-    let samples = measure(&device, timer, Rounds::single(options.steps), &mut [step, dense])?;
+    let samples = measure(&device, timer, Rounds::single(options.steps), &mut candidates)?;
+    drop(candidates);
     let place = Place::of(&device);
     let reports = reports.take();
     let recompute = if options.recompute { " recompute" } else { "" };
@@ -171,6 +233,13 @@ pub fn training(model: Arc<Model>, options: &TrainingOptions) -> Result<Vec<Row>
     floor_row.gflops = Some(floor.flops() / (floor_row.median_us * 1e-6) * 1e-9);
     floor_row.tok_s = Some(batches[0].tokens as f64 / (floor_row.median_us * 1e-6));
     rows.push(floor_row);
+    if let ([_, _, shown, tower], Some(pictured)) = (&samples[..], &options.pictured) {
+        let mut step = row("step on features", "", shown).ratio(Summary::of_ratios(shown, &samples[0]));
+        step.tok_s = Some(batches[0].tokens as f64 / (step.median_us * 1e-6));
+        rows.push(step);
+        let work = Work { bench: "train".into(), op: "tower".into(), dir: "fwd".into(), ..Work::default() };
+        rows.push(pictured.row(&place, work, timer, tower));
+    }
     if options.kernels {
         let work = rows[0].work.clone();
         rows.extend(kernels(&device, &work, || session.borrow_mut().step(&batches).map(drop))?);

@@ -54,7 +54,7 @@ pub use files::{DataFiles, MAX_LINE};
 pub use jsonl::{MAX_PROBLEMS, read_samples, read_samples_from, read_samples_with};
 #[cfg(all(feature = "tokenizer", feature = "images"))]
 pub use look::Pictures;
-pub use picture::{Features, OnBadImage, PicturePlace, PictureSource};
+pub use picture::{FeatureValues, Features, OnBadImage, PicturePlace, PictureSource};
 #[cfg(feature = "tokenizer")]
 pub use sample::{Body, Sample};
 pub use sampler::{Cursor, Sampler, SamplerConfig};

@@ -1,8 +1,9 @@
 //! Pictures of samples: where each is, and where it stands in an example.
 
+use crate::io::MappedValues;
 use crate::model::vision::VisionModel;
 use std::fmt;
-use std::ops::Range;
+use std::ops::{Deref, Range};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -53,13 +54,31 @@ impl fmt::Display for PictureSource {
     }
 }
 
+/// Values of features, wherever they are.
+#[derive(Clone)]
+pub enum FeatureValues {
+    Memory(Arc<[f32]>),
+    /// In a mapped file.
+    File(MappedValues),
+}
+
+impl Deref for FeatureValues {
+    type Target = [f32];
+    fn deref(&self) -> &[f32] {
+        match self {
+            FeatureValues::Memory(values) => values,
+            FeatureValues::File(values) => values,
+        }
+    }
+}
+
 /// What the tower of a model makes of a picture.
 #[derive(Clone)]
 pub struct Features {
     pub vision: Arc<VisionModel>,
     /// Number of tiles, rows of each, values of a row.
     pub dims: [usize; 3],
-    pub values: Arc<[f32]>,
+    pub values: FeatureValues,
     /// CRC-32 of the picture's file.
     pub file: u32,
 }
@@ -72,7 +91,7 @@ impl fmt::Debug for Features {
 
 impl PartialEq for Features {
     fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.vision, &other.vision) && self.values == other.values
+        Arc::ptr_eq(&self.vision, &other.vision) && self.values[..] == other.values[..]
     }
 }
 

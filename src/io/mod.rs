@@ -12,12 +12,14 @@ mod part;
 mod pth;
 mod safetensors;
 mod scan;
+mod values;
 mod write;
 
 pub use self::gguf::GgufFile;
 pub use self::pth::PthFile;
 pub use self::safetensors::Checkpoint;
 pub use self::scan::{RawTensor, Scan};
+pub use self::values::{MappedValues, Stored, ValueFile, ValueWriter};
 pub use self::write::{Named, safetensors_bytes};
 
 #[cfg(feature = "images")]

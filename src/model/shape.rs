@@ -3,11 +3,12 @@
 use super::describe::describe;
 use super::families::{Facts, of_model_type};
 use super::load::{Source, assemble};
-use super::{Model, ModelConfig};
+use super::{Model, ModelConfig, model_config};
+use crate::io::read_json;
 use crate::{Device, Error, Format, Result, Tensor, Weight};
 use serde_json::Value;
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// The sizes of a published model, and a storage format for its matrices.
@@ -95,14 +96,7 @@ impl ModelShape {
                 sizes.name
             ));
         };
-        let block = format.block_len();
-        if let Some(size) = [sizes.hidden, sizes.intermediate].into_iter().find(|n| n % block != 0) {
-            return bad(format!(
-                "rows of {size} values in {} are no whole number of {} blocks of {block}",
-                sizes.name,
-                format.name()
-            ));
-        }
+        whole_blocks(sizes.name, [sizes.hidden, sizes.intermediate], format)?;
         let facts = Facts {
             hidden_size: sizes.hidden,
             intermediate_size: sizes.intermediate,
@@ -123,6 +117,38 @@ impl ModelShape {
         )?;
         Ok(ModelShape { name: name.into(), config, format })
     }
+}
+
+impl ModelShape {
+    /// The sizes that the `config.json` of a folder has, for a folder without weights. Matrices are in the format that is
+    /// given, else in that of its `torch_dtype`, else in f32.
+    ///
+    /// # Errors
+    /// The configuration is none that is read, or a row has no whole number of the format's blocks.
+    pub fn of_config(dir: &Path, format: Option<Format>) -> Result<Self> {
+        let config = model_config(dir)?;
+        let all: Value = read_json(&dir.join("config.json"))?;
+        let dtype =
+            [&all, &all["text_config"]].into_iter().flat_map(|all| [&all["torch_dtype"], &all["dtype"]]);
+        let stored = match dtype.filter_map(Value::as_str).next() {
+            Some("float16") => Format::F16,
+            Some("bfloat16") => Format::Bf16,
+            _ => Format::F32,
+        };
+        let format = format.unwrap_or(stored);
+        let name = dir.file_name().map_or(String::new(), |name| name.to_string_lossy().into_owned());
+        whole_blocks(&name, [config.hidden_size, config.intermediate_size], format)?;
+        Ok(ModelShape { name, config, format })
+    }
+}
+
+/// Refuses rows that are no whole number of a format's blocks.
+fn whole_blocks(name: &str, sizes: [usize; 2], format: Format) -> Result<()> {
+    let block = format.block_len();
+    let Some(size) = sizes.into_iter().find(|n| n % block != 0) else { return Ok(()) };
+    let what =
+        format!("rows of {size} values in {name} are no whole number of {} blocks of {block}", format.name());
+    Err(Error::refused("shape", what))
 }
 
 /// Random tensors of a shape. Matrices have values of deviation one, and norms bring what they multiply down to the

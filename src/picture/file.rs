@@ -129,6 +129,13 @@ impl PictureFile {
         crc32fast::hash(&self.bytes)
     }
 
+    /// What tells its bytes from others: their CRC-32, their number, and their FNV-1a of 64 bits.
+    pub fn key(&self) -> String {
+        let step = |hash: u64, &byte: &u8| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
+        let hash = self.bytes.iter().fold(0xcbf2_9ce4_8422_2325, step);
+        format!("{:08x}-{}-{hash:016x}", self.checksum(), self.bytes.len())
+    }
+
     /// Decodes the picture and turns it upright. Of several frames it is the first; of 16 bits it is the high byte.
     ///
     /// # Errors

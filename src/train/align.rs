@@ -12,7 +12,7 @@
 //! and the cross-entropy of the answers is lowered. `Wq` and `Wk` are thrown away; at the end the rows get the length of
 //! the embedding's.
 
-use crate::data::{Dataset, Example};
+use crate::data::{Dataset, Example, FeatureValues};
 use crate::model::Model;
 use crate::model::vision::{ProjectorKind, VisionModel};
 use crate::nn::Param;
@@ -22,7 +22,6 @@ use crate::{Device, Error, Result, Stream, Tensor, no_grad};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::Arc;
 
 const BATCH: usize = 64;
 const WEIGHT_DECAY: f64 = 0.05;
@@ -54,7 +53,7 @@ pub struct Aligned {
 /// Examples about one picture.
 struct Lessons {
     /// Of each example `[rows, d]`, as its tower made them.
-    features: Vec<Arc<[f32]>>,
+    features: Vec<FeatureValues>,
     rows: usize,
     d: usize,
     /// `[n, width]`, each with mean 0 and variance 1.

@@ -120,6 +120,18 @@ pub struct TextOptions {
     /// What becomes of samples with a picture that cannot be read: error, or skip to leave them out.
     #[serde(default)]
     pub on_bad_image: OnBadImage,
+    /// Bytes of features of pictures that stay in memory, as 8GiB or 600MiB; more go to files.
+    #[serde(default = "feature_memory")]
+    pub feature_memory: String,
+    /// A folder where features of pictures are kept for other runs; by default only what is above `feature_memory` is
+    /// written, into the user's cache folder.
+    #[serde(default)]
+    pub feature_cache: Option<PathBuf>,
+}
+
+/// The memory for features where nothing else is said.
+fn feature_memory() -> String {
+    "8GiB".into()
 }
 
 /// Where a run computes.
@@ -162,7 +174,8 @@ impl RunConfig {
     /// The same with paths that do not depend on the folder where the program runs, to be kept for later.
     pub fn anchored(&self) -> Self {
         let mut config = self.clone();
-        let text = [config.text.tokenizer.as_mut(), config.text.image_folder.as_mut()];
+        let text = &mut config.text;
+        let text = [text.tokenizer.as_mut(), text.image_folder.as_mut(), text.feature_cache.as_mut()];
         let own = [Some(&mut config.model), Some(&mut config.data)].into_iter().chain(text);
         let of_stages = config.stages.iter_mut().map(|stage| Some(&mut stage.data));
         let beside = [config.vision.as_mut(), config.start_from.as_mut()];
@@ -194,6 +207,7 @@ impl RunConfig {
         if !(0.0..=1.0).contains(&self.text.max_untrained) {
             return Err(Error::config("text.max_untrained", self.text.max_untrained, "in 0..=1"));
         }
+        self.text.feature_bytes().map_err(|error| within("text", error))?;
         let threads = self.device.threads.map_or(Ok(()), crate::Device::check_threads);
         threads.map_err(|error| within("device", error))?;
         self.device.budget().map(|_| ())
@@ -312,7 +326,19 @@ impl Default for TextOptions {
             max_untrained: 0.05,
             image_folder: None,
             on_bad_image: OnBadImage::Error,
+            feature_memory: feature_memory(),
+            feature_cache: None,
         }
+    }
+}
+
+impl TextOptions {
+    /// The memory for features in bytes.
+    ///
+    /// # Errors
+    /// It is not a number with a unit.
+    pub fn feature_bytes(&self) -> Result<u64> {
+        parse_bytes(&self.feature_memory).map_err(|error| error.rename(|_| "feature_memory".into()))
     }
 }
 

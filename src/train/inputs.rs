@@ -1,9 +1,14 @@
 //! What a run reads: the text, the data and the model that its options name.
 
 use super::conditions::{give_conditions, with_conditions};
-use super::{Observer, Parts, Plan, Run, RunConfig, RunFolder, StoredRun, TextOptions, look_at_pictures};
+use super::{
+    Observer, Parts, Plan, PlannedPictures, Run, RunConfig, RunFolder, StoredRun, TextOptions, Tiles,
+    look_at_pictures_with,
+};
 use crate::adapter::{Expert, with_experts};
-use crate::data::{DataFiles, Dataset, EncodeOptions, Encoder, LossOn, Sample, read_samples_with};
+use crate::data::{
+    DataFiles, Dataset, EncodeOptions, Encoder, LossOn, PicturePlace, Sample, read_samples_with,
+};
 use crate::io::folder::fingerprint;
 use crate::mixture::{Methods, SitePart};
 use crate::model::vision::VisionPlace;
@@ -11,7 +16,7 @@ use crate::model::{LoadOptions, Model, ModelFiles, ModelPlace};
 use crate::rng::Stream;
 use crate::text::{ChatTemplate, ModelText, PICTURE, PictureTokens, Sight, Tokenizer};
 use crate::{Device, Error, Result};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 /// What the options of a run name, read up to the weights of the model, of which only the headers are.
@@ -74,12 +79,12 @@ impl Inputs {
         Ok(Inputs { config, model, text, encoder, train, valid, valid_samples, notes, fingerprint })
     }
 
-    /// How much memory the run will take on a device that has `free` bytes: for the longest example, and at most as
-    /// many examples as there are.
+    /// How much memory the run will take, on a device where it is known: for the longest example, and at most as many
+    /// examples as there are.
     ///
     /// # Errors
-    /// An option does not fit the model.
-    pub fn plan(&self, free: Option<u64>) -> Result<Plan> {
+    /// An option does not fit the model, or the vision part cannot be read.
+    pub fn plan(&self, device: Option<&Device>) -> Result<Plan> {
         let sets = || [Some(&self.train), self.valid.as_ref()].into_iter().flatten();
         let longest = sets().flat_map(|set| set.lengths()).max().unwrap_or(1);
         let most = sets().map(|set| set.examples.len()).max().unwrap_or(1);
@@ -89,7 +94,33 @@ impl Inputs {
         if self.train.examples.iter().any(|example| example.rejected.is_some()) {
             config.train.micro_batch *= 2;
         }
-        Plan::new(&self.model, &config, longest, free)
+        Plan::with_pictures(&self.model, &config, longest, device, self.pictures()?.as_ref())
+    }
+
+    /// The pictures of the data, by their headers, with the vision part that sees them; none where there are none.
+    fn pictures(&self) -> Result<Option<PlannedPictures>> {
+        let sets = [Some(&self.train), self.valid.as_ref()].into_iter().flatten();
+        let examples: Vec<_> = sets.flat_map(|set| &set.examples).map(|e| &e.pictures).collect();
+        let pictures: HashMap<_, _> = examples.iter().copied().flatten().map(|p| (&p.source, p)).collect();
+        let place = VisionPlace::of(&self.config.model, self.config.vision.as_deref())?;
+        let (Some(place), Some(largest)) = (place, pictures.values().max_by_key(|p| p.tile[0] * p.tile[1]))
+        else {
+            return Ok(None);
+        };
+        let Some(config) = place.config(self.model.config().hidden_size, 0)? else { return Ok(None) };
+        let planned = PlannedPictures::new(config, Some(&place.files()?), self.config.device.keep_quantised);
+        let of_example = |places: &Vec<PicturePlace>| places.iter().map(PicturePlace::tiles).sum();
+        Ok(Some(PlannedPictures {
+            tile: largest.tile,
+            tiles: Tiles {
+                picture: pictures.values().map(|place| place.tiles()).max().unwrap_or(1),
+                example: examples.into_iter().map(of_example).max().unwrap_or(1),
+                all: pictures.values().map(|place| place.tiles()).sum(),
+            },
+            pictures: pictures.len(),
+            kept_at_most: self.config.text.feature_bytes()?,
+            ..planned
+        }))
     }
 
     /// Loads the weights; with that, a run can be made. With `allow_nonfinite`, weights with NaN or infinite values are
@@ -113,6 +144,7 @@ impl Inputs {
             }
         }
         let mut vision = None;
+        let mut notes = self.notes;
         if [Some(&train), valid.as_ref()].into_iter().flatten().any(has_pictures) {
             let t = &self.config.train;
             let trained = t.projector_learning_rate.is_some() || t.align_epochs > 0;
@@ -122,10 +154,10 @@ impl Inputs {
             let sight = place
                 .map_or(Ok(None), open)?
                 .ok_or_else(|| Error::refused("model", "has no vision part, and the data have pictures"))?;
-            look_at_pictures(std::iter::once(&mut train).chain(&mut valid), &sight)?;
+            let sets = std::iter::once(&mut train).chain(&mut valid);
+            notes.extend(look_at_pictures_with(sets, &sight, &self.config.text)?.notes);
             vision = Some((sight.vision.clone(), sight.part()));
         }
-        let mut notes = self.notes;
         notes.extend(model.notes().iter().cloned());
         notes.extend(self.config.method.notes());
         Ok(Parts {

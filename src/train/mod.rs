@@ -9,6 +9,8 @@ mod checkpoint;
 mod conditions;
 mod config;
 mod curve;
+#[cfg(feature = "tokenizer")]
+mod features;
 mod folder;
 #[cfg(feature = "tokenizer")]
 mod inputs;
@@ -50,8 +52,8 @@ pub use observe::{End, EvalReport, NO_TASK, Observer, Progress, Stop};
 pub use optim::Optimizer;
 pub use parts::Parts;
 #[cfg(feature = "tokenizer")]
-pub use pictures::look_at_pictures;
-pub use plan::Plan;
+pub use pictures::{Looked, look_at_pictures, look_at_pictures_with};
+pub use plan::{Plan, Planned, PlannedPictures, SeenPictures, Tiles};
 pub use policy::leave_one_out;
 pub use run::Run;
 pub use schedule::{Decay, Schedule};

@@ -9,7 +9,7 @@ use serde_json::Value;
 use std::path::Path;
 
 /// Options that a resumed run may change: they do not undo what was trained. Names, or sections with a dot.
-const FREE: [&str; 15] = [
+const FREE: [&str; 17] = [
     "model",
     "data",
     "train.steps",
@@ -25,6 +25,8 @@ const FREE: [&str; 15] = [
     "train.answers",
     "train.keep",
     "train.max_skipped",
+    "text.feature_memory",
+    "text.feature_cache",
 ];
 
 /// Free as long as the projector is trained before and after.

@@ -142,6 +142,11 @@ const ABOUT: &[(&str, &str)] = &[
         "folder that relative paths of pictures are of; that of the data file where it is not set",
     ),
     ("text.on_bad_image", "what becomes of samples with a picture that cannot be read: error, or skip"),
+    ("text.feature_memory", "bytes of pictures' features that stay in memory; more go to files"),
+    (
+        "text.feature_cache",
+        "a folder where pictures' features are kept for other runs; what is above feature_memory is written in any case",
+    ),
     ("device.name", "auto (the best GPU, else the CPU), cpu, gpu, or part of an adapter's name"),
     ("device.threads", "threads of the CPU device; by default one per core"),
     ("device.memory_budget", "bytes that the device may hold, such as \"6GiB\""),

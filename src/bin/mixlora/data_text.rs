@@ -81,3 +81,25 @@ impl TextArgs {
         self.options().open(self.model.as_deref(), self.vision.as_deref())
     }
 }
+
+/// Where features of pictures are kept.
+#[derive(clap::Args)]
+pub struct FeatureArgs {
+    /// Bytes of pictures' features that stay in memory, for example 600MiB; more go to files. 8GiB where it is not given.
+    #[arg(long, value_name = "SIZE")]
+    pub feature_memory: Option<String>,
+    /// A folder where the features that the tower makes of pictures are kept for other runs, which then do not compute them.
+    #[arg(long, value_name = "DIR")]
+    pub feature_cache: Option<PathBuf>,
+}
+
+impl FeatureArgs {
+    /// These over the options.
+    pub fn over(&self, options: TextOptions) -> TextOptions {
+        TextOptions {
+            feature_memory: self.feature_memory.clone().unwrap_or(options.feature_memory),
+            feature_cache: self.feature_cache.clone().or(options.feature_cache),
+            ..options
+        }
+    }
+}

@@ -1,6 +1,6 @@
 //! `mixlora eval`
 
-use crate::data_text::DataPictureArgs;
+use crate::data_text::{DataPictureArgs, FeatureArgs};
 use crate::measured::{Asked, Measured};
 use crate::model_args::{ModelArgs, Opened};
 use crate::progress::Progress;
@@ -42,6 +42,8 @@ pub struct Args {
     max_length: usize,
     #[command(flatten)]
     pictures: DataPictureArgs,
+    #[command(flatten)]
+    features: FeatureArgs,
     /// Show this many wrong answers of each task.
     #[arg(long, default_value_t = 0)]
     show: usize,
@@ -65,7 +67,8 @@ impl Loss {
 }
 
 pub fn run(args: &Args) -> Result<(), Failure> {
-    let options = args.pictures.over(TextOptions { max_length: args.max_length, ..TextOptions::default() });
+    let options = TextOptions { max_length: args.max_length, ..TextOptions::default() };
+    let options = args.features.over(args.pictures.over(options));
     let mut measured = Measured::read(&args.data, args.split.as_deref(), options)?;
     measured.samples.truncate(args.limit.unwrap_or(usize::MAX));
     let opened = args.model.open()?;

@@ -3,7 +3,7 @@
 use crate::model_args::Opened;
 use crate::{Failure, out};
 use mixlora::data::{DataFiles, Dataset, Encoder, Sample};
-use mixlora::train::{TextOptions, give_conditions, look_at_pictures};
+use mixlora::train::{TextOptions, give_conditions, look_at_pictures_with};
 use std::path::{Path, PathBuf};
 
 /// The samples of a file.
@@ -56,7 +56,8 @@ impl Measured {
             give_conditions(&mut data, &opened.model, &opened.text.tokenizer)?;
         }
         if data.examples.iter().any(|example| !example.pictures.is_empty()) {
-            look_at_pictures([&mut data], &*opened.sight()?)?;
+            let looked = look_at_pictures_with([&mut data], &*opened.sight()?, &options)?;
+            looked.notes.iter().for_each(|text| out::note(&format!("note: {text}")));
         }
         Ok((encoder, data))
     }

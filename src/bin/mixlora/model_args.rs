@@ -293,9 +293,12 @@ pub fn open_sight(
         let options = LoadOptions { dequantize: false, allow_nonfinite: false };
         Sight::open(&place, model, &text.tokenizer, options, false, Stream::new(0))
     };
-    VisionPlace::of(path, beside)?.map_or(Ok(None), open)?.ok_or_else(|| {
-        let what =
-            "has no vision part: it is a decoder alone, and sees no pictures; --vision gives it one".into();
-        mixlora::Error::File { path: path.into(), what }
-    })
+    VisionPlace::of(path, beside)?.map_or(Ok(None), open)?.ok_or_else(|| no_vision_part(path))
+}
+
+/// The error for a model that sees no pictures.
+pub fn no_vision_part(path: &Path) -> mixlora::Error {
+    let what =
+        "has no vision part: it is a decoder alone, and sees no pictures; --vision gives it one".into();
+    mixlora::Error::File { path: path.into(), what }
 }

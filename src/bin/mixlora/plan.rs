@@ -3,47 +3,130 @@
 use crate::train_args::TrainArgs;
 use crate::{Failure, out};
 use mixlora::mixture::Methods;
-use mixlora::model::ModelFiles;
-use mixlora::train::{Inputs, Plan, RunConfig};
+use mixlora::model::vision::{TowerShape, VisionPlace};
+use mixlora::model::{ModelFiles, ModelPlace, ModelShape};
+use mixlora::train::{Inputs, Plan, Planned, PlannedPictures, RunConfig};
+use mixlora::{Device, Format};
 use serde_json::json;
+use std::path::Path;
 
 #[derive(clap::Args)]
 #[command(after_help = "\
-Takes the options of `train`. Only the headers of the model's files are read. With --data the longest example is taken, \
-else --max-length. Exit code 5 when it does not fit into --memory-budget, or without one into the memory that the \
+Takes the options of `train`. Only the headers of the model's files are read; a folder that has config.json alone is \
+enough, and so is a --shape. With --data the longest example is taken, else --max-length, of which one picture is a part \
+where the model sees. Exit code 5 when it does not fit into --memory-budget, or without one into the memory that the \
 machine has free or the GPU has (where the system tells it).
 
 Example: mixlora plan --model SmolLM2-135M-Instruct.Q4_1.gguf --max-length 512 --micro-batch 4 --memory-budget 2GiB")]
 pub struct Args {
     #[command(flatten)]
     train: TrainArgs,
+    /// Sizes of a published model instead of a file, with a format behind them if you like: smollm2-135m, llama-1b,
+    /// llama-7b-q4_k.
+    #[arg(long, value_name = "NAME[-FORMAT]", conflicts_with_all = ["model", "data"])]
+    shape: Option<String>,
+    /// Sizes of a published vision tower instead of --vision: clip-l14-336 beside llama-7b is LLaVA-1.5-7B, siglip-b16-512
+    /// beside smollm2-135m SmolVLM-256M. `mixlora bench tower --help` lists them.
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["vision", "data"])]
+    tower: Option<String>,
+    /// The format of the matrices where the model's folder has no weights; by default what config.json says.
+    #[arg(long, value_name = "FORMAT")]
+    weights: Option<String>,
 }
 
 pub fn run(args: &Args) -> Result<(), Failure> {
     let config = RunConfig::layered(&args.train.layers(None)?, &Methods::builtin())?;
-    if config.model.as_os_str().is_empty() {
-        return Err(Failure::Usage("--model is needed".into()));
+    if config.model.as_os_str().is_empty() && args.shape.is_none() {
+        return Err(Failure::Usage("--model is needed, or --shape".into()));
     }
     // The device may be absent on this machine.
-    let free = config.device.open().ok().and_then(|device| device.free_memory());
+    let device = config.device.open().ok();
     let plan = if config.data.as_os_str().is_empty() {
-        let files = ModelFiles::open(&config.model)?;
-        let length = config.text.max_length.min(files.config().max_positions());
-        Plan::new(&files, &config, length, free)?
+        args.by_sizes(&config, device.as_ref())?
     } else {
-        Inputs::read(config)?.plan(free)?
+        Inputs::read(config)?.plan(device.as_ref())?
     };
     if args.train.json {
         let bytes = plan.rows.iter().map(|(name, bytes)| (name.to_string(), json!(bytes)));
         out::json(&json!({
             "bytes": bytes.collect::<serde_json::Map<_, _>>(),
             "total": plan.total(), "budget": plan.budget, "free": plan.free, "fits": plan.fits(), "micro_batch": plan.shape.0,
-            "sequence": plan.shape.1, "alternatives": plan.alternatives,
+            "sequence": plan.shape.1, "alternatives": plan.alternatives, "pictures": plan.pictures,
         }))?;
     } else {
         out::text(&text(&plan))?;
     }
     if plan.fits() { Ok(()) } else { Err(Failure::Memory) }
+}
+
+impl Args {
+    /// Without data.
+    fn by_sizes(&self, config: &RunConfig, device: Option<&Device>) -> Result<Plan, Failure> {
+        let format = self.weights.as_deref().map(format).transpose()?;
+        let bare = match (&self.shape, ModelPlace::of(&config.model)?) {
+            (None, ModelPlace::Folder(dir)) => Some(dir).filter(|dir| without_weights(dir)),
+            _ => None,
+        };
+        let shape = match (&self.shape, &bare) {
+            (Some(name), _) => Some(ModelShape::parse(name).map_err(|e| Failure::Usage(format!("--{e}")))?),
+            (None, Some(dir)) => Some(ModelShape::of_config(dir, format)?),
+            (None, None) => None,
+        };
+        if format.is_some() && bare.is_none() {
+            return Err(Failure::Usage(
+                "--weights: is for a folder that has config.json and no weights".into(),
+            ));
+        }
+        let files = if shape.is_none() { Some(ModelFiles::open(&config.model)?) } else { None };
+        let planned = match (&files, &shape) {
+            (Some(files), _) => Planned::from(files),
+            (None, Some(shape)) => Planned::from(shape),
+            (None, None) => return Err(Failure::Usage("--model is needed, or --shape".into())),
+        };
+        let decoder = planned.config();
+        let length = config.text.max_length.min(decoder.max_positions());
+        let pictures = self.pictures(config, decoder.hidden_size)?;
+        Ok(Plan::with_pictures(planned, config, length, device, pictures.as_ref())?)
+    }
+
+    /// One picture for the vision part; none where the model sees none.
+    fn pictures(&self, config: &RunConfig, width: usize) -> Result<Option<PlannedPictures>, Failure> {
+        if let Some(name) = &self.tower {
+            let tower = TowerShape::parse(name)
+                .map_err(|e| Failure::Usage(format!("--{}", e.rename(|_| "tower".into()))))?;
+            return Ok(Some(PlannedPictures::of_shape(&tower, width)));
+        }
+        if config.model.as_os_str().is_empty() && config.vision.is_none() {
+            return Ok(None);
+        }
+        let Some(place) = VisionPlace::of(&config.model, config.vision.as_deref())? else { return Ok(None) };
+        let Some(vision) = place.config(width, 0)? else { return Ok(None) };
+        let bare = !matches!(&place, VisionPlace::Gguf(_)) && without_weights(place.path());
+        let files = if bare { None } else { Some(place.files()?) };
+        let mut pictures = PlannedPictures::new(vision, files.as_ref(), config.device.keep_quantised);
+        #[cfg(feature = "images")]
+        if let Ok(processor) = place.processor() {
+            // A square, which has the most tiles of those whose sides differ little.
+            let layout = processor.layout(1024, 1024)?;
+            pictures.tile = [layout.height, layout.width];
+            pictures.tiles = mixlora::train::Tiles::of_one(layout.count());
+        }
+        Ok(Some(pictures))
+    }
+}
+
+/// Whether a folder has no safetensors.
+fn without_weights(dir: &Path) -> bool {
+    let files = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    dir.join("config.json").is_file()
+        && !files.map(|file| file.path()).any(|path| path.extension().is_some_and(|end| end == "safetensors"))
+}
+
+fn format(name: &str) -> Result<Format, Failure> {
+    Format::ALL.into_iter().find(|format| format.name() == name).ok_or_else(|| {
+        let known = Format::ALL.map(Format::name).join(", ");
+        Failure::Usage(format!("--weights: there is no format '{name}'; the formats are {known}"))
+    })
 }
 
 /// The plan as a table, with alternatives if it does not fit.
@@ -54,6 +137,9 @@ pub fn text(plan: &Plan) -> String {
     rows.push(vec!["total".into(), mib(plan.total())]);
     let mut text = out::table(&["what", "MiB"], &rows);
     text += &format!("for {} sequences of {} tokens at a time", plan.shape.0, plan.shape.1);
+    if let Some(seen) = plan.pictures {
+        text += &format!(", {} of them rows of pictures", seen.rows);
+    }
     let place = match (plan.budget, plan.free) {
         (Some(budget), _) => format!("the budget of {} MiB", mib(budget)),
         (None, Some(free)) => format!("the {} MiB that this machine has free", mib(free)),
@@ -68,6 +154,19 @@ pub fn text(plan: &Plan) -> String {
                 let fits = if *bytes <= limit { "" } else { ", still too much" };
                 text += &format!("  {settings}: {} MiB{fits}\n", mib(*bytes));
             }
+        }
+    }
+    if let Some(seen) = plan.pictures {
+        text = text.trim_end().to_string() + "\n";
+        text += "the tower looks before the first step: its workspace is not there beside what steps need\n";
+        text += &format!(
+            "features of {} pictures ({} tiles) take {} MiB more of the machine's memory",
+            seen.pictures,
+            seen.tiles,
+            mib(seen.kept)
+        );
+        if seen.kept < seen.features {
+            text += &format!(", and {} MiB are in files", mib(seen.features - seen.kept));
         }
     }
     text.trim_end().to_string() + "\n"

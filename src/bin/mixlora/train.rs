@@ -108,7 +108,7 @@ fn prepared(
     shown.say(&describe(&device, &config.device.name));
     let inputs = Inputs::read(config)?;
     inputs.text.notes.iter().for_each(|text| shown.say(&format!("note: {text}")));
-    let planned = inputs.plan(device.free_memory())?;
+    let planned = inputs.plan(Some(&device))?;
     if !planned.fits() {
         out::note(&format!("error: out of memory before anything is loaded\n{}", plan::text(&planned)));
         return Err(Failure::Memory);

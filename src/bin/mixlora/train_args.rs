@@ -1,6 +1,7 @@
 //! Options of a training run, which `train` and `plan` share.
 
 use crate::Failure;
+use crate::data_text::FeatureArgs;
 use crate::model_path::model_path;
 use crate::settings::{Layers, method, option_layers, read_file, set_layers};
 use mixlora::mixture::Methods;
@@ -115,6 +116,8 @@ pub struct TrainArgs {
     /// What becomes of samples with a picture that cannot be read: error, or skip to leave them out and count them.
     #[arg(long, value_name = "WHAT", value_parser = ["error", "skip"])]
     on_bad_image: Option<String>,
+    #[command(flatten)]
+    features: FeatureArgs,
     /// A built-in template (chatml) or a Jinja file, instead of the model's.
     #[arg(long)]
     template: Option<String>,
@@ -183,6 +186,8 @@ impl TrainArgs {
             ("train.align_epochs", json!(self.align_epochs)),
             ("text.image_folder", json!(self.image_folder)),
             ("text.on_bad_image", json!(self.on_bad_image)),
+            ("text.feature_memory", json!(self.features.feature_memory)),
+            ("text.feature_cache", path_setting("--feature-cache", self.features.feature_cache.as_deref())?),
             ("text.template", json!(self.template)),
             ("text.loss_on_all", flag(self.loss_on_all)),
             ("text.allow_untrained_eos", flag(self.allow_untrained_eos)),

@@ -3,7 +3,7 @@
 use super::vit_config::{CLIP_OF_LLAVA, Defaults, IDEFICS3, TowerFacts};
 use super::{EfficientNetConfig, ProjectorKind, VitConfig};
 use crate::model::{Activation, Expected};
-use crate::{Error, Result};
+use crate::{Error, Format, Result};
 use serde_json::{Value, json};
 
 /// Channels of a picture.
@@ -105,6 +105,22 @@ impl TowerConfig {
             TowerConfig::Vit(vit) => vit.tensors(feature),
             TowerConfig::EfficientNet(net) => net.tensors(feature.layer),
         }
+    }
+
+    /// 32-bit words of its weights on a device, of tensors in these formats: linears of layers keep theirs, the rest is f32.
+    pub fn stored_words(&self, feature: Feature, format: impl Fn(&str) -> Format) -> usize {
+        let words = |e: Expected| {
+            let n: usize = e.axes.iter().map(|axis| axis.0).product();
+            match (self, &e.axes[..]) {
+                (TowerConfig::Vit(_), [rows, cols]) if e.name.contains(".encoder.layers.") => {
+                    rows.0 * format(&e.name).row_words(cols.0)
+                }
+                // Of a batch norm one vector is left: the bias of the convolution before it.
+                (TowerConfig::EfficientNet(_), [_]) if !e.name.ends_with(".bias") => 0,
+                _ => n,
+            }
+        };
+        self.tensors(feature).into_iter().map(words).sum()
     }
 }
 

@@ -137,6 +137,11 @@ impl VisionFiles {
         }
     }
 
+    /// The format of a tensor; none where there is no such tensor.
+    pub fn format(&self, name: &str) -> Option<Format> {
+        self.raw(name).ok().map(|raw| raw.format)
+    }
+
     /// The tensors on a device.
     pub(crate) fn source<'a>(&'a self, device: &'a Device, options: LoadOptions) -> impl Source + 'a {
         Stored { files: self, device, dequantize: options.dequantize }

@@ -26,6 +26,19 @@ impl VisionIdentity {
         })
     }
 
+    /// That of a vision part without files.
+    pub(super) fn of_shape(config: &VisionConfig) -> Self {
+        let nothing = Fingerprint::of_values(&[], &[]);
+        VisionIdentity { fields: fields(config), tower: nothing.clone(), projector: nothing }
+    }
+
+    /// All that decides what the tower computes, whatever the projector is.
+    pub fn tower(&self) -> Value {
+        let own = self.fields.iter().filter(|(name, _)| !["projector", "width"].contains(&name.as_str()));
+        let fields: Map<String, Value> = own.map(|(name, value)| (name.clone(), value.clone())).collect();
+        json!({ "fields": fields, "fingerprint": self.tower })
+    }
+
     /// What differs between the towers, or in what they and the projectors are; none where they are the same.
     pub fn other_tower(&self, here: &Self) -> Option<String> {
         let differ = differences(&self.fields, &here.fields);

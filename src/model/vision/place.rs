@@ -10,7 +10,7 @@ use crate::nn::Param;
 #[cfg(feature = "images")]
 use crate::picture::Processor;
 use crate::rng::Stream;
-use crate::{Error, Result, Tensor};
+use crate::{Device, Error, Result, Tensor};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -90,6 +90,16 @@ impl VisionPlace {
                 VisionFiles::of_checkpoint(Checkpoint::open(dir)?)
             }
         }
+    }
+
+    /// Loads the tower alone, up to its features; none where the model is a decoder alone.
+    ///
+    /// # Errors
+    /// It is of a kind that is not read, or a file is damaged.
+    pub fn tower(&self, device: &Device, options: LoadOptions) -> Result<Option<Tower>> {
+        // Neither the width of a decoder nor the token of pictures is a matter of the tower.
+        let Some(config) = self.config(0, 0)? else { return Ok(None) };
+        Tower::load(config.tower, config.feature, &self.files()?, device, options).map(Some)
     }
 
     /// What is done to pictures for it.

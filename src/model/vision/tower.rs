@@ -5,7 +5,7 @@ use super::vit::Vit;
 use super::{Feature, TowerConfig};
 use crate::model::Site;
 use crate::nn::Pass;
-use crate::{Device, Result, Tensor};
+use crate::{Device, Format, Result, Tensor};
 
 /// A frozen vision tower. Adapters of a [`Pass`] join it at its [`sites`](Tower::sites), as they join a decoder.
 pub struct Tower {
@@ -33,6 +33,16 @@ impl Tower {
     /// Where it lives.
     pub fn device(&self) -> &Device {
         &self.device
+    }
+    /// The format of the weights of its linears.
+    pub fn format(&self) -> Format {
+        match &self.net {
+            Net::Vit(vit) => {
+                let first = vit.layers.first().and_then(|layer| layer.qkv.linears.first());
+                first.map_or(Format::F32, |linear| linear.weight.format())
+            }
+            Net::EfficientNet(_) => Format::F32,
+        }
     }
     /// The places where adapters can join, in the order of their numbers. Convolutions have none.
     pub fn sites(&self) -> &[Site] {

@@ -3,7 +3,7 @@
 mod interference;
 mod routing;
 
-use crate::data_text::DataPictureArgs;
+use crate::data_text::{DataPictureArgs, FeatureArgs};
 use crate::device_args::{CheckArgs, DeviceArgs};
 use crate::measured::{Asked, Measured};
 use crate::model_args::Opened;
@@ -73,6 +73,8 @@ pub struct Subjects {
     template: Option<String>,
     #[command(flatten)]
     pictures: DataPictureArgs,
+    #[command(flatten)]
+    features: FeatureArgs,
     /// Turn quantised weights into f32: several times the memory.
     #[arg(long)]
     dequantise: bool,
@@ -115,6 +117,7 @@ impl Subjects {
         let mut options = run.as_ref().map_or_else(TextOptions::default, |run| run.text.clone());
         options.max_length = self.max_length.unwrap_or(options.max_length);
         options.template = self.template.clone().or(options.template);
+        let options = self.features.over(options);
         let mut measured = Measured::read(data, self.split.as_deref(), self.pictures.over(options.clone()))?;
         let labels = self.chosen_tasks(&mut measured)?;
         let device = self.device.open()?;

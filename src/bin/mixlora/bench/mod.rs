@@ -3,6 +3,8 @@
 mod layer;
 mod model;
 mod ops;
+mod sight;
+mod tower;
 mod train;
 
 use crate::device_args::{CheckArgs, DeviceArgs};
@@ -27,6 +29,8 @@ pub enum Bench {
     Train(train::Args),
     /// Time a model on a prompt and in generation.
     Model(model::Args),
+    /// Time a vision tower beside its dense products.
+    Tower(tower::Args),
 }
 
 pub fn run(bench: &Bench) -> Result<(), Failure> {
@@ -36,6 +40,7 @@ pub fn run(bench: &Bench) -> Result<(), Failure> {
         Bench::Layer(args) => layer::run(args),
         Bench::Train(args) => train::run(args),
         Bench::Model(args) => model::run(args),
+        Bench::Tower(args) => tower::run(args),
     }
 }
 

@@ -1,5 +1,6 @@
 //! `mixlora bench model`
 
+use super::sight::SightArgs;
 use super::{BaseArgs, DeviceArgs, ReportArgs, open, positive, usage};
 use crate::{Failure, out};
 use mixlora::bench::{ModelOptions, model};
@@ -11,6 +12,9 @@ use std::path::PathBuf;
 Rows are named as in llama-bench: pp512 is a prompt of 512 tokens at once, tg128 are 128 tokens one by one behind a \
 single one. The tokens are made up and always the same.
 
+With a picture ('--image', '--vision' or '--tower') there are more rows: 'picture' is from the file to what the tower reads, \
+'tower' its forward pass, 'picture+pp512' tower, projector, and the picture's rows with 512 tokens behind them at once.
+
 Example: mixlora bench model --shape llama-7b-q4 -p 128,512 -n 32 --device gpu")]
 pub struct Args {
     #[command(flatten)]
@@ -19,6 +23,8 @@ pub struct Args {
     report: ReportArgs,
     #[command(flatten)]
     base: BaseArgs,
+    #[command(flatten)]
+    sight: SightArgs,
     /// Lengths of prompts.
     #[arg(long, short, value_delimiter = ',', default_value = "512")]
     prompt: Vec<usize>,
@@ -52,6 +58,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let base = args.base.open(&open(&args.device)?, args.dequantise)?;
     let adapter = args.adapter.as_deref().map(|dir| args.base.checks.adapter(dir, &base)).transpose()?;
     let options = ModelOptions {
+        pictured: args.sight.open(&args.base, &base, false)?,
         prompts: args.prompt.clone(),
         generated: args.generate.clone(),
         rounds: args.rounds,

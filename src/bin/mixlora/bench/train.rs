@@ -1,5 +1,6 @@
 //! `mixlora bench train`
 
+use super::sight::SightArgs;
 use super::{BaseArgs, DeviceArgs, ReportArgs, open, positive, usage};
 use crate::{Failure, out};
 use mixlora::bench::{TrainingOptions, training};
@@ -11,6 +12,10 @@ The tokens are made up and always the same. 'dense products' are all frozen line
 and nothing else: no method can be faster. The step's ratio and its percent of the roof are against them, from the same \
 rounds. On a GPU, forward, backward and optimizer are the times to record the work; waiting for it is readback.
 
+With a picture ('--image', '--vision' or '--tower') each sequence of 'step on features' begins with one, whose features are \
+kept; the step beside it has text alone, of the same length and with a loss at the same places, and its ratio is to that. \
+'tower' looks at one picture, which a run does once for each.
+
 Example: mixlora bench train --shape llama-1b --batch 2 --seq 128 --device gpu")]
 pub struct Args {
     #[command(flatten)]
@@ -19,6 +24,11 @@ pub struct Args {
     report: ReportArgs,
     #[command(flatten)]
     base: BaseArgs,
+    #[command(flatten)]
+    sight: SightArgs,
+    /// Train the projector too. A new one always is.
+    #[arg(long)]
+    train_projector: bool,
     /// Method of the adapter: `mixlora methods` lists them.
     #[arg(long, default_value = methods::STANDARD.name)]
     method: String,
@@ -65,6 +75,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let report = args.report.open()?;
     let model = args.base.open(&open(&args.device)?, !args.keep_quantised)?;
     let options = TrainingOptions {
+        pictured: args.sight.open(&args.base, &model, args.train_projector)?,
         method,
         batch: args.batch,
         seq: args.seq,

@@ -163,6 +163,24 @@ impl EfficientNetConfig {
         self.blocks()[..blocks].last().map_or(self.stem_channels, |block| block.d_out)
     }
 
+    /// The most values that stand beside each other while pictures of a height and a width go through: of a block what it
+    /// reads, and what it has inside before and behind an operation.
+    pub(crate) fn widest(&self, [height, width]: [usize; 2]) -> usize {
+        let [window, stride] = STEM;
+        let mut sides = [height, width].map(|side| side.div_ceil(stride));
+        let pixels = |[height, width]: [usize; 2]| height * width;
+        let mut most = pixels(sides) * (3 * window * window + 2 * self.stem_channels);
+        for block in self.blocks() {
+            let before = pixels(sides);
+            sides = sides.map(|side| side.div_ceil(block.stride));
+            let read = before * block.d_in;
+            let wide = if block.expands() { 2 * before * block.inside } else { 0 };
+            let wide = wide.max((before + 2 * pixels(sides)) * block.inside);
+            most = most.max(read + wide);
+        }
+        most
+    }
+
     /// Pixels along a side behind so many blocks, of a picture of `image_size`.
     pub(in crate::model::vision) fn grid(&self, blocks: usize) -> usize {
         let [_, stem] = STEM;

@@ -2,6 +2,7 @@
 
 use super::config::STEM;
 use crate::model::vision::config::CHANNELS;
+use crate::model::vision::{TowerProduct, TowerWork};
 use crate::{Error, Result, Tensor};
 
 /// A convolution of single pixels, or of windows that are rows: `W x + b`.
@@ -86,5 +87,25 @@ impl EfficientNet {
             hidden.push(features.clone());
         }
         Ok(features)
+    }
+
+    /// The work of a forward pass over so many pictures of a height and a width.
+    pub fn work(&self, [pictures, height, width]: [usize; 3]) -> TowerWork<'_> {
+        let [_, stride] = STEM;
+        let mut sides = [height, width].map(|side| side.div_ceil(stride));
+        let pixels = |[height, width]: [usize; 2]| pictures * height * width;
+        let mut products = vec![TowerProduct::of_tensor(pixels(sides), &self.stem.weight)];
+        let [mut flops_beside, mut values_beside] = [0.0; 2];
+        for block in &self.blocks {
+            let before = pixels(sides);
+            products.extend(block.expand.iter().map(|e| TowerProduct::of_tensor(before, &e.weight)));
+            sides = sides.map(|side| side.div_ceil(block.depthwise.stride));
+            let behind = pixels(sides);
+            let channels = block.depthwise.bias.len() as f64;
+            flops_beside += 2.0 * behind as f64 * block.depthwise.weight.len() as f64;
+            values_beside += (before + behind) as f64 * channels;
+            products.push(TowerProduct::of_tensor(behind, &block.project.weight));
+        }
+        TowerWork { products, flops_beside, values_beside }
     }
 }

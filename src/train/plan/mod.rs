@@ -1,22 +1,80 @@
 //! How much memory a run will take, from the headers of the model's files: nothing is loaded.
 
+mod pictures;
+
+pub use pictures::{PlannedPictures, Tiles};
+
 use super::RunConfig;
 use crate::adapter::{build_sites, linear_sites, resolve_targets};
-use crate::io::read_json;
 use crate::mixture::Hook;
-use crate::model::vision::VisionConfig;
-use crate::model::{ModelConfig, ModelFiles, ModelPlace};
+use crate::model::{ModelConfig, ModelFiles, ModelShape};
 use crate::nn::Param;
 use crate::{Device, Error, Format, Result, Stream};
 
 /// Buffers are taken in steps of an eighth, which adds this much on average.
 const ROUNDING: f64 = 1.04;
 
+/// The decoder that a plan is for: open files, or sizes alone.
+#[derive(Clone, Copy)]
+pub enum Planned<'a> {
+    Files(&'a ModelFiles),
+    /// Its matrices are in the format of the shape.
+    Shape(&'a ModelShape),
+}
+
+impl<'a> From<&'a ModelFiles> for Planned<'a> {
+    fn from(files: &'a ModelFiles) -> Self {
+        Planned::Files(files)
+    }
+}
+
+impl<'a> From<&'a ModelShape> for Planned<'a> {
+    fn from(shape: &'a ModelShape) -> Self {
+        Planned::Shape(shape)
+    }
+}
+
+impl Planned<'_> {
+    /// Its configuration.
+    pub fn config(&self) -> &ModelConfig {
+        match self {
+            Planned::Files(files) => files.config(),
+            Planned::Shape(shape) => &shape.config,
+        }
+    }
+
+    /// Rows, columns, number of axes and format of each of its tensors.
+    fn tensors(&self) -> Result<Vec<(usize, usize, usize, Format)>> {
+        let of_file = |files: &ModelFiles| {
+            let raw =
+                |e: crate::model::Expected| files.raw(&e.name).map(|t| (t.rows, t.cols, t.axes, t.format));
+            files.expected().into_iter().map(raw).collect()
+        };
+        match self {
+            Planned::Files(files) => of_file(files),
+            Planned::Shape(shape) => {
+                let of = |e: crate::model::Expected| match *e.axes.iter().map(|a| a.0).collect::<Vec<_>>() {
+                    [rows, cols] => (rows, cols, 2, shape.format),
+                    ref dims => (1, dims.iter().product(), 1, Format::F32),
+                };
+                Ok(shape.config.tensors().into_iter().map(of).collect())
+            }
+        }
+    }
+}
+
+/// What the tower needs while it looks at pictures, before the first step.
+const LOOKING: &str = "tower workspace";
+/// What is there from the first step on.
+const STEPPING: [&str; 5] = ["adapter", "gradients", "optimizer", "activations", "workspace"];
+
 /// Bytes by what they are for.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Plan {
     /// Category and bytes, largest parts of a run first in the order that they are made.
     pub rows: Vec<(&'static str, u64)>,
+    /// The vision part, where the data have pictures.
+    pub pictures: Option<SeenPictures>,
     /// The device's limit, where one is set.
     pub budget: Option<u64>,
     /// What the machine has free, where that is known; it counts where no budget is set.
@@ -27,13 +85,51 @@ pub struct Plan {
     pub alternatives: Vec<(String, u64)>,
 }
 
+/// What is known of the pictures of a plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct SeenPictures {
+    pub pictures: usize,
+    pub tiles: usize,
+    /// Rows of pictures in the longest sequence.
+    pub rows: usize,
+    /// Bytes of their features: of all, and of those in the machine's memory, which on the CPU is that of the device too.
+    pub features: u64,
+    pub kept: u64,
+    /// Whether what is kept must fit into what is free.
+    counts: bool,
+}
+
 impl Plan {
-    /// What a run takes in a micro-batch of sequences of `seq` tokens, on a device that has `free` bytes. Adapter
-    /// parameters are counted by their shapes in one layer.
+    /// What a run takes in a micro-batch of sequences of `seq` tokens, on a device where it is known. Adapter parameters are
+    /// counted by their shapes in one layer.
     ///
     /// # Errors
     /// An option does not fit the model.
-    pub fn new(files: &ModelFiles, config: &RunConfig, seq: usize, free: Option<u64>) -> Result<Self> {
+    pub fn new<'a>(
+        files: impl Into<Planned<'a>>,
+        config: &RunConfig,
+        seq: usize,
+        device: Option<&Device>,
+    ) -> Result<Self> {
+        Self::with_pictures(files, config, seq, device, None)
+    }
+
+    /// The same for data with pictures, whose rows are among the `seq` tokens.
+    ///
+    /// # Errors
+    /// An option does not fit the model.
+    pub fn with_pictures<'a>(
+        files: impl Into<Planned<'a>>,
+        config: &RunConfig,
+        seq: usize,
+        device: Option<&Device>,
+        pictures: Option<&PlannedPictures>,
+    ) -> Result<Self> {
+        let files = files.into();
+        if let Some(rows) = pictures.map(PlannedPictures::rows).filter(|&rows| rows >= seq) {
+            let expected = format!("more than {rows}, the rows of a picture");
+            return Err(Error::config("text.max_length", seq, expected));
+        }
         let mut config = config.clone();
         if config.method.options().condition().is_some_and(|condition| condition.condition_width == 0) {
             // Without data to say it: conditions that are texts.
@@ -41,18 +137,33 @@ impl Plan {
         }
         let config = &config;
         let budget = config.device.budget()?;
-        let rows = rows(files, config, seq)?;
+        let free = device.and_then(Device::free_memory);
+        let rows = rows(files, config, seq, pictures)?;
         let shape = (config.train.micro_batch, seq);
-        let mut plan = Plan { rows, budget, free, shape, alternatives: Vec::new() };
+        let counts = budget.is_none() && !matches!(device, Some(Device::Gpu(_)));
+        let seen = pictures.map(|pictures| SeenPictures {
+            pictures: pictures.pictures,
+            tiles: pictures.tiles.all,
+            rows: pictures.rows(),
+            features: pictures.kept().0,
+            kept: pictures.kept().1,
+            counts,
+        });
+        let mut plan = Plan { rows, pictures: seen, budget, free, shape, alternatives: Vec::new() };
         if let Some(limit) = plan.limit().filter(|_| !plan.fits()) {
-            plan.alternatives = alternatives(files, config, seq, limit)?;
+            let limit = limit.saturating_sub(plan.beside());
+            plan.alternatives = alternatives(files, config, seq, limit, pictures)?;
         }
         Ok(plan)
     }
 
-    /// All of it.
+    /// The most that the device holds at a time: the tower's workspace is gone when the first step begins.
     pub fn total(&self) -> u64 {
         sum(&self.rows)
+    }
+    /// Features in the machine's memory, where that is the device's.
+    fn beside(&self) -> u64 {
+        self.pictures.filter(|seen| seen.counts).map_or(0, |seen| seen.kept)
     }
     /// The budget, or else what the machine has free.
     pub fn limit(&self) -> Option<u64> {
@@ -60,7 +171,7 @@ impl Plan {
     }
     /// Whether it stays within that limit.
     pub fn fits(&self) -> bool {
-        self.limit().is_none_or(|most| self.total() <= most)
+        self.limit().is_none_or(|most| self.total().saturating_add(self.beside()) <= most)
     }
     /// The part of a category.
     pub fn bytes(&self, category: &str) -> u64 {
@@ -68,25 +179,30 @@ impl Plan {
     }
 }
 
-/// Bytes of all rows.
+/// Bytes of all rows, where either the tower looks or steps are made.
 fn sum(rows: &[(&str, u64)]) -> u64 {
-    rows.iter().fold(0, |all, row| all.saturating_add(row.1))
+    let of = |which: &dyn Fn(&str) -> bool| {
+        rows.iter().filter(|row| which(row.0)).fold(0u64, |all, row| all.saturating_add(row.1))
+    };
+    let always = of(&|name| name != LOOKING && !STEPPING.contains(&name));
+    always.saturating_add(of(&|name| name == LOOKING).max(of(&|name| STEPPING.contains(&name))))
 }
 
 /// What could be changed so that it fits, and the bytes then; those that fit come first, then the smallest, at most
 /// three.
 fn alternatives(
-    files: &ModelFiles,
+    files: Planned<'_>,
     config: &RunConfig,
     seq: usize,
     limit: u64,
+    pictures: Option<&PlannedPictures>,
 ) -> Result<Vec<(String, u64)>> {
     let batch = config.train.micro_batch;
     let mut tried = Vec::new();
     let mut attempt = |text: String, change: &dyn Fn(&mut RunConfig), seq: usize| -> Result<()> {
         let mut other = config.clone();
         change(&mut other);
-        tried.push((text, sum(&rows(files, &other, seq)?)));
+        tried.push((text, sum(&rows(files, &other, seq, pictures)?)));
         Ok(())
     };
     let accumulate = |n: usize| {
@@ -114,8 +230,7 @@ fn alternatives(
         };
         attempt(format!("--recompute{single}"), &both, seq)?;
     }
-    let mut formats = files.expected().into_iter().map(|e| files.raw(&e.name).map(|r| r.format));
-    let packed = formats.any(|f| f.is_ok_and(|f| f != Format::F32));
+    let packed = files.tensors()?.iter().any(|(.., format)| *format != Format::F32);
     let least = |c: &mut RunConfig| {
         accumulate(1)(c);
         c.train.recompute = true;
@@ -125,7 +240,8 @@ fn alternatives(
         attempt("--keep-quantised".into(), &|c| c.device.keep_quantised = true, seq)?;
         attempt(format!("--keep-quantised --recompute{single}"), &least, seq)?;
     }
-    if seq > 128 {
+    // A picture is not cut.
+    if seq > 128 && pictures.is_none_or(|pictures| pictures.rows() < seq / 2) {
         let half = seq / 2;
         attempt(format!("--max-length {half} --recompute"), &|c| c.train.recompute = true, half)?;
         let kept = if packed { " --keep-quantised" } else { "" };
@@ -137,30 +253,47 @@ fn alternatives(
     Ok(tried)
 }
 
-fn rows(files: &ModelFiles, config: &RunConfig, seq: usize) -> Result<Vec<(&'static str, u64)>> {
+fn rows(
+    files: Planned<'_>,
+    config: &RunConfig,
+    seq: usize,
+    pictures: Option<&PlannedPictures>,
+) -> Result<Vec<(&'static str, u64)>> {
     let c = files.config();
     let mut weights = 0;
-    for e in files.expected() {
-        let raw = files.raw(&e.name)?;
+    for (rows, cols, axes, format) in files.tensors()? {
         // Vectors are f32 anyway.
-        let keep = config.device.keep_quantised && raw.axes > 1 || raw.format == Format::F32;
-        let words = if keep { raw.format.row_words(raw.cols) } else { raw.cols };
-        weights += 4 * (raw.rows * words) as u64;
+        let keep = config.device.keep_quantised && axes > 1 || format == Format::F32;
+        let words = if keep { format.row_words(cols) } else { cols };
+        weights += 4 * (rows * words) as u64;
     }
     // Rotation tables: cosine and sine of the positions that are used.
     weights += 4 * (c.max_positions().min(seq.next_power_of_two()) * c.head_dim) as u64;
-    let [trained, frozen] = adapter_values(c, config)?;
-    let trained = trained + projector_values(c, config)?;
-    let (kept, passing) = activations(c, config, seq)?;
+    let [mut trained, frozen] = adapter_values(c, config)?;
+    let own = trained + frozen;
+    let (mut kept, mut passing) = activations(c, config, seq)?;
     let rounded = |floats: f64| (4.0 * ROUNDING * floats) as u64;
-    Ok(vec![
-        ("base weights", weights),
-        ("adapter", rounded(trained + frozen)),
+    let mut rows = vec![("base weights", weights)];
+    if let Some(pictures) = pictures {
+        let learns = config.train.projector_learning_rate.is_some();
+        trained += if learns { pictures.projector() } else { 0.0 };
+        let examples = config.train.micro_batch as f64 * config.method.options().draws() as f64;
+        let (more, through) = pictures.in_batch(examples, examples * seq as f64, learns);
+        kept += more;
+        // Rows are put among tokens before the first layer, and gone when the last one has its gradient.
+        passing = passing.max(through);
+        rows.push(("tower weights", pictures.weights));
+        rows.push(("projector", rounded(pictures.projector())));
+        rows.push((LOOKING, rounded(pictures.looking())));
+    }
+    rows.extend([
+        ("adapter", rounded(own)),
         ("gradients", rounded(trained)),
         ("optimizer", rounded(2.0 * trained)),
         ("activations", rounded(kept)),
         ("workspace", rounded(passing)),
-    ])
+    ]);
+    Ok(rows)
 }
 
 /// Values of the adapter that are trained, and others. Layers may differ.
@@ -181,17 +314,6 @@ fn adapter_values(c: &ModelConfig, config: &RunConfig) -> Result<[f64; 2]> {
         some.map(|p| p.value().len() as f64).sum::<f64>()
     };
     Ok([sum(true), sum(false)])
-}
-
-/// Values of the projector of a model that sees, where it is trained.
-fn projector_values(c: &ModelConfig, config: &RunConfig) -> Result<f64> {
-    if config.train.projector_learning_rate.is_none() {
-        return Ok(0.0);
-    }
-    let ModelPlace::Folder(dir) = ModelPlace::of(&config.model)? else { return Ok(0.0) };
-    let vision = VisionConfig::from_json(&read_json(&dir.join("config.json"))?, c.hidden_size)?;
-    let tensors = vision.iter().flat_map(VisionConfig::projector_tensors);
-    Ok(tensors.map(|e| e.axes.iter().map(|axis| axis.0 as f64).product::<f64>()).sum())
 }
 
 /// Floats that are kept for the backward pass, and the most that pass through at a time.
