@@ -48,7 +48,7 @@ impl Scene {
     /// What a tower might make of so many pictures, of which the first has this number.
     fn features(&self, first: usize, pictures: usize) -> Tensor {
         let config = self.vision.config();
-        let (rows, width) = (config.rows(), self.vision.projector().places()[0].d_in);
+        let (rows, width) = (config.rows(), config.projector_places()[0].d_in);
         let of = |i| Stream::new(40 + i as u64).normal_vec(rows * width, 1.0);
         let values: Vec<f32> = (first..first + pictures).flat_map(of).collect();
         Tensor::from_f32(self.model.device(), &[pictures, rows, width], &values).unwrap()
@@ -65,7 +65,7 @@ impl Scene {
 
     /// An adapter in the middle of training: no parameter is where it was drawn.
     fn adapter(&self, method: &Method) -> Adapter {
-        let places = self.vision.projector().places();
+        let places = self.vision.config().projector_places();
         let targets = [ALL_LINEAR.to_string()];
         let adapter = Adapter::attach_beside(&self.model, &places, method, &targets, Stream::new(3)).unwrap();
         for param in adapter.trainable() {

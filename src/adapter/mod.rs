@@ -261,7 +261,7 @@ impl Adapter {
     }
 
     /// The same for a model that sees through a projector of these linears
-    /// ([`Projector::places`](crate::model::vision::Projector::places)), on which methods with `mix_mm_projector` put a
+    /// ([`VisionConfig::projector_places`](crate::model::vision::VisionConfig::projector_places)), on which methods with `mix_mm_projector` put a
     /// mixture too.
     ///
     /// # Errors

@@ -5,9 +5,9 @@ use super::layer::randomise;
 use super::{Candidate, Pictured, Place, Rounds, Row, Timer, Watch, Work, measure};
 use crate::adapter::{ALL_LINEAR, Adapter, Conversation};
 use crate::mixture::Method;
+use crate::model::vision::PictureFeatures;
 use crate::model::{Model, Sampler, Sampling};
-use crate::tape::inside;
-use crate::{Error, Result, Stream, no_grad};
+use crate::{Error, Result, Stream};
 use std::sync::Arc;
 
 /// Options for timing a model.
@@ -76,7 +76,7 @@ pub fn model(
     names.extend(options.prompts.iter().map(|count| (format!("pp{count}"), *count)));
     names.extend(options.generated.iter().map(|count| (format!("tg{count}"), *count)));
     if let Some(pictured) = &options.pictured {
-        for (name, count, run) in with_picture(options, pictured, model, &ids, &conversation) {
+        for (name, count, run) in with_picture(options, pictured, &ids, &conversation) {
             names.push((name, count));
             all.push(run);
         }
@@ -150,7 +150,6 @@ fn candidates<'a>(
 fn with_picture<'a>(
     options: &'a ModelOptions,
     pictured: &'a Pictured,
-    model: &'a Arc<Model>,
     ids: &'a [u32],
     conversation: &'a dyn Fn() -> Conversation,
 ) -> Vec<(String, usize, Candidate<'a>)> {
@@ -168,13 +167,9 @@ fn with_picture<'a>(
         let run = move |watch: &mut Watch| {
             let mut conversation = conversation();
             watch.time(|| {
-                let embedded = inside(model.device(), || {
-                    no_grad(|| {
-                        let rows = pictured.vision.projector().forward(&pictured.features()?)?;
-                        pictured.vision.splice(model, &prompt, [1, length], Some(&rows))
-                    })
-                })?;
-                conversation.push_embedded(&prompt, &embedded)
+                let vision = pictured.vision.clone();
+                let pictures = PictureFeatures { vision, features: pictured.features()? };
+                conversation.push_with_pictures(&prompt, &pictures)
             })
         };
         all.push((format!("picture+pp{count}"), length, Box::new(run)));

@@ -85,7 +85,7 @@ impl TrainingOptions {
             return Err(Error::shape("tower", "features [T, N, d]", features.shape()));
         };
         let features = Tensor::from_f32(model.device(), &[self.batch * tiles, n, width], &values)?;
-        Ok((text, Some(batch(&ids)?.with_pictures(&pictured.vision, features))))
+        Ok((text, Some(batch(&ids)?.with_pictures(&pictured.vision, features)?)))
     }
 }
 

@@ -3,7 +3,7 @@
 use super::{ProjectorKind, VisionConfig};
 use crate::io::{Checkpoint, GgufFile, RawTensor};
 use crate::model::load::Source;
-use crate::model::{Expected, LoadOptions};
+use crate::model::{Expected, LoadOptions, SiteLinear};
 use crate::{Device, Error, Format, Result, Tensor, Weight};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -211,15 +211,25 @@ impl VisionConfig {
     /// Every tensor of the projector.
     pub fn projector_tensors(&self) -> Vec<Expected> {
         let mut all = Vec::new();
-        let features = (self.projector.width_in(self.tower.width(self.feature)), "features");
         let width = (self.width, "hidden_size of the decoder");
-        for (i, linear) in self.projector.linears().iter().enumerate() {
-            let d_in = if i == 0 { features } else { width };
-            all.push(Expected::matrix(format!("{linear}.weight"), width, d_in));
+        for (i, SiteLinear { path, d_in, .. }) in self.projector_places().into_iter().enumerate() {
+            let d_in = if i == 0 { (d_in, "features") } else { width };
+            all.push(Expected::matrix(format!("{path}.weight"), width, d_in));
             if self.projector_bias {
-                all.push(Expected::vector(format!("{linear}.bias"), width));
+                all.push(Expected::vector(format!("{path}.bias"), width));
             }
         }
         all
+    }
+
+    /// The linears of the projector, as places of adapters.
+    pub fn projector_places(&self) -> Vec<SiteLinear> {
+        let features = self.projector.width_in(self.tower.width(self.feature));
+        let place = |(i, path): (usize, &&str)| SiteLinear {
+            path: (*path).into(),
+            d_in: if i == 0 { features } else { self.width },
+            d_out: self.width,
+        };
+        self.projector.linears().iter().enumerate().map(place).collect()
     }
 }

@@ -1,6 +1,6 @@
 //! From a tower's features to rows among a decoder's tokens.
 
-use crate::model::{Activation, SiteLinear};
+use crate::model::Activation;
 use crate::nn::{LinearGroup, Param, Pass};
 use crate::{Error, Linear, Result, Tensor, Weight};
 use std::sync::{Arc, Mutex};
@@ -73,15 +73,6 @@ impl Projector {
     /// How it is built.
     pub fn kind(&self) -> ProjectorKind {
         self.kind
-    }
-
-    /// The places of its linears, for adapters.
-    pub fn places(&self) -> Vec<SiteLinear> {
-        let place = |(path, full): (&&str, &Full)| {
-            let dims = full.weight.value().dims().to_vec();
-            SiteLinear { path: (*path).into(), d_in: dims[1], d_out: dims[0] }
-        };
-        self.kind.linears().iter().zip(&self.linears).map(place).collect()
     }
 
     /// Its weights and biases, in order, with Hugging Face's names.

@@ -6,8 +6,8 @@ pub use pictures::{PlannedPictures, Tiles};
 
 use super::RunConfig;
 use crate::adapter::{build_sites, linear_sites, resolve_targets};
-use crate::mixture::Hook;
-use crate::model::{ModelConfig, ModelFiles, ModelShape};
+use crate::mixture::{Hook, SitePart};
+use crate::model::{ModelConfig, ModelFiles, ModelShape, Site};
 use crate::nn::Param;
 use crate::{Device, Error, Format, Result, Stream};
 
@@ -269,16 +269,17 @@ fn rows(
     }
     // Rotation tables: cosine and sine of the positions that are used.
     weights += 4 * (c.max_positions().min(seq.next_power_of_two()) * c.head_dim) as u64;
-    let [mut trained, frozen] = adapter_values(c, config)?;
+    let [mut trained, frozen] = adapter_values(c, config, pictures)?;
     let own = trained + frozen;
     let (mut kept, mut passing) = activations(c, config, seq)?;
     let rounded = |floats: f64| (4.0 * ROUNDING * floats) as u64;
     let mut rows = vec![("base weights", weights)];
     if let Some(pictures) = pictures {
         let learns = config.train.projector_learning_rate.is_some();
+        let mixed = config.method.options().takes(SitePart::Projector);
         trained += if learns { pictures.projector() } else { 0.0 };
         let examples = config.train.micro_batch as f64 * config.method.options().draws() as f64;
-        let (more, through) = pictures.in_batch(examples, examples * seq as f64, learns);
+        let (more, through) = pictures.in_batch(examples, examples * seq as f64, learns || mixed);
         kept += more;
         // Rows are put among tokens before the first layer, and gone when the last one has its gradient.
         passing = passing.max(through);
@@ -297,7 +298,11 @@ fn rows(
 }
 
 /// Values of the adapter that are trained, and others. Layers may differ.
-fn adapter_values(c: &ModelConfig, config: &RunConfig) -> Result<[f64; 2]> {
+fn adapter_values(
+    c: &ModelConfig,
+    config: &RunConfig,
+    pictures: Option<&PlannedPictures>,
+) -> Result<[f64; 2]> {
     let too_large = |e: Error| match e {
         Error::Shape { .. } => Error::refused(
             "options",
@@ -307,7 +312,10 @@ fn adapter_values(c: &ModelConfig, config: &RunConfig) -> Result<[f64; 2]> {
     };
     let device = Device::shapes_only();
     let targets = &resolve_targets(&config.target_modules, c)?;
-    let built = build_sites(&c.sites(), &config.method, targets, &device, Stream::new(0));
+    let projector = pictures.map_or_else(Vec::new, |pictures| pictures.config.projector_places());
+    let projector = Site::of_projector(&projector, c.num_hidden_layers);
+    let sites: Vec<Site> = c.sites().into_iter().chain(projector).collect();
+    let built = build_sites(&sites, &config.method, targets, &device, Stream::new(0));
     let params: Vec<Param> = built.map_err(too_large)?.iter().flat_map(|a| a.params()).collect();
     let sum = |trainable: bool| {
         let some = params.iter().filter(|p| p.trainable() == trainable);

@@ -71,7 +71,7 @@ impl Run {
         let config = &parts.config;
         let stream = Stream::new(config.train.seed).named("adapter");
         let vision = parts.vision.as_ref();
-        let projector = vision.map_or_else(Vec::new, |(vision, _)| vision.projector().places());
+        let projector = vision.map_or_else(Vec::new, |(vision, _)| vision.config().projector_places());
         let (method, targets) = (&config.method, &config.target_modules);
         let mut adapter = Adapter::attach_beside(&parts.model, &projector, method, targets, stream)?;
         adapter.take_experts(&Expert::open_all(&config.experts, parts.model.config())?, &parts.model)?;
