@@ -175,7 +175,7 @@ impl VisionModel {
             Ok(Full { weight: of("weight").ok_or_else(missing)??, bias: of("bias").transpose()? })
         };
         let linears = config.projector.linears().iter().map(linear).collect::<Result<_>>()?;
-        let projector = Projector { kind: config.projector, linears };
+        let projector = Projector::new(config.projector, linears);
         let tower = Tower::of_shape(shape, device)?;
         Ok(VisionModel { identity: VisionIdentity::of_shape(&config), config, tower, projector })
     }
