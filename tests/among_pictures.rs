@@ -273,11 +273,9 @@ fn a_user_mixes_the_projector() {
         output(mixlora(&["eval", "--model", &model, "--data", &data, "--adapter", &adapter, "--json"]), 0);
     let loss = serde_json::from_str::<Value>(&out).unwrap()["loss"].as_f64().unwrap();
     let log = std::fs::read_to_string(place.path("run/metrics.jsonl")).unwrap();
-    let last = log.lines().rev().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    let valid = last.filter_map(|line| {
-        line["valid_loss"].as_f64().or(line["loss"].as_f64().filter(|_| line["t"] == "eval"))
-    });
-    close(valid.last().unwrap_or(loss), loss, 1e-4);
+    let lines = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let at_end = lines.filter_map(|line| line["valid_loss"].as_f64()).last().unwrap();
+    close(at_end, loss, 1e-4);
 
     let red = place.text("data/red.png");
     let ask =

@@ -167,7 +167,7 @@ fn an_exported_file_stands_beside_the_model_too() {
 fn a_merged_decoder_sees_with_the_vision_part_of_its_model() {
     let place = Place::new();
     std::fs::create_dir(place.path("llava")).unwrap();
-    seeing::copy("vlm_llava15", &place.path("llava"));
+    seeing::copy("vlm_llava15_new_names", &place.path("llava"));
     let (llava, data, run, merged) =
         (place.text("llava"), place.text("data"), place.text("run"), place.text("merged"));
     let of_llava = ["--model", &llava, "--device", "cpu"];

@@ -1,7 +1,7 @@
 //! What the vision part of a model takes.
 
 use crate::Format;
-use crate::model::vision::{TowerConfig, TowerShape, VisionConfig, VisionFiles};
+use crate::model::vision::{ProjectorKind, TowerConfig, TowerShape, VisionConfig, VisionFiles};
 
 /// The vision part of a run, and the pictures that go through it.
 #[derive(Debug, Clone)]
@@ -108,8 +108,9 @@ impl PlannedPictures {
                 let rows = vit.rows(patches) as f64;
                 let d = vit.layers.hidden_size as f64;
                 let f = vit.layers.intermediate_size as f64;
-                // The state, what the MLP reads, and both sides of its activation; or q, k, v, and what attention makes.
-                let layer = rows * (d + 2.0 * f).max(rows_of_attention(d));
+                // A block has its input, what its norms, attention, projection and sum make of it, both sides of the MLP's
+                // activation, and what comes out.
+                let layer = rows * (7.0 * d + 2.0 * f);
                 // Pixels as patches, and runs of pixels by their numbers.
                 let cut = pixels * (1.0 + (vit.patch_size as f64).recip()) + rows * d;
                 tiles * (pixels + layer.max(cut))
@@ -125,14 +126,14 @@ impl PlannedPictures {
         let features = tiles * self.tile_values();
         let width = self.config.width as f64;
         let rows = tiles * self.config.rows() as f64;
-        let inner = if self.config.projector.linears().len() > 1 { 2.0 * rows * width } else { 0.0 };
+        let inner = match self.config.projector {
+            ProjectorKind::Linear => 0.0,
+            ProjectorKind::Mlp(_) => 2.0 * rows * width,
+            // Neighbours side by side.
+            ProjectorKind::Shuffle { .. } => features,
+        };
         let rows = rows * width;
         let kept = if trained { features + inner } else { features };
         (kept, rows + 2.0 * positions * width)
     }
-}
-
-/// Values of a row while attention goes on.
-fn rows_of_attention(d: f64) -> f64 {
-    6.0 * d
 }

@@ -173,10 +173,10 @@ impl EfficientNetConfig {
         for block in self.blocks() {
             let before = pixels(sides);
             sides = sides.map(|side| side.div_ceil(block.stride));
-            let read = before * block.d_in;
-            let wide = if block.expands() { 2 * before * block.inside } else { 0 };
-            let wide = wide.max((before + 2 * pixels(sides)) * block.inside);
-            most = most.max(read + wide);
+            let wide = if block.expands() { before * block.inside } else { 0 };
+            // A convolution, its bias and its activation.
+            let behind = 3 * pixels(sides) * block.inside;
+            most = most.max(before * block.d_in + wide + wide.max(behind));
         }
         most
     }
