@@ -163,15 +163,15 @@ mod tests {
     use super::*;
     use crate::model::vision::TowerShape;
 
-    /// Twice the multiply-adds that papers and programs that count them report.
+    /// Twice the multiply-adds: of CLIP's as published; of Lite0's convolutions counted by hand (0.385 with the head of classes,
+    /// which no tower computes, and 0.40 where norms are counted too, as published).
     #[test]
     fn work_is_that_of_published_towers() {
-        for (name, giga) in [("clip-b16", 17.6), ("efficientnet-lite0", 0.39)] {
+        for (name, giga, bound) in [("clip-b16", 17.6, 0.04), ("efficientnet-lite0", 0.363_837, 1e-4)] {
             let shape = TowerShape::parse(name).unwrap();
             let tower = Tower::of_shape(&shape, &Device::cpu()).unwrap();
             let flops = costs(&tower.work([1, 224, 224])).flops;
-            // Lite0's count has its head of classes.
-            assert!((flops * 0.5e-9 / giga - 1.0).abs() < 0.04, "{name}: {}", flops * 0.5e-9);
+            assert!((flops * 0.5e-9 / giga - 1.0).abs() < bound, "{name}: {}", flops * 0.5e-9);
         }
     }
 }
