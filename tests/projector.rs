@@ -131,11 +131,14 @@ fn a_user_trains_the_projector() {
             "--json",
         ];
         let (out, _) = output(mixlora(&[&args[..], more].concat()), 0);
-        let bytes = &serde_json::from_str::<Value>(&out).unwrap()["bytes"];
-        bytes["gradients"].as_u64().unwrap() + bytes["optimizer"].as_u64().unwrap()
+        let plan: Value = serde_json::from_str(&out).unwrap();
+        ["projector", "gradients", "optimizer"].map(|what| plan["bytes"][what].as_f64().unwrap())
     };
-    let more = (plan(&["--projector-lr", "5e-3"]) - plan(&[])) as f64;
+    let [values, gradients, moments] = plan(&["--projector-lr", "5e-3"]);
+    let [same, without, no_moments] = plan(&[]);
+    let more = gradients - without + moments - no_moments;
     assert!((more / (12.0 * 48.0 * 128.0) - 1.04).abs() < 1e-3, "{more}");
+    assert!(values == same && (values / (4.0 * 48.0 * 128.0) - 1.04).abs() < 1e-3, "{values}");
 
     // What the run measured at its end is what `eval` measures with its folder.
     let at_end = |run: &str| {

@@ -45,9 +45,8 @@ impl SightArgs {
         #[cfg(not(all(feature = "tokenizer", feature = "images")))]
         {
             let _ = base;
-            let what =
-                "takes a program that was built with the features 'tokenizer' and 'images'; --tower does not";
-            Err(mixlora::Error::refused("image", what).into())
+            let what = "--image and --vision take a program with the features 'tokenizer' and 'images'";
+            Err(Failure::Usage(what.into()))
         }
     }
 
