@@ -273,8 +273,8 @@ fn a_user_mixes_the_projector() {
         output(mixlora(&["eval", "--model", &model, "--data", &data, "--adapter", &adapter, "--json"]), 0);
     let loss = serde_json::from_str::<Value>(&out).unwrap()["loss"].as_f64().unwrap();
     let log = std::fs::read_to_string(place.path("run/metrics.jsonl")).unwrap();
-    let lines = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    let at_end = lines.filter(|line| line["t"] == "eval").last().unwrap()["loss"].as_f64().unwrap();
+    let mut lines = log.lines().rev().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let at_end = lines.find(|line| line["t"] == "eval").unwrap()["loss"].as_f64().unwrap();
     close(at_end, loss, 1e-4);
 
     let red = place.text("data/red.png");
