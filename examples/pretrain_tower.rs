@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! mixlora quickstart --vision --set-only --samples 4000 --seed 1 --out pictures
-//! cargo run --release --example pretrain_tower -- pictures/data data/tower 4000
+//! cargo run --release --example pretrain_tower -- pictures/data data/tower 5000
 //! ```
 
 use mixlora::mixture::Units;

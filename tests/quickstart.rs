@@ -10,7 +10,7 @@ mod common;
 
 /// The CRC-32 of the small tower's weights.
 #[cfg(feature = "images")]
-const TOWER_CRC: u32 = 0;
+const TOWER_CRC: u32 = 827_685_082;
 
 const MODEL: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
 
@@ -219,14 +219,14 @@ fn failing_pip(dir: &Path) -> std::path::PathBuf {
     bin
 }
 
-/// What a run of few steps learns where there is no network: shapes come first.
+/// A fifth of the usual steps where there is no network.
 #[cfg(all(feature = "images", unix))]
 #[test]
 fn without_a_network_the_small_tower_takes_over_and_learns() {
     let dir = tempfile::tempdir().unwrap();
     let bin = failing_pip(dir.path());
     let vision = |model: &str, out: &Path| {
-        let args = ["quickstart", "--vision", "--model", model, "--steps", "150", "--json"];
+        let args = ["quickstart", "--vision", "--model", model, "--steps", "300", "--json"];
         let mut c = mixlora(&[&args[..], &["--out", text(out)]].concat());
         c.env("MIXLORA_CACHE", dir.path().join("cache")).env("PATH", &bin);
         c
@@ -246,10 +246,13 @@ fn without_a_network_the_small_tower_takes_over_and_learns() {
     assert!(report["fallback_because"].as_str().unwrap().contains("no such host"), "{report:#}");
     let loss = |name: &str| report["held_out_loss"][name].as_f64().unwrap();
     assert!(loss("after") < 0.5 * loss("before"), "{report:#}");
-    assert_eq!(report["tasks"].as_object().unwrap().len(), 7);
-    let shape = |name: &str| report["tasks"]["shape"][name].as_f64().unwrap();
-    assert!(shape("after") >= 0.8, "{report:#}");
-    assert!(shape("grey") <= shape("commonest") + 0.1 && shape("shuffled") < 0.6, "{report:#}");
+    // What is right is right because of the pictures.
+    let tasks = report["tasks"].as_object().unwrap();
+    assert_eq!(tasks.keys().collect::<Vec<_>>(), ["colour", "count", "digit", "shape"]);
+    let mean = |column: &str| tasks.values().map(|task| task[column].as_f64().unwrap()).sum::<f64>() / 4.0;
+    let commonest = mean("commonest");
+    assert!(mean("after") > commonest + 0.2, "{report:#}");
+    assert!(mean("grey") < commonest + 0.1 && mean("shuffled") < commonest + 0.1, "{report:#}");
     assert_eq!(names(&out.join("tower")).len(), 3);
 
     // The tiny model needs nothing that pip would fetch.

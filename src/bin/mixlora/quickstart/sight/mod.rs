@@ -87,6 +87,13 @@ pub fn larger(seed: u64, count: usize) -> Result<Set> {
 }
 
 impl Set {
+    /// Keeps the samples of these tasks alone.
+    fn keep(&mut self, tasks: &[&str]) {
+        for part in [&mut self.train, &mut self.test] {
+            part.retain(|sample| tasks.contains(&sample.task));
+        }
+    }
+
     /// Writes `train.jsonl` and `test.jsonl` into a folder, and the pictures into its folder `images`.
     ///
     /// # Errors
