@@ -8,6 +8,10 @@ use std::process::Command;
 
 mod common;
 
+/// The CRC-32 of the small tower's weights.
+#[cfg(feature = "images")]
+const TOWER_CRC: u32 = 827_685_082;
+
 const MODEL: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
 
 fn text(path: &Path) -> &str {
@@ -196,6 +200,105 @@ fn without_pip_shapes_are_drawn_and_the_reason_is_said() {
         "{err}"
     );
     assert!(names(&cache).is_empty() && names(&out.join("data/images")).len() == 7 * 300, "{err}");
+}
+
+/// A folder with a pip that leaves a file behind when it is called, and fails.
+#[cfg(all(feature = "images", unix))]
+fn failing_pip(dir: &Path) -> std::path::PathBuf {
+    use std::os::unix::fs::PermissionsExt;
+    let bin = dir.join("bin");
+    std::fs::create_dir_all(&bin).unwrap();
+    let pip = bin.join("pip");
+    let called = dir.join("called");
+    std::fs::write(
+        &pip,
+        format!("#!/bin/sh\necho called > '{}'\necho 'ERROR: no such host' >&2\nexit 1\n", text(&called)),
+    )
+    .unwrap();
+    std::fs::set_permissions(&pip, std::fs::Permissions::from_mode(0o755)).unwrap();
+    bin
+}
+
+/// A fifth of the usual steps where there is no network.
+#[cfg(all(feature = "images", unix))]
+#[test]
+fn without_a_network_the_small_tower_takes_over_and_learns() {
+    let dir = tempfile::tempdir().unwrap();
+    let bin = failing_pip(dir.path());
+    let vision = |model: &str, out: &Path| {
+        let args = ["quickstart", "--vision", "--model", model, "--steps", "300", "--json"];
+        let mut c = mixlora(&[&args[..], &["--out", text(out)]].concat());
+        c.env("MIXLORA_CACHE", dir.path().join("cache")).env("PATH", &bin);
+        c
+    };
+    // A model that was named is not replaced.
+    let out = dir.path().join("named");
+    let (_, err) = output(vision("smollm2", &out), 3);
+    assert!(err.contains("no such host") && err.contains("--tower") && !out.exists(), "{err}");
+
+    let out = dir.path().join("out");
+    let (printed, err) = output(vision("auto", &out), 0);
+    for said in ["EfficientNet-Lite0 cannot be had", "no such host", "small tower inside this program"] {
+        assert!(err.contains(said), "{said}: {err}");
+    }
+    let report: Value = serde_json::from_str(&printed).unwrap();
+    assert_eq!(report["tiny"], true);
+    assert!(report["fallback_because"].as_str().unwrap().contains("no such host"), "{report:#}");
+    let loss = |name: &str| report["held_out_loss"][name].as_f64().unwrap();
+    assert!(loss("after") < 0.5 * loss("before"), "{report:#}");
+    // What is right is right because of the pictures.
+    let tasks = report["tasks"].as_object().unwrap();
+    assert_eq!(tasks.keys().collect::<Vec<_>>(), ["colour", "count", "digit", "shape"]);
+    let mean = |column: &str| tasks.values().map(|task| task[column].as_f64().unwrap()).sum::<f64>() / 4.0;
+    let commonest = mean("commonest");
+    assert!(mean("after") > commonest + 0.2, "{report:#}");
+    assert!(mean("grey") < commonest + 0.1 && mean("shuffled") < commonest + 0.1, "{report:#}");
+    assert_eq!(names(&out.join("tower")).len(), 3);
+
+    // The tiny model needs nothing that pip would fetch.
+    std::fs::remove_file(dir.path().join("called")).unwrap();
+    let out = dir.path().join("tiny");
+    let mut c = mixlora(&["quickstart", "--vision", "--model", "tiny", "--steps", "1", "--out", text(&out)]);
+    c.env("PATH", &bin);
+    let (printed, err) = output(c, 0);
+    assert!(
+        printed.contains("loss of the held-out answers") && !printed.contains("cannot be had"),
+        "{printed}"
+    );
+    assert!(!dir.path().join("called").exists(), "{err}");
+}
+
+/// The small tower's files are those that its program wrote (docs/QUICKSTART.md names the commands).
+#[cfg(feature = "images")]
+#[test]
+fn the_small_tower_is_the_one_that_was_trained() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/tower");
+    let bytes = std::fs::read(folder.join("model.safetensors")).unwrap();
+    assert_eq!(crc32fast::hash(&bytes), TOWER_CRC, "docs and this test name the tower's checksum");
+    assert!(bytes.len() < 4 << 20);
+    let sources = std::fs::read_to_string(folder.join("SOURCES.md")).unwrap();
+    assert!(sources.contains(&TOWER_CRC.to_string()));
+}
+
+#[cfg(feature = "images")]
+#[test]
+fn a_larger_picture_set_keeps_what_is_held_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, more: &[&str]| {
+        let out = dir.path().join(name);
+        let args = ["quickstart", "--vision", "--set-only", "--model", "tiny", "--out", text(&out)];
+        output(mixlora(&[&args[..], more].concat()), 0);
+        let read = |part: &str| std::fs::read_to_string(out.join("data").join(part)).unwrap();
+        [read("train.jsonl"), read("test.jsonl")]
+    };
+    let usual = write("usual", &[]);
+    let larger = write("larger", &["--samples", "400", "--seed", "3"]);
+    assert_eq!(larger[0].lines().count(), 6 * 400 + 336);
+    assert_eq!(larger[1], usual[1]);
+    for wrong in [&["--samples", "5"][..], &["--samples", "0", "--vision", "--set-only"]] {
+        let (_, err) = output(mixlora(&[&["quickstart"][..], wrong].concat()), 2);
+        assert!(err.contains("--samples") || err.contains("--vision"), "{err}");
+    }
 }
 
 /// A model for text learns to see with any tower; another command finds what was reported.

@@ -14,6 +14,14 @@ const TINY: [(&str, &[u8]); 4] = [
     ("tokenizer_config.json", include_bytes!("../../../../data/tiny/tokenizer_config.json")),
 ];
 
+/// The small tower's files; `examples/pretrain_tower.rs` made them.
+#[cfg(feature = "images")]
+const TOWER: [(&str, &[u8]); 3] = [
+    ("config.json", include_bytes!("../../../../data/tower/config.json")),
+    ("model.safetensors", include_bytes!("../../../../data/tower/model.safetensors")),
+    ("preprocessor_config.json", include_bytes!("../../../../data/tower/preprocessor_config.json")),
+];
+
 /// A base model on disk.
 pub struct Base {
     pub path: PathBuf,
@@ -52,7 +60,7 @@ pub fn find(model: &str, cache: Option<&Path>, out: &Path) -> Result<Base, Failu
         Err(why) if model == "auto" => {
             out::note(&format!("SmolLM2 cannot be had: {why}"));
             out::note("going on with the tiny model inside this program; it knows next to nothing");
-            tiny(out, Some(why))
+            tiny(out, Some(format!("SmolLM2 cannot be had: {why}")))
         }
         Err(why) => {
             let path = SMOLLM2.name.into();
@@ -61,14 +69,24 @@ pub fn find(model: &str, cache: Option<&Path>, out: &Path) -> Result<Base, Failu
     }
 }
 
-fn tiny(out: &Path, because: Option<String>) -> Result<Base, Failure> {
-    let path = out.join("tiny");
-    fs::create_dir_all(&path).map_err(|error| file_error(&path, &error))?;
-    for (name, bytes) in TINY {
-        let file = path.join(name);
+/// The tiny model, written into `out`.
+pub fn tiny(out: &Path, because: Option<String>) -> Result<Base, Failure> {
+    Ok(Base { path: write(out.join("tiny"), &TINY)?, tiny: true, because })
+}
+
+/// The small tower, written into `out`.
+#[cfg(feature = "images")]
+pub fn small_tower(out: &Path) -> Result<PathBuf, Failure> {
+    write(out.join("tower"), &TOWER)
+}
+
+fn write(folder: PathBuf, files: &[(&str, &[u8])]) -> Result<PathBuf, Failure> {
+    fs::create_dir_all(&folder).map_err(|error| file_error(&folder, &error))?;
+    for (name, bytes) in files {
+        let file = folder.join(name);
         fs::write(&file, bytes).map_err(|error| file_error(&file, &error))?;
     }
-    Ok(Base { path, tiny: true, because })
+    Ok(folder)
 }
 
 pub fn file_error(path: &Path, error: &std::io::Error) -> mixlora::Error {

@@ -139,23 +139,7 @@ impl<'a> Lesson<'a> {
     fn measure(&self, model: &Arc<Model>, adapter: Option<&Adapter>) -> Result<Measured, Failure> {
         let began = Instant::now();
         self.text.tokenizer.check_rows(model.config().vocab_size)?;
-        let framing = adapter.map_or_else(Framing::default, |adapter| adapter.method().framing());
-        let mut sum = 0.0;
-        let mut tokens = 0;
-        // Sorting by length reduces padding.
-        let mut order: Vec<usize> = (0..self.held_out.examples.len()).collect();
-        order.sort_by_key(|&index| self.held_out.examples[index].ids.len());
-        for ids in order.chunks(TOGETHER) {
-            let examples: Vec<_> = ids.iter().map(|&index| &self.held_out.examples[index]).collect();
-            let batch = Batch::new(
-                &examples,
-                framing,
-                self.text.tokenizer.pad_within(model.config().vocab_size),
-                &self.device,
-            )?;
-            sum += loss_of(model, adapter, &batch)?;
-            tokens += batch.trained;
-        }
+        let loss = mean_loss(self.text, model, adapter, &self.held_out)?;
         let asked = Progress::new("asking", self.questions.list.len(), "questions");
         let answers = self.questions.answer(model, adapter, &mut |done| {
             asked.reach(done);
@@ -168,8 +152,31 @@ impl<'a> Lesson<'a> {
         }
         let scores = self.questions.score(&answers);
         let seconds = began.elapsed().as_secs_f64();
-        Ok(Measured { loss: sum / tokens.max(1) as f64, answers, scores, seconds })
+        Ok(Measured { loss, answers, scores, seconds })
     }
+}
+
+/// Mean cross-entropy of the answers of a set.
+pub fn mean_loss(
+    text: &ModelText,
+    model: &Model,
+    adapter: Option<&Adapter>,
+    data: &Dataset,
+) -> Result<f64, Failure> {
+    let framing = adapter.map_or_else(Framing::default, |adapter| adapter.method().framing());
+    let pad = text.tokenizer.pad_within(model.config().vocab_size);
+    let mut sum = 0.0;
+    let mut tokens = 0;
+    // Sorting by length reduces padding.
+    let mut order: Vec<usize> = (0..data.examples.len()).collect();
+    order.sort_by_key(|&index| data.examples[index].ids.len());
+    for ids in order.chunks(TOGETHER) {
+        let examples: Vec<_> = ids.iter().map(|&index| &data.examples[index]).collect();
+        let batch = Batch::new(&examples, framing, pad, model.device())?;
+        sum += loss_of(model, adapter, &batch)?;
+        tokens += batch.trained;
+    }
+    Ok(sum / tokens.max(1) as f64)
 }
 
 /// Refuses a method that is not known, before anything is fetched or trained.

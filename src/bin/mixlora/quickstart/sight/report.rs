@@ -1,5 +1,6 @@
 //! The report of a model that learned to see.
 
+use super::super::base::Base;
 use super::super::report::{cell, percent, quoted};
 use super::super::set::SYSTEM;
 use crate::out;
@@ -16,7 +17,7 @@ pub struct Answered {
 }
 
 pub struct Report<'a> {
-    pub base: PathBuf,
+    pub base: &'a Base,
     pub tower: PathBuf,
     pub adapter: PathBuf,
     pub questions: &'a Questions,
@@ -29,6 +30,8 @@ pub struct Report<'a> {
     pub seconds: f64,
     pub device: String,
     pub aligned: Option<Aligned>,
+    /// Mean cross-entropy of the held-out answers before training and after it, where it was measured.
+    pub held_out_loss: Option<[f64; 2]>,
 }
 
 /// The columns of the answers.
@@ -91,7 +94,12 @@ impl Report<'_> {
         rows.push(last);
         let head = ["task", "questions", "commonest", "commonest by question"];
         let head: Vec<&str> = head.into_iter().chain(COLUMNS).collect();
-        let mut text = "exact match on questions about pictures that were not trained:\n\n".to_string();
+        let mut text = self
+            .base
+            .because
+            .as_ref()
+            .map_or_else(String::new, |why| format!("{why}; these are the figures of a tiny model.\n\n"));
+        text += "exact match on questions about pictures that were not trained:\n\n";
         text += &out::table(&head, &rows);
         text += "'grey' shows a grey picture instead, 'shuffled' that of another sample of the task.\n\n";
         text += &self.examples();
@@ -101,12 +109,15 @@ impl Report<'_> {
                 aligned.examples, aligned.first_loss, aligned.last_loss
             );
         }
+        if let Some([before, after]) = self.held_out_loss {
+            text += &format!("\nloss of the held-out answers: {before:.3} -> {after:.3}");
+        }
         let asking: f64 = self.answers.iter().map(|answered| answered.seconds).sum();
         text += &format!(
             "\n{} trained values, {} steps in {:.0} s, asking {asking:.0} s, everything {:.0} s on {}\n\n",
             self.trained_values, self.steps, self.training, self.seconds, self.device
         );
-        let [model, tower, adapter] = [&self.base, &self.tower, &self.adapter].map(|path| quoted(path));
+        let [model, tower, adapter] = [&self.base.path, &self.tower, &self.adapter].map(|path| quoted(path));
         text += &format!(
             "Next:\n\x20 mixlora chat --model {model} --vision {tower} --adapter {adapter} --system '{SYSTEM}' \
              --image PICTURE\n\x20     and say, for example: What shape is in the image?\n"
@@ -144,8 +155,12 @@ impl Report<'_> {
             (task.name.to_string(), figures)
         };
         let tasks: serde_json::Map<String, Value> = self.tasks().iter().map(task).collect();
+        let held_out_loss =
+            self.held_out_loss.map(|[before, after]| json!({ "before": before, "after": after }));
         json!({
-            "model": self.base.display().to_string(), "tower": self.tower.display().to_string(),
+            "held_out_loss": held_out_loss,
+            "model": self.base.path.display().to_string(), "tiny": self.base.tiny,
+            "fallback_because": self.base.because, "tower": self.tower.display().to_string(),
             "adapter": self.adapter.display().to_string(), "seed": self.seed, "device": self.device,
             "trained_values": self.trained_values, "steps": self.steps, "aligned": self.aligned,
             "training_seconds": self.training, "seconds": self.seconds, "tasks": tasks,

@@ -5,7 +5,7 @@ use super::{Sample, Set, TEST, TRAIN, deal};
 use crate::quickstart::dice::Dice;
 use mixlora::Result;
 use mixlora::picture::{Alpha, Filter, Limits, Picture, PictureFile};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 const DIGITS: &[u8] = include_bytes!("../../../../../data/quickstart/digits.png");
 /// A character for each cell.
@@ -17,37 +17,63 @@ const ICON_NAMES: &str = include_str!("../../../../../data/quickstart/icons.txt"
 /// Width and height of a picture.
 const SIDE: usize = 64;
 
+/// A task and its question.
+type Asked = (&'static str, &'static str);
+const DIGIT: Asked = ("digit", "Which digit is this?");
+const KIND: Asked = ("kind", "What kind of thing is this?");
+
+/// Pictures with the answers to the question about them.
+type Answers = Vec<(&'static str, Picture)>;
+
+fn digits() -> Result<Answers> {
+    let names = DIGIT_NAMES.lines().flat_map(|line| line.split("").filter(|digit| !digit.is_empty()));
+    let larger = |cell: Picture| cell.resized(SIDE, SIDE, Filter::Bicubic);
+    Ok(names.zip(cells("digits.png", DIGITS, 8)?.into_iter().map(larger)).collect())
+}
+
+fn icons() -> Result<Answers> {
+    let kinds = ICON_NAMES.lines().filter_map(|line| Some(line.split_once(' ')?.0));
+    Ok(kinds.zip(cells("icons.png", ICONS, SIDE)?).collect())
+}
+
 /// Adds the tasks `digit` and `kind`.
 pub fn add(set: &mut Set, seed: u64) -> Result<()> {
-    let digits = DIGIT_NAMES.lines().flat_map(|line| line.split("").filter(|digit| !digit.is_empty()));
-    let digits = digits.zip(cells("digits.png", DIGITS, 8)?);
-    let larger = |(digit, cell): (_, Picture)| (digit, cell.resized(SIDE, SIDE, Filter::Bicubic));
-    add_task(set, seed, "digit", "Which digit is this?", digits.map(larger))?;
-    let kinds = ICON_NAMES.lines().filter_map(|line| Some(line.split_once(' ')?.0));
-    let icons = kinds.zip(cells("icons.png", ICONS, SIDE)?);
-    add_task(set, seed, "kind", "What kind of thing is this?", icons)
+    add_task(set, seed, DIGIT, digits()?)?;
+    add_task(set, seed, KIND, icons()?)
+}
+
+/// Up to `count` pictures of each of the two tasks, all different; none of those that were `seen`.
+pub fn more(seed: u64, count: usize, seen: &mut BTreeSet<Vec<u8>>) -> Result<Vec<Sample>> {
+    let mut more = Vec::new();
+    for (asked, mut pictures) in [(DIGIT, digits()?), (KIND, icons()?)] {
+        Dice::new(seed, asked.0).shuffle(&mut pictures);
+        let mut samples = Vec::new();
+        for picture in pictures {
+            let sample = sample(asked, picture)?;
+            if samples.len() < count && seen.insert(sample.png.clone()) {
+                samples.push(sample);
+            }
+        }
+        more.extend(samples);
+    }
+    Ok(more)
+}
+
+fn sample((task, question): Asked, (answer, picture): (&str, Picture)) -> Result<Sample> {
+    Ok(Sample { task, question: question.into(), answer: answer.into(), png: picture.to_png()? })
 }
 
 /// Adds a task with held-out pictures of every answer.
-fn add_task<'a>(
-    set: &mut Set,
-    seed: u64,
-    task: &'static str,
-    question: &str,
-    pictures: impl Iterator<Item = (&'a str, Picture)>,
-) -> Result<()> {
-    let mut piles: BTreeMap<&str, Vec<(&str, Picture)>> = BTreeMap::new();
+fn add_task(set: &mut Set, seed: u64, asked: Asked, pictures: Answers) -> Result<()> {
+    let mut piles: BTreeMap<&str, Answers> = BTreeMap::new();
     for (answer, picture) in pictures {
         piles.entry(answer).or_default().push((answer, picture));
     }
-    let mut dice = Dice::new(seed, task);
+    let mut dice = Dice::new(seed, asked.0);
     piles.values_mut().for_each(|pile| dice.shuffle(pile));
-    let sample = |(answer, picture): (&str, Picture)| {
-        let png = picture.to_png()?;
-        Ok(Sample { task, question: question.into(), answer: answer.into(), png })
-    };
     for (part, count) in [(&mut set.test, TEST), (&mut set.train, TRAIN)] {
-        part.extend(deal(&mut piles, count).into_iter().map(sample).collect::<Result<Vec<Sample>>>()?);
+        let dealt = deal(&mut piles, count).into_iter();
+        part.extend(dealt.map(|picture| sample(asked, picture)).collect::<Result<Vec<Sample>>>()?);
     }
     Ok(())
 }
