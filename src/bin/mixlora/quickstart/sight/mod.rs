@@ -87,11 +87,12 @@ pub fn larger(seed: u64, count: usize) -> Result<Set> {
 }
 
 impl Set {
-    /// Keeps the samples of these tasks alone.
-    fn keep(&mut self, tasks: &[&str]) {
+    /// The samples of these tasks alone.
+    fn of(mut self, tasks: &[&str]) -> Self {
         for part in [&mut self.train, &mut self.test] {
             part.retain(|sample| tasks.contains(&sample.task));
         }
+        self
     }
 
     /// Writes `train.jsonl` and `test.jsonl` into a folder, and the pictures into its folder `images`.
