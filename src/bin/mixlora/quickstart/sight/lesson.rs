@@ -113,9 +113,8 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     out::note(&format!("the held-out questions go to {} first", base.name()));
     let before = answer(&asked[0], &model, None, &stop)?.ok_or_else(stopped)?;
     // A pass over the held-out answers takes the tiny model a second.
-    let loss = |adapter: Option<&Adapter>| match base.tiny {
-        true => mean_loss(&text, &model, adapter, &held_out).map(Some),
-        false => Ok(None),
+    let loss = |adapter: Option<&Adapter>| {
+        if base.tiny { mean_loss(&text, &model, adapter, &held_out).map(Some) } else { Ok(None) }
     };
     let loss_before = loss(None)?;
     let adapter = args.out.join(METHOD.name);
