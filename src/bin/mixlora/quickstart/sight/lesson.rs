@@ -49,8 +49,8 @@ const LARGE: Settings = Settings {
     align_epochs: 40,
     longest_answer: 8,
 };
-/// What the tiny model learns with the small tower. `kind`, `where` and `relation` it does not, and the others far worse beside
-/// them: docs/QUICKSTART.md.
+/// What the tiny model learns with the small tower. Beside `kind`, `where` and `relation`, most of which it does not learn, it
+/// learned less of these: docs/QUICKSTART.md.
 const SMALL_TASKS: [&str; 4] = ["shape", "colour", "digit", "count"];
 /// Samples of each of these to train on.
 const SMALL_SAMPLES: usize = 1500;
