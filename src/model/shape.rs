@@ -3,7 +3,7 @@
 use super::describe::describe;
 use super::families::{Facts, of_model_type};
 use super::load::{Source, assemble};
-use super::{Model, ModelConfig, model_config};
+use super::{Expected, Model, ModelConfig, model_config};
 use crate::io::read_json;
 use crate::{Device, Error, Format, Result, Tensor, Weight};
 use serde_json::Value;
@@ -153,14 +153,19 @@ fn whole_blocks(name: &str, sizes: [usize; 2], format: Format) -> Result<()> {
 
 /// Random tensors of a shape. Matrices have values of deviation one, and norms bring what they multiply down to the
 /// size that makes their products about one, so that no softmax is sharp.
-struct MadeUp<'a> {
+pub(super) struct MadeUp<'a> {
     device: &'a Device,
     format: Format,
     dims: HashMap<String, Vec<usize>>,
 }
 
-impl MadeUp<'_> {
-    fn dims(&self, name: &str) -> Result<&[usize]> {
+impl<'a> MadeUp<'a> {
+    pub fn new(device: &'a Device, format: Format, expected: Vec<Expected>) -> Self {
+        let dims = expected.into_iter().map(|e| (e.name, e.axes.iter().map(|a| a.0).collect()));
+        MadeUp { device, format, dims: dims.collect() }
+    }
+
+    pub fn dims(&self, name: &str) -> Result<&[usize]> {
         let dims = self.dims.get(name).map(Vec::as_slice);
         dims.ok_or_else(|| Error::refused("shape", format!("has no tensor '{name}'")))
     }
@@ -186,9 +191,7 @@ impl Model {
     /// # Errors
     /// The device refuses it.
     pub fn of_shape(shape: &ModelShape, device: &Device) -> Result<Arc<Self>> {
-        let dims = shape.config.tensors().into_iter();
-        let dims = dims.map(|e| (e.name, e.axes.iter().map(|a| a.0).collect())).collect();
-        let source = MadeUp { device, format: shape.format, dims };
+        let source = MadeUp::new(device, shape.format, shape.config.tensors());
         let model = assemble(shape.config.clone(), device, &source)?;
         Ok(Arc::new(Model { origin: PathBuf::from(&shape.name), ..model }))
     }

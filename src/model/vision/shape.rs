@@ -5,11 +5,11 @@ use super::{
     Feature, ProjectorKind, Tower, TowerConfig, VisionConfig, VisionIdentity, VisionModel, assemble,
 };
 use crate::model::load::Source;
+use crate::model::shape::MadeUp;
 use crate::model::{Activation, Expected, Model};
 use crate::nn::Param;
 use crate::{Device, Error, Format, Result, Stream, Tensor, Weight};
 use serde_json::{Value, json};
-use std::collections::HashMap;
 
 /// The sizes of a published tower. Its features are the states behind the last layer, without a class token.
 #[derive(Debug, Clone, PartialEq)]
@@ -96,33 +96,18 @@ impl TowerShape {
 }
 
 /// Random tensors of a tower: every product has values of about one.
-struct MadeUp<'a> {
+struct TowerMadeUp<'a> {
     device: &'a Device,
-    dims: HashMap<String, Vec<usize>>,
+    matrices: MadeUp<'a>,
 }
 
-impl<'a> MadeUp<'a> {
-    fn new(device: &'a Device, expected: Vec<Expected>) -> Self {
-        let dims = expected.into_iter().map(|e| (e.name, e.axes.iter().map(|a| a.0).collect()));
-        MadeUp { device, dims: dims.collect() }
-    }
-
-    fn dims(&self, name: &str) -> Result<&[usize]> {
-        let dims = self.dims.get(name).map(Vec::as_slice);
-        dims.ok_or_else(|| Error::refused("shape", format!("has no tensor '{name}'")))
-    }
-}
-
-impl Source for MadeUp<'_> {
+impl Source for TowerMadeUp<'_> {
     fn weight(&self, name: &str) -> Result<Weight> {
-        match *self.dims(name)? {
-            [rows, cols] => Weight::made_up(self.device, [rows, cols], Format::F32, name),
-            ref dims => Err(Error::refused("shape", format!("tensor '{name}' is {dims:?}, not a matrix"))),
-        }
+        self.matrices.weight(name)
     }
 
     fn vector(&self, name: &str) -> Result<Tensor> {
-        let dims = self.dims(name)?;
+        let dims = self.matrices.dims(name)?;
         let n: usize = dims.iter().product();
         if dims.len() > 1 {
             // Weights of convolutions and embeddings of places.
@@ -147,7 +132,8 @@ impl Tower {
     /// # Errors
     /// The device refuses it.
     pub fn of_shape(shape: &TowerShape, device: &Device) -> Result<Self> {
-        let source = MadeUp::new(device, shape.config.tensors(shape.feature));
+        let matrices = MadeUp::new(device, Format::F32, shape.config.tensors(shape.feature));
+        let source = TowerMadeUp { device, matrices };
         assemble(shape.config.clone(), shape.feature, device, &source)
     }
 }
