@@ -16,6 +16,7 @@ mod ablations;
 mod balance;
 mod coded;
 mod condition;
+mod discriminant;
 mod front;
 mod groups;
 mod kinds;

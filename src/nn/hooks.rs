@@ -45,6 +45,23 @@ pub trait BlockAdapter: Send + Sync {
     }
 }
 
+/// Prompts of samples, pooled as the adapter's routers see them, before the first layer.
+pub struct Prompts {
+    /// Values of each.
+    pub width: usize,
+    /// `[N, width]`
+    pub rows: Vec<f32>,
+    /// The task of each sample, where it has one.
+    pub tasks: Vec<Option<Arc<str>>>,
+}
+
+impl Prompts {
+    /// The values of one.
+    pub fn row(&self, i: usize) -> &[f32] {
+        &self.rows[i * self.width..][..self.width]
+    }
+}
+
 /// An adapter that decides once per pass, before the first layer. The other sites find what it decided in
 /// [`Pass::decision`].
 pub trait BeforeForward: Send + Sync {
@@ -56,6 +73,24 @@ pub trait BeforeForward: Send + Sync {
         base: &mut dyn FnMut() -> Result<Tensor>,
         pass: &Pass,
     ) -> Result<Vec<Tensor>>;
+    /// Whether it is fitted to prompts of the training data before the first step.
+    fn fits(&self) -> bool {
+        false
+    }
+    /// Is fitted to prompts.
+    ///
+    /// # Errors
+    /// There are too few of them, or their tasks are unknown.
+    fn fit(&self, _prompts: &Prompts) -> Result<()> {
+        Ok(())
+    }
+    /// How many prompts get what is their task's, of how many that have a task; none where it knows no tasks.
+    ///
+    /// # Errors
+    /// A task is unknown.
+    fn told_apart(&self, _prompts: &Prompts) -> Result<Option<[usize; 2]>> {
+        Ok(None)
+    }
     /// A learned vector `[1, hidden_size]` that stands in front of each sample, in the place that
     /// [`Labels::has_front`](super::Labels::has_front) keeps.
     fn front(&self) -> Option<Tensor> {

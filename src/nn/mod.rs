@@ -17,7 +17,7 @@ pub(crate) use aux_loss::Aux;
 pub use aux_loss::JointLoss;
 pub use bank::Member;
 pub(crate) use bank::Part;
-pub use hooks::{BeforeForward, BlockAdapter, LinearAdapter, MlpAdapter, SiteAdapter, SiteAdapters};
+pub use hooks::{BeforeForward, BlockAdapter, LinearAdapter, MlpAdapter, Prompts, SiteAdapter, SiteAdapters};
 pub use layers::{Activation, LinearGroup, Mlp};
 pub use param::Param;
 pub use pass::{Choices, Kept, Labels, Pass};

@@ -11,7 +11,7 @@ macro_rules! methods {
 }
 
 methods! {
-    lora, mixlora_cond, mixlora_cond_gated, vt_nlp, mixlora_ffn, llava_mole, block_moe, mola, meteora, dynmole, ld_mole,
+    lora, mixlora_cond, mixlora_cond_gated, mixlora_fitted, vt_nlp, mixlora_ffn, llava_mole, block_moe, mola, meteora, dynmole, ld_mole,
     loramoe, lora_mixer, moelora, hydra, comol, mora_cl, smora, rank_wise, flylora, modulate, personal, ept, uni_moe,
     x_lora, cond_router, remix, dps, peam,
 }

@@ -1,6 +1,7 @@
 //! A run from its first step to its last: data, validation, checkpoints and metrics around a [`Session`].
 
 mod evaluate;
+mod fit;
 mod vision;
 
 use crate::adapter::{Adapter, AdapterOptions, Expert};
@@ -82,7 +83,11 @@ impl Run {
             adapter.start_from(&other)?;
             adapter = adapter.with_vision(other.vision().cloned());
         }
-        Run::build(parts, adapter)
+        let mut run = Run::build(parts, adapter)?;
+        if run.config.start_from.is_none() {
+            run.fit()?;
+        }
+        Ok(run)
     }
 
     /// Puts the state of a checkpoint back, besides the adapter.
