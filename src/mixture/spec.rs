@@ -87,6 +87,10 @@ pub trait MethodOptions: Options + fmt::Debug + Send + Sync + 'static {
             _ => Side::Rest,
         }
     }
+    /// Share of the values of its factors that one input meets.
+    fn active_share(&self) -> f64 {
+        1.0
+    }
     /// What of its pools can be dropped after training.
     fn prunes(&self) -> Prunes {
         Prunes::No("it has no pools of rank-1 rows of which a router chooses")

@@ -1,6 +1,7 @@
 //! One training run of a study with what it was measured at: a small JSON file that can be checked in.
 
 use crate::mixture::Tree;
+use crate::train::Forgotten;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -52,17 +53,6 @@ pub struct TaskAnswers {
     pub loss: f64,
     /// For each question `1` where all wanted tokens are the likeliest, else `0`.
     pub right: String,
-}
-
-/// What training did to answers that it was not about.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Forgotten {
-    pub prompts: usize,
-    /// Mean over the tokens of the base model's answers of `KL(base || adapted)`, in nats.
-    pub kl: f64,
-    /// Share of prompts whose greedy answer is the base model's.
-    pub unchanged: f64,
 }
 
 /// Times, memory and energy: all that may differ between two runs of a cell on one machine.

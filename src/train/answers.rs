@@ -189,23 +189,7 @@ impl Questions {
             Some(pictures) => conversation.push_with_pictures(&prompts, &pictures)?,
             None => conversation.push(&prompts)?,
         }
-        let mut greedy = Sampler::new(Sampling::default())?;
-        let mut said: Vec<Vec<u32>> = vec![Vec::new(); group.len()];
-        let mut ended = vec![false; group.len()];
-        for _ in 0..longest.min(conversation.room()) {
-            let next: Vec<u32> = (0..group.len()).map(|row| greedy.next(conversation.logits(row))).collect();
-            for (row, token) in next.iter().enumerate() {
-                ended[row] |= ends.contains(token);
-                if !ended[row] {
-                    said[row].push(*token);
-                }
-            }
-            if ended.iter().all(|e| *e) || conversation.room() == 0 {
-                break;
-            }
-            // Rows that have ended go on in silence: nothing is lost but their share of the work.
-            conversation.push(&next)?;
-        }
+        let said = greedy(&mut conversation, group.len(), longest, ends)?;
         Ok(said.iter().map(|ids| tokenizer.decode(ids, true)).collect())
     }
 
@@ -226,6 +210,33 @@ impl Questions {
             };
         tasks.into_iter().map(score).collect()
     }
+}
+
+/// The likeliest continuation of each sequence of a conversation, up to an end token, which stays out, or so many tokens.
+pub(super) fn greedy(
+    conversation: &mut Conversation,
+    rows: usize,
+    most: usize,
+    ends: &[u32],
+) -> Result<Vec<Vec<u32>>> {
+    let mut sampler = Sampler::new(Sampling::default())?;
+    let mut said: Vec<Vec<u32>> = vec![Vec::new(); rows];
+    let mut ended = vec![false; rows];
+    for _ in 0..most.min(conversation.room()) {
+        let next: Vec<u32> = (0..rows).map(|row| sampler.next(conversation.logits(row))).collect();
+        for (row, token) in next.iter().enumerate() {
+            ended[row] |= ends.contains(token);
+            if !ended[row] {
+                said[row].push(*token);
+            }
+        }
+        if ended.iter().all(|e| *e) || conversation.room() == 0 {
+            break;
+        }
+        // Rows that have ended go on in silence: nothing is lost but their share of the work.
+        conversation.push(&next)?;
+    }
+    Ok(said)
 }
 
 /// Mean of the tasks' exact match: every task counts the same.

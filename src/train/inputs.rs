@@ -401,7 +401,7 @@ fn named_template(name: &str) -> Result<ChatTemplate> {
 }
 
 /// The files of a run's model, and of the vision part beside it.
-fn base_files(config: &RunConfig) -> Result<Vec<PathBuf>> {
+pub(crate) fn base_files(config: &RunConfig) -> Result<Vec<PathBuf>> {
     let mut files = model_files(&config.model)?;
     if let Some(vision) = &config.vision {
         files.extend(model_files(vision)?);

@@ -33,7 +33,7 @@ pub(super) fn losses_of_samples(
 }
 
 /// The states behind the last norm, a row for each position.
-fn states(model: &Model, batch: &Batch, pass: &Pass, recompute: bool) -> Result<Tensor> {
+pub(super) fn states(model: &Model, batch: &Batch, pass: &Pass, recompute: bool) -> Result<Tensor> {
     let step = Step { valid: Some(&batch.valid), recompute, ..Step::default() };
     let embedded = batch.embedded(model, pass)?;
     let hidden = model.forward(embedded.as_ref().unwrap_or(&batch.ids), pass, step)?;

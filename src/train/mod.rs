@@ -12,6 +12,9 @@ mod curve;
 #[cfg(feature = "tokenizer")]
 mod features;
 mod folder;
+mod forced;
+#[cfg(feature = "tokenizer")]
+mod forgotten;
 #[cfg(feature = "tokenizer")]
 mod inputs;
 mod layers;
@@ -42,8 +45,13 @@ pub use conditions::{condition_vector, give_conditions};
 pub use config::{DeviceOptions, RunConfig, Stage, TextOptions, TrainOptions, parse_bytes};
 pub(crate) use curve::escaped;
 pub use folder::RunFolder;
+pub use forced::{Scored, score_forced};
+#[cfg(feature = "tokenizer")]
+pub use forgotten::{Forgotten, GeneralPrompts};
 #[cfg(feature = "tokenizer")]
 pub use inputs::Inputs;
+#[cfg(feature = "tokenizer")]
+pub(crate) use inputs::base_files;
 pub use load::RouterLoad;
 pub use losses::{count_usage, loss_of, losses_by_sample};
 pub(crate) use losses::{plain_pass, summed_loss};

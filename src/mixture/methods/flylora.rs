@@ -48,6 +48,9 @@ impl MethodOptions for FlyLora {
     fn rule(&self) -> Rule {
         Rule { score: Score::Magnitude, ..Rule::top_k(self.choice.top_k, Gate::None) }
     }
+    fn active_share(&self) -> f64 {
+        self.choice.top_k as f64 / self.lora.r as f64
+    }
     fn router_gradient(&self) -> RouterGradient {
         RouterGradient::NoRouter
     }

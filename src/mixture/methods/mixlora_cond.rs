@@ -70,6 +70,9 @@ impl MethodOptions for MixloraCond {
     fn rule(&self) -> Rule {
         self.ablations.rule(self.lora.r)
     }
+    fn active_share(&self) -> f64 {
+        self.lora.r as f64 / self.factors.num_factors as f64
+    }
     fn router_gradient(&self) -> RouterGradient {
         ungated(&self.ablations)
     }

@@ -65,6 +65,9 @@ impl MethodOptions for MixloraCondGated {
     fn rule(&self) -> Rule {
         Rule::top_k(self.lora.r, Gate::Softmax)
     }
+    fn active_share(&self) -> f64 {
+        self.lora.r as f64 / self.factors.num_factors as f64
+    }
     fn router_gradient(&self) -> RouterGradient {
         match self.lora.r {
             1 => RouterGradient::No("with r = 1 the only gate is always 1"),

@@ -90,6 +90,9 @@ impl MethodOptions for MixloraFfn {
             Variant::Switch => Rule { score: Score::Softmax, select: Select::TopK(1), gate: Gate::Score },
         }
     }
+    fn active_share(&self) -> f64 {
+        self.choice.top_k as f64 / self.experts.num_experts as f64
+    }
     fn router_gradient(&self) -> RouterGradient {
         match (self.variant, self.choice.top_k) {
             (Variant::TopK, 1) => RouterGradient::No(

@@ -254,6 +254,9 @@ impl MethodOptions for MixloraFitted {
     fn rule(&self) -> Rule {
         Rule::top_k(self.lora.r, Gate::None)
     }
+    fn active_share(&self) -> f64 {
+        self.lora.r as f64 / self.pairs() as f64
+    }
     fn router_gradient(&self) -> RouterGradient {
         RouterGradient::No("its router is fitted to the prompts of the data before the first step")
     }

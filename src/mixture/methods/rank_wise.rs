@@ -44,6 +44,9 @@ impl MethodOptions for RankWise {
     fn rule(&self) -> Rule {
         Rule::top_k(self.choice.top_k, if self.gated { Gate::Softmax } else { Gate::None })
     }
+    fn active_share(&self) -> f64 {
+        self.choice.top_k as f64 / self.lora.r as f64
+    }
     fn router_gradient(&self) -> RouterGradient {
         if self.gated {
             gradient_of_shares(self.choice.top_k)

@@ -55,6 +55,9 @@ impl MethodOptions for Smora {
     fn rule(&self) -> Rule {
         Rule { score: Score::Sigmoid, ..Rule::top_k(self.choice.top_k, Gate::Share) }
     }
+    fn active_share(&self) -> f64 {
+        self.choice.top_k as f64 / self.lora.r as f64
+    }
     fn router_gradient(&self) -> RouterGradient {
         rank_wise::gradient_of_shares(self.choice.top_k)
     }

@@ -33,6 +33,18 @@ impl Run {
         Ok(())
     }
 
+    /// Share of the prompts of a set that a fitted router puts into the group of their task; none where the method has no
+    /// such router, or the set no tasks.
+    ///
+    /// # Errors
+    /// A task is unknown, or the device failed.
+    pub fn told_apart(&self, data: &Dataset) -> Result<Option<f64>> {
+        let sites = self.session.adapter.sites();
+        let Some(before) = sites.before().filter(|before| before.fits()) else { return Ok(None) };
+        let counts = before.told_apart(&self.prompts(data)?)?;
+        Ok(counts.filter(|[_, all]| *all > 0).map(|[right, all]| right as f64 / all as f64))
+    }
+
     /// Pooled prompts of a set, spread evenly over it.
     fn prompts(&self, data: &Dataset) -> Result<Prompts> {
         let model = &self.session.model;

@@ -1,0 +1,5 @@
+mod cell;
+mod file;
+mod measure;
+mod train;
+pub use cell::*;
