@@ -33,6 +33,7 @@ pub mod nn;
 pub mod ops;
 #[cfg(feature = "images")]
 pub mod picture;
+pub mod study;
 #[cfg(feature = "tokenizer")]
 pub mod text;
 pub mod train;
