@@ -34,6 +34,8 @@ pub mod ops;
 #[cfg(feature = "images")]
 pub mod picture;
 #[cfg(feature = "tokenizer")]
+pub mod study;
+#[cfg(feature = "tokenizer")]
 pub mod text;
 pub mod train;
 

@@ -26,6 +26,7 @@ const LAYERS: &[&[&str]] = &[
     &["analyse"],
     &["check"],
     &["bench"],
+    &["study"],
 ];
 const MAX_SOURCE_LINES: usize = 450;
 

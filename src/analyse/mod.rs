@@ -18,6 +18,7 @@ pub use embedding::embedding;
 pub use interference::{Interference, LayerScores, SideScores, interference};
 pub use routing::{LayerRouting, PlaceRouting, Routing, routing};
 pub use scores::Scores;
+pub(crate) use svg::COLORS;
 pub use svg::{HeatMap, Panel, Scale, Scatter, page};
 pub use uses::Place;
 

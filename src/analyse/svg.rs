@@ -11,7 +11,8 @@ const LETTER: f64 = 7.0;
 const TITLE: f64 = 22.0;
 const CAPTION: f64 = 22.0;
 const CLOUD: f64 = 420.0;
-const COLORS: [&str; 10] = [
+/// Colours that are told apart.
+pub(crate) const COLORS: [&str; 10] = [
     "#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#999999", "#222222", "#ff9933",
     "#774411",
 ];
@@ -25,11 +26,12 @@ pub enum Scale {
     Signed,
 }
 
-/// A square of figures, a row and a column for each task.
+/// Figures in rows and columns that have names.
 pub struct HeatMap<'a> {
     pub title: String,
     pub caption: String,
-    pub tasks: &'a [String],
+    pub rows: &'a [String],
+    pub columns: &'a [String],
     pub scores: &'a Scores,
     pub scale: Scale,
 }
@@ -56,7 +58,14 @@ pub enum Panel<'a> {
 /// use mixlora::analyse::{HeatMap, Panel, Scale, Scores, page};
 /// let scores = Scores(vec![vec![Some(1.0), None], vec![Some(-0.5), Some(1.0)]]);
 /// let tasks = ["sums".to_string(), "dates".to_string()];
-/// let map = HeatMap { title: "A".into(), caption: String::new(), tasks: &tasks, scores: &scores, scale: Scale::Signed };
+/// let map = HeatMap {
+///     title: "A".into(),
+///     caption: String::new(),
+///     rows: &tasks,
+///     columns: &tasks,
+///     scores: &scores,
+///     scale: Scale::Signed,
+/// };
 /// let picture = page(&[vec![Panel::HeatMap(map)]]);
 /// assert!(picture.starts_with("<svg") && picture.contains("-0.50") && picture.contains("dates"));
 /// ```
@@ -99,9 +108,9 @@ impl Panel<'_> {
     fn size(&self) -> [f64; 2] {
         let [title, caption, width, height] = match self {
             Panel::HeatMap(map) => {
-                let label = labels(map.tasks);
-                let side = CELL * map.tasks.len() as f64;
-                [length(&map.title), length(&map.caption), label + side, label + side]
+                let width = labels(map.rows) + CELL * map.columns.len() as f64;
+                let height = labels(map.columns) + CELL * map.rows.len() as f64;
+                [length(&map.title), length(&map.caption), width, height]
             }
             Panel::Scatter(cloud) => {
                 let width = CLOUD + labels(cloud.tasks) + 24.0;
@@ -131,18 +140,21 @@ fn length(text: &str) -> f64 {
 
 impl HeatMap<'_> {
     fn draw(&self, body: &mut String, x: f64, y: f64) {
-        let label = labels(self.tasks);
-        for (i, task) in self.tasks.iter().enumerate() {
-            let middle = (i as f64 + 0.5) * CELL;
-            text(body, x + label - 6.0, y + label + middle + 4.0, " text-anchor=\"end\"", task);
-            let at = [x + label + middle + 4.0, y + label - 6.0];
+        let left = labels(self.rows);
+        let above = labels(self.columns);
+        let middle = |i: usize| (i as f64 + 0.5) * CELL;
+        for (i, name) in self.rows.iter().enumerate() {
+            text(body, x + left - 6.0, y + above + middle(i) + 4.0, " text-anchor=\"end\"", name);
+        }
+        for (i, name) in self.columns.iter().enumerate() {
+            let at = [x + left + middle(i) + 4.0, y + above - 6.0];
             let turned = format!(" transform=\"rotate(-90 {:.1} {:.1})\"", at[0], at[1]);
-            text(body, at[0], at[1], &turned, task);
+            text(body, at[0], at[1], &turned, name);
         }
         for (i, row) in self.scores.0.iter().enumerate() {
             for (j, cell) in row.iter().enumerate() {
-                let x = x + label + j as f64 * CELL;
-                let y = y + label + i as f64 * CELL;
+                let x = x + left + j as f64 * CELL;
+                let y = y + above + i as f64 * CELL;
                 let fill = cell.map_or("#eeeeee".into(), |value| self.scale.color(value));
                 let _ = writeln!(
                     body,
@@ -218,7 +230,8 @@ mod tests {
         let map = HeatMap {
             title: "t & u".into(),
             caption: "c".into(),
-            tasks: &tasks,
+            rows: &tasks,
+            columns: &tasks,
             scores: &scores,
             scale: Scale::Signed,
         };

@@ -139,12 +139,19 @@ impl Study {
                 return Err(Error::refused("methods", what));
             }
         }
-        if let Some(unknown) = self.baselines.iter().find(|name| self.rows.iter().all(|row| row.name != **name)) {
-            return Err(Error::refused("baselines", format!("'{unknown}' is the name of no method of the study")));
+        if let Some(unknown) =
+            self.baselines.iter().find(|name| self.rows.iter().all(|row| row.name != **name))
+        {
+            return Err(Error::refused(
+                "baselines",
+                format!("'{unknown}' is the name of no method of the study"),
+            ));
         }
         for part in &self.parts {
             if [TUNING, FINAL, "train"].contains(&part.as_str()) || !is_plain(part) {
-                let what = format!("'{part}' cannot be the name of a further part: it is one of the study's own, or no plain word");
+                let what = format!(
+                    "'{part}' cannot be the name of a further part: it is one of the study's own, or no plain word"
+                );
                 return Err(Error::refused("parts", what));
             }
         }
@@ -211,7 +218,10 @@ impl StudyRow {
         }
         for key in ["learning_rate", "seed"] {
             if written.run["train"].get(key).is_some() {
-                return Err(Error::refused(format!("run.train.{key}"), "is what a study varies: see learning_rates and seeds"));
+                return Err(Error::refused(
+                    format!("run.train.{key}"),
+                    "is what a study varies: see learning_rates and seeds",
+                ));
             }
         }
         let layers = [("run".to_string(), written.run.clone()), ("methods".to_string(), own)];
@@ -227,7 +237,11 @@ impl StudyRow {
             return Err(Error::config("learning_rates", rate, "positive numbers"));
         }
         if !learning_rates.is_sorted_by(|a, b| a < b) {
-            return Err(Error::config("learning_rates", format!("{learning_rates:?}"), "numbers in rising order"));
+            return Err(Error::config(
+                "learning_rates",
+                format!("{learning_rates:?}"),
+                "numbers in rising order",
+            ));
         }
         let seeds = row.seeds.as_ref().unwrap_or(&written.seeds).clone();
         check_seeds("seeds", &seeds)?;

@@ -17,7 +17,8 @@ impl StudyFolder {
     /// It cannot be made.
     pub fn open(dir: &Path) -> Result<Self> {
         let cells = dir.join("cells");
-        fs::create_dir_all(&cells).map_err(|error| Error::file(&cells, format!("cannot be made: {error}")))?;
+        fs::create_dir_all(&cells)
+            .map_err(|error| Error::file(&cells, format!("cannot be made: {error}")))?;
         Ok(StudyFolder(dir.into()))
     }
 
@@ -35,8 +36,9 @@ impl StudyFolder {
             return Ok(None);
         }
         let text = fs::read_to_string(&path).map_err(cannot_read(&path))?;
-        let cell: Cell = serde_json::from_str(&text)
-            .map_err(|error| Error::file(&path, format!("is no cell of a study: {error}; remove it to train it anew")))?;
+        let cell: Cell = serde_json::from_str(&text).map_err(|error| {
+            Error::file(&path, format!("is no cell of a study: {error}; remove it to train it anew"))
+        })?;
         let row = &study.rows[place.row];
         let other = |what: &str| {
             Err(Error::file(&path, format!("is of {what}; remove it, or take another folder with --out")))
@@ -68,7 +70,8 @@ impl StudyFolder {
     /// It cannot be written.
     pub fn write(&self, study: &Study, place: &Place, cell: &Cell) -> Result<()> {
         let path = self.path(study, place);
-        let text = serde_json::to_string_pretty(cell).map_err(|error| Error::file(&path, error.to_string()))?;
+        let text =
+            serde_json::to_string_pretty(cell).map_err(|error| Error::file(&path, error.to_string()))?;
         atomic::write(&path, (text + "\n").as_bytes())
     }
 
@@ -77,8 +80,9 @@ impl StudyFolder {
     /// # Errors
     /// One cannot be written.
     pub fn report(&self, report: &Report) -> Result<Vec<PathBuf>> {
-        let mut files = vec![("report.md".to_string(), report.markdown()), ("report.json".into(), report.json())];
-        files.extend(report.pictures().into_iter().map(|picture| (picture.name, picture.svg)));
+        let mut files =
+            vec![("report.md".to_string(), report.markdown()), ("report.json".into(), report.json())];
+        files.extend(report.pictures().into_iter().map(|picture| (picture.file.to_string(), picture.svg)));
         let mut paths = Vec::new();
         for (name, text) in files {
             let path = self.0.join(name);

@@ -1,5 +1,27 @@
+//! A study: methods, options and learning rates on one data set with several seeds, and what that shows.
+//!
+//! A [`Study`] says what is compared. A [`Cell`] is one training run with its answers, a small file that can be checked in;
+//! [`StudyRun`] trains those that are not there. [`Report`] is what cells say together: the best learning rate of each row,
+//! what it reaches there, and how far rows differ, with intervals.
+
 mod cell;
 mod file;
+mod folder;
 mod measure;
+mod report;
+mod run;
+mod stats;
 mod train;
-pub use cell::*;
+
+pub use cell::{Cell, FORMAT, Measured, Part, TaskAnswers};
+pub use file::{Place, Study, StudyRow};
+pub use folder::StudyFolder;
+pub use report::{
+    AtBest, Cost, Description, Difference, Efficiency, FINAL, ForgottenMean, Mark, Measurements, PartResult,
+    PartSize, Picture, RankCorrelation, Rate, Report, Row, TUNING, TaskResult, TaskSize, Tuning,
+};
+pub use run::{Progress, StudyObserver, StudyRun};
+pub use stats::{
+    Answers, CONFIDENCE, Estimate, Questions, RESAMPLES, answers, bootstrap, deviation, differences,
+    interval, mean, mean_of_tasks, spearman,
+};

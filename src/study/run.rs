@@ -62,7 +62,9 @@ impl<'a> StudyRun<'a> {
     fn best(&self, tuned: &[Cell]) -> Result<Vec<f64>> {
         let report = Report::of(tuned, &self.study.description())?;
         let best = |row: &super::Row| {
-            let none = || Error::refused("study", format!("'{}' has no learning rate that can be compared", row.name));
+            let none = || {
+                Error::refused("study", format!("'{}' has no learning rate that can be compared", row.name))
+            };
             row.tuning.best.ok_or_else(none)
         };
         report.rows.iter().map(best).collect()
@@ -74,7 +76,9 @@ impl<'a> StudyRun<'a> {
     /// A cell's file is damaged, or of another study.
     pub fn progress(&self) -> Result<Progress> {
         let (mut finished, left) = self.look(self.study.tuning_cells())?;
-        let seeds = |row: &super::StudyRow| row.seeds.iter().filter(|seed| !self.study.tuning_seeds.contains(seed)).count();
+        let seeds = |row: &super::StudyRow| {
+            row.seeds.iter().filter(|seed| !self.study.tuning_seeds.contains(seed)).count()
+        };
         if !left.is_empty() {
             return Ok(Progress { finished, left, later: self.study.rows.iter().map(seeds).sum() });
         }
@@ -88,6 +92,23 @@ impl<'a> StudyRun<'a> {
         let tuning = self.study.tuning_cells();
         let all = self.study.final_cells(&self.best(tuned)?);
         Ok(all.into_iter().filter(|place| !tuning.contains(place)).collect())
+    }
+
+    /// Seconds that a cell takes: the median of finished ones, or by the first steps of one that is left; none where nothing
+    /// is left.
+    ///
+    /// # Errors
+    /// A cell's file is damaged or of another study, or a run fails.
+    pub fn seconds_of_a_cell(&self) -> Result<Option<f64>> {
+        let Progress { finished, left, .. } = self.progress()?;
+        let mut seconds: Vec<f64> =
+            finished.iter().map(|cell| cell.measured.train_seconds + cell.measured.ask_seconds).collect();
+        seconds.sort_by(f64::total_cmp);
+        match (seconds.get(seconds.len() / 2), left.first()) {
+            (_, None) => Ok(None),
+            (Some(median), _) => Ok(Some(*median)),
+            (None, Some(place)) => Trainer::new(self.study, self.device()?, true).estimate(place).map(Some),
+        }
     }
 
     /// Trains what is left, the tuning first. False where it was stopped.
@@ -107,7 +128,14 @@ impl<'a> StudyRun<'a> {
         }
     }
 
-    fn train(&self, left: Vec<Place>, done: usize, all: usize, stop: &Stop, observer: &dyn StudyObserver) -> Result<bool> {
+    fn train(
+        &self,
+        left: Vec<Place>,
+        done: usize,
+        all: usize,
+        stop: &Stop,
+        observer: &dyn StudyObserver,
+    ) -> Result<bool> {
         let queue = Mutex::new((VecDeque::from(left), done));
         let work = || -> Result<bool> {
             let mut trainer = Trainer::new(self.study, self.device()?, self.jobs == 1);

@@ -8,8 +8,8 @@ use crate::device::Place as Machine;
 use crate::io::folder;
 use crate::model::Model;
 use crate::train::{
-    End, GeneralPrompts, base_files, Inputs, NO_TASK, Observer, Parts, Progress, Run, Scored, StepReport, Stop, give_conditions,
-    loss_of, score_forced,
+    End, GeneralPrompts, Inputs, NO_TASK, Observer, Parts, Progress, Run, Scored, StepReport, Stop,
+    base_files, give_conditions, loss_of, score_forced,
 };
 use crate::{Device, Error, Result};
 use std::collections::BTreeMap;
@@ -18,6 +18,8 @@ use std::time::Instant;
 
 /// Points of a cell's loss curve.
 const POINTS: usize = 40;
+/// Steps by which the time of a cell is estimated before one is finished.
+const PROBED: usize = 3;
 /// Questions that are timed one by one.
 const TIMED: usize = 16;
 
@@ -81,7 +83,8 @@ impl<'a> Trainer<'a> {
             let scored = score_forced(&model, &adapter, data, pad, &ends)?;
             asked.insert(name.clone(), part(data, &scored));
         }
-        let forgotten = self.general.as_ref().map(|general| general.forgotten(&model, &adapter)).transpose()?;
+        let forgotten =
+            self.general.as_ref().map(|general| general.forgotten(&model, &adapter)).transpose()?;
         let ask_seconds = began.elapsed().as_secs_f64();
         let row = &self.study.rows[place.row];
         let threads = match &self.device {
@@ -106,7 +109,7 @@ impl<'a> Trainer<'a> {
             forgotten,
             curve: curve(&losses.0),
             measured: Measured {
-                device: [machine.adapter, instructions(&self.device)].concat(),
+                device: machine.adapter + instructions(&self.device),
                 threads,
                 version: machine.commit,
                 train_seconds: spent.seconds,
@@ -121,6 +124,19 @@ impl<'a> Trainer<'a> {
         }))
     }
 
+    /// Seconds of a cell's training, by its first steps.
+    ///
+    /// # Errors
+    /// As [`train`](Trainer::train).
+    pub fn estimate(&mut self, place: &Place) -> Result<f64> {
+        let mut run = Run::start(self.open(place)?.parts, None)?;
+        // The first step prepares what the others find.
+        run.go(&Stop::at(Some(1)), &mut ())?;
+        let began = Instant::now();
+        run.go(&Stop::at(Some(1 + PROBED)), &mut ())?;
+        Ok(began.elapsed().as_secs_f64() * run.steps() as f64 / PROBED.min(run.steps()) as f64)
+    }
+
     /// Reads text, data and model of a cell.
     fn open(&mut self, place: &Place) -> Result<Asked> {
         let mut config = self.study.config(place);
@@ -128,17 +144,17 @@ impl<'a> Trainer<'a> {
         config.data = part_file(&data, "train")?;
         let inputs = Inputs::read(config)?;
         let text = inputs.text.clone();
-        let encoder = inputs.encoder.clone();
         let mut questions = BTreeMap::new();
         for name in self.study.all_parts() {
             let path = part_file(&data, &name)?;
-            let asked = encoder.dataset(&path, &inputs.config.text.read(&path)?)?;
+            let asked = inputs.encoder.dataset(&path, &inputs.config.text.read(&path)?)?;
             if asked.tasks.iter().any(Option::is_none) {
                 let what = "has samples without a task, and a study tells tasks apart: give each line a field 'task'";
                 return Err(Error::file(path, what));
             }
             questions.insert(name, asked);
         }
+        let encoder = inputs.config.text.encoder(&text)?;
         let parts = inputs.load(&self.device, false)?;
         if parts.config.method.options().condition().is_some() {
             for data in questions.values_mut() {
@@ -148,7 +164,7 @@ impl<'a> Trainer<'a> {
         if self.study.forgotten && self.general.is_none() {
             self.general = Some(GeneralPrompts::new(&parts.model, &text, &encoder)?);
         }
-        Ok(Asked { parts, questions, ends: text.tokenizer.end_tokens().to_vec() })
+        Ok(Asked { parts, questions, ends: text.tokenizer.end_tokens() })
     }
 }
 
@@ -158,7 +174,9 @@ fn part_file(folder: &Path, part: &str) -> Result<std::path::PathBuf> {
     if path.is_file() {
         return Ok(path);
     }
-    let what = format!("has no {part}.jsonl: a study reads train, {TUNING}, {FINAL} and the parts that its file names");
+    let what = format!(
+        "has no {part}.jsonl: a study reads train, {TUNING}, {FINAL} and the parts that its file names"
+    );
     Err(Error::file(folder, what))
 }
 
@@ -203,8 +221,12 @@ fn part(data: &Dataset, scored: &[Scored]) -> Part {
 fn active_values(adapter: &Adapter) -> u64 {
     use crate::mixture::Side;
     let options = adapter.method().options();
-    let factors = adapter.trainable().iter().map(|param| {
-        let of_factors = param.parts().iter().any(|(name, _)| options.side(name.rsplit('.').next().unwrap_or(name)) != Side::Rest);
+    let trainable = adapter.trainable();
+    let factors = trainable.iter().map(|param| {
+        let of_factors = param
+            .parts()
+            .iter()
+            .any(|(name, _)| options.side(name.rsplit('.').next().unwrap_or(name)) != Side::Rest);
         if of_factors { param.value().len() } else { 0 }
     });
     (factors.sum::<usize>() as f64 * options.active_share()).round() as u64

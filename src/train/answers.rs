@@ -189,7 +189,7 @@ impl Questions {
             Some(pictures) => conversation.push_with_pictures(&prompts, &pictures)?,
             None => conversation.push(&prompts)?,
         }
-        let said = greedy(&mut conversation, group.len(), longest, ends)?;
+        let said = greedy(&mut conversation, group.len(), longest, &ends)?;
         Ok(said.iter().map(|ids| tokenizer.decode(ids, true)).collect())
     }
 

@@ -44,10 +44,9 @@ impl GeneralPrompts {
         let mut by_length: BTreeMap<usize, Vec<Vec<u32>>> = BTreeMap::new();
         for (i, prompt) in PROMPTS.lines().enumerate() {
             let body = match text.template {
-                Some(_) => Body::Messages(vec![
-                    Message::new(Role::User, prompt),
-                    Message::new(Role::Assistant, ""),
-                ]),
+                Some(_) => {
+                    Body::Messages(vec![Message::new(Role::User, prompt), Message::new(Role::Assistant, "")])
+                }
                 None => Body::Completion { prompt: prompt.into(), completion: String::new() },
             };
             let Some(asked) = encoder.asked(text, &Sample::new(i + 1, None, body))? else { continue };
@@ -57,7 +56,7 @@ impl GeneralPrompts {
         for prompts in by_length.values().flat_map(|prompts| prompts.chunks(TOGETHER)) {
             let mut conversation = Conversation::new(model, Bank::default(), prompts.len());
             conversation.push(&prompts.concat())?;
-            let answers = greedy(&mut conversation, prompts.len(), MOST, text.tokenizer.end_tokens())?;
+            let answers = greedy(&mut conversation, prompts.len(), MOST, &text.tokenizer.end_tokens())?;
             for (prompt, answer) in prompts.iter().zip(answers).filter(|(_, answer)| !answer.is_empty()) {
                 let trained = [vec![false; prompt.len()], vec![true; answer.len()]].concat();
                 examples.push(Example::new([prompt.as_slice(), &answer].concat(), trained));

@@ -83,8 +83,8 @@ pub fn read_losses(path: &Path) -> Result<(Points, Points)> {
 pub fn loss_curve(path: &Path, title: &str) -> Result<String> {
     let (steps, evals) = read_losses(path)?;
     let lines = [
-        Line { label: "training loss", colour: "#4477aa", points: &steps },
-        Line { label: "validation loss", colour: "#cc6633", points: &evals },
+        Line { label: "training loss", colour: "#4477aa", points: &steps, ..Line::default() },
+        Line { label: "validation loss", colour: "#cc6633", points: &evals, ..Line::default() },
     ];
     Ok(curve::svg(title, &lines))
 }

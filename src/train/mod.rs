@@ -43,7 +43,7 @@ pub use checkpoint::State;
 #[cfg(feature = "tokenizer")]
 pub use conditions::{condition_vector, give_conditions};
 pub use config::{DeviceOptions, RunConfig, Stage, TextOptions, TrainOptions, parse_bytes};
-pub(crate) use curve::escaped;
+pub(crate) use curve::{Axis, Chart, Line, Range, escaped};
 pub use folder::RunFolder;
 pub use forced::{Scored, score_forced};
 #[cfg(feature = "tokenizer")]

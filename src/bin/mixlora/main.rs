@@ -51,6 +51,8 @@ mod quickstart;
 mod settings;
 #[cfg(feature = "tokenizer")]
 mod signals;
+#[cfg(feature = "tokenizer")]
+mod study;
 mod table;
 #[cfg(feature = "tokenizer")]
 mod train;
@@ -109,6 +111,9 @@ enum Command {
     /// Measure loss, perplexity and exact match on data.
     #[cfg(feature = "tokenizer")]
     Eval(eval::Args),
+    /// Compare methods over learning rates and seeds on one data set, with intervals.
+    #[cfg(feature = "tokenizer")]
+    Study(study::Args),
     /// Look at what an adapter does with its tasks: interference of their gradients, choices of its routers.
     #[cfg(feature = "tokenizer")]
     #[command(subcommand)]
@@ -311,6 +316,8 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Chat(args) => chat::run(&args),
         #[cfg(feature = "tokenizer")]
         Command::Eval(args) => eval::run(&args),
+        #[cfg(feature = "tokenizer")]
+        Command::Study(args) => study::run(&args),
         #[cfg(feature = "tokenizer")]
         Command::Analyse(command) => analyse::run(&command),
         #[cfg(feature = "tokenizer")]

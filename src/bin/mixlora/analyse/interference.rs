@@ -60,7 +60,8 @@ fn panels<'a>(name: &str, found: &'a Interference) -> Vec<Panel<'a>> {
                 "{} of {pairs} cells below 0; row: whose loss, column: whose step",
                 side.scores.negative()
             ),
-            tasks: &found.tasks,
+            rows: &found.tasks,
+            columns: &found.tasks,
             scores: &side.scores,
             scale: Scale::Signed,
         })

@@ -67,7 +67,8 @@ fn panels<'a>(name: &str, found: &'a Routing) -> Vec<Panel<'a>> {
         Panel::HeatMap(HeatMap {
             title: format!("{name}: overlap of choices"),
             caption: "mean Jaccard index of instances of two tasks".into(),
-            tasks: &found.tasks,
+            rows: &found.tasks,
+            columns: &found.tasks,
             scores: &found.overlap,
             scale: Scale::Share,
         }),
