@@ -92,3 +92,14 @@ impl StudyFolder {
         Ok(paths)
     }
 }
+
+/// A cell as JSON with a line for each field: small, and its changes can be read.
+fn lines(cell: &Cell) -> serde_json::Result<String> {
+    let fields = match serde_json::to_value(cell)? {
+        serde_json::Value::Object(fields) => fields,
+        other => return Ok(other.to_string()),
+    };
+    let field = |(name, value): (String, serde_json::Value)| format!("  {name:?}: {value}");
+    let fields: Vec<String> = fields.into_iter().map(field).collect();
+    Ok(format!("{{\n{}\n}}\n", fields.join(",\n")))
+}

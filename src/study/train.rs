@@ -98,7 +98,7 @@ impl<'a> Trainer<'a> {
             study: fingerprint(self.study)?,
             name: row.name.clone(),
             method: adapter.method().name().into(),
-            options: adapter.method().tree(),
+            options: run.config().method.tree(),
             learning_rate: place.learning_rate,
             seed: place.seed,
             steps: run.steps(),

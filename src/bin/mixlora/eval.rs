@@ -6,7 +6,9 @@ use crate::model_args::{ModelArgs, Opened};
 use crate::progress::Progress;
 use crate::{Failure, out};
 use mixlora::data::{Batch, Dataset};
-use mixlora::train::{NO_TASK, Questions, TaskScore, TextOptions, mean_exact_match};
+use mixlora::train::{
+    Forgotten, GeneralPrompts, NO_TASK, Questions, TaskScore, TextOptions, mean_exact_match,
+};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -17,6 +19,9 @@ Loss and perplexity are over the trained tokens of all samples. Exact match is t
 likely one token by token, that equal the sample's last assistant turn (or completion) but for white space around; \
 samples with longer answers than --max-tokens are left out of it. 'commonest' is what always giving a task's most \
 frequent answer would get.
+
+With --forgotten the base model's likeliest answers to 64 general prompts, up to 24 tokens, are compared with those of the \
+model with its adapter: how many changed, and the mean of KL(base || adapted) over the tokens of the base model's answers.
 
 Example: mixlora eval --model SmolLM2-135M-Instruct.Q4_1.gguf --adapter run --data my_data --show 5")]
 pub struct Args {
@@ -44,6 +49,9 @@ pub struct Args {
     pictures: DataPictureArgs,
     #[command(flatten)]
     features: FeatureArgs,
+    /// Ask 64 general prompts too: how far the adapter has moved answers that its training was not about.
+    #[arg(long)]
+    forgotten: bool,
     /// Show this many wrong answers of each task.
     #[arg(long, default_value_t = 0)]
     show: usize,
@@ -90,11 +98,24 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let answers =
         questions.as_ref().map(|questions| ask(&opened, questions)).transpose()?.unwrap_or_default();
     let scores = questions.as_ref().map_or_else(Vec::new, |questions| questions.score(&answers));
+    let general =
+        args.forgotten.then(|| GeneralPrompts::new(&opened.model, &opened.text, &encoder)).transpose()?;
+    let forgotten = general.map(|general| general.forgotten(&opened.model, &opened.bank)).transpose()?;
     let path = measured.path.display().to_string();
     if args.json {
-        return Ok(out::json(&json_report(&path, &losses, &scores))?);
+        let mut report = json_report(&path, &losses, &scores);
+        if let Some(forgotten) = forgotten {
+            report["forgotten"] = json!(forgotten);
+        }
+        return Ok(out::json(&report)?);
     }
     let mut text = text_report(&path, &losses, &scores);
+    if let Some(Forgotten { prompts, kl, unchanged }) = forgotten {
+        let changed = 100.0 * (1.0 - unchanged);
+        text += &format!(
+            "{changed:.1} % of the answers to {prompts} general prompts changed, by {kl:.4} nats a token\n"
+        );
+    }
     if let Some(questions) = &questions {
         text += &wrong_answers(questions, &answers, args.show);
     }

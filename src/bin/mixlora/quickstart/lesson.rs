@@ -11,7 +11,8 @@ use mixlora::mixture::{Framing, Methods, find};
 use mixlora::model::Model;
 use mixlora::text::ModelText;
 use mixlora::train::{
-    DeviceOptions, End, Inputs, Questions, Run, RunConfig, Stop, TaskScore, TrainOptions, loss_of,
+    DeviceOptions, End, Forgotten, GeneralPrompts, Inputs, Questions, Run, RunConfig, Stop, TaskScore,
+    TrainOptions, loss_of,
 };
 use mixlora::{Device, Error};
 use std::path::{Path, PathBuf};
@@ -33,6 +34,8 @@ pub struct Lesson<'a> {
     text: &'a ModelText,
     held_out: Dataset,
     pub questions: Questions,
+    /// General prompts with what the base model says to them.
+    general: GeneralPrompts,
     stop: (Stop, Received),
 }
 
@@ -59,6 +62,8 @@ pub struct Learned {
     /// The peak memory of the device in training, in bytes.
     pub device_peak: Option<u64>,
     pub after: Measured,
+    /// What became of answers that training was not about.
+    pub forgotten: Forgotten,
 }
 
 impl<'a> Lesson<'a> {
@@ -79,7 +84,9 @@ impl<'a> Lesson<'a> {
         let encoder = config.text.encoder(text)?;
         let held_out = encoder.dataset(&test, &samples)?;
         let questions = Questions::new(text, &encoder, &samples, MAX_ANSWER)?;
-        Ok(Lesson { base, options, train, data, device, text, held_out, questions, stop })
+        let model = Model::open(&base.path, &device, !options.keep_quantised)?;
+        let general = GeneralPrompts::new(&model, text, &encoder)?;
+        Ok(Lesson { base, options, train, data, device, text, held_out, questions, general, stop })
     }
 
     /// Measures the base model.
@@ -117,6 +124,7 @@ impl<'a> Lesson<'a> {
         let seconds = began.elapsed().as_secs_f64();
         let device_peak = self.device.memory().map(mixlora::device::Memory::peak);
         let after = self.measure(&run.session.model, Some(&run.session.adapter))?;
+        let forgotten = self.general.forgotten(&run.session.model, &run.session.adapter)?;
         Ok(Learned {
             method: method.into(),
             adapter: folder.into(),
@@ -128,6 +136,7 @@ impl<'a> Lesson<'a> {
             last_loss: shown.last.unwrap_or(f64::NAN),
             device_peak,
             after,
+            forgotten,
         })
     }
 

@@ -4,7 +4,7 @@ use super::base::Base;
 use super::lesson::{Learned, Lesson, Measured};
 use super::set::SYSTEM;
 use crate::out;
-use mixlora::train::{TaskScore, mean_exact_match};
+use mixlora::train::{Forgotten, TaskScore, mean_exact_match};
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -31,6 +31,7 @@ impl Report<'_> {
         text += &format!("exact match on questions that were not trained, {}:\n\n", base.name());
         text += &self.tasks();
         text += "'somewhere' counts an answer that holds the wanted text; all else must be equal to it.\n\n";
+        text += &(self.forgotten() + "\n");
         text += &(self.runs() + "\n");
         text += &(self.examples() + "\n");
         text + &self.next()
@@ -80,6 +81,19 @@ impl Report<'_> {
             total += 1;
         }
         found as f64 / total.max(1) as f64
+    }
+
+    /// What became of answers that training was not about.
+    fn forgotten(&self) -> String {
+        let line = |learned: &Learned| {
+            let Forgotten { prompts, kl, unchanged } = learned.forgotten;
+            let changed = percent(1.0 - unchanged);
+            format!(
+                "{}: {changed} of the answers to {prompts} general prompts changed, by {kl:.2} nats a token\n",
+                learned.method
+            )
+        };
+        self.learned.iter().map(line).collect()
     }
 
     /// The cost of training.
@@ -155,7 +169,7 @@ impl Report<'_> {
                     "method": learned.method, "adapter": learned.adapter, "trained_values": learned.trained_values, "steps": learned.steps,
                     "tokens": learned.tokens, "seconds": learned.seconds, "tok_s": learned.tokens as f64 / learned.seconds.max(1e-9),
                     "loss_first": learned.first_loss, "loss_last": learned.last_loss, "device_peak_bytes": learned.device_peak,
-                    "after": measured(&learned.after),
+                    "after": measured(&learned.after), "forgotten": learned.forgotten,
                 })
             })
             .collect();
