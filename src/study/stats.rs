@@ -1,18 +1,8 @@
-//! Means, intervals by the bootstrap, and rank correlation.
+//! Means, spreads, quantiles and rank correlation.
 
 use super::cell::{Part, TaskAnswers};
 use crate::bench::quantile;
-use crate::{Error, Result, Stream, threefry2x32};
-use serde::Serialize;
-
-/// How often the bootstrap draws, if nothing else is asked for.
-pub const RESAMPLES: usize = 10_000;
-/// More draws than anyone can wait for.
-const MOST_RESAMPLES: usize = 10_000_000;
-/// The share of resampled means that an interval holds.
-pub const CONFIDENCE: f64 = 0.95;
-/// Probability at the ends of a distribution that is left out.
-const TAIL: f64 = 1e-18;
+use crate::{Error, Result};
 
 /// The mean `1/n sum x`; none without values.
 ///
@@ -119,215 +109,40 @@ pub fn mean_of_tasks(answers: &Answers) -> Option<f64> {
     mean(&answers.iter().map(task).collect::<Option<Vec<f64>>>()?)
 }
 
-/// Which questions a resample draws.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Questions {
-    /// Anew for every seed that is drawn.
-    #[default]
-    OfEachSeed,
-    /// Once for all seeds of a resample, as all seeds were asked the same questions. Differences that come from the
-    /// choice of questions then do not shrink with more seeds: intervals are wider.
-    OfAllSeeds,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// A mean with the interval that holds 95 % of the resampled means.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Estimate {
-    pub mean: f64,
-    pub low: f64,
-    pub high: f64,
-}
-
-/// The mean of `1/S sum_s 1/T sum_t 1/n_t sum_q d[s][t][q]` over seeds, tasks and questions with its interval by the
-/// bootstrap: each resample draws S of the S seeds with replacement, and of each task n_t of the n_t questions with
-/// replacement; tasks are not drawn. Figures that are differences of two rows keep the pairs of answers together: the
-/// same seed and the same question for both.
-///
-/// The same figures and the same stream give the same interval, on every machine.
-///
-/// ```
-/// use mixlora::{Stream, study::{Questions, bootstrap}};
-/// // Two seeds, one task: of 100 questions 20 are right for the first row alone and 10 for the second alone.
-/// let task: Vec<i8> = (0..100).map(|i| if i < 20 { 1 } else if i < 30 { -1 } else { 0 }).collect();
-/// let seeds = vec![vec![task.clone()], vec![task]];
-/// let found = bootstrap(&seeds, Questions::OfEachSeed, 10_000, Stream::new(1))?;
-/// // sqrt((0.3 - 0.1^2) / 200) = 0.038 is the standard error.
-/// assert!((found.mean - 0.1).abs() < 1e-12);
-/// assert!((found.low - 0.025).abs() < 0.01 && (found.high - 0.175).abs() < 0.01);
-/// # Ok::<(), mixlora::Error>(())
-/// ```
-pub fn bootstrap(
-    seeds: &[Answers],
-    questions: Questions,
-    resamples: usize,
-    stream: Stream,
-) -> Result<Estimate> {
-    if !(1..=MOST_RESAMPLES).contains(&resamples) {
-        return Err(Error::config("resamples", resamples, format!("1 to {MOST_RESAMPLES}")));
-    }
-    let sizes = |seed: &Answers| seed.iter().map(Vec::len).collect::<Vec<usize>>();
-    let Some(first) = seeds.first().map(sizes) else {
-        return Err(Error::refused("seeds", "there are none to draw from"));
-    };
-    if first.is_empty() || first.contains(&0) {
-        return Err(Error::refused("questions", "each seed needs a task, and each task a question"));
-    }
-    if let Some(other) = seeds.iter().map(sizes).find(|other| *other != first) {
-        return Err(Error::shape("bootstrap", format!("{first:?} questions"), format!("{other:?}")));
-    }
-    let means: Option<Vec<f64>> = seeds.iter().map(mean_of_tasks).collect();
-    let drawn = match questions {
-        Questions::OfEachSeed => nested(seeds, resamples, stream),
-        Questions::OfAllSeeds => crossed(seeds, resamples, stream),
-    };
-    let (Some(mean), Some([low, high])) = (means.as_deref().and_then(mean), interval(&drawn, CONFIDENCE))
-    else {
-        return Err(Error::refused("questions", "there are none"));
-    };
-    Ok(Estimate { mean, low, high })
-}
-
-/// Means of resamples with questions drawn for each seed. A sum over drawn questions depends on how many of them have
-/// which figure alone, so one draw from its distribution stands for those of all questions of a task.
-fn nested(seeds: &[Answers], resamples: usize, stream: Stream) -> Vec<f64> {
-    let sums: Vec<Vec<Sums>> =
-        seeds.iter().map(|tasks| tasks.iter().map(|task| Sums::of(task)).collect()).collect();
-    let resample = |number: usize| {
-        let mut draws = Draws::of(stream.fork(number as u64));
-        let mut total = 0.0;
-        for _ in seeds {
-            let tasks = &sums[draws.below(seeds.len())];
-            total += tasks.iter().map(|task| task.mean(draws.unit())).sum::<f64>() / tasks.len() as f64;
-        }
-        total / seeds.len() as f64
-    };
-    (0..resamples).map(resample).collect()
-}
-
-/// Means of resamples with the same questions for all seeds.
-fn crossed(seeds: &[Answers], resamples: usize, stream: Stream) -> Vec<f64> {
-    let tasks = seeds[0].len();
-    let mut figures = Vec::new();
-    let mut resample = |number: usize| {
-        let mut draws = Draws::of(stream.fork(number as u64));
-        let mut times = vec![0i32; seeds.len()];
-        seeds.iter().for_each(|_| times[draws.below(seeds.len())] += 1);
-        let mut total = 0.0;
-        for task in 0..tasks {
-            figures.clear();
-            figures.resize(seeds[0][task].len(), 0i32);
-            for (seed, times) in seeds.iter().zip(&times).filter(|(_, times)| **times > 0) {
-                figures
-                    .iter_mut()
-                    .zip(&seed[task])
-                    .for_each(|(sum, &figure)| *sum += times * i32::from(figure));
-            }
-            let sum: i64 = (0..figures.len()).map(|_| i64::from(figures[draws.below(figures.len())])).sum();
-            total += sum as f64 / figures.len() as f64;
-        }
-        total / (tasks * seeds.len()) as f64
-    };
-    (0..resamples).map(&mut resample).collect()
-}
-
-/// The distribution of the sum of n figures drawn with replacement from n.
-struct Sums {
-    first: i64,
-    /// For each sum from `first` on the probability of it and those below.
-    up_to: Vec<f64>,
-    questions: f64,
-}
-
-impl Sums {
-    /// The n-th power of the distribution of one draw under convolution, by squaring. Ends of negligible probability
-    /// are left out, so that widths grow with the root of n.
-    fn of(figures: &[i8]) -> Self {
-        let least = figures.iter().copied().min().unwrap_or(0);
-        let most = figures.iter().copied().max().unwrap_or(0);
-        let mut one = vec![0.0; (i64::from(most) - i64::from(least) + 1) as usize];
-        let part = 1.0 / figures.len().max(1) as f64;
-        figures.iter().for_each(|figure| one[(i64::from(*figure) - i64::from(least)) as usize] += part);
-        let mut power = (i64::from(least), one);
-        let mut all = (0i64, vec![1.0]);
-        let mut left = figures.len();
-        while left > 0 {
-            if left % 2 == 1 {
-                all = sum_of(&all, &power);
-            }
-            left /= 2;
-            if left > 0 {
-                power = sum_of(&power, &power);
-            }
-        }
-        let total: f64 = all.1.iter().sum();
-        let mut below = 0.0;
-        let up_to = all.1.iter().map(|probability| {
-            below += probability;
-            below / total
-        });
-        Sums { first: all.0, up_to: up_to.collect(), questions: figures.len() as f64 }
+    #[test]
+    fn spread_and_ranks_are_those_of_numpy_and_scipy() {
+        let found = deviation(&[0.61, 0.58, 0.66, 0.7]).unwrap();
+        assert!((found - 0.053_150_729_063_673_25).abs() < 1e-15);
+        let a = [1.0, 2.0, 2.0, 3.0, 5.0, 5.0, 5.0, 8.0];
+        let b = [2.0, 1.0, 4.0, 4.0, 3.0, 9.0, 9.0, 7.0];
+        assert!((spearman(&a, &b).unwrap() - 0.689_560_714_965_216_5).abs() < 1e-15);
+        let found = spearman(&[0.3, 0.1, 0.9, 0.5, 0.5], &[5.0, 3.0, 1.0, 4.0, 2.0]).unwrap();
+        assert!((found + 0.615_587_011_251_092_5).abs() < 1e-15);
+        assert_eq!(spearman(&[1.0, 2.0, 3.0, 4.0], &[4.0, 3.0, 2.0, 1.0]), Some(-1.0));
+        assert_eq!(ranks(&[7.0, 1.0, 7.0, 0.5]), [3.5, 2.0, 3.5, 1.0]);
     }
 
-    /// The mean figure at a quantile of the distribution.
-    fn mean(&self, share: f64) -> f64 {
-        let at = self.up_to.partition_point(|up_to| *up_to <= share).min(self.up_to.len() - 1);
-        (self.first + at as i64) as f64 / self.questions
+    #[test]
+    fn what_is_not_defined_is_none() {
+        assert_eq!((mean(&[]), deviation(&[]), interval(&[], 0.95)), (None, None, None));
+        assert_eq!(spearman(&[], &[]), None);
+        assert_eq!(spearman(&[1.0], &[1.0]), None);
+        assert_eq!(spearman(&[1.0, 2.0], &[1.0]), None);
+        assert_eq!(spearman(&[1.0, f64::NAN], &[1.0, 2.0]), None);
+        assert_eq!(mean_of_tasks(&vec![vec![1], vec![]]), None);
     }
-}
 
-/// The distribution of the sum of two independent numbers, each given by its least value and probabilities from there on.
-fn sum_of(a: &(i64, Vec<f64>), b: &(i64, Vec<f64>)) -> (i64, Vec<f64>) {
-    let mut both = vec![0.0; a.1.len() + b.1.len() - 1];
-    for (i, p) in a.1.iter().enumerate() {
-        both[i..].iter_mut().zip(&b.1).for_each(|(sum, q)| *sum += p * q);
-    }
-    let negligible = |probabilities: &mut dyn Iterator<Item = &f64>| {
-        let mut sum = 0.0;
-        let small = |probability: &&f64| {
-            sum += **probability;
-            sum < TAIL
+    #[test]
+    fn pairs_are_of_the_same_questions() {
+        let part = |right: &str| {
+            let task = TaskAnswers { loss: 0.0, right: right.into() };
+            Part { loss: 0.0, tasks: [("a".to_string(), task)].into() }
         };
-        probabilities.take_while(small).count()
-    };
-    let before = negligible(&mut both.iter());
-    let behind = negligible(&mut both.iter().rev());
-    both.truncate(both.len() - behind);
-    both.drain(..before);
-    (a.0 + b.0 + before as i64, both)
-}
-
-/// Random numbers one after the other.
-struct Draws {
-    key: [u32; 2],
-    block: u32,
-    kept: Option<u32>,
-}
-
-impl Draws {
-    fn of(stream: Stream) -> Self {
-        Draws { key: stream.words(), block: 0, kept: None }
-    }
-
-    fn words(&mut self) -> [u32; 2] {
-        let words = threefry2x32(self.key, [self.block, 2]);
-        self.block = self.block.wrapping_add(1);
-        words
-    }
-
-    /// Uniform in [0, 1) with 53 bits.
-    fn unit(&mut self) -> f64 {
-        let [high, low] = self.words();
-        ((u64::from(high) << 21) | u64::from(low >> 11)) as f64 / (1u64 << 53) as f64
-    }
-
-    /// One of the numbers below `end`.
-    fn below(&mut self, end: usize) -> usize {
-        let word = self.kept.take().unwrap_or_else(|| {
-            let [now, later] = self.words();
-            self.kept = Some(later);
-            now
-        });
-        ((u64::from(word) * end as u64) >> 32) as usize
+        assert_eq!(differences(&part("110"), &part("011")).unwrap(), [[1, 0, -1]]);
+        assert!(differences(&part("110"), &part("11")).is_err());
     }
 }

@@ -100,7 +100,7 @@ impl Range {
 
     /// The number at a mark.
     pub fn text(self, value: f64) -> String {
-        if self == Range::Powers && !(1e-3..1e5).contains(&value) {
+        if self == Range::Powers && !(1e-2..1e5).contains(&value) {
             format!("{value:e}")
         } else {
             short(value)
@@ -255,9 +255,9 @@ fn disc(x: f64, y: f64, colour: &str, ringed: bool) -> String {
     format!("{at} r=\"3\" fill=\"{colour}\"/>{}", if ringed { ring.as_str() } else { "" })
 }
 
-/// Text as it may stand in a picture.
+/// Text as it may stand in a picture: XML has no control characters.
 pub(crate) fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+    text.replace(char::is_control, " ").replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 
 #[cfg(test)]
@@ -293,7 +293,7 @@ mod tests {
         assert_eq!(powers(0.5e-4, 3e4).len(), 9, "powers of ten alone");
         assert!((2..=MOST_TICKS).contains(&powers(1e-300, 1e300).len()));
         assert!(powers(0.071, 0.079).len() > 2, "no power lies between these");
-        assert_eq!([1e-4, 0.005, 2.0].map(|v| Range::Powers.text(v)), ["1e-4", "0.005", "2"]);
+        assert_eq!([1e-4, 0.005, 2.0].map(|v| Range::Powers.text(v)), ["1e-4", "5e-3", "2"]);
     }
 
     #[test]

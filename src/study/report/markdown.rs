@@ -1,7 +1,7 @@
 //! The report as Markdown.
 
 use super::{AtBest, Difference, FINAL, Mark, PartResult, Questions, Report, Row, TUNING};
-use crate::study::stats::{CONFIDENCE, Estimate};
+use crate::study::bootstrap::{CONFIDENCE, Estimate};
 use serde_json::Value;
 
 /// What stands where there is no figure.
@@ -15,14 +15,17 @@ impl Report {
         if self.cells == 0 {
             return text + "\nNo cell is finished.\n\n## Measured\n\nNothing.\n";
         }
-        text += &section("Learning rates", &[self.about_rates(), self.rates(), picture("rates.svg")]);
+        text += &section(
+            "Learning rates",
+            &[self.about_rates(), self.rates(), picture("rates.svg"), self.correlation()],
+        );
         text += &section("Results", &[self.about_results(), self.results(), picture("final.svg")]);
         if !self.baselines.is_empty() {
             let about = self.about_differences();
             text += &section("Differences", &[about, self.differences(), picture("differences.svg")]);
         }
         text += &section("Tasks", &[self.about_tasks(), self.tasks(), picture("tasks.svg")]);
-        text += &section("Training", &[self.about_training(), picture("loss.svg")]);
+        text += &section("Training", &[about_training(), picture("loss.svg")]);
         text += &section("Measured", &[about_measured(), self.efficiency(), self.cost()]);
         text
     }
@@ -102,7 +105,7 @@ impl Report {
              `{FINAL}`. Active values act on one token. Router: share of questions whose group is that of their task. \
              Forgotten: divergence from the base model in nats per token, and share of general prompts with its answer.\n",
             100.0 * CONFIDENCE,
-            self.resamples,
+            thousands(self.resamples as u64),
             match self.questions {
                 Questions::OfEachSeed => ", drawn anew for each seed",
                 Questions::OfAllSeeds => ", drawn once for all seeds",
@@ -144,7 +147,7 @@ impl Report {
     }
 
     fn about_differences(&self) -> String {
-        "Exact match of the row less that of the baseline in points of %, each at its best rate, with its interval as \
+        "Exact match of the row less that of the baseline in percentage points, each at its best rate, with its interval as \
          above. Only cells of the same seed and the same device make a pair, and a question is drawn for both. Bold: 0 is \
          outside of the interval.\n"
             .into()
@@ -192,7 +195,8 @@ impl Report {
         table(&head, tasks.map(line))
     }
 
-    fn about_training(&self) -> String {
+    /// Whether what tuning prefers is what is better in the end.
+    fn correlation(&self) -> String {
         let correlation = &self.rank_correlation;
         format!(
             "Rank correlation (Spearman) of exact match on `{TUNING}` and on `{FINAL}` over {} cells: {}.\n",
@@ -249,10 +253,15 @@ impl Report {
     }
 }
 
+fn about_training() -> String {
+    "Training loss at the best rate of each row, the mean over seeds.\n".into()
+}
+
 fn about_measured() -> String {
     "Medians over the cells of the best rate: most memory held, share of the threads' time that was computed in, time of a \
      training step and of a question, trained and prompt tokens in a second of training, energy of training where the machine \
-     counts it, size of the adapter's file. Two runs of a study may differ here and nowhere else.\n"
+     counts it, size of the adapter's file. Two runs of a study on one machine may differ here \
+     and nowhere else.\n"
         .into()
 }
 

@@ -1,15 +1,19 @@
 //! What the cells of a study say together.
 
+mod bars;
 mod check;
 mod differences;
 mod markdown;
 mod measured;
 mod pictures;
 mod rows;
+#[cfg(test)]
+mod tests;
 mod tuning;
 
+use super::bootstrap::{Questions, RESAMPLES};
 use super::cell::Cell;
-use super::stats::{Questions, RESAMPLES, spearman};
+use super::stats::spearman;
 use crate::{Error, Result};
 use check::{exact_match, sorted};
 use serde::Serialize;
