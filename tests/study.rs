@@ -224,7 +224,7 @@ fn general_prompts_tell_a_changed_model_from_itself() {
     let general = GeneralPrompts::new(&model, &text, &encoder).unwrap();
     let fresh =
         Adapter::attach(&model, &find("lora").unwrap().defaults(), &[ALL_LINEAR.into()], Stream::new(1));
-    let same = general.forgotten(&model, &fresh.unwrap()).unwrap();
+    let same = general.forgotten(&model, fresh.unwrap()).unwrap();
     assert!(same.kl < 1e-9 && same.unchanged == 1.0, "{same:?}");
     let changed = general.forgotten(&model, &adapter).unwrap();
     assert!(changed.kl > 0.1 && changed.unchanged < 0.5, "{changed:?}");

@@ -97,8 +97,7 @@ fn labels(tasks: &[String]) -> f64 {
 }
 
 fn text(body: &mut String, x: f64, y: f64, attributes: &str, text: &str) {
-    // Names of tasks may hold what XML must not.
-    let shown = escaped(&text.replace(char::is_control, " "));
+    let shown = escaped(text);
     // Writing to a string cannot fail.
     let _ = writeln!(body, "<text x=\"{x:.1}\" y=\"{y:.1}\"{attributes}>{shown}</text>");
 }

@@ -264,13 +264,12 @@ mod tests {
         }
         let trace: f64 = (0..4).map(|i| covariance[i][i]).sum();
         for (g, weight) in rule.weights.chunks(4).enumerate() {
-            for i in 0..4 {
-                let product: f64 = (0..4)
-                    .map(|j| {
-                        let identity = if i == j { SHRINKAGE * trace / 4.0 } else { 0.0 };
-                        ((1.0 - SHRINKAGE) * covariance[i][j] + identity) * weight[j]
-                    })
-                    .sum();
+            for (i, line) in covariance.iter().enumerate() {
+                let shrunk = |(j, value): (usize, &f64)| {
+                    let identity = if i == j { SHRINKAGE * trace / 4.0 } else { 0.0 };
+                    ((1.0 - SHRINKAGE) * value + identity) * weight[j]
+                };
+                let product: f64 = line.iter().enumerate().map(shrunk).sum();
                 assert!((product - means.row(g)[i]).abs() < 1e-9, "{g} {i} {product}");
             }
             let bias = -0.5 * dot(weight, means.row(g)) + (counts[g] as f64 / 30.0).ln();

@@ -1,5 +1,6 @@
 //! What a study compares: methods, options, learning rates and seeds over one data set.
 
+use super::train::part_file;
 use super::{Description, FINAL, TUNING};
 use crate::mixture::{Methods, Tree};
 use crate::train::RunConfig;
@@ -177,12 +178,13 @@ impl Study {
         best.iter().enumerate().flat_map(of_row).collect()
     }
 
-    /// The run of a place.
-    pub fn config(&self, place: &Place) -> RunConfig {
+    /// The run of a place, on the training part of the data.
+    pub(super) fn training(&self, place: &Place) -> Result<RunConfig> {
         let mut config = self.rows[place.row].config.clone();
         config.train.learning_rate = place.learning_rate;
         config.train.seed = place.seed;
-        config
+        config.data = part_file(&config.data, "train")?;
+        Ok(config)
     }
 
     /// The name of a cell's file.

@@ -70,9 +70,8 @@ impl StudyFolder {
     /// It cannot be written.
     pub fn write(&self, study: &Study, place: &Place, cell: &Cell) -> Result<()> {
         let path = self.path(study, place);
-        let text =
-            serde_json::to_string_pretty(cell).map_err(|error| Error::file(&path, error.to_string()))?;
-        atomic::write(&path, (text + "\n").as_bytes())
+        let text = lines(cell).map_err(|error| Error::file(&path, error.to_string()))?;
+        atomic::write(&path, text.as_bytes())
     }
 
     /// Writes `report.md`, `report.json` and the pictures; their paths.

@@ -4,6 +4,7 @@
 //! [`StudyRun`] trains those that are not there. [`Report`] is what cells say together: the best learning rate of each row,
 //! what it reaches there, and how far rows differ, with intervals.
 
+mod bootstrap;
 mod cell;
 mod file;
 mod folder;
@@ -13,6 +14,7 @@ mod run;
 mod stats;
 mod train;
 
+pub use bootstrap::{CONFIDENCE, Estimate, Questions, RESAMPLES, bootstrap};
 pub use cell::{Cell, FORMAT, Measured, Part, TaskAnswers};
 pub use file::{Place, Study, StudyRow};
 pub use folder::StudyFolder;
@@ -21,7 +23,4 @@ pub use report::{
     PartSize, Picture, RankCorrelation, Rate, Report, Row, TUNING, TaskResult, TaskSize, Tuning,
 };
 pub use run::{Progress, StudyObserver, StudyRun};
-pub use stats::{
-    Answers, CONFIDENCE, Estimate, Questions, RESAMPLES, answers, bootstrap, deviation, differences,
-    interval, mean, mean_of_tasks, spearman,
-};
+pub use stats::{Answers, answers, deviation, differences, interval, mean, mean_of_tasks, spearman};

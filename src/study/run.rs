@@ -2,7 +2,7 @@
 
 use super::train::Trainer;
 use super::{Cell, Place, Report, Study, StudyFolder};
-use crate::train::Stop;
+use crate::train::{Inputs, Stop};
 use crate::{Device, Error, Result};
 use std::collections::VecDeque;
 use std::sync::Mutex;
@@ -43,6 +43,23 @@ impl<'a> StudyRun<'a> {
     pub fn new(study: &'a Study, folder: StudyFolder, jobs: usize) -> Result<Self> {
         let fingerprint = super::train::fingerprint(study)?;
         Ok(StudyRun { study, folder, fingerprint, jobs: jobs.max(1) })
+    }
+
+    /// Runs of the study that fit into memory at the same time: of those asked for, as many as the plan of the largest says.
+    ///
+    /// # Errors
+    /// The data or the model cannot be read.
+    pub fn jobs_that_fit(study: &Study, jobs: usize) -> Result<usize> {
+        let mut fitting = jobs.max(1);
+        let device = study.rows[0].config.device.open()?;
+        for row in 0..if jobs > 1 { study.rows.len() } else { 0 } {
+            let place = Place { row, learning_rate: 1.0, seed: 0 };
+            let plan = Inputs::read(study.training(&place)?)?.plan(Some(&device))?;
+            if let Some(most) = plan.limit() {
+                fitting = fitting.min((most / plan.total().max(1)) as usize).max(1);
+            }
+        }
+        Ok(fitting)
     }
 
     /// The finished cells of these places, and the places without one.

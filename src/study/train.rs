@@ -139,10 +139,8 @@ impl<'a> Trainer<'a> {
 
     /// Reads text, data and model of a cell.
     fn open(&mut self, place: &Place) -> Result<Asked> {
-        let mut config = self.study.config(place);
-        let data = config.data.clone();
-        config.data = part_file(&data, "train")?;
-        let inputs = Inputs::read(config)?;
+        let data = self.study.rows[place.row].config.data.clone();
+        let inputs = Inputs::read(self.study.training(place)?)?;
         let text = inputs.text.clone();
         let mut questions = BTreeMap::new();
         for name in self.study.all_parts() {
@@ -169,7 +167,7 @@ impl<'a> Trainer<'a> {
 }
 
 /// The file of a part of the data.
-fn part_file(folder: &Path, part: &str) -> Result<std::path::PathBuf> {
+pub(super) fn part_file(folder: &Path, part: &str) -> Result<std::path::PathBuf> {
     let path = folder.join(format!("{part}.jsonl"));
     if path.is_file() {
         return Ok(path);

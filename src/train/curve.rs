@@ -255,9 +255,9 @@ fn disc(x: f64, y: f64, colour: &str, ringed: bool) -> String {
     format!("{at} r=\"3\" fill=\"{colour}\"/>{}", if ringed { ring.as_str() } else { "" })
 }
 
-/// Text as it may stand in a picture.
+/// Text as it may stand in a picture: XML has no control characters.
 pub(crate) fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+    text.replace(char::is_control, " ").replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 
 #[cfg(test)]

@@ -99,7 +99,11 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     }
     let study = Study::new(&tree).map_err(|error| in_file(args, &error))?;
     let folder = args.out.clone().unwrap_or_else(|| args.file.with_extension(""));
-    let jobs = args.jobs as usize;
+    let asked = args.jobs as usize;
+    let jobs = StudyRun::jobs_that_fit(&study, asked)?;
+    if jobs < asked {
+        out::note(&format!("{jobs} runs at a time: memory has no room for {asked}"));
+    }
     let run = StudyRun::new(&study, StudyFolder::open(&folder)?, jobs)?;
     let options = &study.rows[0].config.device;
     out::note(&describe(&options.open()?, &options.name));

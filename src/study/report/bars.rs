@@ -66,7 +66,7 @@ impl Bars {
             body,
             "<text x=\"{MARGIN}\" y=\"{:.1}\" font-size=\"14\">{}</text>",
             y + 20.0,
-            clean(&self.title)
+            escaped(&self.title)
         );
         for tick in Range::Around.ticks(ends) {
             let at = x(tick);
@@ -93,7 +93,7 @@ impl Bars {
                 "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
                 left - 8.0,
                 at + 4.0,
-                clean(&bar.label)
+                escaped(&bar.label)
             );
             match bar.ends {
                 Some(ends) => bar.draw(body, at, &x, ends),
@@ -149,9 +149,4 @@ impl Bar {
             at + 4.0
         );
     }
-}
-
-/// Names may hold what XML must not.
-fn clean(text: &str) -> String {
-    escaped(&text.replace(char::is_control, " "))
 }

@@ -2,7 +2,8 @@
 
 use super::{Cell, Description, Result, TUNING};
 use crate::Stream;
-use crate::study::stats::{Estimate, bootstrap, differences};
+use crate::study::bootstrap::{Estimate, bootstrap};
+use crate::study::stats::differences;
 use serde::Serialize;
 
 /// A row less a baseline on a part, each at its best learning rate. Cells are compared in pairs of one seed and one

@@ -1,7 +1,7 @@
 //! The report as Markdown.
 
 use super::{AtBest, Difference, FINAL, Mark, PartResult, Questions, Report, Row, TUNING};
-use crate::study::stats::{CONFIDENCE, Estimate};
+use crate::study::bootstrap::{CONFIDENCE, Estimate};
 use serde_json::Value;
 
 /// What stands where there is no figure.

@@ -11,8 +11,9 @@ mod rows;
 mod tests;
 mod tuning;
 
+use super::bootstrap::{Questions, RESAMPLES};
 use super::cell::Cell;
-use super::stats::{Questions, RESAMPLES, spearman};
+use super::stats::spearman;
 use crate::{Error, Result};
 use check::{exact_match, sorted};
 use serde::Serialize;

@@ -69,14 +69,14 @@ impl Report {
 
     /// A line for each row, told apart by colour and, where these do not suffice, by dashes.
     fn lines<'a>(&'a self, points: &'a [Vec<(f64, f64)>]) -> Vec<Line<'a>> {
-        let line = |(number, (row, points)): (usize, (&'a Row, &'a Vec<(f64, f64)>))| Line {
+        let line = |(number, row): (usize, &'a Row)| Line {
             label: &row.name,
             colour: COLORS[number % COLORS.len()],
-            points,
+            points: &points[number],
             dashed: !(number / COLORS.len()).is_multiple_of(2),
             ringed: None,
         };
-        self.rows.iter().zip(points).enumerate().map(line).collect()
+        self.rows.iter().enumerate().map(line).collect()
     }
 
     fn tasks_picture(&self) -> String {

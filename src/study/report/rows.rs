@@ -4,8 +4,9 @@ use super::check::exact_match;
 use super::{Cell, Description, Result, TUNING, Tuning};
 use crate::Stream;
 use crate::mixture::Tree;
+use crate::study::bootstrap::{Estimate, bootstrap};
 use crate::study::cell::Part;
-use crate::study::stats::{Estimate, answers, bootstrap, deviation, mean};
+use crate::study::stats::{answers, deviation, mean};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 
