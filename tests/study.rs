@@ -167,7 +167,7 @@ fn what_cannot_be_compared_is_refused_with_its_place() {
         &|t| t["methods"][1]["method"] = "mixlora-fited".into(),
         &["bad.json", "methods[1]", "mixlora-fitted"],
     );
-    refused(&|t| t["methods"][0]["options"]["rank"] = 3.into(), &["rank", "no option of lora"]);
+    refused(&|t| t["methods"][0]["options"]["rank"] = 3.into(), &["methods[0].options.rank", "options.r"]);
     refused(&|t| t["methods"] = json!([]), &["methods", "at least one"]);
     refused(&|t| t["learning_rates"] = json!([]), &["learning_rates", "empty"]);
     refused(&|t| t["learning_rates"] = json!([1e-2, 1e-3]), &["learning_rates", "rising"]);
@@ -177,7 +177,7 @@ fn what_cannot_be_compared_is_refused_with_its_place() {
     refused(&|t| t["parts"] = json!(["final"]), &["parts", "'final'"]);
     refused(&|t| t["parts"] = json!(["wording"]), &["has no wording.jsonl"]);
     refused(&|t| t["run"]["train"]["seed"] = 3.into(), &["run.train.seed", "seeds"]);
-    refused(&|t| t["run"]["train"]["stepz"] = 3.into(), &["stepz", "steps"]);
+    refused(&|t| t["run"]["train"]["stepz"] = 3.into(), &["run.train.stepz", "train.steps"]);
     refused(&|t| t["rates"] = json!([1]), &["rates"]);
     fs::write(place.path("data/final.jsonl"), "{\"prompt\": \"a: \", \"completion\": \"b\"}\n").unwrap();
     refused(&|_| (), &["final.jsonl", "without a task"]);

@@ -1,12 +1,12 @@
 //! What a study compares: methods, options, learning rates and seeds over one data set.
 
-use super::train::part_file;
 use super::{Description, FINAL, TUNING};
 use crate::mixture::{Methods, Tree};
 use crate::train::RunConfig;
 use crate::{Error, Result};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
 
 /// A study's file.
 #[derive(Debug, Clone, Deserialize)]
@@ -117,7 +117,12 @@ impl Study {
         check_seeds("tuning_seeds", &written.tuning_seeds)?;
         let mut rows = Vec::new();
         for (number, row) in written.methods.iter().enumerate() {
-            let within = |error: Error| error.rename(|field| format!("methods[{number}].{field}"));
+            // What all share is named as such.
+            let place = |field: &str| match field.strip_prefix("run: ") {
+                Some(shared) => format!("run.{shared}"),
+                None => format!("methods[{number}].{}", field.trim_start_matches("methods: ")),
+            };
+            let within = |error: Error| error.rename(place);
             rows.push(StudyRow::new(row, &written).map_err(within)?);
         }
         let study = Study {
@@ -256,6 +261,18 @@ impl StudyRow {
         let words: String = self.name.chars().map(plain).collect();
         words.split('-').filter(|word| !word.is_empty()).collect::<Vec<_>>().join("-")
     }
+}
+
+/// The file of a part of the data.
+pub(super) fn part_file(folder: &Path, part: &str) -> Result<PathBuf> {
+    let path = folder.join(format!("{part}.jsonl"));
+    if path.is_file() {
+        return Ok(path);
+    }
+    let what = format!(
+        "has no {part}.jsonl: a study reads train, {TUNING}, {FINAL} and the parts that its file names"
+    );
+    Err(Error::file(folder, what))
 }
 
 fn is_plain(word: &str) -> bool {

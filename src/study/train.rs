@@ -1,7 +1,8 @@
 //! Training one cell, and asking what it learned.
 
+use super::file::part_file;
 use super::measure::{Clock, instructions};
-use super::{Cell, FINAL, FORMAT, Measured, Part, Place, Study, TUNING, TaskAnswers};
+use super::{Cell, FINAL, FORMAT, Measured, Part, Place, Study, TaskAnswers};
 use crate::adapter::Adapter;
 use crate::data::{Batch, Dataset};
 use crate::device::Place as Machine;
@@ -13,7 +14,6 @@ use crate::train::{
 };
 use crate::{Device, Error, Result};
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::time::Instant;
 
 /// Points of a cell's loss curve.
@@ -164,18 +164,6 @@ impl<'a> Trainer<'a> {
         }
         Ok(Asked { parts, questions, ends: text.tokenizer.end_tokens() })
     }
-}
-
-/// The file of a part of the data.
-pub(super) fn part_file(folder: &Path, part: &str) -> Result<std::path::PathBuf> {
-    let path = folder.join(format!("{part}.jsonl"));
-    if path.is_file() {
-        return Ok(path);
-    }
-    let what = format!(
-        "has no {part}.jsonl: a study reads train, {TUNING}, {FINAL} and the parts that its file names"
-    );
-    Err(Error::file(folder, what))
 }
 
 /// What tells a study's cells apart from those of other models, data or settings, whatever the folders are.
