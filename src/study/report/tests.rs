@@ -91,7 +91,7 @@ fn of_equal_rates_that_with_the_lower_loss_is_best() {
     assert_eq!(tuned(&cells).best, Some(1e-3), "of equal losses too the lower rate");
     cells[1].parts.get_mut(TUNING).unwrap().loss = 0.4;
     assert_eq!(tuned(&cells).best, Some(2e-3));
-    cells[1].parts.get_mut(TUNING).unwrap().loss = f64::NAN;
+    cells[1].parts.get_mut(TUNING).unwrap().loss = -f64::NAN;
     cells[0].parts.get_mut(TUNING).unwrap().loss = f64::INFINITY;
     assert_eq!(tuned(&cells).best, Some(4e-3), "those that diverged are last");
     cells[1].parts.insert(TUNING.into(), part("1111100000", "1111000000", 9.0));
