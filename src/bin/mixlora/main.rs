@@ -10,6 +10,8 @@ mod config;
 #[cfg(feature = "tokenizer")]
 mod data_check;
 #[cfg(feature = "tokenizer")]
+mod data_make;
+#[cfg(feature = "tokenizer")]
 mod data_show;
 #[cfg(feature = "tokenizer")]
 mod data_stats;
@@ -92,7 +94,7 @@ enum Command {
     /// List the operations, or test them.
     #[command(subcommand)]
     Ops(Ops),
-    /// Check, show and count training data.
+    /// Check, show, count and make training data.
     #[cfg(feature = "tokenizer")]
     #[command(subcommand)]
     Data(Data),
@@ -166,6 +168,9 @@ enum Data {
     Show(data_show::Args),
     /// Count examples, tokens and trained tokens.
     Stats(data_stats::Args),
+    /// Make a data set in parts that share no item, for comparing methods.
+    #[command(subcommand)]
+    Make(data_make::Make),
 }
 
 /// The reason why a command failed.
@@ -306,6 +311,8 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Data(Data::Show(args)) => data_show::run(&args),
         #[cfg(feature = "tokenizer")]
         Command::Data(Data::Stats(args)) => data_stats::run(&args),
+        #[cfg(feature = "tokenizer")]
+        Command::Data(Data::Make(make)) => data_make::run(&make),
         #[cfg(feature = "tokenizer")]
         Command::Train(args) => train::run(&args),
         #[cfg(feature = "tokenizer")]

@@ -1,18 +1,19 @@
 //! `mixlora quickstart`
 
 mod base;
-mod dice;
+pub mod dice;
 mod fetch;
 mod lesson;
 mod report;
-mod set;
+pub mod set;
 mod sha256;
 #[cfg(feature = "images")]
 mod sight;
 
 use crate::device_args::DeviceArgs;
 use crate::{Failure, out, signals};
-use base::{Base, file_error};
+use base::Base;
+pub use base::file_error;
 use lesson::Lesson;
 use mixlora::mixture::{MethodSpec, methods};
 use mixlora::train::{TextOptions, TrainOptions};
@@ -156,7 +157,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
 }
 
 /// Refuses a folder that is not empty.
-fn check_free(dir: &Path) -> Result<(), Failure> {
+pub fn check_free(dir: &Path) -> Result<(), Failure> {
     let what = match std::fs::read_dir(dir) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         Err(error) => format!("cannot be used as a folder: {error}"),

@@ -4,7 +4,7 @@
 //! its form (`date`, `number`, `reverse`).
 
 use super::dice::Dice;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
 const CONTINENTS: &str = include_str!("../../../../data/quickstart/continents.txt");
@@ -16,29 +16,52 @@ pub const SEED: u64 = 2026;
 /// The system message of every sample; use the same in `chat --system`.
 pub const SYSTEM: &str = "Answer briefly.";
 /// Numbers of training and held-out samples of a task with unlimited samples.
-const SIZES: (usize, usize) = (240, 48);
+const TRAINED: usize = 240;
+const HELD_OUT: usize = 48;
 /// The largest number of held-out samples with the same answer in lookup tasks, so that no answer is common.
 const MOST_HELD_OUT: usize = 10;
+/// The number of samples in a row that were there already, after which a task is taken to have no others.
+const PATIENCE: usize = 1000;
 
 /// A question with its answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Item {
     pub task: &'static str,
+    /// What the question is about, apart from its wording: a word, a date, a list.
+    pub item: String,
     pub question: String,
     pub answer: String,
 }
 
 impl Item {
+    /// A question that is an item of its own.
     fn new(task: &'static str, question: String, answer: impl Into<String>) -> Self {
-        Item { task, question, answer: answer.into() }
+        Item { task, item: question.clone(), question, answer: answer.into() }
     }
-    /// The line of the item in a JSONL file.
-    pub fn line(&self) -> String {
+    /// A question in the form `what: item`.
+    fn of(task: &'static str, what: &str, item: impl Into<String>, answer: impl Into<String>) -> Self {
+        let item = item.into();
+        Item { task, question: format!("{what}{item}"), item, answer: answer.into() }
+    }
+    fn value(&self) -> Value {
         let messages = [("system", SYSTEM), ("user", &self.question), ("assistant", &self.answer)]
             .map(|(role, content)| json!({ "role": role, "content": content }));
-        json!({ "messages": messages, "task": self.task }).to_string()
+        json!({ "messages": messages, "task": self.task })
+    }
+    /// The line of the question in a JSONL file.
+    pub fn line(&self) -> String {
+        self.value().to_string()
+    }
+    /// The same with the item.
+    pub fn line_with_item(&self) -> String {
+        let mut value = self.value();
+        value["item"] = json!(self.item);
+        value.to_string()
     }
 }
+
+/// Parts of a set by the names of their files.
+pub type Parts = Vec<(&'static str, Vec<Item>)>;
 
 /// Samples for training and for questions.
 pub struct Set {
@@ -49,41 +72,102 @@ pub struct Set {
 /// Makes the set, which is always the same.
 pub fn set() -> Set {
     let mut set = Set { train: Vec::new(), test: Vec::new() };
-    for (task, make) in [
-        ("date", date as fn(&mut Dice) -> Item),
-        ("number", number),
-        ("reverse", reverse),
-        ("holder", holder),
-        ("language", language),
-    ] {
-        let mut dice = Dice::new(SEED, task);
-        let mut items = Vec::new();
-        let mut seen = BTreeSet::new();
-        while items.len() < SIZES.0 + SIZES.1 {
-            let item = make(&mut dice);
-            if seen.insert(item.question.clone()) {
-                items.push(item);
-            }
-        }
-        set.test.extend(items.split_off(SIZES.0));
+    for task in &GENERATED {
+        let mut items = task.make(SEED, TRAINED + HELD_OUT, |item| item.question.clone());
+        set.test.extend(items.split_off(TRAINED));
         set.train.extend(items);
     }
-    // Lookup tasks: held-out words are never trained.
-    for (task, question, lists) in
-        [("category", "Kind of thing: ", WORDS), ("continent", "Continent of ", CONTINENTS)]
-    {
-        let mut dice = Dice::new(SEED, task);
-        for (answer, list) in lists.lines().filter_map(|line| line.split_once(": ")) {
-            let item = |word| Item::new(task, format!("{question}{word}"), answer);
-            let mut items: Vec<Item> = list.split(", ").map(item).collect();
-            dice.shuffle(&mut items);
-            let held_out = (items.len() / 4).min(MOST_HELD_OUT);
-            set.test.extend(items.split_off(items.len() - held_out));
-            set.train.extend(items);
-        }
+    for (mut items, held_out) in listed(SEED) {
+        set.test.extend(items.split_off(items.len() - held_out));
+        set.train.extend(items);
     }
     Dice::new(SEED, "order").shuffle(&mut set.train);
     set
+}
+
+/// Samples of each task of a set in three parts.
+pub struct Sizes {
+    pub train: usize,
+    pub tuning: usize,
+    pub last: usize,
+}
+
+/// The tasks of the set in three parts that share no item: `train`, `tuning`, `final`. Lists of words and countries give
+/// as many as they have. Fails with the name of a generated task that has not so many items.
+pub fn thirds(sizes: &Sizes, seed: u64) -> Result<Parts, &'static str> {
+    let mut parts: Parts = ["train", "tuning", "final"].map(|name| (name, Vec::new())).into();
+    let mut add = |items: Vec<Item>, tuning: usize, last: usize| {
+        let train = items.len() - tuning - last;
+        for (index, item) in items.into_iter().enumerate() {
+            parts[usize::from(index >= train) + usize::from(index >= train + tuning)].1.push(item);
+        }
+    };
+    for task in &GENERATED {
+        let count = sizes.train + sizes.tuning + sizes.last;
+        let items = task.make(seed, count, |item| item.item.clone());
+        if items.len() < count {
+            return Err(task.name);
+        }
+        add(items, sizes.tuning, sizes.last);
+    }
+    for (items, held_out) in listed(seed) {
+        add(items, held_out.div_ceil(2).min(sizes.tuning), held_out.min(sizes.last));
+    }
+    parts.iter_mut().for_each(|(name, items)| Dice::new(seed, name).shuffle(items));
+    Ok(parts)
+}
+
+/// A task whose samples are made, not listed.
+struct Generated {
+    name: &'static str,
+    sample: fn(&mut Dice) -> Item,
+}
+
+const GENERATED: [Generated; 5] = [
+    Generated { name: "date", sample: date },
+    Generated { name: "number", sample: number },
+    Generated { name: "reverse", sample: reverse },
+    Generated { name: "holder", sample: holder },
+    Generated { name: "language", sample: language },
+];
+
+impl Generated {
+    /// `count` samples with different keys, or fewer if the task has no others.
+    fn make(&self, seed: u64, count: usize, key: impl Fn(&Item) -> String) -> Vec<Item> {
+        let mut dice = Dice::new(seed, self.name);
+        let mut items = Vec::new();
+        let mut seen = BTreeSet::new();
+        let mut known = 0;
+        while items.len() < count && known < PATIENCE {
+            let item = (self.sample)(&mut dice);
+            if seen.insert(key(&item)) {
+                items.push(item);
+                known = 0;
+            } else {
+                known += 1;
+            }
+        }
+        items
+    }
+}
+
+/// Lookup tasks, whose held-out words are never trained: the samples with one answer, and how many of them, the last,
+/// are held out.
+fn listed(seed: u64) -> Vec<(Vec<Item>, usize)> {
+    let mut all = Vec::new();
+    for (task, what, lists) in
+        [("category", "Kind of thing: ", WORDS), ("continent", "Continent of ", CONTINENTS)]
+    {
+        let mut dice = Dice::new(seed, task);
+        for (answer, list) in lists.lines().filter_map(|line| line.split_once(": ")) {
+            let mut items: Vec<Item> =
+                list.split(", ").map(|word| Item::of(task, what, word, answer)).collect();
+            dice.shuffle(&mut items);
+            let held_out = (items.len() / 4).min(MOST_HELD_OUT);
+            all.push((items, held_out));
+        }
+    }
+    all
 }
 
 const MONTHS: [&str; 12] = [
@@ -111,7 +195,8 @@ fn date(dice: &mut Dice) -> Item {
         1 => format!("{name} {day}, {year}"),
         _ => format!("{}. {day} {year}", &name[..3]),
     };
-    Item::new("date", format!("Date: {text}"), format!("{year}-{:02}-{day:02}", month + 1))
+    let date = format!("{year}-{:02}-{day:02}", month + 1);
+    Item { item: date.clone(), ..Item::new("date", format!("Date: {text}"), date) }
 }
 
 fn number(dice: &mut Dice) -> Item {
@@ -120,7 +205,7 @@ fn number(dice: &mut Dice) -> Item {
         1 => 100 + dice.below(900),
         _ => 1000 + dice.below(9000),
     };
-    Item::new("number", format!("In digits: {}", words(number)), number.to_string())
+    Item::of("number", "In digits: ", words(number), number.to_string())
 }
 
 /// A number below 10,000 in words.
@@ -171,9 +256,9 @@ fn reverse(dice: &mut Dice) -> Item {
     ];
     let count = 3 + dice.below(2);
     let mut list = dice.some(&THINGS, count);
-    let question = format!("Reverse: {}", list.join(", "));
+    let item = list.join(", ");
     list.reverse();
-    Item::new("reverse", question, list.join(", "))
+    Item::of("reverse", "Reverse: ", item, list.join(", "))
 }
 
 /// A question about the holder of a thing at the end of a short story.
@@ -210,7 +295,7 @@ fn language(dice: &mut Dice) -> Item {
         dice.pick(&all).to_string()
     };
     let sentence = format!("{} {} {}.", part(subjects), part(verbs), part(places));
-    Item::new("language", format!("Language: {sentence}"), name)
+    Item::of("language", "Language: ", sentence, name)
 }
 
 #[cfg(test)]
