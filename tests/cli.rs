@@ -34,7 +34,12 @@ fn every_command_has_help_with_an_example() {
             "data show",
         ]);
         commands.extend(["data stats", "eval", "generate", "chat", "merge", "export"]);
-        commands.extend(["analyse interference", "analyse routing"]);
+        commands.extend([
+            "analyse interference",
+            "analyse routing",
+            "data make rules",
+            "data make quickstart",
+        ]);
     }
     if cfg!(feature = "gpu") {
         commands.push("tune");
