@@ -65,7 +65,7 @@ impl Place {
             "baselines": ["plain"],
             "methods": [
                 { "name": "plain", "method": "lora", "options": { "r": 2 } },
-                { "name": "fitted", "method": "mixlora-fitted", "options": { "r": 2, "shared": 1 } },
+                { "name": "fitted", "method": "mixlora-fitted", "options": { "r": 2, "own": 1 } },
             ],
         })
     }
@@ -177,7 +177,7 @@ fn what_cannot_be_compared_is_refused_with_its_place() {
     refused(&|t| t["parts"] = json!(["final"]), &["parts", "'final'"]);
     refused(&|t| t["parts"] = json!(["wording"]), &["has no wording.jsonl"]);
     refused(&|t| t["run"]["train"]["seed"] = 3.into(), &["run.train.seed", "seeds"]);
-    refused(&|t| t["run"]["train"]["stepz"] = 3.into(), &["run.train.stepz", "train.steps"]);
+    refused(&|t| t["run"]["train"]["stepz"] = 3.into(), &["run.train.stepz", "did you mean 'steps'"]);
     refused(&|t| t["rates"] = json!([1]), &["rates"]);
     fs::write(place.path("data/final.jsonl"), "{\"prompt\": \"a: \", \"completion\": \"b\"}\n").unwrap();
     refused(&|_| (), &["final.jsonl", "without a task"]);

@@ -190,7 +190,9 @@ fn linears_of_a_group_choose_for_themselves() {
                 let one = entries(&one);
                 let both = entries(&both);
                 let (first, second) = of_linears(&own, &both);
-                assert_ne!(first, second, "{}: both linears chose alike", spec.name);
+                // One decision for the whole model is the same for both.
+                let decided = spec.name == "mixlora-fitted";
+                assert_eq!(first == second, decided, "{}: both linears chose alike", spec.name);
                 assert_eq!(first, one, "{} on {device:?}", spec.name);
             }
         }

@@ -135,7 +135,7 @@ fn options_of_other_methods_are_refused_with_the_own_list() {
     let e = refusal(&find("smora").unwrap().defaults(), "topk", json!(2));
     assert!(e.contains("did you mean 'top_k'?"), "{e}");
     let e = find("mixlora").map(|s| s.name).unwrap_err().to_string();
-    assert!(e.contains("'mixlora' is unknown") && e.contains("mixlora-cond-gated, vt-nlp"), "{e}");
+    assert!(e.contains("'mixlora' is unknown") && e.contains("mixlora-fitted, vt-nlp"), "{e}");
 }
 
 #[test]

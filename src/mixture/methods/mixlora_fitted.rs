@@ -6,7 +6,7 @@ use crate::mixture::routers::one_hot;
 use crate::mixture::{
     Ask, Axes, Gate, Instance, LinearBuild, Lora, MethodOptions, MethodSpec, RoutedLinears, Router,
     RouterGradient, Routes, Routing, RowMemory, Rule, Selection, Side, SiteMemory, StateBuild, Tasks, decide,
-    mixture_linears, route,
+    enough, mixture_linears, route,
 };
 use crate::nn::{BeforeForward, LinearAdapter, Param, Pass, Prompts};
 use crate::{Error, Linear, Result, Stream, Tensor, options};
@@ -25,7 +25,7 @@ pub static SPEC: MethodSpec = MethodSpec {
         trained: "factors and core; the router is fitted before",
     },
     routes: Routes::Instance,
-    trainable: "E (d_in + d_out) + E^2, E = shared + groups (r - shared)",
+    trainable: "E (d_in + d_out) + E^2, E = r - own + groups own",
     options: || Box::new(MixloraFitted::default()),
     ..MethodSpec::PLAIN
 };
@@ -33,8 +33,8 @@ pub static SPEC: MethodSpec = MethodSpec {
 options! {
     /// Options of `mixlora-fitted`.
     pub struct MixloraFitted use [lora: Lora { r: 4 }, instance: Instance, tasks: Tasks] {
-        /// Pairs that every input uses, of the r that it gets; the others are those of its group.
-        shared: usize = 3;
+        /// Pairs that a group has for itself, of the r that an input gets; the others are shared by all inputs.
+        own: usize = 1, in 1.0..;
         /// So many groups, which are clusters of the prompts (k-means); absent: a group for each task, by the labels of the
         /// training data. Neither needs a label afterwards.
         clusters: Option<usize> = None, in 1.0..=4096.0;
@@ -48,17 +48,17 @@ impl MixloraFitted {
     fn groups(&self) -> usize {
         self.clusters.unwrap_or(self.tasks.tasks.0.len().max(1))
     }
-    /// Pairs that a group has for itself.
-    fn own(&self) -> usize {
-        self.lora.r - self.shared
+    /// Pairs that every input uses.
+    fn shared(&self) -> usize {
+        self.lora.r - self.own
     }
     /// Pairs of a linear, the shared ones first.
     fn pairs(&self) -> usize {
-        self.shared + self.groups() * self.own()
+        self.shared() + self.groups() * self.own
     }
     /// The group of a pair; none of one that is shared.
     fn group_of(&self, pair: usize) -> Option<usize> {
-        pair.checked_sub(self.shared).map(|own| own / self.own())
+        pair.checked_sub(self.shared()).map(|pair| pair / self.own)
     }
 }
 
@@ -245,11 +245,7 @@ impl MethodOptions for MixloraFitted {
         &self.lora
     }
     fn check(&self) -> Result<()> {
-        if self.shared < self.lora.r {
-            return Ok(());
-        }
-        let expected = format!("below r ({}): a group needs a pair of its own", self.lora.r);
-        Err(Error::config("shared", self.shared, expected))
+        enough(("own", self.own), ("r", self.lora.r))
     }
     fn rule(&self) -> Rule {
         Rule::top_k(self.lora.r, Gate::None)

@@ -37,8 +37,11 @@ pub struct Rules {
     /// The number of words in a list, 3 to 8.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(rules::SHORTEST as u64..=8))]
     words: u64,
+    /// Questions of each task in final.jsonl; a quarter as many are in tuning.jsonl.
+    #[arg(long, value_name = "N", default_value_t = 160, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    questions: u64,
     #[command(flatten)]
-    sizes: Sizes<160>,
+    sizes: Sizes,
 }
 
 #[derive(clap::Args)]
@@ -52,26 +55,29 @@ pub struct Quickstart {
     /// A new folder for train.jsonl, tuning.jsonl and final.jsonl.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
+    /// Questions of each task in final.jsonl; a quarter as many are in tuning.jsonl.
+    #[arg(long, value_name = "N", default_value_t = 280, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    questions: u64,
     #[command(flatten)]
-    sizes: Sizes<280>,
+    sizes: Sizes,
 }
 
 #[derive(clap::Args)]
-struct Sizes<const QUESTIONS: u64> {
+struct Sizes {
     /// Samples of each task to train on.
     #[arg(long, value_name = "N", default_value_t = 240, value_parser = clap::value_parser!(u64).range(1..=10_000))]
     samples: u64,
-    /// Questions of each task in final.jsonl; a quarter as many are in tuning.jsonl.
-    #[arg(long, value_name = "N", default_value_t = QUESTIONS, value_parser = clap::value_parser!(u64).range(1..=10_000))]
-    questions: u64,
     #[arg(long, default_value_t = SEED)]
     seed: u64,
 }
 
-impl<const QUESTIONS: u64> Sizes<QUESTIONS> {
-    fn of_a_task(&self) -> set::Sizes {
-        let tuning = self.questions.div_ceil(4) as usize;
-        set::Sizes { train: self.samples as usize, tuning, last: self.questions as usize }
+impl Sizes {
+    fn of_a_task(&self, questions: u64) -> set::Sizes {
+        set::Sizes {
+            train: self.samples as usize,
+            tuning: questions.div_ceil(4) as usize,
+            last: questions as usize,
+        }
     }
 }
 
@@ -80,7 +86,8 @@ pub fn run(make: &Make) -> Result<(), Failure> {
         Make::Rules(args) => {
             check_free(&args.out)?;
             let (tasks, words) = (args.tasks as usize, args.words as usize);
-            let parts = contradict::make(tasks, words, &args.sizes.of_a_task(), args.sizes.seed);
+            let parts =
+                contradict::make(tasks, words, &args.sizes.of_a_task(args.questions), args.sizes.seed);
             let few = || {
                 Failure::Usage(format!(
                     "there are not so many lists of {words} words; take fewer --samples or --questions, or more --words"
@@ -95,7 +102,7 @@ pub fn run(make: &Make) -> Result<(), Failure> {
                     "the task '{task}' has not so many items; take fewer --samples or --questions"
                 ))
             };
-            (set::thirds(&args.sizes.of_a_task(), args.sizes.seed).map_err(few)?, &args.out)
+            (set::thirds(&args.sizes.of_a_task(args.questions), args.sizes.seed).map_err(few)?, &args.out)
         }
     };
     write(&parts, out)?;

@@ -32,7 +32,7 @@ const fn rule(
 pub const RULES: [Rule; 40] = [
     rule(
         "reverse",
-        |list| backwards(list),
+        backwards,
         ["From the last to the first", "Backwards", "All in reverse order", "Reverse the list"],
         "The whole list, backwards",
     ),
