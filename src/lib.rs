@@ -33,7 +33,6 @@ pub mod nn;
 pub mod ops;
 #[cfg(feature = "images")]
 pub mod picture;
-#[cfg(feature = "tokenizer")]
 pub mod study;
 #[cfg(feature = "tokenizer")]
 pub mod text;

@@ -6,7 +6,7 @@ use crate::train::RunConfig;
 use crate::{Error, Result};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// A study's file.
 #[derive(Debug, Clone, Deserialize)]
@@ -184,12 +184,31 @@ impl Study {
     }
 
     /// The run of a place, on the training part of the data.
-    pub(super) fn training(&self, place: &Place) -> Result<RunConfig> {
+    ///
+    /// # Errors
+    /// The data has no such part.
+    pub fn training(&self, place: &Place) -> Result<RunConfig> {
         let mut config = self.rows[place.row].config.clone();
         config.train.learning_rate = place.learning_rate;
         config.train.seed = place.seed;
-        config.data = part_file(&config.data, "train")?;
+        config.data = self.part_file("train")?;
         Ok(config)
+    }
+
+    /// The file of a part of the data.
+    ///
+    /// # Errors
+    /// It is not there.
+    pub fn part_file(&self, part: &str) -> Result<PathBuf> {
+        let folder = &self.rows[0].config.data;
+        let path = folder.join(format!("{part}.jsonl"));
+        if path.is_file() {
+            return Ok(path);
+        }
+        let what = format!(
+            "has no {part}.jsonl: a study reads train, {TUNING}, {FINAL} and the parts that its file names"
+        );
+        Err(Error::file(folder, what))
     }
 
     /// The name of a cell's file.
@@ -261,18 +280,6 @@ impl StudyRow {
         let words: String = self.name.chars().map(plain).collect();
         words.split('-').filter(|word| !word.is_empty()).collect::<Vec<_>>().join("-")
     }
-}
-
-/// The file of a part of the data.
-pub(super) fn part_file(folder: &Path, part: &str) -> Result<PathBuf> {
-    let path = folder.join(format!("{part}.jsonl"));
-    if path.is_file() {
-        return Ok(path);
-    }
-    let what = format!(
-        "has no {part}.jsonl: a study reads train, {TUNING}, {FINAL} and the parts that its file names"
-    );
-    Err(Error::file(folder, what))
 }
 
 fn is_plain(word: &str) -> bool {

@@ -1,6 +1,5 @@
 //! Training one cell, and asking what it learned.
 
-use super::file::part_file;
 use super::measure::{Clock, instructions};
 use super::{Cell, FINAL, FORMAT, Measured, Part, Place, Study, TaskAnswers};
 use crate::adapter::Adapter;
@@ -139,12 +138,11 @@ impl<'a> Trainer<'a> {
 
     /// Reads text, data and model of a cell.
     fn open(&mut self, place: &Place) -> Result<Asked> {
-        let data = self.study.rows[place.row].config.data.clone();
         let inputs = Inputs::read(self.study.training(place)?)?;
         let text = inputs.text.clone();
         let mut questions = BTreeMap::new();
         for name in self.study.all_parts() {
-            let path = part_file(&data, &name)?;
+            let path = self.study.part_file(&name)?;
             let asked = inputs.encoder.dataset(&path, &inputs.config.text.read(&path)?)?;
             if asked.tasks.iter().any(Option::is_none) {
                 let what = "has samples without a task, and a study tells tasks apart: give each line a field 'task'";
@@ -180,7 +178,7 @@ pub(super) fn fingerprint(study: &Study) -> Result<String> {
         tree["train"].as_object_mut().map(|train| train.remove(key));
     }
     let names = std::iter::once("train".to_string()).chain(study.all_parts());
-    let mut files = names.map(|name| part_file(&config.data, &name)).collect::<Result<Vec<_>>>()?;
+    let mut files = names.map(|name| study.part_file(&name)).collect::<Result<Vec<_>>>()?;
     files.extend(base_files(config)?);
     let all = format!("{tree} {}", folder::fingerprint(&files)?);
     Ok(format!("{:08x}", crc32fast::hash(all.as_bytes())))

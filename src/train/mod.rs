@@ -13,8 +13,9 @@ mod curve;
 mod features;
 mod folder;
 mod forced;
-#[cfg(feature = "tokenizer")]
 mod forgotten;
+#[cfg(feature = "tokenizer")]
+mod general;
 #[cfg(feature = "tokenizer")]
 mod inputs;
 mod layers;
@@ -46,8 +47,9 @@ pub use config::{DeviceOptions, RunConfig, Stage, TextOptions, TrainOptions, par
 pub(crate) use curve::{Axis, Chart, Line, Range, escaped};
 pub use folder::RunFolder;
 pub use forced::{Scored, score_forced};
+pub use forgotten::Forgotten;
 #[cfg(feature = "tokenizer")]
-pub use forgotten::{Forgotten, GeneralPrompts};
+pub use general::GeneralPrompts;
 #[cfg(feature = "tokenizer")]
 pub use inputs::Inputs;
 #[cfg(feature = "tokenizer")]
