@@ -77,6 +77,8 @@ pub struct Study {
     pub parts: Vec<String>,
     /// Whether general prompts are asked, before and after.
     pub forgotten: bool,
+    /// The settings that all runs share, as they are given.
+    shared: Value,
 }
 
 /// A method with its options.
@@ -132,6 +134,7 @@ impl Study {
             baselines: written.baselines,
             parts: written.parts,
             forgotten: written.forgotten,
+            shared: written.run,
         };
         study.check()?;
         Ok(study)
@@ -193,6 +196,16 @@ impl Study {
         config.train.seed = place.seed;
         config.data = self.part_file("train")?;
         Ok(config)
+    }
+
+    /// The given settings that results depend on: all but paths and the device. Settings that a later version adds do not
+    /// make another study of it.
+    pub fn given(&self) -> Value {
+        let mut given = self.shared.clone();
+        for key in ["model", "data", "vision", "device"] {
+            given.as_object_mut().map(|given| given.remove(key));
+        }
+        given
     }
 
     /// The file of a part of the data.

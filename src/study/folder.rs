@@ -52,11 +52,12 @@ impl StudyFolder {
         if cell.name != row.name || cell.learning_rate != place.learning_rate || cell.seed != place.seed {
             return other("another place of the study");
         }
-        // A run completes the options with what it takes from its data.
+        // A run completes the options with what it takes from its data; a cell has none that later versions added.
         let given = row.config.method.tree();
+        let defaults = row.config.method.spec().defaults().tree();
         let differs = |(name, value): (&String, &serde_json::Value)| {
             let taken = ["tasks", "condition", "condition_width"].contains(&name.as_str());
-            !taken && cell.options.get(name) != Some(value)
+            !taken && cell.options.get(name).or(defaults.get(name)) != Some(value)
         };
         if cell.method != row.config.method.name() || given.iter().any(differs) {
             return other("other options than those of the study");

@@ -170,17 +170,10 @@ impl<'a> Trainer<'a> {
 /// A file of the data or of the model cannot be read.
 pub(super) fn fingerprint(study: &Study) -> Result<String> {
     let config = &study.rows[0].config;
-    let mut tree = config.tree()?;
-    for key in ["model", "data", "vision", "device", "method", "options", "task", "start_from"] {
-        tree.as_object_mut().map(|tree| tree.remove(key));
-    }
-    for key in ["learning_rate", "seed"] {
-        tree["train"].as_object_mut().map(|train| train.remove(key));
-    }
     let names = std::iter::once("train".to_string()).chain(study.all_parts());
     let mut files = names.map(|name| study.part_file(&name)).collect::<Result<Vec<_>>>()?;
     files.extend(base_files(config)?);
-    let all = format!("{tree} {}", folder::fingerprint(&files)?);
+    let all = format!("{} {}", study.given(), folder::fingerprint(&files)?);
     Ok(format!("{:08x}", crc32fast::hash(all.as_bytes())))
 }
 
