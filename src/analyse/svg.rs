@@ -142,13 +142,15 @@ impl HeatMap<'_> {
         let left = labels(self.rows);
         let above = labels(self.columns);
         let middle = |i: usize| (i as f64 + 0.5) * CELL;
-        for (i, name) in self.rows.iter().enumerate() {
-            text(body, x + left - 6.0, y + above + middle(i) + 4.0, " text-anchor=\"end\"", name);
-        }
-        for (i, name) in self.columns.iter().enumerate() {
-            let at = [x + left + middle(i) + 4.0, y + above - 6.0];
-            let turned = format!(" transform=\"rotate(-90 {:.1} {:.1})\"", at[0], at[1]);
-            text(body, at[0], at[1], &turned, name);
+        for i in 0..self.rows.len().max(self.columns.len()) {
+            if let Some(name) = self.rows.get(i) {
+                text(body, x + left - 6.0, y + above + middle(i) + 4.0, " text-anchor=\"end\"", name);
+            }
+            if let Some(name) = self.columns.get(i) {
+                let at = [x + left + middle(i) + 4.0, y + above - 6.0];
+                let turned = format!(" transform=\"rotate(-90 {:.1} {:.1})\"", at[0], at[1]);
+                text(body, at[0], at[1], &turned, name);
+            }
         }
         for (i, row) in self.scores.0.iter().enumerate() {
             for (j, cell) in row.iter().enumerate() {
@@ -241,6 +243,28 @@ mod tests {
         assert_eq!(Scale::Signed.color(0.0), "#ffffff");
         assert_eq!(Scale::Signed.color(-7.0), "#b2182b");
         assert_eq!(Scale::Share.color(1.0), "#2166ac");
+    }
+
+    #[test]
+    fn sides_of_a_map_may_differ() {
+        let rows = ["one".to_string()];
+        let columns = ["a".to_string(), "b".into(), "c".into()];
+        let scores = Scores(vec![vec![Some(0.5), None, Some(0.25)]]);
+        let map = HeatMap {
+            title: String::new(),
+            caption: String::new(),
+            rows: &rows,
+            columns: &columns,
+            scores: &scores,
+            scale: Scale::Share,
+        };
+        let panel = Panel::HeatMap(map);
+        let [width, height] = panel.size();
+        assert_eq!([width, height], [29.0 + 3.0 * CELL, TITLE + 15.0 + CELL + CAPTION]);
+        let picture = page(&[vec![panel]]);
+        assert!(
+            [">one<", ">a<", ">b<", ">c<", ">0.25<"].iter().all(|text| picture.matches(text).count() == 1)
+        );
     }
 
     #[test]
