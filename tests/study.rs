@@ -151,6 +151,32 @@ fn a_study_that_is_killed_goes_on_and_ends_as_one_that_was_not() {
 }
 
 #[test]
+fn methods_that_choose_by_task_are_compared_without_general_prompts() {
+    let place = Place::new();
+    let mut tree = place.tree();
+    tree["learning_rates"] = json!([1e-3]);
+    tree["seeds"] = json!([0]);
+    tree["baselines"] = json!([]);
+    tree["methods"] = json!([{ "name": "by task", "method": "moelora" }]);
+    let file = place.write("study.json", &tree);
+    answer_to(&["study", &file, "--out", &place.text("out")], "", 0);
+    let cells = place.cells("out");
+    assert!(cells.len() == 1 && cells.values().all(|cell| cell.forgotten.is_none()));
+}
+
+#[test]
+fn a_rate_at_which_training_diverges_is_named() {
+    let place = Place::new();
+    let mut tree = place.tree();
+    tree["learning_rates"] = json!([1e-3, 1e30]);
+    tree["methods"] = json!([{ "name": "plain", "method": "lora", "options": { "r": 2 } }]);
+    let file = place.write("study.json", &tree);
+    let (_, said) = answer_to(&["study", &file, "--out", &place.text("out")], "", 6);
+    assert!(said.contains("plain-1e30-0.json") && said.contains("out of the grid"), "{said}");
+    assert_eq!(place.cells("out").len(), 1, "what was finished stays");
+}
+
+#[test]
 fn what_cannot_be_compared_is_refused_with_its_place() {
     let place = Place::new();
     let refused = |change: &dyn Fn(&mut Value), expected: &[&str]| {

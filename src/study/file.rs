@@ -1,6 +1,6 @@
 //! What a study compares: methods, options, learning rates and seeds over one data set.
 
-use super::{Description, FINAL, TUNING};
+use super::{Description, FINAL, Questions, TUNING};
 use crate::mixture::{Methods, Tree};
 use crate::train::RunConfig;
 use crate::{Error, Result};
@@ -242,6 +242,8 @@ impl Study {
             rows: self.rows.iter().map(|row| row.name.clone()).collect(),
             baselines: self.baselines.clone(),
             parts: self.all_parts(),
+            // All runs answer the same questions: intervals that draw them anew for each seed are too narrow.
+            questions: Questions::OfAllSeeds,
             ..Description::default()
         }
     }

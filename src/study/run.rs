@@ -50,9 +50,12 @@ impl<'a> StudyRun<'a> {
     /// # Errors
     /// The data or the model cannot be read.
     pub fn jobs_that_fit(study: &Study, jobs: usize) -> Result<usize> {
-        let mut fitting = jobs.max(1);
+        if jobs <= 1 {
+            return Ok(1);
+        }
+        let mut fitting = jobs;
         let device = study.rows[0].config.device.open()?;
-        for row in 0..if jobs > 1 { study.rows.len() } else { 0 } {
+        for row in 0..study.rows.len() {
             let place = Place { row, learning_rate: 1.0, seed: 0 };
             let plan = Inputs::read(study.training(&place)?)?.plan(Some(&device))?;
             if let Some(most) = plan.limit() {
@@ -161,9 +164,13 @@ impl<'a> StudyRun<'a> {
                 let Some(place) = next else { return Ok(true) };
                 let Some(cell) = trainer.train(&place, stop)? else { return Ok(false) };
                 self.folder.write(self.study, &place, &cell)?;
-                let mut state = lock(&queue);
-                state.1 += 1;
-                observer.cell(&cell, state.1, all);
+                // The others go on while this one is told of.
+                let done = {
+                    let mut state = lock(&queue);
+                    state.1 += 1;
+                    state.1
+                };
+                observer.cell(&cell, done, all);
             }
         };
         let ended: Vec<Result<bool>> = std::thread::scope(|scope| {

@@ -70,7 +70,14 @@ impl<'a> Trainer<'a> {
         memory.inspect(|memory| memory.reset_peak());
         let mut losses = Losses::default();
         let clock = Clock::start();
-        if run.go(stop, &mut losses)? == End::Stopped {
+        let end = run.go(stop, &mut losses).map_err(|error| match error {
+            Error::Diverged(what) => {
+                let name = self.study.file_name(place);
+                Error::Diverged(format!("{name}: {what}; take this learning rate out of the grid"))
+            }
+            other => other,
+        })?;
+        if end == End::Stopped {
             return Ok(None);
         }
         let spent = clock.stop();
@@ -82,8 +89,11 @@ impl<'a> Trainer<'a> {
             let scored = score_forced(&model, &adapter, data, pad, &ends)?;
             asked.insert(name.clone(), part(data, &scored));
         }
-        let forgotten =
-            self.general.as_ref().map(|general| general.forgotten(&model, &adapter)).transpose()?;
+        // General prompts have neither a task nor a condition.
+        let options = adapter.method().options();
+        let asks = !options.chooses_by_task() && options.condition().is_none();
+        let general = self.general.as_ref().filter(|_| asks);
+        let forgotten = general.map(|general| general.forgotten(&model, &adapter)).transpose()?;
         let ask_seconds = began.elapsed().as_secs_f64();
         let row = &self.study.rows[place.row];
         let threads = match &self.device {

@@ -4,9 +4,9 @@
 use crate::mixture::discriminant::{Discriminant, Vectors};
 use crate::mixture::routers::one_hot;
 use crate::mixture::{
-    Ask, Axes, Gate, Instance, LinearBuild, Lora, MethodOptions, MethodSpec, RoutedLinears, Router,
-    RouterGradient, Routes, Routing, RowMemory, Rule, Selection, Side, SiteMemory, StateBuild, Tasks, decide,
-    enough, mixture_linears, route,
+    Ask, Axes, Gate, Instance, LinearBuild, LinearSite, Lora, MethodOptions, MethodSpec, RoutedLinears,
+    Router, RouterGradient, Routes, Routing, RowMemory, Rule, Selection, SiteMemory, StateBuild, Tasks,
+    decide, enough, mixture_linears, route,
 };
 use crate::nn::{BeforeForward, LinearAdapter, Param, Pass, Prompts};
 use crate::{Error, Linear, Result, Stream, Tensor, options};
@@ -16,7 +16,7 @@ use std::sync::Arc;
 pub static SPEC: MethodSpec = MethodSpec {
     name: "mixlora-fitted",
     paper: "this crate, after Shen et al. 2024",
-    when: "several tasks with one adapter that contradict each other",
+    when: "several tasks that contradict each other, with one adapter",
     equation: "y = W x + s sum_{i, j in S(g)} C_ij b_j (a_i . x), S(g) = the shared pairs and those of group g\ng = the largest of w_g . h + c_g, h = the pooled embeddings of the prompt, one g for all layers; s = lora_alpha / r",
     axes: Axes {
         input: "mean of the embedded prompt, once for all layers",
@@ -262,17 +262,10 @@ impl MethodOptions for MixloraFitted {
     fn tasks(&self) -> Option<&Tasks> {
         self.clusters.is_none().then_some(&self.tasks)
     }
-    fn side(&self, part: &str) -> Side {
-        match part {
-            "factors_a" => Side::A,
-            "factors_b" => Side::B,
-            _ => Side::Rest,
-        }
-    }
     fn row_memory(&self) -> RowMemory {
         RowMemory { per_linear: self.lora.r as f64, ..RowMemory::PLAIN }
     }
-    fn site_memory(&self, site: &crate::mixture::LinearSite) -> SiteMemory {
+    fn site_memory(&self, site: &LinearSite) -> SiteMemory {
         // The chosen factors of both sides, for each sample of a step: a few rows.
         let widths: usize = site.linears.iter().map(|(_, out)| site.d_in + out).sum();
         let once = if self.core { 4 * self.lora.r * widths } else { 0 };
