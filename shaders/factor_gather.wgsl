@@ -37,8 +37,7 @@ fn store(row: u32, j: u32, unit: u32, sum: f32) {
 fn x_block(row: u32, c: u32) -> vec4<f32> {
   let at = row * (p.d / 4u) + c;
   if (DROP == 0u) { return x4[at]; }
-  let i = 4u * at;
-  return x4[at] * vec4<f32>(drop_factor(i), drop_factor(i + 1u), drop_factor(i + 2u), drop_factor(i + 3u));
+  return x4[at] * drop_factor4(4u * at);
 }
 
 // Four values of each of four pool rows: one vector for each value.

@@ -121,10 +121,7 @@ fn block(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) g: vec3<u
       for (var row = start; row < end; row++) {
         let at = row * across + c;
         var v = rows4[at];
-        if (DROP == 1u) {
-          let i = 4u * at;
-          v *= vec4<f32>(drop_factor(i), drop_factor(i + 1u), drop_factor(i + 2u), drop_factor(i + 3u));
-        }
+        if (DROP == 1u) { v *= drop_factor4(4u * at); }
         let k = coef4[(row * p.stride + (p.first + linear) * slots + j) / 4u];
         sum[0] = fma(vec4<f32>(k.x), v, sum[0]);
         sum[1] = fma(vec4<f32>(k.y), v, sum[1]);

@@ -1,18 +1,19 @@
 // fused_ba_matmul.wgsl - y[m,n] (+)= sum_k x[m,k] W[n,k] + bias[n] + scale * sum_j u[m,j] pool[pick(m,j), n]
 //                        (TB = 0: W[k,n] instead of W[n,k], the product of the backward pass)
-// Entries   : direct, tile, vector (common/product.wgsl), coop (common/product_coop.wgsl)
+// Entries   : direct, tile, vector (common/product.wgsl), stream (common/product_stream.wgsl),
+//             coop (common/product_coop.wgsl)
 // Shapes    : x = a [M, a_stride]  W [rows, w_words]  y [M, y_stride]  u [M, u_stride]  pool [P, y_stride]  bias [N]
 // Grid      : ceil(M / rows) * ceil(N / columns) workgroups folded to 2-D; one = one tile of y
 // Prelude   : R, V, X, Y, LANES (src/engine/product.rs); TA = 0; TB, EDGE, EXPAND, BIAS, ADD, DROP, UNITS = 0 | 1;
 //             fragments product, read4, load4_<format>, grid, half, slots, random, dropout
 // Precision : accumulates f32; coop rounds x and W to f16
-// Limits    : tile: 8704 B shared; vector: 8192 B shared; 64 invocations; coop: 13568 B shared, up to 256
+// Limits    : tile: 8704 B shared; vector, stream: 8192 B shared; 64 invocations; coop: 13312 B shared, up to 256
 //             invocations; 8 bindings
 // Cost      : 2*M*N*K + 2*M*N*slots flop, 4*(M*K + N*K + M*N) bytes (compute bound for M > 32)
 // Source    : factored LoRA products; the expand joins the frozen product's epilogue
 // CPU       : src/ops/fused_ba_matmul/mod.rs
 struct Params {
-  m: u32, n: u32, k: u32, groups: u32, a_stride: u32, a_first: u32, w_words: u32, y_stride: u32, y_first: u32,
+  m: u32, n: u32, k: u32, groups: u32, a_stride: u32, a_first: u32, w_first: u32, w_words: u32, y_stride: u32, y_first: u32,
   scale: f32, u_stride: u32, u_first: u32, slots: u32,
   s_base: u32, s_step: u32, s_k: u32, s_block: u32, s_pool_rows: u32,
   key0: u32, key1: u32, drop_p: f32, keep: f32,
@@ -24,6 +25,9 @@ struct Params {
 @group(0) @binding(5) var<storage, read> pool: array<f32>;
 @group(0) @binding(6) var<storage, read> idx: array<u32>;
 @group(0) @binding(7) var<storage, read> row_unit: array<u32>;
+
+fn rows_end() -> u32 { return p.m; }
+fn a_start(batch: u32, row: u32) -> u32 { return p.a_first + min(row, p.m - 1u) * p.a_stride; }
 
 // Four neighbouring values of a pool row.
 fn factor_at(unit: u32, j: u32, col: vec4<u32>) -> vec4<f32> {
@@ -71,8 +75,7 @@ fn finish_row(row: u32, col: u32, values: vec4<f32>, update: vec4<f32>) {
   let offset = min(vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(left - 1u));
   var v = values;
   if (EXPAND == 1u) {
-    let drop = vec4<f32>(drop_factor(at), drop_factor(at + 1u), drop_factor(at + 2u), drop_factor(at + 3u));
-    v = fma(p.scale * drop, update, v);
+    v = fma(p.scale * drop_factor4_any(at), update, v);
   }
   if (BIAS == 1u) {
     let i = p.y_first + col + offset;

@@ -21,11 +21,12 @@ fn a_software_adapter_keeps_the_built_in_table() {
     let (out, _) = tune(dir.path(), &[], 0);
     assert!(out.contains("software adapter") && out.lines().count() == 1, "{out}");
     let (out, err) = tune(dir.path(), &["--dry-run", "--shapes", "12x20x32,1x8x32"], 0);
-    for kernel in ["direct", "direct n16", "direct m1", "tile", "tile n16", "vector m8", "vector m1"] {
+    let kernels = "direct,direct n16,direct m1,tile,tile n16,vector m8,vector m1,stream m8,stream m1,ahead";
+    for kernel in kernels.split(',') {
         let row = format!("12x20x32  {kernel} ");
         assert!(out.contains(&row), "{kernel}: {out}");
     }
-    assert_eq!(out.lines().count(), 2 + 2 * 10, "{out}");
+    assert_eq!(out.lines().count(), 2 + 2 * 14, "{out}");
     assert!(out.contains("built in") && !out.contains("wrong"), "{out}");
     assert!(err.contains("nothing is kept"), "{err}");
     assert!(!dir.path().join("tuned").exists());

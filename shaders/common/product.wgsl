@@ -2,8 +2,9 @@
 //   direct (blocks in registers alone), tile (through workgroup memory), vector (for few rows: k in slices)
 // An invocation holds R rows (1, or a multiple of 4) and V vectors of four columns; a workgroup is X x Y invocations.
 // TA: a is stored [K, M]; TB: w is stored [N, K]; EDGE: k is not a multiple of 4.
-// Needs grid.wgsl, a4 and load_w4, in Params m, n, k, groups, a_stride, a_first, w_words, and
-// finish(batch, row, col, values), which stores the first min(R, 4) rows of a block and drops what lies beyond m and n.
+// Needs grid.wgsl, a4 and load_w4, in Params m, n, k, groups, a_stride, a_first, w_first, w_words, and from the shader
+//   rows_end(), the number of rows of a, at most m; a_start(batch, row), where a row of a starts, the last again beyond it;
+//   finish(batch, row, col, values), which stores the first min(R, 4) rows of a block and drops what lies beyond both ends.
 const BLOCK: u32 = min(R, 4u);
 const ROWS: u32 = R * Y;
 const COLS: u32 = 4u * V * X;
@@ -16,14 +17,17 @@ fn place(group: u32, rows: u32, cols: u32) -> Place {
   return Place(group / tiles, group % tiles / across * rows, group % across * cols);
 }
 
+// Whether a workgroup has nothing to do: of a folded grid, or behind the last row.
+fn outside(at: Place) -> bool { return at.batch >= p.groups || at.row >= rows_end(); }
+
 fn a_line(base: u32, k: u32, left: u32) -> vec4<f32> {
   return select(vec4<f32>(0.0), a4(base + min(k, p.k - 1u) * p.a_stride, left), EDGE == 0u || k < p.k);
 }
 
 // Rows row .. row + 4 of a, at k .. k + 4: zero beyond k, the last row again beyond m.
 fn a_block(batch: u32, row: u32, k: u32) -> mat4x4<f32> {
-  let base = batch * p.m * p.k + p.a_first;
   if (TA == 1u) {
+    let base = batch * p.m * p.k + p.a_first;
     let i = min(row, p.m - 1u) & ~3u;
     let left = p.m - i;
     let at = base + i;
@@ -32,7 +36,7 @@ fn a_block(batch: u32, row: u32, k: u32) -> mat4x4<f32> {
     if (R == 1u) { x[0] = x[row % 4u]; }
     return x;
   }
-  let i = base + k + min(vec4<u32>(row, row + 1u, row + 2u, row + 3u), vec4<u32>(p.m - 1u)) * p.a_stride;
+  let i = k + vec4<u32>(a_start(batch, row), a_start(batch, row + 1u), a_start(batch, row + 2u), a_start(batch, row + 3u));
   let left = p.k - k;
   return mat4x4<f32>(a4(i.x, left), a4(i.y, left), a4(i.z, left), a4(i.w, left));
 }
@@ -44,11 +48,11 @@ fn w_line(first: u32, k: u32, col: u32) -> vec4<f32> {
 // Columns col .. col + 4 of w, at k .. k + 4 (one vector for each k).
 fn w_block(batch: u32, k: u32, col: u32) -> mat4x4<f32> {
   if (TB == 1u) {
-    let i = batch * p.n + min(vec4<u32>(col, col + 1u, col + 2u, col + 3u), vec4<u32>(p.n - 1u));
+    let i = p.w_first + batch * p.n + min(vec4<u32>(col, col + 1u, col + 2u, col + 3u), vec4<u32>(p.n - 1u));
     return transpose(mat4x4<f32>(load_w4(i.x, k), load_w4(i.y, k), load_w4(i.z, k), load_w4(i.w, k)));
   }
   let j = min(col, (p.n - 1u) & ~3u);
-  let first = batch * p.k;
+  let first = p.w_first + batch * p.k;
   return mat4x4<f32>(w_line(first, k, j), w_line(first, k + 1u, j), w_line(first, k + 2u, j), w_line(first, k + 3u, j));
 }
 
@@ -96,7 +100,7 @@ fn direct(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) g: vec
   let at = place(linear_group(wid, g), ROWS, COLS);
   let row = at.row + l.y * R;
   let col = at.col + l.x * 4u * V;
-  if (at.batch >= p.groups || row >= p.m || col >= p.n) { return; }
+  if (outside(at) || row >= rows_end() || col >= p.n) { return; }
   var acc = array<vec4<f32>, R * V>();
   for (var k = 0u; k < p.k; k += 4u) { add_blocks(at.batch, row, col, k, &acc); }
   for (var b = 0u; b < BLOCKS; b++) { finish(at.batch, row + 4u * (b / V), col + 4u * (b % V), block_of(&acc, b)); }
@@ -108,7 +112,7 @@ var<workgroup> slices: array<vec4<f32>, X * Y * R>;
 @compute @workgroup_size(X, Y)
 fn vector(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) g: vec3<u32>, @builtin(local_invocation_id) l: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
   let at = place(linear_group(wid, g), R, 4u * Y);
-  if (at.batch >= p.groups) { return; }
+  if (outside(at)) { return; }
   var acc = array<vec4<f32>, R * V>();
   for (var k = 4u * l.x; k < p.k; k += 4u * X) { add_blocks(at.batch, at.row, at.col + 4u * l.y, k, &acc); }
   for (var r = 0u; r < R; r++) { slices[lane * R + r] = acc[r]; }
@@ -134,7 +138,7 @@ var<workgroup> w_tile: array<vec4<f32>, DEPTH * W_LINE>;
 @compute @workgroup_size(X, Y)
 fn tile(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) g: vec3<u32>, @builtin(local_invocation_id) l: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
   let at = place(linear_group(wid, g), ROWS, COLS);
-  if (at.batch >= p.groups) { return; }
+  if (outside(at)) { return; }
   const A_BLOCKS = (ROWS + 3u) / 4u;
   const W_BLOCKS = COLS / 4u;
   var acc = array<vec4<f32>, R * V>();

@@ -22,8 +22,11 @@ fn threefry2x32(key: vec2<u32>, counter: vec2<u32>) -> vec2<u32> {
   return x;
 }
 
-// Uniform in [0, 1) with 24 bits, value `index` of the stream `key`.
+// Uniform in [0, 1) with 24 bits.
+fn uniform_of(bits: vec4<u32>) -> vec4<f32> { return vec4<f32>(bits >> vec4<u32>(8u)) * (1.0 / 16777216.0); }
+
+// Value `index` of the stream `key`.
 fn random_uniform(key: vec2<u32>, index: u32) -> f32 {
   let block = threefry2x32(key, vec2<u32>(index / 2u, 0u));
-  return f32(select(block.x, block.y, index % 2u == 1u) >> 8u) * (1.0 / 16777216.0);
+  return uniform_of(vec4<u32>(select(block.x, block.y, index % 2u == 1u))).x;
 }

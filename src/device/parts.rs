@@ -57,6 +57,10 @@ parts! {
     READ4_ANY = "read4_any";
     /// The entries `direct`, `tile` and `vector` of a dense product; see the file for what it needs.
     PRODUCT = "product";
+    /// The entry `ahead` beside those of `PRODUCT`.
+    PRODUCT_AHEAD = "product_ahead";
+    /// The entry `stream` beside those of `PRODUCT`; needs `PIECE`.
+    PRODUCT_STREAM = "product_stream";
     /// The entry `coop` beside those of `PRODUCT`; needs `COOP_8` or `COOP_16`.
     PRODUCT_COOP = "product_coop";
     /// Cooperative matrices of 8 x 8.
@@ -87,4 +91,32 @@ parts! {
     LOAD4_Q5_K = "load4_q5_k";
     /// `load_w4(row, col)` from q6_k; needs `p.w_words`, `HALF`.
     LOAD4_Q6_K = "load4_q6_k";
+    /// `words4(at)` and `word(at)` from rows of whole vectors of words; declares binding 1.
+    WORDS4 = "words4";
+    /// The same interface for rows of any length.
+    WORDS4_ANY = "words4_any";
+    /// Neighbouring weights of a row as they are stored; needs one of those below.
+    PIECE = "piece";
+    /// `piece(row, k)` and `quad(piece, q)` of f32; needs `PIECE`, `HALF`, `WORDS4`.
+    PIECE_F32 = "piece_f32";
+    /// `piece(row, k)` and `quad(piece, q)` of f16; needs `PIECE`, `HALF`, `WORDS4`.
+    PIECE_F16 = "piece_f16";
+    /// `piece(row, k)` and `quad(piece, q)` of bf16; needs `PIECE`, `HALF`, `WORDS4`.
+    PIECE_BF16 = "piece_bf16";
+    /// `piece(row, k)` and `quad(piece, q)` of q8_0; needs `PIECE`, `HALF`, `WORDS4`.
+    PIECE_Q8_0 = "piece_q8_0";
+    /// `piece(row, k)` and `quad(piece, q)` of q4_0; needs `PIECE`, `HALF`, `WORDS4`.
+    PIECE_Q4_0 = "piece_q4_0";
+    /// `piece(row, k)` and `quad(piece, q)` of q4_1; needs `PIECE`, `HALF`, `WORDS4`.
+    PIECE_Q4_1 = "piece_q4_1";
+    /// `piece(row, k)` and `quad(piece, q)` of q5_0; needs `PIECE`, `HALF`, `WORDS4`.
+    PIECE_Q5_0 = "piece_q5_0";
+    /// `piece(row, k)` and `quad(piece, q)` of q5_1; needs `PIECE`, `HALF`, `WORDS4`.
+    PIECE_Q5_1 = "piece_q5_1";
+    /// `piece(row, k)` and `quad(piece, q)` of q4_k; needs `PIECE`, `HALF`, `WORDS4`.
+    PIECE_Q4_K = "piece_q4_k";
+    /// `piece(row, k)` and `quad(piece, q)` of q5_k; needs `PIECE`, `HALF`, `WORDS4`.
+    PIECE_Q5_K = "piece_q5_k";
+    /// `piece(row, k)` and `quad(piece, q)` of q6_k; needs `PIECE`, `HALF`, `WORDS4`.
+    PIECE_Q6_K = "piece_q6_k";
 }

@@ -90,17 +90,17 @@ pub(crate) fn per_row<'a, P: Parameters>(
 macro_rules! each_format {
     ($($make:ident),+) => {
         [$(
-            $make!("f32", LOAD_F32, LOAD4_F32),
-            $make!("f16", LOAD_F16, LOAD4_F16),
-            $make!("bf16", LOAD_BF16, LOAD4_BF16),
-            $make!("q8_0", LOAD_Q8_0, LOAD4_Q8_0),
-            $make!("q4_0", LOAD_Q4_0, LOAD4_Q4_0),
-            $make!("q4_1", LOAD_Q4_1, LOAD4_Q4_1),
-            $make!("q5_0", LOAD_Q5_0, LOAD4_Q5_0),
-            $make!("q5_1", LOAD_Q5_1, LOAD4_Q5_1),
-            $make!("q4_k", LOAD_Q4_K, LOAD4_Q4_K),
-            $make!("q5_k", LOAD_Q5_K, LOAD4_Q5_K),
-            $make!("q6_k", LOAD_Q6_K, LOAD4_Q6_K),
+            $make!("f32", LOAD_F32, LOAD4_F32, PIECE_F32),
+            $make!("f16", LOAD_F16, LOAD4_F16, PIECE_F16),
+            $make!("bf16", LOAD_BF16, LOAD4_BF16, PIECE_BF16),
+            $make!("q8_0", LOAD_Q8_0, LOAD4_Q8_0, PIECE_Q8_0),
+            $make!("q4_0", LOAD_Q4_0, LOAD4_Q4_0, PIECE_Q4_0),
+            $make!("q4_1", LOAD_Q4_1, LOAD4_Q4_1, PIECE_Q4_1),
+            $make!("q5_0", LOAD_Q5_0, LOAD4_Q5_0, PIECE_Q5_0),
+            $make!("q5_1", LOAD_Q5_1, LOAD4_Q5_1, PIECE_Q5_1),
+            $make!("q4_k", LOAD_Q4_K, LOAD4_Q4_K, PIECE_Q4_K),
+            $make!("q5_k", LOAD_Q5_K, LOAD4_Q5_K, PIECE_Q5_K),
+            $make!("q6_k", LOAD_Q6_K, LOAD4_Q6_K, PIECE_Q6_K),
         )+]
     };
 }
@@ -112,7 +112,7 @@ mod tests {
     use crate::Format;
 
     macro_rules! name {
-        ($name:literal, $load:ident, $load4:ident) => {
+        ($name:literal, $load:ident, $load4:ident, $piece:ident) => {
             ($name, [parts::$load, parts::$load4])
         };
     }

@@ -31,25 +31,38 @@ const fn tiling(name: &'static str, entry: &'static str, [r, v, x, y]: [u32; 4])
     Tiling { name, entry, r, v, x, y, lanes: x * y, parts: &[] }
 }
 
-const DIRECT: Tiling = tiling("direct", "direct", [8, 1, 8, 8]);
+/// For rows of the second operand that are read in pieces.
+const fn stream(name: &'static str, sizes: [u32; 4]) -> Tiling {
+    Tiling { parts: &[parts::PIECE, parts::PRODUCT_STREAM], ..tiling(name, "stream", sizes) }
+}
+
+pub(crate) const DIRECT: Tiling = tiling("direct", "direct", [8, 1, 8, 8]);
 const DIRECT_N16: Tiling = tiling("direct n16", "direct", [8, 1, 4, 16]);
 const DIRECT_M4: Tiling = tiling("direct m4", "direct", [4, 1, 32, 1]);
 const DIRECT_M1: Tiling = tiling("direct m1", "direct", [1, 1, 32, 1]);
-const TILE: Tiling = tiling("tile", "tile", [8, 2, 8, 8]);
+pub(crate) const TILE: Tiling = tiling("tile", "tile", [8, 2, 8, 8]);
 const TILE_N64: Tiling = tiling("tile n64", "tile", [4, 2, 8, 8]);
 const TILE_N16: Tiling = tiling("tile n16", "tile", [4, 1, 4, 16]);
 const VECTOR_M8: Tiling = tiling("vector m8", "vector", [8, 1, 16, 4]);
 const VECTOR_M4: Tiling = tiling("vector m4", "vector", [4, 1, 16, 4]);
 const VECTOR_M1: Tiling = tiling("vector m1", "vector", [1, 1, 16, 4]);
+const STREAM_M8: Tiling = stream("stream m8", [8, 1, 32, 2]);
+const STREAM_M4: Tiling = stream("stream m4", [4, 1, 32, 2]);
+pub(crate) const STREAM_M1: Tiling = stream("stream m1", [1, 1, 32, 2]);
+
+/// For `k` a multiple of 16.
+const AHEAD: Tiling = Tiling { parts: &[parts::PRODUCT_AHEAD], ..tiling("ahead", "ahead", [8, 2, 8, 8]) };
 
 /// All of them.
-pub(crate) static TILINGS: [Tiling; 10] =
-    [DIRECT, DIRECT_N16, DIRECT_M4, DIRECT_M1, TILE, TILE_N64, TILE_N16, VECTOR_M8, VECTOR_M4, VECTOR_M1];
+pub(crate) static TILINGS: [Tiling; 14] = [
+    DIRECT, DIRECT_N16, DIRECT_M4, DIRECT_M1, TILE, TILE_N64, TILE_N16, VECTOR_M8, VECTOR_M4, VECTOR_M1,
+    STREAM_M8, STREAM_M4, STREAM_M1, AHEAD,
+];
 
 /// Bytes of workgroup memory that the entries take in their largest tiling.
 pub(crate) const TILE_BYTES: u32 = 2 * 16 * 17 * 16;
 pub(crate) const VECTOR_BYTES: u32 = 64 * 8 * 16;
-pub(crate) const COOP_BYTES: u32 = 2 * (64 * 24 + 16 * 72) + 4 * 8 * 16 * 16;
+pub(crate) const COOP_BYTES: u32 = 2 * (64 + 128) * 24 + 4 * 4 * 16 * 16;
 
 /// Shapes that share a kernel on hardware, one that stands for them, and the built-in choice.
 pub(crate) struct ShapeClass {
@@ -65,9 +78,9 @@ const fn class(name: &'static str, shape: [usize; 3], tiling: Tiling) -> ShapeCl
 /// Few rows are a stream of the second operand, and narrow results get narrow tiles. A step of k is 16: shorter sums
 /// would fill little of it.
 pub(crate) static CLASSES: [ShapeClass; 8] = [
-    class("one row", [1, 2048, 2048], VECTOR_M1),
-    class("four rows", [4, 2048, 2048], VECTOR_M4),
-    class("eight rows", [8, 2048, 2048], VECTOR_M8),
+    class("one row", [1, 2048, 2048], STREAM_M1),
+    class("four rows", [4, 2048, 2048], STREAM_M4),
+    class("eight rows", [8, 2048, 2048], STREAM_M8),
     class("short sums, 16 columns", [512, 16, 8], DIRECT_N16),
     class("short sums", [512, 2048, 8], DIRECT),
     class("16 columns", [512, 16, 2048], TILE_N16),
@@ -109,8 +122,8 @@ pub(crate) fn choose(class: AdapterClass, tuned: &Tuned, m: usize, n: usize, k: 
 /// The tiling of cooperative matrices of that size.
 pub(crate) fn cooperative(CoopSize { side, lanes }: CoopSize) -> Tiling {
     let (name, sizes, fragments): (_, _, Parts) = match side {
-        16 => ("coop 16", [8, 2, 8, 8], &[parts::COOP_16, parts::PRODUCT_COOP]),
-        _ => ("coop 8", [4, 1, 8, 8], &[parts::COOP_8, parts::PRODUCT_COOP]),
+        16 => ("coop 16", [8, 4, 8, 8], &[parts::COOP_16, parts::PRODUCT_COOP]),
+        _ => ("coop 8", [4, 2, 8, 8], &[parts::COOP_8, parts::PRODUCT_COOP]),
     };
     Tiling { lanes, parts: fragments, ..tiling(name, "coop", sizes) }
 }
@@ -124,7 +137,7 @@ impl Tiling {
     /// Rows and columns of the result that a workgroup computes.
     fn sides(&self) -> (usize, usize) {
         let (rows, cols) = match self.entry {
-            "vector" => (self.r, 4 * self.y),
+            "vector" | "stream" => (self.r, 4 * self.y),
             _ => (self.r * self.y, 4 * self.v * self.x),
         };
         (rows as usize, cols as usize)
@@ -146,8 +159,9 @@ pub(crate) struct Product<'a> {
     /// Values in a stored row of the first operand, and where it starts.
     pub a_row: usize,
     pub a_first: usize,
-    /// Values in a stored row of the second operand.
+    /// Values in a stored row of the second operand, and its first row.
     pub w_row: usize,
+    pub w_first: usize,
     pub bind: &'a [Bind<'a>],
     pub consts: &'a [(&'static str, u32)],
     pub parts: &'a [&'static str],
@@ -161,6 +175,7 @@ pub(crate) struct Sizes {
     pub groups: u32,
     pub a_stride: u32,
     pub a_first: u32,
+    pub w_first: u32,
     pub w_words: u32,
 }
 
@@ -174,28 +189,50 @@ impl Product<'_> {
             groups: self.batch as u32,
             a_stride: self.a_row as u32,
             a_first: self.a_first as u32,
+            w_first: self.w_first as u32,
             w_words: self.format.row_words(self.w_row) as u32,
+        }
+    }
+
+    /// The tiling, or the one that stands in for it where it cannot read the operands.
+    fn usable(&self, a_aligned: bool) -> Tiling {
+        let pieces = self.tb && !self.ta && self.k.is_multiple_of(piece_len(self.format));
+        let steps = self.k.is_multiple_of(16) && self.w_row.is_multiple_of(4);
+        match (self.tiling.entry, self.tiling.r) {
+            ("stream", _) if a_aligned && pieces => self.tiling,
+            ("stream", 1) => VECTOR_M1,
+            ("stream", 4) => VECTOR_M4,
+            ("stream", _) => VECTOR_M8,
+            ("ahead", _) if !a_aligned || !steps => TILE,
+            _ => self.tiling,
         }
     }
 
     /// Records the launch: `params` are the [`sizes`](Self::sizes), and what the op adds.
     pub fn run(self, gpu: &Gpu, params: &impl Parameters) -> Result<()> {
-        let (rows, cols) = self.tiling.sides();
         let a_aligned = self.a_row.is_multiple_of(4)
             && self.a_first.is_multiple_of(4)
             && (self.ta || self.k.is_multiple_of(4));
+        let tiling = self.usable(a_aligned);
+        let streams: Parts = match tiling.entry {
+            "stream" if self.format.row_words(self.w_row).is_multiple_of(4) => STREAMED[self.format as usize],
+            "stream" => STREAMED_ANY[self.format as usize],
+            _ => &[],
+        };
+        let (rows, cols) = tiling.sides();
         let edge = u32::from(!self.k.is_multiple_of(4));
         let flags = [("TA", u32::from(self.ta)), ("TB", u32::from(self.tb)), ("EDGE", edge)];
         let read = if a_aligned { parts::READ4 } else { parts::READ4_ANY };
         gpu.dispatch(Dispatch {
             shader: self.shader,
-            entry: self.tiling.entry,
-            consts: &[&self.tiling.consts()[..], &flags, self.consts].concat(),
+            entry: tiling.entry,
+            consts: &[&tiling.consts()[..], &flags, self.consts].concat(),
             parts: &[
                 &[parts::PRODUCT, parts::GRID, read],
                 loader(self.format, self.w_row),
                 self.parts,
-                self.tiling.parts,
+                tiling.parts,
+                streams,
             ]
             .concat(),
             bind: self.bind,
@@ -207,18 +244,41 @@ impl Product<'_> {
 }
 
 macro_rules! fragments {
-    ($name:literal, $load:ident, $load4:ident) => {
+    ($name:literal, $load:ident, $load4:ident, $piece:ident) => {
         &[parts::HALF, parts::$load4]
     };
 }
 macro_rules! single {
-    ($name:literal, $load:ident, $load4:ident) => {
+    ($name:literal, $load:ident, $load4:ident, $piece:ident) => {
         &[parts::HALF, parts::$load, parts::LOAD4_ANY]
+    };
+}
+macro_rules! streamed {
+    ($name:literal, $load:ident, $load4:ident, $piece:ident) => {
+        &[parts::WORDS4, parts::$piece]
+    };
+}
+macro_rules! streamed_any {
+    ($name:literal, $load:ident, $load4:ident, $piece:ident) => {
+        &[parts::WORDS4_ANY, parts::$piece]
     };
 }
 type Parts = &'static [&'static str];
 static LOADERS: [Parts; 11] = each_format!(fragments);
 static SINGLE: [Parts; 11] = each_format!(single);
+static STREAMED: [Parts; 11] = each_format!(streamed);
+static STREAMED_ANY: [Parts; 11] = each_format!(streamed_any);
+
+/// Weights that an invocation of `stream` reads at once: `PIECE` of the format's fragment.
+const fn piece_len(format: Format) -> usize {
+    match format {
+        Format::F32 => 4,
+        Format::F16 | Format::Bf16 => 8,
+        Format::Q4_K | Format::Q5_K => 64,
+        Format::Q6_K => 16,
+        _ => 32,
+    }
+}
 
 /// The fragments that read four values of a row of this length.
 pub(crate) fn loader(format: Format, row: usize) -> Parts {
@@ -238,9 +298,9 @@ mod tests {
             (Software, [3, 4096, 4096], "direct m4"),
             (Software, [512, 8, 576], "direct n16"),
             (Software, [512, 512, 512], "direct"),
-            (Discrete, [1, 4096, 4096], "vector m1"),
-            (Discrete, [4, 4096, 4096], "vector m4"),
-            (Discrete, [8, 4096, 4096], "vector m8"),
+            (Discrete, [1, 4096, 4096], "stream m1"),
+            (Discrete, [4, 4096, 4096], "stream m4"),
+            (Discrete, [8, 4096, 4096], "stream m8"),
             (Discrete, [9, 16, 4096], "tile n16"),
             (Discrete, [512, 64, 4096], "tile n64"),
             (Integrated, [512, 65, 4096], "tile"),
@@ -249,6 +309,14 @@ mod tests {
         ];
         for (class, [m, n, k], name) in table {
             assert_eq!(choose(class, &Tuned::new(), m, n, k).name, name, "{class:?} {m} x {n} x {k}");
+        }
+    }
+
+    #[test]
+    fn pieces_are_as_long_as_their_fragments_say() {
+        for format in Format::ALL {
+            let text = STREAMED[format as usize][1];
+            assert!(text.contains(&format!("const PIECE: u32 = {}u;", piece_len(format))), "{format:?}");
         }
     }
 
@@ -266,7 +334,7 @@ mod tests {
             );
         }
         let other = Tuned::from([("wide".to_string(), "direct".to_string())]);
-        assert_eq!(choose(Discrete, &other, 1, 2048, 2048).name, "vector m1");
+        assert_eq!(choose(Discrete, &other, 1, 2048, 2048).name, "stream m1");
     }
 
     #[test]
@@ -274,8 +342,8 @@ mod tests {
         for t in TILINGS {
             let (rows, cols) = t.sides();
             let bytes = match t.entry {
-                "tile" => 16 * (rows / 4 + 1 + cols / 4 + 1) * 16,
-                "vector" => (t.x * t.y * t.r) as usize * 16,
+                "tile" | "ahead" => 16 * (rows / 4 + 1 + cols / 4 + 1) * 16,
+                "vector" | "stream" => (t.x * t.y * t.r) as usize * 16,
                 _ => 0,
             };
             assert!(t.x * t.y <= 256 && bytes <= TILE_BYTES as usize, "{t:?}: {bytes} bytes");

@@ -17,7 +17,7 @@ pub(super) static SPEC: OpSpec =
 const NAME: &str = "embedding";
 
 macro_rules! variant {
-    ($name:literal, $load:ident, $load4:ident) => {
+    ($name:literal, $load:ident, $load4:ident, $piece:ident) => {
         Variant {
             name: $name,
             consts: &[("WG", launch::WG as u32)],

@@ -37,8 +37,17 @@ macro_rules! variants {
     };
 }
 
+const AHEAD: &[Variant] = &[
+    variants!("nn", 0 0 0, TILE_BYTES, READ4, [LOAD4_F32, PRODUCT_AHEAD]),
+    variants!("nt", 0 1 0, TILE_BYTES, READ4, [LOAD4_F32, PRODUCT_AHEAD]),
+    variants!("tn", 1 0 0, TILE_BYTES, READ4, [LOAD4_F32, PRODUCT_AHEAD]),
+];
+const STREAM: Variant = variants!(
+    "nt", 0 1 0, VECTOR_BYTES, READ4, [LOAD4_F32, WORDS4, PIECE, PIECE_F32, PRODUCT_STREAM]
+);
+
 params! {
-    struct Params { m: u32, n: u32, k: u32, groups: u32, a_stride: u32, a_first: u32, w_words: u32 }
+    struct Params { m: u32, n: u32, k: u32, groups: u32, a_stride: u32, a_first: u32, w_first: u32, w_words: u32 }
 }
 
 static SHADER: Shader = Shader {
@@ -49,6 +58,8 @@ static SHADER: Shader = Shader {
         Entry { name: "direct", variants: variants!(0) },
         Entry { name: "tile", variants: variants!(TILE_BYTES) },
         Entry { name: "vector", variants: variants!(VECTOR_BYTES) },
+        Entry { name: "stream", variants: &[STREAM] },
+        Entry { name: "ahead", variants: AHEAD },
     ],
 };
 
@@ -238,12 +249,13 @@ impl Op for Product {
             a_row: if ta { m } else { k },
             a_first: 0,
             w_row: if tb { k } else { n },
+            w_first: 0,
             bind: &launch::binds(x, y),
             consts: &[],
             parts: &[],
         };
-        let Sizes { m, n, k, groups, a_stride, a_first, w_words } = launch.sizes();
-        launch.run(gpu, &Params { m, n, k, groups, a_stride, a_first, w_words })
+        let Sizes { m, n, k, groups, a_stride, a_first, w_first, w_words } = launch.sizes();
+        launch.run(gpu, &Params { m, n, k, groups, a_stride, a_first, w_first, w_words })
     }
 }
 

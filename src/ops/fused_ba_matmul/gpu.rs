@@ -65,6 +65,7 @@ impl FusedBa<'_> {
             a_row: k,
             a_first: x_first,
             w_row: self.w.cols(),
+            w_first: 0,
             bind: &bind,
             consts: &[
                 ("EXPAND", u32::from(expand.is_some())),
@@ -75,8 +76,8 @@ impl FusedBa<'_> {
             ],
             parts: &[parts::RANDOM, parts::DROPOUT, parts::SLOTS],
         };
-        let Sizes { m, n, k, groups, a_stride, a_first, w_words } = product.sizes();
-        product.run(gpu, &Params { m, n, k, groups, a_stride, a_first, w_words, ..params })
+        let Sizes { m, n, k, groups, a_stride, a_first, w_first, w_words } = product.sizes();
+        product.run(gpu, &Params { m, n, k, groups, a_stride, a_first, w_first, w_words, ..params })
     }
 }
 

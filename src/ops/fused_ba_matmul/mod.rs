@@ -49,17 +49,17 @@ macro_rules! variant {
 macro_rules! variants {
     ($bytes:expr) => {{
         macro_rules! frozen {
-            ($name:literal, $load:ident, $load4:ident) => {
+            ($name:literal, $load:ident, $load4:ident, $piece:ident) => {
                 variant!(concat!($name, " frozen"), [8 1 64], 1 0 1 0 0 0, PORTABLE, $bytes, [READ4, $load4])
             };
         }
         macro_rules! forward {
-            ($name:literal, $load:ident, $load4:ident) => {
+            ($name:literal, $load:ident, $load4:ident, $piece:ident) => {
                 variant!(concat!($name, " forward"), [8 1 64], 1 1 0 0 0 1, PORTABLE, $bytes, [READ4, $load4])
             };
         }
         macro_rules! backward {
-            ($name:literal, $load:ident, $load4:ident) => {
+            ($name:literal, $load:ident, $load4:ident, $piece:ident) => {
                 variant!(
                     concat!($name, " backward"), [8 1 64], 0 1 0 1 1 1, PORTABLE, $bytes,
                     [READ4_ANY, $load, LOAD4_ANY]
@@ -69,18 +69,50 @@ macro_rules! variants {
         &each_format!(frozen, forward, backward)
     }};
 }
-macro_rules! coop_16 {
-    ($name:literal, $load:ident, $load4:ident) => {
+macro_rules! ahead {
+    ($name:literal, $load:ident, $load4:ident, $piece:ident) => {
         variant!(
-            concat!($name, " coop 16"), [8 2 256], 1 1 0 0 0 1, COOP_16, COOP_BYTES,
+            concat!($name, " forward"), [8 1 64], 1 1 0 0 0 1, PORTABLE, TILE_BYTES,
+            [READ4, $load4, PRODUCT_AHEAD]
+        )
+    };
+}
+macro_rules! ahead_backward {
+    ($name:literal, $load:ident, $load4:ident, $piece:ident) => {
+        variant!(
+            concat!($name, " backward"), [8 1 64], 0 1 0 1 1 1, PORTABLE, TILE_BYTES,
+            [READ4, $load4, PRODUCT_AHEAD]
+        )
+    };
+}
+macro_rules! streamed {
+    ($name:literal, $load:ident, $load4:ident, $piece:ident) => {
+        variant!(
+            concat!($name, " frozen"), [8 1 64], 1 0 1 0 0 0, PORTABLE, VECTOR_BYTES,
+            [READ4, $load4, WORDS4, PIECE, $piece, PRODUCT_STREAM]
+        )
+    };
+}
+macro_rules! streamed_update {
+    ($name:literal, $load:ident, $load4:ident, $piece:ident) => {
+        variant!(
+            concat!($name, " forward"), [8 1 64], 1 1 0 0 0 1, PORTABLE, VECTOR_BYTES,
+            [READ4, $load4, WORDS4_ANY, PIECE, $piece, PRODUCT_STREAM]
+        )
+    };
+}
+macro_rules! coop_16 {
+    ($name:literal, $load:ident, $load4:ident, $piece:ident) => {
+        variant!(
+            concat!($name, " coop 16"), [8 4 256], 1 1 0 0 0 1, COOP_16, COOP_BYTES,
             [READ4, $load4, COOP_16, PRODUCT_COOP]
         )
     };
 }
 macro_rules! coop_8 {
-    ($name:literal, $load:ident, $load4:ident) => {
+    ($name:literal, $load:ident, $load4:ident, $piece:ident) => {
         variant!(
-            concat!($name, " coop 8"), [4 1 32], 1 0 1 0 0 0, COOP_8, COOP_BYTES,
+            concat!($name, " coop 8"), [4 2 32], 1 0 1 0 0 0, COOP_8, COOP_BYTES,
             [READ4_ANY, $load, LOAD4_ANY, COOP_8, PRODUCT_COOP]
         )
     };
@@ -88,7 +120,7 @@ macro_rules! coop_8 {
 
 params! {
     struct Params {
-        m: u32, n: u32, k: u32, groups: u32, a_stride: u32, a_first: u32, w_words: u32, y_stride: u32,
+        m: u32, n: u32, k: u32, groups: u32, a_stride: u32, a_first: u32, w_first: u32, w_words: u32, y_stride: u32,
         y_first: u32, scale: f32, u_stride: u32, u_first: u32, slots: u32, s_base: u32, s_step: u32,
         s_k: u32, s_block: u32, s_pool_rows: u32, key0: u32, key1: u32, drop_p: f32, keep: f32,
     }
@@ -102,6 +134,8 @@ static SHADER: Shader = Shader {
         Entry { name: "direct", variants: variants!(0) },
         Entry { name: "tile", variants: variants!(TILE_BYTES) },
         Entry { name: "vector", variants: variants!(VECTOR_BYTES) },
+        Entry { name: "stream", variants: &each_format!(streamed, streamed_update) },
+        Entry { name: "ahead", variants: &each_format!(ahead, ahead_backward) },
         Entry { name: "coop", variants: &each_format!(coop_16, coop_8) },
     ],
 };

@@ -1,13 +1,14 @@
 //! Cases: every format and kernel, shards, positions without loss, and capped logits.
 
-use super::{HeadLoss, Kernel, NONE};
+use super::{HeadLoss, NONE};
+use crate::engine::product::{DIRECT, STREAM_M1, TILE, Tiling};
 use crate::engine::{Case, Computation, Operand, Timed, TimedSizes};
 use crate::rng::Stream;
 use crate::weight::{Format, Weight, sample};
 use crate::{Device, Result};
 
 /// Targets cycle through the vocabulary; every `skip`-th position has no loss.
-fn case([r, d, v]: [usize; 3], skip: usize, format: Format, shard: u64, force: Option<Kernel>) -> Case {
+fn case([r, d, v]: [usize; 3], skip: usize, format: Format, shard: u64, force: Option<Tiling>) -> Case {
     capped([r, d, v], skip, format, shard, force, None)
 }
 
@@ -16,7 +17,7 @@ fn capped(
     skip: usize,
     format: Format,
     shard: u64,
-    force: Option<Kernel>,
+    force: Option<Tiling>,
     softcap: Option<f32>,
 ) -> Case {
     let targets = (0..r).map(|i| if i % skip == skip - 1 { NONE } else { (i * 7 % v) as u32 }).collect();
@@ -27,7 +28,7 @@ fn capped(
         _ => vec![],
     };
     let blocks = if values.is_empty() { sample(format, v, d, 3) } else { vec![] };
-    let how = force.map_or(String::new(), |f| format!(" {f:?}"));
+    let how = force.map_or(String::new(), |f| format!(" {}", f.name));
     let cap = softcap.map_or(String::new(), |cap| format!(" cap {cap}"));
     let label = format!("R{r} D{d} V{v} {} shards of {shard} B, skip {skip}{how}{cap}", format.name());
     Case::new(label, inputs, move |x| {
@@ -57,9 +58,9 @@ pub(super) fn cases() -> Vec<Case> {
         case([1100, 7, 4100], 2, Format::F32, whole, None),
         case([70_000, 2, 3], 5, Format::F32, whole, None),
         capped([5, 3, 7], 3, Format::F32, whole, None, Some(1.5)),
-        capped([7, 5, 33], 4, Format::Bf16, 100, Some(Kernel::Tile), Some(0.8)),
+        capped([7, 5, 33], 4, Format::Bf16, 100, Some(TILE), Some(0.8)),
         capped([40, 64, 2500], 3, Format::F16, whole, None, Some(2.0)),
-        capped([67, 33, 130], 2, Format::F32, 6000, Some(Kernel::Direct), Some(30.0)),
+        capped([67, 33, 130], 2, Format::F32, 6000, Some(DIRECT), Some(30.0)),
     ];
     let mut frozen = case([9, 6, 50], 2, Format::F32, 500, None);
     frozen.inputs = frozen.inputs.into_iter().map(Operand::frozen).collect();
@@ -70,9 +71,12 @@ pub(super) fn cases() -> Vec<Case> {
             1 => (35, 8000),
             block => (block, 60 * 4 * format.row_words(block) as u64),
         };
-        for kernel in [Kernel::Direct, Kernel::Tile] {
-            all.push(case([70, d, 150], 3, format, shard, Some(kernel)));
-        }
+        all.push(case([70, d, 150], 3, format, shard, Some(DIRECT)));
+    }
+    for (tiling, format, d) in
+        [(TILE, Format::F32, 35), (TILE, Format::Q6_K, 256), (STREAM_M1, Format::Q4_K, 256)]
+    {
+        all.push(case([70, d, 150], 3, format, 60 * 4 * format.row_words(d) as u64, Some(tiling)));
     }
     all
 }

@@ -1,19 +1,11 @@
 //! The GPU back end.
 
-use super::{FORMATS, HeadLoss, In, Kernel, Params, SHADER, VARIANTS};
-use crate::device::{AdapterClass, Bind, Gpu};
+use super::{HeadLoss, In, PRODUCT, Params, ProductParams, SHADER, VARIANTS};
+use crate::device::{Bind, Gpu};
 use crate::engine::launch;
+use crate::engine::product::{Product, Sizes, choose};
 use crate::{Result, Tensor};
 use std::sync::Arc;
-
-/// Software adapters pay for loads and barriers alike, and few rows leave most of a tile empty.
-fn kernel(class: AdapterClass, rows: usize) -> Kernel {
-    match class {
-        AdapterClass::Software => Kernel::Direct,
-        _ if rows <= 16 => Kernel::Direct,
-        _ => Kernel::Tile,
-    }
-}
 
 /// Rows of the vocabulary per chunk: 16 MiB of logits, in steps of a tile.
 fn chunk(rows: usize, vocabulary: usize) -> usize {
@@ -37,19 +29,10 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    fn go(
-        &self,
-        entry: &'static str,
-        step: usize,
-        part: Part,
-        bind: &[Bind<'_>],
-        groups: usize,
-    ) -> Result<()> {
+    fn go(&self, entry: &'static str, part: Part, bind: &[Bind<'_>], groups: usize) -> Result<()> {
         let w = &self.op.weight;
-        let format = w.format() as usize;
         let (variant, flops) = match entry {
-            "direct" | "tile" => (FORMATS * step + format, 2 * self.r * w.cols() * part.len),
-            "finish" => (format, self.r * w.cols()),
+            "normalize" => (w.format() as usize, self.r * w.cols()),
             _ => (0, self.r * part.len),
         };
         let params = Params {
@@ -58,7 +41,6 @@ impl Walk<'_> {
             vocabulary: w.rows() as u32,
             w_words: w.format().row_words(w.cols()) as u32,
             first: part.first as u32,
-            row0: part.row0 as u32,
             len: part.len as u32,
             line: self.line as u32,
             start: u32::from(part.first == 0),
@@ -69,26 +51,49 @@ impl Walk<'_> {
         let kernel = launch::Kernel { shader: &SHADER, entry, variant: &VARIANTS[variant] };
         kernel.run(self.gpu, bind, &params, groups, flops)
     }
+
+    /// The logits of a chunk, or what it adds to the gradient.
+    fn product(&self, gradient: bool, part: Part, bind: &[Bind<'_>]) -> Result<()> {
+        let w = &self.op.weight;
+        let d = w.cols();
+        let (n, k, a_row, line) =
+            if gradient { (d, part.len, self.line, d) } else { (part.len, d, d, self.line) };
+        let product = Product {
+            shader: &PRODUCT,
+            tiling: self.op.force.unwrap_or_else(|| choose(self.gpu.class(), self.gpu.tuned(), self.r, n, k)),
+            format: w.format(),
+            batch: 1,
+            m: self.r,
+            n,
+            k,
+            ta: false,
+            tb: !gradient,
+            a_row,
+            a_first: 0,
+            w_row: d,
+            w_first: part.row0,
+            bind,
+            consts: &[("STEP", u32::from(gradient))],
+            parts: &[],
+        };
+        let Sizes { m, n, k, groups, a_stride, a_first, w_first, w_words } = product.sizes();
+        let line = line as u32;
+        product.run(self.gpu, &ProductParams { m, n, k, groups, a_stride, a_first, w_first, w_words, line })
+    }
 }
 
 pub(super) fn walk(op: &HeadLoss, gpu: &Arc<Gpu>, x: &In<'_>, y: &[Tensor; 2]) -> Result<()> {
     let h = x.h.buffer();
     let w = &op.weight;
     let r = x.targets.len();
-    let d = w.cols();
     let walk = Walk { op, gpu, r, line: chunk(r, w.rows()) };
-    let (entry, tile) = match op.force.unwrap_or(kernel(gpu.class(), r)) {
-        Kernel::Direct => ("direct", 32),
-        Kernel::Tile => ("tile", 64),
-    };
-    let tiles = |columns: usize| r.div_ceil(tile) * columns.div_ceil(tile);
     let list = gpu.alloc(1 + r)?;
     let z = gpu.alloc(r * walk.line)?;
     let state = gpu.alloc(4 * r.max(1))?;
     let (targets, rows, sums) =
         (|| Bind::Read(x.targets.buffer()), || Bind::Read(&list), || Bind::Read(&state));
     let dh = op.gradient.then(|| y[1].buffer());
-    walk.go("compact", 0, Part::default(), &[targets(), Bind::Write(&list)], 1)?;
+    walk.go("compact", Part::default(), &[targets(), Bind::Write(&list)], 1)?;
     dh.map_or(Ok(()), |dh| gpu.clear(dh))?;
     for shard in w.shards() {
         let weight = || Bind::Read(shard.data.buffer());
@@ -96,12 +101,12 @@ pub(super) fn walk(op: &HeadLoss, gpu: &Arc<Gpu>, x: &In<'_>, y: &[Tensor; 2]) -
             let len = walk.line.min(shard.rows - row0);
             let part = Part { first: shard.first + row0, row0, len };
             let bind = [Bind::Read(h), weight(), rows(), sums(), Bind::Write(&z)];
-            walk.go(entry, 0, part, &bind, tiles(len))?;
+            walk.product(false, part, &bind)?;
             let bind = [targets(), rows(), Bind::Write(&z), Bind::Write(&state)];
-            walk.go("update", 0, part, &bind, r)?;
+            walk.go("update", part, &bind, r)?;
             if let Some(dh) = dh {
                 let bind = [Bind::Read(&z), weight(), rows(), sums(), Bind::Write(dh)];
-                walk.go(entry, 1, part, &bind, tiles(d))?;
+                walk.product(true, part, &bind)?;
             }
         }
     }
@@ -109,8 +114,8 @@ pub(super) fn walk(op: &HeadLoss, gpu: &Arc<Gpu>, x: &In<'_>, y: &[Tensor; 2]) -
         for shard in w.shards() {
             let part = Part { first: shard.first, row0: 0, len: shard.rows };
             let bind = [Bind::Write(dh), Bind::Read(shard.data.buffer()), rows(), sums(), targets()];
-            walk.go("finish", 0, part, &bind, r)?;
+            walk.go("normalize", part, &bind, r)?;
         }
     }
-    walk.go("total", 0, Part::default(), &[targets(), rows(), sums(), Bind::Write(y[0].buffer())], 1)
+    walk.go("total", Part::default(), &[targets(), rows(), sums(), Bind::Write(y[0].buffer())], 1)
 }

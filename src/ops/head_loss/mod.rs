@@ -11,6 +11,7 @@ mod gpu;
 use super::activation::check_cap;
 use crate::device::{Entry, Gpu, Host, PORTABLE, Shader, Variant, params, parts};
 use crate::engine::launch::each_format;
+use crate::engine::product::{TILE_BYTES, Tiling, VECTOR_BYTES};
 use crate::engine::{Meta, Op, OpSpec, operands, run};
 use crate::tape::Node;
 use crate::weight::{Format, Weight};
@@ -20,41 +21,30 @@ use std::sync::Arc;
 pub(super) static SPEC: OpSpec = OpSpec {
     name: "head_loss",
     formula: "sum over rows of -log softmax(cap(h W^T))[target]",
-    shaders: &[&SHADER],
+    shaders: &[&SHADER, &PRODUCT],
     cases: cases::cases,
     timed: cases::timed,
 };
 
-const fn variant(name: &'static str, step: &'static [(&'static str, u32)], all: Parts) -> Variant {
-    // Some back ends count every workgroup variable of the file.
-    let bytes = 4 * (2 * 256 + 2 * 16 * 65);
-    Variant { name, consts: step, parts: all, backends: PORTABLE, workgroup_bytes: bytes }
-}
-type Parts = &'static [&'static str];
-
-macro_rules! loads {
-    ($load:ident) => {
-        &[parts::GRID, parts::SUM, parts::HALF, parts::SOFTCAP, parts::$load]
+macro_rules! by_row {
+    ($name:literal, $load:ident, $load4:ident, $piece:ident) => {
+        Variant {
+            name: $name,
+            consts: &[("WG", 256)],
+            parts: &[parts::GRID, parts::SUM, parts::HALF, parts::SOFTCAP, parts::$load],
+            backends: PORTABLE,
+            // Some back ends count every workgroup variable of the file.
+            workgroup_bytes: 4 * 2 * 256,
+        }
     };
 }
-macro_rules! logits {
-    ($name:literal, $load:ident, $load4:ident) => {
-        variant(concat!("logits_", $name), &[("WG", 256), ("STEP", 0)], loads!($load))
-    };
-}
-macro_rules! gradient {
-    ($name:literal, $load:ident, $load4:ident) => {
-        variant(concat!("gradient_", $name), &[("WG", 256), ("STEP", 1)], loads!($load))
-    };
-}
-const FORMATS: usize = Format::ALL.len();
-/// By step and format.
-static VARIANTS: [Variant; 2 * FORMATS] = each_format!(logits, gradient);
+/// By format.
+static VARIANTS: [Variant; Format::ALL.len()] = each_format!(by_row);
 
 params! {
     struct Params {
-        r: u32, d: u32, vocabulary: u32, w_words: u32, first: u32, row0: u32, len: u32, line: u32,
-        start: u32, nan: f32, cap: f32,
+        r: u32, d: u32, vocabulary: u32, w_words: u32, first: u32, len: u32, line: u32, start: u32, nan: f32,
+        cap: f32,
     }
 }
 
@@ -64,31 +54,78 @@ static SHADER: Shader = Shader {
     params: Params::FIELDS,
     entries: &[
         Entry { name: "compact", variants: VARIANTS.split_at(1).0 },
-        Entry { name: "direct", variants: &VARIANTS },
-        Entry { name: "tile", variants: &VARIANTS },
         Entry { name: "update", variants: VARIANTS.split_at(1).0 },
-        Entry { name: "finish", variants: VARIANTS.split_at(FORMATS).0 },
+        Entry { name: "normalize", variants: &VARIANTS },
         Entry { name: "total", variants: VARIANTS.split_at(1).0 },
+    ],
+};
+
+macro_rules! product {
+    ($name:expr, $tb:literal $step:literal, $bytes:expr, [$($part:ident),+]) => {
+        Variant {
+            name: $name,
+            consts: &[
+                ("R", 8), ("V", 1), ("X", 8), ("Y", 8), ("LANES", 64), ("TA", 0), ("TB", $tb), ("EDGE", 0),
+                ("STEP", $step),
+            ],
+            parts: &[parts::PRODUCT, parts::GRID, parts::HALF, $(parts::$part),+],
+            backends: PORTABLE,
+            workgroup_bytes: $bytes,
+        }
+    };
+}
+macro_rules! products {
+    ($bytes:expr) => {{
+        macro_rules! logits {
+                        ($name:literal, $load:ident, $load4:ident, $piece:ident) => {
+                            product!(concat!("logits_", $name), 1 0, $bytes, [READ4, $load4])
+                        };
+                    }
+        macro_rules! gradient {
+                        ($name:literal, $load:ident, $load4:ident, $piece:ident) => {
+                            product!(concat!("gradient_", $name), 0 1, $bytes, [READ4_ANY, $load, LOAD4_ANY])
+                        };
+                    }
+        &each_format!(logits, gradient)
+    }};
+}
+macro_rules! streamed {
+    ($name:literal, $load:ident, $load4:ident, $piece:ident) => {
+        product!(
+            concat!("logits_", $name), 1 0, VECTOR_BYTES,
+            [READ4, $load4, WORDS4, PIECE, $piece, PRODUCT_STREAM]
+        )
+    };
+}
+
+params! {
+    struct ProductParams {
+        m: u32, n: u32, k: u32, groups: u32, a_stride: u32, a_first: u32, w_first: u32, w_words: u32, line: u32,
+    }
+}
+
+static PRODUCT: Shader = Shader {
+    name: "head_product",
+    source: include_str!("../../../shaders/head_product.wgsl"),
+    params: ProductParams::FIELDS,
+    entries: &[
+        Entry { name: "direct", variants: products!(0) },
+        Entry { name: "tile", variants: products!(TILE_BYTES) },
+        Entry { name: "vector", variants: products!(VECTOR_BYTES) },
+        Entry { name: "stream", variants: &each_format!(streamed) },
     ],
 };
 
 /// A position without loss.
 const NONE: u32 = u32::MAX;
-/// Which kernel computes the products; tests force each.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Kernel {
-    Direct,
-    Tile,
-}
-
 /// `(h, targets) -> (loss[, dh])`
 #[derive(Clone)]
 struct HeadLoss {
     weight: Weight,
     gradient: bool,
     softcap: Option<f32>,
-    /// Only tests set it.
-    force: Option<Kernel>,
+    /// The kernel of the products; only tests set it.
+    force: Option<Tiling>,
 }
 
 operands! {
