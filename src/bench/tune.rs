@@ -3,8 +3,9 @@
 //! Every kernel is compared with the CPU's result first: a wrong one is never chosen. Software adapters always use the
 //! built-in table.
 
+use crate::device::CoopSize;
 use crate::device::{AdapterClass, Gpu, Tuned};
-use crate::engine::product::{CLASSES, TILINGS, Tiling, choose, class_of};
+use crate::engine::product::{CLASSES, TILINGS, Tiling, choose, class_of, cooperative};
 use crate::ops::matmul::forced;
 use crate::{Device, Error, Result, Stream, Tensor};
 use std::path::PathBuf;
@@ -34,6 +35,24 @@ pub struct Timing {
     pub error: f64,
     /// The median time; none if the result is wrong.
     pub microseconds: Option<f64>,
+}
+
+/// A kernel of dense products as it is dispatched: the constants of its prelude are its sizes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ProductKernel {
+    /// The name that `tune` prints.
+    pub name: &'static str,
+    /// The WGSL function.
+    pub entry: &'static str,
+    /// Name and value.
+    pub consts: [(&'static str, u32); 5],
+}
+
+/// All of them, cooperative matrices as four subgroups of 64 have them.
+pub fn product_kernels() -> Vec<ProductKernel> {
+    let coop = cooperative(CoopSize { side: 16, lanes: 256 });
+    let all = TILINGS.into_iter().chain([coop]);
+    all.map(|t| ProductKernel { name: t.name, entry: t.entry, consts: t.consts() }).collect()
 }
 
 /// One shape of each class.

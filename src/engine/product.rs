@@ -130,7 +130,7 @@ pub(crate) fn cooperative(CoopSize { side, lanes }: CoopSize) -> Tiling {
 
 impl Tiling {
     /// Values of the constants that every tiling has.
-    fn consts(&self) -> [(&'static str, u32); 5] {
+    pub fn consts(&self) -> [(&'static str, u32); 5] {
         [("R", self.r), ("V", self.v), ("X", self.x), ("Y", self.y), ("LANES", self.lanes)]
     }
 
