@@ -178,12 +178,15 @@ impl Study {
         places
     }
 
-    /// The runs of the comparison, for the best learning rate of each row.
+    /// The runs of the comparison, for the best learning rate of each row. Seed by seed: runs of one seed are compared, and
+    /// only with those of the same kind of processor.
     pub fn final_cells(&self, best: &[f64]) -> Vec<Place> {
         let of_row = |(row, &learning_rate): (usize, &f64)| {
             self.rows[row].seeds.iter().map(move |&seed| Place { row, learning_rate, seed })
         };
-        best.iter().enumerate().flat_map(of_row).collect()
+        let mut places: Vec<Place> = best.iter().enumerate().flat_map(of_row).collect();
+        places.sort_by_key(|place| place.seed);
+        places
     }
 
     /// The run of a place, on the training part of the data.
