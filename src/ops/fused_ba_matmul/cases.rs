@@ -31,8 +31,7 @@ fn case(format: Format, variant: Option<Tiling>, (m, k, n): (usize, usize, usize
 /// which compiles fast: `matmul` has every kernel with odd rows.
 fn fused(tiling: Tiling) -> Case {
     let m = 21;
-    let k = 68;
-    let n = 44;
+    let (k, n) = if tiling.entry == "ahead" { (80, 48) } else { (68, 44) };
     let slots = 3;
     let factors = 5;
     let shapes = [("x", [m, k]), ("dy", [m, n]), ("u", [m, slots]), ("a", [factors, k]), ("b", [factors, n])];
