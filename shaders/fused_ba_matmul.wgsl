@@ -1,13 +1,13 @@
 // fused_ba_matmul.wgsl - y[m,n] (+)= sum_k x[m,k] W[n,k] + bias[n] + scale * sum_j u[m,j] pool[pick(m,j), n]
 //                        (TB = 0: W[k,n] instead of W[n,k], the product of the backward pass)
 // Entries   : direct, tile, vector (common/product.wgsl), stream (common/product_stream.wgsl),
-//             coop (common/product_coop.wgsl)
+//             ahead (common/product_ahead.wgsl), coop (common/product_coop.wgsl)
 // Shapes    : x = a [M, a_stride]  W [rows, w_words]  y [M, y_stride]  u [M, u_stride]  pool [P, y_stride]  bias [N]
 // Grid      : ceil(M / rows) * ceil(N / columns) workgroups folded to 2-D; one = one tile of y
 // Prelude   : R, V, X, Y, LANES (src/engine/product.rs); TA = 0; TB, EDGE, EXPAND, BIAS, ADD, DROP, UNITS = 0 | 1;
 //             fragments product, read4, load4_<format>, grid, half, slots, random, dropout
 // Precision : accumulates f32; coop rounds x and W to f16
-// Limits    : tile: 8704 B shared; vector, stream: 8192 B shared; 64 invocations; coop: 13312 B shared, up to 256
+// Limits    : tile, ahead: 8704 B shared; vector, stream: 8192 B shared; 64 invocations; coop: 13312 B shared, up to 256
 //             invocations; 8 bindings
 // Cost      : 2*M*N*K + 2*M*N*slots flop, 4*(M*K + N*K + M*N) bytes (compute bound for M > 32)
 // Source    : factored LoRA products; the expand joins the frozen product's epilogue

@@ -1,13 +1,14 @@
 // head_product.wgsl - the products of head_loss.wgsl for the rows of its list:
 //                     STEP 0: z[i] = h[list[i]] w^T;  STEP 1: dh[list[i]] = shrink[i] dh[list[i]] + z[i] w
-// Entries   : direct, tile, vector (common/product.wgsl), stream (common/product_stream.wgsl)
+// Entries   : direct, tile, vector (common/product.wgsl), stream (common/product_stream.wgsl),
+//             ahead (common/product_ahead.wgsl)
 // Shapes    : a = h [R, D] | z [n, a_stride]  w [rows of a shard, D] packed, from w_first on  list [1 + R]: n, then the rows
 //             state [n]: shrink is the last of four  c = z [n, line] | dh [R, line]
 // Grid      : ceil(R / rows) * ceil(N / columns) workgroups folded to 2-D; what lies beyond n ends at once
 // Prelude   : R, V, X, Y, LANES (src/engine/product.rs); TA = 0; TB = 1 - STEP; EDGE = 0 | 1;
 //             fragments product, read4, load4_<format>, grid, half
 // Precision : accumulates f32
-// Limits    : tile: 8704 B shared; vector, stream: 8192 B shared; 64 invocations; 5 bindings; no subgroups
+// Limits    : tile, ahead: 8704 B shared; vector, stream: 8192 B shared; 64 invocations; 5 bindings; no subgroups
 // Cost      : 2*n*V*D flop each (compute bound)
 // CPU       : src/ops/head_loss/cpu.rs
 struct Params {

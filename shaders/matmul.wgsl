@@ -1,11 +1,12 @@
 // matmul.wgsl - c[g,m,n] = sum_k a[g,m,k] b[g,k,n];  TA: a is stored [G,K,M];  TB: b is stored [G,N,K]
-// Entries   : direct, tile, vector (common/product.wgsl), stream (common/product_stream.wgsl)
+// Entries   : direct, tile, vector (common/product.wgsl), stream (common/product_stream.wgsl),
+//             ahead (common/product_ahead.wgsl)
 // Shapes    : a [G, M, K] | [G, K, M]  b [G, K, N] | [G, N, K]  c [G, M, N]        (row-major, contiguous)
 // Grid      : G * ceil(M / rows) * ceil(N / columns) workgroups folded to 2-D; one = one tile of c
 // Prelude   : R, V, X, Y, LANES (src/engine/product.rs); TA, TB, EDGE = 0 | 1;  fragments product, read4, load4_f32, grid
-// Precision : accumulates f32 in the order of k (vector: in 16 slices, stream: in 32); measured error vs f64 at K = 577: 1e-6 of the
-//             largest value
-// Limits    : direct: none; tile: 8704 B shared; vector, stream: 8192 B shared; 64 invocations; 3 bindings; no subgroups
+// Precision : accumulates f32 in the order of k (vector: in 16 slices, stream: in 32);
+//             measured error vs f64 at K = 577: 1e-6 of the largest value
+// Limits    : direct: none; tile, ahead: 8704 B shared; vector, stream: 8192 B shared; 64 invocations; 3 bindings; no subgroups
 // Cost      : 2*G*M*N*K flop, 4*G*(M*K + K*N + M*N) bytes (compute bound)
 // CPU       : src/ops/matmul.rs
 struct Params { m: u32, n: u32, k: u32, groups: u32, a_stride: u32, a_first: u32, w_first: u32, w_words: u32 }

@@ -4,13 +4,11 @@ fn drop_factor(index: u32) -> f32 {
   return select(p.keep, 0.0, random_uniform(vec2<u32>(p.key0, p.key1), index) < p.drop_p);
 }
 
-// The factors of four neighbours, the first of them even: a block of random bits serves two values.
+// The factors of four neighbours, the first of them even.
 fn drop_factor4(index: u32) -> vec4<f32> {
   if (DROP == 0u) { return vec4<f32>(1.0); }
-  let key = vec2<u32>(p.key0, p.key1);
-  let at = index / 2u;
-  let bits = vec4<u32>(threefry2x32(key, vec2<u32>(at, 0u)), threefry2x32(key, vec2<u32>(at + 1u, 0u)));
-  return select(vec4<f32>(p.keep), vec4<f32>(0.0), uniform_of(bits) < vec4<f32>(p.drop_p));
+  let kept = random_uniform4(vec2<u32>(p.key0, p.key1), index) >= vec4<f32>(p.drop_p);
+  return select(vec4<f32>(0.0), vec4<f32>(p.keep), kept);
 }
 
 // The same wherever they start.

@@ -22,11 +22,15 @@ fn threefry2x32(key: vec2<u32>, counter: vec2<u32>) -> vec2<u32> {
   return x;
 }
 
-// Uniform in [0, 1) with 24 bits.
-fn uniform_of(bits: vec4<u32>) -> vec4<f32> { return vec4<f32>(bits >> vec4<u32>(8u)) * (1.0 / 16777216.0); }
-
-// Value `index` of the stream `key`.
+// Uniform in [0, 1) with 24 bits, value `index` of the stream `key`.
 fn random_uniform(key: vec2<u32>, index: u32) -> f32 {
   let block = threefry2x32(key, vec2<u32>(index / 2u, 0u));
-  return uniform_of(vec4<u32>(select(block.x, block.y, index % 2u == 1u))).x;
+  return f32(select(block.x, block.y, index % 2u == 1u) >> 8u) * (1.0 / 16777216.0);
+}
+
+// Values index .. index + 4 of the stream, index even: each block of bits is drawn once.
+fn random_uniform4(key: vec2<u32>, index: u32) -> vec4<f32> {
+  let at = index / 2u;
+  let bits = vec4<u32>(threefry2x32(key, vec2<u32>(at, 0u)), threefry2x32(key, vec2<u32>(at + 1u, 0u)));
+  return vec4<f32>(bits >> vec4<u32>(8u)) * (1.0 / 16777216.0);
 }

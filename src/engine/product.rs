@@ -51,7 +51,8 @@ const STREAM_M4: Tiling = stream("stream m4", [4, 1, 32, 2]);
 pub(crate) const STREAM_M1: Tiling = stream("stream m1", [1, 1, 32, 2]);
 
 /// For `k` a multiple of 16.
-const AHEAD: Tiling = Tiling { parts: &[parts::PRODUCT_AHEAD], ..tiling("ahead", "ahead", [8, 2, 8, 8]) };
+pub(crate) const AHEAD: Tiling =
+    Tiling { parts: &[parts::PRODUCT_AHEAD], ..tiling("ahead", "ahead", [8, 2, 8, 8]) };
 
 /// All of them.
 pub(crate) static TILINGS: [Tiling; 14] = [
@@ -214,11 +215,9 @@ impl Product<'_> {
             && self.a_first.is_multiple_of(4)
             && (self.ta || self.k.is_multiple_of(4));
         let tiling = self.usable(a_aligned);
-        let streams: Parts = match tiling.entry {
-            "stream" if self.format.row_words(self.w_row).is_multiple_of(4) => STREAMED[self.format as usize],
-            "stream" => STREAMED_ANY[self.format as usize],
-            _ => &[],
-        };
+        let whole = self.format.row_words(self.w_row).is_multiple_of(4);
+        let words = if whole { parts::WORDS4 } else { parts::WORDS4_ANY };
+        let pieces = [words, PIECES[self.format as usize]];
         let (rows, cols) = tiling.sides();
         let edge = u32::from(!self.k.is_multiple_of(4));
         let flags = [("TA", u32::from(self.ta)), ("TB", u32::from(self.tb)), ("EDGE", edge)];
@@ -228,11 +227,11 @@ impl Product<'_> {
             entry: tiling.entry,
             consts: &[&tiling.consts()[..], &flags, self.consts].concat(),
             parts: &[
-                &[parts::PRODUCT, parts::GRID, read],
+                &[parts::PRODUCT, parts::GRID, read][..],
                 loader(self.format, self.w_row),
                 self.parts,
                 tiling.parts,
-                streams,
+                if tiling.entry == "stream" { &pieces[..] } else { &[] },
             ]
             .concat(),
             bind: self.bind,
@@ -253,21 +252,15 @@ macro_rules! single {
         &[parts::HALF, parts::$load, parts::LOAD4_ANY]
     };
 }
-macro_rules! streamed {
+macro_rules! piece {
     ($name:literal, $load:ident, $load4:ident, $piece:ident) => {
-        &[parts::WORDS4, parts::$piece]
-    };
-}
-macro_rules! streamed_any {
-    ($name:literal, $load:ident, $load4:ident, $piece:ident) => {
-        &[parts::WORDS4_ANY, parts::$piece]
+        parts::$piece
     };
 }
 type Parts = &'static [&'static str];
 static LOADERS: [Parts; 11] = each_format!(fragments);
 static SINGLE: [Parts; 11] = each_format!(single);
-static STREAMED: [Parts; 11] = each_format!(streamed);
-static STREAMED_ANY: [Parts; 11] = each_format!(streamed_any);
+static PIECES: [&str; 11] = each_format!(piece);
 
 /// Weights that an invocation of `stream` reads at once: `PIECE` of the format's fragment.
 const fn piece_len(format: Format) -> usize {
@@ -315,7 +308,7 @@ mod tests {
     #[test]
     fn pieces_are_as_long_as_their_fragments_say() {
         for format in Format::ALL {
-            let text = STREAMED[format as usize][1];
+            let text = PIECES[format as usize];
             assert!(text.contains(&format!("const PIECE: u32 = {}u;", piece_len(format))), "{format:?}");
         }
     }

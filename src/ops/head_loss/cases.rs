@@ -1,7 +1,7 @@
 //! Cases: every format and kernel, shards, positions without loss, and capped logits.
 
 use super::{HeadLoss, NONE};
-use crate::engine::product::{DIRECT, STREAM_M1, TILE, Tiling};
+use crate::engine::product::{AHEAD, DIRECT, STREAM_M1, TILE, Tiling};
 use crate::engine::{Case, Computation, Operand, Timed, TimedSizes};
 use crate::rng::Stream;
 use crate::weight::{Format, Weight, sample};
@@ -78,6 +78,8 @@ pub(super) fn cases() -> Vec<Case> {
     {
         all.push(case([70, d, 150], 3, format, 60 * 4 * format.row_words(d) as u64, Some(tiling)));
     }
+    // `ahead` takes whole steps of 16 alone, of hidden values and of a shard's rows.
+    all.push(case([70, 48, 160], 3, Format::F32, 64 * 4 * 48, Some(AHEAD)));
     all
 }
 

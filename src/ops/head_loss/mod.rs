@@ -98,6 +98,17 @@ macro_rules! streamed {
     };
 }
 
+macro_rules! logits_ahead {
+    ($name:literal, $load:ident, $load4:ident, $piece:ident) => {
+        product!(concat!("logits_", $name), 1 0, TILE_BYTES, [READ4, $load4, PRODUCT_AHEAD])
+    };
+}
+macro_rules! gradient_ahead {
+    ($name:literal, $load:ident, $load4:ident, $piece:ident) => {
+        product!(concat!("gradient_", $name), 0 1, TILE_BYTES, [READ4, $load4, PRODUCT_AHEAD])
+    };
+}
+
 params! {
     struct ProductParams {
         m: u32, n: u32, k: u32, groups: u32, a_stride: u32, a_first: u32, w_first: u32, w_words: u32, line: u32,
@@ -113,6 +124,7 @@ static PRODUCT: Shader = Shader {
         Entry { name: "tile", variants: products!(TILE_BYTES) },
         Entry { name: "vector", variants: products!(VECTOR_BYTES) },
         Entry { name: "stream", variants: &each_format!(streamed) },
+        Entry { name: "ahead", variants: &each_format!(logits_ahead, gradient_ahead) },
     ],
 };
 
