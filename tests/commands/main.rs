@@ -1,0 +1,17 @@
+//! Commands as they are typed, and the documents about them.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod analyse_cli;
+mod answers;
+mod bench_cli;
+mod cli;
+mod data_cli;
+mod documents;
+mod examples;
+mod quickstart;
+mod study;
+mod train_cli;
+mod tune_cli;
+mod use_cli;
