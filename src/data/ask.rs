@@ -25,7 +25,7 @@ impl Encoder {
         let at = |what: String| Error::refused(format!("line {}", sample.line), what);
         let plain = matches!(sample.body, Body::Completion { .. });
         let (prompt, shown, answer) = match &sample.body {
-            Body::Text(_) => return Ok(None),
+            Body::Text(_) | Body::Document(_) => return Ok(None),
             Body::Completion { prompt, completion } => (prompt.clone(), prompt.clone(), completion),
             Body::Messages(messages) => match messages.split_last() {
                 Some((last, before))

@@ -22,6 +22,21 @@ pub(super) fn decode(text: &str) -> Result<Vec<u8>, String> {
     if count == 6 { Err("is not base64: its end is cut off".into()) } else { Ok(bytes) }
 }
 
+/// The text of bytes, in the usual alphabet.
+pub(super) fn encode(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for three in bytes.chunks(3) {
+        let bits =
+            three.iter().fold(0u32, |bits, byte| bits << 8 | u32::from(*byte)) << (8 * (3 - three.len()));
+        for digit in 0..4 {
+            let at = (bits >> (18 - 6 * digit)) & 63;
+            text.push(if digit <= three.len() { char::from(DIGITS[at as usize]) } else { '=' });
+        }
+    }
+    text
+}
+
 fn value(byte: u8) -> Option<u32> {
     let value = match byte {
         b'A'..=b'Z' => byte - b'A',
@@ -40,7 +55,7 @@ mod tests {
 
     // The vectors of RFC 4648, section 10.
     #[test]
-    fn text_becomes_bytes() {
+    fn text_becomes_bytes_and_bytes_text() {
         for (text, bytes) in [
             ("", ""),
             ("Zg==", "f"),
@@ -51,6 +66,7 @@ mod tests {
             ("Zm9vYmFy", "foobar"),
         ] {
             assert_eq!(decode(text).unwrap(), bytes.as_bytes(), "{text}");
+            assert_eq!(encode(bytes.as_bytes()), text.replace('\n', ""), "{bytes}");
         }
         assert_eq!(decode("-_+/").unwrap(), [0xfb, 0xff, 0xbf]);
         assert!(decode("Zm9vY").unwrap_err().contains("cut off"));

@@ -1,9 +1,9 @@
 //! Conditions beside the text of a sample.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// What the choices for a sample depend on besides its text.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(untagged, expecting = "expected a text or an array of numbers")]
 pub enum Condition {
     Text(String),

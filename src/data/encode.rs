@@ -132,12 +132,18 @@ impl Encoder {
         Ok(Encoder { pictures, ..self })
     }
 
-    /// Encodes one sample; a sample without content becomes an example without tokens.
+    /// Encodes one sample; a sample without content becomes an example without tokens, and of a document the first of its
+    /// examples is given.
     ///
     /// # Errors
     /// The template fails, or its assistant turns cannot be located or have no end token; or a picture cannot be read.
     pub fn sample(&self, path: &Path, sample: &Sample) -> Result<Encoded> {
-        self.encode_pair(sample).map_err(|(Fault::Sample(what) | Fault::Picture(what))| Error::Data {
+        let encoded = self.encode_all(sample).and_then(|all| {
+            let truncated = all.len() > 1;
+            let first = all.into_iter().next().ok_or("the document has no text")?;
+            Ok(Encoded { truncated: truncated || first.truncated, ..first })
+        });
+        encoded.map_err(|(Fault::Sample(what) | Fault::Picture(what))| Error::Data {
             path: path.into(),
             problems: vec![sample.problem(what)],
             more: 0,
@@ -164,16 +170,20 @@ impl Encoder {
         step: &(dyn Fn() + Sync),
     ) -> Result<Dataset> {
         let watched = |sample: &Sample| {
-            let encoded = self.encode_pair(sample);
+            let encoded = self.encode_all(sample);
             step();
             encoded
         };
-        let done: Vec<std::result::Result<Encoded, Fault>> = samples.par_iter().map(watched).collect();
+        let done: Vec<std::result::Result<Vec<Encoded>, Fault>> = samples.par_iter().map(watched).collect();
         let mut data = Dataset::default();
         data.counts.samples = samples.len();
         let mut problems = Problems::default();
         let mut first_untrained = None;
-        for (sample, encoded) in samples.iter().zip(done) {
+        let each = |(sample, all): (_, std::result::Result<Vec<_>, _>)| match all {
+            Ok(all) => all.into_iter().map(|encoded| (sample, Ok(encoded))).collect(),
+            Err(fault) => vec![(sample, Err(fault))],
+        };
+        for (sample, encoded) in samples.iter().zip(done).flat_map(each) {
             match encoded {
                 Err(Fault::Picture(_)) if self.options.on_bad_image == OnBadImage::Skip => {
                     data.counts.bad_pictures += 1;
@@ -220,6 +230,32 @@ impl Encoder {
         problems.result(path, data)
     }
 
+    /// Encodes a sample as the examples that it takes: one, but for documents.
+    fn encode_all(&self, sample: &Sample) -> std::result::Result<Vec<Encoded>, Fault> {
+        match &sample.body {
+            Body::Document(text) => Ok(self.document(text)?),
+            _ => Ok(vec![self.encode_pair(sample)?]),
+        }
+    }
+
+    /// Encodes a text as examples of the largest length, each beginning with the last token of the one before, so that all
+    /// tokens but the first are trained once.
+    fn document(&self, text: &str) -> Explained<Vec<Encoded>> {
+        let whole = self.expanded(text, &[])?;
+        let all = self.plain(&self.pieces(&whole.text)?, 0, &whole, &[])?.ids;
+        let most = self.options.max_length;
+        let starts = (0..all.len().saturating_sub(1)).step_by(most - 1);
+        let examples = starts.map(|start| {
+            let ids = all[start..all.len().min(start.saturating_add(most))].to_vec();
+            let mut trained = vec![true; ids.len()];
+            trained[0] = false;
+            let prompt = ids.len();
+            let example = Example { ids, trained, prompt, ..Example::default() };
+            Encoded { example, truncated: false, joined: false, too_long: false }
+        });
+        Ok(examples.collect())
+    }
+
     /// Encodes a sample, and the same with its wrong answer where it has one.
     fn encode_pair(&self, sample: &Sample) -> std::result::Result<Encoded, Fault> {
         let shown = self.show(sample)?;
@@ -257,8 +293,8 @@ impl Encoder {
                 let start = if self.options.loss_on == LossOn::All { 0 } else { prompt.len() };
                 self.plain(&pieces, start, &whole, shown)?
             }
-            Body::Text(text) if text.is_empty() => Example::default(),
-            Body::Text(text) => {
+            Body::Text(text) | Body::Document(text) if text.is_empty() => Example::default(),
+            Body::Text(text) | Body::Document(text) => {
                 let whole = self.expanded(text, shown)?;
                 self.plain(&self.pieces(&whole.text)?, 0, &whole, shown)?
             }

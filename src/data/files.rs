@@ -4,29 +4,19 @@ use super::survey::some_of;
 use crate::io::cannot_read;
 use crate::{Error, Result};
 use serde::de::IgnoredAny;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{BufRead, Cursor, Read};
 use std::path::{Path, PathBuf};
 
 /// The largest line in bytes.
 pub const MAX_LINE: u64 = 64 << 20;
-/// Names of the files of each split; the first existing one is read.
-const TRAIN: [&str; 4] = ["train.jsonl", "training.jsonl", "train.json", "training.json"];
-const VALID: [&str; 10] = [
-    "valid.jsonl",
-    "validation.jsonl",
-    "val.jsonl",
-    "dev.jsonl",
-    "eval.jsonl",
-    "valid.json",
-    "validation.json",
-    "val.json",
-    "dev.json",
-    "eval.json",
-];
-const TEST: [&str; 4] = ["test.jsonl", "testing.jsonl", "test.json", "testing.json"];
-/// Endings of files that may contain samples.
-const ENDINGS: [&str; 13] =
-    ["jsonl", "json", "ndjson", "csv", "tsv", "txt", "parquet", "arrow", "gz", "zst", "bz2", "xz", "zip"];
+/// Names of the files of each split, without their endings.
+const TRAIN: [&str; 2] = ["train", "training"];
+const VALID: [&str; 5] = ["valid", "validation", "val", "dev", "eval"];
+const TEST: [&str; 2] = ["test", "testing"];
+/// Endings of files that are read, the first existing one; each also with `.gz` behind it.
+const READ: [&str; 6] = ["jsonl", "ndjson", "json", "csv", "tsv", "txt"];
+/// Further endings of files that may contain samples.
+const ENDINGS: [&str; 7] = ["parquet", "arrow", "gz", "zst", "bz2", "xz", "zip"];
 
 /// The files of a data set, as far as they exist.
 ///
@@ -50,7 +40,7 @@ pub struct DataFiles {
 
 impl DataFiles {
     /// Finds the files of a folder: `train.jsonl`, `valid.jsonl` (or validation, val, dev, eval) and `test.jsonl`, or the
-    /// same with the ending `.json`. A path of a file names the training data.
+    /// same with another ending: ndjson, json, csv, tsv, txt, each also with `.gz`. A path of a file names the training data.
     ///
     /// # Errors
     /// The path does not exist, or the folder has none of these files.
@@ -61,8 +51,12 @@ impl DataFiles {
         if !path.is_dir() {
             return Err(Error::file(path, "there is no such file or folder"));
         }
-        let first_existing =
-            |names: &[&str]| names.iter().map(|name| path.join(name)).find(|file| file.is_file());
+        let first_existing = |words: &[&str]| {
+            let endings = READ.iter().flat_map(|ending| [ending.to_string(), format!("{ending}.gz")]);
+            let mut names =
+                endings.flat_map(|ending| words.iter().map(move |word| format!("{word}.{ending}")));
+            names.find_map(|name| Some(path.join(name)).filter(|file| file.is_file()))
+        };
         let mut found = DataFiles {
             train: first_existing(&TRAIN),
             valid: first_existing(&VALID),
@@ -90,7 +84,8 @@ impl DataFiles {
         if names.is_empty() {
             return None;
         }
-        let read = "read are train.jsonl, one of valid, validation, val, dev and eval.jsonl, and test.jsonl, or .json";
+        let read = "read are train.jsonl, one of valid, validation, val, dev and eval.jsonl, and test.jsonl, or with another \
+                    ending: ndjson, json, csv, tsv, txt, each also .gz";
         Some(format!("not read: {}; {read}", some_of(names)))
     }
 }
@@ -99,12 +94,12 @@ impl DataFiles {
 fn near(folder: &Path) -> Result<Vec<PathBuf>> {
     let failure = cannot_read(folder);
     let splits = [&TRAIN[..], &VALID, &TEST].concat();
+    let endings = [&READ[..], &ENDINGS].concat();
     let looks_like_split = |name: &str| {
         let name = name.to_ascii_lowercase();
         let ending = name.rsplit_once('.').map_or("", |(_, ending)| ending);
         let word = name.split(|c: char| !c.is_ascii_alphabetic()).next().unwrap_or("");
-        let split = splits.iter().any(|name| name.split('.').next() == Some(word));
-        matches!(ending, "jsonl" | "ndjson") || (split && ENDINGS.contains(&ending))
+        matches!(ending, "jsonl" | "ndjson") || (splits.contains(&word) && endings.contains(&ending))
     };
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(&failure)? {
@@ -156,33 +151,39 @@ pub(super) fn other_kind(head: &[u8]) -> Option<String> {
             format!("write it in UTF-8, for example with `iconv -f {name} -t UTF-8`")
         }
         "file" if kind == "a Parquet file" || kind == "an Arrow file" => "write its rows as JSONL".into(),
-        "file" | "archive" => "unpack it".into(),
+        "archive" => "unpack it; a spreadsheet is saved as CSV".into(),
+        "file" => "unpack it".into(),
         "LFS" => "fetch the file with `git lfs pull`".into(),
         "page" => "look at what was downloaded".into(),
         _ => "write one JSON object a line".into(),
     };
-    Some(format!("is {kind}, not JSONL in UTF-8; {cure}"))
+    Some(format!("is {kind}, not data in UTF-8; {cure}"))
 }
 
-/// Recognises JSON in another layout, or no JSON at all, by the first line. The position of the reader is kept.
-pub(super) fn not_lines(reader: &mut (impl Read + Seek), line: &[u8]) -> Option<String> {
+/// Recognises JSON in another layout, or no JSON at all, by the first line. What the reader gives next stays the same.
+pub(super) fn not_lines(reader: &mut Box<dyn BufRead + '_>, line: &[u8]) -> std::io::Result<Option<String>> {
     let cure = "write one object a line, for example with `jq -c";
     let start = line.trim_ascii_start();
     if !start.starts_with(b"{") {
         let shown: String = String::from_utf8_lossy(start.trim_ascii_end()).chars().take(40).collect();
-        return Some(format!("is not JSONL, which has one object a line: it begins with {shown:?}"));
+        let cure = "; tables and plain text are known by their endings, .csv, .tsv and .txt";
+        return Ok(Some(format!(
+            "is not JSONL, which has one object a line: it begins with {shown:?}{cure}"
+        )));
     }
     let cut = serde_json::from_slice::<IgnoredAny>(line).is_err_and(|error| error.is_eof());
     if !cut || !line.ends_with(b"\n") {
-        return None;
+        return Ok(None);
     }
-    // One value spans several lines.
-    let mut bytes = Vec::new();
-    let place = reader.stream_position().ok()?;
-    reader.rewind().ok()?;
-    reader.by_ref().take(MAX_LINE).read_to_end(&mut bytes).ok()?;
-    reader.seek(SeekFrom::Start(place)).ok()?;
-    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
-    let value = serde_json::Deserializer::from_slice(bytes).into_iter::<IgnoredAny>().next()?;
-    value.is_ok().then(|| format!("is pretty-printed JSON, not JSONL; {cure} .`"))
+    // One value may span several lines.
+    let mut more = Vec::new();
+    reader.by_ref().take(MAX_LINE).read_to_end(&mut more)?;
+    let all = [line, &more].concat();
+    let value = serde_json::Deserializer::from_slice(&all).into_iter::<IgnoredAny>().next();
+    if value.is_some_and(|value| value.is_ok()) {
+        return Ok(Some(format!("is pretty-printed JSON, not JSONL; {cure} .`")));
+    }
+    let rest = std::mem::replace(reader, Box::new(std::io::empty()));
+    *reader = Box::new(Cursor::new(more).chain(rest));
+    Ok(None)
 }

@@ -1,13 +1,17 @@
-//! Samples in files of lines or of one array: objects with `messages`, with `prompt` and `completion`, or with `text`.
+//! Samples in files: of lines or of one array of objects, of a table's rows, or of plain text.
 
 use super::array::{Broken, Elements};
+use super::columns::Columns;
 use super::files::{MAX_LINE, not_lines, other_kind};
-use super::sample::{Sample, parse};
+use super::gzip::unpacked;
+use super::layout::{BYTE_ORDER_MARK, Layout, ReadOptions};
+use super::sample::{Body, Sample, parse};
+use super::table::rows;
 use crate::error::Problem;
 use crate::io::cannot_read;
 use crate::{Error, Result};
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Seek};
+use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
 /// The largest number of listed problems of a file; further ones are counted.
@@ -40,24 +44,25 @@ impl Problems {
     }
 }
 
-/// Reads the samples of a file. Paths of pictures are of its folder.
+/// Reads the samples of a file: lines or an array of JSON, a table (`.csv`, `.tsv`) or plain text (`.txt`), each also packed
+/// by gzip. Paths of pictures are of its folder.
 ///
 /// # Errors
 /// The file cannot be read, has no sample, or has malformed lines, all of which are listed up to [`MAX_PROBLEMS`].
 pub fn read_samples(path: &Path) -> Result<Vec<Sample>> {
-    read_samples_with(path, None)
+    read_samples_with(path, &ReadOptions::default())
 }
 
-/// The same with the folder that paths of pictures are of; none stands for the file's own.
+/// The same with options.
 ///
 /// # Errors
 /// The same as for [`read_samples`].
-pub fn read_samples_with(path: &Path, image_folder: Option<&Path>) -> Result<Vec<Sample>> {
+pub fn read_samples_with(path: &Path, options: &ReadOptions) -> Result<Vec<Sample>> {
     let file = File::open(path).map_err(cannot_read(path))?;
-    read(path, image_folder, BufReader::new(file))
+    read(path, options, BufReader::new(file))
 }
 
-/// Reads samples from an open file or from memory; messages use `path`.
+/// Reads samples from an open file or from memory; messages, and what depends on a file's name, use `path`.
 ///
 /// # Errors
 /// The same as for [`read_samples`].
@@ -70,40 +75,70 @@ pub fn read_samples_with(path: &Path, image_folder: Option<&Path>) -> Result<Vec
 /// assert_eq!(samples[1].task.as_deref(), Some("count"));
 /// # Ok::<(), mixlora::Error>(())
 /// ```
-pub fn read_samples_from(path: &Path, reader: impl BufRead + Seek) -> Result<Vec<Sample>> {
-    read(path, None, reader)
+pub fn read_samples_from(path: &Path, reader: impl BufRead) -> Result<Vec<Sample>> {
+    read(path, &ReadOptions::default(), reader)
 }
 
-const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
-
-fn read(path: &Path, image_folder: Option<&Path>, mut reader: impl BufRead + Seek) -> Result<Vec<Sample>> {
+fn read(path: &Path, options: &ReadOptions, reader: impl BufRead) -> Result<Vec<Sample>> {
     let failure = cannot_read(path);
-    let folder = image_folder.or(path.parent()).unwrap_or(Path::new(""));
+    let folder = options.image_folder.as_deref().or(path.parent()).unwrap_or(Path::new(""));
+    let mut reader = unpacked(reader).map_err(&failure)?;
     let mut problems = Problems::default();
     let head = reader.fill_buf().map_err(&failure)?;
     if let Some(what) = other_kind(head) {
         problems.add(0, 0, what);
         return problems.result(path, Vec::new());
     }
-    let start = head.strip_prefix(BYTE_ORDER_MARK).unwrap_or(head).trim_ascii_start();
     let nothing = head.is_empty();
-    let samples = if start.starts_with(b"[") {
-        array(folder, reader, &mut problems)
-    } else {
-        lines(folder, reader, &mut problems)
+    let layout = Layout::of(path, options, head);
+    let samples = match layout {
+        Layout::Array => array(folder, &options.columns, reader, &mut problems),
+        Layout::Lines => lines(folder, &options.columns, reader, &mut problems),
+        Layout::Text => document(reader, &mut problems),
+        Layout::Table { separator } => {
+            let mut bytes = Vec::new();
+            reader.read_to_end(&mut bytes).map(|_| rows(options, folder, separator, &bytes, &mut problems))
+        }
     };
     let samples = samples.map_err(&failure)?;
     if samples.is_empty() && problems.list.is_empty() {
-        let what = if nothing { "the file is empty" } else { "the file holds no sample" };
+        let what = match layout {
+            _ if nothing => "the file is empty",
+            Layout::Table { .. } => "the table has no row below its header",
+            _ => "the file holds no sample",
+        };
         problems.add(0, 0, what);
     }
     problems.result(path, samples)
 }
 
+/// The sample of a file of plain text.
+fn document(reader: impl BufRead, problems: &mut Problems) -> std::io::Result<Vec<Sample>> {
+    let mut bytes = Vec::new();
+    reader.take(MAX_LINE + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_LINE {
+        problems.add(0, 0, format!("plain text of more than {} MiB: split the file", MAX_LINE >> 20));
+        return Ok(Vec::new());
+    }
+    let bytes = bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&bytes);
+    match std::str::from_utf8(bytes) {
+        Ok(text) if text.trim().is_empty() => Ok(Vec::new()),
+        Ok(text) => Ok(vec![Sample::new(1, None, Body::Document(text.replace("\r\n", "\n")))]),
+        Err(error) => {
+            let before = &bytes[..error.valid_up_to()];
+            let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();
+            let start = before.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+            problems.add(line, before.len() - start + 1, "invalid UTF-8: write the text in UTF-8");
+            Ok(Vec::new())
+        }
+    }
+}
+
 /// The samples of a file with one object a line.
 fn lines(
     folder: &Path,
-    mut reader: impl BufRead + Seek,
+    columns: &Columns,
+    mut reader: Box<dyn BufRead + '_>,
     problems: &mut Problems,
 ) -> std::io::Result<Vec<Sample>> {
     let mut samples = Vec::new();
@@ -111,7 +146,7 @@ fn lines(
     let mut first = true;
     for number in 1.. {
         bytes.clear();
-        let read = (&mut reader).take(MAX_LINE + 1).read_until(b'\n', &mut bytes)?;
+        let read = reader.by_ref().take(MAX_LINE + 1).read_until(b'\n', &mut bytes)?;
         if read == 0 {
             break;
         }
@@ -124,12 +159,12 @@ fn lines(
         if line.iter().all(u8::is_ascii_whitespace) {
             continue;
         }
-        if first && let Some(what) = not_lines(&mut reader, line) {
+        if first && let Some(what) = not_lines(&mut reader, line)? {
             problems.add(0, 0, what);
             break;
         }
         first = false;
-        match parse(number, line, folder) {
+        match parse(number, line, folder, columns) {
             Ok(sample) => samples.push(sample),
             Err(mistake) => problems.add(number, mistake.column + skipped, mistake.what),
         }
@@ -138,7 +173,12 @@ fn lines(
 }
 
 /// The samples of a file that is one array of objects.
-fn array(folder: &Path, reader: impl BufRead, problems: &mut Problems) -> std::io::Result<Vec<Sample>> {
+fn array(
+    folder: &Path,
+    columns: &Columns,
+    reader: impl BufRead,
+    problems: &mut Problems,
+) -> std::io::Result<Vec<Sample>> {
     let mut samples = Vec::new();
     let mut elements = Elements::new(reader);
     for number in 1.. {
@@ -151,7 +191,7 @@ fn array(folder: &Path, reader: impl BufRead, problems: &mut Problems) -> std::i
                 break;
             }
         };
-        match parse(element.line, &element.bytes, folder) {
+        match parse(element.line, &element.bytes, folder, columns) {
             Ok(sample) => samples.push(Sample { element: Some(number), ..sample }),
             Err(mistake) => {
                 let before = if mistake.row == 0 { element.column - 1 } else { 0 };

@@ -20,7 +20,6 @@ const REFUSED: &[(&[&str], &str)] = &[
         &["reasoning", "reasoning_content", "thinking", "thinking_content"],
         "is not supported: write reasoning into 'content', between the marks that the model puts around it",
     ),
-    (&["system"], "is not supported: write it as the first of 'messages', with role 'system'"),
     (
         &["documents", "chat_template", "chat_template_kwargs"],
         "is not supported: templates get messages alone",
@@ -104,16 +103,20 @@ pub(super) fn marker(text: &str) -> Option<&'static str> {
 }
 
 /// Advice for a sample with the keys of another layout.
-pub(super) fn way_out(keys: &[String]) -> &'static str {
+pub(super) fn way_out(keys: &[String]) -> String {
     let contains = |key: &str| keys.iter().any(|present| present == key);
-    if contains("conversation") {
-        "; write 'conversation' as 'messages'"
-    } else if contains("instruction") || contains("output") {
-        "; write 'instruction' and 'input' as 'prompt', 'output' as 'completion'"
-    } else if contains("question") || contains("answer") {
-        "; write the question as 'prompt', the answer as 'completion'"
-    } else {
-        ""
+    let pairs: &[(&str, &str)] = &[
+        ("conversation", ""),
+        ("question", "answer"),
+        ("query", "response"),
+        ("input", "output"),
+        ("input", "target"),
+        ("instruction", "response"),
+    ];
+    match pairs.iter().find(|(asks, answers)| contains(asks) && (answers.is_empty() || contains(answers))) {
+        Some((asks, "")) => format!("; name it as --columns {asks}=messages"),
+        Some((asks, answers)) => format!("; name them as --columns {asks}=prompt,{answers}=completion"),
+        None => String::new(),
     }
 }
 

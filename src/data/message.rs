@@ -98,6 +98,13 @@ pub(super) struct Turn {
     pub unread: Vec<String>,
 }
 
+impl Turn {
+    /// A turn that says a text, and nothing else.
+    pub fn plain(role: Role, text: String) -> Self {
+        Turn { role, content: Content { text, parts: None }, trained: None, unread: Vec::new() }
+    }
+}
+
 impl<'de> Deserialize<'de> for Turn {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct TurnVisitor;

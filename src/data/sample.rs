@@ -1,16 +1,18 @@
 //! Parsing of one object of a data file.
 
+use super::alpaca::Alpaca;
+use super::columns::Columns;
 use super::given::Given;
 use super::keys::{marker, other, says_nothing, value, way_out};
 use super::message::{Text, Turn, Turns};
 use super::mistake::{Mistake, not_json};
+use super::places::Pictures;
 use super::{Condition, PictureSource};
 use crate::Problem;
 use crate::text::{Message, PICTURE, Role};
 use serde::Deserialize;
-use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
-use serde_json::Value;
-use std::collections::VecDeque;
+use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
+use serde_json::{Map, Value};
 use std::fmt;
 use std::path::Path;
 
@@ -23,6 +25,8 @@ pub enum Body {
     Completion { prompt: String, completion: String },
     /// Plain text.
     Text(String),
+    /// Plain text of any length: each of its tokens is trained, in as many examples as it takes.
+    Document(String),
 }
 
 impl Body {
@@ -32,6 +36,34 @@ impl Body {
             Body::Messages(_) => "messages",
             Body::Completion { .. } => "prompt and completion",
             Body::Text(_) => "text",
+            Body::Document(_) => "plain text",
+        }
+    }
+}
+
+/// The keys that a sample was written with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+#[non_exhaustive]
+pub enum Written {
+    #[default]
+    Messages,
+    /// `conversations`, as ShareGPT and LLaVA write them.
+    ShareGpt,
+    /// `instruction`, `input` and `output`.
+    Alpaca,
+    /// `prompt` and `completion`.
+    Completion,
+    Text,
+}
+
+impl Written {
+    pub fn name(self) -> &'static str {
+        match self {
+            Written::Messages => "messages",
+            Written::ShareGpt => "conversations (ShareGPT)",
+            Written::Alpaca => "instruction and output (Alpaca)",
+            Written::Completion => "prompt and completion",
+            Written::Text => "text",
         }
     }
 }
@@ -51,6 +83,7 @@ pub struct Sample {
     /// The same with a wrong answer, for methods that learn from both.
     pub rejected: Option<Body>,
     pub body: Body,
+    pub written: Written,
     /// Its pictures, in the order of their places, each of which is a [`PICTURE`] in the body.
     pub pictures: Vec<PictureSource>,
     /// Indices of the assistant's messages that the sample excludes from training.
@@ -62,6 +95,11 @@ pub struct Sample {
 impl Sample {
     /// A sample without excluded messages.
     pub fn new(line: usize, task: Option<String>, body: Body) -> Self {
+        let written = match &body {
+            Body::Messages(_) => Written::Messages,
+            Body::Completion { .. } => Written::Completion,
+            Body::Text(_) | Body::Document(_) => Written::Text,
+        };
         Sample {
             line,
             element: None,
@@ -69,6 +107,7 @@ impl Sample {
             condition: None,
             rejected: None,
             body,
+            written,
             pictures: Vec::new(),
             untrained: Vec::new(),
             unread: Vec::new(),
@@ -86,7 +125,7 @@ impl Sample {
 }
 
 /// Parses an object that begins in a line. Paths of pictures are of `folder`.
-pub(super) fn parse(line: usize, bytes: &[u8], folder: &Path) -> Result<Sample, Mistake> {
+pub(super) fn parse(line: usize, bytes: &[u8], folder: &Path, columns: &Columns) -> Result<Sample, Mistake> {
     let text = std::str::from_utf8(bytes).map_err(|error| {
         let before = &bytes[..error.valid_up_to()];
         let row = before.iter().filter(|byte| **byte == b'\n').count();
@@ -94,8 +133,16 @@ pub(super) fn parse(line: usize, bytes: &[u8], folder: &Path) -> Result<Sample, 
         let at = before.len() - start + 1;
         Mistake { row, column: at, what: format!("invalid UTF-8 at byte {at}") }
     })?;
-    let raw: Raw = serde_json::from_str(text.trim_end()).map_err(|error| not_json(text, &error))?;
+    let mut json = serde_json::Deserializer::from_str(text.trim_end());
+    let raw = RawSeed(columns).deserialize(&mut json);
+    let raw = raw.and_then(|raw| json.end().map(|()| raw)).map_err(|error| not_json(text, &error))?;
     raw.sample(line, folder).map_err(|what| Mistake { row: 0, column: 1, what })
+}
+
+/// The sample of an object of a row, which has keys of samples already.
+pub(super) fn of_object(object: Map<String, Value>, line: usize, folder: &Path) -> Result<Sample, String> {
+    let raw = RawSeed(&Columns::default()).deserialize(Value::Object(object));
+    raw.map_err(|error| error.to_string())?.sample(line, folder)
 }
 
 /// The object of a line. A null value counts as absent, because exporters of tables write every column.
@@ -106,23 +153,37 @@ struct Raw {
     completion: Option<Text>,
     rejected: Option<Answer>,
     text: Option<Text>,
+    alpaca: Alpaca,
+    system: Option<Text>,
     task: Option<String>,
     condition: Option<Condition>,
     images: Vec<Given>,
     unread: Vec<String>,
+    /// Its messages are `conversations`.
+    share_gpt: bool,
 }
 
-impl<'de> Deserialize<'de> for Raw {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct RawVisitor;
-        impl<'de> Visitor<'de> for RawVisitor {
+/// Reads an object whose keys may have other names.
+struct RawSeed<'a>(&'a Columns);
+
+impl<'de> DeserializeSeed<'de> for RawSeed<'_> {
+    type Value = Raw;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Raw, D::Error> {
+        struct RawVisitor<'a>(&'a Columns);
+        impl<'de> Visitor<'de> for RawVisitor<'_> {
             type Value = Raw;
             fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
                 formatter.write_str("an object")
             }
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Raw, A::Error> {
                 let mut raw = Raw::default();
-                while let Some(key) = map.next_key::<String>()? {
+                while let Some(name) = map.next_key::<String>()? {
+                    let Some(key) = self.0.key(&name).map(String::from) else {
+                        map.next_value::<IgnoredAny>()?;
+                        raw.unread.push(name);
+                        continue;
+                    };
                     match key.as_str() {
                         "messages" | "conversations" => raw.turns(map.next_value()?, &key)?,
                         "prompt" => raw.prompt = value(&mut map, &key)?,
@@ -134,13 +195,18 @@ impl<'de> Deserialize<'de> for Raw {
                         "task_name" => raw.task = raw.task.or(value(&mut map, &key)?),
                         "image" | "images" => raw.pictures(value(&mut map, &key)?, &key)?,
                         "condition" => raw.condition = value(&mut map, &key)?,
+                        "instruction" => raw.alpaca.instruction = value(&mut map, &key)?,
+                        "input" => raw.alpaca.input = value(&mut map, &key)?,
+                        "output" => raw.alpaca.output = value(&mut map, &key)?,
+                        "history" => raw.alpaca.history = value(&mut map, &key)?,
+                        "system" => raw.system = value(&mut map, &key)?,
                         _ => other(&mut map, &key, &mut raw.unread)?,
                     }
                 }
                 Ok(raw)
             }
         }
-        deserializer.deserialize_map(RawVisitor)
+        deserializer.deserialize_map(RawVisitor(self.0))
     }
 }
 
@@ -149,8 +215,34 @@ impl Raw {
         if self.messages.is_some() && turns.is_some() {
             return Err(E::custom(format!("field '{key}': 'messages' and 'conversations'; one is wanted")));
         }
+        self.share_gpt |= turns.is_some() && key == "conversations";
         self.messages = self.messages.take().or(turns);
         Ok(())
+    }
+
+    /// Makes messages of an instruction, and puts a system text in front of them.
+    fn join(&mut self) -> Result<Written, String> {
+        let other = self.messages.is_some() || self.prompt.is_some() || self.text.is_some();
+        let mut alpaca = std::mem::take(&mut self.alpaca);
+        let mut written = if self.share_gpt { Written::ShareGpt } else { Written::Messages };
+        if other || alpaca.instruction.is_none() {
+            self.unread.extend(alpaca.keys());
+        } else {
+            // The chosen answer of a pair.
+            alpaca.output = alpaca.output.or(self.completion.take());
+            self.messages = Some(alpaca.turns()?);
+            written = Written::Alpaca;
+        }
+        if let Some(Text(system)) = self.system.take().filter(|system| !system.0.is_empty()) {
+            let Some(Turns(turns)) = &mut self.messages else {
+                return Err("field 'system' is beside no messages: write it into 'prompt' or 'text'".into());
+            };
+            if turns.first().is_some_and(|turn| turn.role == Role::System) {
+                return Err("field 'system' is beside a message of role 'system'; one is wanted".into());
+            }
+            turns.insert(0, Turn::plain(Role::System, system));
+        }
+        Ok(written)
     }
 
     fn pictures<E: serde::de::Error>(&mut self, given: Value, key: &str) -> Result<(), E> {
@@ -164,7 +256,8 @@ impl Raw {
         Ok(())
     }
 
-    fn sample(self, line: usize, folder: &Path) -> Result<Sample, String> {
+    fn sample(mut self, line: usize, folder: &Path) -> Result<Sample, String> {
+        let of_messages = self.join()?;
         let mut unread = self.unread;
         let mut untrained = Vec::new();
         let mut pictures = Pictures::new(self.images);
@@ -222,64 +315,8 @@ impl Raw {
         }
         let condition = self.condition;
         let sample = Sample::new(line, self.task, body);
-        Ok(Sample { condition, rejected, pictures, untrained, unread, ..sample })
-    }
-}
-
-/// The pictures of a sample, as its places are met.
-struct Pictures {
-    /// Those of its list that no place has taken.
-    listed: VecDeque<Given>,
-    list: usize,
-    taken: Vec<Given>,
-    /// Places that take one of the list.
-    places: usize,
-}
-
-impl Pictures {
-    fn new(listed: Vec<Given>) -> Self {
-        Pictures { list: listed.len(), listed: listed.into(), taken: Vec::new(), places: 0 }
-    }
-
-    /// Meets a place: with a picture of its own, or for the next one of the list.
-    fn meet(&mut self, own: Option<Given>) {
-        self.places += usize::from(own.is_none());
-        self.taken.extend(own.or_else(|| self.listed.pop_front()));
-    }
-
-    /// Meets the marks of a text; their number. Without a list of pictures only a question can have any: elsewhere a
-    /// mark is text.
-    fn text(&mut self, text: &str, asks: bool) -> usize {
-        let marks = if asks || self.list > 0 { text.matches(PICTURE).count() } else { 0 };
-        (0..marks).for_each(|_| self.meet(None));
-        marks
-    }
-
-    fn message(&mut self, turn: Turn) -> Message {
-        let pictures = match turn.content.parts {
-            Some(parts) => {
-                let count = parts.len();
-                parts.into_iter().for_each(|own| self.meet(own));
-                count
-            }
-            None => self.text(&turn.content.text, turn.role != Role::Assistant),
-        };
-        Message { pictures, ..Message::new(turn.role, turn.content.text) }
-    }
-
-    /// Where its pictures are, if there is a place for each.
-    fn sources(self, folder: &Path) -> Result<Vec<PictureSource>, String> {
-        let Pictures { list, taken, places, .. } = self;
-        if places != list {
-            let pictures = |n: usize| if n == 1 { "1 picture".into() } else { format!("{n} pictures") };
-            let places = if places == 1 { "1 place".into() } else { format!("{places} places") };
-            let cure = format!("each '{PICTURE}' in a message, or part of type 'image', is the place of one");
-            return Err(format!("has {places} for {} in 'images': {cure}", pictures(list)));
-        }
-        if !taken.is_empty() && !cfg!(feature = "images") {
-            return Err("has pictures, which this program was built without (feature 'images')".into());
-        }
-        Ok(taken.into_iter().map(|given| given.source(folder)).collect())
+        let written = if matches!(sample.body, Body::Messages(_)) { of_messages } else { sample.written };
+        Ok(Sample { written, condition, rejected, pictures, untrained, unread, ..sample })
     }
 }
 
@@ -311,7 +348,9 @@ fn with_answer(body: &Body, answer: String) -> Result<Body, String> {
             }
             _ => Err("field 'rejected' needs messages that end with the assistant's".into()),
         },
-        Body::Text(_) => Err("field 'rejected' needs a 'prompt' or 'messages', not 'text'".into()),
+        Body::Text(_) | Body::Document(_) => {
+            Err("field 'rejected' needs a 'prompt' or 'messages', not 'text'".into())
+        }
     }
 }
 

@@ -80,7 +80,7 @@ fn has_empty_answer(sample: &Sample) -> bool {
             turns.iter().any(|turn| turn.role == Role::Assistant && turn.content.trim().is_empty())
         }
         Body::Completion { completion, .. } => completion.trim().is_empty(),
-        Body::Text(_) => false,
+        Body::Text(_) | Body::Document(_) => false,
     }
 }
 

@@ -17,7 +17,7 @@ pub struct RunConfig {
     /// The vision part of a model that has none of its own: a GGUF file (mmproj), or a directory with a tower alone, whose
     /// projector is a new one.
     pub vision: Option<PathBuf>,
-    /// A JSONL file, or a folder with train.jsonl.
+    /// A data file, or a folder with train.jsonl.
     pub data: PathBuf,
     /// The method with its options.
     pub method: Method,
@@ -40,7 +40,7 @@ pub struct RunConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Stage {
-    /// A JSONL file, or a folder with train.jsonl and, if you like, valid.jsonl.
+    /// A data file, or a folder with train.jsonl and, if you like, valid.jsonl.
     pub data: PathBuf,
     /// Optimizer steps; where it is not given those of the whole run's settings.
     #[serde(default)]
@@ -86,6 +86,9 @@ pub struct TrainOptions {
     pub recompute: bool,
     /// Sort this many steps' examples by length before they are put together, so that less is padded; 0 for off.
     pub bucket_steps: usize,
+    /// Share of the training samples that validate instead, where the data has none for that; above 0, below 1.
+    #[serde(default)]
+    pub valid_share: Option<f64>,
     /// Validation every so many steps; by default 5 % of the run. It runs at the end in any case.
     pub eval_every: Option<usize>,
     /// A checkpoint every so many steps; by default with each validation. One is written at the end in any case.
@@ -114,6 +117,9 @@ pub struct TextOptions {
     pub allow_untrained_eos: bool,
     /// Share of samples that may be left out for having no trained token, 0 to 1.
     pub max_untrained: f64,
+    /// Keys or columns of the data that stand for others, each as `question=prompt`.
+    #[serde(default)]
+    pub columns: Vec<String>,
     /// The folder that relative paths of pictures are of; by default that of the data file.
     #[serde(default)]
     pub image_folder: Option<PathBuf>,
@@ -208,6 +214,7 @@ impl RunConfig {
             return Err(Error::config("text.max_untrained", self.text.max_untrained, "in 0..=1"));
         }
         self.text.feature_bytes().map_err(|error| within("text", error))?;
+        self.text.reading().map_err(|error| within("text", error))?;
         let threads = self.device.threads.map_or(Ok(()), crate::Device::check_threads);
         threads.map_err(|error| within("device", error))?;
         self.device.budget().map(|_| ())
@@ -244,6 +251,7 @@ impl Default for TrainOptions {
             seed: 0,
             recompute: false,
             bucket_steps: 0,
+            valid_share: None,
             eval_every: None,
             save_every: None,
             answers: 100,
@@ -265,6 +273,9 @@ impl TrainOptions {
         ];
         if let Some((field, _)) = at_least_one.iter().find(|(_, v)| *v == Some(0)) {
             return Err(Error::config(*field, 0, "at least 1"));
+        }
+        if let Some(share) = self.valid_share.filter(|share| !(*share > 0.0 && *share < 1.0)) {
+            return Err(Error::config("valid_share", share, "above 0 and below 1"));
         }
         if !(self.epochs > 0.0 && self.epochs.is_finite()) {
             return Err(Error::config("epochs", self.epochs, "a positive number"));
@@ -324,6 +335,7 @@ impl Default for TextOptions {
             loss_on_all: false,
             allow_untrained_eos: false,
             max_untrained: 0.05,
+            columns: Vec::new(),
             image_folder: None,
             on_bad_image: OnBadImage::Error,
             feature_memory: feature_memory(),

@@ -7,7 +7,8 @@ use super::{
 };
 use crate::adapter::{Expert, with_experts};
 use crate::data::{
-    DataFiles, Dataset, EncodeOptions, Encoder, LossOn, PicturePlace, Sample, read_samples_with,
+    Columns, DataFiles, Dataset, EncodeOptions, Encoder, LossOn, PicturePlace, ReadOptions, Sample,
+    read_samples_with, recognised, set_apart,
 };
 use crate::io::folder::fingerprint;
 use crate::mixture::{Methods, SitePart};
@@ -53,16 +54,13 @@ impl Inputs {
         let sees = pictures.is_some();
         let encoder = config.text.encoder(&text)?.with_pictures(pictures)?;
         let files = DataFiles::find(&config.data)?;
-        let Some(train) = &files.train else {
-            return Err(Error::file(&config.data, "has no train.jsonl"));
-        };
-        let paths: Vec<PathBuf> =
-            [Some(train), files.valid.as_ref()].into_iter().flatten().cloned().collect();
-        let task = config.task.as_deref();
-        let samples = |path: &Path| Ok::<_, Error>(of_task(config.text.read(path)?, task));
-        let valid_samples = files.valid.as_deref().map_or(Ok(Vec::new()), samples)?;
-        let valid = files.valid.as_deref().map(|path| encoder.dataset(path, &valid_samples)).transpose()?;
-        let train = encoder.dataset(train, &samples(train)?)?;
+        let Samples { train, valid, paths, notes: of_files } = Samples::read(&config, &files)?;
+        notes.extend(of_files);
+        let last = paths.last().unwrap_or(&config.data);
+        let valid_samples = valid.unwrap_or_default();
+        let none = valid_samples.is_empty();
+        let valid = (!none).then(|| encoder.dataset(last, &valid_samples)).transpose()?;
+        let train = encoder.dataset(&paths[0], &train)?;
         let experts = Expert::open_all(&config.experts, model.config())?;
         let (method, targets) = with_experts(&config.method, &config.target_modules, &experts)?;
         config.method = method;
@@ -249,12 +247,21 @@ impl TextOptions {
         Ok(text)
     }
 
-    /// The samples of a file, with pictures in the folder that the options name.
+    /// How data files are read.
     ///
     /// # Errors
-    /// Those of [`read_samples_with`].
+    /// `columns` names no key of a sample.
+    pub fn reading(&self) -> Result<ReadOptions> {
+        let columns = Columns::new(&self.columns)?;
+        Ok(ReadOptions { image_folder: self.image_folder.clone(), columns, ending: None })
+    }
+
+    /// The samples of a file.
+    ///
+    /// # Errors
+    /// Those of [`read_samples_with`] and of [`reading`](TextOptions::reading).
     pub fn read(&self, path: &Path) -> Result<Vec<Sample>> {
-        read_samples_with(path, self.image_folder.as_deref())
+        read_samples_with(path, &self.reading()?)
     }
 
     /// What turns samples into examples.
@@ -278,11 +285,51 @@ pub(super) fn stage_set(mut config: RunConfig) -> Result<Dataset> {
     let model = ModelFiles::open(&config.model)?;
     cut_to_context(&mut config, &model);
     let encoder = config.text.encoder(&config.text.open(Some(&config.model), None)?)?;
-    let files = DataFiles::find(&config.data)?;
-    let Some(path) = files.valid.as_ref().or(files.train.as_ref()) else {
-        return Err(Error::file(&config.data, "has no train.jsonl"));
-    };
-    encoder.dataset(path, &of_task(config.text.read(path)?, config.task.as_deref()))
+    let samples = Samples::read(&config, &DataFiles::find(&config.data)?)?;
+    let last = samples.paths.last().unwrap_or(&config.data);
+    encoder.dataset(last, &samples.valid.unwrap_or(samples.train))
+}
+
+/// The samples of a run.
+struct Samples {
+    train: Vec<Sample>,
+    valid: Option<Vec<Sample>>,
+    /// The files that they are of: that of training, and that of validation where it is another.
+    paths: Vec<PathBuf>,
+    notes: Vec<String>,
+}
+
+impl Samples {
+    /// Reads the files of a data set; where it has none for validation, a share of its samples is set apart if that is asked
+    /// for.
+    fn read(config: &RunConfig, files: &DataFiles) -> Result<Self> {
+        let Some(train_file) = &files.train else {
+            return Err(Error::file(&config.data, "has no train.jsonl"));
+        };
+        let paths: Vec<PathBuf> =
+            [Some(train_file), files.valid.as_ref()].into_iter().flatten().cloned().collect();
+        let options = config.text.reading()?;
+        let mut notes = Vec::new();
+        let mut read = |path: &PathBuf| -> Result<_> {
+            let samples = read_samples_with(path, &options)?;
+            notes.extend(recognised(path, &options, &samples)?);
+            Ok(of_task(samples, config.task.as_deref()))
+        };
+        let train = read(train_file)?;
+        let valid = files.valid.as_ref().map(&mut read).transpose()?;
+        let Some(share) = config.train.valid_share else { return Ok(Samples { train, valid, paths, notes }) };
+        if let Some(file) = &files.valid {
+            let what = format!("the data has samples to validate with, in {}: leave it out", file.display());
+            return Err(Error::refused("train.valid_share", what));
+        }
+        let (train, valid) = set_apart(train, share);
+        if train.is_empty() || valid.is_empty() {
+            let what = "has a single question: nothing can be set apart of it for validation";
+            return Err(Error::file(train_file, what));
+        }
+        notes.push(format!("of the samples {} train and {} validate", train.len(), valid.len()));
+        Ok(Samples { train, valid: Some(valid), paths, notes })
+    }
 }
 
 /// Cuts examples to the model's context; what is to be said of it.

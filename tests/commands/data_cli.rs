@@ -259,3 +259,51 @@ fn sets_that_cannot_be_made_are_refused() {
     assert!(err.contains("is not empty"), "{err}");
     run(&["data", "make", "rules"], 2);
 }
+
+/// A table of one's own questions: looked at, trained on with a share set apart, converted.
+#[test]
+fn a_table_is_trained_on_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_string();
+    crate::common::tiny::write_text_model(&dir.path().join("model"));
+    let rows: String = (0..40).map(|i| format!("{i},\"what, is {i}?\",\"it is {i}\"\n")).collect();
+    std::fs::write(path("own.csv"), format!("id,question,answer\n{rows}")).unwrap();
+    let columns = ["--columns", "question=prompt,answer=completion"];
+
+    let (_, err) = run(&["data", "check", &path("own.csv")], 3);
+    assert!(err.contains("own.csv:1: ") && err.contains("--columns question=prompt"), "{err}");
+    let check = ["data", "check", &path("own.csv")];
+    let (text, err) = run(&[&check[..], &columns].concat(), 0);
+    assert!(text.contains("prompt and completion: 40") && text.contains("id (40)"), "{text}");
+    assert!(err.contains("own.csv is read as a table with commas: 40 prompt and completion"), "{err}");
+
+    let train = ["train", "--model", &path("model"), "--data", &path("own.csv"), "--out", &path("run")];
+    let train = [&train[..], &columns, &["--valid-share", "0.2", "--steps", "2"]].concat();
+    let (text, err) = run(&train, 0);
+    assert!(text.contains("best validation loss"), "{text}");
+    assert!(err.contains("own.csv is read as a table") && err.contains(" validate"), "{err}");
+    let (text, _) = run(&["train", "--resume", &path("run"), "--steps", "3"], 0);
+    assert!(text.contains("best validation loss"), "{text}");
+    std::fs::create_dir(path("both")).unwrap();
+    for name in ["both/train.csv", "both/valid.csv"] {
+        std::fs::copy(path("own.csv"), path(name)).unwrap();
+    }
+    let both = ["train", "--model", &path("model"), "--data", &path("both"), "--out", &path("run2")];
+    let (_, err) = run(&[&both[..], &columns, &["--valid-share", "0.2"]].concat(), 3);
+    assert!(err.contains("valid_share") && err.contains("valid.csv"), "{err}");
+
+    let convert = ["data", "convert", &path("own.csv"), "--out", &path("own.jsonl")];
+    let (text, _) = run(&[&convert[..], &columns].concat(), 0);
+    assert!(text.contains("40 samples in"), "{text}");
+    let (_, err) = run(&[&convert[..], &columns].concat(), 3);
+    assert!(err.contains("already"), "{err}");
+    let (text, err) = run(&["data", "check", &path("own.jsonl")], 0);
+    assert!(text.contains("messages: 40") && !err.contains("is read as"), "{text}{err}");
+    let convert = ["data", "convert", &path("both"), "--out", &path("converted")];
+    run(&[&convert[..], &columns].concat(), 0);
+    let converted = std::fs::read_to_string(path("converted/valid.jsonl")).unwrap();
+    assert_eq!(converted, std::fs::read_to_string(path("own.jsonl")).unwrap());
+    std::fs::write(path("book.txt"), "Once upon a time.").unwrap();
+    let (_, err) = run(&["data", "convert", &path("book.txt"), "--out", &path("book.jsonl")], 3);
+    assert!(err.contains("plain text has no turns"), "{err}");
+}

@@ -5,6 +5,7 @@ mod common;
 
 mod adapters;
 mod bad_files;
+mod data_files;
 mod families;
 mod family_adapters;
 mod formats;

@@ -4,7 +4,8 @@
 use crate::common::cli::{mixlora, output};
 use mixlora::adapter::Conversation;
 use mixlora::data::{
-    Body, EncodeOptions, Encoder, OnBadImage, PictureSource, Sample, read_samples, read_samples_with,
+    Body, EncodeOptions, Encoder, OnBadImage, PictureSource, ReadOptions, Sample, read_samples,
+    read_samples_with,
 };
 use mixlora::model::vision::VisionPlace;
 use mixlora::model::{LoadOptions, Model};
@@ -274,7 +275,10 @@ fn paths_are_of_a_folder() {
         "data/train.jsonl",
         json!({"image": "a.png", "messages": shown("<image>")["messages"]}).to_string(),
     );
-    let of = |folder: Option<&Path>| read_samples_with(&file, folder).unwrap()[0].pictures[0].clone();
+    let of = |folder: Option<&Path>| {
+        let options = ReadOptions { image_folder: folder.map(Path::to_path_buf), ..ReadOptions::default() };
+        read_samples_with(&file, &options).unwrap()[0].pictures[0].clone()
+    };
     assert_eq!(of(None), PictureSource::Path(place.path("data/a.png")));
     let inside = place.path("data/img");
     assert_eq!(of(Some(&inside)), PictureSource::Path(inside.join("a.png")));

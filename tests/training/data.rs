@@ -1,7 +1,9 @@
 //! Data files and masks: rows 21 to 30 of docs/BAD_INPUT.md, and trained tokens.
 #![cfg(feature = "tokenizer")]
 
-use mixlora::data::{Body, DataFiles, EncodeOptions, Encoder, LossOn, Sample, read_samples};
+use mixlora::data::{
+    Body, DataFiles, EncodeOptions, Encoder, LossOn, Sample, read_samples, read_samples_from,
+};
 use mixlora::text::{ChatTemplate, Message, Role, Tokenizer, Vocab};
 use mixlora::{Error, Result};
 use std::io::Write;
@@ -312,4 +314,13 @@ fn what_is_left_out_is_counted() {
     assert_eq!(lax.dataset(Path::new("d.jsonl"), &samples).unwrap().counts.untrained, 4);
     let e = lax.dataset(Path::new("d.jsonl"), &samples[4..6]).unwrap_err().to_string();
     assert!(e.contains("no sample is left: 1 are empty, 1 have no trained token"), "{e}");
+}
+
+#[test]
+fn a_system_text_beside_messages_is_the_first_of_them() {
+    let line = r#"{"system": "s", "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}"#;
+    let samples = read_samples_from("a.jsonl".as_ref(), line.as_bytes()).unwrap();
+    let Body::Messages(messages) = &samples[0].body else { panic!("{samples:?}") };
+    assert_eq!([messages[0].role, messages[1].role], [Role::System, Role::User]);
+    assert_eq!(messages[0].content, "s");
 }

@@ -93,7 +93,10 @@ fn setting(about: &str, name: &str, value: &Value) -> String {
 const ABOUT: &[(&str, &str)] = &[
     ("model", "a .gguf file or a Hugging Face directory"),
     ("vision", "the vision part of a model that has none: a GGUF file (mmproj), or a directory with a tower"),
-    ("data", "a JSONL file, or a folder with train.jsonl and, if you like, valid.jsonl"),
+    (
+        "data",
+        "a file (.jsonl, .json, .csv, .tsv, .txt), or a folder with train.jsonl and, if you like, valid.jsonl",
+    ),
     ("method", "see `mixlora methods`"),
     ("target_modules", "projections that get an adapter"),
     ("experts", "folders of trained LoRAs that the method mixes, each DIR or NAME=DIR"),
@@ -123,6 +126,7 @@ const ABOUT: &[(&str, &str)] = &[
     ("train.seed", "of initial values, order of examples and dropout"),
     ("train.recompute", "gradient checkpointing: less memory, a third more time"),
     ("train.bucket_steps", "sort the examples of so many steps by length, so that less is padded; 0: off"),
+    ("train.valid_share", "share of the samples that validate, where the data has none for that"),
     ("train.eval_every", "steps between validations; by default 5 % of the run"),
     ("train.save_every", "steps between checkpoints; by default as eval_every"),
     (
@@ -137,6 +141,7 @@ const ABOUT: &[(&str, &str)] = &[
     ("text.loss_on_all", "train every token, not only the assistant's"),
     ("text.allow_untrained_eos", "accept assistant turns without an end token"),
     ("text.max_untrained", "share of examples that may be left out for having no trained token"),
+    ("text.columns", "keys or columns of the data that stand for others, each as \"question=prompt\""),
     (
         "text.image_folder",
         "folder that relative paths of pictures are of; that of the data file where it is not set",

@@ -1,11 +1,11 @@
 //! `mixlora data check`
 
-use crate::data_text::DataPictureArgs;
+use crate::data_text::SampleArgs;
 use crate::model_path::model_path;
 use crate::progress::Progress;
 use crate::{Failure, out};
 use mixlora::Error;
-use mixlora::data::{Body, DataFiles, Encoder, Sample, oddities, shared};
+use mixlora::data::{Body, DataFiles, Encoder, Sample, oddities, recognised, shared};
 use mixlora::text::PictureTokens;
 use mixlora::train::TextOptions;
 use serde_json::{Value, json};
@@ -35,7 +35,7 @@ pub struct Args {
     #[arg(long, requires = "model")]
     template: Option<String>,
     #[command(flatten)]
-    pictures: DataPictureArgs,
+    reading: SampleArgs,
     /// Decode every picture, to find those that are cut off or damaged behind their header.
     #[cfg(feature = "images")]
     #[arg(long)]
@@ -95,7 +95,7 @@ fn encoder(args: &Args, model: &Path) -> Result<Encoder, Failure> {
         allow_untrained_eos: true,
         ..TextOptions::default()
     };
-    let options = args.pictures.over(options);
+    let options = args.reading.over(options);
     let vision = args.vision.as_deref();
     let side = options.open(Some(model), vision)?;
     out::notes(&side.notes);
@@ -103,14 +103,18 @@ fn encoder(args: &Args, model: &Path) -> Result<Encoder, Failure> {
 }
 
 fn read<'a>(args: &Args, path: &'a Path, encoder: Option<&Encoder>) -> mixlora::Result<Row<'a>> {
-    let samples = args.pictures.over(TextOptions::default()).read(path)?;
+    let options = args.reading.over(TextOptions::default());
+    let samples = options.read(path)?;
+    recognised(path, &options.reading()?, &samples)?
+        .iter()
+        .for_each(|text| out::note(&format!("note: {text}")));
     #[cfg(feature = "images")]
     let pictures = {
         let any = samples.iter().any(|sample| !sample.pictures.is_empty());
         let looking =
             any.then(|| Progress::new(&format!("looking at {}", path.display()), samples.len(), "samples"));
         let step = || looking.iter().for_each(Progress::step);
-        Pictures::of(path, &samples, args.pixels, args.pictures.skips(), &step)?
+        Pictures::of(path, &samples, args.pixels, args.reading.skips(), &step)?
     };
     let count = |encoder: &Encoder| -> mixlora::Result<Option<Tokens>> {
         let counting =

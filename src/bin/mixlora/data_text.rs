@@ -30,12 +30,15 @@ pub struct TextArgs {
     #[arg(long)]
     allow_untrained_eos: bool,
     #[command(flatten)]
-    pictures: DataPictureArgs,
+    reading: SampleArgs,
 }
 
-/// Where the pictures of samples are.
+/// How samples are read.
 #[derive(clap::Args, Clone)]
-pub struct DataPictureArgs {
+pub struct SampleArgs {
+    /// Keys or columns of the data that stand for others, as question=prompt,answer=completion.
+    #[arg(long, value_name = "NAME=KEY", value_delimiter = ',')]
+    pub columns: Vec<String>,
     /// Folder that relative paths of pictures are of; by default that of the data file.
     #[arg(long, value_name = "DIR")]
     pub image_folder: Option<PathBuf>,
@@ -44,7 +47,7 @@ pub struct DataPictureArgs {
     on_bad_image: String,
 }
 
-impl DataPictureArgs {
+impl SampleArgs {
     pub fn skips(&self) -> bool {
         self.on_bad_image == "skip"
     }
@@ -53,13 +56,14 @@ impl DataPictureArgs {
     pub fn over(&self, options: TextOptions) -> TextOptions {
         let on_bad_image = if self.skips() { OnBadImage::Skip } else { options.on_bad_image };
         let image_folder = self.image_folder.clone().or(options.image_folder.clone());
-        TextOptions { image_folder, on_bad_image, ..options }
+        let columns = if self.columns.is_empty() { options.columns.clone() } else { self.columns.clone() };
+        TextOptions { columns, image_folder, on_bad_image, ..options }
     }
 }
 
 impl TextArgs {
     pub fn options(&self) -> TextOptions {
-        self.pictures.over(TextOptions {
+        self.reading.over(TextOptions {
             tokenizer: self.tokenizer.clone(),
             template: self.template.clone(),
             max_length: self.max_length,

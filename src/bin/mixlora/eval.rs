@@ -1,6 +1,6 @@
 //! `mixlora eval`
 
-use crate::data_text::{DataPictureArgs, FeatureArgs};
+use crate::data_text::{FeatureArgs, SampleArgs};
 use crate::measured::{Asked, Measured};
 use crate::model_args::{ModelArgs, Opened};
 use crate::progress::Progress;
@@ -27,7 +27,7 @@ Example: mixlora eval --model SmolLM2-135M-Instruct.Q4_1.gguf --adapter run --da
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
-    /// A JSONL file, or a folder with test.jsonl or valid.jsonl.
+    /// A data file, or a folder with test.jsonl or valid.jsonl.
     #[arg(long)]
     data: PathBuf,
     /// Which file of a folder; test where there is one, else valid, when it is not given.
@@ -46,7 +46,7 @@ pub struct Args {
     #[arg(long, default_value_t = TextOptions::default().max_length)]
     max_length: usize,
     #[command(flatten)]
-    pictures: DataPictureArgs,
+    reading: SampleArgs,
     #[command(flatten)]
     features: FeatureArgs,
     /// Ask 64 general prompts too: how far the adapter has moved answers that its training was not about.
@@ -76,7 +76,7 @@ impl Loss {
 
 pub fn run(args: &Args) -> Result<(), Failure> {
     let options = TextOptions { max_length: args.max_length, ..TextOptions::default() };
-    let options = args.features.over(args.pictures.over(options));
+    let options = args.features.over(args.reading.over(options));
     let mut measured = Measured::read(&args.data, args.split.as_deref(), options)?;
     measured.samples.truncate(args.limit.unwrap_or(usize::MAX));
     let opened = args.model.open()?;

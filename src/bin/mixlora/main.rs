@@ -10,6 +10,8 @@ mod config;
 #[cfg(feature = "tokenizer")]
 mod data_check;
 #[cfg(feature = "tokenizer")]
+mod data_convert;
+#[cfg(feature = "tokenizer")]
 mod data_make;
 #[cfg(feature = "tokenizer")]
 mod data_show;
@@ -164,6 +166,8 @@ enum Ops {
 enum Data {
     /// Read every line and list all problems.
     Check(data_check::Args),
+    /// Write samples of any format as lines of JSON with messages.
+    Convert(data_convert::Args),
     /// Show samples as the model reads them, with the trained text marked.
     Show(data_show::Args),
     /// Count examples, tokens and trained tokens.
@@ -307,6 +311,8 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Ops(Ops::Test(args)) => ops_test::run(&args),
         #[cfg(feature = "tokenizer")]
         Command::Data(Data::Check(args)) => data_check::run(&args),
+        #[cfg(feature = "tokenizer")]
+        Command::Data(Data::Convert(args)) => data_convert::run(&args),
         #[cfg(feature = "tokenizer")]
         Command::Data(Data::Show(args)) => data_show::run(&args),
         #[cfg(feature = "tokenizer")]

@@ -31,7 +31,8 @@ pub struct TrainArgs {
     /// Take weights that hold NaN or infinite values as they are.
     #[arg(long)]
     pub allow_nonfinite: bool,
-    /// A JSONL file, or a folder with train.jsonl and, if you like, valid.jsonl.
+    /// A file (.jsonl, .json, .csv, .tsv, .txt, each also .gz), or a folder with train.jsonl and, if you like,
+    /// valid.jsonl.
     #[arg(long)]
     data: Option<PathBuf>,
     /// Folder of the run; it must not hold another one.
@@ -110,6 +111,12 @@ pub struct TrainArgs {
     /// Passes over the training examples in which a new projector learns alone, before the first step.
     #[arg(long, value_name = "N")]
     align_epochs: Option<usize>,
+    /// Keys or columns of the data that stand for others, as question=prompt,answer=completion.
+    #[arg(long, value_name = "NAME=KEY", value_delimiter = ',')]
+    columns: Vec<String>,
+    /// Share of the training samples that validate instead, where the data has none for that: 0.05 for one in twenty.
+    #[arg(long, value_name = "SHARE")]
+    valid_share: Option<f64>,
     /// Folder that relative paths of pictures are of; by default that of the data file.
     #[arg(long, value_name = "DIR")]
     image_folder: Option<PathBuf>,
@@ -184,6 +191,8 @@ impl TrainArgs {
             ("text.max_length", json!(self.max_length)),
             ("vision", json!(self.vision)),
             ("train.align_epochs", json!(self.align_epochs)),
+            ("text.columns", if self.columns.is_empty() { Value::Null } else { json!(self.columns) }),
+            ("train.valid_share", json!(self.valid_share)),
             ("text.image_folder", json!(self.image_folder)),
             ("text.on_bad_image", json!(self.on_bad_image)),
             ("text.feature_memory", json!(self.features.feature_memory)),

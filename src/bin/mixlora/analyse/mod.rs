@@ -3,7 +3,7 @@
 mod interference;
 mod routing;
 
-use crate::data_text::{DataPictureArgs, FeatureArgs};
+use crate::data_text::{FeatureArgs, SampleArgs};
 use crate::device_args::{CheckArgs, DeviceArgs};
 use crate::measured::{Asked, Measured};
 use crate::model_args::Opened;
@@ -53,7 +53,7 @@ pub struct Subjects {
     /// stand side by side.
     #[arg(long, required_unless_present = "run")]
     adapter: Vec<PathBuf>,
-    /// A JSONL file, or a folder with test.jsonl, valid.jsonl or train.jsonl, of samples with a task.
+    /// A data file, or a folder with test.jsonl, valid.jsonl or train.jsonl, of samples with a task.
     #[arg(long, required_unless_present = "run")]
     data: Option<PathBuf>,
     /// Which file of a folder; test where there is one, else valid, when it is not given.
@@ -72,7 +72,7 @@ pub struct Subjects {
     #[arg(long)]
     template: Option<String>,
     #[command(flatten)]
-    pictures: DataPictureArgs,
+    reading: SampleArgs,
     #[command(flatten)]
     features: FeatureArgs,
     /// Turn quantised weights into f32: several times the memory.
@@ -118,7 +118,7 @@ impl Subjects {
         options.max_length = self.max_length.unwrap_or(options.max_length);
         options.template = self.template.clone().or(options.template);
         let options = self.features.over(options);
-        let mut measured = Measured::read(data, self.split.as_deref(), self.pictures.over(options.clone()))?;
+        let mut measured = Measured::read(data, self.split.as_deref(), self.reading.over(options.clone()))?;
         let labels = self.chosen_tasks(&mut measured)?;
         let device = self.device.open()?;
         let vision = self.vision.clone().or(run.as_ref().and_then(|run| run.vision.clone()));
