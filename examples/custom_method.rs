@@ -120,7 +120,8 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let examples: Vec<Example> = (0..16).map(example).collect();
     let pool = method.options().instance().map(|instance| instance.pool);
     let batch = Batch::new(&examples.iter().collect::<Vec<_>>(), pool, 0, &device)?;
-    let schedule = Schedule { learning_rate: 1e-2, warmup_steps: 0, decay: Decay::Constant };
+    let schedule =
+        Schedule { learning_rate: 1e-2, warmup_steps: 0, decay: Decay::Constant, ..Schedule::default() };
     let mut session =
         Session::new(model, adapter, TrainConfig { schedule, steps: 60, ..TrainConfig::default() })?;
     let first = session.step(std::slice::from_ref(&batch))?.loss;

@@ -228,7 +228,12 @@ impl Tiny {
 fn train(model: &Tiny, ids: &[u32], steps: usize) -> Result<()> {
     let mut optimizer = Optimizer::new(model.params())?;
     optimizer.weight_decay = 0.01;
-    let schedule = Schedule { learning_rate: 3e-3, warmup_steps: steps / 20, decay: Decay::Cosine };
+    let schedule = Schedule {
+        learning_rate: 3e-3,
+        warmup_steps: steps / 20,
+        decay: Decay::Cosine,
+        ..Schedule::default()
+    };
     let (b, s) = BATCH;
     let places = Stream::new(13);
     let mut mean = 0.0;

@@ -289,7 +289,12 @@ fn train(
 ) -> Outcome<()> {
     let mut optimizer = Optimizer::new([net.params(), net.head.clone()].concat())?;
     optimizer.weight_decay = 0.05;
-    let schedule = Schedule { learning_rate: LEARNING_RATE, warmup_steps: steps / 20, decay: Decay::Cosine };
+    let schedule = Schedule {
+        learning_rate: LEARNING_RATE,
+        warmup_steps: steps / 20,
+        decay: Decay::Cosine,
+        ..Schedule::default()
+    };
     let stream = Stream::new(19).named("pictures");
     let mut drawn = 0;
     let mut below = move |n: usize| {

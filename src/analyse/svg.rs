@@ -1,6 +1,7 @@
 //! Heat maps and clouds of points as SVG text.
 
 use super::Scores;
+pub(crate) use crate::train::COLORS;
 use crate::train::escaped;
 use std::fmt::Write;
 
@@ -11,11 +12,6 @@ const LETTER: f64 = 7.0;
 const TITLE: f64 = 22.0;
 const CAPTION: f64 = 22.0;
 const CLOUD: f64 = 420.0;
-/// Colours that are told apart.
-pub(crate) const COLORS: [&str; 10] = [
-    "#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#999999", "#222222", "#ff9933",
-    "#774411",
-];
 
 /// What colours stand for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -25,6 +25,7 @@ const KEYS: [&str; 16] = [
 /// Which keys of an object, or columns of a table, stand for keys of a sample.
 ///
 /// ```
+/// # #[cfg(feature = "tokenizer")] {
 /// use mixlora::data::{Body, Columns, ReadOptions, read_samples_with};
 /// let folder = tempfile::tempdir()?;
 /// let path = folder.path().join("train.csv");
@@ -33,6 +34,7 @@ const KEYS: [&str; 16] = [
 /// let samples = read_samples_with(&path, &ReadOptions { columns, ..ReadOptions::default() })?;
 /// assert_eq!(samples[0].body, Body::Completion { prompt: "2 + 2 =".into(), completion: "4".into() });
 /// assert_eq!(samples[0].unread, ["id"]);
+/// # }
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -61,7 +63,10 @@ impl Columns {
         }
         Ok(Columns(pairs))
     }
+}
 
+#[cfg(feature = "tokenizer")]
+impl Columns {
     /// The key that a name stands for. A name that is itself a key which another one stands for has none.
     pub(super) fn key<'a>(&'a self, name: &'a str) -> Option<&'a str> {
         match self.0.iter().find(|pair| pair.0 == name) {

@@ -10,7 +10,6 @@ mod ask;
 #[cfg(feature = "tokenizer")]
 mod base64;
 mod batch;
-#[cfg(feature = "tokenizer")]
 mod columns;
 mod condition;
 #[cfg(feature = "tokenizer")]
@@ -60,7 +59,6 @@ mod turns;
 #[cfg(feature = "tokenizer")]
 pub(crate) use ask::Asked;
 pub use batch::{Batch, Example};
-#[cfg(feature = "tokenizer")]
 pub use columns::Columns;
 pub use condition::Condition;
 #[cfg(feature = "tokenizer")]

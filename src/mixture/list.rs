@@ -1,7 +1,6 @@
 //! Options with several values.
 
 use super::{Kind, OptionValue};
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
 use std::str::FromStr;
 
@@ -42,6 +41,6 @@ impl<'de, T: Deserialize<'de> + FromStr> Deserialize<'de> for List<T> {
     }
 }
 
-impl<T: Serialize + DeserializeOwned + FromStr> OptionValue for List<T> {
-    const KIND: Kind = Kind::List;
+impl<T: OptionValue + FromStr> OptionValue for List<T> {
+    const KIND: Kind = Kind::List(&T::KIND);
 }

@@ -17,8 +17,9 @@ pub enum Kind {
     Integer,
     Number,
     Flag,
-    /// Several values: in JSON an array, on the command line with commas between them.
-    List,
+    Text,
+    /// Several values of a kind: in JSON an array, on the command line with commas between them.
+    List(&'static Kind),
     /// One of these words.
     Word(&'static [&'static str]),
 }
@@ -52,6 +53,10 @@ impl OptionValue for bool {
     const KIND: Kind = Kind::Flag;
 }
 
+impl OptionValue for String {
+    const KIND: Kind = Kind::Text;
+}
+
 impl<T: OptionValue> OptionValue for Option<T> {
     const KIND: Kind = T::KIND;
     const OPTIONAL: bool = true;
@@ -68,6 +73,14 @@ impl Range {
     /// A range as Rust writes it: `1.0..`, `0.0..=1.0`, or a pair of bounds.
     pub fn new(range: impl RangeBounds<f64>) -> Self {
         Range(range.start_bound().cloned(), range.end_bound().cloned())
+    }
+    /// The range between two bounds.
+    pub const fn between(low: Bound<f64>, high: Bound<f64>) -> Self {
+        Range(low, high)
+    }
+    /// Where it begins and ends.
+    pub const fn bounds(&self) -> [Bound<f64>; 2] {
+        [self.0, self.1]
     }
     /// Whether a number lies in it. NaN and the infinities never do.
     pub fn contains(&self, v: f64) -> bool {
@@ -159,7 +172,8 @@ impl Field {
             Kind::Integer => "integer".into(),
             Kind::Number => "number".into(),
             Kind::Flag => "true or false".into(),
-            Kind::List => "list".into(),
+            Kind::Text => "text".into(),
+            Kind::List(_) => "list".into(),
             Kind::Word(words) => words.join(" | "),
         };
         if self.optional { format!("{kind}, or absent") } else { kind }

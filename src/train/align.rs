@@ -99,7 +99,12 @@ impl Align {
         let targets = Tensor::from_f32(device, &[lessons.targets.len() / width, width], &lessons.targets)?;
         let per_epoch = n.div_ceil(BATCH);
         let steps = self.epochs * per_epoch;
-        let schedule = Schedule { learning_rate: self.learning_rate, warmup_steps: 0, decay: Decay::Cosine };
+        let schedule = Schedule {
+            learning_rate: self.learning_rate,
+            warmup_steps: 0,
+            decay: Decay::Cosine,
+            ..Schedule::default()
+        };
         let mut losses = Vec::with_capacity(steps);
         for epoch in 0..self.epochs {
             let order = shuffled(n, self.stream.named("order").fork(epoch as u64));

@@ -30,6 +30,9 @@ pub struct State {
     pub skipped: usize,
     /// Lowest validation loss and its step.
     pub best: Option<(f64, usize)>,
+    /// Validations since that had no better loss, and the step of the last of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since_best: Option<(usize, usize)>,
     /// Frozen rows of trained parameters, by the names of their parts.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub frozen_rows: BTreeMap<String, Vec<Range<usize>>>,
@@ -46,12 +49,28 @@ impl Default for State {
             trained_tokens: 0,
             skipped: 0,
             best: None,
+            since_best: None,
             frozen_rows: BTreeMap::new(),
         }
     }
 }
 
 impl State {
+    /// Validations in a row, up to the last one, that had no better loss than one before.
+    pub fn validations_without_better(&self) -> usize {
+        self.since_best.map_or(0, |(count, _)| count)
+    }
+
+    /// Counts the validation of the present step, after `best` was looked at. One that is repeated, as when a run goes on
+    /// that had ended, counts once.
+    pub(super) fn count_validation(&mut self) {
+        self.since_best = match (self.best, self.since_best) {
+            (Some((_, step)), _) if step == self.step => None,
+            (_, Some((count, step))) if step >= self.step => Some((count, step)),
+            (_, before) => Some((before.map_or(0, |(count, _)| count) + 1, self.step)),
+        };
+    }
+
     pub(super) fn read(dir: &Path) -> Result<Self> {
         let path = dir.join(STATE);
         let text = std::fs::read_to_string(&path);

@@ -1,8 +1,9 @@
 //! The options of a run: their names and defaults, and how layers of settings are put over each other.
 
+use super::schedule::{decay_share, restarts};
 use super::{Decay, Schedule, TrainConfig};
 use crate::adapter::{ALL_LINEAR, check_targets, named_path};
-use crate::data::OnBadImage;
+use crate::data::{Columns, OnBadImage};
 use crate::mixture::{Method, MethodSpec};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -78,6 +79,15 @@ pub struct TrainOptions {
     /// Steps of linear warm-up; by default 3 % of the run.
     pub warmup_steps: Option<usize>,
     pub schedule: Decay,
+    /// What every schedule but the constant one falls to by the end.
+    #[serde(default)]
+    pub min_learning_rate: f64,
+    /// Share of the steps, at the end, in which the rate of `wsd` falls.
+    #[serde(default = "decay_share")]
+    pub decay_share: f64,
+    /// Cycles of `cosine_restarts`.
+    #[serde(default = "restarts")]
+    pub restarts: usize,
     /// Gradients are clipped to this norm; 0 for never.
     pub max_grad_norm: f32,
     pub weight_decay: f64,
@@ -93,6 +103,9 @@ pub struct TrainOptions {
     pub eval_every: Option<usize>,
     /// A checkpoint every so many steps; by default with each validation. One is written at the end in any case.
     pub save_every: Option<usize>,
+    /// Stop after so many validations in a row without a better loss; by default never. It needs validation data.
+    #[serde(default)]
+    pub patience: Option<usize>,
     /// Validation samples that are answered at the end, for exact match; those with short answers alone. 0 for none.
     pub answers: usize,
     /// Checkpoints that are kept besides the best one.
@@ -214,7 +227,7 @@ impl RunConfig {
             return Err(Error::config("text.max_untrained", self.text.max_untrained, "in 0..=1"));
         }
         self.text.feature_bytes().map_err(|error| within("text", error))?;
-        self.text.reading().map_err(|error| within("text", error))?;
+        Columns::new(&self.text.columns).map_err(|error| within("text", error))?;
         let threads = self.device.threads.map_or(Ok(()), crate::Device::check_threads);
         threads.map_err(|error| within("device", error))?;
         self.device.budget().map(|_| ())
@@ -246,6 +259,9 @@ impl Default for TrainOptions {
             align_epochs: 0,
             warmup_steps: None,
             schedule: Decay::Cosine,
+            min_learning_rate: 0.0,
+            decay_share: decay_share(),
+            restarts: restarts(),
             max_grad_norm: 1.0,
             weight_decay: 0.0,
             seed: 0,
@@ -254,6 +270,7 @@ impl Default for TrainOptions {
             valid_share: None,
             eval_every: None,
             save_every: None,
+            patience: None,
             answers: 100,
             keep: 2,
             max_skipped: 0,
@@ -269,6 +286,7 @@ impl TrainOptions {
             ("grad_accumulation", Some(self.grad_accumulation)),
             ("eval_every", self.eval_every),
             ("save_every", self.save_every),
+            ("patience", self.patience),
             ("keep", Some(self.keep)),
         ];
         if let Some((field, _)) = at_least_one.iter().find(|(_, v)| *v == Some(0)) {
@@ -291,12 +309,23 @@ impl TrainOptions {
         if let Some((field, rate)) = rates.into_iter().find(|(_, rate)| !(rate.is_finite() && *rate > 0.0)) {
             return Err(Error::config(field, rate, "a positive number"));
         }
-        match (self.warmup_steps, self.steps) {
-            (Some(w), Some(n)) if w > n => {
-                Err(Error::config("warmup_steps", w, format!("at most steps ({n})")))
-            }
-            _ => Ok(()),
+        match self.steps {
+            Some(steps) => self.schedule(steps).check(steps),
+            None => self.schedule(0).check_rates(),
         }
+    }
+
+    /// Refuses patience where there is nothing to validate on.
+    ///
+    /// # Errors
+    /// Patience is set and there is no validation data.
+    pub fn check_patience(&self, has_validation: bool) -> Result<()> {
+        if self.patience.is_none() || has_validation {
+            return Ok(());
+        }
+        let what = "needs validation data, of which there is none: put a valid.jsonl beside train.jsonl and give the folder \
+                    as data, or set train.valid_share (--valid-share 0.05), or leave patience out";
+        Err(Error::refused("train.patience", what))
     }
 
     /// Optimizer steps of a run whose epochs have so many.
@@ -309,14 +338,22 @@ impl TrainOptions {
         self.projector_learning_rate.map(|rate| rate / self.learning_rate)
     }
 
+    /// The learning rates of a run of `steps`.
+    fn schedule(&self, steps: usize) -> Schedule {
+        Schedule {
+            learning_rate: self.learning_rate,
+            warmup_steps: self.warmup_steps.unwrap_or((steps as f64 * 0.03).ceil() as usize),
+            decay: self.schedule,
+            min_learning_rate: self.min_learning_rate,
+            decay_share: self.decay_share,
+            restarts: self.restarts,
+        }
+    }
+
     /// What a session is told, for a run of `steps`.
     pub fn session(&self, steps: usize) -> TrainConfig {
         TrainConfig {
-            schedule: Schedule {
-                learning_rate: self.learning_rate,
-                warmup_steps: self.warmup_steps.unwrap_or((steps as f64 * 0.03).ceil() as usize),
-                decay: self.schedule,
-            },
+            schedule: self.schedule(steps),
             steps,
             max_grad_norm: (self.max_grad_norm > 0.0).then_some(self.max_grad_norm),
             weight_decay: self.weight_decay,

@@ -10,15 +10,26 @@ const BOTTOM: f64 = 45.0;
 const LETTER: f64 = 7.0;
 /// More marks than this do not fit on an axis.
 const MOST_TICKS: usize = 12;
+/// Up to so many points of a line are drawn as they are.
+const FEW: usize = 2000;
+/// Colours that are told apart.
+pub(crate) const COLORS: [&str; 10] = [
+    "#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#999999", "#222222", "#ff9933",
+    "#774411",
+];
 
-/// One line of the picture: a label, a colour, and points `(step, value)`.
-#[derive(Default)]
+/// One line of the picture: a label for the legend, where it is to be there, a colour, and points `(step, value)`.
+#[derive(Clone, Copy, Default)]
 pub struct Line<'a> {
     pub label: &'a str,
     pub colour: &'a str,
     pub points: &'a [(f64, f64)],
     pub dashed: bool,
-    /// The number of a point that is ringed.
+    /// Behind other lines.
+    pub faint: bool,
+    /// Each of its points is a dot.
+    pub dotted: bool,
+    /// The number of a dot that is ringed.
     pub ringed: Option<usize>,
 }
 
@@ -102,6 +113,8 @@ impl Range {
     pub fn text(self, value: f64) -> String {
         if self == Range::Powers && !(1e-2..1e5).contains(&value) {
             format!("{value:e}")
+        } else if value != 0.0 && value.abs() < 1e-3 {
+            format!("{value:.1e}").replace(".0e", "e")
         } else {
             short(value)
         }
@@ -145,40 +158,74 @@ fn short(v: f64) -> String {
     text.trim_end_matches('0').trim_end_matches('.').to_string()
 }
 
-/// The picture of one or more lines; values that are not finite are left out.
-pub fn svg(title: &str, lines: &[Line<'_>]) -> String {
-    let across = Axis { label: "step", range: Range::Whole };
-    let up = Axis { label: "", range: Range::FromZero };
-    Chart { title, across, up, lines, dots: false, beside: false }.svg()
+/// What stands around the panels of a picture as wide and as high as this.
+fn page(width: f64, height: f64, panels: &str) -> String {
+    format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" font-family=\"sans-serif\" \
+         font-size=\"12\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n{panels}</svg>\n"
+    )
 }
 
-impl Chart<'_> {
+/// Charts one below the other, each with its height, over axes from the lowest to the highest value of all.
+pub(crate) fn stacked(panels: &[(Chart<'_>, f64)]) -> String {
+    let values = panels.iter().flat_map(|(chart, _)| chart.shown().map(|p| p.0));
+    let range = panels.first().map_or(Range::Whole, |(chart, _)| chart.across.range);
+    let across = range.ends(values);
+    let mut width: f64 = 0.0;
+    let mut height = 0.0;
+    let mut text = String::new();
+    for (chart, high) in panels {
+        text += &format!("<g transform=\"translate(0 {height})\">\n{}</g>\n", chart.panel(*high, across));
+        let [wide, needed] = chart.size(*high);
+        width = width.max(wide);
+        height += needed;
+    }
+    page(width, height, &text)
+}
+
+impl<'a> Chart<'a> {
     /// The picture.
     pub fn svg(&self) -> String {
+        let [width, height] = self.size(HEIGHT);
+        let across = self.across.range.ends(self.shown().map(|p| p.0));
+        page(width, height, &self.panel(HEIGHT, across))
+    }
+
+    /// The points that its axes show.
+    fn shown(&self) -> impl Iterator<Item = &'a (f64, f64)> {
+        let across = self.across.range;
+        let up = self.up.range;
+        self.lines.iter().flat_map(|line| line.points).filter(move |p| across.shows(p.0) && up.shows(p.1))
+    }
+
+    /// The lines that have something to show.
+    fn drawn(&self) -> impl Iterator<Item = &'a Line<'a>> {
+        self.lines.iter().filter(|line| !line.points.is_empty())
+    }
+
+    /// Width and height with a legend beside the frame, where it is there.
+    fn size(&self, height: f64) -> [f64; 2] {
+        let labels = || self.drawn().map(|line| line.label.chars().count()).filter(|letters| *letters > 0);
+        if !self.beside {
+            return [WIDTH, height];
+        }
+        let longest = labels().max().unwrap_or(0) as f64;
+        let legend = if longest > 0.0 { WIDTH + 36.0 + LETTER * longest } else { WIDTH };
+        let title = LEFT + LETTER * self.title.chars().count() as f64;
+        [legend.max(title), height.max(TOP + 18.0 * labels().count() as f64 + 10.0)]
+    }
+
+    /// Frame, lines and legend, as high as this, over an axis with these ends.
+    fn panel(&self, height: f64, xs: [f64; 2]) -> String {
         let across = self.across.range;
         let up = self.up.range;
         let shown = |p: &&(f64, f64)| across.shows(p.0) && up.shows(p.1);
-        let all = || self.lines.iter().flat_map(|l| l.points).filter(shown);
-        let xs = across.ends(all().map(|p| p.0));
-        let ys = up.ends(all().map(|p| p.1));
+        let ys = up.ends(self.shown().map(|p| p.1));
+        let base = height - BOTTOM;
         let x = |v: f64| LEFT + across.place(v, xs) * (WIDTH - LEFT - RIGHT);
-        let y = |v: f64| HEIGHT - BOTTOM - up.place(v, ys) * (HEIGHT - TOP - BOTTOM);
-        let drawn = || self.lines.iter().filter(|l| !l.points.is_empty());
-        let longest = drawn().map(|l| l.label.chars().count()).max().unwrap_or(0) as f64;
-        let [whole, height] = if self.beside {
-            let rows = TOP + 18.0 * drawn().count() as f64 + 10.0;
-            [
-                (WIDTH + 36.0 + LETTER * longest).max(LEFT + LETTER * self.title.chars().count() as f64),
-                rows.max(HEIGHT),
-            ]
-        } else {
-            [WIDTH, HEIGHT]
-        };
+        let y = |v: f64| base - up.place(v, ys) * (base - TOP);
 
-        let mut out = format!(
-            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {whole} {height}\" font-family=\"sans-serif\" \
-             font-size=\"12\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n"
-        );
+        let mut out = String::new();
         let mut add = |text: String| {
             out += &text;
             out.push('\n');
@@ -197,7 +244,6 @@ impl Chart<'_> {
                 up.text(v)
             ));
         }
-        let base = HEIGHT - BOTTOM;
         for v in across.ticks(xs) {
             let at = x(v);
             add(format!(
@@ -210,12 +256,14 @@ impl Chart<'_> {
                 across.text(v)
             ));
         }
-        add(format!(
-            "<text x=\"{}\" y=\"{}\" text-anchor=\"middle\">{}</text>",
-            WIDTH / 2.0,
-            HEIGHT - 8.0,
-            escaped(self.across.label)
-        ));
+        if !self.across.label.is_empty() {
+            add(format!(
+                "<text x=\"{}\" y=\"{}\" text-anchor=\"middle\">{}</text>",
+                WIDTH / 2.0,
+                height - 8.0,
+                escaped(self.across.label)
+            ));
+        }
         if !self.up.label.is_empty() {
             let middle = (TOP + base) / 2.0;
             add(format!(
@@ -223,20 +271,28 @@ impl Chart<'_> {
                 escaped(self.up.label)
             ));
         }
-        for (i, line) in drawn().enumerate() {
+        let mut rows = 0;
+        for line in self.drawn() {
             let dash = if line.dashed { " stroke-dasharray=\"6 3\"" } else { "" };
-            let points = line.points.iter().filter(shown);
-            let path: Vec<String> = points.map(|p| format!("{:.1},{:.1}", x(p.0), y(p.1))).collect();
+            let faint = if line.faint { " stroke-opacity=\"0.3\"" } else { "" };
+            let places: Vec<[f64; 2]> = line.points.iter().filter(shown).map(|p| [x(p.0), y(p.1)]).collect();
+            let path = thinned(&places).map(|[x, y]| format!("{x:.1},{y:.1}")).collect::<Vec<_>>();
             add(format!(
-                "<polyline fill=\"none\" stroke=\"{}\" stroke-width=\"1.5\"{dash} points=\"{}\"/>",
+                "<polyline fill=\"none\" stroke=\"{}\" stroke-width=\"1.5\"{dash}{faint} points=\"{}\"/>",
                 line.colour,
                 path.join(" ")
             ));
-            for (number, p) in line.points.iter().enumerate().filter(|(_, p)| self.dots && shown(p)) {
+            // A line of one point is none.
+            let dots = self.dots || line.dotted || line.points.len() == 1;
+            for (number, p) in line.points.iter().enumerate().filter(|(_, p)| dots && shown(p)) {
                 add(disc(x(p.0), y(p.1), line.colour, line.ringed == Some(number)));
             }
+            if line.label.is_empty() {
+                continue;
+            }
             let at = if self.beside { WIDTH } else { WIDTH - RIGHT - 150.0 };
-            let row = TOP + 8.0 + 18.0 * i as f64;
+            let row = TOP + 8.0 + 18.0 * rows as f64;
+            rows += 1;
             add(format!(
                 "<line x1=\"{at}\" x2=\"{}\" y1=\"{row}\" y2=\"{row}\" stroke=\"{}\" stroke-width=\"3\"{dash}/>",
                 at + 20.0,
@@ -244,8 +300,24 @@ impl Chart<'_> {
             ));
             add(format!("<text x=\"{}\" y=\"{}\">{}</text>", at + 26.0, row + 4.0, escaped(line.label)));
         }
-        out + "</svg>\n"
+        out
     }
+}
+
+/// Places of a line, of which there are more than a screen has columns: of each column the first, the lowest, the highest
+/// and the last, in their order.
+fn thinned(places: &[[f64; 2]]) -> impl Iterator<Item = [f64; 2]> {
+    let few = places.len() <= FEW;
+    let same = move |a: &[f64; 2], b: &[f64; 2]| !few && a[0].floor() == b[0].floor();
+    places.chunk_by(same).flat_map(|column| {
+        let by_height = |&a: &usize, &b: &usize| column[a][1].total_cmp(&column[b][1]);
+        let highest = (0..column.len()).min_by(by_height).unwrap_or(0);
+        let lowest = (0..column.len()).max_by(by_height).unwrap_or(0);
+        let mut kept = vec![0, highest, lowest, column.len() - 1];
+        kept.sort_unstable();
+        kept.dedup();
+        kept.into_iter().map(|i| column[i])
+    })
 }
 
 /// A point, with a ring around it or without.
@@ -264,16 +336,68 @@ pub(crate) fn escaped(text: &str) -> String {
 mod tests {
     use super::*;
 
+    fn chart<'a>(title: &'a str, lines: &'a [Line<'a>]) -> Chart<'a> {
+        let across = Axis { label: "step", range: Range::Whole };
+        let up = Axis { label: "", range: Range::FromZero };
+        Chart { title, across, up, lines, dots: false, beside: false }
+    }
+
     #[test]
     fn every_finite_point_is_drawn() {
         let points = [(1.0, 2.0), (2.0, f64::NAN), (3.0, 1.0)];
         let line = Line { label: "a<b", colour: "#123456", points: &points, ..Line::default() };
-        let picture = svg("loss & more", &[line]);
+        let picture = chart("loss & more", &[line]).svg();
         let drawn = picture.split("points=\"").nth(1).unwrap().split('"').next().unwrap();
         assert_eq!(drawn.split(' ').count(), 2);
         assert!(picture.contains("a&lt;b") && picture.contains("loss &amp; more"));
         assert!(!picture.contains("NaN"));
-        assert!(!svg("nothing", &[]).contains("NaN"));
+        assert!(!chart("nothing", &[]).svg().contains("NaN"));
+    }
+
+    /// The points of the first line in a picture.
+    fn places(picture: &str) -> Vec<[f64; 2]> {
+        let list = picture.split("points=\"").nth(1).unwrap().split('"').next().unwrap();
+        let place = |pair: &str| {
+            let (x, y) = pair.split_once(',').unwrap();
+            [x.parse().unwrap(), y.parse().unwrap()]
+        };
+        list.split(' ').map(place).collect()
+    }
+
+    #[test]
+    fn many_points_keep_their_extremes() {
+        let mut points: Vec<(f64, f64)> =
+            (0..100_000).map(|i| (i as f64, 1.0 + (i as f64 * 0.7).sin())).collect();
+        points[31_415].1 = 9.0;
+        points[27_182].1 = -3.0;
+        let line = Line { label: "a", colour: "red", points: &points, ..Line::default() };
+        let drawn = places(&chart("", &[line]).svg());
+        assert!(drawn.len() < 4 * WIDTH as usize, "{}", drawn.len());
+        let [low, high] = Range::FromZero.ends(points.iter().map(|p| p.1));
+        let y = |v: f64| HEIGHT - BOTTOM - (v - low) / (high - low) * (HEIGHT - TOP - BOTTOM);
+        for value in [9.0, -3.0] {
+            assert!(drawn.iter().any(|place| (place[1] - y(value)).abs() < 0.06), "{value}");
+        }
+        assert_eq!(drawn.first().map(|p| p[0]), Some(LEFT));
+        assert_eq!(drawn.last().map(|p| p[0]), Some(WIDTH - RIGHT));
+        assert!(drawn.windows(2).all(|pair| pair[0][0] <= pair[1][0]));
+    }
+
+    #[test]
+    fn stacked_charts_share_their_axis() {
+        let above = [(1.0, 1.0), (10.0, 2.0)];
+        let below = [(5.0, 1.0)];
+        let line = |points| Line { colour: "red", points, ..Line::default() };
+        let first = [line(&above)];
+        let second = [line(&below)];
+        let picture = stacked(&[(chart("one", &first), 400.0), (chart("two", &second), 150.0)]);
+        assert!(
+            picture.contains("viewBox=\"0 0 720 550\"") && picture.contains("translate(0 400)"),
+            "{picture}"
+        );
+        // Step 5 is 4/9 of the way from 1 to 10; a point alone is a dot.
+        let at = LEFT + 4.0 / 9.0 * (WIDTH - LEFT - RIGHT);
+        assert!(picture.contains(&format!("<circle cx=\"{at:.1}\"")), "{picture}");
     }
 
     #[test]

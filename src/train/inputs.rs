@@ -1,6 +1,7 @@
 //! What a run reads: the text, the data and the model that its options name.
 
 use super::conditions::{give_conditions, with_conditions};
+use super::samples::Samples;
 use super::{
     Observer, Parts, Plan, PlannedPictures, Run, RunConfig, RunFolder, StoredRun, TextOptions, Tiles,
     look_at_pictures_with,
@@ -8,7 +9,7 @@ use super::{
 use crate::adapter::{Expert, with_experts};
 use crate::data::{
     Columns, DataFiles, Dataset, EncodeOptions, Encoder, LossOn, PicturePlace, ReadOptions, Sample,
-    read_samples_with, recognised, set_apart,
+    read_samples_with,
 };
 use crate::io::folder::fingerprint;
 use crate::mixture::{Methods, SitePart};
@@ -290,48 +291,6 @@ pub(super) fn stage_set(mut config: RunConfig) -> Result<Dataset> {
     encoder.dataset(last, &samples.valid.unwrap_or(samples.train))
 }
 
-/// The samples of a run.
-struct Samples {
-    train: Vec<Sample>,
-    valid: Option<Vec<Sample>>,
-    /// The files that they are of: that of training, and that of validation where it is another.
-    paths: Vec<PathBuf>,
-    notes: Vec<String>,
-}
-
-impl Samples {
-    /// Reads the files of a data set; where it has none for validation, a share of its samples is set apart if that is asked
-    /// for.
-    fn read(config: &RunConfig, files: &DataFiles) -> Result<Self> {
-        let Some(train_file) = &files.train else {
-            return Err(Error::file(&config.data, "has no train.jsonl"));
-        };
-        let paths: Vec<PathBuf> =
-            [Some(train_file), files.valid.as_ref()].into_iter().flatten().cloned().collect();
-        let options = config.text.reading()?;
-        let mut notes = Vec::new();
-        let mut read = |path: &PathBuf| -> Result<_> {
-            let samples = read_samples_with(path, &options)?;
-            notes.extend(recognised(path, &options, &samples)?);
-            Ok(of_task(samples, config.task.as_deref()))
-        };
-        let train = read(train_file)?;
-        let valid = files.valid.as_ref().map(&mut read).transpose()?;
-        let Some(share) = config.train.valid_share else { return Ok(Samples { train, valid, paths, notes }) };
-        if let Some(file) = &files.valid {
-            let what = format!("the data has samples to validate with, in {}: leave it out", file.display());
-            return Err(Error::refused("train.valid_share", what));
-        }
-        let (train, valid) = set_apart(train, share);
-        if train.is_empty() || valid.is_empty() {
-            let what = "has a single question: nothing can be set apart of it for validation";
-            return Err(Error::file(train_file, what));
-        }
-        notes.push(format!("of the samples {} train and {} validate", train.len(), valid.len()));
-        Ok(Samples { train, valid: Some(valid), paths, notes })
-    }
-}
-
 /// Cuts examples to the model's context; what is to be said of it.
 fn cut_to_context(config: &mut RunConfig, model: &ModelFiles) -> Option<String> {
     let context = model.config().max_positions() - config.method.framing().rows_in_front();
@@ -340,14 +299,6 @@ fn cut_to_context(config: &mut RunConfig, model: &ModelFiles) -> Option<String> 
     }
     config.text.max_length = context;
     Some(format!("the model's context has room for {context} tokens: longer examples are cut to that"))
-}
-
-/// Samples with a task where they name none.
-fn of_task(mut samples: Vec<Sample>, task: Option<&str>) -> Vec<Sample> {
-    for sample in samples.iter_mut().filter(|sample| sample.task.is_none()) {
-        sample.task = task.map(String::from);
-    }
-    samples
 }
 
 /// Whether an example has a picture.

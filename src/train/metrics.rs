@@ -1,13 +1,15 @@
 //! `metrics.jsonl`: one object a line, appended and flushed as it happens, so that a crash loses nothing.
 
-use super::curve::{self, Line};
 use crate::device::unix_time;
 use crate::{Error, Result};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
+
+/// The longest line of a log that is read, in bytes.
+const LONGEST: u64 = 1 << 24;
 
 /// The log of a run.
 #[derive(Debug)]
@@ -41,7 +43,7 @@ impl MetricsLog {
 }
 
 fn ends_with_newline(path: &Path) -> std::io::Result<bool> {
-    use std::io::{Read, Seek, SeekFrom};
+    use std::io::{Seek, SeekFrom};
     let mut file = File::open(path)?;
     if file.metadata()?.len() == 0 {
         return Ok(true);
@@ -52,41 +54,104 @@ fn ends_with_newline(path: &Path) -> std::io::Result<bool> {
     Ok(last == *b"\n")
 }
 
-/// Step and loss.
-type Points = Vec<(f64, f64)>;
+/// Steps and values.
+pub type Points = Vec<(f64, f64)>;
 
-/// Losses of a log by step, and validation losses. A step that a resumed run repeated counts once, as it was last;
-/// lines that are no JSON are passed over.
-pub fn read_losses(path: &Path) -> Result<(Points, Points)> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| Error::file(path, format!("cannot be read: {error}")))?;
-    let mut steps = BTreeMap::new();
-    let mut evals = BTreeMap::new();
-    for line in text.lines().filter_map(|l| serde_json::from_str::<Value>(l).ok()) {
-        let into = match line["t"].as_str() {
-            Some("step") => &mut steps,
-            Some("eval") => &mut evals,
-            _ => continue,
-        };
-        if let (Some(step), Some(loss)) = (line["step"].as_u64(), line["loss"].as_f64()) {
-            into.insert(step, loss);
-        }
-    }
-    if steps.is_empty() && evals.is_empty() {
-        return Err(Error::file(path, "holds no lines of steps or validations; is it a metrics.jsonl?"));
-    }
-    let list = |m: BTreeMap<u64, f64>| m.into_iter().map(|(s, l)| (s as f64, l)).collect();
-    Ok((list(steps), list(evals)))
+/// What a log says of each step. A step that a resumed run repeated counts once, as it was last, and what lay behind the
+/// step from which it went on does not count.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Metrics {
+    /// The method and the model, where the log names them.
+    pub title: Option<String>,
+    pub losses: Points,
+    pub validation_losses: Points,
+    pub learning_rates: Points,
+    pub gradient_norms: Points,
 }
 
-/// The loss curve of a log as SVG.
-pub fn loss_curve(path: &Path, title: &str) -> Result<String> {
-    let (steps, evals) = read_losses(path)?;
-    let lines = [
-        Line { label: "training loss", colour: "#4477aa", points: &steps, ..Line::default() },
-        Line { label: "validation loss", colour: "#cc6633", points: &evals, ..Line::default() },
-    ];
-    Ok(curve::svg(title, &lines))
+impl Metrics {
+    /// Reads a log. A line that a crash cut short is passed over.
+    ///
+    /// # Errors
+    /// The file cannot be read, a line is no JSON, or no line of a step or a validation has a finite loss.
+    pub fn read(path: &Path) -> Result<Self> {
+        let fail = |error: std::io::Error| Error::file(path, format!("cannot be read: {error}"));
+        let mut reader = BufReader::new(File::open(path).map_err(fail)?);
+        let mut read = ByStep::default();
+        let mut line = Vec::new();
+        for number in 1.. {
+            line.clear();
+            if reader.by_ref().take(LONGEST).read_until(b'\n', &mut line).map_err(fail)? == 0 {
+                break;
+            }
+            if line.len() as u64 == LONGEST {
+                return Err(Error::file(path, format!("line {number} is longer than {LONGEST} bytes")));
+            }
+            match serde_json::from_slice::<Value>(line.trim_ascii_end()) {
+                Ok(line) => read.take(&line),
+                Err(error) if error.is_eof() => {}
+                Err(error) => {
+                    let what = error.to_string();
+                    let what = what.split(" at line ").next().unwrap_or_default();
+                    let place = format!("line {number} is no JSON, at column {}", error.column());
+                    return Err(Error::file(path, format!("{place}: {what}")));
+                }
+            }
+        }
+        read.done().ok_or_else(|| {
+            let what = "holds no line of a step or a validation with a finite loss; is it the metrics.jsonl of a run?";
+            Error::file(path, what)
+        })
+    }
+}
+
+/// A log as far as it is read: values by step.
+#[derive(Default)]
+struct ByStep {
+    title: Option<String>,
+    steps: BTreeMap<u64, [Option<f64>; 3]>,
+    validations: BTreeMap<u64, f64>,
+}
+
+impl ByStep {
+    fn take(&mut self, line: &Value) {
+        let number = |name: &str| line[name].as_f64();
+        let kind = line["t"].as_str();
+        if kind == Some("run") {
+            let config = &line["config"];
+            let model = config["model"].as_str().and_then(|model| Path::new(model).file_name());
+            if let (Some(method), Some(model)) = (config["method"].as_str(), model) {
+                self.title = Some(format!("{method} on {}", model.to_string_lossy()));
+            }
+        }
+        let Some(step) = line["step"].as_u64() else { return };
+        match kind {
+            Some("step") => {
+                self.steps.insert(step, ["loss", "lr", "grad_norm"].map(number));
+            }
+            Some("eval") => {
+                number("loss").map(|loss| self.validations.insert(step, loss));
+            }
+            Some("resume") => {
+                self.steps.split_off(&(step + 1));
+                self.validations.split_off(&(step + 1));
+            }
+            _ => {}
+        }
+    }
+
+    fn done(self) -> Option<Metrics> {
+        let of_steps = |which: usize| -> Points {
+            let points = self.steps.iter().map(|(&step, values)| Some((step as f64, values[which]?)));
+            points.flatten().collect()
+        };
+        let [losses, learning_rates, gradient_norms] = [0, 1, 2].map(of_steps);
+        let validation_losses: Points =
+            self.validations.iter().map(|(&step, &loss)| (step as f64, loss)).collect();
+        let has_any = !losses.is_empty() || !validation_losses.is_empty();
+        let title = self.title;
+        has_any.then_some(Metrics { title, losses, validation_losses, learning_rates, gradient_norms })
+    }
 }
 
 #[cfg(test)]
@@ -101,14 +166,57 @@ mod tests {
         MetricsLog::open(&path).unwrap().write(&json!({"t": "step", "step": 1, "loss": 3.0})).unwrap();
         File::options().append(true).open(&path).unwrap().write_all(b"{\"t\": \"st").unwrap();
         let mut log = MetricsLog::open(&path).unwrap();
-        log.write(&json!({"t": "step", "step": 1, "loss": 2.5})).unwrap();
+        log.write(&json!({"t": "step", "step": 1, "loss": 2.5, "lr": 0.1, "grad_norm": 4.0})).unwrap();
+        log.write(&json!({"t": "step", "step": 2, "loss": null, "lr": 0.2})).unwrap();
         log.write(&json!({"t": "eval", "step": 1, "loss": 2.0})).unwrap();
-        assert_eq!(read_losses(&path).unwrap(), (vec![(1.0, 2.5)], vec![(1.0, 2.0)]));
+        let read = Metrics::read(&path).unwrap();
+        assert_eq!(read.losses, [(1.0, 2.5)]);
+        assert_eq!(read.validation_losses, [(1.0, 2.0)]);
+        assert_eq!(read.learning_rates, [(1.0, 0.1), (2.0, 0.2)]);
+        assert_eq!(read.gradient_norms, [(1.0, 4.0)]);
         let text = std::fs::read_to_string(&path).unwrap();
         let last: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
         assert!(last["time"].as_f64().unwrap() > 1.7e9, "{last}");
-        assert!(loss_curve(&path, "x").unwrap().contains("validation loss"));
-        std::fs::write(&path, "hello\n").unwrap();
-        assert!(read_losses(&path).is_err());
+    }
+
+    /// A run that was killed behind its last checkpoint does those steps again, and may end before it is as far.
+    #[test]
+    fn what_lies_behind_a_resumed_step_does_not_count() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("metrics.jsonl");
+        let mut log = MetricsLog::open(&path).unwrap();
+        log.write(&json!({"t": "run", "config": {"method": "lora", "model": "/models/tiny.gguf"}})).unwrap();
+        for step in 1..=5 {
+            log.write(&json!({"t": "step", "step": step, "loss": step})).unwrap();
+        }
+        log.write(&json!({"t": "eval", "step": 5, "loss": 1.0})).unwrap();
+        log.write(&json!({"t": "resume", "step": 2})).unwrap();
+        log.write(&json!({"t": "step", "step": 3, "loss": 7.0})).unwrap();
+        let read = Metrics::read(&path).unwrap();
+        assert_eq!(read.losses, [(1.0, 1.0), (2.0, 2.0), (3.0, 7.0)]);
+        assert_eq!(read.validation_losses, []);
+        assert_eq!(read.title.as_deref(), Some("lora on tiny.gguf"));
+    }
+
+    #[test]
+    fn what_is_no_log_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("metrics.jsonl");
+        for (text, expected) in [
+            ("{\"t\": \"step\", \"step\": 1, \"loss\": 1}\nhello\n", "line 2 is no JSON"),
+            ("", "holds no line of a step"),
+            ("[1]\n\"step\"\n", "holds no line of a step"),
+            ("{\"t\": \"step\", \"step\": 1, \"loss\": null}\n", "with a finite loss"),
+            ("{\"t\": \"step\", \"step\": 1, \"loss\": 1e999}\n", "line 1 is no JSON"),
+        ] {
+            std::fs::write(&path, text).unwrap();
+            let error = Metrics::read(&path).unwrap_err().to_string();
+            assert!(error.contains(expected) && error.contains("metrics.jsonl"), "{text}: {error}");
+        }
+        let error = Metrics::read(&dir.path().join("none")).unwrap_err().to_string();
+        assert!(error.contains("cannot be read"), "{error}");
+        std::fs::write(&path, vec![b' '; LONGEST as usize + 1]).unwrap();
+        let error = Metrics::read(&path).unwrap_err().to_string();
+        assert!(error.contains("line 1 is longer"), "{error}");
     }
 }

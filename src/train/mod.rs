@@ -20,6 +20,7 @@ mod general;
 mod inputs;
 mod layers;
 mod load;
+mod loss_picture;
 mod losses;
 mod metrics;
 mod observe;
@@ -31,6 +32,8 @@ mod plan;
 mod policy;
 mod preference;
 mod run;
+#[cfg(feature = "tokenizer")]
+mod samples;
 mod schedule;
 mod session;
 #[cfg(feature = "tokenizer")]
@@ -44,7 +47,7 @@ pub use checkpoint::State;
 #[cfg(feature = "tokenizer")]
 pub use conditions::{condition_vector, give_conditions};
 pub use config::{DeviceOptions, RunConfig, Stage, TextOptions, TrainOptions, parse_bytes};
-pub(crate) use curve::{Axis, Chart, Line, Range, escaped};
+pub(crate) use curve::{Axis, COLORS, Chart, Line, Range, escaped};
 pub use folder::RunFolder;
 pub use forced::{Scored, score_forced};
 pub use forgotten::Forgotten;
@@ -55,9 +58,10 @@ pub use inputs::Inputs;
 #[cfg(feature = "tokenizer")]
 pub(crate) use inputs::base_files;
 pub use load::RouterLoad;
+pub use loss_picture::{SMOOTH, loss_curve, loss_picture};
 pub use losses::{count_usage, loss_of, losses_by_sample};
 pub(crate) use losses::{plain_pass, summed_loss};
-pub use metrics::{MetricsLog, loss_curve, read_losses};
+pub use metrics::{Metrics, MetricsLog, Points};
 pub use observe::{End, EvalReport, NO_TASK, Observer, Progress, Stop};
 pub use optim::Optimizer;
 pub use parts::Parts;

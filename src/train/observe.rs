@@ -100,6 +100,19 @@ impl Stop {
 pub enum End {
     /// All steps are done.
     Finished,
+    /// So many validations in a row as `train.patience` says had no better loss.
+    NoBetter,
     /// It was asked to stop; it can be resumed.
     Stopped,
+}
+
+impl End {
+    /// What ended it, in a word: `steps`, `patience` or `stop`.
+    pub fn word(self) -> &'static str {
+        match self {
+            End::Finished => "steps",
+            End::NoBetter => "patience",
+            End::Stopped => "stop",
+        }
+    }
 }

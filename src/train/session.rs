@@ -1,7 +1,7 @@
 //! A run in progress: model, adapter, optimizer, and one step at a time.
 
 use super::losses::{loss_of, plain_pass, summed_loss};
-use super::{Decay, Optimizer, Schedule, policy, preference};
+use super::{Optimizer, Schedule, policy, preference};
 use crate::adapter::{Adapter, Bank};
 use crate::data::Batch;
 use crate::model::vision::VisionModel;
@@ -29,7 +29,7 @@ pub struct TrainConfig {
 impl Default for TrainConfig {
     fn default() -> Self {
         TrainConfig {
-            schedule: Schedule { learning_rate: 1e-3, warmup_steps: 0, decay: Decay::Cosine },
+            schedule: Schedule::default(),
             steps: 100,
             max_grad_norm: Some(1.0),
             weight_decay: 0.0,

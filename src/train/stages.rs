@@ -11,7 +11,7 @@ use super::inputs::stage_set;
 use super::{End, Observer, Run, RunConfig, RunFolder, Stage, Stop};
 use crate::adapter::{STAGE_PREFIX, STAGES};
 use crate::atomic;
-use crate::data::Dataset;
+use crate::data::{DataFiles, Dataset};
 use crate::mixture::{Methods, StageRule};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -60,7 +60,11 @@ impl Stages {
         let mut stages = Stages { config, dir: dir.into(), file, sets: Vec::new() };
         // Settings and data that cannot work are found before anything is written.
         for number in 0..stages.count() {
-            stages.config_of(number)?;
+            let config = stages.config_of(number)?;
+            let files = DataFiles::find(&config.data)?;
+            let validates = files.valid.is_some() || config.train.valid_share.is_some();
+            let checked = config.train.check_patience(validates);
+            checked.map_err(|error| error.rename(|field| format!("{field} of stage {}", number + 1)))?;
         }
         stages.read_sets()?;
         std::fs::create_dir_all(dir)
@@ -182,8 +186,8 @@ impl Stages {
         Ok(losses.into_iter().filter(|(_, loss)| *loss >= below).map(|(task, _)| task).collect())
     }
 
-    /// Trains a stage: until its steps are done, until a stop is asked for, or until it has solved its share of tasks, which
-    /// is looked at where validation is due.
+    /// Trains a stage: until its steps are done, until its patience is at its end, until a stop is asked for, or until it has
+    /// solved its share of tasks, which is looked at where validation is due.
     ///
     /// # Errors
     /// Those of [`Run::go`].
@@ -206,8 +210,9 @@ impl Stages {
         let rule = StageRule { least: settings.least_steps, most: run.steps() };
         loop {
             let next = run.state().step + run.eval_every();
-            if run.go(&stop.by(next), observer)? == End::Finished {
-                return Ok(End::Finished);
+            let end = run.go(&stop.by(next), observer)?;
+            if end != End::Stopped {
+                return Ok(end);
             }
             let step = run.state().step;
             let unsolved = self.unsolved(run, stage, below)?;

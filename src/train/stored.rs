@@ -9,7 +9,7 @@ use serde_json::Value;
 use std::path::Path;
 
 /// Options that a resumed run may change: they do not undo what was trained. Names, or sections with a dot.
-const FREE: [&str; 17] = [
+const FREE: [&str; 21] = [
     "model",
     "data",
     "train.steps",
@@ -17,11 +17,15 @@ const FREE: [&str; 17] = [
     "train.learning_rate",
     "train.warmup_steps",
     "train.schedule",
+    "train.min_learning_rate",
+    "train.decay_share",
+    "train.restarts",
     "train.max_grad_norm",
     "train.weight_decay",
     "train.recompute",
     "train.eval_every",
     "train.save_every",
+    "train.patience",
     "train.answers",
     "train.keep",
     "train.max_skipped",

@@ -21,6 +21,7 @@ fn json(c: Command) -> Value {
 #[test]
 fn every_command_has_help_with_an_example() {
     let mut commands = vec!["", "doctor", "ops list", "ops test", "methods", "verify", "inspect", "plot"];
+    commands.extend(["completions", "man"]);
     if cfg!(feature = "tokenizer") {
         commands.extend([
             "quickstart",
@@ -28,6 +29,7 @@ fn every_command_has_help_with_an_example() {
             "plan",
             "config init",
             "config check",
+            "config schema",
             "data check",
             "data show",
         ]);

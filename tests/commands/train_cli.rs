@@ -198,6 +198,20 @@ fn wrong_settings_are_named() {
         ([option("steps", "3"), option("warmup-steps", "4")].concat(), 3, "is 4, must be at most steps (3)"),
         (option("micro-batch", "0"), 3, "train.micro_batch: is 0, must be at least 1"),
         (option("grad-accumulation", "0"), 3, "train.grad_accumulation: is 0"),
+        (option("patience", "0"), 3, "train.patience: is 0, must be at least 1"),
+        (
+            option("min-learning-rate", "0.1"),
+            3,
+            "train.min_learning_rate: is 0.1, must be in 0..=learning_rate (0.001)",
+        ),
+        (set("decay_share=0"), 3, "train.decay_share: is 0, must be above 0 and at most 1"),
+        (set("train.restarts=0"), 3, "train.restarts: is 0, must be at least 1"),
+        (
+            [option("steps", "3"), option("schedule", "cosine_restarts")].concat(),
+            3,
+            "train.restarts: is 4, must be at most",
+        ),
+        (option("schedule", "cosin"), 2, "cosine_restarts"),
         (set("epochs=-1"), 3, "train.epochs: is -1, must be a positive number"),
         (set("learning_rat=1"), 2, "did you mean 'learning_rate'?"),
         (set("train.stpes=1"), 3, "train.stpes: is unknown; did you mean 'steps'?"),
@@ -273,6 +287,50 @@ fn odd_paths_and_closed_pipes() {
     drop(child.stdout.take());
     let done = child.wait_with_output().unwrap();
     assert_eq!(done.status.code(), Some(0), "{}", String::from_utf8_lossy(&done.stderr));
+}
+
+#[test]
+fn patience_says_that_it_ended_a_run() {
+    let place = Place::new();
+    let valid = std::fs::read_to_string(place.path("data/valid.jsonl")).unwrap();
+    std::fs::write(place.path("data/valid.jsonl"), valid.replace("ab", "QZQZQZQZQZ")).unwrap();
+    let options = ["--steps", "400", "--patience", "2", "--learning-rate", "1e-2", "--eval-every", "2"];
+    let mut c = Command::new(env!("CARGO_BIN_EXE_mixlora"));
+    c.env("MIXLORA_DEVICE", "cpu").args([
+        "train",
+        "--model",
+        &place.text("model"),
+        "--data",
+        &place.text("data"),
+    ]);
+    c.args(["--set", "r=2", "--micro-batch", "2", "--threads", "1", "--out", &place.text("run")])
+        .args(options);
+    let (out, _) = output(&mut c, 0);
+    let said = out
+        .lines()
+        .find(|line| line.starts_with("stopped after 2 validations without a better loss"))
+        .unwrap();
+    let step = last_step(&place.path("run"));
+    assert!(step < 400);
+    let best = format!("best at step {}", step - 4);
+    assert!(said.contains(&best) && said.contains(&format!("at step {step} of 400")), "{out}");
+    assert!(out.contains("adapter in"), "{out}");
+    let (out, _) = output(&mut place.resume("run", &[]), 0);
+    assert!(out.contains("this run had ended") && out.contains(said), "{out}");
+    let (out, _) = output(&mut place.resume("run", &["--json"]), 0);
+    let report: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((&report["finished"], &report["ended_by"]), (&true.into(), &"patience".into()));
+    let (out, err) = output(&mut place.resume("run", &["--patience", "3"]), 0);
+    assert!(err.contains("changed: train.patience: 2 -> 3"), "{err}");
+    assert!(out.contains("stopped after 3 validations without a better loss"), "{out}");
+    assert_eq!(last_step(&place.path("run")), step + 2);
+    let last = (step + 5).to_string();
+    let more = ["--set", "train.patience=null", "--stop-at", &last];
+    let (out, _) = output(&mut place.resume("run", &more), 0);
+    assert!(out.contains(&format!("stopped at step {last} of 400")), "{out}");
+    std::fs::remove_file(place.path("data/valid.jsonl")).unwrap();
+    let (_, err) = output(place.train(&["--patience", "2"]).args(["--out", &place.text("other")]), 3);
+    assert!(err.contains("train.patience: needs validation data"), "{err}");
 }
 
 #[test]

@@ -27,7 +27,8 @@ fn trained(place: &str, method: &Method) -> Session {
     let model = open(place);
     let targets = vec![ALL_LINEAR.to_string()];
     let adapter = Adapter::attach(&model, method, &targets, Stream::new(3)).unwrap();
-    let schedule = Schedule { learning_rate: 2e-2, warmup_steps: 0, decay: Decay::Constant };
+    let schedule =
+        Schedule { learning_rate: 2e-2, warmup_steps: 0, decay: Decay::Constant, ..Schedule::default() };
     let mut s =
         Session::new(model, adapter, TrainConfig { schedule, steps: 4, ..TrainConfig::default() }).unwrap();
     let bits = Stream::new(5);

@@ -225,7 +225,8 @@ fn trained(device: &Device, recompute: bool) -> (Vec<f64>, Vec<Vec<f32>>) {
     };
     let method = crate::common::method("mixlora-cond-gated", json!({ "num_factors": 4, "r": 2 }));
     let adapter = Adapter::attach(&model, &method, &[ALL_LINEAR.to_string()], Stream::new(3)).unwrap();
-    let schedule = Schedule { learning_rate: 2e-3, warmup_steps: 0, decay: Decay::Constant };
+    let schedule =
+        Schedule { learning_rate: 2e-3, warmup_steps: 0, decay: Decay::Constant, ..Schedule::default() };
     let config = TrainConfig { schedule, steps: 4, recompute, ..TrainConfig::default() };
     let mut session =
         Session::new(model.clone(), adapter, config).unwrap().with_projector(&vision, 0.5).unwrap();

@@ -61,7 +61,8 @@ fn batch(device: &Device, framing: impl Into<Framing>, examples: &[Example]) -> 
 fn session(device: &Device, method: &Method, steps: usize) -> Session {
     let model = tiny(device, 64);
     let adapter = Adapter::attach(&model, method, &[ALL_LINEAR.into()], Stream::new(3)).unwrap();
-    let schedule = Schedule { learning_rate: 1e-2, warmup_steps: 1, decay: Decay::Cosine };
+    let schedule =
+        Schedule { learning_rate: 1e-2, warmup_steps: 1, decay: Decay::Cosine, ..Schedule::default() };
     Session::new(model, adapter, TrainConfig { schedule, steps, seed: 7, ..TrainConfig::default() }).unwrap()
 }
 
@@ -435,7 +436,8 @@ fn its_state_tells_tasks_apart() {
         let method = method("mixlora-cond-gated", options);
         let model = Model::open(Path::new("data/tiny"), &cpu, false).unwrap();
         let adapter = Adapter::attach(&model, &method, &[ALL_LINEAR.into()], Stream::new(3)).unwrap();
-        let schedule = Schedule { learning_rate: 2e-3, warmup_steps: 5, decay: Decay::Cosine };
+        let schedule =
+            Schedule { learning_rate: 2e-3, warmup_steps: 5, decay: Decay::Cosine, ..Schedule::default() };
         let config = TrainConfig { schedule, steps: STEPS, seed: 7, ..TrainConfig::default() };
         let mut s = Session::new(model, adapter, config).unwrap();
         let all = of_tasks(1, 32);

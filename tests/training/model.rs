@@ -49,7 +49,8 @@ fn method(name: &str) -> Method {
 fn session(name: &str, device: &Device, steps: usize) -> Session {
     let model = model_on(device);
     let adapter = Adapter::attach(&model, &method(name), &targets(), Stream::new(3)).unwrap();
-    let schedule = Schedule { learning_rate: 1e-2, warmup_steps: 1, decay: Decay::Cosine };
+    let schedule =
+        Schedule { learning_rate: 1e-2, warmup_steps: 1, decay: Decay::Cosine, ..Schedule::default() };
     let config = TrainConfig { schedule, steps, max_grad_norm: Some(1.0), seed: 7, ..TrainConfig::default() };
     Session::new(model, adapter, config).unwrap()
 }

@@ -22,6 +22,24 @@ fn set(name: &str, options: Value) -> Method {
     find(name).unwrap().defaults().set(options.as_object().unwrap()).unwrap()
 }
 
+/// Each stage has patience of its own, and needs something to validate on.
+#[test]
+fn patience_ends_a_stage_and_the_next_begins() {
+    let place = Place::new();
+    let more = ["--patience", "1", "--eval-every", "1"];
+    let mut args = place.train("lora", "stream", 300, &more);
+    // A rate at which the loss soon rises.
+    let rate = args.iter().position(|arg| arg == "3e-3").unwrap();
+    args[rate] = "0.3".into();
+    let (out, _) = output(mixlora(&args), 0);
+    assert_eq!(out.matches("stopped after 1 validation without a better loss").count(), 2, "{out}");
+    assert!(out.contains("loss after") && place.path("stream/stage-2/metrics.jsonl").exists(), "{out}");
+    std::fs::remove_file(place.path("size/valid.jsonl")).unwrap();
+    let (_, err) = output(mixlora(&place.train("lora", "other", 5, &more)), 3);
+    assert!(err.contains("train.patience of stage 2: needs validation data"), "{err}");
+    assert!(!place.path("other").exists());
+}
+
 /// A place with two tasks that say other things of the same words.
 struct Place(tempfile::TempDir);
 
@@ -190,7 +208,8 @@ fn wrong_answers_push_the_right_ones_up() {
     let margin = |contrast: f32, example: &Example| {
         let method = method.with("contrast_coef", contrast).unwrap();
         let adapter = Adapter::attach(&model, &method, &[ALL_LINEAR.into()], Stream::new(3)).unwrap();
-        let schedule = Schedule { learning_rate: 1e-3, warmup_steps: 0, decay: Decay::Constant };
+        let schedule =
+            Schedule { learning_rate: 1e-3, warmup_steps: 0, decay: Decay::Constant, ..Schedule::default() };
         let config = TrainConfig { schedule, steps: 20, ..TrainConfig::default() };
         let mut session = Session::new(model.clone(), adapter, config).unwrap();
         let apart = |s: &Session| {

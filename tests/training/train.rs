@@ -115,10 +115,7 @@ fn ten_and_ten_steps_are_twenty() {
 
 #[test]
 fn the_best_step_is_kept_and_named() {
-    let place = Place::new();
-    // Answers that training never gives: the more it learns, the less likely they are.
-    let valid = std::fs::read_to_string(place.path("data/valid.jsonl")).unwrap();
-    std::fs::write(place.path("data/valid.jsonl"), valid.replace("ab", "QZQZQZQZQZ")).unwrap();
+    let place = place_that_gets_worse();
     let config = place.config("lora", &[("eval_every", json!(2)), ("keep", json!(1))]);
     let cpu = Device::cpu();
     let (dir, mut seen) = (place.path("run"), Seen::default());
@@ -140,6 +137,112 @@ fn the_best_step_is_kept_and_named() {
     let epochs: Vec<f64> = lines.iter().filter_map(|l| l["epoch"].as_f64()).collect();
     assert!(epochs.len() == 20 && epochs[0] > 0.0 && epochs.is_sorted(), "{epochs:?}");
     assert!(std::fs::read_to_string(dir.join("loss.svg")).unwrap().starts_with("<svg"));
+}
+
+/// A place whose validation asks for answers that training never gives: the more it learns, the less likely they are.
+fn place_that_gets_worse() -> Place {
+    let place = Place::new();
+    let valid = std::fs::read_to_string(place.path("data/valid.jsonl")).unwrap();
+    std::fs::write(place.path("data/valid.jsonl"), valid.replace("ab", "QZQZQZQZQZ")).unwrap();
+    place
+}
+
+/// Goes on with a run, with changes, to its end.
+fn resume(place: &Place, dir: &Path, changes: &[(&str, Value)]) -> (End, Seen) {
+    let stored = StoredRun::open(dir, &Methods::builtin()).unwrap();
+    let mut layers = vec![("stored".to_string(), stored.config.tree().unwrap())];
+    let layer = |(key, value): &(&str, Value)| ("test".to_string(), RunConfig::at(key, value.clone()));
+    layers.extend(changes.iter().map(layer));
+    let config = RunConfig::layered(&layers, &Methods::builtin()).unwrap();
+    stored.changes(&config).unwrap();
+    let mut seen = Seen::default();
+    let mut run = Run::resume(stored, place.parts(&config, &Device::cpu()), &mut seen).unwrap();
+    (run.go(&Stop::default(), &mut seen).unwrap(), seen)
+}
+
+#[test]
+fn patience_ends_a_run_and_more_of_it_goes_on() {
+    let place = place_that_gets_worse();
+    let cpu = Device::cpu();
+    let run = |name: &str, more: &[(&str, Value)]| {
+        let changes: Vec<_> = [("eval_every", json!(2))].into_iter().chain(more.iter().cloned()).collect();
+        let dir = place.path(name);
+        let mut seen = Seen::default();
+        let mut run = Run::start(place.parts(&place.config("lora", &changes), &cpu), Some(&dir)).unwrap();
+        let end = run.go(&Stop::default(), &mut seen).unwrap();
+        assert!(run.is_finished());
+        (end, seen, run.state().clone(), dir)
+    };
+    let (end, seen, _, whole) = run("whole", &[]);
+    assert_eq!(end, End::Finished);
+    let best = seen.evals.iter().min_by(|a, b| a.1.total_cmp(&b.1)).unwrap().0;
+    let (end, seen, state, dir) = run("patient", &[("patience", json!(2))]);
+    assert_eq!(end, End::NoBetter);
+    assert!(best + 8 <= 20, "the test has room behind step {best}");
+    // The validations of which each has a worse loss than the best one are counted, and no others.
+    assert_eq!((state.step, state.best.unwrap().1), (best + 4, best));
+    assert_eq!(state.validations_without_better(), 2);
+    assert_eq!(seen.evals.last().unwrap().0, best + 4);
+    assert_eq!(mixlora::adapter::locate(&dir).unwrap(), dir.join(format!("step-{best:06}")));
+    let last = mixlora::adapter::locate(&dir.join("last")).unwrap();
+    assert_eq!(last, dir.join(format!("step-{:06}", best + 4)));
+    let ends = || -> Vec<Value> {
+        let text = std::fs::read_to_string(dir.join("metrics.jsonl")).unwrap();
+        let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        lines.filter(|line| line["t"] == "end").collect()
+    };
+    let line = &ends()[0];
+    assert_eq!((&line["why"], &line["step"]), (&json!("patience"), &json!(best + 4)));
+    assert_eq!((&line["best"]["step"], &line["validations_without_better"]), (&json!(best), &json!(2)));
+    // As it was, it is over, however often it is asked.
+    for _ in 0..2 {
+        let (end, seen) = resume(&place, &dir, &[]);
+        assert_eq!((end, seen.losses.len()), (End::NoBetter, 0));
+    }
+    // With more it goes on, to where it had gone with that from the beginning.
+    let (end, seen) = resume(&place, &dir, &[("train.patience", json!(3))]);
+    assert_eq!((end, seen.losses.len()), (End::NoBetter, 2));
+    let (_, _, state, more) = run("more", &[("patience", json!(3))]);
+    assert_eq!(state.step, best + 6);
+    assert!(adapter_bytes(&dir) == adapter_bytes(&more));
+    // Without any it does all its steps, and is the run that never had any.
+    assert_eq!(resume(&place, &dir, &[("train.patience", Value::Null)]).0, End::Finished);
+    assert!(adapter_bytes(&dir) == adapter_bytes(&whole));
+    assert_eq!(ends().last().unwrap()["why"], "steps");
+}
+
+/// A run that is stopped between two validations has counted those before.
+#[test]
+fn a_stop_does_not_renew_patience() {
+    let place = place_that_gets_worse();
+    let changes = [("eval_every", json!(2)), ("save_every", json!(3)), ("patience", json!(2))];
+    let config = place.config("lora", &changes);
+    let cpu = Device::cpu();
+    let start = |name: &str| Run::start(place.parts(&config, &cpu), Some(&place.path(name))).unwrap();
+    let mut run = start("whole");
+    run.go(&Stop::default(), &mut ()).unwrap();
+    let end = run.state().step;
+    drop(run);
+    for stop in [end - 1, end - 3] {
+        let name = format!("stopped-{stop}");
+        assert_eq!(start(&name).go(&Stop::at(Some(stop)), &mut ()).unwrap(), End::Stopped);
+        assert_eq!(resume(&place, &place.path(&name), &[]).0, End::NoBetter);
+        assert!(adapter_bytes(&place.path("whole")) == adapter_bytes(&place.path(&name)), "{stop}");
+    }
+}
+
+#[test]
+fn patience_needs_validation_data() {
+    let place = Place::new();
+    std::fs::remove_file(place.path("data/valid.jsonl")).unwrap();
+    let config = place.config("lora", &[("patience", json!(2))]);
+    let parts = place.parts(&config, &Device::cpu());
+    let error = Run::start(parts, Some(&place.path("run"))).err().unwrap().to_string();
+    assert!(
+        error.contains("train.patience: needs validation data") && error.contains("valid.jsonl"),
+        "{error}"
+    );
+    assert!(!place.path("run").exists());
 }
 
 #[test]

@@ -1,5 +1,7 @@
-//! `mixlora config init` and `mixlora config check`
+//! `mixlora config init`, `mixlora config schema` and `mixlora config check`
 
+use crate::config_schema::schema;
+use crate::config_settings::find;
 use crate::settings::read_file;
 use crate::{Failure, out};
 use mixlora::mixture::{Field, Methods, methods};
@@ -11,6 +13,8 @@ use std::path::PathBuf;
 pub enum Config {
     /// Print every setting of a run with its default, as a file to edit.
     Init(InitArgs),
+    /// Print what a file of settings may hold, as a JSON Schema for editors and other programs.
+    Schema(SchemaArgs),
     /// Read a file of settings and list everything that is wrong with it.
     Check(CheckArgs),
 }
@@ -19,6 +23,18 @@ pub enum Config {
 #[command(after_help = "Example: mixlora config init --method mixlora-cond > run.toml")]
 pub struct InitArgs {
     /// Whose defaults; see `mixlora methods`. vt-nlp sets everything as its authors released it.
+    #[arg(long, default_value = methods::STANDARD.name)]
+    method: String,
+}
+
+#[derive(clap::Args)]
+#[command(after_help = "\
+The schema is of draft 2020-12. Editors with support for TOML take it by the first line of a file: \
+#:schema ./mixlora.schema.json
+
+Example: mixlora config schema --method mixlora-cond > mixlora.schema.json")]
+pub struct SchemaArgs {
+    /// Whose options and defaults; see `mixlora methods`.
     #[arg(long, default_value = methods::STANDARD.name)]
     method: String,
 }
@@ -35,6 +51,10 @@ pub fn run(command: &Config) -> Result<(), Failure> {
         Config::Init(args) => {
             let config = RunConfig::defaults(Methods::builtin().find(&args.method)?)?;
             Ok(out::text(&toml_text(&config)?)?)
+        }
+        Config::Schema(args) => {
+            let config = RunConfig::defaults(Methods::builtin().find(&args.method)?)?;
+            Ok(out::json(&schema(&config)?)?)
         }
         Config::Check(args) => {
             let layers = [read_file(&args.file)?];
@@ -77,7 +97,7 @@ fn option(field: &Field) -> String {
 }
 
 fn about(path: &str) -> &'static str {
-    ABOUT.iter().find(|(known, _)| *known == path).map_or("", |(_, about)| about)
+    find(path).map_or("", |setting| setting.about)
 }
 
 fn setting(about: &str, name: &str, value: &Value) -> String {
@@ -89,78 +109,10 @@ fn setting(about: &str, name: &str, value: &Value) -> String {
     }
 }
 
-/// Descriptions of settings.
-const ABOUT: &[(&str, &str)] = &[
-    ("model", "a .gguf file or a Hugging Face directory"),
-    ("vision", "the vision part of a model that has none: a GGUF file (mmproj), or a directory with a tower"),
-    (
-        "data",
-        "a file (.jsonl, .json, .csv, .tsv, .txt), or a folder with train.jsonl and, if you like, valid.jsonl",
-    ),
-    ("method", "see `mixlora methods`"),
-    ("target_modules", "projections that get an adapter"),
-    ("experts", "folders of trained LoRAs that the method mixes, each DIR or NAME=DIR"),
-    ("start_from", "an adapter of the same method, or a run, whose values the run starts with"),
-    ("task", "the task of samples that name none"),
-    (
-        "stages",
-        "runs one after the other, as [[stages]] with data, steps and task; each starts from the one before",
-    ),
-    ("train.steps", "optimizer steps; by default what epochs gives"),
-    ("train.epochs", "times that every example is seen"),
-    ("train.micro_batch", "examples that go through the model together"),
-    ("train.grad_accumulation", "micro-batches of one optimizer step"),
-    ("train.learning_rate", "of AdamW, after the warm-up"),
-    (
-        "train.projector_learning_rate",
-        "of the projector of a model that sees, which is then trained whole and kept with the adapter",
-    ),
-    (
-        "train.align_epochs",
-        "passes in which a new projector learns alone, on its tower's features, before the first step; 0: none",
-    ),
-    ("train.warmup_steps", "steps of linear warm-up; by default 3 % of the run"),
-    ("train.schedule", "cosine, linear or constant"),
-    ("train.max_grad_norm", "gradients are clipped to this norm; 0: never"),
-    ("train.weight_decay", "of AdamW"),
-    ("train.seed", "of initial values, order of examples and dropout"),
-    ("train.recompute", "gradient checkpointing: less memory, a third more time"),
-    ("train.bucket_steps", "sort the examples of so many steps by length, so that less is padded; 0: off"),
-    ("train.valid_share", "share of the samples that validate, where the data has none for that"),
-    ("train.eval_every", "steps between validations; by default 5 % of the run"),
-    ("train.save_every", "steps between checkpoints; by default as eval_every"),
-    (
-        "train.answers",
-        "validation samples with short answers that are answered at the end, for exact match; 0: none",
-    ),
-    ("train.keep", "checkpoints kept besides the best one"),
-    ("train.max_skipped", "steps with a loss or gradient that is not finite that may be left out"),
-    ("text.tokenizer", "a tokenizer.json, instead of the model's"),
-    ("text.template", "chatml, or a Jinja file, instead of the model's chat template"),
-    ("text.max_length", "longest example, in tokens"),
-    ("text.loss_on_all", "train every token, not only the assistant's"),
-    ("text.allow_untrained_eos", "accept assistant turns without an end token"),
-    ("text.max_untrained", "share of examples that may be left out for having no trained token"),
-    ("text.columns", "keys or columns of the data that stand for others, each as \"question=prompt\""),
-    (
-        "text.image_folder",
-        "folder that relative paths of pictures are of; that of the data file where it is not set",
-    ),
-    ("text.on_bad_image", "what becomes of samples with a picture that cannot be read: error, or skip"),
-    ("text.feature_memory", "bytes of pictures' features that stay in memory; more go to files"),
-    (
-        "text.feature_cache",
-        "a folder where pictures' features are kept for other runs; what is above feature_memory is written in any case",
-    ),
-    ("device.name", "auto (the best GPU, else the CPU), cpu, gpu, or part of an adapter's name"),
-    ("device.threads", "threads of the CPU device; by default one per core"),
-    ("device.memory_budget", "bytes that the device may hold, such as \"6GiB\""),
-    ("device.keep_quantised", "keep quantised weights as they are in memory: less memory"),
-];
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config_settings::SETTINGS;
 
     #[test]
     fn every_setting_is_described_and_the_text_is_read_back() {
@@ -174,7 +126,7 @@ mod tests {
                     Some(section) => paths.extend(section.keys().map(|name| format!("{key}.{name}"))),
                 }
             }
-            let mut described: Vec<String> = ABOUT.iter().map(|(path, _)| path.to_string()).collect();
+            let mut described: Vec<&str> = SETTINGS.iter().map(|setting| setting.path).collect();
             paths.sort();
             described.sort();
             assert_eq!(paths, described);

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
 #[derive(clap::Args)]
+#[group(skip)]
 pub struct Args {
     /// A picture: PNG, JPEG, WebP, GIF or BMP. What its file is, and how it is read.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["path", "tensors", "check"])]

@@ -5,8 +5,13 @@ mod analyse;
 mod bench;
 #[cfg(feature = "tokenizer")]
 mod chat;
+mod completions;
 #[cfg(feature = "tokenizer")]
 mod config;
+#[cfg(feature = "tokenizer")]
+mod config_schema;
+#[cfg(feature = "tokenizer")]
+mod config_settings;
 #[cfg(feature = "tokenizer")]
 mod data_check;
 #[cfg(feature = "tokenizer")]
@@ -31,6 +36,7 @@ mod inspect;
 #[cfg(feature = "images")]
 mod inspect_image;
 mod key_value;
+mod man;
 #[cfg(feature = "tokenizer")]
 mod measured;
 #[cfg(feature = "tokenizer")]
@@ -133,9 +139,9 @@ enum Command {
     Export(export::Args),
     /// Say what a model or adapter file holds, or what a model sees of a picture.
     Inspect(inspect::Args),
-    /// Draw the loss curve of a run.
+    /// Draw the losses, learning rates and gradient norms of runs.
     Plot(plot::Args),
-    /// Print or check settings of a run.
+    /// Print, describe or check settings of a run.
     #[cfg(feature = "tokenizer")]
     #[command(subcommand)]
     Config(config::Config),
@@ -151,6 +157,10 @@ enum Command {
     Tune(tune::Args),
     /// Replay reference files: an adapted layer, forward and backward, against stored values.
     Verify(verify::Args),
+    /// Print a script that completes commands and options in a shell.
+    Completions(completions::Args),
+    /// Write a manual page for each command.
+    Man(man::Args),
 }
 
 #[derive(Subcommand)]
@@ -284,9 +294,14 @@ fn quiet_tokenizers() {
     }));
 }
 
+/// The program's commands and options.
+fn command() -> clap::Command {
+    take_negative_numbers(Cli::command())
+}
+
 fn main() -> ExitCode {
     quiet_tokenizers();
-    let matches = take_negative_numbers(Cli::command()).get_matches();
+    let matches = command().get_matches();
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     match check_environment().and_then(|()| run(cli.command)) {
         Ok(()) => ExitCode::SUCCESS,
@@ -349,5 +364,16 @@ fn run(command: Command) -> Result<(), Failure> {
         #[cfg(feature = "gpu")]
         Command::Tune(args) => tune::run(&args),
         Command::Verify(args) => verify::run(&args),
+        Command::Completions(args) => completions::run(&args),
+        Command::Man(args) => man::run(&args),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    /// Only debug builds look at what commands are parsed with, completions and manual pages included.
+    #[test]
+    fn commands_are_declared_without_contradictions() {
+        super::command().debug_assert();
     }
 }

@@ -7,8 +7,8 @@ use mixlora::adapter::Adapter;
 use mixlora::mixture::Methods;
 use mixlora::model::Model;
 use mixlora::train::{
-    End, EvalReport, Inputs, Observer, Progress, Questions, Run, RunConfig, RunFolder, Stages, StepReport,
-    Stop, StoredRun, mean_exact_match,
+    End, EvalReport, Inputs, Observer, Progress, Questions, Run, RunConfig, RunFolder, Stages, State,
+    StepReport, Stop, StoredRun, mean_exact_match,
 };
 use serde_json::json;
 use std::path::Path;
@@ -107,6 +107,7 @@ fn prepared(
     let device = crate::open_device(&config.device)?;
     shown.say(&describe(&device, &config.device.name));
     let inputs = Inputs::read(config)?;
+    inputs.config.train.check_patience(!inputs.valid_samples.is_empty())?;
     inputs.text.notes.iter().for_each(|text| shown.say(&format!("note: {text}")));
     let planned = inputs.plan(Some(&device))?;
     if !planned.fits() {
@@ -175,7 +176,7 @@ fn go(
     let state = run.state();
     let seconds = began.elapsed().as_secs_f64();
     let report = json!({
-        "finished": end == End::Finished, "step": state.step, "steps": run.steps(), "from_step": first,
+        "finished": end != End::Stopped, "ended_by": end.word(), "validations_without_better": state.validations_without_better(), "step": state.step, "steps": run.steps(), "from_step": first,
         "loss_first": shown.first, "loss_last": shown.last, "best_valid": state.best.map(|(loss, _)| loss),
         "best_step": state.best.map(|(_, step)| step), "tokens": state.tokens, "seconds": seconds, "run": out_dir.display().to_string(),
     });
@@ -196,6 +197,7 @@ fn summary(run: &Run, shown: &Shown, end: End, took: &str, dir: &Path) -> String
     let state = run.state();
     let mut text = match (shown.first, shown.last) {
         (Some(first), Some(last)) => format!("loss {first:.4} -> {last:.4}"),
+        _ if end == End::NoBetter => "this run had ended: no step was left to do".to_string(),
         _ => "no step was left to do".to_string(),
     };
     if let Some((loss, step)) = state.best {
@@ -209,8 +211,11 @@ fn summary(run: &Run, shown: &Shown, end: End, took: &str, dir: &Path) -> String
         text += &format!(", {} steps left out", state.skipped);
     }
     let dir = dir.display();
+    if end == End::NoBetter {
+        text += &without_better(state, run.steps());
+    }
     match end {
-        End::Finished => {
+        End::Finished | End::NoBetter => {
             let model = run.config().model.display();
             let options = run.config().method.options();
             let task = if options.chooses_by_task() { " --task TASK" } else { "" };
@@ -226,6 +231,20 @@ fn summary(run: &Run, shown: &Shown, end: End, took: &str, dir: &Path) -> String
             )
         }
     }
+}
+
+/// What is said of a run that patience ended.
+fn without_better(state: &State, steps: usize) -> String {
+    let validations = match state.validations_without_better() {
+        1 => "1 validation".to_string(),
+        count => format!("{count} validations"),
+    };
+    let best = state.best.map_or("none had a loss".to_string(), |(_, step)| format!("best at step {step}"));
+    format!(
+        "\nstopped after {validations} without a better loss, at step {} of {steps}; {best}; \
+         it goes on with --resume and a higher --patience, or --set train.patience=null",
+        state.step
+    )
 }
 
 /// Progress on stderr.

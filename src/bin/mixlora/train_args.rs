@@ -5,7 +5,7 @@ use crate::data_text::FeatureArgs;
 use crate::model_path::model_path;
 use crate::settings::{Layers, method, option_layers, read_file, set_layers};
 use mixlora::mixture::Methods;
-use mixlora::train::RunConfig;
+use mixlora::train::{Decay, RunConfig};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
@@ -23,7 +23,12 @@ A stream of tasks: [[stages]] in the file of settings, each with data and, if yo
 the other in OUT/stage-1, OUT/stage-2 and so on, each from where the one before ended; after each the loss on the data of \
 all stages is shown.
 
-Example: mixlora train --resume run --set train.learning_rate=5e-4")]
+Example: mixlora train --resume run --set train.learning_rate=5e-4
+
+With --patience N a run ends early when N validations in a row had no better loss. Such a run goes on with a higher number, \
+or without one: --resume RUN --set train.patience=null.
+
+Example: mixlora train --model base.gguf --data my_data --epochs 20 --eval-every 50 --patience 3 --out run")]
 pub struct TrainArgs {
     /// A .gguf file, or a Hugging Face directory.
     #[arg(long, value_parser = model_path())]
@@ -84,8 +89,11 @@ pub struct TrainArgs {
     #[arg(long)]
     warmup_steps: Option<usize>,
     /// How the learning rate goes after the warm-up.
-    #[arg(long, value_parser = ["cosine", "linear", "constant"])]
+    #[arg(long, value_parser = Decay::WORDS)]
     schedule: Option<String>,
+    /// What every schedule but the constant one falls to by the end.
+    #[arg(long, alias = "min-lr", value_name = "RATE")]
+    min_learning_rate: Option<f64>,
     /// Gradients are clipped to this norm; 0 for never.
     #[arg(long)]
     max_grad_norm: Option<f32>,
@@ -99,6 +107,9 @@ pub struct TrainArgs {
     /// A checkpoint every so many steps.
     #[arg(long)]
     save_every: Option<usize>,
+    /// Stop after so many validations in a row without a better loss; the best checkpoint is kept in any case.
+    #[arg(long, value_name = "N")]
+    patience: Option<usize>,
     /// Gradient checkpointing: less memory, a third more time.
     #[arg(long)]
     recompute: bool,
@@ -182,11 +193,13 @@ impl TrainArgs {
             ("train.projector_learning_rate", number(self.projector_learning_rate)),
             ("train.warmup_steps", json!(self.warmup_steps)),
             ("train.schedule", json!(self.schedule)),
+            ("train.min_learning_rate", number(self.min_learning_rate)),
             ("train.max_grad_norm", number(self.max_grad_norm.map(f64::from))),
             ("train.weight_decay", number(self.weight_decay)),
             ("train.seed", json!(self.seed)),
             ("train.eval_every", json!(self.eval_every)),
             ("train.save_every", json!(self.save_every)),
+            ("train.patience", json!(self.patience)),
             ("train.recompute", flag(self.recompute)),
             ("text.max_length", json!(self.max_length)),
             ("vision", json!(self.vision)),

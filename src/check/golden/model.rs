@@ -289,7 +289,7 @@ fn run_training(file: &Checkpoint, c: &Training, model: Arc<Model>, forced: bool
         _ => Decay::Cosine,
     };
     let warmup_steps = if decay == Decay::Constant { 0 } else { c.warmup };
-    let schedule = Schedule { learning_rate: c.lr, warmup_steps, decay };
+    let schedule = Schedule { learning_rate: c.lr, warmup_steps, decay, ..Schedule::default() };
     let config =
         TrainConfig { schedule, steps: c.steps, max_grad_norm: c.clip, seed: 0, ..TrainConfig::default() };
     let mut session = Session::new(model, adapter, config)?;

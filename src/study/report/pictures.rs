@@ -74,7 +74,7 @@ impl Report {
             colour: COLORS[number % COLORS.len()],
             points: &points[number],
             dashed: !(number / COLORS.len()).is_multiple_of(2),
-            ringed: None,
+            ..Line::default()
         };
         self.rows.iter().enumerate().map(line).collect()
     }

@@ -5,7 +5,7 @@ use crate::Result;
 use crate::data::Dataset;
 use crate::train::NO_TASK;
 use crate::train::loss_of;
-use crate::train::observe::{EvalReport, Observer};
+use crate::train::observe::{End, EvalReport, Observer};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -49,22 +49,39 @@ impl Run {
         Ok((sum / trained.max(1) as f64, trained))
     }
 
+    /// Whether so many validations in a row as patience allows had no better loss.
+    pub fn is_out_of_patience(&self) -> bool {
+        self.config.train.patience.is_some_and(|patience| self.state.validations_without_better() >= patience)
+    }
+
+    /// The line of the log that says how the run ended.
+    pub(super) fn record_end(&mut self, observer: &mut dyn Observer, end: End) {
+        let best = self.state.best.map(|(loss, step)| json!({ "step": step, "loss": loss }));
+        let mut line = json!({ "t": "end", "step": self.state.step, "why": end.word(), "best": best });
+        if end == End::NoBetter {
+            line["validations_without_better"] = json!(self.state.validations_without_better());
+        }
+        self.record(observer, line);
+    }
+
     /// Validation loss over all its examples; true when it is the lowest so far. One that is not finite never is.
     pub fn evaluate(&mut self, observer: &mut dyn Observer) -> Result<bool> {
         let Some(valid) = &self.valid else { return Ok(false) };
         let began = Instant::now();
         let (loss, trained) = self.loss_on(valid)?;
         let samples = valid.examples.len();
-        let scores = if self.is_finished() {
-            observer.score(&self.session.model, &self.session.adapter)?
-        } else {
-            Vec::new()
-        };
         let step = self.state.step;
         let best = loss.is_finite() && self.state.best.is_none_or(|b| loss < b.0);
         if best {
             self.state.best = Some((loss, step));
         }
+        self.state.count_validation();
+        // The last validation is known by what it gave.
+        let scores = if self.is_finished() {
+            observer.score(&self.session.model, &self.session.adapter)?
+        } else {
+            Vec::new()
+        };
         self.evaluated = Some(step);
         let seconds = began.elapsed().as_secs_f64();
         let report = EvalReport { step, loss, tokens: trained, samples, seconds, best, scores };

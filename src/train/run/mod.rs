@@ -2,23 +2,21 @@
 
 mod evaluate;
 mod fit;
+mod save;
 mod vision;
 
 use crate::adapter::{Adapter, AdapterOptions, Expert};
-use crate::atomic;
 use crate::data::{Batch, Dataset, Sampler, SamplerConfig};
 use crate::device::Place;
 use crate::mixture::Methods;
 use crate::nn::Choices;
 use crate::train::align::Aligned;
-use crate::train::checkpoint::{
-    OPTIMIZER, STATE, State, freeze_again, frozen_rows, optimizer_bytes, restore_optimizer,
-};
+use crate::train::checkpoint::{State, freeze_again, frozen_rows, restore_optimizer};
 use crate::train::load::{AT_THE_END, ENOUGH, LoadCounter};
 use crate::train::observe::{End, Observer, Progress, Stop};
 use crate::train::parts::{Parts, check_prompts};
 use crate::train::stored::StoredRun;
-use crate::train::{MetricsLog, RunConfig, RunFolder, Session, StepReport, loss_curve};
+use crate::train::{MetricsLog, RunConfig, RunFolder, Session, StepReport};
 use crate::{Device, Error, Result, Stream};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -144,6 +142,7 @@ impl Run {
     fn build(parts: Parts, adapter: Adapter) -> Result<Self> {
         let Parts { config, model, train, valid, vision, pad, notes, .. } = parts;
         let t = &config.train;
+        t.check_patience(valid.as_ref().is_some_and(|valid| !valid.examples.is_empty()))?;
         let sizes = SamplerConfig {
             seed: t.seed,
             micro_batch: t.micro_batch,
@@ -236,16 +235,16 @@ impl Run {
     pub fn eval_every(&self) -> usize {
         self.config.train.eval_every.unwrap_or_else(|| self.steps.div_ceil(20).max(1))
     }
-    /// Whether all steps are done.
+    /// Whether nothing is left to do: all steps are done, or patience is at its end.
     pub fn is_finished(&self) -> bool {
-        self.state.step >= self.steps
+        self.state.step >= self.steps || self.is_out_of_patience()
     }
     fn device(&self) -> &Device {
         self.session.model.device()
     }
 
-    /// Steps until the end, until a stop is asked for, or until something is wrong; in the first two cases a
-    /// checkpoint is written.
+    /// Steps until the end, until patience is at its end, until a stop is asked for, or until something is wrong; in
+    /// all but the last case a checkpoint is written.
     ///
     /// # Errors
     /// A step fails. A checkpoint that cannot be written is a warning, and an error only at the end.
@@ -269,7 +268,9 @@ impl Run {
         if self.saved != Some(self.state.step) {
             self.save(observer, self.is_best())?;
         }
-        Ok(End::Finished)
+        let end = if self.state.step >= self.steps { End::Finished } else { End::NoBetter };
+        self.record_end(observer, end);
+        Ok(end)
     }
 
     /// One optimizer step, and what is due after it. None when the step was left out because its loss or gradient is
@@ -371,51 +372,6 @@ impl Run {
     /// Whether the last step is the best one that was validated.
     fn is_best(&self) -> bool {
         self.state.best.is_some_and(|b| b.1 == self.state.step)
-    }
-
-    /// Writes a checkpoint.
-    ///
-    /// # Errors
-    /// It cannot be written; earlier ones are intact.
-    pub fn save(&mut self, observer: &mut dyn Observer, best: bool) -> Result<()> {
-        let Some(folder) = &self.folder else { return Ok(()) };
-        let base =
-            self.config.model.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
-        let mut files = self.session.adapter.files(&self.session.model, &base)?;
-        files.push((OPTIMIZER.into(), optimizer_bytes(&self.session.optimizer)?));
-        let state = serde_json::to_vec_pretty(&self.state)
-            .map_err(|error| Error::refused(STATE, error.to_string()))?;
-        files.push((STATE.into(), state));
-        let dir = folder.save(self.state.step, &files, best, self.config.train.keep)?;
-        // The picture is for people: a run does not fail for it.
-        let metrics = folder.path().join("metrics.jsonl");
-        let title = format!("{} on {base}", self.config.method.name());
-        let drawn = loss_curve(&metrics, &title)
-            .and_then(|svg| atomic::write(&folder.path().join("loss.svg"), svg.as_bytes()));
-        self.saved = Some(self.state.step);
-        self.record(observer, json!({ "t": "save", "step": self.state.step, "best": best }));
-        if let Err(e) = drawn {
-            self.warn(observer, &e.to_string());
-        }
-        observer.saved(&dir, best);
-        Ok(())
-    }
-
-    /// Puts adapter, state and the lines of the examples where a step diverged into the folder; what was said, with
-    /// where that is.
-    fn keep_diverged(&self, what: &str, ids: &[Vec<usize>]) -> String {
-        let Some(folder) = &self.folder else { return what.into() };
-        let lines: Vec<usize> = ids.iter().flatten().map(|&i| self.train.lines[i]).collect();
-        let about = json!({ "what": what, "state": self.state, "data": self.config.data, "lines": lines });
-        let dir = folder.path().join("diverged");
-        let written = self.session.adapter.files(&self.session.model, "").and_then(|mut files| {
-            files.push((STATE.into(), format!("{about:#}").into_bytes()));
-            crate::io::folder::write(&dir, &files)
-        });
-        match written {
-            Ok(()) => format!("{what}; see {}", dir.display()),
-            Err(e) => format!("{what}; it could not be kept for inspection: {e}"),
-        }
     }
 
     fn batch(&self, data: &Dataset, ids: &[usize]) -> Result<Batch> {

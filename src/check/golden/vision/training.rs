@@ -77,7 +77,12 @@ pub(super) fn replay(
         })?;
     }
     let config = TrainConfig {
-        schedule: Schedule { learning_rate: settings.lr, warmup_steps: 0, decay: Decay::Constant },
+        schedule: Schedule {
+            learning_rate: settings.lr,
+            warmup_steps: 0,
+            decay: Decay::Constant,
+            ..Schedule::default()
+        },
         steps: settings.steps,
         max_grad_norm: None,
         ..TrainConfig::default()
