@@ -1,7 +1,7 @@
 //! Encoding of samples as tokens with their trained positions.
 
-use super::jsonl::Problems;
 use super::picture::Shown;
+use super::problems::Problems;
 use super::sample::{Body, Sample};
 use super::{Counts, Dataset, Example, OnBadImage};
 use crate::text::{ChatTemplate, Expanded, PictureTokens, Piece, Tokenizer};

@@ -1,9 +1,10 @@
 //! Files that gzip packed, unpacked while they are read.
 
-use super::layout::GZIP;
 use flate2::bufread::MultiGzDecoder;
 use std::io::{self, BufRead, BufReader, Read};
 
+/// How packed data begins.
+pub(super) const GZIP: &[u8] = b"\x1f\x8b";
 /// Bytes that any file may unpack to.
 const ALWAYS: u64 = 64 << 20;
 /// How often its own size a larger one may unpack to. Text and tables shrink 3 to 30 times.

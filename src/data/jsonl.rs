@@ -5,50 +5,20 @@ use super::columns::Columns;
 use super::files::{MAX_LINE, not_lines, other_kind};
 use super::gzip::unpacked;
 use super::layout::{BYTE_ORDER_MARK, Layout, ReadOptions};
+use super::problems::Problems;
 use super::sample::{Body, Sample, parse};
 use super::table::rows;
-use crate::error::Problem;
+use crate::Result;
 use crate::io::cannot_read;
-use crate::{Error, Result};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
-
-/// The largest number of listed problems of a file; further ones are counted.
-pub const MAX_PROBLEMS: usize = 20;
-
-/// Collects problems up to the limit.
-#[derive(Default)]
-pub(super) struct Problems {
-    list: Vec<Problem>,
-    more: usize,
-}
-
-impl Problems {
-    pub(super) fn add(&mut self, line: usize, column: usize, what: impl Into<String>) {
-        self.push(Problem { line, column, what: what.into() });
-    }
-    pub(super) fn push(&mut self, problem: Problem) {
-        if self.list.len() < MAX_PROBLEMS {
-            self.list.push(problem);
-        } else {
-            self.more += 1;
-        }
-    }
-    pub(super) fn result<T>(self, path: &Path, value: T) -> Result<T> {
-        if self.list.is_empty() {
-            Ok(value)
-        } else {
-            Err(Error::Data { path: path.into(), problems: self.list, more: self.more })
-        }
-    }
-}
 
 /// Reads the samples of a file: lines or an array of JSON, a table (`.csv`, `.tsv`) or plain text (`.txt`), each also packed
 /// by gzip. Paths of pictures are of its folder.
 ///
 /// # Errors
-/// The file cannot be read, has no sample, or has malformed lines, all of which are listed up to [`MAX_PROBLEMS`].
+/// The file cannot be read, has no sample, or has malformed lines, all of which are listed up to [`MAX_PROBLEMS`](super::MAX_PROBLEMS).
 pub fn read_samples(path: &Path) -> Result<Vec<Sample>> {
     read_samples_with(path, &ReadOptions::default())
 }
@@ -101,7 +71,7 @@ fn read(path: &Path, options: &ReadOptions, reader: impl BufRead) -> Result<Vec<
         }
     };
     let samples = samples.map_err(&failure)?;
-    if samples.is_empty() && problems.list.is_empty() {
+    if samples.is_empty() && problems.is_empty() {
         let what = match layout {
             _ if nothing => "the file is empty",
             Layout::Table { .. } => "the table has no row below its header",

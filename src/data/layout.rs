@@ -1,6 +1,7 @@
 //! How the samples of a file are laid out.
 
 use super::columns::Columns;
+use super::gzip::{GZIP, unpacked};
 use super::sample::{Sample, Written};
 use crate::Result;
 use crate::io::cannot_read;
@@ -13,7 +14,6 @@ use std::path::{Path, PathBuf};
 /// What stands between the cells of a row, the likeliest first.
 const SEPARATORS: [u8; 4] = [b',', b'\t', b';', b'|'];
 pub(super) const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
-pub(super) const GZIP: &[u8] = b"\x1f\x8b";
 
 /// How the samples of a file are laid out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,8 +100,8 @@ pub fn recognised(path: &Path, options: &ReadOptions, samples: &[Sample]) -> Res
     let mut reader = BufReader::new(File::open(path).map_err(cannot_read(path))?);
     let head = reader.fill_buf().map_err(cannot_read(path))?;
     let packed = head.starts_with(GZIP);
-    let mut unpacked = super::gzip::unpacked(reader).map_err(cannot_read(path))?;
-    let head = unpacked.fill_buf().map_err(cannot_read(path))?;
+    let mut text = unpacked(reader).map_err(cannot_read(path))?;
+    let head = text.fill_buf().map_err(cannot_read(path))?;
     let layout = Layout::of(path, options, head);
     let mut kinds: BTreeMap<Written, usize> = BTreeMap::new();
     for sample in samples {

@@ -1,7 +1,7 @@
 //! What the pictures of a file's samples are.
 
 use super::Sample;
-use super::jsonl::Problems;
+use super::problems::Problems;
 use super::survey::some_of;
 use crate::picture::{Alpha, Limits};
 use crate::{Error, Result};

@@ -43,6 +43,8 @@ mod picture;
 #[cfg(feature = "tokenizer")]
 mod places;
 #[cfg(feature = "tokenizer")]
+mod problems;
+#[cfg(feature = "tokenizer")]
 mod sample;
 mod sampler;
 #[cfg(feature = "tokenizer")]
@@ -69,12 +71,14 @@ pub use encode::{EncodeOptions, Encoded, Encoder, LossOn};
 #[cfg(feature = "tokenizer")]
 pub use files::{DataFiles, MAX_LINE};
 #[cfg(feature = "tokenizer")]
-pub use jsonl::{MAX_PROBLEMS, read_samples, read_samples_from, read_samples_with};
+pub use jsonl::{read_samples, read_samples_from, read_samples_with};
 #[cfg(feature = "tokenizer")]
 pub use layout::{ReadOptions, recognised};
 #[cfg(all(feature = "tokenizer", feature = "images"))]
 pub use look::Pictures;
 pub use picture::{FeatureValues, Features, OnBadImage, PicturePlace, PictureSource};
+#[cfg(feature = "tokenizer")]
+pub use problems::MAX_PROBLEMS;
 #[cfg(feature = "tokenizer")]
 pub use sample::{Body, Sample, Written};
 pub use sampler::{Cursor, Sampler, SamplerConfig};

@@ -1,7 +1,7 @@
 //! Samples in the rows of a table, whose header names the keys.
 
-use super::jsonl::Problems;
 use super::layout::{BYTE_ORDER_MARK, ReadOptions};
+use super::problems::Problems;
 use super::sample::{Sample, of_object};
 use super::survey::some_of;
 use csv::{ByteRecord, ReaderBuilder};
