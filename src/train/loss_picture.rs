@@ -30,7 +30,8 @@ impl<'a> Curves<'a> {
         let figure =
             figure.map_or_else(String::new, |(step, loss)| format!(", best {loss:.4} at step {step}"));
         let [training, validation] = if name.is_empty() {
-            ["training loss".into(), format!("validation loss{figure}")]
+            let kind = if smooth > 0.0 { ", smoothed" } else { "" };
+            [format!("training loss{kind}"), format!("validation loss{figure}")]
         } else {
             [name.into(), format!("{name}, validation{figure}")]
         };
@@ -157,7 +158,7 @@ mod tests {
         let one = loss_picture(&[run("a", all.clone())], "method on model", 0.9);
         for text in [
             "method on model",
-            ">training loss<",
+            ">training loss, smoothed<",
             ">validation loss, best 2.5000 at step 2<",
             ">learning rate<",
             ">gradient norm, logarithmic<",
