@@ -7,7 +7,7 @@ use crate::text::Role;
 /// Sets about this share of the samples apart, at least one: those for training and those for validation.
 ///
 /// What is asked decides, so that all samples with one question are on one side, also in a file that grew. Of plain text the
-/// end is set apart, from a line break on where there is one.
+/// end is set apart, from a line break on where one is near.
 pub fn set_apart(samples: Vec<Sample>, share: f64) -> (Vec<Sample>, Vec<Sample>) {
     if let [Sample { body: Body::Document(text), .. }] = &samples[..] {
         let Some(at) = cut(text, share) else { return (samples, Vec::new()) };
@@ -43,13 +43,19 @@ fn question(sample: &Sample) -> String {
     }
 }
 
-/// Where a text is cut so that about this share is behind it.
+/// Where a text is cut so that about this share is behind it: at the nearest line break that changes the share by less than
+/// half, else where it falls.
 fn cut(text: &str, share: f64) -> Option<usize> {
-    let mut at = ((1.0 - share) * text.len() as f64) as usize;
-    while !text.is_char_boundary(at) {
-        at += 1;
+    let mut exact = ((1.0 - share) * text.len() as f64) as usize;
+    while !text.is_char_boundary(exact) {
+        exact += 1;
     }
-    let at = text[..at].rfind('\n').map_or(at, |line| line + 1);
+    let before = text[..exact].rfind('\n').map(|at| at + 1);
+    let after = text[exact..].find('\n').map(|at| exact + at + 1);
+    let least = share.min(1.0 - share) * text.len() as f64;
+    let near = |at: &usize| 2.0 * (at.abs_diff(exact) as f64) < least;
+    let at = [before, after].into_iter().flatten().filter(near).min_by_key(|at| at.abs_diff(exact));
+    let at = at.unwrap_or(exact);
     (!text[..at].trim().is_empty() && !text[at..].trim().is_empty()).then_some(at)
 }
 
@@ -94,6 +100,10 @@ mod tests {
         assert_eq!(valid, document("four\n"));
         let (train, valid) = set_apart(document("\u{e9}\u{e9}"), 0.6);
         assert_eq!([train, valid], [document("\u{e9}"), document("\u{e9}")]);
+        // A paragraph is longer than the share.
+        let (train, valid) = set_apart(document(&format!("title\n{}", "word ".repeat(100))), 0.1);
+        let bytes = |samples: &[Sample]| question(&samples[0]).len();
+        assert_eq!([bytes(&train), bytes(&valid)], [455, 51]);
         assert!(set_apart(document("a"), 0.5).1.is_empty());
     }
 }

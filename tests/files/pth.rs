@@ -2,10 +2,10 @@
 //! is in tests/pictures/efficientnet.rs.
 
 #[path = "../common/pth.rs"]
-mod pth;
+mod archive;
 
+use archive::{MAGIC, file, vector};
 use mixlora::io::PthFile;
-use pth::{MAGIC, file, vector};
 
 fn refused(bytes: Vec<u8>, what: &str) {
     let error = PthFile::from_bytes("a.pth", bytes).err().map_or("accepted".into(), |e| e.to_string());
