@@ -6,7 +6,7 @@ use std::io::{self, BufRead, BufReader, Read};
 /// How packed data begins.
 pub(super) const GZIP: &[u8] = b"\x1f\x8b";
 /// Bytes that any file may unpack to.
-const ALWAYS: u64 = 64 << 20;
+const ALWAYS: u64 = 16 << 20;
 /// How often its own size a larger one may unpack to. Text and tables shrink 3 to 30 times.
 const MOST_TIMES: u64 = 200;
 

@@ -1,7 +1,7 @@
 //! Files of tensors, and data.
 
 use super::{Case, Read, Target, gguf, pth, said, text};
-use mixlora::data::{oddities, read_samples_from};
+use mixlora::data::{as_messages, oddities, read_samples_from};
 use mixlora::io::{Checkpoint, GgufFile, PthFile};
 use mixlora::model::ModelConfig;
 use serde_json::json;
@@ -195,10 +195,21 @@ pub const JSONL: Target = Target {
         ",",
     ],
     framed: false,
-    open: |_| Case { seeds: SAMPLES.map(|text| text.as_bytes().to_vec()).to_vec(), parse: Box::new(samples) },
+    open: |_| Case { seeds: lines(), parse: Box::new(samples) },
 };
 
-const SAMPLES: [&str; 5] = [
+/// Lines and arrays, and lines packed by gzip.
+fn lines() -> Vec<Vec<u8>> {
+    let packed = include_bytes!("../../../tests/fixtures/data/lines.jsonl.gz");
+    SAMPLES.iter().map(|text| text.as_bytes().to_vec()).chain([packed.to_vec()]).collect()
+}
+
+const SAMPLES: [&str; 6] = [
+    concat!(
+        r#"{"instruction": "a", "input": "b", "output": "c", "system": "s", "history": [["d", "e"]]}"#,
+        "\n",
+        r#"{"instruction": "a", "chosen": "b", "rejected": "c"}"#
+    ),
     concat!(
         r#"{"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "a"}, "#,
         r#"{"role": "assistant", "content": "b", "weight": 0}], "task": "one"}"#,
@@ -220,7 +231,46 @@ const SAMPLES: [&str; 5] = [
 ];
 
 fn samples(input: &[u8]) -> Read {
-    let samples = read_samples_from(Path::new("input"), Cursor::new(input)).map_err(|e| e.to_string())?;
+    samples_of("input", input)
+}
+
+fn samples_of(name: &str, input: &[u8]) -> Read {
+    let samples = read_samples_from(Path::new(name), Cursor::new(input)).map_err(|e| e.to_string())?;
     oddities(&samples);
+    samples.iter().for_each(|sample| drop(as_messages(sample)));
     Ok(())
+}
+
+pub const TABLE: Target = Target {
+    name: "table",
+    seconds: 1,
+    words: &[
+        "prompt",
+        "completion",
+        "messages",
+        "instruction",
+        "text",
+        "task",
+        ",",
+        ";",
+        "\t",
+        "\"",
+        "\"\"",
+        "\n",
+        "\r\n",
+        "\r",
+        "\u{feff}",
+        "[",
+        "{}",
+        "\0",
+    ],
+    framed: false,
+    open: |_| Case { seeds: tables(), parse: Box::new(|input| samples_of("input.csv", input)) },
+};
+
+fn tables() -> Vec<Vec<u8>> {
+    let plain = b"prompt,completion,task\r\n\"a, \"\"b\"\"\nc\",d,one\r\n\r\ne,f,\r\n";
+    let lists =
+        b"\xef\xbb\xbfmessages;id\n\"[{\"\"role\"\": \"\"user\"\", \"\"content\"\": \"\"a\"\"}]\";1\n";
+    vec![plain.to_vec(), lists.to_vec(), b"text\na\nb\n".to_vec()]
 }

@@ -45,6 +45,7 @@ pub const ALL: &[Target] = &[
     bytes::GGUF,
     bytes::PTH,
     bytes::JSONL,
+    bytes::TABLE,
     json::CONFIG,
     json::RUN,
     json::JSON,
