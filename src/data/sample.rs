@@ -42,10 +42,9 @@ impl Body {
 }
 
 /// The keys that a sample was written with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Written {
-    #[default]
     Messages,
     /// `conversations`, as ShareGPT and LLaVA write them.
     ShareGpt,

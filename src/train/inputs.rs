@@ -1,7 +1,7 @@
 //! What a run reads: the text, the data and the model that its options name.
 
 use super::conditions::{give_conditions, with_conditions};
-use super::samples::Samples;
+use super::samples::{Samples, measured};
 use super::{
     Observer, Parts, Plan, PlannedPictures, Run, RunConfig, RunFolder, StoredRun, TextOptions, Tiles,
     look_at_pictures_with,
@@ -286,9 +286,8 @@ pub(super) fn stage_set(mut config: RunConfig) -> Result<Dataset> {
     let model = ModelFiles::open(&config.model)?;
     cut_to_context(&mut config, &model);
     let encoder = config.text.encoder(&config.text.open(Some(&config.model), None)?)?;
-    let samples = Samples::read(&config, &DataFiles::find(&config.data)?)?;
-    let last = samples.paths.last().unwrap_or(&config.data);
-    encoder.dataset(last, &samples.valid.unwrap_or(samples.train))
+    let (path, samples) = measured(&config, &DataFiles::find(&config.data)?)?;
+    encoder.dataset(&path, &samples)
 }
 
 /// Cuts examples to the model's context; what is to be said of it.

@@ -47,6 +47,17 @@ impl Samples {
     }
 }
 
+/// What a stage is measured on, with its file: its samples for validation, or all where it has none. Those for training are
+/// read only where these are among them.
+pub(super) fn measured(config: &RunConfig, files: &DataFiles) -> Result<(PathBuf, Vec<Sample>)> {
+    if let Some(path) = &files.valid {
+        let samples = config.text.read(path)?;
+        return Ok((path.clone(), of_task(samples, config.task.as_deref())));
+    }
+    let Samples { train, valid, mut paths, .. } = Samples::read(config, files)?;
+    Ok((paths.remove(0), valid.unwrap_or(train)))
+}
+
 /// Samples with a task where they name none.
 fn of_task(mut samples: Vec<Sample>, task: Option<&str>) -> Vec<Sample> {
     for sample in samples.iter_mut().filter(|sample| sample.task.is_none()) {

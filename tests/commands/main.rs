@@ -3,17 +3,17 @@
 #[path = "../common/mod.rs"]
 mod common;
 
-mod analyse_cli;
+mod analyse;
 mod answers;
-mod bench_cli;
-mod cli;
-mod data_cli;
+mod bench;
+mod data;
 mod documents;
 mod examples;
-mod plot_cli;
+mod plot;
+mod program;
 mod quickstart;
-mod shell_cli;
+mod shells;
 mod study;
-mod train_cli;
-mod tune_cli;
-mod use_cli;
+mod train;
+mod tune;
+mod using;

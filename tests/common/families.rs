@@ -15,6 +15,17 @@ pub fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
 }
 
+/// The folders of the models with reference values, or those that `MIXLORA_GOLDEN_MODELS` names.
+pub fn models() -> Vec<PathBuf> {
+    let stored = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models");
+    let folder = std::env::var_os("MIXLORA_GOLDEN_MODELS").map_or(stored, PathBuf::from);
+    let entries = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path());
+    let mut found: Vec<PathBuf> = entries.filter(|path| path.join("config.json").is_file()).collect();
+    found.sort();
+    assert!(!found.is_empty(), "no models in {}", folder.display());
+    found
+}
+
 pub fn open(name: &str) -> std::sync::Arc<Model> {
     Model::open(&fixture("families").join(name), &Device::cpu(), false).unwrap()
 }

@@ -1,6 +1,7 @@
 //! An adapter of every method on tiny models of every family: gradients of the model's loss against differences in f64.
 //! `MIXLORA_GOLDEN_MODELS` names a folder of more models; docs in tests/golden/README.md.
 
+use crate::common::families::models;
 use mixlora::adapter::{ALL_LINEAR, Adapter};
 use mixlora::check::{GRADCHECK_BOUND, gradcheck_directions};
 use mixlora::mixture::{Hook, Method, Methods, RouterGradient, Select, SitePart, Units, find};
@@ -14,16 +15,6 @@ use std::sync::Arc;
 
 /// Two instances of four tokens.
 const BATCH: [usize; 2] = [2, 4];
-
-fn models() -> Vec<PathBuf> {
-    let stored = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models");
-    let folder = std::env::var_os("MIXLORA_GOLDEN_MODELS").map_or(stored, PathBuf::from);
-    let entries = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path());
-    let mut found: Vec<PathBuf> = entries.filter(|path| path.join("config.json").is_file()).collect();
-    found.sort();
-    assert!(!found.is_empty(), "no models in {}", folder.display());
-    found
-}
 
 /// Every method with sizes that fit the smallest model.
 fn methods() -> Vec<Method> {

@@ -1,28 +1,19 @@
 //! A plain LoRA on tiny models of every family, from both kinds of files: merged into a Hugging Face directory, and as a
 //! GGUF adapter. `MIXLORA_GOLDEN_MODELS` names a folder of more models; docs in tests/golden/README.md.
 
+use crate::common::families::models;
 use mixlora::adapter::{ALL_LINEAR, Adapter};
 use mixlora::io::{Checkpoint, GgufFile};
 use mixlora::mixture::{Units, find};
 use mixlora::model::{Model, RopeScaling, Step};
 use mixlora::nn::Pass;
 use mixlora::{Device, Format, Stream, Tensor, no_grad};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 /// Of the largest logit.
 const BOUND: f32 = 1e-4;
 const R: usize = 2;
-
-fn models() -> Vec<PathBuf> {
-    let stored = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models");
-    let folder = std::env::var_os("MIXLORA_GOLDEN_MODELS").map_or(stored, PathBuf::from);
-    let entries = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path());
-    let mut found: Vec<PathBuf> = entries.filter(|path| path.join("config.json").is_file()).collect();
-    found.sort();
-    assert!(!found.is_empty(), "no models in {}", folder.display());
-    found
-}
 
 fn adapted(path: &Path) -> (Arc<Model>, Adapter) {
     let model = Model::open(path, &Device::cpu(), false).unwrap();

@@ -4,9 +4,9 @@
 mod common;
 
 mod among_pictures;
+mod data;
+mod decoding;
 mod efficientnet;
 mod feature_cache;
-mod picture_data;
-mod pictures;
 mod projector;
 mod vision;

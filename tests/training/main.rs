@@ -13,7 +13,7 @@ mod frozen_rows;
 mod hooks;
 mod model;
 mod prune;
+mod runs;
 mod stages;
 mod tape;
 mod text;
-mod train;
