@@ -1,7 +1,8 @@
 //! How a weight is made from values or from the bytes of a file.
 
-use super::{Format, Weight, refuse, shard_limit};
+use super::{Format, Weight, not_in_blocks, refuse, shard_limit};
 use crate::{Device, Result};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// What the rows of a weight are read from.
 #[derive(Clone, Copy)]
@@ -32,7 +33,8 @@ impl<'a> WeightBuilder<'a> {
         WeightBuilder { order: Some(Box::new(order)), ..self }
     }
 
-    /// Stores the weight in this format: that of the bytes, f32, f16 or bf16.
+    /// Stores the weight in this format. Values are quantised where it is another than that of the bytes: as ggml does for
+    /// blocks of 32, and with the least squared error that a search finds for those of 256.
     pub fn store_as(self, format: Format) -> Self {
         WeightBuilder { format, ..self }
     }
@@ -46,8 +48,7 @@ impl<'a> WeightBuilder<'a> {
     ///
     /// # Errors
     /// `cols` is not a multiple of the block length, the source has not the size of `[rows, cols]`, the order names a
-    /// row that is not there, one row does not fit a binding of the device, or the format is one of blocks that the
-    /// bytes are not in: such values are made by quantisers.
+    /// row that is not there, one row does not fit a binding of the device, or a value is too large for the format.
     pub fn build(self) -> Result<Weight> {
         let WeightBuilder { device, dims: [rows, cols], source, format, shard_bytes, .. } = self;
         let row_bytes = match source {
@@ -55,32 +56,46 @@ impl<'a> WeightBuilder<'a> {
             Source::Values(values) if rows.checked_mul(cols) == Some(values.len()) => 4 * cols,
             Source::Values(values) => return refuse(format!("the values of [{rows}, {cols}]"), values.len()),
         };
-        let as_they_are = matches!(source, Source::Bytes(_, from) if from == format);
-        if !as_they_are && !format.can_encode() {
-            return refuse("f32, f16 or bf16 to store values in", format.name());
-        }
+        let Some(stored_bytes) = format.row_bytes(cols) else { return not_in_blocks(format, cols) };
         // The number of rows is bounded by the source before a list of them is made.
         let order: Option<Vec<usize>> =
             self.order.filter(|_| row_bytes > 0).map(|order| (0..rows).map(order).collect());
         if let Some(row) = order.iter().flatten().find(|row| **row >= rows) {
             return refuse(format!("an order of {rows} rows"), format!("row {row}"));
         }
-        Weight::build(device, rows, cols, format, shard_bytes, |row, words| {
+        let too_large = AtomicUsize::new(usize::MAX);
+        let weight = Weight::build(device, rows, cols, format, shard_bytes, |row, words| {
             let row = order.as_ref().map_or(row, |order| order[row]);
+            let store = |values: &[f32], words: &mut [u32]| {
+                let mut bytes = vec![0; stored_bytes];
+                if !format.encode(values, &mut bytes) {
+                    too_large.fetch_min(row, Relaxed);
+                }
+                format.pack(&bytes, words);
+            };
             match source {
-                Source::Values(values) => format.encode(&values[row * cols..][..cols], words),
+                Source::Values(values) => store(&values[row * cols..][..cols], words),
                 Source::Bytes(bytes, from) => {
                     let bytes = &bytes[row * row_bytes..][..row_bytes];
                     if from == format {
                         return from.pack(bytes, words);
                     }
                     let mut packed = vec![0; from.row_words(cols)];
-                    let mut values = vec![0.0; cols];
                     from.pack(bytes, &mut packed);
+                    if format == Format::F32 {
+                        return from.decode(&packed, bytemuck::cast_slice_mut(words));
+                    }
+                    let mut values = vec![0.0; cols];
                     from.decode(&packed, &mut values);
-                    format.encode(&values, words);
+                    store(&values, words);
                 }
             }
-        })
+        })?;
+        match too_large.into_inner() {
+            usize::MAX => Ok(weight),
+            row => {
+                refuse(format!("values that {} can hold", format.name()), format!("larger ones in row {row}"))
+            }
+        }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! docs/FORMATS.md has the layouts in words. The block formats are ggml's.
 
-use half::{bf16, f16};
+use std::ops::Range;
 
 /// How the elements of a [`Weight`](super::Weight) are stored.
 ///
@@ -98,6 +98,42 @@ impl Format {
         }
     }
 
+    /// Where the halves of a block stand that scale it: for blocks alone.
+    pub(super) fn scales_in_block(self) -> Option<Range<usize>> {
+        let layout = self.layout()?;
+        Some(match layout.scale {
+            // Those of most K blocks stand in front, and go with the quants.
+            (_, 0) => 0..4,
+            (first, bytes) => first..first + bytes,
+        })
+    }
+
+    /// The format for rows of so many values: this one, or the nearest of smaller blocks, as llama.cpp falls back. What has
+    /// no whole blocks of 32 is f16.
+    ///
+    /// ```
+    /// use mixlora::Format;
+    /// assert_eq!(Format::Q4_K.for_columns(4096), Format::Q4_K);
+    /// assert_eq!(Format::Q4_K.for_columns(576), Format::Q5_0);
+    /// assert_eq!(Format::Q6_K.for_columns(576), Format::Q8_0);
+    /// assert_eq!(Format::Q8_0.for_columns(70), Format::F16);
+    /// ```
+    pub const fn for_columns(self, cols: usize) -> Format {
+        let smaller = match self {
+            Format::Q4_K => Format::Q5_0,
+            Format::Q5_K => Format::Q5_1,
+            Format::Q6_K => Format::Q8_0,
+            other => other,
+        };
+        if cols.is_multiple_of(self.block_len()) {
+            self
+        } else if cols.is_multiple_of(smaller.block_len()) {
+            smaller
+        } else {
+            Format::F16
+        }
+    }
+
     /// Elements of a block; a row is a whole number of blocks.
     pub const fn block_len(self) -> usize {
         match self.layout() {
@@ -133,25 +169,6 @@ impl Format {
         };
         let blocks = cols.div_ceil(l.block);
         blocks * ((l.quants.1 + l.high.1) / 4) + (blocks * (l.scale.1 / 2)).div_ceil(2)
-    }
-
-    /// A row of values, packed. The values of block formats cannot be made here: see `can_encode`.
-    pub(super) fn encode(self, row: &[f32], words: &mut [u32]) {
-        let pairs = |words: &mut [u32], bits: fn(f32) -> u16| {
-            for (w, p) in words.iter_mut().zip(row.chunks(2)) {
-                *w = bits(p[0]) as u32 | (p.get(1).map_or(0, |&v| bits(v)) as u32) << 16;
-            }
-        };
-        match self {
-            Format::F16 => pairs(words, |v| f16::from_f32(v).to_bits()),
-            Format::Bf16 => pairs(words, |v| bf16::from_f32(v).to_bits()),
-            _ => words.iter_mut().zip(row).for_each(|(w, v)| *w = v.to_bits()),
-        }
-    }
-
-    /// Whether `encode` knows how.
-    pub(super) const fn can_encode(self) -> bool {
-        self.layout().is_none()
     }
 
     /// A row as it stands in a file, packed: all quants, then all fifth bits, then all scales.

@@ -6,6 +6,8 @@
 mod builder;
 mod decode;
 mod dots;
+mod encode;
+mod fit;
 mod format;
 mod sample;
 
@@ -30,6 +32,13 @@ pub struct Shard {
     pub(crate) first: usize,
     pub(crate) rows: usize,
     pub(crate) data: Tensor,
+}
+
+/// Rows `first .. first + rows` of a weight as they are packed.
+pub(crate) struct Packed<'a> {
+    pub first: usize,
+    pub rows: usize,
+    pub words: &'a [u32],
 }
 
 /// A frozen matrix `[rows, cols]`, row-major, in its storage format. Cloning shares it.
@@ -62,8 +71,12 @@ fn refuse<T>(expected: impl std::fmt::Display, found: impl std::fmt::Display) ->
     Err(Error::shape("weight", expected, found))
 }
 
+fn not_in_blocks<T>(format: Format, cols: usize) -> Result<T> {
+    refuse(format!("columns in blocks of {}, as {} has", format.block_len(), format.name()), cols)
+}
+
 impl Weight {
-    /// Stores values `[rows, cols]` on a device, in f32, f16 or bf16: [`from_values`](Weight::from_values) at once.
+    /// Stores values `[rows, cols]` on a device: [`from_values`](Weight::from_values) at once.
     ///
     /// # Errors
     /// Those of [`build`](WeightBuilder::build).
@@ -102,9 +115,8 @@ impl Weight {
     /// Bytes of a row.
     fn raw_row_bytes([rows, cols]: [usize; 2], bytes: &[u8], format: Format) -> Result<usize> {
         let name = format.name();
-        let block = format.block_len();
-        if !cols.is_multiple_of(block) {
-            return refuse(format!("columns in blocks of {block}, as {name} has"), cols);
+        if !cols.is_multiple_of(format.block_len()) {
+            return not_in_blocks(format, cols);
         }
         let row_bytes = format.row_bytes(cols);
         match row_bytes.filter(|b| b.checked_mul(rows) == Some(bytes.len())) {
@@ -115,6 +127,41 @@ impl Weight {
             Some(b) => Ok(b),
             None => refuse(format!("the bytes of {name} [{rows}, {cols}]"), bytes.len()),
         }
+    }
+
+    /// A weight from packed rows, in parts that follow each other.
+    ///
+    /// # Errors
+    /// The parts have not the size of `[rows, cols]`, or the device refuses it.
+    pub(crate) fn from_packed(
+        device: &Device,
+        [rows, cols]: [usize; 2],
+        parts: &[&[u32]],
+        format: Format,
+    ) -> Result<Self> {
+        let row_words = format.row_words(cols).max(1);
+        let packed: Vec<&[u32]> = parts.iter().flat_map(|part| part.chunks_exact(row_words)).collect();
+        if packed.len() != rows {
+            return refuse(format!("{rows} packed rows"), packed.len());
+        }
+        Self::build(device, rows, cols, format, shard_limit(device), |row, words| {
+            words.copy_from_slice(packed[row]);
+        })
+    }
+
+    /// The rows of each shard as they are packed, on the CPU; nothing of f32.
+    pub(crate) fn packed(&self) -> impl Iterator<Item = Packed<'_>> {
+        let shards = self.shards().iter().filter(|shard| shard.data.dtype() == DType::U32);
+        shards.map(|shard| Packed { first: shard.first, rows: shard.rows, words: shard.data.u32() })
+    }
+
+    /// A packed weight of the CPU on another device.
+    ///
+    /// # Errors
+    /// The device refuses it.
+    pub(crate) fn to_device(&self, device: &Device) -> Result<Self> {
+        let parts: Vec<&[u32]> = self.packed().map(|part| part.words).collect();
+        Self::from_packed(device, [self.rows(), self.cols()], &parts, self.format())
     }
 
     /// A weight of made-up values around zero with a deviation of about one; its rows repeat.
@@ -198,7 +245,7 @@ impl Weight {
     /// The same weight in another format, on the same device; for `Format::F32` the values are unchanged.
     ///
     /// # Errors
-    /// The format is one of blocks and another than now, or the device failed.
+    /// `cols` is not a multiple of the block length, a value is too large for the format, or the device failed.
     pub fn with_format(&self, format: Format) -> Result<Self> {
         let Inner { rows, cols, ref device, .. } = *self.0;
         if format == self.0.format {

@@ -10,10 +10,8 @@ pub(crate) fn sample(format: Format, rows: usize, cols: usize, seed: u64) -> Vec
     let count = rows * cols;
     let Some(l) = format.layout() else {
         let values = Stream::new(seed).named("weight").normal_vec(count, 1.0);
-        let mut words = vec![0; format.row_words(count)];
-        format.encode(&values, &mut words);
-        let mut bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
-        bytes.truncate(count * format.block_bytes());
+        let mut bytes = vec![0; count * format.block_bytes()];
+        format.encode(&values, &mut bytes);
         return bytes;
     };
     let stream = Stream::new(seed).named("quants");

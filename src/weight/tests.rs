@@ -152,6 +152,17 @@ fn bytes_that_do_not_fit_are_refused() {
     }
     let empty = Weight::from_bytes(&Device::cpu(), [0, 64], &[], Format::Q4_0).build().unwrap();
     assert!(empty.to_f32().unwrap().is_empty());
-    assert!(Weight::new(&Device::cpu(), 1, 32, &[0.0; 32], Format::Q8_0).is_err());
-    assert!(empty.with_format(Format::Q4_1).is_err());
+    let rows_of_48 = |format| Weight::new(&Device::cpu(), 1, 48, &[0.0; 48], format);
+    assert!(rows_of_48(Format::Q8_0).is_err() && rows_of_48(Format::Q4_K).is_err());
+    let mut large = [0.0; 64];
+    large[40] = 1e7;
+    for (format, most) in [(Format::F16, "f16"), (Format::Q8_0, "q8_0"), (Format::Q5_1, "q5_1")] {
+        let error = Weight::new(&Device::cpu(), 2, 32, &large, format).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            format!("weight: expected values that {most} can hold, found larger ones in row 1")
+        );
+    }
+    large[40] = f32::NAN;
+    assert!(Weight::new(&Device::cpu(), 2, 32, &large, Format::Q8_0).is_ok());
 }

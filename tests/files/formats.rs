@@ -74,3 +74,63 @@ fn rows_are_looked_up_in_every_format_on_every_device() {
         }
     }
 }
+
+/// What other quantisers made of values: tests/fixtures/make_encoded.py.
+struct Encoded {
+    rows: usize,
+    cols: usize,
+    values: Vec<f32>,
+    formats: Vec<(Format, &'static [u8])>,
+}
+
+fn encoded() -> Encoded {
+    let mut rest: &[u8] = include_bytes!("../fixtures/encoded.bin");
+    let mut line = |bytes: &dyn Fn(&[&str]) -> usize| {
+        let end = rest.iter().position(|&b| b == b'\n').unwrap();
+        let words: Vec<&str> = std::str::from_utf8(&rest[..end]).unwrap().split(' ').collect();
+        let (part, tail) = rest[end + 1..].split_at(bytes(&words));
+        rest = tail;
+        (words, part, tail.is_empty())
+    };
+    let (words, bytes, _) =
+        line(&|words| 4 * words[1..].iter().map(|n| n.parse::<usize>().unwrap()).product::<usize>());
+    let [rows, cols] = [1, 2].map(|i: usize| words[i].parse().unwrap());
+    let values = bytes.chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+    let mut formats = Vec::new();
+    loop {
+        let (words, bytes, last) = line(&|words| words[1].parse().unwrap());
+        formats.push((Format::ALL.into_iter().find(|f| f.name() == words[0]).unwrap(), bytes));
+        if last {
+            return Encoded { rows, cols, values, formats };
+        }
+    }
+}
+
+#[test]
+fn values_are_quantised_as_ggml_does_or_better() {
+    let Encoded { rows, cols, values, formats } = encoded();
+    assert_eq!(formats.len(), Format::ALL.len() - 1);
+    let cpu = Device::cpu();
+    for (format, bytes) in formats {
+        let ours = Weight::new(&cpu, rows, cols, &values, format).unwrap();
+        let theirs = Weight::from_bytes(&cpu, [rows, cols], bytes, format).build().unwrap();
+        assert_eq!(ours.format(), format);
+        let ours = ours.to_f32().unwrap();
+        let theirs = theirs.to_f32().unwrap();
+        if format.block_len() < 256 {
+            assert_eq!(ours, theirs, "{format:?}");
+            continue;
+        }
+        // Rows of one distribution.
+        for part in 0..rows / 4 {
+            let of = |all: &[f32]| {
+                let all = &all[part * 4 * cols..][..4 * cols];
+                let wrong = all.iter().zip(&values[part * 4 * cols..]).map(|(a, b)| (a - b) as f64);
+                wrong.map(|w| w * w).sum::<f64>()
+            };
+            let ratio = of(&ours) / of(&theirs);
+            println!("{format:?} part {part}: {ratio:.4} of ggml's squared error");
+            assert!(ratio < 1.03, "{format:?} part {part}: {ratio}");
+        }
+    }
+}
