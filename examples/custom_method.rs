@@ -103,7 +103,7 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let dir = std::env::temp_dir().join(format!("mixlora_custom_method_{}", std::process::id()));
     tiny::write_model(&dir, 64, 64);
     let device = Device::cpu();
-    let model = Model::open(&dir, &device, false)?;
+    let model = Model::open(&dir, &device)?;
     // Its options are checked as those of the list are.
     let method = TIED_PAIRS.defaults().with("sharpness", 2.0)?;
     assert!(method.with("sharpness", 99).is_err() && method.with("top_k", 2).is_err());
@@ -136,7 +136,7 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     // From disk it is found in a registry that knows it; this crate alone does not.
     let saved = dir.join("adapter");
     session.adapter.save(&saved, &session.model, "tiny")?;
-    let fresh = Model::open(&dir, &device, false)?;
+    let fresh = Model::open(&dir, &device)?;
     assert!(Adapter::load(&saved, &fresh).is_err());
     let methods = Methods::builtin().with(&TIED_PAIRS);
     let options = AdapterOptions { methods, ..AdapterOptions::default() };

@@ -18,7 +18,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let prompt = args.next().unwrap_or_else(|| "Name a colour.".into());
 
     let text = ModelText::open(&path)?;
-    let model = Model::open(&path, &Device::cpu(), true)?;
+    let model = Model::open_f32(&path, &Device::cpu())?;
     let mut chat = Chat::new(&text, Conversation::new(&model, None, 1), None);
     let mut sampler = Sampler::new(Sampling::default())?;
     let options = ReplyOptions { max_tokens: 64, ..ReplyOptions::default() };

@@ -17,7 +17,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/data/tiny"));
     let device = Device::cpu();
     let text = ModelText::open(path)?;
-    let model = Model::open(path, &device, true)?;
+    let model = Model::open_f32(path, &device)?;
 
     // Small words for numbers: prompts are read, completions are trained.
     let words = ["zero", "one", "two", "three", "four", "five", "six", "seven"];

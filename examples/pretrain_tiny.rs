@@ -62,7 +62,7 @@ fn compare(
     dir: &Path,
     ids: &[u32],
 ) -> std::result::Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let loaded = Model::open(dir, &model.device, true)?;
+    let loaded = Model::open_f32(dir, &model.device)?;
     let tokens = Tensor::from_u32(&model.device, &[1, ids.len()], ids)?;
     let pass = Pass::new(Units::instances(&model.device, 1, ids.len())?);
     let hidden = loaded.forward(&tokens, &pass, Step::default())?.reshape(&[ids.len(), HIDDEN])?;

@@ -396,7 +396,7 @@ fn pixels(samples: &[&Sample], processor: &Processor) -> Result<Vec<f32>> {
 fn compare(net: &Net, dir: &Path, samples: &[&Sample], processor: &Processor) -> Outcome<()> {
     let pixels = pixels(samples, processor)?;
     let here = no_grad(|| net.features(&patches(&net.device, &pixels)?))?.to_f32()?;
-    let tower = Tower::open(dir, &net.device, LoadOptions::default())?;
+    let tower = Tower::open(dir, &net.device, &LoadOptions::default())?;
     let pixels = Tensor::from_f32(&net.device, &[samples.len(), 3, SIDE, SIDE], &pixels)?;
     let there = no_grad(|| tower.forward(&pixels, &Pass::new(Units::tokens(0)), None))?.to_f32()?;
     let worst = here.iter().zip(&there).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);

@@ -30,7 +30,7 @@ struct Request {
 impl Server {
     fn open(path: &Path) -> Result<Self> {
         let text = ModelText::open(path)?;
-        let model = Model::open(path, &Device::cpu(), true)?;
+        let model = Model::open_f32(path, &Device::cpu())?;
         let mut adapters = BTreeMap::new();
         // A server would load them: Adapter::load(folder, &model).
         for (name, method, seed) in [("first", "lora", 1), ("second", "mixlora-cond", 2)] {

@@ -2,7 +2,7 @@
 
 use crate::{Error, Result};
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{BufWriter, Write};
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
@@ -11,6 +11,16 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 /// # Errors
 /// The folder cannot be written; the old file is intact then.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_with(path, |file| {
+        file.write_all(bytes).map_err(|error| Error::file(path, format!("cannot be written: {error}")))
+    })
+}
+
+/// Replaces a file by what `fill` writes, which may be more than memory holds.
+///
+/// # Errors
+/// Those of `fill`, or the folder cannot be written; the old file is intact then.
+pub fn write_with(path: &Path, fill: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
     let fail = |what: &str, e: std::io::Error| Error::file(path, format!("{what}: {e}"));
     let name = path.file_name().ok_or_else(|| Error::file(path, "is not a file name"))?;
     // No two writers share a name, of any process.
@@ -20,9 +30,11 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     let temporary = path.with_file_name(format!(".{}.{process}-{count}.tmp", name.to_string_lossy()));
     let done = File::create(&temporary)
         .map_err(|error| fail("cannot be created", error))
-        .and_then(|mut f| {
-            f.write_all(bytes).map_err(|error| fail("cannot be written", error))?;
-            f.sync_all().map_err(|error| fail("cannot be synced", error))
+        .and_then(|file| {
+            let mut file = BufWriter::new(file);
+            fill(&mut file)?;
+            let file = file.into_inner().map_err(|error| fail("cannot be written", error.into_error()))?;
+            file.sync_all().map_err(|error| fail("cannot be synced", error))
         })
         .and_then(|()| fs::rename(&temporary, path).map_err(|error| fail("cannot be renamed", error)));
     match done {

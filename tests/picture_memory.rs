@@ -211,7 +211,7 @@ fn models_are_planned_by_their_sizes() {
     }
     // Without preprocessor_config.json nothing says into how many tiles a picture is cut.
     assert_eq!((&whole["pictures"]["tiles"], &alone["pictures"]["tiles"]), (&json!(5), &json!(1)));
-    let half = json(&["--model", bare.to_str().unwrap(), "--weights", "f16", "--keep-quantised"]);
+    let half = json(&["--model", bare.to_str().unwrap(), "--weights", "f16"]);
     let base = |plan: &Value| plan["bytes"]["base weights"].as_u64().unwrap();
     assert!(base(&half) < base(&alone));
     let llava = json(&[
@@ -219,7 +219,8 @@ fn models_are_planned_by_their_sizes() {
         "llama-7b-q4",
         "--tower",
         "clip-l14-336",
-        "--keep-quantised",
+        "--weights",
+        "file",
         "--max-length",
         "704",
     ]);
@@ -235,5 +236,5 @@ fn models_are_planned_by_their_sizes() {
         "{said}"
     );
     plan(&["--shape", "smollm2-135m", "--tower", "clip"], 2);
-    plan(&["--shape", "smollm2-135m", "--weights", "f16"], 2);
+    plan(&["--shape", "smollm2-135m", "--weights", "q3"], 2);
 }

@@ -11,7 +11,7 @@ use crate::{Error, Result};
 /// ```
 /// # use mixlora::{Device, Stream, adapter::{Adapter, Bank, Conversation}, mixture::find, model::Model};
 /// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/models/qwen3-b");
-/// let model = Model::open(path.as_ref(), &Device::cpu(), false)?;
+/// let model = Model::open(path.as_ref(), &Device::cpu())?;
 /// let lora = find("lora")?.defaults().with("r", 4)?;
 /// let adapter = |seed| Adapter::attach(&model, &lora, &["all-linear".into()], Stream::new(seed));
 /// let bank = Bank::from(adapter(1)?).with(adapter(2)?, 0.5)?;

@@ -64,10 +64,15 @@ impl Adapter {
     /// The method's update depends on the input, or the directory cannot be written.
     pub fn merge(&self, model: &Model, dir: &Path, format: Format) -> Result<()> {
         self.check_mergeable()?;
+        model.save(dir, format, &self.update_of_weights()?)
+    }
+
+    /// Adds the update to the values of a matrix, by its name.
+    fn update_of_weights(&self) -> Result<impl Fn(&str, &mut [f32]) -> Result<()>> {
         let pairs = self.pairs()?;
         let scale = self.plain_scale();
         let cpu = Device::cpu();
-        model.save(dir, format, &|name, values| {
+        Ok(move |name: &str, values: &mut [f32]| {
             let Some(pair) = name.strip_suffix(".weight").and_then(|path| pairs.get(path)) else {
                 return Ok(());
             };
@@ -77,6 +82,21 @@ impl Adapter {
             values.iter_mut().zip(update).for_each(|(w, u)| *w += scale * u);
             Ok(())
         })
+    }
+
+    /// Writes the merged model as a GGUF file: see [`Model::save_gguf`].
+    ///
+    /// # Errors
+    /// The method's update depends on the input, or those of [`Model::save_gguf`].
+    pub fn merge_gguf(
+        &self,
+        model: &Model,
+        path: &Path,
+        format: Format,
+        text: Vec<(String, Value)>,
+    ) -> Result<()> {
+        self.check_mergeable()?;
+        model.save_gguf(path, format, text, &self.update_of_weights()?)
     }
 
     /// Writes the update as a GGUF adapter that llama.cpp loads with `--lora`.

@@ -82,7 +82,7 @@ pub struct LayerScores {
 ///
 /// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/models/qwen3-b");
 /// let device = Device::cpu();
-/// let model = Model::open(path.as_ref(), &device, false)?;
+/// let model = Model::open(path.as_ref(), &device)?;
 /// let lora = find("lora")?.defaults().with("r", 2)?;
 /// let adapter = Adapter::attach(&model, &lora, &["q_proj".into()], Stream::new(1))?;
 /// let batch = |ids: &[u32]| {

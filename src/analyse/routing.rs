@@ -81,7 +81,7 @@ pub struct LayerRouting {
 ///
 /// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/models/qwen3-b");
 /// let device = Device::cpu();
-/// let model = Model::open(path.as_ref(), &device, false)?;
+/// let model = Model::open(path.as_ref(), &device)?;
 /// let method = find("mixlora-cond")?.defaults().with("num_factors", 8)?.with("r", 2)?;
 /// let adapter = Adapter::attach(&model, &method, &["q_proj".into()], Stream::new(1))?;
 /// let task = |task: &str, ids: [u32; 3]| {

@@ -6,6 +6,7 @@
 pub mod cache;
 pub mod folder;
 pub mod gguf;
+mod kept_values;
 mod mapped;
 mod outline;
 mod part;
@@ -16,6 +17,7 @@ mod values;
 mod write;
 
 pub use self::gguf::GgufFile;
+pub use self::kept_values::{KeptKind, KeptValues};
 pub use self::pth::PthFile;
 pub use self::safetensors::Checkpoint;
 pub use self::scan::{RawTensor, Scan};

@@ -1,9 +1,9 @@
 //! A decoder's files by the names of Hugging Face, whichever kind they are: a GGUF file, or a folder of safetensors.
 
 use super::names::{self, Names};
-use super::{BlockNorms, Expected, ModelConfig, ModelPlace, gguf_config, hf_config};
+use super::{BlockNorms, Expected, ModelConfig, ModelPlace, Weights, gguf_config, hf_config};
 use crate::io::{Checkpoint, GgufFile, RawTensor};
-use crate::{Device, Error, Format, Result, Weight};
+use crate::{Device, Error, Result, Weight};
 use std::path::Path;
 
 /// An open model: its configuration, and its tensors with the names and the row order of Hugging Face.
@@ -303,18 +303,24 @@ impl ModelFiles {
         other.then_some(move |row| interleaved_row(head_dim, row))
     }
 
-    /// A matrix with its rows in Hugging Face's order, in the format of the file or in f32.
+    /// A matrix with its rows in Hugging Face's order.
     ///
     /// # Errors
-    /// Those of [`raw`](ModelFiles::raw), or the device refuses it.
-    pub fn weight(&self, name: &str, device: &Device, dequantise: bool) -> Result<Weight> {
+    /// Those of [`raw`](ModelFiles::raw), a value is too large for the format, or the device refuses it.
+    pub fn weight(&self, name: &str, device: &Device, weights: Weights) -> Result<Weight> {
         let t = self.raw(name)?;
         let weight = Weight::from_bytes(device, [t.rows, t.cols], t.bytes, t.format);
-        let weight = if dequantise { weight.store_as(Format::F32) } else { weight };
-        match self.row_order(name) {
+        let weight = weight.store_as(weights.of(t.format, t.cols));
+        let built = match self.row_order(name) {
             Some(order) => weight.rows(order).build(),
             None => weight.build(),
-        }
+        };
+        built.map_err(|error| match error {
+            Error::Shape { .. } => {
+                Error::file(self.path(), format!("tensor '{}': {error}", self.stored_name(name)))
+            }
+            error => error,
+        })
     }
 
     /// All values of a tensor, with its rows in Hugging Face's order.

@@ -3,8 +3,9 @@
 use super::block::{FeedForward, Layer, LayerNorms, NormLayer};
 use super::experts::Experts;
 use super::positions::Positions;
+use super::requantise::Requantise;
 use super::sites::{at, number};
-use super::{ExpertsConfig, Fingerprint, MlpKind, Model, ModelConfig, ModelFiles, Site};
+use super::{ExpertsConfig, Fingerprint, MlpKind, Model, ModelConfig, ModelFiles, Site, Weights};
 use crate::nn::{LinearGroup, Mlp};
 use crate::{Device, Error, Format, Linear, Result, Tensor, Weight};
 use std::cell::RefCell;
@@ -17,38 +18,55 @@ pub(super) const SAMPLED_ROWS: usize = 16;
 const LISTED: usize = 5;
 
 /// How a model is taken from its files.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LoadOptions {
-    /// Weights become f32 instead of keeping their storage format.
-    pub dequantize: bool,
+    /// The format that matrices have in memory.
+    pub weights: Weights,
     /// Weights with NaN or infinite values are taken as they are.
     pub allow_nonfinite: bool,
+    /// The cache folder for matrices that are quantised to q4_k, q5_k or q6_k, which takes a search: the next time they are
+    /// read from there. Without one, nothing is written.
+    pub cache: Option<PathBuf>,
+}
+
+impl From<Weights> for LoadOptions {
+    fn from(weights: Weights) -> Self {
+        LoadOptions { weights, ..LoadOptions::default() }
+    }
 }
 
 /// Tensors with the names that files have for them.
 pub(crate) type NamedTensors = Vec<(String, Tensor)>;
 
 impl Model {
-    /// Reads a model: a `.gguf` file, or a directory with `config.json` and safetensors.
-    ///
-    /// Weights keep their storage format; `dequantize` turns them into f32.
+    /// Reads a model: a `.gguf` file, or a directory with `config.json` and safetensors. Weights keep the format of the
+    /// file.
     ///
     /// # Errors
     /// The path holds no supported model; the error names the file, the field or the tensor.
-    pub fn open(path: &Path, device: &Device, dequantize: bool) -> Result<Arc<Self>> {
-        Self::load(&ModelFiles::open(path)?, device, LoadOptions { dequantize, ..LoadOptions::default() })
+    pub fn open(path: &Path, device: &Device) -> Result<Arc<Self>> {
+        Self::load(&ModelFiles::open(path)?, device, &LoadOptions::default())
+    }
+
+    /// [`open`](Model::open), with weights in f32: where the last bits are to be those of a computation in f32.
+    ///
+    /// # Errors
+    /// Those of [`open`](Model::open).
+    pub fn open_f32(path: &Path, device: &Device) -> Result<Arc<Self>> {
+        Self::load(&ModelFiles::open(path)?, device, &Weights::F32.into())
     }
 
     /// Builds a model from open files. Some rows of every matrix and all values of every vector are looked at; what
     /// is odd but no error is kept in [`notes`](Model::notes).
     ///
     /// # Errors
-    /// Tensors are missing or have other shapes than the configuration says, values are not finite, or the device
-    /// refuses them.
-    pub fn load(files: &ModelFiles, device: &Device, options: LoadOptions) -> Result<Arc<Self>> {
-        let notes = check(files, options)?;
-        let source = Stored { files, device, dequantize: options.dequantize };
+    /// Tensors are missing or have other shapes than the configuration says, values are not finite or too large for the
+    /// format, or the device refuses them.
+    pub fn load(files: &ModelFiles, device: &Device, options: &LoadOptions) -> Result<Arc<Self>> {
+        let mut notes = check(files, options)?;
+        let source = Stored::new(files, device, options)?;
         let model = assemble(files.config().clone(), device, &source)?;
+        notes.extend(source.matrices.finish());
         let fingerprint = Fingerprint::of(files)?;
         Ok(Arc::new(Model { notes, origin: files.path().to_path_buf(), fingerprint, ..model }))
     }
@@ -59,9 +77,9 @@ impl Model {
     pub(crate) fn load_with_leaves(
         files: &ModelFiles,
         device: &Device,
-        options: LoadOptions,
+        options: &LoadOptions,
     ) -> Result<(Arc<Self>, NamedTensors)> {
-        let stored = Stored { files, device, dequantize: options.dequantize };
+        let stored = Stored::new(files, device, options)?;
         let source = Leaves { stored, vectors: RefCell::default() };
         let model = assemble(files.config().clone(), device, &source)?;
         Ok((Arc::new(model), source.vectors.into_inner()))
@@ -76,7 +94,7 @@ impl Model {
         name: &str,
         values: &[f32],
     ) -> Result<Model> {
-        let stored = Stored { files, device, dequantize: true };
+        let stored = Stored::new(files, device, &Weights::F32.into())?;
         assemble(files.config().clone(), device, &Changed { stored, name, values })
     }
 }
@@ -133,12 +151,19 @@ pub(crate) trait Source {
 struct Stored<'a> {
     files: &'a ModelFiles,
     device: &'a Device,
-    dequantize: bool,
+    matrices: Requantise<'a>,
+}
+
+impl<'a> Stored<'a> {
+    fn new(files: &'a ModelFiles, device: &'a Device, options: &LoadOptions) -> Result<Self> {
+        let matrices = Requantise::new(files, device, options.weights, options.cache.as_deref())?;
+        Ok(Stored { files, device, matrices })
+    }
 }
 
 impl Source for Stored<'_> {
     fn weight(&self, name: &str) -> Result<Weight> {
-        self.files.weight(name, self.device, self.dequantize)
+        self.matrices.weight(name)
     }
     fn vector(&self, name: &str) -> Result<Tensor> {
         let values = self.files.values(name)?;
@@ -275,7 +300,7 @@ impl<S: Source> Parts<'_, S> {
 }
 
 /// Names, shapes and values; the notes for the user.
-fn check(files: &ModelFiles, options: LoadOptions) -> Result<Vec<String>> {
+fn check(files: &ModelFiles, options: &LoadOptions) -> Result<Vec<String>> {
     let mut notes = Vec::new();
     let extra = files.check()?;
     if !extra.is_empty() {

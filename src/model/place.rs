@@ -38,6 +38,25 @@ impl ModelPlace {
         }
     }
 
+    /// The files that make the model: itself, or the configuration and weights of a directory.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn files(&self) -> Result<Vec<PathBuf>> {
+        let dir = match self {
+            ModelPlace::Gguf(file) => return Ok(vec![file.clone()]),
+            ModelPlace::Folder(dir) => dir,
+        };
+        let entries =
+            std::fs::read_dir(dir).map_err(|error| Error::file(dir, format!("cannot be read: {error}")))?;
+        let counts = |path: &PathBuf| {
+            path.ends_with("config.json") || path.extension().is_some_and(|e| e == "safetensors")
+        };
+        let mut files: Vec<PathBuf> = entries.filter_map(|e| Some(e.ok()?.path())).filter(counts).collect();
+        files.sort();
+        Ok(files)
+    }
+
     fn of_folder(dir: &Path) -> Result<Self> {
         if dir.join("config.json").is_file() {
             return Ok(ModelPlace::Folder(dir.to_path_buf()));

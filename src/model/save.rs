@@ -61,7 +61,7 @@ impl Model {
 }
 
 /// A tensor of a model.
-enum Part<'a> {
+pub(super) enum Part<'a> {
     Matrix(&'a Weight),
     /// Its values, and what was added to them when the model was read.
     Vector(&'a Tensor, f32),
@@ -69,7 +69,7 @@ enum Part<'a> {
 
 impl Model {
     /// All tensors by the names of Hugging Face.
-    fn parts(&self) -> BTreeMap<String, Part<'_>> {
+    pub(super) fn parts(&self) -> BTreeMap<String, Part<'_>> {
         let mut all = BTreeMap::new();
         all.insert("model.embed_tokens.weight".to_string(), Part::Matrix(&self.embed));
         all.insert("lm_head.weight".to_string(), Part::Matrix(&self.head));

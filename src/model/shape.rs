@@ -120,24 +120,22 @@ impl ModelShape {
 }
 
 impl ModelShape {
-    /// The sizes that the `config.json` of a folder has, for a folder without weights. Matrices are in the format that is
-    /// given, else in that of its `torch_dtype`, else in f32.
+    /// The sizes that the `config.json` of a folder has, for a folder without weights. Matrices are in the format of its
+    /// `torch_dtype`, else in f32.
     ///
     /// # Errors
-    /// The configuration is none that is read, or a row has no whole number of the format's blocks.
-    pub fn of_config(dir: &Path, format: Option<Format>) -> Result<Self> {
+    /// The configuration is none that is read.
+    pub fn of_config(dir: &Path) -> Result<Self> {
         let config = model_config(dir)?;
         let all: Value = read_json(&dir.join("config.json"))?;
         let dtype =
             [&all, &all["text_config"]].into_iter().flat_map(|all| [&all["torch_dtype"], &all["dtype"]]);
-        let stored = match dtype.filter_map(Value::as_str).next() {
+        let format = match dtype.filter_map(Value::as_str).next() {
             Some("float16") => Format::F16,
             Some("bfloat16") => Format::Bf16,
             _ => Format::F32,
         };
-        let format = format.unwrap_or(stored);
         let name = dir.file_name().map_or(String::new(), |name| name.to_string_lossy().into_owned());
-        whole_blocks(&name, [config.hidden_size, config.intermediate_size], format)?;
         Ok(ModelShape { name, config, format })
     }
 }

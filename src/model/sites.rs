@@ -259,6 +259,12 @@ pub(super) struct ExpertNames {
 }
 
 impl ModelConfig {
+    /// Whether a tensor chooses experts, or how much of a shared one.
+    pub(super) fn routes_experts(&self, name: &str) -> bool {
+        let ends = [".gate.weight", ".shared_expert_gate.weight"];
+        self.experts.is_some() && ends.iter().any(|end| name.ends_with(end))
+    }
+
     /// The names of the experts of a layer.
     pub(super) fn expert_names(&self, layer: usize) -> ExpertNames {
         let mixtral = self.experts.is_some_and(|e| e.mixtral_names);

@@ -151,7 +151,7 @@ impl ModelConfig {
     }
 
     /// Whether another description computes the same, whatever words it was read from.
-    fn is_same(&self, other: &ModelConfig) -> bool {
+    pub(super) fn is_same(&self, other: &ModelConfig) -> bool {
         let named = ModelConfig {
             model_type: self.model_type.clone(),
             source: self.source.clone(),

@@ -18,6 +18,7 @@ mod jinja;
 mod library;
 mod longest;
 mod model_text;
+mod modelfile;
 mod names;
 mod picture_tokens;
 mod pictures;
@@ -31,6 +32,7 @@ mod spm;
 mod template;
 mod tokenizer;
 mod vocab;
+mod written_vocab;
 
 pub use chat::{Chat, Turn};
 pub use decoder::Decoder;

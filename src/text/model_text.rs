@@ -3,6 +3,7 @@
 use super::special::TextFiles;
 use super::{ChatTemplate, Message, Tokenizer, Vocab};
 use crate::io::GgufFile;
+use crate::io::gguf::Value;
 use crate::model::ModelPlace;
 use crate::{Error, Result};
 use std::path::Path;
@@ -79,6 +80,22 @@ impl ModelText {
         let source = file.get(key).map(|_| file.str(key)).transpose()?;
         let template = source.map(ChatTemplate::new).transpose().map_err(in_file)?;
         Ok(Self::new(tokenizer, template))
+    }
+
+    /// Tokenizer and template of a Hugging Face folder as metadata of a GGUF file, for a model with so many rows.
+    ///
+    /// # Errors
+    /// The files cannot be read, or GGUF files have no words for the tokenizer.
+    pub fn gguf_metadata(folder: &Path, rows: usize) -> Result<Vec<(String, Value)>> {
+        let text = Self::from_folder(folder)?;
+        let path = folder.join("tokenizer.json");
+        let fail = |what: String| Error::file(&path, what);
+        let bytes = std::fs::read(&path).map_err(|error| fail(format!("cannot be read: {error}")))?;
+        let json = serde_json::from_slice(&bytes).map_err(|error| fail(format!("is no JSON: {error}")))?;
+        let mut all = Vocab::of_json(&json, &text, rows)?.entries();
+        let template = text.template.as_ref().map(|template| Value::String(template.source().into()));
+        all.extend(template.map(|template| ("tokenizer.chat_template".to_string(), template)));
+        Ok(all)
     }
 
     /// Reads `tokenizer.json` and the optional files beside it: `tokenizer_config.json`,

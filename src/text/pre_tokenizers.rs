@@ -15,7 +15,7 @@ pub(super) struct PreTokenizer {
     adds_bos: bool,
 }
 
-const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+pub(super) const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 const LLAMA3: &str = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN2: &str = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
@@ -73,6 +73,20 @@ pub(super) fn find(name: &str) -> Result<&'static PreTokenizer> {
             format!("pre-tokenizer '{name}' is not known; known are {}", known.join(", ")),
         )
     })
+}
+
+/// Words of tokenizer files for parts of patterns that are written out here.
+const WRITTEN_OUT: [(&str, &str); 1] =
+    [("(?i:'s|'t|'re|'ve|'m|'ll|'d)", "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])")];
+
+/// The name of a pre-tokenizer that splits by these patterns, if files have one for it.
+pub(super) fn name_of(patterns: &[String], whole_first: bool) -> Option<&'static str> {
+    let written_out = |pattern: &String| {
+        WRITTEN_OUT.iter().fold(pattern.clone(), |pattern, (from, to)| pattern.replace(from, to))
+    };
+    let patterns: Vec<String> = patterns.iter().map(written_out).collect();
+    let same = |pre: &&PreTokenizer| pre.whole_first == whole_first && pre.patterns == patterns;
+    PRE_TOKENIZERS.iter().find(same).and_then(|pre| pre.names.first().copied())
 }
 
 /// Tests whether llama.cpp puts the bos token before plain text for this pre-tokenizer.

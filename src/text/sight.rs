@@ -44,7 +44,7 @@ impl Sight {
         place: &VisionPlace,
         model: &Model,
         tokenizer: &Tokenizer,
-        options: LoadOptions,
+        options: &LoadOptions,
         trained: bool,
         seed: Stream,
     ) -> Result<Option<Self>> {

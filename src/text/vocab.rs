@@ -9,6 +9,7 @@ pub(super) const NORMAL: i32 = 1;
 pub(super) const UNKNOWN: i32 = 2;
 pub(super) const CONTROL: i32 = 3;
 pub(super) const USER: i32 = 4;
+pub(super) const UNUSED: i32 = 5;
 pub(super) const BYTE: i32 = 6;
 
 /// A vocabulary in the form of GGUF metadata, for [`Tokenizer::from_vocab`](super::Tokenizer::from_vocab).

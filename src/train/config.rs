@@ -5,6 +5,7 @@ use super::{Decay, Schedule, TrainConfig};
 use crate::adapter::{ALL_LINEAR, check_targets, named_path};
 use crate::data::{Columns, OnBadImage};
 use crate::mixture::{Method, MethodSpec};
+use crate::model::Weights;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::path::{Component, Path, PathBuf};
@@ -163,8 +164,9 @@ pub struct DeviceOptions {
     pub threads: Option<usize>,
     /// Bytes that the device may hold, as 4GiB or 600MiB; by default no limit.
     pub memory_budget: Option<String>,
-    /// Keep quantised weights as they are in memory, else they are turned into f32, which is faster on the CPU.
-    pub keep_quantised: bool,
+    /// The format of the model's matrices in memory: auto, that of the file, or one that they are quantised or dequantised to.
+    #[serde(alias = "keep_quantised")]
+    pub weights: Weights,
 }
 
 impl RunConfig {
@@ -393,7 +395,7 @@ impl TextOptions {
 
 impl Default for DeviceOptions {
     fn default() -> Self {
-        DeviceOptions { name: "auto".into(), threads: None, memory_budget: None, keep_quantised: false }
+        DeviceOptions { name: "auto".into(), threads: None, memory_budget: None, weights: Weights::Auto }
     }
 }
 

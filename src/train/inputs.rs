@@ -3,22 +3,21 @@
 use super::conditions::{give_conditions, with_conditions};
 use super::samples::{Samples, measured};
 use super::{
-    Observer, Parts, Plan, PlannedPictures, Run, RunConfig, RunFolder, StoredRun, TextOptions, Tiles,
-    look_at_pictures_with,
+    Observer, Parts, Planned, Run, RunConfig, RunFolder, StoredRun, TextOptions, look_at_pictures_with,
 };
 use crate::adapter::{Expert, with_experts};
 use crate::data::{
-    Columns, DataFiles, Dataset, EncodeOptions, Encoder, LossOn, PicturePlace, ReadOptions, Sample,
-    read_samples_with,
+    Columns, DataFiles, Dataset, EncodeOptions, Encoder, LossOn, ReadOptions, Sample, read_samples_with,
 };
+use crate::io::cache;
 use crate::io::folder::fingerprint;
 use crate::mixture::{Methods, SitePart};
 use crate::model::vision::VisionPlace;
-use crate::model::{LoadOptions, Model, ModelFiles, ModelPlace};
+use crate::model::{LoadOptions, Model, ModelFiles, ModelPlace, Weights};
 use crate::rng::Stream;
 use crate::text::{ChatTemplate, ModelText, PICTURE, PictureTokens, Sight, Tokenizer};
 use crate::{Device, Error, Result};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// What the options of a run name, read up to the weights of the model, of which only the headers are.
@@ -78,63 +77,22 @@ impl Inputs {
         Ok(Inputs { config, model, text, encoder, train, valid, valid_samples, notes, fingerprint })
     }
 
-    /// How much memory the run will take, on a device where it is known: for the longest example, and at most as many
-    /// examples as there are.
-    ///
-    /// # Errors
-    /// An option does not fit the model, or the vision part cannot be read.
-    pub fn plan(&self, device: Option<&Device>) -> Result<Plan> {
-        let sets = || [Some(&self.train), self.valid.as_ref()].into_iter().flatten();
-        let longest = sets().flat_map(|set| set.lengths()).max().unwrap_or(1);
-        let most = sets().map(|set| set.examples.len()).max().unwrap_or(1);
-        let mut config = self.config.clone();
-        config.train.micro_batch = config.train.micro_batch.min(most);
-        // Wrong answers go through the model as the right ones do.
-        if self.train.examples.iter().any(|example| example.rejected.is_some()) {
-            config.train.micro_batch *= 2;
-        }
-        Plan::with_pictures(&self.model, &config, longest, device, self.pictures()?.as_ref())
-    }
-
-    /// The pictures of the data, by their headers, with the vision part that sees them; none where there are none.
-    fn pictures(&self) -> Result<Option<PlannedPictures>> {
-        let sets = [Some(&self.train), self.valid.as_ref()].into_iter().flatten();
-        let examples: Vec<_> = sets.flat_map(|set| &set.examples).map(|e| &e.pictures).collect();
-        let pictures: HashMap<_, _> = examples.iter().copied().flatten().map(|p| (&p.source, p)).collect();
-        let place = VisionPlace::of(&self.config.model, self.config.vision.as_deref())?;
-        let (Some(place), Some(largest)) = (place, pictures.values().max_by_key(|p| p.tile[0] * p.tile[1]))
-        else {
-            return Ok(None);
-        };
-        let Some(config) = place.config(self.model.config().hidden_size, 0)? else { return Ok(None) };
-        let planned = PlannedPictures::new(config, Some(&place.files()?), self.config.device.keep_quantised);
-        let of_example = |places: &Vec<PicturePlace>| places.iter().map(PicturePlace::tiles).sum();
-        Ok(Some(PlannedPictures {
-            tile: largest.tile,
-            tiles: Tiles {
-                picture: pictures.values().map(|place| place.tiles()).max().unwrap_or(1),
-                example: examples.into_iter().map(of_example).max().unwrap_or(1),
-                all: pictures.values().map(|place| place.tiles()).sum(),
-            },
-            pictures: pictures.len(),
-            kept_at_most: self.config.text.feature_bytes()?,
-            ..planned
-        }))
-    }
-
     /// Loads the weights; with that, a run can be made. With `allow_nonfinite`, weights with NaN or infinite values are
     /// taken as they are.
     ///
     /// # Errors
     /// The vocabulary does not fit the model, or the model's files cannot be read.
-    pub fn load(self, device: &Device, allow_nonfinite: bool) -> Result<Parts> {
+    pub fn load(mut self, device: &Device, allow_nonfinite: bool) -> Result<Parts> {
+        let open = self.config.device.weights == Weights::Auto;
+        self.config = self.resolved(Some(device))?;
         let rows = self.model.config().vocab_size;
         self.text.tokenizer.check_rows(rows)?;
         for data in [Some(&self.train), self.valid.as_ref()].into_iter().flatten() {
             data.check_rows(&self.config.data, rows)?;
         }
-        let options = LoadOptions { dequantize: !self.config.device.keep_quantised, allow_nonfinite };
-        let model = Model::load(&self.model, device, options)?;
+        let cache = cache::folder(None).ok();
+        let options = LoadOptions { weights: self.config.device.weights, allow_nonfinite, cache };
+        let model = Model::load(&self.model, device, &options)?;
         let mut train = self.train;
         let mut valid = self.valid;
         if self.config.method.options().condition().is_some() {
@@ -149,7 +107,7 @@ impl Inputs {
             let trained = t.projector_learning_rate.is_some() || t.align_epochs > 0;
             let seed = Stream::new(self.config.train.seed).named("projector");
             let place = VisionPlace::of(&self.config.model, self.config.vision.as_deref())?;
-            let open = |place| Sight::open(&place, &model, &self.text.tokenizer, options, trained, seed);
+            let open = |place| Sight::open(&place, &model, &self.text.tokenizer, &options, trained, seed);
             let sight = place
                 .map_or(Ok(None), open)?
                 .ok_or_else(|| Error::refused("model", "has no vision part, and the data have pictures"))?;
@@ -158,6 +116,13 @@ impl Inputs {
             vision = Some((sight.vision.clone(), sight.part()));
         }
         notes.extend(model.notes().iter().cloned());
+        let [wide, stored] = [model.weight_bytes(), Planned::from(&self.model).weight_bytes(Weights::File)?];
+        if open && self.config.device.weights == Weights::F32 && stored < wide {
+            let [wide, stored] = [wide, stored].map(|bytes| bytes >> 20);
+            notes.push(format!(
+                "weights are held in f32, {wide} MiB, with which a CPU is fastest; --weights file takes {stored}"
+            ));
+        }
         notes.extend(self.config.method.notes());
         Ok(Parts {
             pad: self.text.tokenizer.pad_within(rows),
@@ -399,24 +364,9 @@ fn named_template(name: &str) -> Result<ChatTemplate> {
 
 /// The files of a run's model, and of the vision part beside it.
 pub(crate) fn base_files(config: &RunConfig) -> Result<Vec<PathBuf>> {
-    let mut files = model_files(&config.model)?;
+    let mut files = ModelPlace::of(&config.model)?.files()?;
     if let Some(vision) = &config.vision {
-        files.extend(model_files(vision)?);
+        files.extend(ModelPlace::of(vision)?.files()?);
     }
-    Ok(files)
-}
-
-/// The files that make a model: itself, or the configuration and weights of a directory.
-fn model_files(path: &Path) -> Result<Vec<PathBuf>> {
-    let dir = match ModelPlace::of(path)? {
-        ModelPlace::Gguf(file) => return Ok(vec![file]),
-        ModelPlace::Folder(dir) => dir,
-    };
-    let entries =
-        std::fs::read_dir(&dir).map_err(|error| Error::file(&dir, format!("cannot be read: {error}")))?;
-    let counts =
-        |p: &PathBuf| p.ends_with("config.json") || p.extension().is_some_and(|e| e == "safetensors");
-    let mut files: Vec<PathBuf> = entries.filter_map(|e| Some(e.ok()?.path())).filter(counts).collect();
-    files.sort();
     Ok(files)
 }

@@ -67,7 +67,7 @@ pub use optim::Optimizer;
 pub use parts::Parts;
 #[cfg(feature = "tokenizer")]
 pub use pictures::{Looked, look_at_pictures, look_at_pictures_with};
-pub use plan::{Plan, Planned, PlannedPictures, SeenPictures, Tiles};
+pub use plan::{Fit, Plan, Planned, PlannedPictures, Saving, SeenPictures, Tiles};
 pub use policy::leave_one_out;
 pub use run::Run;
 pub use schedule::{Decay, Schedule};

@@ -1,9 +1,9 @@
 //! Pictures of examples as a frozen tower leaves them: each is looked at once, before the first step.
 
 use super::TextOptions;
-use super::features::FeatureFiles;
+use super::features::kept_features;
 use crate::data::{Dataset, FeatureValues, Features, PictureSource};
-use crate::io::cache;
+use crate::io::{KeptValues, cache};
 use crate::nn::Pass;
 use crate::routing::Units;
 use crate::tape::inside;
@@ -53,7 +53,7 @@ pub fn look_at_pictures_with<'a>(
 ) -> Result<Looked> {
     let most = options.feature_bytes()?;
     let mut sets: Vec<&mut Dataset> = sets.into_iter().collect();
-    let mut files = options.feature_cache.as_deref().map(|dir| FeatureFiles::open(dir, sight)).transpose()?;
+    let mut files = options.feature_cache.as_deref().map(|dir| kept_features(dir, sight)).transpose()?;
     let mut known: HashMap<PictureSource, Known> = HashMap::new();
     let mut looked = Looked::default();
     for set in &sets {
@@ -102,7 +102,7 @@ fn one(
     picture: &Opened,
     sight: &Sight,
     most: u64,
-    files: &mut Option<FeatureFiles>,
+    files: &mut Option<KeptValues>,
     looked: &mut Looked,
     at: &dyn Fn(Error) -> Error,
 ) -> Result<Known> {
@@ -124,7 +124,7 @@ fn one(
     let bytes = 4 * values.len() as u64;
     let fits = looked.memory + bytes <= most;
     if !fits && files.is_none() {
-        *files = Some(FeatureFiles::open(&cache::folder(None)?.join("features"), sight)?);
+        *files = Some(kept_features(&cache::folder(None)?.join("features"), sight)?);
     }
     if let Some(files) = files {
         files.put(&key, dims, &values)?;
@@ -140,7 +140,7 @@ fn one(
 
 impl Looked {
     /// Notes about files, and where features are.
-    fn say(&mut self, files: Option<FeatureFiles>, cached: bool) {
+    fn say(&mut self, files: Option<KeptValues>, cached: bool) {
         let Some(files) = files else { return };
         let mib = |bytes: u64| bytes as f64 / (1u64 << 20) as f64;
         if self.files > 0 || cached {

@@ -19,7 +19,7 @@ fn tiny() -> PathBuf {
 }
 
 fn open() -> (std::sync::Arc<Model>, ModelText) {
-    (Model::open(&tiny(), &Device::cpu(), true).unwrap(), ModelText::open(&tiny()).unwrap())
+    (Model::open_f32(&tiny(), &Device::cpu()).unwrap(), ModelText::open(&tiny()).unwrap())
 }
 
 fn stops(stops: &[&str], max_tokens: usize) -> ReplyOptions {
@@ -194,7 +194,7 @@ fn chat_reads_lines_and_obeys_commands() {
 /// Sum of the cross-entropy of the trained tokens in f64, one position at a time, and their number.
 fn loss_by_hand(path: &Path) -> (f64, usize) {
     let device = Device::reference();
-    let model = Model::open(&tiny(), &device, true).unwrap();
+    let model = Model::open_f32(&tiny(), &device).unwrap();
     let text = ModelText::open(&tiny()).unwrap();
     let encoder = Encoder::new(&text.tokenizer, text.template.as_ref(), EncodeOptions::default()).unwrap();
     let mut sum = 0.0;

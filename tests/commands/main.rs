@@ -9,6 +9,8 @@ mod bench;
 mod data;
 mod documents;
 mod examples;
+mod fit;
+mod merged;
 mod plot;
 mod program;
 mod quickstart;

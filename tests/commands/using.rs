@@ -153,7 +153,7 @@ fn a_chat_goes_on_from_what_was_said() {
 fn loss_by_hand(model: &Path, data: &Path, task: &str) -> (f64, usize) {
     let cpu = Device::cpu();
     let text = ModelText::open(model).unwrap();
-    let model = Model::open(model, &cpu, false).unwrap();
+    let model = Model::open(model, &cpu).unwrap();
     let samples = read_samples(data).unwrap();
     let data = TextOptions::default().encoder(&text).unwrap().dataset(data, &samples).unwrap();
     let mut sum = 0.0;

@@ -27,7 +27,7 @@ pub fn models() -> Vec<PathBuf> {
 }
 
 pub fn open(name: &str) -> std::sync::Arc<Model> {
-    Model::open(&fixture("families").join(name), &Device::cpu(), false).unwrap()
+    Model::open(&fixture("families").join(name), &Device::cpu()).unwrap()
 }
 
 /// Logits of one sequence.

@@ -11,9 +11,12 @@ pub const TEXT_VOCAB: usize = 260;
 
 /// Writes config.json and model.safetensors; weights are small random numbers by name.
 pub fn write_model(dir: &Path, vocab: usize, max_positions: usize) {
-    let d = 64;
-    let f = 96;
-    let kv = 32;
+    write_model_of(dir, [64, 96], vocab, max_positions);
+}
+
+/// The same with another width of its states and of its MLP.
+pub fn write_model_of(dir: &Path, [d, f]: [usize; 2], vocab: usize, max_positions: usize) {
+    let kv = d / 2;
     let mut shapes = vec![
         ("model.embed_tokens.weight".to_string(), vec![vocab, d]),
         ("model.norm.weight".into(), vec![d]),

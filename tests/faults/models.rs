@@ -36,7 +36,7 @@ fn refused(model: &Path, expected: &[&str]) {
 }
 
 fn open(model: &Path) -> std::sync::Arc<Model> {
-    Model::open(model, &Device::cpu(), false).unwrap()
+    Model::open(model, &Device::cpu()).unwrap()
 }
 
 /// Changes a JSON file.

@@ -278,7 +278,7 @@ fn merged_weights_give_the_adapters_logits() {
         for (format, bound) in [(Format::F32, BOUND), (Format::F16, 0.1), (Format::Bf16, 0.8)] {
             let dir = tempfile::tempdir().unwrap();
             s.adapter.merge(&s.model, dir.path(), format).unwrap();
-            let merged = Model::open(dir.path(), &Device::cpu(), false).unwrap();
+            let merged = Model::open(dir.path(), &Device::cpu()).unwrap();
             let e = worst(&first(&merged, None), &first(&s.model, Some(&s.adapter)));
             assert!(e < bound, "{place} in {}: {e}", format.name());
             assert_eq!(merged.head().format(), format);
@@ -289,7 +289,7 @@ fn merged_weights_give_the_adapters_logits() {
         let s = trained(place, &method("lora"));
         let dir = tempfile::tempdir().unwrap();
         s.adapter.merge(&s.model, dir.path(), Format::F32).unwrap();
-        let merged = Model::open(dir.path(), &Device::cpu(), false).unwrap();
+        let merged = Model::open(dir.path(), &Device::cpu()).unwrap();
         let ids = stored(place.strip_suffix(".gguf").unwrap_or(place)).swap_remove(0).0;
         let e = worst(
             &logits(&merged, &ids).unwrap(),

@@ -116,14 +116,14 @@ fn values_that_are_not_finite_are_found() {
         let options = LoadOptions { allow_nonfinite: true, ..LoadOptions::default() };
         let files = ModelFiles::open(dir.path()).unwrap();
         assert_eq!(
-            Model::load(&files, &Device::cpu(), options).unwrap().notes(),
+            Model::load(&files, &Device::cpu(), &options).unwrap().notes(),
             [format!("{place} {shown}")]
         );
     }
     // Loading samples rows and misses row 7 of this tensor; --check scans all rows.
     let dir = tiny();
     weights(dir.path(), |e| e.value("model.layers.1.mlp.up_proj.weight", 7 * 64 + 3, |_| f32::NAN));
-    assert!(Model::open(dir.path(), &Device::cpu(), false).unwrap().notes().is_empty());
+    assert!(Model::open(dir.path(), &Device::cpu()).unwrap().notes().is_empty());
     let (code, out, _) = run(&["inspect", path(dir.path()), "--check"]);
     assert_eq!(code, 1, "{out}");
     assert!(
@@ -216,7 +216,7 @@ fn gguf_error(key: &str, text: &str) -> String {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("m.gguf");
     out.write(&path).unwrap();
-    Model::open(&path, &Device::cpu(), false).err().map(|e| e.to_string()).unwrap_or_default()
+    Model::open(&path, &Device::cpu()).err().map(|e| e.to_string()).unwrap_or_default()
 }
 
 #[test]
@@ -279,7 +279,7 @@ fn adapters_of_another_base_are_refused_by_name() {
     weights(other.path(), |e| e.value("model.layers.0.input_layernorm.weight", 0, |v| v + 0.5));
     let cpu = Device::cpu();
     for method in ["lora", "mixlora-cond"] {
-        adapter_on(&Model::open(model.path(), &cpu, false).unwrap(), method, adapter.path());
+        adapter_on(&Model::open(model.path(), &cpu).unwrap(), method, adapter.path());
         let with = ["--adapter", path(adapter.path())];
         assert_eq!(generate(model.path(), &with).0, 0);
         let (code, _, err) = generate(other.path(), &with);
@@ -346,7 +346,7 @@ fn merging_and_exporting_refuse_what_depends_on_the_input() {
     let dir = tempfile::tempdir().unwrap();
     let adapter = dir.path().join("a");
     let out = dir.path().join("merged");
-    let open = || Model::open(model.path(), &Device::cpu(), false).unwrap();
+    let open = || Model::open(model.path(), &Device::cpu()).unwrap();
     adapter_on(&open(), "mixlora-cond", &adapter);
     let merge = |out: &Path| {
         run(&["merge", "--model", path(model.path()), "--adapter", path(&adapter), "--out", path(out)])

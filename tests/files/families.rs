@@ -17,7 +17,7 @@ fn fixture(name: &str) -> PathBuf {
 fn check(family: &str, device: &Device) {
     let places = [fixture(family), fixture(&format!("{family}.gguf"))];
     for path in &places {
-        let model = Model::open(path, device, false).unwrap();
+        let model = Model::open(path, device).unwrap();
         let sequences = stored(family);
         assert!(!sequences.is_empty());
         for (ids, want) in sequences {
@@ -46,7 +46,7 @@ fn the_stored_logits_depend_on_what_is_easily_forgotten() {
     let bytes = std::fs::read(fixture("llama3.gguf")).unwrap();
     let renamed = replaced(&bytes, b"rope_freqs.weight", b"rope_freqs.wEIGHT");
     let file = mixlora::io::GgufFile::from_bytes("plain.gguf", renamed).unwrap();
-    let model = Model::load(&ModelFiles::from_gguf(file).unwrap(), &cpu, LoadOptions::default()).unwrap();
+    let model = Model::load(&ModelFiles::from_gguf(file).unwrap(), &cpu, &LoadOptions::default()).unwrap();
     let (ids, want) = stored("llama3").swap_remove(0);
     assert!(worst(&logits(&model, &ids).unwrap(), &want) > 0.1);
     assert_eq!(model.notes(), ["1 tensors of the model are not used: rope_freqs.wEIGHT"]);
@@ -54,7 +54,7 @@ fn the_stored_logits_depend_on_what_is_easily_forgotten() {
     let bytes = std::fs::read(fixture("llama2.gguf")).unwrap();
     let file = mixlora::io::GgufFile::from_bytes("qwen2.gguf", replaced(&bytes, b"llama", b"qwen2")).unwrap();
     let files = ModelFiles::from_gguf(file).unwrap();
-    let e = Model::load(&files, &cpu, LoadOptions::default()).err().unwrap().to_string();
+    let e = Model::load(&files, &cpu, &LoadOptions::default()).err().unwrap().to_string();
     assert!(e.contains("6 tensors are missing: 'blk.0.attn_k.bias'"), "{e}");
     // Row order: that of a qwen2 is not interleaved.
     let name = "model.layers.0.self_attn.q_proj.weight";
@@ -93,7 +93,7 @@ fn both_kinds_of_files_have_the_same_configuration() {
 /// A query sees the window before it: logits of a position do not depend on tokens that no layer reaches.
 #[test]
 fn a_window_ends_what_a_position_sees() {
-    let model = Model::open(&fixture("mistral"), &Device::cpu(), false).unwrap();
+    let model = Model::open(&fixture("mistral"), &Device::cpu()).unwrap();
     let layers = &model.config().layers;
     let window = layers[0].window.unwrap();
     let n = layers.len() * (window - 1) + 2;

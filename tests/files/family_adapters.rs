@@ -108,7 +108,7 @@ fn check(label: &str, model: &Arc<Model>, method: &Method, adapter: &Adapter) ->
 #[test]
 fn every_method_trains_on_every_family() {
     for path in models() {
-        let model = Model::open(&path, &Device::reference(), true).unwrap();
+        let model = Model::open_f32(&path, &Device::reference()).unwrap();
         let family = path.file_name().unwrap().to_string_lossy();
         let start = std::time::Instant::now();
         let mut line = String::new();
@@ -143,7 +143,7 @@ fn logits(model: &Model, adapter: Option<&Adapter>) -> (Vec<f64>, Vec<Tensor>) {
 
 #[test]
 fn uni_moe_merges_into_the_experts() {
-    let model = Model::open(&experts(), &Device::cpu(), true).unwrap();
+    let model = Model::open_f32(&experts(), &Device::cpu()).unwrap();
     for adapt_router in [false, true] {
         let method = find("uni-moe").unwrap().defaults();
         let method = method.with("r", 2).unwrap().with("adapt_router", adapt_router).unwrap();
@@ -163,7 +163,7 @@ fn uni_moe_merges_into_the_experts() {
         let (with, _) = logits(&model, Some(&adapter));
         let folder = tempfile::tempdir().unwrap();
         adapter.merge(&model, folder.path(), Format::F32).unwrap();
-        let merged = Model::open(folder.path(), &Device::cpu(), true).unwrap();
+        let merged = Model::open_f32(folder.path(), &Device::cpu()).unwrap();
         let (alone, _) = logits(&merged, None);
         let largest = with.iter().fold(0f64, |most, v| most.max(v.abs()));
         let worst =
@@ -176,7 +176,7 @@ fn uni_moe_merges_into_the_experts() {
 
 #[test]
 fn experts_are_counted_by_modality() {
-    let model = Model::open(&experts(), &Device::cpu(), true).unwrap();
+    let model = Model::open_f32(&experts(), &Device::cpu()).unwrap();
     let experts = model.config().experts.unwrap();
     let tags: Vec<u32> = (0..24).map(|i| u32::from(i % 3 == 2)).collect();
     let (_, chosen) = logits(&model, None);
@@ -194,7 +194,7 @@ fn experts_are_counted_by_modality() {
 #[test]
 fn uni_moe_needs_experts() {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("data/tiny");
-    let model = Model::open(&path, &Device::cpu(), true).unwrap();
+    let model = Model::open_f32(&path, &Device::cpu()).unwrap();
     let method = find("uni-moe").unwrap().defaults();
     let error = Adapter::attach(&model, &method, &[ALL_LINEAR.into()], Stream::new(1)).err().unwrap();
     let text = error.to_string();
@@ -206,7 +206,8 @@ fn uni_moe_needs_experts() {
 fn every_method_takes_quantised_weights() {
     let path = experts().with_file_name("smollm3-a").join("model-q8_0.gguf");
     for path in [path, experts().join("model-q8_0.gguf")] {
-        let [packed, plain] = [false, true].map(|whole| Model::open(&path, &Device::cpu(), whole).unwrap());
+        let packed = Model::open(&path, &Device::cpu()).unwrap();
+        let plain = Model::open_f32(&path, &Device::cpu()).unwrap();
         for method in methods() {
             let Some(adapter) = attach(&plain, &method) else { continue };
             let run = |model: &Model, adapter: &Adapter| {

@@ -158,7 +158,7 @@ fn tokens(count: usize) -> Vec<u32> {
 }
 
 fn model(device: &Device) -> Arc<Model> {
-    Model::open(&folder(), device, true).unwrap()
+    Model::open_f32(&folder(), device).unwrap()
 }
 
 fn logits(model: &Model, ids: &[u32]) -> Vec<f64> {

@@ -15,3 +15,4 @@ mod merged_families;
 mod pth;
 mod safetensors;
 mod stored;
+mod weights;

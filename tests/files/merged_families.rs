@@ -3,6 +3,7 @@
 
 use crate::common::families::models;
 use mixlora::adapter::{ALL_LINEAR, Adapter};
+use mixlora::io::gguf::Value;
 use mixlora::io::{Checkpoint, GgufFile};
 use mixlora::mixture::{Units, find};
 use mixlora::model::{Model, RopeScaling, Step};
@@ -16,7 +17,7 @@ const BOUND: f32 = 1e-4;
 const R: usize = 2;
 
 fn adapted(path: &Path) -> (Arc<Model>, Adapter) {
-    let model = Model::open(path, &Device::cpu(), false).unwrap();
+    let model = Model::open(path, &Device::cpu()).unwrap();
     let method = find("lora").unwrap().defaults().with("r", R).unwrap();
     let adapter = Adapter::attach(&model, &method, &[ALL_LINEAR.into()], Stream::new(1)).unwrap();
     for param in adapter.trainable() {
@@ -67,11 +68,80 @@ fn merged_models_of_every_family_compute_what_their_adapters_do() {
                 );
                 continue;
             }
-            let merged = Model::open(out.path(), &Device::cpu(), false).unwrap();
+            let merged = Model::open(out.path(), &Device::cpu()).unwrap();
             let error = worst(&logits(&merged, None), &want);
             assert!(error < BOUND, "{}: {error:.1e}", path.display());
             println!("{}: {error:.1e}", path.strip_prefix(folder.parent().unwrap()).unwrap().display());
         }
+    }
+}
+
+/// The same as GGUF files, whose metadata say what those of llama.cpp's converter say.
+#[test]
+fn merged_gguf_files_of_every_family_compute_what_their_adapters_do() {
+    let mut written = 0;
+    for folder in models() {
+        let twin = folder.join("model-f16.gguf");
+        for path in [&folder, &twin].into_iter().filter(|path| path.exists()) {
+            let (model, adapter) = adapted(path);
+            let place = tempfile::tempdir().unwrap();
+            let out = place.path().join("merged.gguf");
+            if let Err(error) = adapter.merge_gguf(&model, &out, Format::F32, Vec::new()) {
+                let what = error.to_string();
+                assert!(
+                    what.contains("Hugging Face directory") && *path == folder && !out.exists(),
+                    "{what}"
+                );
+                println!("{}: {what}", path.display());
+                continue;
+            }
+            let merged = Model::open(&out, &Device::cpu()).unwrap();
+            let error = worst(&logits(&merged, None), &logits(&model, Some(&adapter)));
+            assert!(error < BOUND, "{}: {error:.1e}", path.display());
+            written += 1;
+            if *path == folder && twin.exists() {
+                same_words(&GgufFile::open(&out).unwrap(), &GgufFile::open(&twin).unwrap());
+            }
+        }
+    }
+    assert!(written > 8, "{written} files");
+}
+
+/// Compares what two files say of what is computed.
+fn same_words(ours: &GgufFile, theirs: &GgufFile) {
+    let architecture = theirs.str("general.architecture").unwrap();
+    let close = |a: &Value, b: &Value| match (a, b) {
+        (Value::F32(a), Value::F32(b)) => (a - b).abs() <= 1e-6 * b.abs(),
+        _ => a == b,
+    };
+    for (key, value) in ours.metadata().iter().filter(|(key, _)| key.starts_with(architecture)) {
+        // Sizes that llama.cpp takes from other entries may be left out.
+        if let Some(other) = theirs.get(key) {
+            assert!(close(value, other), "{}: {key} is {value:?}, not {other:?}", theirs.path().display());
+        }
+    }
+    let names = |file: &GgufFile| file.tensors().keys().cloned().collect::<Vec<_>>();
+    assert_eq!(names(ours), names(theirs));
+}
+
+#[test]
+fn merged_gguf_files_are_quantised_as_llama_cpp_mixes_formats() {
+    let folder = models().into_iter().find(|path| path.ends_with("qwen2_moe-a")).unwrap();
+    let (model, adapter) = adapted(&folder);
+    let place = tempfile::tempdir().unwrap();
+    let want = logits(&model, Some(&adapter));
+    for (format, near) in [(Format::Bf16, 0.02), (Format::Q8_0, 0.05), (Format::Q4_K, 0.5)] {
+        let out = place.path().join(format!("{}.gguf", format.name()));
+        adapter.merge_gguf(&model, &out, format, Vec::new()).unwrap();
+        let file = GgufFile::open(&out).unwrap();
+        let of = |name: &str| file.raw(name).unwrap().format;
+        // Rows of the tiny model have no blocks of 256.
+        assert_eq!(of("blk.0.attn_q.weight"), format.for_columns(model.config().hidden_size));
+        assert_eq!((of("blk.0.ffn_gate_inp.weight"), of("output_norm.weight")), (Format::F32, Format::F32));
+        let head = if format == Format::Q4_K { Format::Q8_0 } else { format };
+        assert_eq!(of("output.weight"), head);
+        let error = worst(&logits(&Model::open(&out, &Device::cpu()).unwrap(), None), &want);
+        assert!(error < near, "{format:?}: {error}");
     }
 }
 

@@ -92,7 +92,7 @@ fn what_a_stored_run_does_not_say_has_its_methods_default() {
 
 #[test]
 fn an_adapter_of_the_first_version_loads() {
-    let model = Model::open(&at("data/tiny"), &Device::cpu(), true).unwrap();
+    let model = Model::open_f32(&at("data/tiny"), &Device::cpu()).unwrap();
     let adapter = Adapter::load(&at("tests/fixtures/0.1.0/adapter"), &model).unwrap();
     assert_eq!(adapter.notes(), Vec::<String>::new());
     let cond = find("mixlora-cond").unwrap().defaults();

@@ -266,7 +266,7 @@ fn block_moe_with_one_expert_for_each_token_has_a_gate_of_1() {
 /// A fresh adapter of every linear of the committed model, which has 4 layers.
 fn on_model(method: &Method) -> Adapter {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/tiny");
-    let model = Model::open(&path, &Device::cpu(), true).unwrap();
+    let model = Model::open_f32(&path, &Device::cpu()).unwrap();
     Adapter::attach(&model, method, &[ALL_LINEAR.into()], Stream::new(1)).unwrap()
 }
 

@@ -161,7 +161,7 @@ fn one_a_is_trained_once_and_by_all() {
 #[test]
 fn layers_below_the_start_have_a_lora() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/tiny");
-    let model = Model::open(&path, &Device::cpu(), true).unwrap();
+    let model = Model::open_f32(&path, &Device::cpu()).unwrap();
     let attach = |start: usize| {
         let method = with(UNGATED, json!({ "mix_start_layer": start }));
         Adapter::attach(&model, &method, &[ALL_LINEAR.into()], Stream::new(1))

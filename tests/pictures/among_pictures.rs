@@ -9,7 +9,7 @@ use mixlora::data::{Batch, Example};
 use mixlora::io::Checkpoint;
 use mixlora::mixture::{Method, Pool};
 use mixlora::model::vision::{PictureFeatures, VisionModel};
-use mixlora::model::{LoadOptions, Model, Step};
+use mixlora::model::{LoadOptions, Model, Step, Weights};
 use mixlora::nn::{Choices, Param, Pass};
 use mixlora::train::{loss_of, losses_by_sample};
 use mixlora::{Device, Stream, Tensor, no_grad};
@@ -27,8 +27,8 @@ struct Scene {
 impl Scene {
     fn new(device: &Device) -> Self {
         let folder = golden().join("vlm_llava15_new_names");
-        let model = Model::open(&folder, device, true).unwrap();
-        let options = LoadOptions { dequantize: true, ..LoadOptions::default() };
+        let model = Model::open_f32(&folder, device).unwrap();
+        let options = &LoadOptions::from(Weights::F32);
         let vision = Arc::new(VisionModel::open(&folder, &model, options, false).unwrap().unwrap());
         let image = vision.config().image_token;
         Scene { model, vision, image }

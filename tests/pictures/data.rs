@@ -117,7 +117,7 @@ impl Place {
 /// The vision part of a model's folder.
 fn open(folder: &Path, model: &Model, text: &ModelText) -> Sight {
     let place = VisionPlace::of(folder, None).unwrap().unwrap();
-    let options = LoadOptions::default();
+    let options = &LoadOptions::default();
     Sight::open(&place, model, &text.tokenizer, options, false, Stream::new(0)).unwrap().unwrap()
 }
 
@@ -638,7 +638,7 @@ fn training_reads_what_is_asked() {
     for folder in ["vlm_idefics3", "vlm_llava15_new_names"] {
         let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/vision").join(folder);
         let text = ModelText::open(&model).unwrap();
-        let decoder = Model::open(&model, &Device::cpu(), true).unwrap();
+        let decoder = Model::open_f32(&model, &Device::cpu()).unwrap();
         let sight = open(&model, &decoder, &text);
         assert_eq!(sight.tokens(), PictureTokens::of(&model, None, &text.tokenizer).unwrap().unwrap());
         let options = EncodeOptions { allow_untrained_eos: true, ..EncodeOptions::default() };
@@ -693,7 +693,7 @@ fn questions_about_pictures_are_asked() {
     let device = Device::cpu();
     for folder in ["vlm_idefics3", "vlm_llava15_new_names"] {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/vision").join(folder);
-        let model = Model::open(&folder, &device, true).unwrap();
+        let model = Model::open_f32(&folder, &device).unwrap();
         let text = ModelText::open(&folder).unwrap();
         let sight = open(&folder, &model, &text);
         let options = EncodeOptions { allow_untrained_eos: true, ..EncodeOptions::default() };

@@ -66,12 +66,12 @@ fn agrees(stored: &Path, sides: &[usize], device: &Device) {
         let folder = place.path().join("tower");
         let config = config(stored, side);
         write_tower(&stored.join("model.pth"), &config, &folder).unwrap();
-        let tower = Tower::open(&folder, device, LoadOptions::default()).unwrap();
+        let tower = Tower::open(&folder, device, &LoadOptions::default()).unwrap();
         let pixels = pixels(&folder, side, device);
         let pass = Pass::new(Units::tokens(0));
         let features = no_grad(|| tower.forward(&pixels, &pass, None)).unwrap();
         let files = VisionFiles::of_checkpoint(Checkpoint::open(&folder).unwrap()).unwrap();
-        let classifier = Classifier::load(&config, &files, device, LoadOptions::default()).unwrap();
+        let classifier = Classifier::load(&config, &files, device, &LoadOptions::default()).unwrap();
         let logits = no_grad(|| classifier.logits(&pixels)).unwrap();
         let worst = [
             difference(&features, &expected, &format!("features.{side}")),
@@ -111,7 +111,7 @@ fn lite0_agrees_with_the_package() {
     let place = tempfile::tempdir().unwrap();
     let written = place.path().join("tower");
     write_tower(&folder.join("model.pth"), &config(&folder, 128), &written).unwrap();
-    let tower = Tower::open(&written, &cpu, LoadOptions::default()).unwrap();
+    let tower = Tower::open(&written, &cpu, &LoadOptions::default()).unwrap();
     for count in [1, 16] {
         let pixels = Tensor::full(&cpu, &[count, 3, 128, 128], 0.1).unwrap();
         let run = || {
@@ -135,7 +135,7 @@ fn features_are_the_states_behind_a_block() {
     write_tower(&tiny().join("model.pth"), &config(&tiny(), 72), &folder).unwrap();
     let pixels = pixels(&folder, 72, &cpu);
     let pass = Pass::new(Units::tokens(0));
-    let tower = Tower::open(&folder, &cpu, LoadOptions::default()).unwrap();
+    let tower = Tower::open(&folder, &cpu, &LoadOptions::default()).unwrap();
     assert!(tower.sites().is_empty());
     let mut hidden = Vec::new();
     let last = no_grad(|| tower.forward(&pixels, &pass, Some(&mut hidden))).unwrap();
@@ -144,7 +144,7 @@ fn features_are_the_states_behind_a_block() {
     for layer in [0, 3, 9] {
         let files = VisionFiles::of_checkpoint(Checkpoint::open(&folder).unwrap()).unwrap();
         let feature = Feature::behind(config, layer, false).unwrap();
-        let part = Tower::load(config.clone(), feature, &files, &cpu, LoadOptions::default()).unwrap();
+        let part = Tower::load(config.clone(), feature, &files, &cpu, &LoadOptions::default()).unwrap();
         let states = no_grad(|| part.forward(&pixels, &pass, None)).unwrap();
         let grid = config.grid(feature);
         assert_eq!(states.dims(), [5, grid * grid, config.width(feature)]);
@@ -224,6 +224,6 @@ fn folders_are_written_of_what_fits() {
     };
     let bytes = mixlora::io::safetensors_bytes(weights.names().map(named).collect()).unwrap();
     std::fs::write(folder.join("model.safetensors"), bytes).unwrap();
-    let error = Tower::open(&folder, &Device::cpu(), LoadOptions::default()).err().unwrap().to_string();
+    let error = Tower::open(&folder, &Device::cpu(), &LoadOptions::default()).err().unwrap().to_string();
     assert!(error.contains("_blocks.2._bn1.running_var") && error.contains("-0.5"), "{error}");
 }

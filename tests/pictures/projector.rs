@@ -401,7 +401,7 @@ fn adapters_of_before_load_as_before() {
         drop(file.as_object_mut().unwrap().remove("vision").unwrap())
     });
     assert_eq!(place.loss(&["--adapter", &place.text("old")], 0).unwrap(), now);
-    let model = Model::open(&place.path("model"), &Device::cpu(), false).unwrap();
+    let model = Model::open(&place.path("model"), &Device::cpu()).unwrap();
     assert!(Adapter::load(&adapter, &model).unwrap().vision().is_none());
     // An adapter that never saw a picture has no word of it.
     let text =
@@ -439,7 +439,7 @@ fn rows(vision: &VisionModel, pictures: &Path) -> Vec<f32> {
 /// What is read back from an mmproj file.
 fn read_back(path: &Path, cpu: &Device, image_token: u32) -> VisionModel {
     let (files, config) = VisionFiles::open_gguf(GgufFile::open(path).unwrap(), image_token).unwrap();
-    VisionModel::load(config, &files, cpu, LoadOptions::default(), false).unwrap()
+    VisionModel::load(config, &files, cpu, &LoadOptions::default(), false).unwrap()
 }
 
 #[test]
@@ -464,9 +464,9 @@ fn an_exported_file_is_that_of_the_converter() {
     let (out, _) = export(&["--adapter", &place.text("run"), "--mmproj", &place.text("run.gguf")], 0);
     assert!(out.contains("the adapter's projector"), "{out}");
     let cpu = Device::cpu();
-    let model = Model::open(&place.path("model"), &cpu, false).unwrap();
+    let model = Model::open(&place.path("model"), &cpu).unwrap();
     let own =
-        VisionModel::open(&place.path("model"), &model, LoadOptions::default(), false).unwrap().unwrap();
+        VisionModel::open(&place.path("model"), &model, &LoadOptions::default(), false).unwrap().unwrap();
     let before = rows(&own, &place.path("model"));
     assert!(before == rows(&read_back(&place.path("own.gguf"), &cpu, 334), &place.path("model")));
     let adapter = Adapter::load(&place.path("run"), &model).unwrap();
@@ -501,8 +501,8 @@ fn a_llava_is_exported_as_far_as_files_have_words() {
         let name = format!("layer{layer}.gguf");
         export(&name, 0);
         let cpu = Device::cpu();
-        let decoder = Model::open(&model, &cpu, false).unwrap();
-        let own = VisionModel::open(&model, &decoder, LoadOptions::default(), false).unwrap().unwrap();
+        let decoder = Model::open(&model, &cpu).unwrap();
+        let own = VisionModel::open(&model, &decoder, &LoadOptions::default(), false).unwrap().unwrap();
         assert!(rows(&own, &model) == rows(&read_back(&place.path(&name), &cpu, 333), &model));
         let file = GgufFile::open(place.path(&name)).unwrap();
         assert_eq!(file.u32("clip.vision.block_count").unwrap() as i32, 3 + layer);

@@ -14,7 +14,7 @@ use mixlora::data::{Batch, Example};
 use mixlora::io::{Checkpoint, GgufFile};
 use mixlora::mixture::{Pool, Units};
 use mixlora::model::vision::{Feature, ProjectorKind, TowerConfig, VisionConfig, VisionFiles};
-use mixlora::model::{LoadOptions, Model, vision::VisionModel};
+use mixlora::model::{LoadOptions, Model, Weights, vision::VisionModel};
 use mixlora::nn::Pass;
 use mixlora::train::{Decay, Schedule, Session, TrainConfig};
 use mixlora::{Device, Stream, Tensor, no_grad};
@@ -165,8 +165,8 @@ fn damaged_folders_are_refused() {
         let mut value = original.clone();
         edit(&mut value);
         std::fs::write(&config, value.to_string()).unwrap();
-        let model = Model::open(folder.path(), &Device::cpu(), false).unwrap();
-        let Err(e) = VisionModel::open(folder.path(), &model, LoadOptions::default(), false) else {
+        let model = Model::open(folder.path(), &Device::cpu()).unwrap();
+        let Err(e) = VisionModel::open(folder.path(), &model, &LoadOptions::default(), false) else {
             panic!("{text}")
         };
         assert!(e.to_string().contains(text), "{e}");
@@ -185,7 +185,7 @@ fn damaged_folders_are_refused() {
     let mut value = original.clone();
     value["text_config"]["hidden_size"] = 64.into();
     std::fs::write(&config, value.to_string()).unwrap();
-    assert!(Model::open(folder.path(), &Device::cpu(), false).is_err());
+    assert!(Model::open(folder.path(), &Device::cpu()).is_err());
 
     let file = Checkpoint::open(golden().join("png_rgba_60x45.safetensors")).unwrap();
     let e = VisionFiles::of_checkpoint(file).unwrap_err().to_string();
@@ -200,8 +200,8 @@ fn damaged_folders_are_refused() {
 /// A few steps of a mixture and of the projector on two samples with pictures: what they end with.
 fn trained(device: &Device, recompute: bool) -> (Vec<f64>, Vec<Vec<f32>>) {
     let folder = golden().join("vlm_llava15_new_names");
-    let model = Model::open(&folder, device, true).unwrap();
-    let options = LoadOptions { dequantize: true, ..LoadOptions::default() };
+    let model = Model::open_f32(&folder, device).unwrap();
+    let options = &LoadOptions::from(Weights::F32);
     let vision = Arc::new(VisionModel::open(&folder, &model, options, true).unwrap().unwrap());
     let file = Checkpoint::open(folder.join("expected.safetensors")).unwrap();
     let [tiles, c, h, w] = file.dims("pixel_values").unwrap()[..] else { panic!() };
@@ -260,8 +260,8 @@ fn a_mixture_and_the_projector_learn_from_pictures() {
 fn pictures_must_be_as_many_as_their_places() {
     let folder = golden().join("vlm_idefics3");
     let cpu = Device::cpu();
-    let model = Model::open(&folder, &cpu, true).unwrap();
-    let vision = VisionModel::open(&folder, &model, LoadOptions::default(), false).unwrap().unwrap();
+    let model = Model::open_f32(&folder, &cpu).unwrap();
+    let vision = VisionModel::open(&folder, &model, &LoadOptions::default(), false).unwrap().unwrap();
     let token = vision.config().image_token;
     let rows = Tensor::zeros(&cpu, &[4, 48]).unwrap();
     let e = vision.splice(&model, &[1, token, token, 2], [1, 4], Some(&rows)).err().unwrap().to_string();

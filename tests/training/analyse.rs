@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 fn model(device: &Device) -> Arc<Model> {
     let path = crate::common::edit::golden().join("models/qwen3-b");
-    Model::open(&path, device, false).unwrap()
+    Model::open(&path, device).unwrap()
 }
 
 /// An adapter of which no parameter is zero.

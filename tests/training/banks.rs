@@ -13,7 +13,7 @@ const IDS: [u32; 6] = [4, 8, 15, 16, 23, 42];
 
 fn open(device: &Device) -> Arc<Model> {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models/qwen3-b");
-    Model::open(&path, device, true).unwrap()
+    Model::open_f32(&path, device).unwrap()
 }
 
 /// An adapter whose update is not zero.

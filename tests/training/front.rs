@@ -27,7 +27,7 @@ fn method(name: &str, more: Value) -> Method {
 fn tiny(device: &Device, positions: usize) -> Arc<Model> {
     let dir = tempfile::tempdir().unwrap();
     write_model(dir.path(), VOCAB as usize, positions);
-    Model::open(dir.path(), device, false).unwrap()
+    Model::open(dir.path(), device).unwrap()
 }
 
 /// An adapter in the middle of training: no parameter is where it was drawn.
@@ -434,7 +434,7 @@ fn its_state_tells_tasks_apart() {
     let accuracy = |temperature: f64| {
         let options = json!({ "r": 4, "num_factors": 16, "contrast_temperature": temperature });
         let method = method("mixlora-cond-gated", options);
-        let model = Model::open(Path::new("data/tiny"), &cpu, false).unwrap();
+        let model = Model::open(Path::new("data/tiny"), &cpu).unwrap();
         let adapter = Adapter::attach(&model, &method, &[ALL_LINEAR.into()], Stream::new(3)).unwrap();
         let schedule =
             Schedule { learning_rate: 2e-3, warmup_steps: 5, decay: Decay::Cosine, ..Schedule::default() };

@@ -18,7 +18,7 @@ const FAMILIES: [&str; 5] = ["qwen3-b", "gemma3-b", "phi3-a", "smollm3-a", "qwen
 
 fn open(family: &str, device: &Device) -> Arc<Model> {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models").join(family);
-    Model::open(&path, device, true).unwrap()
+    Model::open_f32(&path, device).unwrap()
 }
 
 /// Values in place of the zeros that an adapter starts from.

@@ -16,7 +16,7 @@ const VOCAB: usize = 50;
 fn model_on(device: &Device) -> std::sync::Arc<Model> {
     let dir = tempfile::tempdir().unwrap();
     write_model(dir.path(), VOCAB, 64);
-    Model::open(dir.path(), device, false).unwrap()
+    Model::open(dir.path(), device).unwrap()
 }
 
 fn examples() -> Vec<Example> {
@@ -346,7 +346,7 @@ fn the_loss_curve_is_the_same_on_the_cpu_and_the_gpu() {
 fn what_does_not_fit_is_refused() {
     let cpu = Device::cpu();
     let dir = tempfile::tempdir().unwrap();
-    assert!(Model::open(dir.path(), &cpu, false).err().unwrap().to_string().contains("config.json"));
+    assert!(Model::open(dir.path(), &cpu).err().unwrap().to_string().contains("config.json"));
     write_model(dir.path(), VOCAB, 64);
     let config = std::fs::read_to_string(dir.path().join("config.json")).unwrap();
     for (from, to, expected) in [
@@ -357,7 +357,7 @@ fn what_does_not_fit_is_refused() {
         ("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3", "model.layers.2"),
     ] {
         std::fs::write(dir.path().join("config.json"), config.replace(from, to)).unwrap();
-        let e = Model::open(dir.path(), &cpu, false).err().unwrap().to_string();
+        let e = Model::open(dir.path(), &cpu).err().unwrap().to_string();
         assert!(e.contains(expected), "{to}: {e}");
     }
     let model = model_on(&cpu);

@@ -16,7 +16,7 @@ const VOCAB: u32 = 50;
 fn tiny() -> Arc<Model> {
     let dir = tempfile::tempdir().unwrap();
     write_model(dir.path(), VOCAB as usize, 64);
-    Model::open(dir.path(), &Device::cpu(), false).unwrap()
+    Model::open(dir.path(), &Device::cpu()).unwrap()
 }
 
 /// An adapter whose parameters are all somewhere, as after training.

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 fn tiny() -> Arc<Model> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/tiny");
-    Model::open(&path, &Device::cpu(), true).unwrap()
+    Model::open_f32(&path, &Device::cpu()).unwrap()
 }
 
 fn set(name: &str, options: Value) -> Method {

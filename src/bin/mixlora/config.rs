@@ -66,7 +66,7 @@ pub fn run(command: &Config) -> Result<(), Failure> {
 }
 
 /// Settings as TOML with a comment for each; settings without a default are commented out.
-fn toml_text(config: &RunConfig) -> mixlora::Result<String> {
+pub fn toml_text(config: &RunConfig) -> mixlora::Result<String> {
     let tree = config.tree()?;
     let options = config.method.options().fields();
     let mut plain =

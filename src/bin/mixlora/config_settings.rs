@@ -1,6 +1,7 @@
 //! The settings of a run: what each is, and which values it takes.
 
 use mixlora::mixture::{Kind, Range};
+use mixlora::model::Weights;
 use mixlora::train::Decay;
 use std::ops::Bound::{Excluded, Included, Unbounded};
 
@@ -102,7 +103,7 @@ pub const SETTINGS: &[Setting] = &[
     setting("device.name", "auto (the best GPU, else the CPU), cpu, gpu, or part of an adapter's name", TEXT),
     setting("device.threads", "threads of the CPU device; by default one per core", FROM_1_UP).optional(),
     setting("device.memory_budget", "bytes that the device may hold, such as \"6GiB\"", TEXT).optional(),
-    setting("device.keep_quantised", "keep quantised weights as they are in memory: less memory", FLAG),
+    setting("device.weights", "the format of the model's matrices in memory: auto, file, or one that they are quantised or dequantised to", Takes::Value(Kind::Word(&Weights::NAMES), ANY)),
 ];
 
 /// The settings of one stage.

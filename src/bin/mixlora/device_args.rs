@@ -3,7 +3,8 @@
 use crate::{Failure, open_device, out};
 use mixlora::Device;
 use mixlora::adapter::{Adapter, AdapterOptions};
-use mixlora::model::{LoadOptions, Model, ModelFiles};
+use mixlora::io::cache;
+use mixlora::model::{LoadOptions, Model, ModelFiles, Weights};
 use mixlora::train::DeviceOptions;
 use std::path::Path;
 use std::sync::Arc;
@@ -92,6 +93,40 @@ pub fn why_auto(auto: &Device) -> String {
     }
 }
 
+/// The format of the weights, and what was said in its place before.
+#[derive(clap::Args, Clone)]
+pub struct WeightsArgs {
+    /// The format of the model's matrices in memory: file (what they have there), or f32, bf16, f16, q8_0, q6_k, q5_k, q5_1,
+    /// q5_0, q4_k, q4_1 or q4_0, to which they are quantised, or dequantised, while they are loaded. By default auto: file, but
+    /// f32 for training on a CPU where that fits twice.
+    #[arg(long, value_name = "FORMAT")]
+    weights: Option<Weights>,
+    #[arg(long, hide = true, conflicts_with = "weights")]
+    keep_quantised: bool,
+    #[arg(long, hide = true, conflicts_with_all = ["weights", "keep_quantised"])]
+    dequantise: bool,
+}
+
+impl WeightsArgs {
+    /// What was given, if anything was.
+    pub fn given(&self) -> Option<Weights> {
+        let before = |old: &str, weights: Weights| {
+            out::note(&format!("note: {old} is now --weights {weights}"));
+            Some(weights)
+        };
+        match (self.keep_quantised, self.dequantise) {
+            (true, _) => before("--keep-quantised", Weights::File),
+            (_, true) => before("--dequantise", Weights::F32),
+            _ => self.weights,
+        }
+    }
+
+    /// What was given, else auto.
+    pub fn weights(&self) -> Weights {
+        self.given().unwrap_or_default()
+    }
+}
+
 /// Checks that can be relaxed when a model and an adapter are opened.
 #[derive(clap::Args)]
 pub struct CheckArgs {
@@ -105,9 +140,10 @@ pub struct CheckArgs {
 
 impl CheckArgs {
     /// Opens a model and prints notes about it on stderr.
-    pub fn model(&self, path: &Path, device: &Device, dequantize: bool) -> Result<Arc<Model>, Failure> {
-        let options = LoadOptions { dequantize, allow_nonfinite: self.allow_nonfinite };
-        let model = Model::load(&ModelFiles::open(path)?, device, options)?;
+    pub fn model(&self, path: &Path, device: &Device, weights: Weights) -> Result<Arc<Model>, Failure> {
+        let cache = cache::folder(None).ok();
+        let options = LoadOptions { weights, allow_nonfinite: self.allow_nonfinite, cache };
+        let model = Model::load(&ModelFiles::open(path)?, device, &options)?;
         out::notes(model.notes());
         Ok(model)
     }

@@ -4,7 +4,7 @@ use crate::device_args::CheckArgs;
 use crate::model_path::model_path;
 use crate::{Failure, out};
 use mixlora::adapter::Adapter;
-use mixlora::model::Model;
+use mixlora::model::{Model, Weights};
 use mixlora::{Device, Error};
 use std::path::{Path, PathBuf};
 
@@ -50,7 +50,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     if let Some(path) = args.gguf_lora.as_deref().into_iter().chain(mmproj).find(|path| path.exists()) {
         return Err(Error::File { path: path.into(), what: "exists; give another file name".into() }.into());
     }
-    let model = args.checks.model(&args.model, &Device::cpu(), false)?;
+    let model = args.checks.model(&args.model, &Device::cpu(), Weights::File)?;
     let adapter = args.adapter.as_deref().map(|dir| args.checks.adapter(dir, &model)).transpose()?;
     if let (Some(path), Some(adapter)) = (&args.gguf_lora, &adapter) {
         adapter.export_gguf(&model, path)?;

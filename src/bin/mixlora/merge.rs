@@ -7,7 +7,7 @@ use mixlora::adapter::Adapter;
 use mixlora::atomic;
 use mixlora::io::read_json;
 use mixlora::model::vision::VisionConfig;
-use mixlora::model::{Model, ModelPlace};
+use mixlora::model::{Model, ModelPlace, Weights};
 use mixlora::text::ModelText;
 use mixlora::{Device, Error, Format};
 use serde_json::{Value, json};
@@ -16,10 +16,12 @@ use std::path::{Path, PathBuf};
 #[derive(clap::Args)]
 #[command(after_help = "\
 Only a plain LoRA can be merged: a mixture's update depends on the input. The result is a Hugging Face directory, also \
-from a GGUF model, whose quantised weights become the values that they stand for. Of a model that sees it is the decoder; \
---vision with the model's directory stands beside it.
+from a GGUF model, whose quantised weights become the values that they stand for; or a GGUF file for llama.cpp and \
+Ollama, with tokenizer, chat template and end tokens, in any format that this program reads. Of a model that sees it is \
+the decoder; --vision with the model's directory stands beside it.
 
-Example: mixlora merge --model SmolLM2-135M-Instruct.Q4_1.gguf --adapter run --out merged")]
+Example: mixlora merge --model SmolLM2-135M-Instruct.Q4_1.gguf --adapter run --out merged
+Example: mixlora merge --model Llama-3.2-1B-Instruct --adapter run --out mine/mine-q4_k.gguf --dtype q4_k --modelfile")]
 pub struct Args {
     /// A .gguf file, or a Hugging Face directory.
     #[arg(long, value_parser = model_path())]
@@ -27,14 +29,26 @@ pub struct Args {
     /// An adapter directory, or the folder of a training run.
     #[arg(long)]
     adapter: PathBuf,
-    /// The new directory; it must not exist.
+    /// The new directory, or a GGUF file where the name ends with .gguf; it must not exist.
     #[arg(long)]
     out: PathBuf,
-    /// Format of the written weights; by default the model's, or f16 where it is quantised.
-    #[arg(long, value_parser = ["f32", "f16", "bf16"])]
-    dtype: Option<String>,
+    /// Format of the written weights: f32, f16 or bf16, for a GGUF file also q8_0, q6_k, q5_k, q5_1, q5_0, q4_k, q4_1 or q4_0;
+    /// by default the model's, or f16 where it is quantised.
+    #[arg(long, value_name = "FORMAT", value_parser = format)]
+    dtype: Option<Format>,
+    /// With a GGUF file: write a Modelfile for Ollama beside it.
+    #[arg(long)]
+    modelfile: bool,
     #[command(flatten)]
     checks: CheckArgs,
+}
+
+/// A format by its name.
+fn format(name: &str) -> Result<Format, String> {
+    Format::ALL.into_iter().find(|format| format.name() == name).ok_or_else(|| {
+        let known = Format::ALL.map(Format::name).join(", ");
+        format!("there is no format '{name}'; the formats are {known}")
+    })
 }
 
 fn fail(path: &Path, what: impl Into<String>) -> Failure {
@@ -45,16 +59,26 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     if args.out.exists() {
         return Err(fail(&args.out, "exists; merging writes a new directory and never over another"));
     }
-    let model = args.checks.model(&args.model, &Device::cpu(), false)?;
-    let format = match args.dtype.as_deref() {
-        Some("f32") => Format::F32,
-        Some("bf16") => Format::Bf16,
-        Some(_) => Format::F16,
-        None => match model.head().format() {
-            format @ (Format::F32 | Format::Bf16) => format,
-            _ => Format::F16,
-        },
-    };
+    let gguf = args.out.extension().is_some_and(|end| end.eq_ignore_ascii_case("gguf"));
+    if let Some(format) = args.dtype.filter(|format| !gguf && format.block_len() > 1) {
+        let what =
+            format!("--dtype: {} is for a GGUF file: give --out a name that ends with .gguf", format.name());
+        return Err(Failure::Usage(what));
+    }
+    let modelfile = args.out.with_file_name("Modelfile");
+    if args.modelfile && !gguf {
+        return Err(Failure::Usage(
+            "--modelfile: is for a GGUF file: give --out a name that ends with .gguf".into(),
+        ));
+    }
+    if args.modelfile && modelfile.exists() {
+        return Err(fail(&modelfile, "exists; give --out another folder"));
+    }
+    let model = args.checks.model(&args.model, &Device::cpu(), Weights::File)?;
+    let format = args.dtype.unwrap_or(match model.head().format() {
+        format @ (Format::F32 | Format::Bf16) => format,
+        _ => Format::F16,
+    });
     let adapter = args.checks.adapter(&args.adapter, &model)?;
     // A method that cannot be merged is refused before anything is written.
     adapter.check_mergeable()?;
@@ -62,6 +86,24 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         let what = "was trained with a projector, which a merged decoder would leave behind: keep it as an adapter beside \
                     the model, or give llama.cpp both with mixlora export --gguf-lora and --mmproj";
         return Err(fail(&args.adapter, what));
+    }
+    if gguf {
+        let text = match ModelPlace::of(&args.model)? {
+            ModelPlace::Folder(dir) => ModelText::gguf_metadata(&dir, model.config().vocab_size)?,
+            // Its own stays.
+            ModelPlace::Gguf(_) => Vec::new(),
+        };
+        if let Some(folder) = args.out.parent() {
+            std::fs::create_dir_all(folder)
+                .map_err(|error| fail(folder, format!("cannot be created: {error}")))?;
+        }
+        adapter.merge_gguf(&model, &args.out, format, text)?;
+        if args.modelfile {
+            let name = args.out.file_name().unwrap_or_default().to_string_lossy();
+            let text = ModelText::open(&args.out)?.modelfile(&format!("./{name}"))?;
+            atomic::write(&modelfile, text.as_bytes())?;
+        }
+        return Ok(out::text(&format!("merged model in {}, {} weights", args.out.display(), format.name()))?);
     }
     let name = args.out.file_name().ok_or_else(|| fail(&args.out, "is not the name of a directory"))?;
     let unfinished = args.out.with_file_name(format!(".{}.unfinished", name.to_string_lossy()));

@@ -1,6 +1,6 @@
 //! Options of commands that use a model: model, adapter and sampling.
 
-use crate::device_args::{CheckArgs, DeviceArgs};
+use crate::device_args::{CheckArgs, DeviceArgs, WeightsArgs};
 use crate::model_path::model_path;
 use crate::{Failure, out};
 use mixlora::Stream;
@@ -35,9 +35,8 @@ pub struct ModelArgs {
     /// How generated tokens are routed: freeze_prefill or per_step; the adapter's own where it is not given.
     #[arg(long, value_name = "ROUTE")]
     decode_route: Option<DecodeRoute>,
-    /// Turn quantised weights into f32: several times the memory.
-    #[arg(long)]
-    dequantise: bool,
+    #[command(flatten)]
+    weights: WeightsArgs,
     #[command(flatten)]
     device: DeviceArgs,
     #[command(flatten)]
@@ -70,7 +69,7 @@ impl ModelArgs {
         let options = TextOptions { template: self.template.clone(), ..TextOptions::default() };
         let text = options.open(Some(&self.model), self.vision.as_deref())?;
         out::notes(&text.notes);
-        let model = self.checks.model(&self.model, &device, self.dequantise)?;
+        let model = self.checks.model(&self.model, &device, self.weights.weights())?;
         text.tokenizer.check_rows(model.config().vocab_size)?;
         let bank = self.bank(&model)?;
         let place = (self.model.clone(), self.vision.clone());
@@ -289,10 +288,8 @@ pub fn open_sight(
     model: &Model,
     text: &ModelText,
 ) -> mixlora::Result<Sight> {
-    let open = |place| {
-        let options = LoadOptions { dequantize: false, allow_nonfinite: false };
-        Sight::open(&place, model, &text.tokenizer, options, false, Stream::new(0))
-    };
+    let open =
+        |place| Sight::open(&place, model, &text.tokenizer, &LoadOptions::default(), false, Stream::new(0));
     VisionPlace::of(path, beside)?.map_or(Ok(None), open)?.ok_or_else(|| no_vision_part(path))
 }
 

@@ -1,23 +1,26 @@
 //! `mixlora plan`
 
+use crate::config::toml_text;
 use crate::train_args::TrainArgs;
 use crate::{Failure, out};
+use mixlora::Device;
 use mixlora::mixture::Methods;
 use mixlora::model::vision::{TowerShape, VisionPlace};
 use mixlora::model::{ModelFiles, ModelPlace, ModelShape};
-use mixlora::train::{Inputs, Plan, Planned, PlannedPictures, RunConfig};
-use mixlora::{Device, Format};
+use mixlora::train::{Fit, Inputs, Plan, Planned, PlannedPictures, RunConfig};
 use serde_json::json;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 #[derive(clap::Args)]
 #[command(after_help = "\
 Takes the options of `train`. Only the headers of the model's files are read; a folder that has config.json alone is \
 enough, and so is a --shape. With --data the longest example is taken, else --max-length, of which one picture is a part \
 where the model sees. Exit code 5 when it does not fit into --memory-budget, or without one into the memory that the \
-machine has free or the GPU has (where the system tells it).
+machine has free or the GPU has (where the system tells it). With --fit settings are looked for that fit, the gentlest \
+first: `train --fit` takes the same ones.
 
-Example: mixlora plan --model SmolLM2-135M-Instruct.Q4_1.gguf --max-length 512 --micro-batch 4 --memory-budget 2GiB")]
+Example: mixlora plan --model SmolLM2-135M-Instruct.Q4_1.gguf --max-length 512 --micro-batch 4 --memory-budget 2GiB
+Example: mixlora plan --shape llama-7b --max-length 1024 --micro-batch 16 --fit 8GiB")]
 pub struct Args {
     #[command(flatten)]
     train: TrainArgs,
@@ -29,9 +32,9 @@ pub struct Args {
     /// beside smollm2-135m SmolVLM-256M. `mixlora bench tower --help` lists them.
     #[arg(long, value_name = "NAME", conflicts_with_all = ["vision", "data"])]
     tower: Option<String>,
-    /// The format of the matrices where the model's folder has no weights; by default what config.json says.
-    #[arg(long, value_name = "FORMAT")]
-    weights: Option<String>,
+    /// Write the settings that --fit found, all of them, into this file, for `train --config`.
+    #[arg(long = "settings", value_name = "FILE", requires = "fit")]
+    out: Option<PathBuf>,
 }
 
 pub fn run(args: &Args) -> Result<(), Failure> {
@@ -41,42 +44,60 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     }
     // The device may be absent on this machine.
     let device = config.device.open().ok();
-    let plan = if config.data.as_os_str().is_empty() {
+    let Answer { plan, fitted } = if config.data.as_os_str().is_empty() {
         args.by_sizes(&config, device.as_ref())?
     } else {
-        Inputs::read(config)?.plan(device.as_ref())?
+        args.by_data(Inputs::read(config)?, device.as_ref())?
     };
+    if let (Some(path), Some((_, config))) = (&args.out, &fitted) {
+        std::fs::write(path, toml_text(config)?).map_err(|error| mixlora::Error::File {
+            path: path.clone(),
+            what: format!("cannot be written: {error}"),
+        })?;
+    }
+    let options = fitted.as_ref().map(|(options, _)| options.as_str());
     if args.train.json {
         let bytes = plan.rows.iter().map(|(name, bytes)| (name.to_string(), json!(bytes)));
         out::json(&json!({
             "bytes": bytes.collect::<serde_json::Map<_, _>>(),
             "total": plan.total(), "budget": plan.budget, "free": plan.free, "fits": plan.fits(), "micro_batch": plan.shape.0,
-            "sequence": plan.shape.1, "alternatives": plan.alternatives, "pictures": plan.pictures,
+            "sequence": plan.shape.1, "alternatives": plan.alternatives, "pictures": plan.pictures, "fit": options,
         }))?;
     } else {
-        out::text(&text(&plan))?;
+        let fits = match options {
+            None => String::new(),
+            Some("") => "\nno setting has to change".into(),
+            Some(options) => format!("\nwith {options}"),
+        };
+        out::text(&(text(&plan) + &fits))?;
     }
     if plan.fits() { Ok(()) } else { Err(Failure::Memory) }
 }
 
+/// A plan; with `--fit` the options that make it fit, and all settings with them.
+struct Answer {
+    plan: Plan,
+    fitted: Option<(String, RunConfig)>,
+}
+
 impl Args {
+    fn by_data(&self, mut inputs: Inputs, device: Option<&Device>) -> Result<Answer, Failure> {
+        let options = if self.train.fit.is_some() { inputs.fit(device)? } else { None };
+        let fitted = options.map(|options| (options, inputs.config.clone()));
+        Ok(Answer { plan: inputs.plan(device)?, fitted })
+    }
+
     /// Without data.
-    fn by_sizes(&self, config: &RunConfig, device: Option<&Device>) -> Result<Plan, Failure> {
-        let format = self.weights.as_deref().map(format).transpose()?;
+    fn by_sizes(&self, config: &RunConfig, device: Option<&Device>) -> Result<Answer, Failure> {
         let bare = match (&self.shape, ModelPlace::of(&config.model)?) {
             (None, ModelPlace::Folder(dir)) => Some(dir).filter(|dir| without_weights(dir)),
             _ => None,
         };
         let shape = match (&self.shape, &bare) {
             (Some(name), _) => Some(ModelShape::parse(name).map_err(|e| Failure::Usage(format!("--{e}")))?),
-            (None, Some(dir)) => Some(ModelShape::of_config(dir, format)?),
+            (None, Some(dir)) => Some(ModelShape::of_config(dir)?),
             (None, None) => None,
         };
-        if format.is_some() && bare.is_none() {
-            return Err(Failure::Usage(
-                "--weights: is for a folder that has config.json and no weights".into(),
-            ));
-        }
         let files = if shape.is_none() { Some(ModelFiles::open(&config.model)?) } else { None };
         let planned = match (&files, &shape) {
             (Some(files), _) => Planned::from(files),
@@ -86,7 +107,18 @@ impl Args {
         let decoder = planned.config();
         let length = config.text.max_length.min(decoder.max_positions());
         let pictures = self.pictures(config, decoder.hidden_size)?;
-        Ok(Plan::with_pictures(planned, config, length, device, pictures.as_ref())?)
+        let pictures = pictures.as_ref();
+        if self.train.fit.is_some() {
+            let mut open = config.clone();
+            open.device.weights = Plan::weights(planned, config, length, device, pictures)?;
+            let sized = |config: &RunConfig| Plan::sized(planned, config, length, device, pictures);
+            if let Some(fit) = Fit::find(planned, &open, sized)? {
+                let fitted = Some((fit.saving.options(&open), fit.config));
+                return Ok(Answer { plan: fit.plan, fitted });
+            }
+        }
+        let plan = Plan::with_pictures(planned, config, length, device, pictures)?;
+        Ok(Answer { plan, fitted: None })
     }
 
     /// One picture for the vision part; none where the model sees none.
@@ -103,7 +135,7 @@ impl Args {
         let Some(vision) = place.config(width, 0)? else { return Ok(None) };
         let bare = !matches!(&place, VisionPlace::Gguf(_)) && without_weights(place.path());
         let files = if bare { None } else { Some(place.files()?) };
-        let mut pictures = PlannedPictures::new(vision, files.as_ref(), config.device.keep_quantised);
+        let mut pictures = PlannedPictures::new(vision, files.as_ref(), config.device.weights);
         #[cfg(feature = "images")]
         if let Ok(processor) = place.processor() {
             // A square, which has the most tiles of those whose sides differ little.
@@ -120,13 +152,6 @@ fn without_weights(dir: &Path) -> bool {
     let files = std::fs::read_dir(dir).into_iter().flatten().flatten();
     dir.join("config.json").is_file()
         && !files.map(|file| file.path()).any(|path| path.extension().is_some_and(|end| end == "safetensors"))
-}
-
-fn format(name: &str) -> Result<Format, Failure> {
-    Format::ALL.into_iter().find(|format| format.name() == name).ok_or_else(|| {
-        let known = Format::ALL.map(Format::name).join(", ");
-        Failure::Usage(format!("--weights: there is no format '{name}'; the formats are {known}"))
-    })
 }
 
 /// The plan as a table, with alternatives if it does not fit.

@@ -7,7 +7,7 @@ use crate::{Failure, out};
 use mixlora::Error;
 use mixlora::adapter::{Adapter, AdapterOptions, AdapterWeights, Keep, Pruned, Usage};
 use mixlora::data::{Batch, Dataset, read_samples};
-use mixlora::model::Model;
+use mixlora::model::{Model, Weights};
 use mixlora::train::{TextOptions, count_usage, give_conditions, loss_of};
 use std::path::PathBuf;
 
@@ -65,7 +65,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         (None, None) => Keep::Used,
     };
     let device = args.device.open()?;
-    let model = args.checks.model(&args.model, &device, false)?;
+    let model = args.checks.model(&args.model, &device, Weights::File)?;
     let adapter = args.checks.adapter(&args.adapter, &model)?;
     // A method that cannot be pruned is refused before data are read.
     let mut usage = Usage::new(&adapter, &model)?;

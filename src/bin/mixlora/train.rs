@@ -106,7 +106,15 @@ fn prepared(
     }
     let device = crate::open_device(&config.device)?;
     shown.say(&describe(&device, &config.device.name));
-    let inputs = Inputs::read(config)?;
+    let mut inputs = Inputs::read(config)?;
+    if args.fit.is_some() {
+        match inputs.fit(Some(&device))?.as_deref() {
+            Some("") => shown.say("the settings fit as they are"),
+            Some(options) => shown.say(&format!("fits with {options}")),
+            // What the plan says comes below.
+            None => {}
+        }
+    }
     inputs.config.train.check_patience(!inputs.valid_samples.is_empty())?;
     inputs.text.notes.iter().for_each(|text| shown.say(&format!("note: {text}")));
     let planned = inputs.plan(Some(&device))?;

@@ -2,6 +2,7 @@
 
 use crate::Failure;
 use crate::data_text::FeatureArgs;
+use crate::device_args::WeightsArgs;
 use crate::model_path::model_path;
 use crate::settings::{Layers, method, option_layers, read_file, set_layers};
 use mixlora::mixture::Methods;
@@ -154,9 +155,12 @@ pub struct TrainArgs {
     /// Bytes that the device may hold, for example 6GiB; what would not fit is refused before it is loaded.
     #[arg(long, value_name = "SIZE")]
     memory_budget: Option<String>,
-    /// Keep quantised weights as they are in memory (else they are turned into f32, which is faster to compute with).
-    #[arg(long)]
-    keep_quantised: bool,
+    #[command(flatten)]
+    weights: WeightsArgs,
+    /// Take the gentlest settings that fit into what the device has free, or into this many bytes: formats of the weights, parts
+    /// of a micro-batch, layers computed again. The batch of a step and the length of examples stay.
+    #[arg(long, value_name = "SIZE", num_args = 0..=1, conflicts_with = "memory_budget")]
+    pub fit: Option<Option<String>>,
     /// Stop after this step with a checkpoint; schedule and length of the run stay as they are.
     #[arg(long, value_name = "STEP")]
     pub stop_at: Option<usize>,
@@ -215,8 +219,8 @@ impl TrainArgs {
             ("text.allow_untrained_eos", flag(self.allow_untrained_eos)),
             ("device.name", json!(self.device)),
             ("device.threads", json!(self.threads)),
-            ("device.memory_budget", json!(self.memory_budget)),
-            ("device.keep_quantised", flag(self.keep_quantised)),
+            ("device.memory_budget", json!(self.fit.clone().flatten().or(self.memory_budget.clone()))),
+            ("device.weights", json!(self.weights.given())),
         ])?);
         let method = method(&layers, &Methods::builtin())?;
         // Options of the stored method are none of another one; that the method is another is refused elsewhere.

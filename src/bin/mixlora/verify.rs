@@ -1,5 +1,6 @@
 //! `mixlora verify`
 
+use crate::device_args::WeightsArgs;
 use crate::model_path::model_path;
 use crate::progress::Progress;
 use crate::{Failure, ops_test, out};
@@ -7,7 +8,7 @@ use mixlora::Device;
 use mixlora::check::golden::{
     BOUND, Replay, find_files, is_known_kind, named_kind, needs_model, replay, replay_model,
 };
-use mixlora::model::Model;
+use mixlora::model::{Model, ModelFiles, Weights};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -33,9 +34,9 @@ pub struct Args {
     /// The model that files of whole-model kinds were made with: a .gguf file or a Hugging Face directory.
     #[arg(long, value_parser = model_path())]
     model: Option<PathBuf>,
-    /// Keep quantised weights as they are in memory and decode them in the products; else they become f32 first.
-    #[arg(long)]
-    keep_quantised: bool,
+    /// As in other commands, but f32 where it is not given: the values were made with f32.
+    #[command(flatten)]
+    weights: WeightsArgs,
     /// Only files of these kinds of the method family; may be given several times.
     #[arg(long)]
     kind: Vec<String>,
@@ -128,7 +129,7 @@ fn of_kinds(files: Vec<PathBuf>, kinds: &[String]) -> Result<Vec<PathBuf>, Failu
     Ok(kept)
 }
 
-/// Replays a file, with the model if its kind needs one. The values were made with weights dequantised to f32.
+/// Replays a file, with the model if its kind needs one.
 fn replay_one(file: &Path, device: &Device, args: &Args) -> Result<Replay, mixlora::Error> {
     if !needs_model(file)? {
         return replay(file, device);
@@ -141,7 +142,8 @@ fn replay_one(file: &Path, device: &Device, args: &Args) -> Result<Replay, mixlo
     if file.extension().is_some_and(|extension| extension == "jsonl") {
         return mixlora::check::golden::replay_tokens(file, &mixlora::text::ModelText::open(model)?);
     }
-    replay_model(file, &|| Model::open(model, device, !args.keep_quantised))
+    let weights = args.weights.given().unwrap_or(Weights::F32);
+    replay_model(file, &|| Model::load(&ModelFiles::open(model)?, device, &weights.into()))
 }
 
 /// One line per file; lines with every tensor out of bounds follow a file that fails.

@@ -266,6 +266,11 @@ fn format(id: u32) -> Option<Format> {
     Format::ALL.into_iter().find(|format| format.name() == *name)
 }
 
+/// The number of a format.
+pub(super) fn type_number(format: Format) -> u32 {
+    TYPES.iter().position(|name| *name == format.name()).unwrap_or_default() as u32
+}
+
 /// The byte at which the tensor data begins.
 fn data_start(reader: &Reader<'_>, alignment: usize) -> Result<usize> {
     match reader.at.checked_next_multiple_of(alignment) {

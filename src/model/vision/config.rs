@@ -108,12 +108,12 @@ impl TowerConfig {
     }
 
     /// 32-bit words of its weights on a device, of tensors in these formats: linears of layers keep theirs, the rest is f32.
-    pub fn stored_words(&self, feature: Feature, format: impl Fn(&str) -> Format) -> usize {
+    pub fn stored_words(&self, feature: Feature, format: impl Fn(&str, usize) -> Format) -> usize {
         let words = |e: Expected| {
             let n: usize = e.axes.iter().map(|axis| axis.0).product();
             match (self, &e.axes[..]) {
                 (TowerConfig::Vit(_), [rows, cols]) if e.name.contains(".encoder.layers.") => {
-                    rows.0 * format(&e.name).row_words(cols.0)
+                    rows.0 * format(&e.name, cols.0).row_words(cols.0)
                 }
                 // Of a batch norm one vector is left: the bias of the convolution before it.
                 (TowerConfig::EfficientNet(_), [_]) if !e.name.ends_with(".bias") => 0,

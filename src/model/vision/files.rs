@@ -3,7 +3,7 @@
 use super::{ProjectorKind, VisionConfig};
 use crate::io::{Checkpoint, GgufFile, RawTensor};
 use crate::model::load::Source;
-use crate::model::{Expected, LoadOptions, SiteLinear};
+use crate::model::{Expected, LoadOptions, SiteLinear, Weights};
 use crate::{Device, Error, Format, Result, Tensor, Weight};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -143,8 +143,8 @@ impl VisionFiles {
     }
 
     /// The tensors on a device.
-    pub(crate) fn source<'a>(&'a self, device: &'a Device, options: LoadOptions) -> impl Source + 'a {
-        Stored { files: self, device, dequantize: options.dequantize }
+    pub(crate) fn source<'a>(&'a self, device: &'a Device, options: &LoadOptions) -> impl Source + 'a {
+        Stored { files: self, device, weights: options.weights }
     }
 
     pub(super) fn raw(&self, name: &str) -> Result<RawTensor<'_>> {
@@ -187,14 +187,14 @@ pub(super) fn gguf_name(name: &str, swapped: bool) -> String {
 pub(super) struct Stored<'a> {
     pub files: &'a VisionFiles,
     pub device: &'a Device,
-    pub dequantize: bool,
+    pub weights: Weights,
 }
 
 impl Source for Stored<'_> {
     fn weight(&self, name: &str) -> Result<Weight> {
         let t = self.files.raw(name)?;
         let weight = Weight::from_bytes(self.device, [t.rows, t.cols], t.bytes, t.format);
-        if self.dequantize { weight.store_as(Format::F32).build() } else { weight.build() }
+        weight.store_as(self.weights.of(t.format, t.cols)).build()
     }
     fn vector(&self, name: &str) -> Result<Tensor> {
         let values = self.files.raw(name)?.values()?;

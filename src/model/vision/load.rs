@@ -95,7 +95,7 @@ impl Tower {
     ///
     /// # Errors
     /// Its `config.json` describes no tower that is read; those of [`load`](Tower::load).
-    pub fn open(dir: &Path, device: &Device, options: LoadOptions) -> Result<Self> {
+    pub fn open(dir: &Path, device: &Device, options: &LoadOptions) -> Result<Self> {
         let path = dir.join("config.json");
         let config = TowerConfig::from_json(&read_json(&path)?)
             .map_err(|error| Error::file(&path, error.to_string()))?;
@@ -113,11 +113,11 @@ impl Tower {
         feature: Feature,
         files: &VisionFiles,
         device: &Device,
-        options: LoadOptions,
+        options: &LoadOptions,
     ) -> Result<Self> {
         files.check(&config.tensors(feature))?;
         finite(files, &config.tensors(feature), options)?;
-        assemble(config, feature, device, &Stored { files, device, dequantize: options.dequantize })
+        assemble(config, feature, device, &Stored { files, device, weights: options.weights })
     }
 }
 
@@ -126,7 +126,7 @@ impl VisionModel {
     ///
     /// # Errors
     /// The vision part is of a kind that is not read; those of [`load`](VisionModel::load).
-    pub fn open(dir: &Path, model: &Model, options: LoadOptions, trained: bool) -> Result<Option<Self>> {
+    pub fn open(dir: &Path, model: &Model, options: &LoadOptions, trained: bool) -> Result<Option<Self>> {
         let path = dir.join("config.json");
         let in_file = |error: Error| Error::file(&path, error.to_string());
         let config =
@@ -152,12 +152,12 @@ impl VisionModel {
         config: VisionConfig,
         files: &VisionFiles,
         device: &Device,
-        options: LoadOptions,
+        options: &LoadOptions,
         trained: bool,
     ) -> Result<Self> {
         files.check(&config.tensors())?;
         finite(files, &config.tensors(), options)?;
-        let source = Stored { files, device, dequantize: options.dequantize };
+        let source = Stored { files, device, weights: options.weights };
         let tower = assemble(config.tower.clone(), config.feature, device, &source)?;
         let param = |name: String| {
             let raw = files.raw(&name)?;
@@ -177,7 +177,7 @@ impl VisionModel {
 }
 
 /// Refuses values that are no numbers; of matrices some rows are looked at, as of a decoder's.
-pub(super) fn finite(files: &VisionFiles, expected: &[Expected], options: LoadOptions) -> Result<()> {
+pub(super) fn finite(files: &VisionFiles, expected: &[Expected], options: &LoadOptions) -> Result<()> {
     if options.allow_nonfinite {
         return Ok(());
     }

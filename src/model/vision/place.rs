@@ -96,7 +96,7 @@ impl VisionPlace {
     ///
     /// # Errors
     /// It is of a kind that is not read, or a file is damaged.
-    pub fn tower(&self, device: &Device, options: LoadOptions) -> Result<Option<Tower>> {
+    pub fn tower(&self, device: &Device, options: &LoadOptions) -> Result<Option<Tower>> {
         // Neither the width of a decoder nor the token of pictures is a matter of the tower.
         let Some(config) = self.config(0, 0)? else { return Ok(None) };
         Tower::load(config.tower, config.feature, &self.files()?, device, options).map(Some)
@@ -123,7 +123,7 @@ impl VisionPlace {
         &self,
         model: &Model,
         image_token: u32,
-        options: LoadOptions,
+        options: &LoadOptions,
         trained: bool,
         seed: Stream,
     ) -> Result<Option<VisionModel>> {
@@ -177,7 +177,7 @@ impl VisionModel {
         config: VisionConfig,
         files: &VisionFiles,
         model: &Model,
-        options: LoadOptions,
+        options: &LoadOptions,
         trained: bool,
         seed: Stream,
     ) -> Result<Self> {

@@ -1,13 +1,16 @@
 //! How much memory a run will take, from the headers of the model's files: nothing is loaded.
 
+mod inputs;
 mod pictures;
+mod saving;
 
 pub use pictures::{PlannedPictures, Tiles};
+pub use saving::{Fit, Saving};
 
 use super::RunConfig;
 use crate::adapter::{build_sites, linear_sites, resolve_targets};
 use crate::mixture::{Hook, SitePart};
-use crate::model::{ModelConfig, ModelFiles, ModelShape, Site};
+use crate::model::{ModelConfig, ModelFiles, ModelShape, Site, Weights};
 use crate::nn::Param;
 use crate::{Device, Error, Format, Result, Stream};
 
@@ -41,6 +44,18 @@ impl Planned<'_> {
             Planned::Files(files) => files.config(),
             Planned::Shape(shape) => &shape.config,
         }
+    }
+
+    /// Bytes of all its tensors, with matrices in these formats; vectors are f32.
+    ///
+    /// # Errors
+    /// A file cannot be read.
+    pub fn weight_bytes(&self, weights: Weights) -> Result<u64> {
+        let words = |(rows, cols, axes, format): (usize, usize, usize, Format)| {
+            let format = if axes > 1 { weights.of(format, cols) } else { Format::F32 };
+            (rows * format.row_words(cols)) as u64
+        };
+        Ok(4 * self.tensors()?.into_iter().map(words).sum::<u64>())
     }
 
     /// Rows, columns, number of axes and format of each of its tensors.
@@ -126,6 +141,34 @@ impl Plan {
         pictures: Option<&PlannedPictures>,
     ) -> Result<Self> {
         let files = files.into();
+        let mut config = config.clone();
+        config.device.weights = Self::weights(files, &config, seq, device, pictures)?;
+        let config = &config;
+        let mut plan = Self::sized(files, config, seq, device, pictures)?;
+        if let Some(limit) = plan.limit().filter(|_| !plan.fits()) {
+            let limit = limit.saturating_sub(plan.beside());
+            // A picture is not cut.
+            let least = pictures.map_or(0, |pictures| pictures.rows() + 1);
+            let total = |config: &RunConfig, seq: usize| {
+                Self::sized(files, config, seq, device, pictures).map(|plan| plan.total())
+            };
+            plan.alternatives = saving::alternatives(files, config, (seq, least), limit, total)?;
+        }
+        Ok(plan)
+    }
+
+    /// The same without alternatives.
+    ///
+    /// # Errors
+    /// An option does not fit the model.
+    pub fn sized<'a>(
+        files: impl Into<Planned<'a>>,
+        config: &RunConfig,
+        seq: usize,
+        device: Option<&Device>,
+        pictures: Option<&PlannedPictures>,
+    ) -> Result<Self> {
+        let files = files.into();
         if let Some(rows) = pictures.map(PlannedPictures::rows).filter(|&rows| rows >= seq) {
             let expected = format!("more than {rows}, the rows of a picture");
             return Err(Error::config("text.max_length", seq, expected));
@@ -149,12 +192,30 @@ impl Plan {
             kept: pictures.kept().1,
             counts,
         });
-        let mut plan = Plan { rows, pictures: seen, budget, free, shape, alternatives: Vec::new() };
-        if let Some(limit) = plan.limit().filter(|_| !plan.fits()) {
-            let limit = limit.saturating_sub(plan.beside());
-            plan.alternatives = alternatives(files, config, seq, limit, pictures)?;
+        Ok(Plan { rows, pictures: seen, budget, free, shape, alternatives: Vec::new() })
+    }
+
+    /// The format of the weights where the settings leave it open: f32 for a CPU, which computes fastest with it, if the run
+    /// then takes at most half of what there is; else that of the file.
+    ///
+    /// # Errors
+    /// An option does not fit the model.
+    pub fn weights<'a>(
+        files: impl Into<Planned<'a>>,
+        config: &RunConfig,
+        seq: usize,
+        device: Option<&Device>,
+        pictures: Option<&PlannedPictures>,
+    ) -> Result<Weights> {
+        let given = config.device.weights;
+        if given != Weights::Auto || !matches!(device, Some(Device::Cpu(_))) {
+            return Ok(if given == Weights::Auto { Weights::File } else { given });
         }
-        Ok(plan)
+        let mut wide = config.clone();
+        wide.device.weights = Weights::F32;
+        let plan = Self::sized(files, &wide, seq, device, pictures)?;
+        let fits = plan.limit().is_none_or(|most| plan.total().saturating_add(plan.beside()) <= most / 2);
+        Ok(if fits { Weights::F32 } else { Weights::File })
     }
 
     /// The most that the device holds at a time: the tower's workspace is gone when the first step begins.
@@ -188,71 +249,6 @@ fn sum(rows: &[(&str, u64)]) -> u64 {
     always.saturating_add(of(&|name| name == LOOKING).max(of(&|name| STEPPING.contains(&name))))
 }
 
-/// What could be changed so that it fits, and the bytes then; those that fit come first, then the smallest, at most
-/// three.
-fn alternatives(
-    files: Planned<'_>,
-    config: &RunConfig,
-    seq: usize,
-    limit: u64,
-    pictures: Option<&PlannedPictures>,
-) -> Result<Vec<(String, u64)>> {
-    let batch = config.train.micro_batch;
-    let mut tried = Vec::new();
-    let mut attempt = |text: String, change: &dyn Fn(&mut RunConfig), seq: usize| -> Result<()> {
-        let mut other = config.clone();
-        change(&mut other);
-        tried.push((text, sum(&rows(files, &other, seq, pictures)?)));
-        Ok(())
-    };
-    let accumulate = |n: usize| {
-        move |c: &mut RunConfig| {
-            let parts = c.train.micro_batch.div_ceil(n);
-            c.train.grad_accumulation = c.train.grad_accumulation.saturating_mul(parts);
-            c.train.micro_batch = n;
-        }
-    };
-    if !config.train.recompute {
-        attempt("--recompute".into(), &|c| c.train.recompute = true, seq)?;
-    }
-    // One example at a time; the batch of a step stays what it is.
-    let single = if batch > 1 {
-        let parts = config.train.grad_accumulation.saturating_mul(batch);
-        format!(" --micro-batch 1 --grad-accumulation {parts}")
-    } else {
-        String::new()
-    };
-    if batch > 1 {
-        attempt(single.trim().into(), &accumulate(1), seq)?;
-        let both = |c: &mut RunConfig| {
-            accumulate(1)(c);
-            c.train.recompute = true;
-        };
-        attempt(format!("--recompute{single}"), &both, seq)?;
-    }
-    let packed = files.tensors()?.iter().any(|(.., format)| *format != Format::F32);
-    let least = |c: &mut RunConfig| {
-        accumulate(1)(c);
-        c.train.recompute = true;
-        c.device.keep_quantised |= packed;
-    };
-    if packed && !config.device.keep_quantised {
-        attempt("--keep-quantised".into(), &|c| c.device.keep_quantised = true, seq)?;
-        attempt(format!("--keep-quantised --recompute{single}"), &least, seq)?;
-    }
-    // A picture is not cut.
-    if seq > 128 && pictures.is_none_or(|pictures| pictures.rows() < seq / 2) {
-        let half = seq / 2;
-        attempt(format!("--max-length {half} --recompute"), &|c| c.train.recompute = true, half)?;
-        let kept = if packed { " --keep-quantised" } else { "" };
-        attempt(format!("--max-length {half}{kept} --recompute{single}"), &least, half)?;
-    }
-    // Those that fit stay in their order, the gentlest first.
-    tried.sort_by_key(|(_, bytes)| if *bytes > limit { *bytes } else { 0 });
-    tried.truncate(3);
-    Ok(tried)
-}
-
 fn rows(
     files: Planned<'_>,
     config: &RunConfig,
@@ -260,13 +256,7 @@ fn rows(
     pictures: Option<&PlannedPictures>,
 ) -> Result<Vec<(&'static str, u64)>> {
     let c = files.config();
-    let mut weights = 0;
-    for (rows, cols, axes, format) in files.tensors()? {
-        // Vectors are f32 anyway.
-        let keep = config.device.keep_quantised && axes > 1 || format == Format::F32;
-        let words = if keep { format.row_words(cols) } else { cols };
-        weights += 4 * (rows * words) as u64;
-    }
+    let mut weights = files.weight_bytes(config.device.weights)?;
     // Rotation tables: cosine and sine of the positions that are used.
     weights += 4 * (c.max_positions().min(seq.next_power_of_two()) * c.head_dim) as u64;
     let [mut trained, frozen] = adapter_values(c, config, pictures)?;

@@ -1,6 +1,7 @@
 //! What the vision part of a model takes.
 
 use crate::Format;
+use crate::model::Weights;
 use crate::model::vision::{ProjectorKind, TowerConfig, TowerShape, VisionConfig, VisionFiles};
 
 /// The vision part of a run, and the pictures that go through it.
@@ -37,14 +38,13 @@ impl Tiles {
 impl PlannedPictures {
     /// One picture of one tile in the size that the tower is made for, at which a tower of random weights looks.
     pub fn of_shape(shape: &TowerShape, width: usize) -> Self {
-        Self::new(shape.vision(width, 0), None, false)
+        Self::new(shape.vision(width, 0), None, Weights::File)
     }
 
-    /// One picture of one tile. Without files, weights are f32; with them they keep their formats where `keep_quantised`.
-    pub fn new(config: VisionConfig, files: Option<&VisionFiles>, keep_quantised: bool) -> Self {
-        let format = |name: &str| match files {
-            Some(files) if keep_quantised => files.format(name).unwrap_or(Format::F32),
-            _ => Format::F32,
+    /// One picture of one tile. Without files, weights are as if those had f32.
+    pub fn new(config: VisionConfig, files: Option<&VisionFiles>, weights: Weights) -> Self {
+        let format = |name: &str, cols: usize| {
+            weights.of(files.and_then(|files| files.format(name)).unwrap_or(Format::F32), cols)
         };
         let side = config.tower.image_size();
         PlannedPictures {

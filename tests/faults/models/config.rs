@@ -182,7 +182,7 @@ fn config_positions() {
         // A table of all positions would be 32 GiB, or more than a tensor can have.
         let device = Device::cpu();
         device.memory().unwrap().set_budget(64 << 20);
-        let model = Model::open(dir.path(), &device, false).unwrap();
+        let model = Model::open(dir.path(), &device).unwrap();
         assert_eq!(logits(&model, &LONG).unwrap(), right);
     }
     // The table grows with the sequence, and its values are those of a table made at once.

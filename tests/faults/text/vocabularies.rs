@@ -170,7 +170,7 @@ fn chat_extra_space() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model.gguf");
     std::fs::write(&path, llama(&scored(&[]), PLAIN)).unwrap();
-    let model = Model::open(&path, &Device::cpu(), true).unwrap();
+    let model = Model::open_f32(&path, &Device::cpu()).unwrap();
     let text = open(&path);
     let mut chat = Chat::new(&text, Conversation::new(&model, None, 1), None);
     assert_eq!(chat.ask("hi").unwrap().tokens, "▁\nuser:hi\nassistant:".chars().count());

@@ -10,7 +10,7 @@ use std::path::Path;
 
 pub fn candidates(model: &str, prompt: usize, generated: usize, threads: usize) -> Result<Vec<Candidate>> {
     let device = Device::cpu_with_threads(threads)?;
-    let open = || Model::open(Path::new(model), &device, false);
+    let open = || Model::open(Path::new(model), &device);
     let (bare, adapted) = (open()?, open()?);
     let method = find("mixlora-cond")?.defaults();
     let targets = [ALL_LINEAR.to_string()];

@@ -17,7 +17,7 @@ pub fn candidates(
     threads: usize,
 ) -> Result<Vec<Candidate>> {
     let device = Device::cpu_with_threads(threads)?;
-    let model = Model::open(Path::new(model), &device, true)?;
+    let model = Model::open_f32(Path::new(model), &device)?;
     let ids = tokens(1, batch * seq, model.config().vocab_size);
     let examples: Vec<Example> =
         ids.chunks(seq).map(|ids| Example::new(ids.to_vec(), vec![true; seq])).collect();

@@ -4,7 +4,7 @@ mod interference;
 mod routing;
 
 use crate::data_text::{FeatureArgs, SampleArgs};
-use crate::device_args::{CheckArgs, DeviceArgs};
+use crate::device_args::{CheckArgs, DeviceArgs, WeightsArgs};
 use crate::measured::{Asked, Measured};
 use crate::model_args::Opened;
 use crate::model_path::model_path;
@@ -75,9 +75,8 @@ pub struct Subjects {
     reading: SampleArgs,
     #[command(flatten)]
     features: FeatureArgs,
-    /// Turn quantised weights into f32: several times the memory.
-    #[arg(long)]
-    dequantise: bool,
+    #[command(flatten)]
+    weights: WeightsArgs,
     #[command(flatten)]
     device: DeviceArgs,
     #[command(flatten)]
@@ -124,7 +123,7 @@ impl Subjects {
         let vision = self.vision.clone().or(run.as_ref().and_then(|run| run.vision.clone()));
         let text = options.open(Some(model), vision.as_deref())?;
         out::notes(&text.notes);
-        let loaded = self.checks.model(model, &device, self.dequantise)?;
+        let loaded = self.checks.model(model, &device, self.weights.weights())?;
         text.tokenizer.check_rows(loaded.config().vocab_size)?;
         let folders = self.run.iter().chain(&self.adapter);
         let adapters: Vec<(&PathBuf, Adapter)> = folders

@@ -7,12 +7,12 @@ mod sight;
 mod tower;
 mod train;
 
-use crate::device_args::{CheckArgs, DeviceArgs};
+use crate::device_args::{CheckArgs, DeviceArgs, WeightsArgs};
 use crate::model_path::model_path;
 use crate::{Failure, out};
 use clap::{Subcommand, ValueEnum};
 use mixlora::bench::{Roof, Rounds, Row, Style, changes, parse_rows, roofline, write};
-use mixlora::model::{Model, ModelShape};
+use mixlora::model::{Model, ModelShape, Weights};
 use mixlora::{Device, Error};
 use std::path::{Path, PathBuf};
 
@@ -97,14 +97,18 @@ pub struct BaseArgs {
 }
 
 impl BaseArgs {
-    fn open(&self, device: &Device, dequantize: bool) -> Result<std::sync::Arc<Model>, Failure> {
+    fn open(&self, device: &Device, weights: Option<Weights>) -> Result<std::sync::Arc<Model>, Failure> {
         if let Some(name) = &self.shape {
+            if weights.is_some() {
+                let what = "--weights: a shape says its format behind its name, as in llama-7b-q4_k";
+                return Err(Failure::Usage(what.into()));
+            }
             let shape = ModelShape::parse(name).map_err(|error| usage("--shape", &error))?;
             out::progress(&format!("making a model of {} parameters", shape.config.parameters()));
             return Ok(Model::of_shape(&shape, device)?);
         }
         let path = self.model.as_deref().unwrap_or(Path::new(""));
-        self.checks.model(path, device, dequantize)
+        self.checks.model(path, device, weights.unwrap_or_default())
     }
 }
 

@@ -1,7 +1,7 @@
 //! `mixlora bench model`
 
 use super::sight::SightArgs;
-use super::{BaseArgs, DeviceArgs, ReportArgs, open, positive, usage};
+use super::{BaseArgs, DeviceArgs, ReportArgs, WeightsArgs, open, positive, usage};
 use crate::{Failure, out};
 use mixlora::bench::{ModelOptions, model};
 use mixlora::mixture::find;
@@ -37,9 +37,8 @@ pub struct Args {
     /// A fresh adapter of this method with its defaults, instead of one from files.
     #[arg(long, conflicts_with = "adapter")]
     method: Option<String>,
-    /// Turn quantised weights into f32: several times the memory. Weights of a shape always are as it says.
-    #[arg(long, conflicts_with = "shape")]
-    dequantise: bool,
+    #[command(flatten)]
+    weights: WeightsArgs,
     /// Samples of each row.
     #[arg(long, short, default_value_t = 3)]
     rounds: usize,
@@ -55,7 +54,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     positive("--prompt", &args.prompt)?;
     positive("--generate", &args.generate)?;
     let report = args.report.open()?;
-    let base = args.base.open(&open(&args.device)?, args.dequantise)?;
+    let base = args.base.open(&open(&args.device)?, args.weights.given())?;
     let adapter = args.adapter.as_deref().map(|dir| args.base.checks.adapter(dir, &base)).transpose()?;
     let options = ModelOptions {
         pictured: args.sight.open(&args.base, &base, false)?,

@@ -67,7 +67,7 @@ impl SightArgs {
         let place = VisionPlace::of(path, self.vision.as_deref())?;
         let trained = trained || matches!(place, Some(VisionPlace::Tower(_)));
         let open = |place: VisionPlace| {
-            Sight::open(&place, model, &text.tokenizer, LoadOptions::default(), trained, Stream::new(0))
+            Sight::open(&place, model, &text.tokenizer, &LoadOptions::default(), trained, Stream::new(0))
         };
         let sight = place.map_or(Ok(None), open)?.ok_or_else(|| no_vision_part(path))?;
         let Some(image) = &self.image else { return Ok(Pictured::made_up(sight.vision)?) };

@@ -1,6 +1,6 @@
 //! `mixlora bench tower`
 
-use super::{DeviceArgs, ReportArgs, RoundsArgs, beside_roof, positive, usage};
+use super::{DeviceArgs, ReportArgs, RoundsArgs, WeightsArgs, beside_roof, positive, usage};
 use crate::model_path::model_path;
 use crate::{Failure, out};
 use mixlora::Device;
@@ -36,9 +36,8 @@ pub struct Args {
     /// Pictures of a pass.
     #[arg(long, short, default_value_t = 1)]
     images: usize,
-    /// Keep quantised weights as they are: less memory. Weights of a shape are f32.
-    #[arg(long)]
-    keep_quantised: bool,
+    #[command(flatten)]
+    weights: WeightsArgs,
 }
 
 pub fn run(args: &Args) -> Result<(), Failure> {
@@ -61,9 +60,9 @@ impl Args {
             return Ok((shape.name.clone(), Tower::of_shape(shape, device)?));
         };
         let name = path.file_name().map_or(String::new(), |name| name.to_string_lossy().into_owned());
-        let options = LoadOptions { dequantize: !self.keep_quantised, allow_nonfinite: false };
+        let options = LoadOptions::from(self.weights.weights());
         let net = match VisionPlace::of(path, self.vision.as_deref())? {
-            Some(place) => place.tower(device, options)?,
+            Some(place) => place.tower(device, &options)?,
             None => None,
         };
         let none = || mixlora::Error::File { path: path.clone(), what: "has no vision tower".into() };

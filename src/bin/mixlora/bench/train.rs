@@ -1,7 +1,7 @@
 //! `mixlora bench train`
 
 use super::sight::SightArgs;
-use super::{BaseArgs, DeviceArgs, ReportArgs, open, positive, usage};
+use super::{BaseArgs, DeviceArgs, ReportArgs, WeightsArgs, open, positive, usage};
 use crate::{Failure, out};
 use mixlora::bench::{TrainingOptions, training};
 use mixlora::mixture::{find, methods};
@@ -50,9 +50,8 @@ pub struct Args {
     /// Share of the tokens that have a loss.
     #[arg(long, default_value_t = 1.0)]
     trained_share: f64,
-    /// Keep quantised weights as they are: less memory. Weights of a shape always are as it says.
-    #[arg(long)]
-    keep_quantised: bool,
+    #[command(flatten)]
+    weights: WeightsArgs,
     /// Compute layers again in the backward pass.
     #[arg(long)]
     recompute: bool,
@@ -73,7 +72,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         method = method.with("r", r)?;
     }
     let report = args.report.open()?;
-    let model = args.base.open(&open(&args.device)?, !args.keep_quantised)?;
+    let model = args.base.open(&open(&args.device)?, args.weights.given())?;
     let options = TrainingOptions {
         pictured: args.sight.open(&args.base, &model, args.train_projector)?,
         method,

@@ -8,7 +8,7 @@ use crate::{Failure, out};
 use mixlora::adapter::Adapter;
 use mixlora::data::{Batch, Dataset, Sample, read_samples};
 use mixlora::mixture::{Framing, Methods, find};
-use mixlora::model::Model;
+use mixlora::model::{Model, ModelFiles};
 use mixlora::text::ModelText;
 use mixlora::train::{
     DeviceOptions, End, Forgotten, GeneralPrompts, Inputs, Questions, Run, RunConfig, Stop, TaskScore,
@@ -84,18 +84,14 @@ impl<'a> Lesson<'a> {
         let encoder = config.text.encoder(text)?;
         let held_out = encoder.dataset(&test, &samples)?;
         let questions = Questions::new(text, &encoder, &samples, MAX_ANSWER)?;
-        let model = Model::open(&base.path, &device, !options.keep_quantised)?;
+        let model = open(base, &device, &options)?;
         let general = GeneralPrompts::new(&model, text, &encoder)?;
         Ok(Lesson { base, options, train, data, device, text, held_out, questions, general, stop })
     }
 
     /// Measures the base model.
     pub fn before(&self) -> Result<Measured, Failure> {
-        self.measure(&self.open()?, None)
-    }
-
-    fn open(&self) -> Result<Arc<Model>, Failure> {
-        Ok(Model::open(&self.base.path, &self.device, !self.options.keep_quantised)?)
+        self.measure(&open(self.base, &self.device, &self.options)?, None)
     }
 
     /// Trains an adapter in its own folder and measures it.
@@ -191,4 +187,9 @@ pub fn mean_loss(
 /// Refuses a method that is not known, before anything is fetched or trained.
 pub fn known(method: &str) -> Result<(), Failure> {
     find(method).map(|_| ()).map_err(|error: Error| Failure::Usage(format!("--compare: {error}")))
+}
+
+/// The model that learns.
+fn open(base: &Base, device: &Device, options: &DeviceOptions) -> Result<Arc<Model>, Failure> {
+    Ok(Model::load(&ModelFiles::open(&base.path)?, device, &options.weights.into())?)
 }

@@ -154,7 +154,7 @@ impl Report<'_> {
             "The adapter is in {adapter}. Next:\n\
              \x20 mixlora chat --model {model} --adapter {adapter} --system '{SYSTEM}'\n\
              \x20     and say, for example: Kind of thing: trumpet (then /reset: the first turn chooses the factors)\n\
-             \x20 mixlora eval --model {model} --adapter {adapter} --data {data} --dequantise --show 3\n\
+             \x20 mixlora eval --model {model} --adapter {adapter} --data {data} --show 3\n\
              \x20 mixlora train --model {model} --data YOUR_DATA --out YOUR_RUN\n"
         )
     }

@@ -2,7 +2,7 @@
 
 use super::{Checks, Sequences};
 use crate::check::golden::beside::beside;
-use crate::model::{Input, LoadOptions, Model, ModelFiles, Step};
+use crate::model::{Input, LoadOptions, Model, ModelFiles, Step, Weights};
 use crate::{Device, Error, Result, Stream, Tensor, no_grad};
 use std::path::Path;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use std::sync::Arc;
 /// Gradients of the mean loss: of the norms, of the linears at their sites, of the embedding, and of routers and experts.
 pub(super) fn check(checks: &mut Checks<'_>, dir: &Path, device: &Device) -> Result<()> {
     let file = checks.file;
-    let options = LoadOptions { dequantize: true, ..LoadOptions::default() };
+    let options = &LoadOptions::from(Weights::F32);
     let (model, vectors) = Model::load_with_leaves(&ModelFiles::open(dir)?, device, options)?;
     let (adapters, params) = beside(file, device, model.sites(), "")?;
     let v = model.config().vocab_size;

@@ -131,7 +131,7 @@ impl Checks<'_> {
 /// Replays the model of a folder: from its safetensors, and from the GGUF files beside them.
 pub(super) fn replay(file: &Checkpoint, device: &Device) -> Result<Replay> {
     let dir = file.path().parent().unwrap_or(Path::new("."));
-    let model = Model::open(dir, device, true)?;
+    let model = Model::open_f32(dir, device)?;
     let mut checks = Checks { file, errors: Vec::new() };
     let mut choices = values(&mut checks, &model, "")?;
     greedy(&mut checks, &model)?;
@@ -139,10 +139,10 @@ pub(super) fn replay(file: &Checkpoint, device: &Device) -> Result<Replay> {
     gradients::check(&mut checks, dir, device)?;
     let twin = |name: &str| Some(dir.join(name)).filter(|path| path.is_file());
     if let Some(path) = twin("model-f16.gguf") {
-        choices &= values(&mut checks, &*Model::open(&path, device, true)?, "f16 ")?;
+        choices &= values(&mut checks, &*Model::open_f32(&path, device)?, "f16 ")?;
     }
     if let Some(path) = twin("model-q8_0.gguf") {
-        quantised(&mut checks, &*Model::open(&path, device, false)?, dir)?;
+        quantised(&mut checks, &*Model::open(&path, device)?, dir)?;
     }
     let kind = model.config().model_type.clone();
     Ok(Replay { path: file.path().to_path_buf(), kind, errors: checks.errors, choices })

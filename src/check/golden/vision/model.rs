@@ -5,7 +5,7 @@ use super::{Compare, MODEL, Replay, bounded};
 use crate::data::Example;
 use crate::io::{Checkpoint, GgufFile, cannot_read};
 use crate::model::vision::{VisionFiles, VisionModel};
-use crate::model::{Input, KvCache, LoadOptions, Model, Step};
+use crate::model::{Input, KvCache, LoadOptions, Model, Step, Weights};
 use crate::nn::Pass;
 use crate::routing::Units;
 use crate::{Device, Error, Result, Tensor, no_grad};
@@ -81,8 +81,8 @@ impl Samples {
 
 pub(super) fn replay(file: &Checkpoint, device: &Device) -> Result<Replay> {
     let dir = file.path().parent().unwrap_or(Path::new("."));
-    let options = LoadOptions { dequantize: true, ..LoadOptions::default() };
-    let model = Model::open(dir, device, true)?;
+    let options = &LoadOptions::from(Weights::F32);
+    let model = Model::open_f32(dir, device)?;
     let Some(vision) = VisionModel::open(dir, &model, options, true)? else {
         return Err(Error::file(dir, "its config.json describes no model that sees"));
     };
@@ -229,7 +229,7 @@ impl Greedy<'_> {
 fn mmproj(compare: &mut Compare<'_>, dir: &Path, vision: &VisionModel, pixels: &Tensor) -> Result<()> {
     let file = GgufFile::open(dir.join(MMPROJ))?;
     let (files, config) = VisionFiles::open_gguf(file, vision.config().image_token)?;
-    let options = LoadOptions { dequantize: true, ..LoadOptions::default() };
+    let options = &LoadOptions::from(Weights::F32);
     let vision = VisionModel::load(config, &files, pixels.device(), options, false)?;
     let rows = no_grad(|| vision.rows(pixels, &Pass::new(Units::tokens(0))))?;
     let want = Checkpoint::open(dir.join(MMPROJ_ROWS))?.values_f32("image_features")?;

@@ -44,7 +44,7 @@ pub(super) fn differences(
 ) -> Result<Vec<String>> {
     let text = ModelText::from_folder(dir)?;
     let place = VisionPlace::Model(dir.to_path_buf());
-    let options = LoadOptions::default();
+    let options = &LoadOptions::default();
     let sight = Sight::open(&place, model, &text.tokenizer, options, false, Stream::new(0))?;
     let sight = sight.ok_or_else(|| Error::file(dir, "has no vision part"))?;
     let template = text.template.as_ref().ok_or_else(|| Error::file(dir, "has no chat template"))?;

@@ -5,7 +5,7 @@ use super::beside::beside;
 use super::{Compare, Measured, Replay, TOWER, bounded};
 use crate::io::Checkpoint;
 use crate::model::vision::{Feature, Tower, TowerConfig, VisionFiles, assemble};
-use crate::model::{LoadOptions, Source};
+use crate::model::{LoadOptions, Source, Weights};
 use crate::nn::Pass;
 use crate::routing::Units;
 use crate::{Device, Error, Result, Tensor, Weight, backward, no_grad};
@@ -55,7 +55,7 @@ pub(super) fn replay(file: &Checkpoint, device: &Device) -> Result<Replay> {
     let mut compare = Compare::new(file);
 
     states(&mut compare, &tower, &files, &pixels)?;
-    let options = LoadOptions { dequantize: true, ..LoadOptions::default() };
+    let options = &LoadOptions::from(Weights::F32);
     let whole = Tower::load(tower.clone(), feature, &files, device, options)?;
     let (adapters, params) = beside(file, device, whole.sites(), PREFIX)?;
     let source = Leaves { stored: files.source(device, options), file, leaves: RefCell::default() };
@@ -94,7 +94,7 @@ fn states(
     pixels: &Tensor,
 ) -> Result<()> {
     let device = pixels.device();
-    let options = LoadOptions { dequantize: true, ..LoadOptions::default() };
+    let options = &LoadOptions::from(Weights::F32);
     let last = Tower::load(tower.clone(), Feature::last(tower), files, device, options)?;
     let mut hidden = Vec::new();
     let pass = Pass::new(Units::tokens(0));

@@ -42,7 +42,7 @@ impl Classifier {
         config: &EfficientNetConfig,
         files: &VisionFiles,
         device: &Device,
-        options: LoadOptions,
+        options: &LoadOptions,
     ) -> Result<Self> {
         let tensors = config.all_tensors();
         files.check(&tensors)?;
