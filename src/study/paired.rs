@@ -75,3 +75,48 @@ fn ratio(figures: impl Iterator<Item = Figure>) -> f64 {
     let (amount, weight) = figures.fold((0.0, 0.0), |(a, w), f| (a + f.amount, w + f.weight));
     amount / weight
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ratios_have_the_interval_of_all_draws() {
+        // Losses of five samples with different numbers of tokens, and a second group that never varies.
+        let group: Vec<Figure> = [(2.0, 1.0), (9.0, 4.0), (-1.0, 2.0), (30.0, 5.0), (4.0, 8.0)]
+            .map(|(amount, weight)| Figure { amount, weight })
+            .to_vec();
+        let fixed = vec![Figure::once(3.0); 7];
+        let mut drawn: Vec<f64> =
+            (0..5usize.pow(5)).map(|draw| ratio((0..5).map(|at| group[draw / 5usize.pow(at) % 5]))).collect();
+        drawn.sort_by(f64::total_cmp);
+        let [low, high] = interval(&drawn, CONFIDENCE).unwrap();
+        let found = paired_bootstrap(&[group.clone(), fixed], 40_000, Stream::new(3)).unwrap();
+        assert!((found.mean - (44.0 / 20.0 + 3.0) / 2.0).abs() < 1e-12);
+        let near = |found: f64, wanted: f64| (found - (wanted + 3.0) / 2.0).abs() < 0.03;
+        assert!(near(found.low, low) && near(found.high, high), "{found:?}, wanted of {low} to {high}");
+        let again = paired_bootstrap(&[group.clone()], 1000, Stream::new(3)).unwrap();
+        assert_eq!(again, paired_bootstrap(&[group.clone()], 1000, Stream::new(3)).unwrap());
+        assert_ne!(again, paired_bootstrap(&[group], 1000, Stream::new(4)).unwrap());
+    }
+
+    #[test]
+    fn pairs_must_count_the_same() {
+        let a = Figure { amount: 5.0, weight: 2.0 };
+        assert_eq!(a.less(Figure { amount: 1.0, weight: 2.0 }), Some(Figure { amount: 4.0, weight: 2.0 }));
+        assert_eq!(a.less(Figure::once(1.0)), None);
+    }
+
+    #[test]
+    fn what_cannot_be_drawn_from_is_refused() {
+        let one = vec![Figure::once(1.0)];
+        let refused = |groups: &[Vec<Figure>], resamples| {
+            paired_bootstrap(groups, resamples, Stream::new(0)).unwrap_err().to_string()
+        };
+        assert!(refused(&[], 10).contains("there are none"));
+        assert!(refused(&[one.clone(), vec![]], 10).contains("there are none"));
+        assert!(refused(&[vec![Figure { amount: 1.0, weight: 0.0 }]], 10).contains("count nothing"));
+        assert!(refused(std::slice::from_ref(&one), 0).contains("resamples"));
+        assert!(refused(&[one], usize::MAX).contains("resamples"));
+    }
+}

@@ -20,7 +20,10 @@ fn overlap_is_that_of_squad_and_rouge_score() {
         let judged = Judged::of(answer, reference);
         for (found, key) in [(judged.f1, "f1"), (judged.rouge_l, "rouge_l")] {
             let wanted = pair[key].as_f64().unwrap();
-            assert!((found - wanted).abs() < 1e-12, "{key} of {answer:?} and {reference:?}: {found}, not {wanted}");
+            assert!(
+                (found - wanted).abs() < 1e-12,
+                "{key} of {answer:?} and {reference:?}: {found}, not {wanted}"
+            );
         }
     }
 }
@@ -31,7 +34,7 @@ fn eval_judges_whole_answers() {
     let model = format!("{ROOT}/data/tiny");
     let dir = tempfile::tempdir().unwrap();
     let ask = |question: &str| {
-        let args = ["generate", "--model", &model, "--prompt", question, "--max-tokens", "12"];
+        let args = ["generate", "--model", &model, "--prompt", question, "--max-tokens", "24"];
         run(&args, "", 0).0.trim_end_matches('\n').to_string()
     };
     let asked = [
@@ -47,14 +50,16 @@ fn eval_judges_whole_answers() {
         let judged = Judged::of(&ask(question), reference);
         let row = usize::from(task == "two");
         let n = if row == 0 { 2.0 } else { 1.0 };
-        for (sum, figure) in wanted[row].iter_mut().zip([f64::from(u8::from(judged.exact)), judged.f1, judged.rouge_l]) {
+        for (sum, figure) in
+            wanted[row].iter_mut().zip([f64::from(u8::from(judged.exact)), judged.f1, judged.rouge_l])
+        {
             *sum += figure / n;
         }
     }
     std::fs::write(dir.path().join("test.jsonl"), lines).unwrap();
     let data = dir.path().to_str().unwrap();
-    // Eight tokens and the slack of four beyond them.
-    let args = ["eval", "--model", &model, "--data", data, "--max-tokens", "8"];
+    // Twenty tokens and the slack of four beyond them.
+    let args = ["eval", "--model", &model, "--data", data, "--max-tokens", "20"];
     let report: Value = serde_json::from_str(&run(&[&args[..], &["--json"]].concat(), "", 0).0).unwrap();
     for (i, key) in ["exact_match", "f1", "rouge_l"].iter().enumerate() {
         for (task, wanted) in ["one", "two"].iter().zip(wanted) {

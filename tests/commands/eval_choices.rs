@@ -41,7 +41,8 @@ fn close(found: &Value, wanted: &Value, tolerance: f64) {
 /// What lm-evaluation-harness and transformers gave for the tiny model: tests/fixtures/make_choices.py.
 #[test]
 fn choices_have_the_log_probabilities_and_scores_of_the_harness() {
-    let wanted: Value = serde_json::from_str(&std::fs::read_to_string(fixture("tiny.json")).unwrap()).unwrap();
+    let wanted: Value =
+        serde_json::from_str(&std::fs::read_to_string(fixture("tiny.json")).unwrap()).unwrap();
     for (shape, file) in FILES {
         for in_chat in [false, true] {
             let name = if in_chat { format!("{shape}-chat") } else { shape.into() };
@@ -164,7 +165,9 @@ fn adapters_weigh_each_answer_as_its_own_sequence() {
             param.set(Tensor::from_f32(model.device(), value.dims(), &values).unwrap()).unwrap();
         }
         let bank = Bank::from(&adapter);
-        let options = ChoiceOptions { in_chat: false, together: 3 };
+        // This pool looks at the padding of a batch too, as released.
+        let together = if pool == "all" { 1 } else { 3 };
+        let options = ChoiceOptions { in_chat: false, together };
         let weighed = weigh_choices(&model, &text, &bank, &questions, options, &mut |_| ()).unwrap();
         let base = weigh_choices(&model, &text, None, &questions, options, &mut |_| ()).unwrap();
         for ((question, weighed), base) in questions.iter().zip(&weighed).zip(&base) {
@@ -195,7 +198,10 @@ fn questions_that_cannot_be_asked_are_named() {
     };
     let good = r#"{"prompt": "a", "choices": ["x", "y"], "answer": 0}"#;
     for (line, says) in [
-        (r#"{"prompt": "a", "options": ["x", "y"], "answer": 0}"#, "has no answers to choose from; known are ARC"),
+        (
+            r#"{"prompt": "a", "options": ["x", "y"], "answer": 0}"#,
+            "has no choices as a list of texts; the shape of prompt and choices has prompt",
+        ),
         (r#"{"prompt": "a", "choices": ["x", "y"]}"#, "has no answer; the shape of prompt and choices has"),
         (r#"{"prompt": "a", "choices": ["x", "y"], "answer": 2}"#, "must be the index of a choice, 0 to 1"),
         (r#"{"prompt": "a", "choices": ["x", "y"], "answer": -1}"#, "hides its answers"),
@@ -214,11 +220,17 @@ fn questions_that_cannot_be_asked_are_named() {
             r#"{"question": "q", "choices": ["x", "y"], "answer": 0}"#,
             "is in the shape of MMLU, not of prompt and choices: a file holds questions of one shape",
         ),
-        (&format!(r#"{{"prompt": "a", "choices": [{}"x"], "answer": 0}}"#, r#""y", "#.repeat(100)), "more than 100"),
+        (
+            &format!(r#"{{"prompt": "a", "choices": [{}"x"], "answer": 0}}"#, r#""y", "#.repeat(100)),
+            "more than 100",
+        ),
     ] {
         let err = refused(&format!("{good}\n{line}\n"), &[]);
         assert!(err.contains("bad.jsonl:2:") && err.contains(says), "{line}: {err}");
     }
+    std::fs::write(&path, r#"{"prompt": "a", "options": ["x", "y"], "answer": 0}"#).unwrap();
+    let err = read_multiple_choice(&path, None).unwrap_err().to_string();
+    assert!(err.contains("has no answers to choose from; known are ARC (question, choices with"), "{err}");
     let arc = |key: &str, label: &str| {
         let choices = format!(r#"{{"text": ["x", "y"], "label": {label}}}"#);
         refused(&format!(r#"{{"question": "q", "choices": {choices}, "answerKey": "{key}"}}"#), &[])

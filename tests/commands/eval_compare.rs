@@ -77,7 +77,12 @@ fn compared_adapters_have_their_own_scores_and_paired_differences() {
     let (text, err) = place.eval(&data, &compared, 0);
     assert!(err.contains(&format!("measuring {far}")), "{err}");
     assert!(text.contains("difference to base, with the interval"), "{text}");
-    let cell = format!("{:+.4} [{:+.4}, {:+.4}]", number(&loss["mean"]), number(&loss["low"]), number(&loss["high"]));
+    let cell = format!(
+        "{:+.4} [{:+.4}, {:+.4}]",
+        number(&loss["mean"]),
+        number(&loss["low"]),
+        number(&loss["high"])
+    );
     assert!(text.contains(&cell), "{cell} is not in\n{text}");
     assert_eq!(place.eval(&data, &compared, 0).0, text, "the same numbers each time");
 }
@@ -88,7 +93,8 @@ fn equal_adapters_do_not_differ_and_choices_are_compared_too() {
     let near = place.trained("near", "20");
     let lines = |i: usize| {
         let answer = "ab".repeat(1 + i % 3);
-        json!({ "prompt": format!("{i}?"), "choices": ["xyz", answer, "no"], "answer": i % 3 }).to_string() + "\n"
+        json!({ "prompt": format!("{i}?"), "choices": ["xyz", answer, "no"], "answer": i % 3 }).to_string()
+            + "\n"
     };
     let choices = place.path("choices.jsonl");
     std::fs::write(&choices, (0..30).map(lines).collect::<String>()).unwrap();
@@ -112,7 +118,8 @@ fn equal_adapters_do_not_differ_and_choices_are_compared_too() {
                     _ => 2.0,
                 };
                 let score = |choice: usize| number(&answer["log_probabilities"][choice]) / length(choice);
-                let best = (1..3).fold(0, |best, choice| if score(choice) > score(best) { choice } else { best });
+                let best =
+                    (1..3).fold(0, |best, choice| if score(choice) > score(best) { choice } else { best });
                 f64::from(u8::from(answer["answer"] == best))
             };
             answers.iter().map(right).collect()
@@ -124,7 +131,10 @@ fn equal_adapters_do_not_differ_and_choices_are_compared_too() {
         let variance = pairs.iter().map(|d| (d - mean) * (d - mean)).sum::<f64>() / 30.0;
         let half = 1.96 * (variance / 30.0).sqrt();
         let [low, high] = ["low", "high"].map(|part| number(&difference[part]));
-        assert!((low - (mean - half)).abs() < 0.04 && (high - (mean + half)).abs() < 0.04, "{difference} {half}");
+        assert!(
+            (low - (mean - half)).abs() < 0.04 && (high - (mean + half)).abs() < 0.04,
+            "{difference} {half}"
+        );
     }
 }
 

@@ -47,7 +47,16 @@ impl ChoiceShape {
 /// A question that has its texts and no place yet.
 fn unplaced(prompt: String, choices: Vec<String>, answer: usize) -> MultipleChoice {
     let spaced = true;
-    MultipleChoice { line: 0, element: None, task: None, system: String::new(), prompt, choices, answer, spaced }
+    MultipleChoice {
+        line: 0,
+        element: None,
+        task: None,
+        system: String::new(),
+        prompt,
+        choices,
+        answer,
+        spaced,
+    }
 }
 
 impl Object {
@@ -62,7 +71,8 @@ impl Object {
             (None, _) => {
                 let known = ["arc", "boolq", "hellaswag", "mmlu", "plain"];
                 let known = known.iter().filter_map(|word| word.parse::<ChoiceShape>().ok());
-                let known: Vec<_> = known.map(|shape| format!("{} ({})", shape.name(), shape.keys())).collect();
+                let known: Vec<_> =
+                    known.map(|shape| format!("{} ({})", shape.name(), shape.keys())).collect();
                 Err(format!("has no answers to choose from; known are {}", known.join(", ")))
             }
         }

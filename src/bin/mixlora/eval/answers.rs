@@ -209,10 +209,13 @@ impl Told {
         let row = |(task, (loss, _, samples)): (&str, (f64, usize, usize))| {
             let mut row = vec![task.to_string(), samples.to_string()];
             row.extend([format!("{loss:.4}"), format!("{:.2}", loss.exp())]);
-            row.extend(of_tasks.iter().map(|(figures, means)| {
-                means.get(task).map_or("-".into(), |mean| figures.shown(*mean))
-            }));
-            let commonest = |score: &TaskScore| 100.0 * score.commonest as f64 / score.questions.max(1) as f64;
+            row.extend(
+                of_tasks
+                    .iter()
+                    .map(|(figures, means)| means.get(task).map_or("-".into(), |mean| figures.shown(*mean))),
+            );
+            let commonest =
+                |score: &TaskScore| 100.0 * score.commonest as f64 / score.questions.max(1) as f64;
             row.push(self.score(task).map_or("-".into(), |score| format!("{:.1} %", commonest(score))));
             row
         };
@@ -221,9 +224,11 @@ impl Told {
         head.extend(self.answers().iter().map(|figures| figures.name));
         head.push("commonest");
         let mut text = out::table(&head, &rows);
-        text += &format!("loss {loss:.4}, perplexity {:.2} over {tokens} tokens of {}", loss.exp(), self.path);
+        text +=
+            &format!("loss {loss:.4}, perplexity {:.2} over {tokens} tokens of {}", loss.exp(), self.path);
         if !self.scores.is_empty() {
-            let mean = |figures: &Figures| Some(format!("{} {}", figures.name, figures.shown(figures.mean()?)));
+            let mean =
+                |figures: &Figures| Some(format!("{} {}", figures.name, figures.shown(figures.mean()?)));
             let means: Vec<String> = self.answers().iter().filter_map(mean).collect();
             let tasks = self.scores.len();
             let over = if tasks == 1 { "one task".into() } else { format!("the mean over {tasks} tasks") };

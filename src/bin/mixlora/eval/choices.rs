@@ -31,7 +31,9 @@ impl Questions {
         let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
         let shape = asked.shape.name();
         let count = asked.questions.len();
-        out::note(&format!("note: {name} is read as questions with answers to choose from, in the shape of {shape}: {count}"));
+        out::note(&format!(
+            "note: {name} is read as questions with answers to choose from, in the shape of {shape}: {count}"
+        ));
         Ok(Questions { path, asked })
     }
 

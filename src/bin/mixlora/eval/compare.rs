@@ -24,7 +24,8 @@ impl Compared {
     pub fn check(given: &[PathBuf]) -> Result<bool, Failure> {
         let wrong = |what: String| Err(Failure::Usage(format!("--compare: {what}")));
         if let [one] = given {
-            let what = "is the only one: give --compare for each that is compared, 'base' for the model alone";
+            let what =
+                "is the only one: give --compare for each that is compared, 'base' for the model alone";
             return wrong(format!("{} {what}", one.display()));
         }
         match given.iter().enumerate().find(|(at, path)| given[..*at].contains(path)) {

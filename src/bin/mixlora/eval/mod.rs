@@ -128,7 +128,9 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let subject = Subject::read(args)?;
     if let (Subject::Choices(_), true) = (&subject, args.forgotten || args.show > 0) {
         let option = if args.forgotten { "--forgotten" } else { "--show" };
-        return Err(Failure::Usage(format!("{option}: the data have answers to choose from, and none is said")));
+        return Err(Failure::Usage(format!(
+            "{option}: the data have answers to choose from, and none is said"
+        )));
     }
     let opened = args.model.open()?;
     if many {
