@@ -100,10 +100,10 @@ fn choices_are_told_in_a_table_and_by_the_file_of_a_folder() {
     let (few, _) = eval(dir.path(), &["--limit", "3", "--micro-batch", "1", "--choices", "mmlu"]);
     assert_eq!(few["questions"], 3);
     for at in 0..3 {
-        let pairs = [&few, &found].map(|report| report["answers"][at]["log_probabilities"].clone());
-        for choice in 0..4 {
-            close(&pairs[0][choice], &pairs[1][choice], 1e-4);
-        }
+        let [few, found] = [&few, &found]
+            .map(|report| report["answers"][at]["log_probabilities"].as_array().unwrap().clone());
+        assert_eq!((few.len(), found.len()), (4, 4));
+        few.iter().zip(&found).for_each(|(few, found)| close(few, found, 1e-4));
     }
 }
 

@@ -96,7 +96,7 @@ struct Report {
 
 /// What models are measured on.
 enum Subject {
-    Answers(answers::Samples),
+    Answers(Box<answers::Samples>),
     Choices(choices::Questions),
 }
 
@@ -111,7 +111,7 @@ impl Subject {
             let what = "the data have no answers to choose from; samples are put as their keys say";
             return Err(Failure::Usage(format!("--choices-in-chat: {what}")));
         }
-        answers::Samples::read(args).map(Subject::Answers)
+        answers::Samples::read(args).map(|samples| Subject::Answers(Box::new(samples)))
     }
 
     /// Measures a model. `room_for` are all models that are measured on the same.
