@@ -1,10 +1,9 @@
 //! Samples in files: of lines or of one array of objects, of a table's rows, or of plain text.
 
-use super::array::{Broken, Elements};
-use super::columns::Columns;
-use super::files::{MAX_LINE, not_lines, other_kind};
+use super::files::{MAX_LINE, other_kind};
 use super::gzip::unpacked;
 use super::layout::{BYTE_ORDER_MARK, Layout, ReadOptions};
+use super::objects::{array, lines};
 use super::problems::Problems;
 use super::sample::{Body, Sample, parse};
 use super::table::rows;
@@ -61,9 +60,12 @@ fn read(path: &Path, options: &ReadOptions, reader: impl BufRead) -> Result<Vec<
     }
     let nothing = head.is_empty();
     let layout = Layout::of(path, options, head);
+    let sample = |line: usize, element: Option<usize>, bytes: &[u8]| {
+        parse(line, bytes, folder, &options.columns).map(|sample| Sample { element, ..sample })
+    };
     let samples = match layout {
-        Layout::Array => array(folder, &options.columns, reader, &mut problems),
-        Layout::Lines => lines(folder, &options.columns, reader, &mut problems),
+        Layout::Array => array(reader, &mut problems, sample),
+        Layout::Lines => lines(reader, &mut problems, sample),
         Layout::Text => document(reader, &mut problems),
         Layout::Table { separator } => {
             let mut bytes = Vec::new();
@@ -102,73 +104,4 @@ fn document(reader: impl BufRead, problems: &mut Problems) -> std::io::Result<Ve
             Ok(Vec::new())
         }
     }
-}
-
-/// The samples of a file with one object a line.
-fn lines(
-    folder: &Path,
-    columns: &Columns,
-    mut reader: Box<dyn BufRead + '_>,
-    problems: &mut Problems,
-) -> std::io::Result<Vec<Sample>> {
-    let mut samples = Vec::new();
-    let mut bytes = Vec::new();
-    let mut first = true;
-    for number in 1.. {
-        bytes.clear();
-        let read = reader.by_ref().take(MAX_LINE + 1).read_until(b'\n', &mut bytes)?;
-        if read == 0 {
-            break;
-        }
-        if read as u64 > MAX_LINE && bytes.last() != Some(&b'\n') {
-            problems.add(number, 0, format!("the line is longer than {} MiB", MAX_LINE >> 20));
-            break;
-        }
-        let skipped = if number == 1 && bytes.starts_with(BYTE_ORDER_MARK) { 3 } else { 0 };
-        let line = &bytes[skipped..];
-        if line.iter().all(u8::is_ascii_whitespace) {
-            continue;
-        }
-        if first && let Some(what) = not_lines(&mut reader, line)? {
-            problems.add(0, 0, what);
-            break;
-        }
-        first = false;
-        match parse(number, line, folder, columns) {
-            Ok(sample) => samples.push(sample),
-            Err(mistake) => problems.add(number, mistake.column + skipped, mistake.what),
-        }
-    }
-    Ok(samples)
-}
-
-/// The samples of a file that is one array of objects.
-fn array(
-    folder: &Path,
-    columns: &Columns,
-    reader: impl BufRead,
-    problems: &mut Problems,
-) -> std::io::Result<Vec<Sample>> {
-    let mut samples = Vec::new();
-    let mut elements = Elements::new(reader);
-    for number in 1.. {
-        let element = match elements.next() {
-            Ok(Some(element)) => element,
-            Ok(None) => break,
-            Err(Broken::Io(error)) => return Err(error),
-            Err(Broken::Json(line, column, what)) => {
-                problems.add(line, column, what);
-                break;
-            }
-        };
-        match parse(element.line, &element.bytes, folder, columns) {
-            Ok(sample) => samples.push(Sample { element: Some(number), ..sample }),
-            Err(mistake) => {
-                let before = if mistake.row == 0 { element.column - 1 } else { 0 };
-                let what = format!("element {number}: {}", mistake.what);
-                problems.add(element.line + mistake.row, before + mistake.column, what);
-            }
-        }
-    }
-    Ok(samples)
 }

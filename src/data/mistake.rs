@@ -7,6 +7,17 @@ pub(super) struct Mistake {
     pub what: String,
 }
 
+/// The text of bytes, which must be UTF-8.
+pub(super) fn utf8(bytes: &[u8]) -> Result<&str, Mistake> {
+    std::str::from_utf8(bytes).map_err(|error| {
+        let before = &bytes[..error.valid_up_to()];
+        let row = before.iter().filter(|byte| **byte == b'\n').count();
+        let start = before.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        let column = before.len() - start + 1;
+        Mistake { row, column, what: format!("invalid UTF-8 at byte {column}") }
+    })
+}
+
 /// The message of the JSON parser, or a better one for known mistakes of other programs.
 pub(super) fn not_json(text: &str, error: &serde_json::Error) -> Mistake {
     let row = error.line().saturating_sub(1);

@@ -39,6 +39,10 @@ mod look;
 mod message;
 #[cfg(feature = "tokenizer")]
 mod mistake;
+#[cfg(feature = "tokenizer")]
+mod multiple_choice;
+#[cfg(feature = "tokenizer")]
+mod objects;
 mod picture;
 #[cfg(feature = "tokenizer")]
 mod places;
@@ -76,6 +80,10 @@ pub use jsonl::{read_samples, read_samples_from, read_samples_with};
 pub use layout::{ReadOptions, recognised};
 #[cfg(all(feature = "tokenizer", feature = "images"))]
 pub use look::Pictures;
+#[cfg(feature = "tokenizer")]
+pub use multiple_choice::{
+    ChoiceShape, MAX_CHOICES, MultipleChoice, MultipleChoices, is_multiple_choice, read_multiple_choice,
+};
 pub use picture::{FeatureValues, Features, OnBadImage, PicturePlace, PictureSource};
 #[cfg(feature = "tokenizer")]
 pub use problems::MAX_PROBLEMS;

@@ -5,7 +5,7 @@ use super::columns::Columns;
 use super::given::Given;
 use super::keys::{marker, other, says_nothing, value, way_out};
 use super::message::{Text, Turn, Turns};
-use super::mistake::{Mistake, not_json};
+use super::mistake::{Mistake, not_json, utf8};
 use super::places::Pictures;
 use super::{Condition, PictureSource};
 use crate::Problem;
@@ -125,13 +125,7 @@ impl Sample {
 
 /// Parses an object that begins in a line. Paths of pictures are of `folder`.
 pub(super) fn parse(line: usize, bytes: &[u8], folder: &Path, columns: &Columns) -> Result<Sample, Mistake> {
-    let text = std::str::from_utf8(bytes).map_err(|error| {
-        let before = &bytes[..error.valid_up_to()];
-        let row = before.iter().filter(|byte| **byte == b'\n').count();
-        let start = before.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-        let at = before.len() - start + 1;
-        Mistake { row, column: at, what: format!("invalid UTF-8 at byte {at}") }
-    })?;
+    let text = utf8(bytes)?;
     let mut json = serde_json::Deserializer::from_str(text.trim_end());
     let raw = RawSeed(columns).deserialize(&mut json);
     let raw = raw.and_then(|raw| json.end().map(|()| raw)).map_err(|error| not_json(text, &error))?;

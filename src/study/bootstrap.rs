@@ -57,9 +57,7 @@ pub fn bootstrap(
     resamples: usize,
     stream: Stream,
 ) -> Result<Estimate> {
-    if !(1..=MOST_RESAMPLES).contains(&resamples) {
-        return Err(Error::config("resamples", resamples, format!("1 to {MOST_RESAMPLES}")));
-    }
+    check_resamples(resamples)?;
     let sizes = |seed: &Answers| seed.iter().map(Vec::len).collect::<Vec<usize>>();
     let Some(first) = seeds.first().map(sizes) else {
         return Err(Error::refused("seeds", "there are none to draw from"));
@@ -80,6 +78,13 @@ pub fn bootstrap(
         return Err(Error::refused("questions", "there are none"));
     };
     Ok(Estimate { mean, low, high })
+}
+
+pub(super) fn check_resamples(resamples: usize) -> Result<()> {
+    if (1..=MOST_RESAMPLES).contains(&resamples) {
+        return Ok(());
+    }
+    Err(Error::config("resamples", resamples, format!("1 to {MOST_RESAMPLES}")))
 }
 
 /// Means of resamples with questions drawn for each seed. A sum over drawn questions depends on how many of them have
@@ -192,14 +197,14 @@ fn sum_of(a: &(i64, Vec<f64>), b: &(i64, Vec<f64>)) -> (i64, Vec<f64>) {
 }
 
 /// Random numbers one after the other.
-struct Draws {
+pub(super) struct Draws {
     key: [u32; 2],
     block: u32,
     kept: Option<u32>,
 }
 
 impl Draws {
-    fn of(stream: Stream) -> Self {
+    pub(super) fn of(stream: Stream) -> Self {
         Draws { key: stream.words(), block: 0, kept: None }
     }
 
@@ -216,7 +221,7 @@ impl Draws {
     }
 
     /// One of the numbers below `end`.
-    fn below(&mut self, end: usize) -> usize {
+    pub(super) fn below(&mut self, end: usize) -> usize {
         let word = self.kept.take().unwrap_or_else(|| {
             let [now, later] = self.words();
             self.kept = Some(later);

@@ -10,6 +10,7 @@ mod file;
 mod folder;
 #[cfg(feature = "tokenizer")]
 mod measure;
+mod paired;
 mod report;
 #[cfg(feature = "tokenizer")]
 mod run;
@@ -21,6 +22,7 @@ pub use bootstrap::{CONFIDENCE, Estimate, Questions, RESAMPLES, bootstrap};
 pub use cell::{Cell, FORMAT, Measured, Part, TaskAnswers};
 pub use file::{Place, Study, StudyRow};
 pub use folder::StudyFolder;
+pub use paired::{Figure, mean_of_groups, paired_bootstrap};
 pub use report::{
     AtBest, Cost, Description, Difference, Efficiency, FINAL, ForgottenMean, Mark, Measurements, PartResult,
     PartSize, Picture, RankCorrelation, Rate, Report, Row, TUNING, TaskResult, TaskSize, Tuning,

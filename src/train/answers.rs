@@ -1,6 +1,6 @@
 //! Exact match: questions with short answers, answered by generating.
 
-use super::{NO_TASK, condition_vector};
+use super::{Judged, NO_TASK, condition_vector};
 use crate::adapter::{Bank, Conversation};
 use crate::data::{Asked, Batch, Condition, Dataset, Encoder, Example, Features, PictureSource, Sample};
 use crate::mixture::{DecodeRoute, Pool};
@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 /// Tokens that an answer may have beyond its reference: what is longer cannot be equal.
-const SLACK: usize = 4;
+pub const SLACK: usize = 4;
 /// Questions that are answered together, so that weights are read once for many rows.
 const TOGETHER: usize = 16;
 
@@ -49,6 +49,8 @@ pub struct Questions {
     pub unseen: usize,
     /// How answers are routed; as the adapter says where it is none.
     pub route: Option<DecodeRoute>,
+    /// Tokens that answers may have; none for no more than exact match needs, which depends on the answers that are wanted.
+    pub longest: Option<usize>,
 }
 
 /// Right answers of a task.
@@ -95,7 +97,7 @@ impl Questions {
             let condition = sample.condition.clone();
             list.push(Question { task, condition, shown, reference, prompt, reference_tokens });
         }
-        Ok(Questions { text: text.clone(), list, too_long, unseen: 0, route: None })
+        Ok(Questions { text: text.clone(), list, too_long, unseen: 0, route: None, longest: None })
     }
 
     /// Gives pictures what a tower made of them for the examples of a dataset. Questions with others are left out.
@@ -172,7 +174,8 @@ impl Questions {
         let tokenizer = &self.text.tokenizer;
         let ends = tokenizer.end_tokens();
         let questions: Vec<&Question> = group.iter().map(|&i| &self.list[i]).collect();
-        let longest = questions.iter().map(|q| q.reference_tokens).max().unwrap_or(0) + SLACK;
+        let needed = questions.iter().map(|q| q.reference_tokens).max().unwrap_or(0) + SLACK;
+        let longest = self.longest.unwrap_or(needed);
         let mut conversation = Conversation::new(model, bank, group.len())
             .with_route(self.route)
             .with_tasks(questions.iter().map(|q| q.task.as_deref()));
@@ -191,6 +194,15 @@ impl Questions {
         }
         let said = greedy(&mut conversation, group.len(), longest, &ends)?;
         Ok(said.iter().map(|ids| tokenizer.decode(ids, true)).collect())
+    }
+
+    /// How much each answer has in common with the wanted one; none of questions without an answer. Answers must not end
+    /// early for it: [`longest`](Questions::longest).
+    pub fn judge(&self, answers: &[Option<String>]) -> Vec<Option<Judged>> {
+        let judged = |(q, answer): (&Question, &Option<String>)| {
+            answer.as_ref().map(|answer| Judged::of(answer, &q.reference))
+        };
+        self.list.iter().zip(answers).map(judged).collect()
     }
 
     /// Right answers by task, in the order of their names: equal to the reference but for white space around.

@@ -50,6 +50,16 @@ pub fn loss_of(model: &Model, adapters: impl Into<Bank>, batch: &Batch) -> Resul
     no_grad(|| summed_loss(model, batch, &pass, false))?.item()
 }
 
+/// The same for each sample of a batch, in its order.
+///
+/// # Errors
+/// The batch does not fit the model, or the device failed.
+pub fn losses_of(model: &Model, adapters: impl Into<Bank>, batch: &Batch) -> Result<Vec<f64>> {
+    let pass = plain_pass(&adapters.into(), batch)?;
+    let losses = no_grad(|| losses_of_samples(model, batch, &pass, false))?;
+    losses.iter().map(Tensor::item).collect()
+}
+
 /// The loss of a batch as [`loss_of`] gives it; what the adapter's routers chose is counted.
 ///
 /// # Errors

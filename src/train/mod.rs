@@ -23,8 +23,11 @@ mod load;
 mod loss_picture;
 mod losses;
 mod metrics;
+#[cfg(feature = "tokenizer")]
+mod multiple_choice;
 mod observe;
 mod optim;
+mod overlap;
 mod parts;
 #[cfg(feature = "tokenizer")]
 mod pictures;
@@ -42,7 +45,7 @@ mod stored;
 
 pub use align::Aligned;
 #[cfg(feature = "tokenizer")]
-pub use answers::{Question, Questions, TaskScore, mean_exact_match};
+pub use answers::{Question, Questions, SLACK, TaskScore, mean_exact_match};
 pub use checkpoint::State;
 #[cfg(feature = "tokenizer")]
 pub use conditions::{condition_vector, give_conditions};
@@ -59,11 +62,14 @@ pub use inputs::Inputs;
 pub(crate) use inputs::base_files;
 pub use load::RouterLoad;
 pub use loss_picture::{SMOOTH, loss_curve, loss_picture};
-pub use losses::{count_usage, loss_of, losses_by_sample};
+pub use losses::{count_usage, loss_of, losses_by_sample, losses_of};
 pub(crate) use losses::{plain_pass, summed_loss};
 pub use metrics::{Metrics, MetricsLog, Points};
+#[cfg(feature = "tokenizer")]
+pub use multiple_choice::{ChoiceOptions, ChoiceScore, Share, Weighed, weigh_choices};
 pub use observe::{End, EvalReport, NO_TASK, Observer, Progress, Stop};
 pub use optim::Optimizer;
+pub use overlap::Judged;
 pub use parts::Parts;
 #[cfg(feature = "tokenizer")]
 pub use pictures::{Looked, look_at_pictures, look_at_pictures_with};

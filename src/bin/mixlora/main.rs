@@ -118,7 +118,7 @@ enum Command {
     /// Talk with a model, with or without an adapter.
     #[cfg(feature = "tokenizer")]
     Chat(chat::Args),
-    /// Measure loss, perplexity and exact match on data.
+    /// Measure loss, perplexity, answers and multiple choice on data; compare adapters.
     #[cfg(feature = "tokenizer")]
     Eval(eval::Args),
     /// Compare methods over learning rates and seeds on one data set, with intervals.

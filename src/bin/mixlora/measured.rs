@@ -23,19 +23,15 @@ pub struct Asked {
 }
 
 impl Measured {
+    /// The file that is read: see [`read`](Measured::read).
+    pub fn path(data: &Path, split: Option<&str>) -> Result<PathBuf, Failure> {
+        of_split(&DataFiles::find(data)?, data, split)
+    }
+
     /// Reads a file, or that of a folder which is named, else its test file, else its valid file, else its train file.
     pub fn read(data: &Path, split: Option<&str>, options: TextOptions) -> Result<Self, Failure> {
         let files = DataFiles::find(data)?;
-        let path = match split {
-            Some("train") => files.train.clone(),
-            Some("valid") => files.valid.clone(),
-            Some(_) => files.test.clone(),
-            None => files.test.clone().or(files.valid.clone()).or(files.train.clone()),
-        };
-        let Some(path) = path else {
-            let what = format!("has no {}.jsonl", split.unwrap_or("test"));
-            return Err(mixlora::Error::File { path: data.into(), what }.into());
-        };
+        let path = of_split(&files, data, split)?;
         let samples = options.read(&path)?;
         Ok(Measured { path, samples, files, options })
     }
@@ -61,4 +57,15 @@ impl Measured {
         }
         Ok((encoder, data))
     }
+}
+
+fn of_split(files: &DataFiles, data: &Path, split: Option<&str>) -> Result<PathBuf, Failure> {
+    let path = match split {
+        Some("train") => files.train.clone(),
+        Some("valid") => files.valid.clone(),
+        Some(_) => files.test.clone(),
+        None => files.test.clone().or(files.valid.clone()).or(files.train.clone()),
+    };
+    let what = || format!("has no {}.jsonl", split.unwrap_or("test"));
+    path.ok_or_else(|| mixlora::Error::File { path: data.into(), what: what() }.into())
 }

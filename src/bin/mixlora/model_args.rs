@@ -84,6 +84,11 @@ impl ModelArgs {
         })
     }
 
+    /// One adapter, as one of several that are compared.
+    pub fn open_adapter(&self, dir: &Path, model: &Model) -> Result<Bank, Failure> {
+        Ok(self.checks.adapter(dir, model)?.into())
+    }
+
     /// The adapters with their scales.
     fn bank(&self, model: &Model) -> Result<Bank, Failure> {
         let scales = &self.adapter_scale;
@@ -136,6 +141,18 @@ pub fn open_picture(sight: &Sight, image: &Path) -> mixlora::Result<Seen> {
 }
 
 impl Opened {
+    /// The same model with other adapters.
+    pub fn with_bank(&self, bank: Bank) -> Self {
+        Opened {
+            bank,
+            text: self.text.clone(),
+            model: self.model.clone(),
+            place: self.place.clone(),
+            sight: OnceLock::new(),
+            ..*self
+        }
+    }
+
     /// How pictures stand among the tokens of the model, where it sees.
     pub fn picture_tokens(&self) -> mixlora::Result<Option<PictureTokens>> {
         let (model, vision) = &self.place;
