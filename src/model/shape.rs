@@ -32,7 +32,7 @@ struct Sizes {
     tied: bool,
 }
 
-const KNOWN: [Sizes; 3] = [
+const KNOWN: [Sizes; 4] = [
     Sizes {
         name: "smollm2-135m",
         hidden: 576,
@@ -53,6 +53,17 @@ const KNOWN: [Sizes; 3] = [
         kv_heads: 8,
         vocab: 128_256,
         tied: true,
+    },
+    // Llama 3.1 8B.
+    Sizes {
+        name: "llama-8b",
+        hidden: 4096,
+        intermediate: 14_336,
+        layers: 32,
+        heads: 32,
+        kv_heads: 8,
+        vocab: 128_256,
+        tied: false,
     },
     // Llama 2 7B.
     Sizes {
@@ -206,6 +217,7 @@ mod tests {
         assert_eq!(ModelShape::parse("llama-7b-q4").unwrap().format, Format::Q4_K);
         assert_eq!(ModelShape::parse("llama-1b-q8_0").unwrap().config.parameters(), 1_235_814_400);
         assert_eq!(ModelShape::parse("llama-7b").unwrap().config.parameters(), 6_738_415_616);
+        assert_eq!(ModelShape::parse("llama-8b-q4_k").unwrap().config.parameters(), 8_030_261_248);
         for (name, text) in
             [("gpt", "smollm2-135m, llama-1b"), ("llama-1b-q3", "q4_k"), ("llama-1bf16", "q4_k")]
         {

@@ -89,20 +89,8 @@ impl Serialize for Weights {
     }
 }
 
-/// A name, or what earlier versions said in its place: whether quantised weights were kept.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Said {
-    Kept(bool),
-    Name(String),
-}
-
 impl<'de> Deserialize<'de> for Weights {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        match Said::deserialize(deserializer)? {
-            Said::Kept(true) => Ok(Weights::File),
-            Said::Kept(false) => Ok(Weights::F32),
-            Said::Name(name) => name.parse().map_err(serde::de::Error::custom),
-        }
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
 }

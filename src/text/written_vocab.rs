@@ -10,6 +10,9 @@ use std::collections::HashMap;
 
 /// The text of tokens that a model has rows for and no text.
 const PADDING: &str = "[PAD";
+/// Parts of the names of tokens that end a turn, and a message within one.
+const TURN_ENDS: [&str; 4] = ["eot", "im_end", "end_of_turn", "<|end|>"];
+const MESSAGE_ENDS: [&str; 1] = ["eom"];
 /// What both forms of a tokenizer must read alike: words, numbers, spaces, lines, signs, other scripts, bytes.
 const SAMPLES: [&str; 8] = [
     "Hello world, it's 2024: 1234567 apples!",
@@ -85,6 +88,15 @@ impl Vocab {
         Ok(())
     }
 
+    /// The end token that is called like one of these. What ends a text is no end of a turn.
+    fn end_named(&self, parts: &[&str]) -> Option<u32> {
+        let named = |id: &&u32| {
+            let token = self.tokens.get(**id as usize);
+            token.is_some_and(|token| parts.iter().any(|part| token.contains(part)))
+        };
+        self.ends.iter().find(named).copied()
+    }
+
     /// As entries of metadata.
     pub(super) fn entries(&self) -> Vec<(String, Entry)> {
         let ids = [
@@ -92,8 +104,8 @@ impl Vocab {
             ("eos_token_id", self.eos),
             ("unknown_token_id", self.unk),
             ("padding_token_id", self.pad),
-            ("eot_token_id", self.ends.first().copied()),
-            ("eom_token_id", self.ends.get(1).copied()),
+            ("eot_token_id", self.end_named(&TURN_ENDS)),
+            ("eom_token_id", self.end_named(&MESSAGE_ENDS)),
         ];
         let spm = self.model == "llama";
         let mut all = vec![

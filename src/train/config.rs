@@ -165,7 +165,6 @@ pub struct DeviceOptions {
     /// Bytes that the device may hold, as 4GiB or 600MiB; by default no limit.
     pub memory_budget: Option<String>,
     /// The format of the model's matrices in memory: auto, that of the file, or one that they are quantised or dequantised to.
-    #[serde(alias = "keep_quantised")]
     pub weights: Weights,
 }
 

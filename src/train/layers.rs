@@ -27,6 +27,20 @@ struct Sections {
     device: DeviceOptions,
 }
 
+/// Settings by the names that they have now.
+fn by_new_names(layer: &Value) -> Value {
+    let mut layer = layer.clone();
+    let device = layer.get_mut("device").and_then(Value::as_object_mut);
+    // Whether quantised weights stay as they are; else they were f32.
+    if let Some(device) = device
+        && let Some(kept) = device.remove("keep_quantised")
+    {
+        let weights = kept.as_bool().map_or(kept, |kept| Value::from(if kept { "file" } else { "f32" }));
+        device.entry("weights").or_insert(weights);
+    }
+    layer
+}
+
 impl RunConfig {
     /// The configuration as a tree of its names.
     ///
@@ -90,7 +104,7 @@ impl RunConfig {
         let mut errors = Vec::new();
         for (from, layer) in layers {
             let mut unfit = Vec::new();
-            merge(&mut all, layer, "", &method.defaults(), &mut unfit);
+            merge(&mut all, &by_new_names(layer), "", &method.defaults(), &mut unfit);
             errors.extend(unfit.into_iter().map(|e| of_layer(from, e)));
         }
         loop {
@@ -119,7 +133,7 @@ impl RunConfig {
         let method = method_of(&layers, methods)?;
         let mut all = RunConfig::defaults(method)?.tree()?;
         let mut unfit = Vec::new();
-        merge(&mut all, tree, "", &method.defaults(), &mut unfit);
+        merge(&mut all, &by_new_names(tree), "", &method.defaults(), &mut unfit);
         let note = |e: Error| match e.field() {
             // Runs of version 0.1.0 have the options of all methods.
             Some(field) if field.strip_prefix("options.").is_some_and(|n| methods.know_option(n)) => None,

@@ -25,6 +25,7 @@ mod losses;
 mod metrics;
 #[cfg(feature = "tokenizer")]
 mod multiple_choice;
+mod needs;
 mod observe;
 mod optim;
 mod overlap;

@@ -3,6 +3,7 @@
 use super::parts::Parts;
 use super::{RunConfig, RunFolder};
 use crate::mixture::Methods;
+use crate::model::Weights;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -162,7 +163,12 @@ impl StoredRun {
     /// # Errors
     /// An option was changed that a resumed run must keep: all of them are listed.
     pub fn changes(&self, config: &RunConfig) -> Result<Vec<String>> {
-        let all = self.config.anchored().differences(&config.anchored())?;
+        let mut now = config.anchored();
+        if now.device.weights == Weights::Auto {
+            // What is left open is what it was.
+            now.device.weights = self.config.device.weights;
+        }
+        let all = self.config.anchored().differences(&now)?;
         let trains = |config: &RunConfig| config.train.projector_learning_rate.is_some();
         let same_parts = trains(&self.config) == trains(config);
         let free = |path: &str| {

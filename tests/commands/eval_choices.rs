@@ -145,7 +145,7 @@ fn exports_have_other_keys_and_packed_files() {
 fn adapters_weigh_each_answer_as_its_own_sequence() {
     let dir = tempfile::tempdir().unwrap();
     tiny::write_text_model(dir.path());
-    let model = Model::open(dir.path(), &Device::cpu(), false).unwrap();
+    let model = Model::open(dir.path(), &Device::cpu()).unwrap();
     let text = ModelText::open(dir.path()).unwrap();
     let path = dir.path().join("choices.jsonl");
     let lines = [

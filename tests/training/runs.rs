@@ -371,7 +371,7 @@ fn far_from_the_plan(place: &Place, method: &str, changes: &[(&str, Value)]) -> 
     run.step(&mut ()).unwrap();
     run.step(&mut ()).unwrap();
     let files = mixlora::model::ModelFiles::open(&config.model).unwrap();
-    let plan = mixlora::train::Plan::new(&files, &config, 200, None).unwrap();
+    let plan = mixlora::train::Plan::new(&files, &config, 200, Some(&cpu)).unwrap();
     let measured = cpu.memory().unwrap().peak() as f64;
     let ratio = plan.total() as f64 / measured;
     let what = format!("{method} {changes:?}: planned / measured = {ratio:.3}, {measured}, {plan:?}");

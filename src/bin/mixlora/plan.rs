@@ -24,7 +24,7 @@ Example: mixlora plan --shape llama-7b --max-length 1024 --micro-batch 16 --fit 
 pub struct Args {
     #[command(flatten)]
     train: TrainArgs,
-    /// Sizes of a published model instead of a file, with a format behind them if you like: smollm2-135m, llama-1b,
+    /// Sizes of a published model instead of a file, with a format behind them if you like: smollm2-135m, llama-1b, llama-8b,
     /// llama-7b-q4_k.
     #[arg(long, value_name = "NAME[-FORMAT]", conflicts_with_all = ["model", "data"])]
     shape: Option<String>,
@@ -33,8 +33,8 @@ pub struct Args {
     #[arg(long, value_name = "NAME", conflicts_with_all = ["vision", "data"])]
     tower: Option<String>,
     /// Write the settings that --fit found, all of them, into this file, for `train --config`.
-    #[arg(long = "settings", value_name = "FILE", requires = "fit")]
-    out: Option<PathBuf>,
+    #[arg(long, value_name = "FILE", requires = "fit")]
+    settings: Option<PathBuf>,
 }
 
 pub fn run(args: &Args) -> Result<(), Failure> {
@@ -49,7 +49,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     } else {
         args.by_data(Inputs::read(config)?, device.as_ref())?
     };
-    if let (Some(path), Some((_, config))) = (&args.out, &fitted) {
+    if let (Some(path), Some((_, config))) = (&args.settings, &fitted) {
         std::fs::write(path, toml_text(config)?).map_err(|error| mixlora::Error::File {
             path: path.clone(),
             what: format!("cannot be written: {error}"),

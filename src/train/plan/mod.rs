@@ -1,6 +1,5 @@
 //! How much memory a run will take, from the headers of the model's files: nothing is loaded.
 
-mod inputs;
 mod pictures;
 mod saving;
 

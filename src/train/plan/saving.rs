@@ -142,7 +142,8 @@ pub(super) fn alternatives(
     if let Some(last) = savings.last().filter(|_| seq / 2 >= least_seq.max(SHORTEST)) {
         let half = seq / 2;
         let recompute = Saving { recompute: true, ..savings[0] };
-        for saving in [recompute, *last] {
+        let both = [Some(recompute), Some(*last).filter(|last| *last != recompute)];
+        for saving in both.into_iter().flatten() {
             let options = format!("--max-length {half} {}", saving.options(config));
             tried.push((options.trim_end().to_string(), total(&saving.of(config), half)?));
         }

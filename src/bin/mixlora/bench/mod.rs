@@ -88,7 +88,7 @@ pub struct BaseArgs {
     /// A .gguf file, or a Hugging Face directory.
     #[arg(long, short, required_unless_present = "shape", value_parser = model_path())]
     model: Option<PathBuf>,
-    /// Random weights of a published model's sizes instead of a file: smollm2-135m, llama-1b or llama-7b, in bf16, or
+    /// Random weights of a published model's sizes instead of a file: smollm2-135m, llama-1b, llama-8b or llama-7b, in bf16, or
     /// with a format behind it as in llama-7b-q4_k.
     #[arg(long, value_name = "NAME[-FORMAT]", conflicts_with = "model")]
     shape: Option<String>,

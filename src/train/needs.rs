@@ -1,10 +1,9 @@
 //! What a run takes of the data that it has read.
 
-use super::{Fit, Plan, PlannedPictures, Tiles};
+use super::{Fit, Inputs, Plan, PlannedPictures, RunConfig, Tiles};
 use crate::data::{Dataset, PicturePlace};
 use crate::model::Weights;
 use crate::model::vision::VisionPlace;
-use crate::train::{Inputs, RunConfig};
 use crate::{Device, Result};
 use std::collections::HashMap;
 
@@ -21,7 +20,7 @@ impl Inputs {
     }
 
     /// Settings with the format of the weights, where they leave it open.
-    pub(in crate::train) fn resolved(&self, device: Option<&Device>) -> Result<RunConfig> {
+    pub(super) fn resolved(&self, device: Option<&Device>) -> Result<RunConfig> {
         let mut config = self.config.clone();
         if config.device.weights == Weights::Auto {
             let pictures = self.pictures(Weights::F32)?;
