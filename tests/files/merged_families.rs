@@ -129,19 +129,24 @@ fn merged_gguf_files_are_quantised_as_llama_cpp_mixes_formats() {
     let folder = models().into_iter().find(|path| path.ends_with("qwen2_moe-a")).unwrap();
     let (model, adapter) = adapted(&folder);
     let place = tempfile::tempdir().unwrap();
-    let want = logits(&model, Some(&adapter));
-    for (format, near) in [(Format::Bf16, 0.03), (Format::Q8_0, 0.05), (Format::Q4_K, 0.5)] {
-        let out = place.path().join(format!("{}.gguf", format.name()));
+    let merged = |format: Format| {
+        let out = place.path().join(format.name()).with_extension("gguf");
         adapter.merge_gguf(&model, &out, format, Vec::new()).unwrap();
-        let file = GgufFile::open(&out).unwrap();
+        GgufFile::open(&out).unwrap()
+    };
+    let plain = merged(Format::F32);
+    // A step of q5_0, which rows without blocks of 256 get, is a sixteenth of the largest value; there is none for its opposite.
+    for (format, near) in [(Format::Bf16, 0.004), (Format::Q8_0, 0.005), (Format::Q4_K, 0.0626)] {
+        let file = merged(format);
         let of = |name: &str| file.raw(name).unwrap().format;
-        // Rows of the tiny model have no blocks of 256.
         assert_eq!(of("blk.0.attn_q.weight"), format.for_columns(model.config().hidden_size));
         assert_eq!((of("blk.0.ffn_gate_inp.weight"), of("output_norm.weight")), (Format::F32, Format::F32));
         let head = if format == Format::Q4_K { Format::Q8_0 } else { format };
         assert_eq!(of("output.weight"), head);
-        let error = worst(&logits(&Model::open(&out, &Device::cpu()).unwrap(), None), &want);
-        assert!(error < near, "{format:?}: {error}");
+        for name in ["blk.0.attn_q.weight", "blk.1.ffn_down_exps.weight", "token_embd.weight"] {
+            let error = worst(&file.values_f32(name).unwrap(), &plain.values_f32(name).unwrap());
+            assert!(error < near, "{name} in {format:?}: {error}");
+        }
     }
 }
 

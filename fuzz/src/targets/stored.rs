@@ -43,7 +43,7 @@ pub const ADAPTER: Target = Target {
     open: |dir| {
         let base = dir.join("base");
         tiny::write_model(&base, 16, 32);
-        let model = Model::open(&base, &Device::cpu(), false).expect("the tiny model");
+        let model = Model::open(&base, &Device::cpu()).expect("the tiny model");
         let seeds = adapters(&model);
         let dir = dir.join("adapter");
         std::fs::create_dir_all(&dir).expect("the scratch folder can be written");
