@@ -68,6 +68,7 @@ pub(super) struct Trained {
     /// The index of the example.
     pub example: usize,
     /// Its number among the trained tokens of the example, from 0.
+    #[cfg_attr(not(feature = "tokenizer"), expect(dead_code, reason = "answers to choose from need text"))]
     pub number: usize,
     pub target: u32,
 }

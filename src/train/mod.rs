@@ -25,6 +25,7 @@ mod losses;
 mod metrics;
 #[cfg(feature = "tokenizer")]
 mod multiple_choice;
+#[cfg(feature = "tokenizer")]
 mod needs;
 mod observe;
 mod optim;
