@@ -2,8 +2,8 @@
 
 use crate::common::families;
 use crate::common::tiny::{write_model, write_model_of};
-use mixlora::Device;
 use mixlora::model::{LoadOptions, Model, ModelFiles, Weights};
+use mixlora::{Device, Format};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -104,6 +104,20 @@ fn what_a_search_quantised_is_read_the_next_time() {
     write_model_of(&model, [256, 768], VOCAB, 32);
     let other = logits(&load(&model, "q4_k", Some(&cache)).unwrap());
     assert_eq!((kept(&cache).len(), other), (3, logits(&load(&model, "q4_k", None).unwrap())));
+}
+
+#[test]
+fn a_gpu_has_the_weights_that_a_cpu_has() {
+    let Some(gpu) = crate::common::gpu() else { return };
+    let (_dir, model, cache) = place();
+    let want = load(&model, "q4_k", None).unwrap().head().to_f32().unwrap();
+    // Quantised, kept, and read again.
+    for cache in [None, Some(cache.clone()), Some(cache)] {
+        let options = LoadOptions { weights: Format::Q4_K.into(), cache, ..LoadOptions::default() };
+        let on_gpu = Model::load(&ModelFiles::open(&model).unwrap(), &gpu, &options).unwrap();
+        assert_eq!((on_gpu.notes(), on_gpu.head().format()), (&[][..], Format::Q4_K));
+        assert_eq!(on_gpu.head().to_f32().unwrap(), want);
+    }
 }
 
 #[test]
