@@ -1,7 +1,6 @@
 //! A decoder as a GGUF file that llama.cpp loads.
 
-use super::save::Change;
-use super::save::Part;
+use super::save::{Change, Part};
 use super::{Model, ModelConfig, ModelFiles, gguf_config, gguf_row};
 use crate::io::GgufFile;
 use crate::io::gguf::{GgufWriter, Value};
@@ -93,8 +92,17 @@ impl Model {
                 Ok(all)
             });
         }
-        file.write(path)?;
-        self.check_written(path)
+        let fail = |what: String| Error::file(path, what);
+        let name = path.file_name().ok_or_else(|| fail("is not a file name".into()))?;
+        let unfinished = path.with_file_name(format!(".{}.unfinished", name.to_string_lossy()));
+        let written = file.write(&unfinished).and_then(|()| self.check_written(&unfinished)).and_then(|()| {
+            std::fs::rename(&unfinished, path).map_err(|error| fail(format!("cannot be renamed: {error}")))
+        });
+        if written.is_err() {
+            // What stood there before is as it was.
+            let _ = std::fs::remove_file(&unfinished);
+        }
+        written
     }
 
     /// The values of a tensor in the order of rows that GGUF files have.
@@ -176,7 +184,6 @@ impl Model {
         if read.is_ok_and(|read| self.config.is_same(&read)) {
             return Ok(());
         }
-        let _ = std::fs::remove_file(path);
         let what = format!(
             "a GGUF file cannot say all that this {} model computes; merging writes a Hugging Face directory",
             self.config.model_type

@@ -155,10 +155,12 @@ fn tokens(json: &Value, rows: usize, spm: bool) -> Result<(Vec<String>, Vec<i32>
         let Some(token) = added["content"].as_str() else {
             return refuse("has an added token without content");
         };
-        let kind = match (Some(token) == unk, added["special"] == true) {
-            (true, _) => UNKNOWN,
-            (_, true) => CONTROL,
-            _ => USER,
+        let kind = if Some(token) == unk {
+            UNKNOWN
+        } else if added["special"] == true {
+            CONTROL
+        } else {
+            USER
         };
         put(token, &added["id"], kind)?;
     }

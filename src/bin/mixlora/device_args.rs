@@ -114,10 +114,12 @@ impl WeightsArgs {
             out::note(&format!("note: {old} is now --weights {weights}"));
             Some(weights)
         };
-        match (self.keep_quantised, self.dequantise) {
-            (true, _) => before("--keep-quantised", Weights::File),
-            (_, true) => before("--dequantise", Weights::F32),
-            _ => self.weights,
+        if self.keep_quantised {
+            before("--keep-quantised", Weights::File)
+        } else if self.dequantise {
+            before("--dequantise", Weights::F32)
+        } else {
+            self.weights
         }
     }
 

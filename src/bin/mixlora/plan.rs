@@ -50,10 +50,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         args.by_data(Inputs::read(config)?, device.as_ref())?
     };
     if let (Some(path), Some((_, config))) = (&args.settings, &fitted) {
-        std::fs::write(path, toml_text(config)?).map_err(|error| mixlora::Error::File {
-            path: path.clone(),
-            what: format!("cannot be written: {error}"),
-        })?;
+        mixlora::atomic::write(path, toml_text(config)?.as_bytes())?;
     }
     let options = fitted.as_ref().map(|(options, _)| options.as_str());
     if args.train.json {

@@ -30,10 +30,6 @@ struct Tensor<'a> {
 }
 
 impl Tensor<'_> {
-    fn count(&self) -> usize {
-        self.dims.iter().product()
-    }
-
     /// Bytes of all rows.
     fn bytes(&self) -> Result<usize> {
         let cols = self.dims.first().copied().unwrap_or(1);
@@ -114,12 +110,11 @@ impl<'a> GgufWriter<'a> {
 
 impl Tensor<'_> {
     fn write(self, out: &mut dyn Write, path: &Path) -> Result<()> {
-        let Tensor { ref name, ref dims, format, .. } = self;
+        let Tensor { name, dims, format, values } = self;
         let cols = dims.first().copied().unwrap_or(1).max(1);
-        let count = self.count();
+        let count = dims.iter().product::<usize>();
         let row_bytes = format.row_bytes(cols).unwrap_or_default();
-        let name = name.clone();
-        let values = (self.values)()?;
+        let values = values()?;
         if values.len() != count {
             return Err(Error::refused(&name, format!("has {} values, not {count}", values.len())));
         }
